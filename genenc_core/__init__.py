@@ -1,0 +1,1 @@
+"""Images in, features out: the library under genenc's Prefect tasks and flows."""

@@ -1,0 +1,255 @@
+"""The commands of `genenc`; what needs Prefect comes in as a `Runner`, so that the core stays free of it."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import typer
+
+from genenc_core import errors
+from genenc_core.cli import output
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+
+
+class Runner(Protocol):
+    """Whoever carries out long work: the core itself, or Prefect flows."""
+
+    def extract(self, given: Any) -> Any:
+        """Make or continue a run; return a `driver.Result`."""
+        ...
+
+    def resume(self, root: Path, shards: str, options: Any) -> Any:
+        """Continue a run; return a `driver.Result`."""
+        ...
+
+    def export(self, given: Any) -> Any:
+        """Export a model; return a list of `exporting.ExportedModel`."""
+        ...
+
+
+class PlainRunner:
+    """The core without Prefect."""
+
+    def extract(self, given: Any) -> Any:
+        """Call the driver."""
+        from genenc_core.run import driver
+
+        return driver.extract(given)
+
+    def resume(self, root: Path, shards: str, options: Any) -> Any:
+        """Call the driver."""
+        from genenc_core.run import driver
+
+        return driver.resume(root, shards, options)
+
+    def export(self, given: Any) -> Any:
+        """Call the exporter."""
+        from genenc_core.run import model_export
+
+        return model_export.export(given)
+
+
+def build_app(flows: Runner | None = None) -> typer.Typer:
+    """Return the command line; without `flows` every command runs plain."""
+    app = typer.Typer(
+        name="genenc",
+        help="Turn image sets into features: any encoder, chunked Zarr, every row traceable.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def runner(plain: bool) -> Runner:
+        return PlainRunner() if plain or flows is None else flows
+
+    @app.command()
+    def demo(
+        out: Annotated[Path, typer.Option(help="Where to put the demo.")] = Path("genenc-demo"), plain: Plain = False
+    ) -> None:
+        """Draw a small labelled image set, export a model, extract features and probes, verify, say what lies where."""
+        with output.errors_as_words():
+            from genenc_core.cli import demo as demo_command
+
+            raise typer.Exit(demo_command.run(out, runner(plain)))
+
+    @app.command()
+    def export(
+        model: Annotated[str, typer.Argument(help="A torchvision or timm name, or package.module:factory.")],
+        out: Annotated[Path, typer.Option(help="Folder for the artifacts and their specs.")],
+        weights: Annotated[str, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = "pretrained",
+        image_size: Annotated[str | None, typer.Option(help="H or HxW in pixels.")] = None,
+        formats: Annotated[str, typer.Option(help="torchscript, aotinductor, or both with a comma.")] = "torchscript",
+        batch_min: Annotated[int, typer.Option(help="Fewest images per call.")] = 1,
+        batch_max: Annotated[int, typer.Option(help="Most images per call.")] = 32,
+        json: Json = False,
+        plain: Plain = False,
+    ) -> None:
+        """Export a model, compare the artifact with the eager model, and write its RuntimeModelSpec."""
+        with output.errors_as_words():
+            from genenc_core.run import model_export
+
+            given = model_export.ExportParameters(
+                model=model,
+                out=str(out),
+                weights=weights,
+                image_size=image_size,
+                formats=model_export.parse_formats(formats),
+                batch_min=batch_min,
+                batch_max=batch_max,
+            )
+            done = runner(plain).export(given)
+            if json:
+                output.say_json([model_export.describe(item) for item in done])
+            else:
+                output.say([line for item in done for line in model_export.words(item)])
+
+    @app.command()
+    def extract(
+        images: Annotated[str, typer.Argument(help="A folder, a glob, or a CSV/Parquet list.")],
+        model: Annotated[str | None, typer.Option(help="A model name or a spec JSON.")] = None,
+        out: Annotated[str | None, typer.Option(help="The run folder to create or continue.")] = None,
+        weights: Annotated[str | None, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = None,
+        points: Annotated[
+            str | None, typer.Option(help="Tidy CSV/Parquet (image,point,x,y) or DeepLabCut CSV.")
+        ] = None,
+        product: Annotated[list[str] | None, typer.Option(help="NAME=[SLOT:]MODULE[+MODULE...][@TYPE].")] = None,
+        maps: Annotated[bool | None, typer.Option("--maps", help="Also store feature maps (float16).")] = None,
+        image_size: Annotated[str | None, typer.Option(help="Model input, H or HxW in pixels.")] = None,
+        fit: Annotated[str | None, typer.Option(help="stretch, crop or pad.")] = None,
+        backend: Annotated[str | None, typer.Option(help="auto, eager, torchscript or aotinductor.")] = None,
+        trust: Annotated[bool | None, typer.Option("--trust", help="Load an artifact of unknown digest.")] = None,
+        shard_rows: Annotated[int | None, typer.Option(help="Images per shard.")] = None,
+        batch_size: Annotated[str | None, typer.Option(help="Images per call, or auto.")] = None,
+        device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
+        dtype: Annotated[str | None, typer.Option(help="float32 or float16, for vectors.")] = None,
+        image_column: Annotated[str | None, typer.Option(help="The list's column of image paths.")] = None,
+        limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
+        max_failures: Annotated[str | None, typer.Option(help="Unreadable images allowed per shard: 12 or 5%.")] = None,
+        decode_threads: Annotated[int | None, typer.Option(help="Decoding threads.")] = None,
+        config: Annotated[Path | None, typer.Option(help="A TOML file of these options; flags win.")] = None,
+        json: Json = False,
+        plain: Plain = False,
+    ) -> None:
+        """Turn images into features in a run folder; the same command again continues it.
+
+        Exit codes: 0 all rows stored, 3 some images unreadable (listed), 1 failed, 2 wrong usage, 130 stopped.
+        """
+        flags = {
+            "images": images,
+            "model": model,
+            "out": out,
+            "weights": weights,
+            "points": points,
+            "products": tuple(product) if product else None,
+            "maps": maps,
+            "image_size": image_size,
+            "fit": fit,
+            "backend": backend,
+            "trust": trust,
+            "shard_rows": shard_rows,
+            "batch_size": _batch_size(batch_size),
+            "device": device,
+            "dtype": dtype,
+            "image_column": image_column,
+            "limit": limit,
+            "max_failures": max_failures,
+            "decode_threads": decode_threads,
+        }
+        with output.errors_as_words():
+            from genenc_core.cli import extraction
+
+            raise typer.Exit(extraction.extract(_merged(config, flags), runner(plain), as_json=json))
+
+    @app.command()
+    def resume(
+        run: RunArgument,
+        shards: Annotated[str, typer.Option(help="pending, failed, or numbers such as 0,3-7.")] = "pending",
+        device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+        batch_size: Annotated[int | None, typer.Option(help="Images per call; none: the run's own.", min=1)] = None,
+        max_failures: Annotated[str | None, typer.Option(help="12, 5% or 0.05; none: the run's own.")] = None,
+        json: Json = False,
+        plain: Plain = False,
+    ) -> None:
+        """Continue a run from its folder alone: encode what is not committed."""
+        with output.errors_as_words():
+            from genenc_core.cli import extraction
+
+            options = extraction.ResumeOptions(device=device, batch_size=batch_size, max_failures=max_failures)
+            raise typer.Exit(extraction.resume(run, shards, options, runner(plain), as_json=json))
+
+    _add_inspection(app)
+    return app
+
+
+def _add_inspection(app: typer.Typer) -> None:
+    """Add the commands that only read."""
+
+    @app.command()
+    def status(run: RunArgument, json: Json = False) -> None:
+        """Say where a run stands; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
+        with output.errors_as_words():
+            from genenc_core.cli import inspection
+
+            raise typer.Exit(inspection.status(run, as_json=json))
+
+    @app.command()
+    def verify(
+        run: RunArgument,
+        content: Annotated[bool, typer.Option("--content", help="Also decode every object.")] = False,
+        json: Json = False,
+    ) -> None:
+        """Check every committed object against its commit record; exit code 0 intact, 1 damaged."""
+        with output.errors_as_words():
+            from genenc_core.cli import inspection
+
+            raise typer.Exit(inspection.verify(run, content=content, as_json=json))
+
+    @app.command()
+    def info(
+        target: Annotated[Path, typer.Argument(help="A run folder or a spec JSON.", metavar="RUN|SPEC")],
+        json: Json = False,
+    ) -> None:
+        """Say what a run holds, or what a model spec declares."""
+        with output.errors_as_words():
+            from genenc_core.cli import inspection
+
+            inspection.info(target, as_json=json)
+
+    @app.command()
+    def schema(
+        out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    ) -> None:
+        """Print the JSON Schema of a RuntimeModelSpec."""
+        from genenc_core import spec
+
+        if out is None:
+            output.say(spec.json_schema().splitlines())
+        else:
+            out.write_text(spec.json_schema(), encoding="utf-8")
+
+
+def _batch_size(text: str | None) -> int | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        output.fail(f"--batch-size {text!r} is neither auto nor a number of images of at least 1", 2)
+    return int(text)
+
+
+def _merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a TOML file, overridden by the flags that were given."""
+    found: dict[str, Any] = {}
+    if config is not None:
+        try:
+            found = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise errors.InputError(f"--config {str(config)!r} cannot be read as TOML: {error}") from error
+    merged = {**found, **{key: value for key, value in flags.items() if value is not None}}
+    for name in ("model", "out"):
+        if name not in merged:
+            raise errors.InputError(f"--{name} is missing: give it on the command line or in a --config file")
+    return merged

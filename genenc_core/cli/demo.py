@@ -1,0 +1,62 @@
+"""`demo`: the main job on images it draws itself, from nothing to a verified store."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genenc_core import errors
+from genenc_core.cli import drawing, extraction, inspection, output
+from genenc_core.run import model_export
+
+if TYPE_CHECKING:
+    from genenc_core.cli.app import Runner
+
+MODEL = "resnet18"
+
+
+def run(out: Path, runner: "Runner") -> int:
+    """Draw, export, extract, verify; print what lies where and how to open it; return 0 when all went as it should."""
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "points.csv").exists():
+        raise errors.InputError(f"--out {str(out)!r} is not empty and holds no demo: give a new folder")
+    began = time.perf_counter()
+    output.say([f"1/4  drawing 48 labelled scenes, one of them broken, in {out / 'images'}"])
+    points = drawing.draw_dataset(out) if not (out / "points.csv").exists() else out / "points.csv"
+    output.say([f"2/4  exporting {MODEL} (random weights) as TorchScript to {out / 'model'}"])
+    given = model_export.ExportParameters(model=MODEL, out=str(out / "model"), weights="random:0")
+    exported = runner.export(given)[0]
+    output.say(model_export.words(exported))
+    root = out / "run"
+    output.say([f"3/4  extracting features and probes to {root}"])
+    values = {
+        "images": str(out / "images"),
+        "model": str(exported.spec_path),
+        "points": str(points),
+        "out": str(root),
+        "shard_rows": 16,
+    }
+    code = extraction.extract(values, runner, as_json=False)
+    if code not in (0, 3):
+        return code
+    output.say(["4/4  verifying every object against its commit record"])
+    damaged = inspection.verify(root, content=True, as_json=False)
+    output.say(_closing(out, root, time.perf_counter() - began))
+    return damaged
+
+
+def _closing(out: Path, root: Path, seconds: float) -> list[str]:
+    return [
+        "",
+        f"Done in {seconds:.0f} s. What lies where:",
+        f"  {out / 'images'}            48 drawn photographs; one is truncated, its row holds NaN",
+        f"  {out / 'points.csv'}        snout, ears and tail base in pixels",
+        f"  {out / 'model'}             the exported model and its RuntimeModelSpec",
+        f"  {root / 'features.zarr'}  features [image, channel], probes [image, point, channel], status [image]",
+        f"  {root / 'images.parquet'} which row is which file",
+        "",
+        "Open it:",
+        "  import xarray",
+        f"  run = xarray.open_zarr({str(root / 'features.zarr')!r}, consolidated=False)",
+        "  run.features[(run.status == 1).compute()]",
+        "",
+        f"Next: genenc info {root}    genenc status {root}    genenc extract --help",
+    ]

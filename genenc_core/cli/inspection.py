@@ -1,0 +1,98 @@
+"""`status`, `verify` and `info`: what a run folder or a spec says, for people or as JSON."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from genenc_core import spec
+from genenc_core.cli import output
+from genenc_core.cli.extraction import describe
+from genenc_core.run import status as run_status
+from genenc_core.run import worker
+
+LISTED = 20
+
+
+def status(root: Path, *, as_json: bool) -> int:
+    """Print where a run stands; return the exit code of its state."""
+    found = run_status.run_status(root)
+    if as_json:
+        shards = [dataclasses.asdict(row) for row in run_status.shard_rows(root)]
+        images = run_status.unreadable_images(root)
+        output.say_json({**describe(found), "shard_rows": shards, "unreadable_images": images})
+        return found.exit_code
+    output.say(run_status.summary_lines(found, run_status.unreadable_images(root, limit=LISTED)))
+    failed = [row for row in run_status.shard_rows(root) if row.state == "failed"] if found.failed else []
+    output.say([f"shard {row.shard} (rows {row.start}-{row.stop - 1}) failed: {row.reason}" for row in failed[:LISTED]])
+    return found.exit_code
+
+
+def verify(root: Path, *, content: bool, as_json: bool) -> int:
+    """Check a run; print what is wrong; return 0 when nothing is."""
+    report = run_status.verify_run(root, content=content)
+    if as_json:
+        output.say_json({"ok": report.ok, **dataclasses.asdict(report)})
+        return 0 if report.ok else 1
+    for problem in report.problems:
+        rows = "" if problem.rows is None else f" rows {problem.rows[0]}-{problem.rows[1] - 1}"
+        shard = "" if problem.shard is None else f"shard {problem.shard}"
+        output.say([f"{shard}{rows} {problem.key}: {problem.what}".strip()])
+    pending = f", {len(report.pending)} shards not written yet" if report.pending else ""
+    words = "intact" if report.ok else f"{len(report.problems)} problems"
+    output.say([f"{root}: {report.shards_checked} shards checked{pending}: {words}"])
+    return 0 if report.ok else 1
+
+
+def info(target: Path, *, as_json: bool) -> None:
+    """Print what a run holds or what a spec declares."""
+    if target.is_dir():
+        _info_run(worker.RunFolder(target), as_json=as_json)
+    else:
+        _info_spec(spec.load_spec(target), as_json=as_json)
+
+
+def _info_run(folder: worker.RunFolder, *, as_json: bool) -> None:
+    identity: dict[str, Any] = dict(folder.identity)
+    arrays: list[dict[str, Any]] = [
+        {"name": plan.name, "dims": plan.dims, "shape": plan.shape, "dtype": plan.dtype, "chunk_rows": plan.chunk_rows}
+        for plan in folder.store.plan.arrays
+    ]
+    if as_json:
+        output.say_json({"identity": identity, "fingerprint": folder.store.plan.fingerprint, "arrays": arrays})
+        return
+    preprocessing = ", ".join(f"{key} {value}" for key, value in identity["preprocessing"].items())
+    output.say(
+        [
+            f"model          {identity['model']} ({identity['backend']})",
+            f"weights        sha256 {identity['weights']}",
+            f"preprocessing  {preprocessing}",
+            f"images         {identity['images']['rows']} rows, digest {identity['images']['digest'][:16]}",
+            f"points         {', '.join(identity['images']['points']) or 'none'}",
+            f"shards         {folder.store.shard_count} of {folder.store.plan.shard_rows} rows",
+            f"fingerprint    {folder.store.plan.fingerprint}",
+            "arrays",
+            *(
+                f"  {item['name']:<18} {item['dtype']:<8} {list(item['shape'])} {', '.join(item['dims'])}"
+                for item in arrays
+            ),
+        ]
+    )
+
+
+def _info_spec(found: spec.RuntimeModelSpec, *, as_json: bool) -> None:
+    if as_json:
+        output.say_json(found.model_dump(mode="json", exclude_none=True))
+        return
+    lines = [
+        f"model    {found.model_id}: {found.display_name}",
+        f"backend  {found.resolved_backend()}",
+        f"weights  {found.weights_path or 'none (built from its source)'}",
+        f"batch    {found.resolved_batch_mode().describe()}",
+    ]
+    lines += [f"input    {slot.name} {list(slot.shape)}" for slot in found.inputs]
+    lines += [f"output   {slot.name} {list(slot.shape)}" for slot in found.outputs]
+    artifact = found.genenc.artifact if found.genenc else None
+    if artifact is not None:
+        lines.append(f"artifact compared with eager at batches {list(artifact.batches_compared)}:")
+        lines.append(f"         largest relative error {artifact.max_rel_error:.2e}, allowed {artifact.tolerance:.0e}")
+    output.say(lines)

@@ -1,0 +1,136 @@
+"""What the command line says: errors as one paragraph, progress on a terminal, results for people or as JSON."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, TextIO
+
+import pydantic
+import rich.console
+import rich.markup
+import rich.progress
+import typer
+
+from genenc_core import errors
+
+
+def error_console() -> rich.console.Console:
+    """Return the console on standard error."""
+    return rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(lines: Sequence[str]) -> None:
+    """Write lines to standard output; control characters in them are shown, not sent."""
+    for line in lines:
+        sys.stdout.write(printable(line) + "\n")
+
+
+def say_json(value: Any) -> None:
+    """Write one JSON document to standard output."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def printable(text: str) -> str:
+    """Return text without characters that could steer a terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+@contextlib.contextmanager
+def errors_as_words() -> Iterator[None]:
+    """Turn the errors that users can cause into one paragraph on standard error and an exit code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning
+            yield
+    except errors.GenencError as error:
+        fail(str(error), error.exit_code)
+    except pydantic.ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        fail("; ".join(problems), errors.InputError.exit_code)
+
+
+def fail(text: str, code: int) -> None:
+    """Write an error and leave."""
+    error_console().print(f"[bold red]error:[/] {rich.markup.escape(printable(text))}")
+    raise typer.Exit(code)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    if category.__module__.startswith("genenc_core"):
+        error_console().print(f"[yellow]warning:[/] {rich.markup.escape(printable(str(message)))}")
+
+
+class ProgressLine:
+    """Images done, failures, images per second and time left; nothing where standard error is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = error_console()
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("images  {task.fields[rate]}  {task.fields[failed]} failed"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._failed = 0
+        self._task = self._progress.add_task("preparing", total=None, rate="", failed=0)
+
+    def __enter__(self) -> "ProgressLine":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        self._progress.stop()
+
+    def plan(self, to_do: int, rows: int) -> None:
+        """Tell how many of the run's rows are to do."""
+        words = "encoding" if to_do == rows else f"encoding ({rows - to_do} done before)"
+        self._progress.update(self._task, total=to_do, description=words)
+
+    def rows(self, done: int, failed: int) -> None:
+        """Add rows that were stored or failed."""
+        self._failed += failed
+        self._progress.update(self._task, advance=done + failed, failed=self._failed)
+        speed = self._progress.tasks[0].speed
+        self._progress.update(self._task, rate="" if speed is None else f"{speed:.1f} images/s")
+
+
+@contextlib.contextmanager
+def stop_on_signal(stop: Any) -> Iterator[None]:
+    """Call `stop` at the first Ctrl-C or SIGTERM; a second one interrupts at once."""
+    asked = False
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        error_console().print(f"{name}: ending at the next batch, whole shards are kept; once more to abort at once")
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

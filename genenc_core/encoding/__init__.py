@@ -1,0 +1,1 @@
+"""Batches of images through an encoder, reduced to stored products, shard by shard."""

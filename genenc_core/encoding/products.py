@@ -1,0 +1,140 @@
+"""Products: which arrays one forward pass is reduced to, from their text form to shapes and modules."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal, cast, get_args
+
+from genenc_core import errors, spec
+from genenc_core.encoding import post_encoder
+
+StoredType = Literal["float16", "float32"]
+
+RESERVED = frozenset(
+    ("image", "channel", "point", "x", "y", "status", "image_id", "path", "point_x", "point_y", "point_status")
+) | frozenset(("image_height", "image_width", "image_affine", "image_orientation"))
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+_STEP = re.compile(r"\s*([A-Za-z0-9_]+)\s*(?:\((.*)\))?\s*\Z")
+_FORM = "NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@float16|float32]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProductSpec:
+    """One stored array: an output slot, the modules it passes, and the stored type."""
+
+    name: str
+    slot: str | None = None
+    steps: tuple[post_encoder.Step, ...]
+    dtype: StoredType = "float32"
+
+    def __str__(self) -> str:
+        slot = f"{self.slot}:" if self.slot else ""
+        return f"{self.name}={slot}{'+'.join(map(str, self.steps))}@{self.dtype}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A product ready to run: its slot, its pipeline and the signature of one image's value."""
+
+    name: str
+    slot: str
+    pipeline: post_encoder.Pipeline
+    signature: post_encoder.Signature
+    dtype: StoredType
+    text: str
+
+    @property
+    def needs_points(self) -> bool:
+        """Whether the product has one value per point."""
+        return "point" in self.signature.dims
+
+
+def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
+    """Read `NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]`, e.g. `ear=spatial_point(bilinear)@float16`.
+
+    Raises:
+        InputError: the text has another form, or a reserved name or an unknown type; the form is told.
+    """
+    name, equals, rest = text.partition("=")
+    name = name.strip()
+    if not equals or not rest.strip():
+        raise errors.InputError(f"product {text!r} is not of the form {_FORM}")
+    if not _NAME.match(name) or name in RESERVED:
+        reason = "the store uses that name itself" if name in RESERVED else "use letters, digits and _"
+        raise errors.InputError(f"product name {name!r} cannot be used ({reason})")
+    rest, at, stored = rest.partition("@")
+    stored = stored.strip() if at else dtype
+    if stored not in get_args(StoredType):
+        raise errors.InputError(f"product {name!r}: type {stored!r} is unknown; known: float16, float32")
+    head, colon, tail = rest.partition(":")
+    slot, modules = (head.strip(), tail) if colon else (None, rest)
+    steps = tuple(_parse_step(part, text) for part in modules.split("+"))
+    return ProductSpec(name=name, slot=slot, steps=steps, dtype=cast(StoredType, stored))
+
+
+def default_products(*, with_points: bool, with_maps: bool, dtype: StoredType = "float32") -> tuple[ProductSpec, ...]:
+    """Return `features`, with points also `probes`, with maps also `maps` (float16), all of the first output slot."""
+    products = [ProductSpec(name="features", steps=(post_encoder.Step("global_avg_pool"),), dtype=dtype)]
+    if with_points:
+        products.append(ProductSpec(name="probes", steps=(post_encoder.Step("spatial_point"),), dtype=dtype))
+    if with_maps:
+        products.append(ProductSpec(name="maps", steps=(post_encoder.Step("none"),), dtype="float16"))
+    return tuple(products)
+
+
+def build_products(
+    specs: Sequence[ProductSpec], outputs: Sequence[spec.SlotSpec], *, point_count: int
+) -> tuple[Product, ...]:
+    """Return the products over an encoder's output slots, every shape worked out.
+
+    Raises:
+        InputError: an unknown slot, an impossible chain of modules, or a name given twice.
+    """
+    names = [product.name for product in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise errors.InputError(f"product {twice[0]!r} is given twice; give each product its own name")
+    return tuple(_build(product, outputs, point_count) for product in specs)
+
+
+def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: int) -> Product:
+    slots = {slot.name: slot for slot in outputs}
+    name = product.slot or outputs[0].name
+    if name not in slots:
+        raise errors.InputError(
+            f"product {product.name!r}: the encoder has no output slot {name!r}; it has {', '.join(slots)}"
+        )
+    shape = slots[name].shape
+    axes = {3: post_encoder.MAP, 1: ("channel",)}.get(len(shape))
+    if axes is None:
+        raise errors.InputError(f"output slot {name!r} has shape {list(shape)}; only [C, h, w] and [C] can be stored")
+    given = post_encoder.Signature(dims=axes, shape=shape)
+    try:
+        pipeline = post_encoder.build_pipeline(product.steps, point_count=point_count)
+        signature = pipeline.output(given)
+    except errors.InputError as error:
+        raise errors.InputError(f"product {str(product)!r}: {error}") from error
+    # Two products of different size in one store need axes of their own; points are the same for all.
+    dims = tuple(dim if dim == "point" else f"{product.name}_{dim}" for dim in signature.dims)
+    signature = dataclasses.replace(signature, dims=dims)
+    return Product(
+        name=product.name, slot=name, pipeline=pipeline, signature=signature, dtype=product.dtype, text=str(product)
+    )
+
+
+def _parse_step(part: str, whole: str) -> post_encoder.Step:
+    match = _STEP.match(part)
+    if match is None:
+        raise errors.InputError(f"product {whole!r}: {part.strip()!r} is not a module; the form is {_FORM}")
+    module, inner = match.group(1), (match.group(2) or "").strip()
+    arguments = [_parse_argument(module, item.strip()) for item in inner.split(",")] if inner else []
+    return post_encoder.Step(module, tuple(arguments))
+
+
+def _parse_argument(module: str, item: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if equals:
+        return key.strip(), value.strip()
+    # A lone value stands for the module's first argument: spatial_point(bilinear).
+    known = post_encoder.ARGUMENTS.get(module, ())
+    return (known[0] if known else item), item

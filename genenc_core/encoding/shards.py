@@ -1,0 +1,233 @@
+"""One shard: decoded images in row order to whole arrays, a status per row, and a record of what happened."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from genenc_core import errors, spec
+from genenc_core.encoding import control, engine, products
+from genenc_core.images import geometry, loader
+
+OK, UNREADABLE = 1, 2
+POINT_OK, POINT_OUTSIDE, POINT_UNREADABLE, POINT_MISSING = 1, 2, 3, 4
+POINT_STATES = {
+    POINT_OK: "ok",
+    POINT_OUTSIDE: "outside_view",
+    POINT_UNREADABLE: "image_unreadable",
+    POINT_MISSING: "no_such_point",
+}
+SHARE_ALWAYS_ALLOWS = 10
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FailureBudget:
+    """How many images of one shard may fail before the shard does: a count, or a share of its rows.
+
+    A share always allows 10 images, so that one broken file does not fail a small shard; a count is taken as it is.
+    """
+
+    limit: int | Fraction
+
+    @classmethod
+    def parse(cls, text: str) -> "FailureBudget":
+        """Read `12`, `5%` or `0.05`.
+
+        Raises:
+            InputError: another form, or out of range.
+        """
+        try:
+            if text.strip().endswith("%"):
+                limit: int | Fraction = Fraction(text.strip()[:-1]) / 100
+            else:
+                limit = Fraction(text) if "." in text else int(text)
+        except (ValueError, ZeroDivisionError) as error:
+            raise errors.InputError(f"max failures {text!r} is neither a count (12) nor a share (5%, 0.05)") from error
+        if limit < 0 or (isinstance(limit, Fraction) and limit > 1):
+            raise errors.InputError(f"max failures {text!r} is out of range: a count >= 0, or a share of 0 to 100 %")
+        return cls(limit=limit)
+
+    def allows(self, rows: int) -> int:
+        """Return how many of `rows` images may fail."""
+        return self.limit if isinstance(self.limit, int) else max(SHARE_ALWAYS_ALLOWS, int(self.limit * rows))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An image that has no features: its row, its path and why."""
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedShard:
+    """What a shard's commit stores: arrays `[rows, ...]` by name, `status` uint8 `[rows]`, and the record's details."""
+
+    arrays: dict[str, np.ndarray]
+    status: np.ndarray
+    details: dict[str, object]
+    failures: tuple[Failure, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShardInput:
+    """The rows of one shard: paths in order and points float64 `[rows, K, 2]` in source pixels."""
+
+    shard: int
+    start: int
+    paths: Sequence[str]
+    points: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def empty_arrays(rows: int, wanted: Sequence[products.Product], point_count: int) -> dict[str, np.ndarray]:
+    """Return a shard's arrays as they are before any image: NaN, -1 and 0."""
+    arrays: dict[str, np.ndarray] = {
+        product.name: np.full((rows, *product.signature.shape), np.nan, dtype=product.dtype) for product in wanted
+    }
+    arrays["image_height"] = np.full(rows, -1, dtype=np.int32)
+    arrays["image_width"] = np.full(rows, -1, dtype=np.int32)
+    arrays["image_orientation"] = np.zeros(rows, dtype=np.uint8)
+    arrays["image_affine"] = np.full((rows, 4), np.nan, dtype=np.float64)
+    if point_count:
+        arrays["point_status"] = np.full((rows, point_count), POINT_UNREADABLE, dtype=np.uint8)
+    return arrays
+
+
+class ShardEncoder:
+    """Turns one shard's decoded images into its arrays; used once."""
+
+    def __init__(
+        self, given: ShardInput, runner: engine.Engine, preprocessing: spec.Preprocessing, budget: FailureBudget
+    ) -> None:
+        self.given = given
+        self.runner = runner
+        self.preprocessing = preprocessing
+        self.allowed = budget.allows(len(given))
+        self.arrays = empty_arrays(len(given), runner.products, given.points.shape[1])
+        self.status = np.zeros(len(given), dtype=np.uint8)
+        self.digests = [""] * len(given)
+        self.failures: list[Failure] = []
+        self.sizes: Counter[int] = Counter()
+        self.seconds = dict.fromkeys(("load_wait", "load_threads", "encode", "reduce"), 0.0)
+        self.control = control.current()
+
+    def run(self, images: Iterable[loader.LoadedImage]) -> EncodedShard:
+        """Encode every image.
+
+        Raises:
+            ShardError: more failures than the budget allows, or rows that the loader did not deliver.
+            Stopped: the end was asked for between two batches.
+        """
+        waiting: list[loader.LoadedImage] = []
+        asked = time.perf_counter()
+        for image in images:
+            self.seconds["load_wait"] += time.perf_counter() - asked
+            if self._take(image):
+                waiting.append(image)
+            if len(waiting) >= self.runner.sizer.size:
+                self._encode(waiting)
+                waiting = []
+            asked = time.perf_counter()
+        if waiting:
+            self._encode(waiting)
+        if not self.status.all():
+            raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
+        return EncodedShard(
+            arrays=self.arrays, status=self.status, details=self._details(), failures=tuple(self.failures)
+        )
+
+    def _take(self, image: loader.LoadedImage) -> bool:
+        """Note what is known of an image before it is encoded; return whether it can be."""
+        at = image.row - self.given.start
+        self.digests[at] = image.sha256
+        self.seconds["load_threads"] += image.seconds
+        if image.pixels is None or image.affine is None:
+            self._fail(image.row, image.failure or "unreadable")
+            return False
+        self.arrays["image_height"][at] = image.height
+        self.arrays["image_width"][at] = image.width
+        self.arrays["image_orientation"][at] = image.orientation
+        affine = image.affine
+        self.arrays["image_affine"][at] = affine.scale_x, affine.scale_y, affine.offset_x, affine.offset_y
+        return True
+
+    def _fail(self, row: int, reason: str) -> None:
+        at = row - self.given.start
+        self.status[at] = UNREADABLE
+        self.failures.append(Failure(row=row, path=self.given.paths[at], reason=reason))
+        self.control.on_rows(0, 1)
+        if len(self.failures) > self.allowed:
+            first = "; ".join(f"{item.path}: {item.reason}" for item in self.failures[:3])
+            raise errors.ShardError(
+                self.given.shard,
+                f"more than {self.allowed} of {len(self.given)} images failed ({first}); nothing of it is stored: "
+                "mend the files, or allow more with --max-failures",
+            )
+
+    def _encode(self, images: Sequence[loader.LoadedImage]) -> None:
+        self.control.checkpoint()
+        rows = np.array([image.row for image in images]) - self.given.start
+        points, point_status = self._points(images, rows)
+        pixels = torch.stack([image.pixels for image in images if image.pixels is not None])
+        batch = engine.Batch(
+            pixels=pixels, points=torch.from_numpy(points), valid=torch.from_numpy(point_status == POINT_OK)
+        )
+        reduced = self.runner.encode(batch)
+        for name, value in reduced.arrays.items():
+            self.arrays[name][rows] = value
+        if "point_status" in self.arrays:
+            self.arrays["point_status"][rows] = point_status
+        self.status[rows] = OK
+        self.sizes.update(reduced.sizes)
+        self.seconds["encode"] += reduced.encode_seconds
+        self.seconds["reduce"] += reduced.reduce_seconds
+        self._drop_not_finite(images, rows, reduced.finite)
+        self.control.on_rows(int(reduced.finite.sum()), 0)
+
+    def _points(self, images: Sequence[loader.LoadedImage], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return model pixels `[B, K, 2]` and point status `[B, K]` of a batch."""
+        count = self.given.points.shape[1]
+        points = np.full((len(images), count, 2), np.nan)
+        status = np.zeros((len(images), count), dtype=np.uint8)
+        if count == 0:
+            return points, status
+        for position, (image, at) in enumerate(zip(images, rows, strict=True)):
+            assert image.affine is not None
+            points[position], status[position] = geometry.map_points(
+                self.given.points[at],
+                image.affine,
+                source_size=(image.height, image.width),
+                preprocessing=self.preprocessing,
+            )
+        return points, status
+
+    def _drop_not_finite(self, images: Sequence[loader.LoadedImage], rows: np.ndarray, finite: np.ndarray) -> None:
+        for image, at in zip(np.asarray(images, dtype=object)[~finite], rows[~finite], strict=True):
+            for product in self.runner.products:
+                self.arrays[product.name][at] = np.nan
+            if "point_status" in self.arrays:
+                self.arrays["point_status"][at] = POINT_UNREADABLE
+            self._fail(image.row, "the encoder returned NaN or infinite values for this image")
+
+    def _point_counts(self) -> dict[str, int]:
+        states = self.arrays.get("point_status", np.zeros(0, dtype=np.uint8))
+        return {name: int((states == state).sum()) for state, name in POINT_STATES.items()}
+
+    def _details(self) -> dict[str, object]:
+        failures: list[Mapping[str, object]] = [dataclasses.asdict(failure) for failure in self.failures]
+        return {
+            "unreadable": sorted(failures, key=lambda item: int(str(item["row"]))),
+            "points": self._point_counts(),
+            "input_sha256": self.digests,
+            "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+        }

@@ -1,0 +1,54 @@
+"""The exceptions that users meet; each message names the value, the reason and the remedy."""
+
+from collections.abc import Sequence
+
+
+class GenencError(Exception):
+    """Anything genenc refuses or fails at; the command line prints it as one paragraph and exits 1."""
+
+    exit_code = 1
+
+
+class InputError(GenencError):
+    """What the user gave cannot be used as it is: a path, a name, a file's content; exit code 2."""
+
+    exit_code = 2
+
+
+class SpecError(InputError):
+    """A RuntimeModelSpec that cannot be parsed or breaks its rules; `problems` lists every one."""
+
+    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{subject}: " + "; ".join(self.problems))
+
+
+class ExportError(GenencError):
+    """A model that cannot be exported, or an artifact that differs from its model."""
+
+
+class EncoderError(GenencError):
+    """An encoder called against its contract, or one that broke it (shape, dtype, device, batch)."""
+
+
+class StoreError(GenencError):
+    """A run folder that is missing, damaged, or belongs to another run."""
+
+
+class ShardError(GenencError):
+    """A shard that was not committed: too many unreadable images, or its encoder or store failed."""
+
+    def __init__(self, shard: int, reason: str) -> None:
+        self.shard = shard
+        self.reason = reason
+        super().__init__(f"shard {shard:05d}: {reason}")
+
+    def __reduce__(self) -> tuple[type["ShardError"], tuple[int, str]]:
+        """Keep the two arguments across process boundaries."""
+        return type(self), (self.shard, self.reason)
+
+
+class Stopped(GenencError):
+    """Work ended on request between two batches; only whole shards were stored."""
+
+    exit_code = 130

@@ -1,0 +1,82 @@
+"""The spec of a built model, and what a spec means for us as an image encoder."""
+
+import importlib.metadata
+import re
+
+from genenc_core import errors, spec
+from genenc_core.models import sources, weights
+
+INPUT_SLOT = "image"
+
+
+def file_stem(built: sources.BuiltEncoder) -> str:
+    """Return the model's name as a file name: `timm/resnet18` -> `timm_resnet18`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", built.request.name).strip("._") or "model"
+
+
+def spec_for(built: sources.BuiltEncoder, *, model_id: str) -> spec.RuntimeModelSpec:
+    """Return the spec of an eager model: no weights_path, any batch size, our own data under `genenc`."""
+    size = built.preprocessing
+    image = spec.SlotSpec(
+        name=INPUT_SLOT,
+        shape=(3, size.height, size.width),
+        description="RGB in [0, 1]; the model normalises by itself",
+        recommended_encoder="ImageEncoder",
+    )
+    return spec.RuntimeModelSpec(
+        model_id=model_id,
+        display_name=f"{built.request.name} ({built.request.weights})",
+        description=f"Feature maps of {built.kind} {built.request.name}, {built.parameters} parameters, by genenc.",
+        batch_mode=spec.BatchModeSpec(dynamic=spec.DynamicBatch(min=1, max=0)),
+        inputs=(image,),
+        outputs=built.outputs,
+        recommended_post_encoder="global_avg_pool",
+        genenc=spec.GenencBlock(
+            source=_source(built),
+            weights_sha256=built.weights_sha256,
+            parameters=built.parameters,
+            preprocessing=built.preprocessing,
+            mean=built.mean,
+            std=built.std,
+            genenc_version=importlib.metadata.version("genenc"),
+        ),
+    )
+
+
+def _source(built: sources.BuiltEncoder) -> spec.SourceInfo:
+    _, name = sources.resolve_name(built.request.name)
+    path = weights.parse_weights(built.request.weights).path
+    # A file is named from the root, so that the spec works from any folder.
+    return spec.SourceInfo(kind=built.kind, name=name, weights=str(path.resolve()) if path else built.request.weights)
+
+
+def preprocessing_of(model_spec: spec.RuntimeModelSpec) -> spec.Preprocessing:
+    """Return the spec's own preprocessing; without one, WhiskerToolbox's: stretched, bilinear, not antialiased."""
+    block = model_spec.genenc
+    if block is not None and block.preprocessing is not None:
+        return block.preprocessing
+    _, height, width = model_spec.inputs[0].shape
+    return spec.Preprocessing(height=height, width=width, fit="stretch", interpolation="bilinear", antialias=False)
+
+
+def check_image_spec(model_spec: spec.RuntimeModelSpec) -> None:
+    """Check the spec's rules, and that its one input is an RGB image of the size of its preprocessing.
+
+    Raises:
+        SpecError: it is not; lists every problem.
+    """
+    model_spec.check()
+    found: list[str] = []
+    shapes = [list(slot.shape) for slot in model_spec.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3:
+        found.append(f"an image encoder has one input slot [3, height, width], this one has {shapes}")
+    elif model_spec.genenc is not None and model_spec.genenc.preprocessing is not None:
+        size = model_spec.genenc.preprocessing
+        if shapes[0][1:] != [size.height, size.width]:
+            found.append(f"genenc.preprocessing gives {size.height} x {size.width} pixels, inputs[0] {shapes[0]}")
+    if not model_spec.outputs:
+        found.append("an image encoder has at least one output slot")
+    if model_spec.genenc is not None and not model_spec.genenc.normalization_inside:
+        found.append("genenc.normalization_inside is false, but images are given to encoders in [0, 1]")
+    if found:
+        raise errors.SpecError(f"model spec {model_spec.model_id!r}", found)

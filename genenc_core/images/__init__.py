@@ -1,0 +1,1 @@
+"""Which images, in which order, and how they become tensors and points."""

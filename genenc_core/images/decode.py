@@ -1,0 +1,185 @@
+"""Image bytes to upright RGB pixels, with one stated rule for every kind of file."""
+
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageChops,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from torchvision import io as tvio
+
+from genenc_core.images import headers
+
+MAX_PIXELS = 400_000_000
+
+_DECODER_MODULES = r"PIL\.|torchvision\.io\."
+
+# A closed list: Pillow knows formats that run other programs (EPS), and Image.open() would apply its own size limit.
+_PLUGINS: Mapping[bytes, type[ImageFile.ImageFile]] = {
+    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    headers.PNG_SIGNATURE: PngImagePlugin.PngImageFile,
+    b"GIF8": GifImagePlugin.GifImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    **dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImagePlugin.PpmImageFile),
+}
+_FLIPPED_DIMS: Mapping[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
+
+
+class ImageUnreadable(Exception):
+    """Bytes that are no readable image; the text is the reason, one short line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """One image, upright."""
+
+    pixels: torch.Tensor
+    """uint8 RGB [3, H, W]; the memory is usually channels-last."""
+    orientation: int
+    """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
+
+
+def decode_image(data: bytes | bytearray) -> Decoded:
+    """Decode JPEG, PNG, GIF, TIFF, BMP, WebP or PPM bytes; thread-safe, the codecs release the GIL.
+
+    Grey is replicated; 1 bit becomes 0 or 255; a palette becomes RGB; alpha and transparent colours are composited
+    over black; 16 bits per channel are scaled by their range, `round(v * 255 / 65535)` (colour TIFF and PPM:
+    `v >> 8`, at most 1 less); 32-bit integers within [0, 65535] count as 16-bit and floats within [0, 1] are scaled by
+    255, others are refused. CMYK and YCCK become RGB, with inverted inks where an Adobe marker says so. Colour
+    profiles are ignored. Of several frames or pages the first is taken. The EXIF orientation is applied.
+
+    Raises:
+        ImageUnreadable: empty, truncated, no image, over 400 megapixels (before they are allocated), a refused mode.
+    """
+    if not data:
+        raise ImageUnreadable("empty file (0 bytes)")
+    _silence_decoders()
+    header = headers.jpeg_header(data)
+    if header is not None and header.components in (1, 3) and header.bits == 8:
+        _check_size(header.height, header.width)
+        pixels = _decode_plain_jpeg(data)
+        if pixels is not None:
+            return Decoded(pixels=_upright(pixels, header.orientation), orientation=header.orientation)
+    try:
+        return _decode_with_pillow(data)
+    except (ImageUnreadable, MemoryError):
+        raise
+    except Exception as error:  # hostile bytes make Pillow raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageUnreadable(f"cannot be decoded: {reason[:200]}") from error
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ImageUnreadable(f"{width} x {height} pixels, above the limit of {MAX_PIXELS // 10**6} megapixels")
+
+
+def _decode_plain_jpeg(data: bytes | bytearray) -> torch.Tensor | None:
+    """Return [3, H, W] in channels-last memory, or None when libjpeg refuses; Pillow then names the reason."""
+    # torch warns about read-only memory, so bytes are copied; the loader hands in a bytearray.
+    buffer = data if isinstance(data, bytearray) else bytearray(data)
+    try:
+        pixels: torch.Tensor = tvio.decode_jpeg(
+            torch.frombuffer(buffer, dtype=torch.uint8), mode=tvio.ImageReadMode.RGB
+        )
+    except RuntimeError:
+        return None
+    return pixels
+
+
+def _decode_with_pillow(data: bytes | bytearray) -> Decoded:
+    plugin = next((plugin for prefix, plugin in _PLUGINS.items() if data.startswith(prefix)), None)
+    if plugin is None or (plugin is WebPImagePlugin.WebPImageFile and data[8:12] != b"WEBP"):
+        raise ImageUnreadable(headers.what_instead(data))
+    with plugin(io.BytesIO(data)) as image:
+        _check_size(image.height, image.width)
+        tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+        image.load()  # turns a TIFF upright by itself; a PNG may have its EXIF behind its pixels
+        pixels = torch.from_numpy(_rgb_array(image, data)).permute(2, 0, 1)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            return Decoded(pixels=pixels, orientation=headers.valid_orientation(tiff_orientation))
+        orientation = headers.exif_orientation(image.info.get("exif") or b"")
+    return Decoded(pixels=_upright(pixels, orientation), orientation=orientation)
+
+
+def _silence_decoders() -> None:
+    """Ignore the decoders' own warnings: Pillow's on odd metadata, which name no file, torchvision's on its future.
+
+    `warnings.catch_warnings` is not thread-safe before Python 3.14, so one filter for their modules is added once.
+    """
+    if not any(getattr(entry[3], "pattern", None) == _DECODER_MODULES for entry in warnings.filters):
+        warnings.filterwarnings("ignore", module=_DECODER_MODULES)
+
+
+def _rgb_array(image: ImageFile.ImageFile, data: bytes | bytearray) -> np.ndarray:
+    """Return a loaded image as uint8 [H, W, 3]."""
+    transparent = image.info.get("transparency")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _rgb_from_grey(np.array(image), transparent)
+    if headers.is_png16_colour(data):
+        return _rgb_from_png16(data, transparent)
+    if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
+        # Pillow takes the inks of every CMYK JPEG as inverted; libjpeg's notes say that only Adobe inverts them.
+        return np.array(ImageChops.invert(image).convert("RGB"))
+    if image.mode in ("RGBa", "La") or image.has_transparency_data:
+        # Premultiplied colour is the composite over black.
+        premultiplied = image if image.mode == "RGBa" else image.convert("RGBA").convert("RGBa")
+        return np.array(np.asarray(premultiplied)[..., :3], order="C")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _rgb_from_grey(values: np.ndarray, transparent: object) -> np.ndarray:
+    """Return grey values [H, W] of more than 8 bits as uint8 [H, W, 3].
+
+    Raises:
+        ImageUnreadable: 32-bit values whose range is not known.
+    """
+    low, high = values.min(), values.max()
+    is_float = values.dtype.kind == "f"
+    limit = 1 if is_float else 65535
+    if not (low >= 0 and high <= limit):  # also true for NaN
+        raise ImageUnreadable(f"32-bit pixels in [{low:g}, {high:g}]; only [0, {limit}] has a known scale")
+    grey = np.rint(values * 255).astype(np.uint8) if is_float else _scaled_to_8_bit(values)
+    if isinstance(transparent, int):
+        grey[values == transparent] = 0
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
+    """Return round(v * 255 / 65535) of values in [0, 65535]; a shift instead of the division, exact for every value."""
+    return ((values.astype(np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
+
+
+def _rgb_from_png16(data: bytes | bytearray, transparent: object) -> np.ndarray:
+    """Return a 16-bit RGB, grey + alpha or RGBA PNG as uint8 [H, W, 3]; Pillow would drop the low bytes."""
+    buffer = torch.frombuffer(bytearray(headers.essential_png(data)), dtype=torch.uint8)
+    channels = tvio.decode_png(buffer, mode=tvio.ImageReadMode.UNCHANGED).numpy().astype(np.uint32)
+    colour = channels if len(channels) == 3 else channels[:-1] * channels[-1:] // 65535
+    rgb = np.array(np.broadcast_to(_scaled_to_8_bit(colour), (3, *colour.shape[1:])).transpose(1, 2, 0), order="C")
+    if isinstance(transparent, tuple) and len(channels) == 3:
+        rgb[(channels == np.array(transparent, dtype=np.uint32)[:, None, None]).all(axis=0)] = 0
+    return rgb
+
+
+def _upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Return [3, H, W] turned as its EXIF orientation says, in channels-last memory."""
+    if orientation == 1:
+        return pixels
+    rows = pixels.permute(1, 2, 0)
+    if orientation >= 5:
+        rows = rows.transpose(0, 1)
+    return rows.flip(_FLIPPED_DIMS[orientation]).contiguous().permute(2, 0, 1)

@@ -1,0 +1,118 @@
+"""What the first bytes of an image file say: a JPEG's frame, an EXIF orientation, or that it is no image at all."""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_GREY = 0
+_SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SOS_MARKER, _APP1_MARKER = 0xDA, 0xE1
+_ORIENTATION_TAG = 0x0112
+_TIFF_INTEGERS: Mapping[int, str] = {1: "B", 3: "H", 4: "I"}
+
+_NOT_IMAGES: Mapping[bytes, str] = {
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<?xml": "an XML document",
+    b"<svg": "an SVG drawing",
+    b"%pdf": "a PDF document",
+    b"version https://git-lfs": "a Git LFS pointer, fetch the real file",
+    b"pk\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "gzip data",
+    b"\x89hdf": "an HDF5 file",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JpegHeader:
+    """The frame of a JPEG as stored, before any rotation."""
+
+    height: int
+    width: int
+    components: int
+    bits: int
+    orientation: int
+
+
+def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
+    """Return the frame of a JPEG, or None when `data` is no JPEG or has no plain marker sequence up to its pixels."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    frame: tuple[int, int, int, int] | None = None
+    orientation = 1
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == _SOS_MARKER:
+            break
+        if marker in _SOF_MARKERS and at + 10 <= len(data):
+            frame = struct.unpack_from(">BHHB", data, at + 4)
+        elif marker == _APP1_MARKER and data.startswith(b"Exif\0\0", at + 4):
+            orientation = exif_orientation(bytes(data[at + 4 : at + 2 + length]))
+        at += 2 + length
+    if frame is None or 0 in frame:
+        return None
+    return JpegHeader(bits=frame[0], height=frame[1], width=frame[2], components=frame[3], orientation=orientation)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the Orientation (1 to 8) of an EXIF block, marked "Exif" or not; 1 when there is no valid one."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == _ORIENTATION_TAG and kind in _TIFF_INTEGERS:
+                return valid_orientation(struct.unpack_from(order + _TIFF_INTEGERS[kind], tiff, entry + 8)[0])
+    except struct.error:  # a damaged block says nothing; the pixels are still good
+        return 1
+    return 1
+
+
+def valid_orientation(value: object) -> int:
+    """Return an EXIF orientation as it is when it is 1 to 8, else 1."""
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def is_png16_colour(data: bytes | bytearray) -> bool:
+    """Return whether `data` is a PNG of 16 bits per channel with more than a grey channel."""
+    return data.startswith(PNG_SIGNATURE) and len(data) > 25 and data[24] == 16 and data[25] != PNG_GREY
+
+
+def essential_png(data: bytes | bytearray) -> bytes:
+    """Return the PNG with only its IHDR, IDAT and IEND chunks, so that a decoder has nothing to complain about.
+
+    Raises:
+        ValueError: a chunk is cut off, or its checksum is wrong.
+    """
+    kept = [PNG_SIGNATURE]
+    at = len(PNG_SIGNATURE)
+    while at < len(data):
+        length, name = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        chunk = bytes(data[at : at + 12 + length])
+        if name in (b"IHDR", b"IDAT", b"IEND"):
+            if len(chunk) < 12 + length or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+                raise ValueError(f"the PNG chunk {name.decode()} is cut off or damaged")
+            kept.append(chunk)
+        at += 12 + length
+    return b"".join(kept)
+
+
+def what_instead(data: bytes | bytearray) -> str:
+    """Return in a few words what `data` seems to be, given that it is no image that can be read."""
+    start = bytes(data[:64]).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for prefix, kind in _NOT_IMAGES.items():
+        if start.startswith(prefix):
+            return f"not an image: {kind}"
+    if data[4:8] == b"ftyp":
+        return "not a supported image: HEIC, AVIF or a video"
+    return f"not a known image format: begins with {bytes(data[:8])!r}"

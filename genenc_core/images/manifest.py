@@ -1,0 +1,211 @@
+"""The manifest images.parquet: one row per image, in order, with its points and a digest of it all."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from genenc_core import errors
+from genenc_core.images import differences, matching, rows, sources
+from genenc_core.images.points import PointTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Consecutive rows of a manifest."""
+
+    start: int
+    image_ids: list[str]
+    paths: list[Path]
+    """Absolute."""
+    bytes: list[int]
+    """File sizes when the manifest was written; -1 = there was no file."""
+    points: np.ndarray
+    """float64 [n, K, 2] in source pixels, NaN = missing; K is 0 without points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """An images.parquet; reading takes only the row groups that are asked for."""
+
+    path: Path
+    root: Path
+    """Absolute folder that relative paths start from."""
+    rows: int
+    digest: str
+    """sha256 over the rows' content: image_id, path, bytes, mtime_ns, points and their names; not over the root."""
+    point_names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a manifest.
+
+        Raises:
+            StoreError: missing, not Parquet, or not written by `write_manifest`.
+        """
+        try:
+            with parquet.ParquetFile(path) as file:
+                stored = file.metadata.metadata or {}
+                count = int(file.metadata.num_rows)
+        except (OSError, pa.ArrowException) as error:
+            raise errors.StoreError(f"{path} is not a readable manifest: {error}") from error
+        if stored.get(b"genenc.version", b"").decode() != rows.VERSION or b"genenc.digest" not in stored:
+            raise errors.StoreError(f"{path} is a Parquet file but no genenc manifest of version {rows.VERSION}")
+        return cls(
+            path=path,
+            root=Path(stored[b"genenc.root"].decode()),
+            rows=count,
+            digest=stored[b"genenc.digest"].decode(),
+            point_names=tuple(json.loads(stored[b"genenc.point_names"])),
+        )
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Return the rows from `start` up to `stop`, exclusive.
+
+        Raises:
+            StoreError: rows that the manifest does not have, or a damaged file.
+        """
+        if not 0 <= start <= stop <= self.rows:
+            raise errors.StoreError(f"{self.path} has the rows 0 to {self.rows}, not {start} to {stop}")
+        table = self._read_table(start, stop)
+        xy = np.empty((stop - start, 0, 2))
+        if self.point_names:
+            flat = np.stack([rows.flat_points(table.column(name)) for name in rows.POINT_COLUMNS], axis=-1)
+            xy = flat.reshape(stop - start, len(self.point_names), 2)
+        return Rows(
+            start=start,
+            image_ids=table.column("image_id").to_pylist(),
+            paths=[self.root / path for path in table.column("path").to_pylist()],
+            bytes=table.column("bytes").to_pylist(),
+            points=xy,
+        )
+
+    def iter_columns(self, columns: Sequence[str], *, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns of all rows, in order, in blocks of at most `batch_rows`."""
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns)):
+                    yield batch.select(list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise errors.StoreError(f"{self.path} is damaged: {error}") from error
+
+    def _read_table(self, start: int, stop: int) -> pa.Table:
+        columns = ["image_id", "path", "bytes", *(rows.POINT_COLUMNS if self.point_names else ())]
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
+                starts = np.cumsum([0, *sizes])
+                groups = [i for i in range(len(sizes)) if starts[i] < stop and starts[i + 1] > start]
+                table = file.read_row_groups(groups, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise errors.StoreError(f"{self.path} is damaged: {error}") from error
+        return table.slice(start - int(starts[groups[0]]) if groups else 0, stop - start)
+
+
+def write_manifest(
+    path: Path,
+    source: sources.ImageSource,
+    *,
+    points: PointTable | None = None,
+    limit: int | None = None,
+) -> Manifest:
+    """List the source's images and write them, with their points, as a manifest; atomic and durable.
+
+    Memory does not grow with the number of images but for 8 bytes a row of a list. With points the rows are spooled
+    to a file beside `path` first, and all images are listed even with a `limit`, so that a points file that names an
+    image that is not there is always found. Images without points get NaN.
+
+    Raises:
+        InputError: no images, limit below 1, a points image that means no row or several, an unwritable path.
+    """
+    if limit is not None and limit < 1:
+        raise errors.InputError(f"the limit is {limit}; it must be at least 1 image")
+    partial, spool = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "spool"))
+    try:
+        if points is None:
+            _write(partial, rows.blocks(sources.iter_images(source, limit=limit)), source, ())
+        else:
+            matcher = matching.Matcher(points.images)
+            _write(spool, rows.blocks(_watched(source, matcher, limit)), source, ())
+            placed = matcher.placed()
+            spooled = Manifest.open(spool).iter_columns(rows.schema(()).names, batch_rows=rows.GROUP_ROWS)
+            blocks = (rows.with_points(block, placed, points.xy) for block in spooled)
+            _write(partial, blocks, source, points.names)
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise errors.InputError(f"cannot write the manifest {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        spool.unlink(missing_ok=True)
+    return Manifest.open(path)
+
+
+def describe_difference(old: Manifest, new: Manifest) -> str:
+    """Return how two manifests differ, in one line, e.g. `3 images added (a.png, ...), 1 removed (b.png)`.
+
+    The root does not count. Memory grows with the number of rows: it is for messages.
+    """
+    if old.digest == new.digest:
+        return "no difference"
+    names = (old.point_names, new.point_names)
+    columns = ["image_id", "path", "bytes", "mtime_ns"]
+    tables = []
+    for manifest in (old, new):
+        wanted = columns + (list(rows.POINT_COLUMNS) if manifest.point_names else [])
+        tables.append(pa.Table.from_batches(manifest.iter_columns(wanted)))
+    return differences.describe(tables[0], tables[1], point_names=names)
+
+
+def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[sources.ImageFile]:
+    """Yield the first `limit` images, and show all of them to the matcher."""
+    for row, image in enumerate(sources.iter_images(source)):
+        matcher.see(row, image.image_id, f"{source.root}/{image.path}" if image.path[0] != "/" else image.path)
+        if limit is None or row < limit:
+            yield image
+
+
+def _write(
+    path: Path, blocks: Iterable[pa.RecordBatch], source: sources.ImageSource, point_names: Sequence[str]
+) -> None:
+    """Write blocks of rows and the manifest's metadata; refuse to write none."""
+    digest = rows.Digest(point_names)
+    count = 0
+    with path.open("xb") as file:
+        with parquet.ParquetWriter(file, rows.schema(point_names), compression="zstd", use_dictionary=False) as writer:
+            for block in blocks:
+                writer.write_batch(block)
+                digest.update(block)
+                count += block.num_rows
+            writer.add_key_value_metadata(
+                {
+                    "genenc.version": rows.VERSION,
+                    "genenc.root": str(source.root),
+                    "genenc.digest": digest.hexdigest(),
+                    "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                }
+            )
+        file.flush()
+        os.fsync(file.fileno())
+    if count == 0:
+        looked = "it has no rows" if source.kind == "list" else f"looked for files ending in {_extensions()}"
+        raise errors.InputError(f"no images found in {source.describe()}: {looked}")
+
+
+def _extensions() -> str:
+    return ", ".join(sources.EXTENSIONS)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,157 @@
+"""Named points per image, read from a tidy table or a DeepLabCut CSV."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genenc_core import errors
+from genenc_core.images import tables
+
+TIDY_COLUMNS = ("image", "point", "x", "y")
+DLC_HEADER = ("scorer", "individuals", "bodyparts", "coords")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointTable:
+    """Points in source-image pixels, origin at the top-left edge; NaN = missing."""
+
+    names: tuple[str, ...]
+    images: tuple[str, ...]
+    xy: np.ndarray
+    """float64 [len(images), len(names), 2]."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    row: int
+    image: str
+    name: str
+    x: float
+    y: float
+
+
+def read_points(path: Path) -> PointTable:
+    """Read points from a tidy CSV/Parquet (columns image, point, x, y; others ignored) or a DeepLabCut CSV.
+
+    A DeepLabCut CSV begins with the rows scorer, [individuals,] bodyparts, coords; the image stands in one column or
+    in three (labeled-data, folder, file); likelihood columns are ignored; points of several animals are named
+    `individual.bodypart`. Images and names keep the order of their first appearance. An empty or NaN cell is missing.
+
+    Raises:
+        InputError: unreadable, a column missing, x or y that is no finite number, a point given twice, or no points.
+    """
+    if not path.is_file():
+        raise errors.InputError(f"the points file {str(path)!r} does not exist")
+    if not tables.is_table(path):
+        raise errors.InputError(f"the points file {str(path)!r} is not a .csv, .tsv or .parquet; give one of those")
+    table = _table(path, _iter_dlc(path) if _is_dlc(path) else _iter_tidy(path))
+    if not table.names or not table.images:
+        raise errors.InputError(f"the points file {str(path)!r} holds no points")
+    return table
+
+
+def _is_dlc(path: Path) -> bool:
+    return path.suffix.lower() in tables.CSV_DELIMITERS and tables.column_names(path)[:1] == ["scorer"]
+
+
+def _iter_tidy(path: Path) -> Iterator[_Point]:
+    for number, (image, name, x, y) in tables.iter_cells(path, TIDY_COLUMNS):
+        if image in (None, "") or name in (None, ""):
+            raise errors.InputError(f"{path}: row {number} has an empty image or point")
+        yield _Point(number, str(image), str(name), _number(path, number, "x", x), _number(path, number, "y", y))
+
+
+def _iter_dlc(path: Path) -> Iterator[_Point]:
+    lines = tables.iter_csv(path)
+    header = _dlc_header(path, lines)
+    index_columns = next((i for i, cell in enumerate(header["coords"]) if i and cell), 1)
+    columns = _dlc_columns(path, header, index_columns)
+    for number, cells in lines:
+        if not any(cells):
+            continue
+        image = "/".join(cell.strip() for cell in cells[:index_columns])
+        if not image.strip("/"):
+            raise errors.InputError(f"{path}: line {number} names no image")
+        cells += [""] * (len(header["coords"]) - len(cells))
+        for name, (x, y) in columns.items():
+            yield _Point(
+                number, image, name, _number(path, number, "x", cells[x]), _number(path, number, "y", cells[y])
+            )
+
+
+def _dlc_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> dict[str, list[str]]:
+    header: dict[str, list[str]] = {}
+    for number, cells in lines:
+        name = cells[0].strip() if cells else ""
+        if name not in DLC_HEADER or name in header:
+            raise errors.InputError(
+                f"{path}: line {number} begins with {name!r}; a DeepLabCut CSV begins with the rows scorer, "
+                "[individuals,] bodyparts, coords"
+            )
+        header[name] = [cell.strip() for cell in cells]
+        if name == "coords":
+            break
+    if "coords" not in header or "bodyparts" not in header:
+        raise errors.InputError(f"{path}: a DeepLabCut CSV needs the header rows bodyparts and coords")
+    if len({len(cells) for cells in header.values()}) > 1:
+        raise errors.InputError(f"{path}: the DeepLabCut header rows have different numbers of cells")
+    return header
+
+
+def _dlc_columns(path: Path, header: dict[str, list[str]], index_columns: int) -> dict[str, tuple[int, int]]:
+    """Return the x and y column of each point."""
+    found: dict[str, dict[str, int]] = {}
+    individuals = header.get("individuals", [""] * len(header["coords"]))
+    for column in range(index_columns, len(header["coords"])):
+        coordinate = header["coords"][column]
+        name = ".".join(filter(None, (individuals[column], header["bodyparts"][column])))
+        if coordinate not in ("x", "y", "likelihood"):
+            raise errors.InputError(
+                f"{path}: column {column + 1} has the coords {coordinate!r}, not x, y or likelihood"
+            )
+        if coordinate in found.setdefault(name, {}):
+            raise errors.InputError(f"{path}: the point {name!r} has two {coordinate} columns")
+        found[name][coordinate] = column
+    incomplete = [name for name, columns in found.items() if not {"x", "y"} <= columns.keys()]
+    if incomplete:
+        raise errors.InputError(f"{path}: the point {incomplete[0]!r} has no x or no y column")
+    return {name: (columns["x"], columns["y"]) for name, columns in found.items()}
+
+
+def _number(path: Path, row: int, column: str, cell: object) -> float:
+    if cell is None or cell == "":
+        return math.nan
+    try:
+        value = float(str(cell))
+    except ValueError:
+        value = math.inf
+    if math.isinf(value):
+        raise errors.InputError(
+            f"{path}: row {row}: {column} is {str(cell)!r}, not a finite number; leave it empty if missing"
+        )
+    return value
+
+
+def _table(path: Path, points: Iterable[_Point]) -> PointTable:
+    images: dict[str, int] = {}
+    names: dict[str, int] = {}
+    placed: dict[tuple[int, int], tuple[float, float]] = {}
+    for point in points:
+        key = images.setdefault(point.image, len(images)), names.setdefault(point.name, len(names))
+        if key in placed:
+            raise errors.InputError(
+                f"{path}: row {point.row} gives the point {point.name!r} of {point.image!r} a second time; keep one"
+            )
+        placed[key] = point.x, point.y
+    return PointTable(names=tuple(names), images=tuple(images), xy=_array(placed, len(images), len(names)))
+
+
+def _array(placed: dict[tuple[int, int], tuple[float, float]], images: int, names: int) -> np.ndarray:
+    xy = np.full((images, names, 2), np.nan)
+    if placed:
+        rows, columns = np.array(list(placed), dtype=np.intp).T
+        xy[rows, columns] = np.array(list(placed.values()))
+    return xy

@@ -1,0 +1,130 @@
+"""Names to encoders: torchvision, timm, or the user's own factory, with the weights asked for."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from genenc_core import errors, spec
+from genenc_core.models import encoder, python_source, timm_source, torchvision_source, weights
+
+Kind = Literal["torchvision", "timm", "python"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """Which model, with which weights, at which input size (height, width); None is the model's own size."""
+
+    name: str
+    weights: str = "pretrained"
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEncoder:
+    """An eager encoder and what is known of it."""
+
+    module: nn.Module
+    """eval, float32, CPU, no gradients: RGB [B, 3, H, W] in [0, 1] -> tuple of maps [B, C, h, w]; normalises inside"""
+    request: ModelRequest
+    kind: Kind
+    weights_sha256: str
+    """digest of the encoder's own tensors (classifier left out): `weights.state_sha256`"""
+    parameters: int
+    preprocessing: spec.Preprocessing
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    outputs: tuple[spec.SlotSpec, ...]
+    """one per map, from a dry run; shapes without the batch"""
+
+
+def build_encoder(request: ModelRequest) -> BuiltEncoder:
+    """Build the encoder that `request` names.
+
+    `name` is a torchvision name, else a timm name; `torchvision/NAME` and `timm/NAME` force one of them;
+    `package.module:factory` is called without arguments. `weights` is `random:SEED` (seeded right before the
+    constructor, the caller's generator is left as it was), `pretrained`, `pretrained:TAG`, or a file.
+
+    Raises:
+        InputError: unknown name (the nearest ones are offered), unusable weights or size, or no feature maps.
+    """
+    _check_size(request)
+    kind, name = resolve_name(request.name)
+    choice = weights.parse_weights(request.weights)
+    parts = _BUILDERS[kind](name, choice, request.image_size)
+    module = encoder.finished(parts)
+    size = parts.preprocessing
+    outputs = encoder.dry_run(module, name=request.name, height=size.height, width=size.width)
+    return BuiltEncoder(
+        module=module,
+        request=request,
+        kind=kind,
+        weights_sha256=weights.state_sha256(weights.encoder_state(parts.model, parts.trunk)),
+        parameters=sum(parameter.numel() for parameter in parts.trunk.parameters()),
+        preprocessing=parts.preprocessing,
+        mean=parts.mean,
+        std=parts.std,
+        outputs=outputs,
+    )
+
+
+def model_names() -> list[str]:
+    """Return every torchvision and timm name; a timm name that torchvision has too is written `timm/NAME`."""
+    ours = torchvision_source.names()
+    taken = set(ours)
+    return sorted(ours + [f"timm/{name}" if name in taken else name for name in timm_source.names()])
+
+
+def resolve_name(name: str) -> tuple[Kind, str]:
+    """Return the source of `name` and its name there.
+
+    Raises:
+        InputError: neither source has it; the nearest names are offered.
+    """
+    if name.startswith("timm/"):
+        return "timm", _known_timm(name.removeprefix("timm/"))
+    if name.startswith("torchvision/"):
+        return "torchvision", _known_torchvision(name.removeprefix("torchvision/"))
+    if ":" in name:
+        return "python", name
+    if name.lower() in torchvision_source.names():
+        return "torchvision", name.lower()
+    if timm_source.knows(name):
+        return "timm", name
+    known = model_names()
+    absent = "" if timm_source.names() else " timm is not installed; its models come with pip install 'genenc[timm]'."
+    raise errors.InputError(
+        f"there is no model {name!r} in torchvision or timm.{_nearest(name, known)}{absent} Your own model is named "
+        "package.module:factory."
+    )
+
+
+def _known_torchvision(name: str) -> str:
+    known = torchvision_source.names()
+    if name.lower() not in known:
+        raise errors.InputError(f"there is no model {name!r} in torchvision.{_nearest(name, known)}")
+    return name.lower()
+
+
+def _known_timm(name: str) -> str:
+    known = timm_source.names()
+    if not known:
+        raise errors.InputError(f"model 'timm/{name}' needs timm, which is not installed: pip install 'genenc[timm]'.")
+    if not timm_source.knows(name):
+        raise errors.InputError(f"there is no model {name!r} in timm.{_nearest(name, known)}")
+    return name
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.6)
+    return f" The nearest names are: {', '.join(near)}." if near else ""
+
+
+def _check_size(request: ModelRequest) -> None:
+    if request.image_size is not None and min(request.image_size) < 1:
+        raise errors.InputError(f"image size {request.image_size} must be at least 1 x 1 pixels (height, width).")
+
+
+_BUILDERS = {"torchvision": torchvision_source.build, "timm": timm_source.build, "python": python_source.build}

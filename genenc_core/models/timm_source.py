@@ -1,0 +1,211 @@
+"""Encoders from timm: `forward_features` without the classifier, its tokens or NHWC maps brought to [B, C, h, w]."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from genenc_core import errors, spec
+from genenc_core.models.encoder import Parts
+from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
+
+# What an uncalled child that is needed all the same makes a forward pass fail with.
+_BREAKS = (AttributeError, TypeError, RuntimeError, AssertionError, ValueError, IndexError)
+
+
+def names() -> list[str]:
+    """Return the names of all architectures, without tags; none when timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    return sorted(timm.list_models())
+
+
+def knows(name: str) -> bool:
+    """Tell whether timm is installed and has `name`, which may carry a tag (`resnet50.a1_in1k`)."""
+    try:
+        import timm
+    except ImportError:
+        return False
+    return bool(timm.is_model(name))
+
+
+def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
+    """Build the model `name` with `num_classes=0`; preprocessing is that of its pretrained configuration.
+
+    Raises:
+        InputError: unknown tag, failed download, unfit weights file, a size or an architecture that gives no map.
+    """
+    with construction_rng(choice):
+        model = _construct(name, choice, image_size)
+    model.eval().requires_grad_(False)
+    preprocessing, mean, std = _preprocessing(name, model, image_size)
+    images = torch.rand((1, 3, preprocessing.height, preprocessing.width), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        reference = _features(name, model, images)
+        _drop_uncalled(model, images, reference)
+        trunk = _trunk(name, model, images, reference)
+    if choice.path is not None:
+        load_file(choice.path, model=model, trunk=trunk)
+    return Parts(model=model, trunk=trunk, preprocessing=preprocessing, mean=mean, std=std)
+
+
+def _construct(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> nn.Module:
+    import timm
+
+    full_name = f"{name.partition('.')[0]}.{choice.tag}" if choice.tag else name
+    if choice.tag and not timm.models.is_model_pretrained(full_name):
+        known = ", ".join(tag.partition(".")[2] for tag in timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise errors.InputError(f"timm has no weights {choice.tag!r} for {name!r}. Known: {known or 'none'}.")
+    config = timm.models.get_pretrained_cfg(full_name)
+    options: dict[str, Any] = {}
+    if image_size and config is not None and config.fixed_input_size and image_size != tuple(config.input_size[1:]):
+        options["img_size"] = image_size
+    try:
+        model: nn.Module = timm.create_model(
+            full_name, pretrained=choice.kind == "pretrained", num_classes=0, **options
+        )
+    except (TypeError, AssertionError) as error:
+        raise errors.InputError(
+            f"timm cannot build {full_name!r} at the image size {image_size}: {error}. Leave --image-size out, or "
+            "choose a model that takes other sizes."
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise errors.InputError(_construction_failure(full_name, choice, error)) from error
+    return model
+
+
+def _construction_failure(name: str, choice: WeightsChoice, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if choice.kind != "pretrained":
+        return f"timm cannot build {name!r}: {reason}"
+    return (
+        f"cannot get the pretrained weights of timm's {name!r}: {reason} Connect to the network, or give the "
+        "downloaded file with --weights FILE, or use random weights with --weights random:0."
+    )
+
+
+def _preprocessing(
+    name: str, model: nn.Module, image_size: tuple[int, int] | None
+) -> tuple[spec.Preprocessing, tuple[float, float, float], tuple[float, float, float]]:
+    """Translate timm's evaluation transform (`transforms_imagenet_eval`) into ours."""
+    from timm.data import config as timm_config
+
+    config = timm_config.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    native = (int(config["input_size"][1]), int(config["input_size"][2]))
+    height, width = image_size or native
+    mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
+    mode, share = config["crop_mode"], float(config["crop_pct"])
+    fit: spec.Fit = {"squash": "stretch", "border": "pad"}.get(mode, "crop")  # type: ignore[assignment]
+    if fit != "crop" and share != 1.0:
+        warnings.warn(
+            f"timm trained {name!r} with crop mode {mode!r} at {share}; genenc shows it the whole image (fit {fit!r}), "
+            "without that crop of the margins",
+            UserWarning,
+            stacklevel=4,
+        )
+    resize = math.floor(min(native) / share)
+    preprocessing = spec.Preprocessing(
+        height=height,
+        width=width,
+        fit=fit,
+        interpolation="bicubic" if config["interpolation"] == "bicubic" else "bilinear",
+        resize_short=max(round(resize * min(height, width) / min(native)), 1) if fit == "crop" else None,
+        pad_value=tuple(round(255 * value) for value in mean) if fit == "pad" else (0, 0, 0),  # type: ignore[arg-type]
+    )
+    return preprocessing, mean, std  # type: ignore[return-value]
+
+
+def _features(name: str, model: Any, images: torch.Tensor) -> torch.Tensor:
+    try:
+        features = model.forward_features(images)
+    except _BREAKS as error:
+        size = f"{images.shape[2]} x {images.shape[3]}"
+        raise errors.InputError(
+            f"timm's {name!r} cannot encode images of {size} pixels: {' '.join(str(error).split())[:300]} Give another "
+            "--image-size."
+        ) from error
+    if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):
+        found = list(features.shape) if isinstance(features, torch.Tensor) else f"a {type(features).__name__}"
+        raise errors.InputError(
+            f"timm's {name!r} gives {found} instead of one feature map. Choose another model, or wrap it yourself and "
+            "give package.module:factory."
+        )
+    return features
+
+
+def _drop_uncalled(model: Any, images: torch.Tensor, reference: torch.Tensor) -> None:
+    """Replace children that `forward_features` never calls (heads) by nothing, if the features stay the same."""
+    called: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()]
+    model.forward_features(images)
+    for hook in hooks:
+        hook.remove()
+    dropped = {
+        child: module
+        for child, module in model.named_children()
+        if called.isdisjoint(module.modules()) and any(True for _ in module.parameters())
+    }
+    for child in dropped:
+        setattr(model, child, nn.Identity())
+    try:
+        same = not dropped or torch.equal(model.forward_features(images), reference)
+    except _BREAKS:
+        same = False
+    if not same:
+        for child, module in dropped.items():
+            setattr(model, child, module)
+
+
+class _Trunk(nn.Module):
+    """timm's `forward_features`, its result brought to [B, C, h, w] in a way that was settled when it was built."""
+
+    def __init__(self, model: Any, *, channels_last: bool, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.channels_last = channels_last
+        self.grid = grid
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.model.forward_features(images)
+        if self.grid is not None:
+            patches = features[:, -self.grid[0] * self.grid[1] :]  # prefix tokens (class, registers) come first
+            return patches.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-any-return, no-untyped-call]
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+
+def _trunk(name: str, model: Any, images: torch.Tensor, features: torch.Tensor) -> nn.Module:
+    if features.ndim == 3:
+        return _Trunk(model, channels_last=False, grid=_token_grid(name, model, images, features))
+    channels_last = str(getattr(model, "output_fmt", "NCHW")) == "NHWC"
+    if features.shape[3 if channels_last else 1] != model.num_features:
+        raise errors.InputError(
+            f"timm's {name!r} gives features {list(features.shape)} but says it has {model.num_features} channels, so "
+            "it is not known which axis they are. Wrap it yourself and give package.module:factory."
+        )
+    return _Trunk(model, channels_last=channels_last, grid=None)
+
+
+def _token_grid(name: str, model: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[int, int]:
+    """Find the patch grid of `tokens` [B, N, C]: declared by the model, or the map that it makes of them itself."""
+    declared = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    prefix = getattr(model, "num_prefix_tokens", None)
+    if declared and prefix is not None and prefix + declared[0] * declared[1] == tokens.shape[1]:
+        return int(declared[0]), int(declared[1])
+    for norm in (True, False):
+        try:
+            maps = model.forward_intermediates(
+                images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True
+            )[-1]
+        except _BREAKS:
+            continue
+        listed = maps.flatten(2).transpose(1, 2)
+        if listed.shape[1] <= tokens.shape[1] and torch.equal(tokens[:, -listed.shape[1] :], listed):
+            return int(maps.shape[2]), int(maps.shape[3])
+    raise errors.InputError(
+        f"timm's {name!r} gives tokens {list(tokens.shape)} and does not say on which grid they lie. Choose another "
+        "model, or wrap it yourself and give package.module:factory."
+    )

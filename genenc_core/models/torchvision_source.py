@@ -1,0 +1,213 @@
+"""Encoders from torchvision's classification models: the layers before pooling, per architecture."""
+
+from collections.abc import Callable
+from itertools import takewhile
+from typing import Any
+
+import torch
+import torchvision.models as zoo
+from torch import nn
+from torchvision.models import vision_transformer
+
+from genenc_core import errors, spec
+from genenc_core.models.encoder import Parts
+from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
+
+
+def names() -> list[str]:
+    """Return the names of all classification models."""
+    return sorted(zoo.list_models(module=zoo))
+
+
+def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
+    """Build the model `name` with the weights asked for; preprocessing is that of its evaluation transform.
+
+    Raises:
+        InputError: unknown tag, failed download, unfit weights file, or a size the model cannot be built for.
+    """
+    entry = _weights_entry(name, choice.tag)
+    preset = entry.transforms()
+    preprocessing = _preprocessing(preset, image_size)
+    with construction_rng(choice):
+        model = _construct(name, choice, entry, preprocessing)
+    model.eval()
+    trunk = _trunk(model)
+    if choice.path is not None:
+        load_file(choice.path, model=model, trunk=trunk)
+    mean, std = (tuple(float(value) for value in values) for values in (preset.mean, preset.std))
+    return Parts(model=model, trunk=trunk, preprocessing=preprocessing, mean=mean, std=std)  # type: ignore[arg-type]
+
+
+def _weights_entry(name: str, tag: str | None) -> Any:
+    entries = zoo.get_model_weights(name)
+    if tag is None:
+        return entries.DEFAULT
+    if tag not in entries.__members__:
+        known = ", ".join(entry.name for entry in entries)
+        raise errors.InputError(f"torchvision has no weights {tag!r} for {name!r}. Give one of: {known}.")
+    return entries[tag]
+
+
+def _preprocessing(preset: Any, image_size: tuple[int, int] | None) -> spec.Preprocessing:
+    native, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
+    height, width = image_size or (native, native)
+    return spec.Preprocessing(
+        height=height,
+        width=width,
+        fit="crop",
+        interpolation=preset.interpolation.value,
+        antialias=True,
+        resize_short=max(round(resize * min(height, width) / native), 1),
+    )
+
+
+def _construct(name: str, choice: WeightsChoice, entry: Any, preprocessing: spec.Preprocessing) -> nn.Module:
+    pretrained = choice.kind == "pretrained"
+    size = (preprocessing.height, preprocessing.width)
+    options = {} if pretrained else _options(name, choice, size)
+    try:
+        model: nn.Module = zoo.get_model(name, weights=entry if pretrained else None, progress=False, **options)
+    except (ValueError, AssertionError) as error:
+        raise errors.InputError(f"torchvision cannot build {name!r} at {size[0]} x {size[1]}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        raise errors.InputError(
+            f"cannot get the pretrained weights of {name!r} ({entry}) from {entry.url}: {error}. Connect to the "
+            "network, or give the downloaded file with --weights FILE, or use random weights with --weights random:0."
+        ) from error
+    if isinstance(model, zoo.VisionTransformer) and (model.image_size, model.image_size) != size:
+        return _resized(name, model, size)
+    return model
+
+
+def _options(name: str, choice: WeightsChoice, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the constructor arguments that make a model without downloaded weights what it is with them."""
+    if name.startswith("vit_"):
+        return {"image_size": _square(name, size)}
+    if name.startswith("maxvit_"):
+        return {"input_size": size}
+    if name in ("googlenet", "inception_v3"):
+        # Weights trained in TensorFlow want [-1, 1]: torchvision converts inside the model whenever it loads them.
+        return {"init_weights": True, "transform_input": choice.kind == "file"}
+    return {}
+
+
+def _square(name: str, size: tuple[int, int]) -> int:
+    if size[0] != size[1]:
+        raise errors.InputError(
+            f"torchvision's {name!r} takes square images only, not {size[0]} x {size[1]} pixels. Give a square "
+            "--image-size, or a model of timm such as vit_base_patch16_224."
+        )
+    return size[0]
+
+
+def _resized(name: str, model: zoo.VisionTransformer, size: tuple[int, int]) -> nn.Module:
+    """Return the transformer for another square size, its position embeddings interpolated (torchvision's own way)."""
+    side = _square(name, size)
+    if side % model.patch_size:
+        raise errors.InputError(f"{name!r} needs an --image-size that is a multiple of {model.patch_size}, not {side}.")
+    state = vision_transformer.interpolate_embeddings(side, model.patch_size, model.state_dict())
+    resized: nn.Module = zoo.get_model(name, weights=None, image_size=side, num_classes=model.num_classes)
+    resized.load_state_dict(state)
+    return resized
+
+
+class _DenseNetTrunk(nn.Module):
+    """DenseNet's features with the ReLU that its forward applies before pooling."""
+
+    def __init__(self, model: zoo.DenseNet) -> None:
+        super().__init__()
+        self.features = model.features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.features(images))
+
+
+class _InceptionTrunk(nn.Module):
+    """GoogLeNet or Inception v3 before pooling, with its own input conversion and without auxiliary heads."""
+
+    def __init__(self, model: zoo.GoogLeNet | zoo.Inception3) -> None:
+        super().__init__()
+        self.layers = _before(model, "avgpool", without=("aux1", "aux2", "AuxLogits"))
+        self.converts_input = model.transform_input
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.converts_input:
+            # (x * std_imagenet + mean_imagenet - 0.5) / 0.5, as `_transform_input` of both models has it
+            channels = (
+                images[:, 0:1] * (0.229 / 0.5) + (0.485 - 0.5) / 0.5,
+                images[:, 1:2] * (0.224 / 0.5) + (0.456 - 0.5) / 0.5,
+                images[:, 2:3] * (0.225 / 0.5) + (0.406 - 0.5) / 0.5,
+            )
+            images = torch.cat(channels, 1)
+        maps: torch.Tensor = self.layers(images)
+        return maps
+
+
+class _MaxVitTrunk(nn.Module):
+    """MaxViT's stem and blocks."""
+
+    def __init__(self, model: zoo.MaxVit) -> None:
+        super().__init__()
+        self.stem, self.blocks = model.stem, model.blocks
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.stem(images)
+        for block in self.blocks:
+            maps = block(maps)
+        return maps
+
+
+class _ViTTrunk(nn.Module):
+    """A vision transformer without class token in its output: tokens back on the patch grid, [B, C, h, w]."""
+
+    def __init__(self, model: zoo.VisionTransformer) -> None:
+        super().__init__()
+        self.conv_proj, self.encoder, self.class_token = model.conv_proj, model.encoder, model.class_token
+        side = model.image_size // model.patch_size
+        self.grid = (side, side)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        patches = self.conv_proj(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.class_token.expand(patches.shape[0], -1, -1), patches), 1)
+        return self.encoder(tokens)[:, 1:].transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-any-return]
+
+
+def _before(model: nn.Module, stop: str, *, without: tuple[str, ...] = ()) -> nn.Sequential:
+    """Return the model's children, in order, up to the one named `stop`."""
+    children = takewhile(lambda item: item[0] != stop, model.named_children())
+    return nn.Sequential(*(child for name, child in children if name not in without))
+
+
+def _features(model: Any) -> nn.Module:
+    return model.features  # type: ignore[no-any-return]
+
+
+_TRUNKS: tuple[tuple[type[nn.Module], Callable[[Any], nn.Module]], ...] = (
+    (zoo.AlexNet, _features),
+    (zoo.ConvNeXt, _features),
+    (zoo.EfficientNet, _features),
+    (zoo.MobileNetV2, _features),
+    (zoo.MobileNetV3, _features),
+    (zoo.SqueezeNet, _features),
+    (zoo.VGG, _features),
+    (zoo.DenseNet, _DenseNetTrunk),
+    (zoo.GoogLeNet, _InceptionTrunk),
+    (zoo.Inception3, _InceptionTrunk),
+    (zoo.MNASNet, lambda model: model.layers),
+    (zoo.MaxVit, _MaxVitTrunk),
+    (zoo.RegNet, lambda model: _before(model, "avgpool")),
+    (zoo.ResNet, lambda model: _before(model, "avgpool")),
+    (zoo.ShuffleNetV2, lambda model: _before(model, "fc")),
+    (zoo.SwinTransformer, lambda model: nn.Sequential(model.features, model.norm, model.permute)),
+    (zoo.VisionTransformer, _ViTTrunk),
+)
+
+
+def _trunk(model: nn.Module) -> nn.Module:
+    for kind, make in _TRUNKS:
+        if isinstance(model, kind):
+            return make(model)
+    raise errors.InputError(
+        f"torchvision's {type(model).__name__} is newer than genenc: it is not known which of its layers are the "
+        "encoder. Wrap it yourself and give package.module:factory."
+    )

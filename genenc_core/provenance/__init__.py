@@ -1,0 +1,1 @@
+"""What produced a run: machine, packages, settings, times."""

@@ -1,0 +1,83 @@
+"""What a run ran on: machine, interpreter, packages, torch and its devices, and the code's own version."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+
+def describe_environment() -> dict[str, object]:
+    """Return the environment as JSON data; nothing in it names a user, a host or a secret."""
+    return {
+        "genenc": packages().get("genenc", ""),
+        "code": describe_code(Path(__file__).resolve().parents[2]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": {"cpu": cpu_name(), "logical_cores": os.cpu_count(), "architecture": platform.machine()},
+        "torch": describe_torch(),
+        "packages": packages(),
+    }
+
+
+def digest(record: Mapping[str, object]) -> str:
+    """Return the sha256 of a JSON record in its canonical form: sorted keys, no spaces."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_torch() -> dict[str, object]:
+    """Return what of torch's build and settings can change a number."""
+    found: dict[str, object] = {
+        "version": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    if torch.cuda.is_available():
+        found |= {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+            "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        }
+    return found
+
+
+def packages() -> dict[str, str]:
+    """Return every installed distribution and its version, sorted by name."""
+    found = {(item.metadata["Name"] or "").lower(): item.version for item in importlib.metadata.distributions()}
+    return dict(sorted((name, version) for name, version in found.items() if name))
+
+
+def cpu_name() -> str:
+    """Return the processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")
+
+
+def describe_code(folder: Path) -> dict[str, object]:
+    """Return the git commit of the code and whether it was changed since; empty for an installed package."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit or not (folder / ".git").exists():
+        return {}
+    return {"git_commit": commit, "git_dirty": bool(_git(folder, "status", "--porcelain"))}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

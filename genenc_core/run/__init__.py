@@ -1,0 +1,1 @@
+"""One run from its parameters to a verified store: what tasks and the command line call."""

@@ -1,0 +1,200 @@
+"""From a model name or a spec to an encoder: resolved once when a run is made, loaded once per process."""
+
+import dataclasses
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genenc_core import errors, spec
+from genenc_core.export import artifacts, backends, describe, exporting
+from genenc_core.models import sources
+from genenc_core.run import parameters as run_parameters
+
+MODEL_FOLDER = "model"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel:
+    """A model as a run will use it: its spec with absolute paths, and the backend that runs it."""
+
+    spec: spec.RuntimeModelSpec
+    backend: backends.BackendKind
+
+
+class EncoderCache:
+    """The models and encoders of this process; the last few are kept, so that shard tasks share them."""
+
+    def __init__(self, *, kept: int = 2) -> None:
+        self._kept = kept
+        self._lock = threading.RLock()
+        self._built: dict[sources.ModelRequest, sources.BuiltEncoder] = {}
+        self._encoders: dict[tuple[str, str, str], backends.Encoder] = {}
+
+    def build(self, request: sources.ModelRequest) -> sources.BuiltEncoder:
+        """Return the eager model of a request."""
+        with self._lock:
+            if request not in self._built:
+                self._built[request] = sources.build_encoder(request)
+                _drop_oldest(self._built, self._kept)
+            return self._built[request]
+
+    def load(self, model: ResolvedModel, *, device: str, trust: bool) -> backends.Encoder:
+        """Return the encoder of a resolved model on a device."""
+        key = (model.spec.to_json(), model.backend, device)
+        with self._lock:
+            if key not in self._encoders:
+                self._encoders[key] = self._load(model, device, trust)
+                _drop_oldest(self._encoders, self._kept)
+            return self._encoders[key]
+
+    def _load(self, model: ResolvedModel, device: str, trust: bool) -> backends.Encoder:
+        # A model that was just built to plan the run need not be built again to encode it.
+        known = [
+            built for built in self._built.values() if model.backend == "eager" and _is_model_of(built, model.spec)
+        ]
+        if known:
+            return backends.eager_encoder(known[0], device=device)
+        return backends.load_encoder(model.spec, backend=model.backend, device=device, trust=trust)
+
+
+CACHE = EncoderCache()
+
+
+def resolve_model(given: run_parameters.ExtractParameters, *, folder: Path) -> ResolvedModel:
+    """Return the model that the parameters name; `folder` takes what must be exported for it.
+
+    Raises:
+        InputError: an unknown model or backend, or options that contradict the model.
+        SpecError: a spec file that breaks a rule.
+    """
+    if given.model.lower().endswith(".json"):
+        return _from_spec_file(given)
+    built = CACHE.build(_request(given))
+    if given.backend in ("torchscript", "aotinductor"):
+        exported = exporting.export_encoder(built, out=folder, formats=[given.backend])[0]
+        return ResolvedModel(spec=spec.load_spec(exported.spec_path), backend=given.backend)
+    return ResolvedModel(spec=describe.spec_for(built, model_id=describe.file_stem(built)), backend="eager")
+
+
+def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
+    size = None if given.image_size is None else run_parameters.parse_image_size(given.image_size)
+    return sources.ModelRequest(name=given.model, weights=given.weights or "pretrained", image_size=size)
+
+
+def _from_spec_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
+    found = spec.load_spec(Path(given.model))
+    if given.weights is not None:
+        raise errors.InputError(
+            f"--weights {given.weights!r} does not go with a spec: {given.model!r} names its own weights; "
+            "export the model again with the other weights"
+        )
+    describe.check_image_spec(found)
+    backend = backends.choose_backend(found, given.backend)
+    declared = found.inputs[0].shape[-2:] if found.inputs else ()
+    if given.image_size is not None and run_parameters.parse_image_size(given.image_size) != tuple(declared):
+        raise errors.InputError(
+            f"--image-size {given.image_size} differs from the spec's input {list(declared)}: "
+            "an artifact has a fixed size; export the model again with that size"
+        )
+    return ResolvedModel(spec=found, backend=backend)
+
+
+def warm(given: run_parameters.ExtractParameters) -> None:
+    """Build an eager model ahead of its use; a spec's artifact is loaded when it is needed."""
+    if not given.model.lower().endswith(".json"):
+        CACHE.build(_request(given))
+
+
+def artifact_digest(found: spec.RuntimeModelSpec) -> str | None:
+    """Return the sha256 of a spec's artifact: of the file as it is, whatever the spec says; None without one."""
+    if not found.weights_path:
+        return None
+    path = Path(found.weights_path)
+    if not path.is_file():
+        raise errors.InputError(
+            f"model spec {found.model_id!r}: its artifact {str(path)!r} is not there: put it back, or export again"
+        )
+    return artifacts.file_sha256(path)
+
+
+def localised(model: ResolvedModel, run_folder: Path) -> ResolvedModel:
+    """Copy the artifact or weights file into the run folder; return the model with paths relative to that folder."""
+    found = model.spec
+    if model.backend != "eager" and found.weights_path:
+        return dataclasses.replace(
+            model,
+            spec=found.model_copy(update={"weights_path": _copied(Path(found.weights_path), run_folder)}),
+        )
+    block = found.genenc
+    if block is None or block.source is None or not Path(block.source.weights).is_file():
+        return model
+    source = block.source.model_copy(update={"weights": _copied(Path(block.source.weights), run_folder)})
+    return dataclasses.replace(
+        model, spec=found.model_copy(update={"genenc": block.model_copy(update={"source": source})})
+    )
+
+
+def absolute(found: spec.RuntimeModelSpec, run_folder: Path) -> spec.RuntimeModelSpec:
+    """Return a run folder's spec with paths that can be opened from anywhere."""
+    found = found.resolved(run_folder)
+    block = found.genenc
+    if block is None or block.source is None or not (run_folder / block.source.weights).is_file():
+        return found
+    source = block.source.model_copy(update={"weights": str(run_folder / block.source.weights)})
+    return found.model_copy(update={"genenc": block.model_copy(update={"source": source})})
+
+
+def resolve_device(text: str) -> str:
+    """Return `cpu` or `cuda:N`.
+
+    Raises:
+        InputError: no such device here; nothing else is used in its place.
+    """
+    if text == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise errors.InputError(f"device {text!r} is unknown: use auto, cpu or cuda:N") from error
+    if device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda":
+        raise errors.InputError(f"device {text!r} is not supported: use auto, cpu or cuda:N")
+    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        raise errors.InputError(f"device {text!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
+    return f"cuda:{device.index or 0}"
+
+
+def _copied(path: Path, run_folder: Path) -> str:
+    """Copy a file under the run's model folder, atomically; return its name relative to the run folder."""
+    target = run_folder / MODEL_FOLDER / path.name
+    if not target.exists() or not target.samefile(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            shutil.copyfile(path, partial)
+        except OSError as error:
+            raise errors.InputError(
+                f"cannot copy the model's file {str(path)!r} into the run folder: {error}"
+            ) from error
+        partial.replace(target)
+    return f"{MODEL_FOLDER}/{path.name}"
+
+
+def _is_model_of(built: sources.BuiltEncoder, found: spec.RuntimeModelSpec) -> bool:
+    return _essence(describe.spec_for(built, model_id=found.model_id)) == _essence(found)
+
+
+def _essence(found: spec.RuntimeModelSpec) -> tuple[object, ...]:
+    """Return what two specs of the same model share, wherever its weights file lies."""
+    block = found.genenc or spec.GenencBlock()
+    source = block.source and (block.source.kind, block.source.name)
+    return source, block.weights_sha256, block.mean, block.std, found.inputs, found.outputs
+
+
+def _drop_oldest(cache: dict[Any, Any], kept: int) -> None:
+    while len(cache) > kept:
+        del cache[next(iter(cache))]

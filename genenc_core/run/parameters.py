@@ -1,0 +1,58 @@
+"""The parameters of an extraction, as a person, a file or the Prefect form fills them in."""
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genenc_core import errors, spec
+
+Backend = Literal["auto", "eager", "torchscript", "aotinductor"]
+_SIZE = re.compile(r"(\d+)(?:[xX](\d+))?\Z")
+LARGEST_SIDE = 16384
+
+
+class ExtractParameters(BaseModel):
+    """What to extract, from what, with what, and where to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    images: str = Field(description="A folder, a glob, or a CSV/Parquet list with an image column.")
+    model: str = Field(description="A torchvision or timm name, package.module:factory, or a RuntimeModelSpec JSON.")
+    out: str = Field(description="The run folder to create or continue.")
+    weights: str | None = Field(
+        default=None, description="pretrained[:TAG] (the default), random:SEED, or a state dict file."
+    )
+    points: str | None = Field(default=None, description="Labelled points: tidy CSV/Parquet or a DeepLabCut CSV.")
+    products: tuple[str, ...] = Field(
+        default=(), description="NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]; none: features and probes."
+    )
+    maps: bool = Field(default=False, description="Also store the feature maps, in float16.")
+    image_size: str | None = Field(default=None, description="Model input, H or HxW in pixels; none: the model's own.")
+    fit: spec.Fit | None = Field(default=None, description="How images meet the model's size; none: the model's own.")
+    backend: Backend = Field(default="auto", description="What runs the model; auto: a spec's artifact, else eager.")
+    trust: bool = Field(default=False, description="Load an artifact whose digest its spec does not record.")
+    device: str = Field(default="auto", description="auto, cpu, or cuda:N.")
+    dtype: Literal["float16", "float32"] = Field(default="float32", description="How vectors are stored.")
+    image_column: str | None = Field(default=None, description="The list's column of image paths.")
+    limit: int | None = Field(default=None, description="Only the first N images.")
+    shard_rows: int | None = Field(default=None, description="Images per shard; none: 4096 on a GPU, 256 on a CPU.")
+    batch_size: int | Literal["auto"] = Field(default="auto", description="Images per call; auto: found by measuring.")
+    max_failures: str = Field(default="5%", description="Unreadable images allowed per shard: 12, 5% or 0.05.")
+    decode_threads: int | None = Field(default=None, ge=1, description="Decoding threads; none: one per core.")
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Read `224` or `HxW` as (height, width) in pixels.
+
+    Raises:
+        InputError: another form, zero, or over 16384 pixels.
+    """
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise errors.InputError(f"image size {text!r} is not of the form H or HxW, e.g. 224 or 480x640")
+    height = int(match.group(1))
+    width = int(match.group(2) or height)
+    if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
+        raise errors.InputError(f"image size {text!r} is out of range: each side is 1 to {LARGEST_SIDE} pixels")
+    return height, width

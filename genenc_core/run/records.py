@@ -1,0 +1,145 @@
+"""The small records that travel between the command line, tasks and a run folder, and how they become files."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from genenc_core import errors
+from genenc_core.run import parameters
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to work on a run, free of what it means: nothing here changes a number beyond the batch size's rounding."""
+
+    session: str
+    device: str = "auto"
+    batch_size: int | None = None
+    max_failures: str = "5%"
+    decode_threads: int | None = None
+    trust: bool = False
+
+    @classmethod
+    def of(cls, given: parameters.ExtractParameters) -> "Options":
+        """Return the options among a run's parameters, for a new session."""
+        return cls(
+            session=new_session(),
+            device=given.device,
+            batch_size=None if given.batch_size == "auto" else given.batch_size,
+            max_failures=given.max_failures,
+            decode_threads=given.decode_threads,
+            trust=given.trust,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReport:
+    """What became of one shard in one attempt; `skipped` when it had been committed before."""
+
+    shard: int
+    start: int
+    stop: int
+    unreadable: int
+    skipped: bool = False
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return self.stop - self.start
+
+    @property
+    def images_per_second(self) -> float:
+        """Images over the attempt's wall time; 0 for a skipped shard."""
+        total = self.seconds.get("total", 0.0)
+        return self.rows / total if total else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """Where a run stands, counted from its commit records."""
+
+    root: str
+    rows: int
+    shards: int
+    committed: int
+    failed: tuple[int, ...]
+    ok: int
+    unreadable: int
+    points: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        """Shards without a commit record."""
+        return self.shards - self.committed
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row is stored or recorded as unreadable."""
+        return self.pending == 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all rows stored, 3 some images unreadable, 1 shards missing."""
+        if not self.complete:
+            return 1
+        return 3 if self.unreadable else 0
+
+
+def new_session() -> str:
+    """Return an id for one invocation on a run: UTC time, so that ids sort, and a random part."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def write_json(path: Path, record: Mapping[str, object]) -> None:
+    """Replace a JSON file as `write_text` does."""
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically: whole old content or whole new content after any crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def create_json(path: Path, record: Mapping[str, object]) -> dict[str, object]:
+    """Create a JSON file unless it exists; return what it then holds, the first writer's record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    write_json(partial, record)
+    with contextlib.suppress(FileExistsError):
+        os.link(partial, path)
+    partial.unlink()
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Return a JSON object from a file of the run folder.
+
+    Raises:
+        StoreError: missing, unreadable or damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise errors.StoreError(
+            f"cannot read {str(path)!r}: {error}; the run folder is damaged or incomplete"
+        ) from error
+    if not isinstance(value, dict):
+        raise errors.StoreError(f"{str(path)!r} holds {type(value).__name__}, not an object: the run folder is damaged")
+    return value

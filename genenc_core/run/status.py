@@ -1,0 +1,164 @@
+"""Where a run stands and whether it is intact, read from the run folder alone."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genenc_core import errors
+from genenc_core.run import records, worker
+from genenc_core.store import verify
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShardRow:
+    """One shard as a person sees it: `state` is committed, failed or pending."""
+
+    shard: int
+    start: int
+    stop: int
+    state: str
+    unreadable: int = 0
+    images_per_second: float | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+
+
+def run_status(root: Path) -> records.RunStatus:
+    """Return the counts of a run, from its commit records."""
+    folder = worker.RunFolder(root)
+    committed = sorted(folder.store.committed())
+    rows: Counter[str] = Counter()
+    points: Counter[str] = Counter()
+    for shard in committed:
+        record = _record(folder, shard)
+        rows.update(record.status_counts)
+        points.update(record.details["points"])
+    return records.RunStatus(
+        root=str(root),
+        rows=folder.store.plan.rows,
+        shards=folder.store.shard_count,
+        committed=len(committed),
+        failed=tuple(folder.failed()),
+        ok=rows["ok"],
+        unreadable=rows["unreadable"],
+        points={name: count for name, count in points.items() if count},
+    )
+
+
+def shard_rows(root: Path) -> list[ShardRow]:
+    """Return one line per shard."""
+    folder = worker.RunFolder(root)
+    committed, failed = folder.store.committed(), set(folder.failed())
+    return [_shard_row(folder, shard, committed, failed) for shard in range(folder.store.shard_count)]
+
+
+def unreadable_images(root: Path, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """Return {row, path, reason} of every image recorded as unreadable, in row order."""
+    folder = worker.RunFolder(root)
+    found: list[dict[str, Any]] = []
+    for shard in sorted(folder.store.committed()):
+        found += _record(folder, shard).details["unreadable"]
+        if limit is not None and len(found) >= limit:
+            return found[:limit]
+    return found
+
+
+def select_shards(folder: worker.RunFolder, text: str) -> list[int]:
+    """Return the uncommitted shards that `pending`, `failed` or a list like `0,3-7` name.
+
+    Raises:
+        InputError: another form, or a shard that the run does not have.
+    """
+    pending = folder.store.pending()
+    if text == "pending":
+        return pending
+    if text == "failed":
+        return folder.failed()
+    named: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise errors.InputError(f"--shards {text!r} is neither failed, pending, nor a list like 0,3-7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= folder.store.shard_count:
+            raise errors.InputError(
+                f"--shards {text!r}: {part.strip()} is out of range; "
+                f"the run has shards 0 to {folder.store.shard_count - 1}"
+            )
+        named.update(range(first, last + 1))
+    return sorted(named & set(pending))
+
+
+def verify_run(root: Path, *, content: bool = False) -> verify.VerifyReport:
+    """Check every committed object against its record, the metadata and the manifest.
+
+    Raises:
+        StoreError: the folder is not a run, or its manifest or identity is not its own.
+    """
+    folder = worker.RunFolder(root)
+    return verify.verify_store(folder.store, content=content)
+
+
+def require_intact(root: Path) -> int:
+    """Return the number of committed shards, all of them checked.
+
+    Raises:
+        StoreError: an object is not what its record says; the first few are named.
+    """
+    report = verify_run(root)
+    if not report.ok:
+        found = "; ".join(f"shard {item.shard}: {item.key}: {item.what}" for item in report.problems[:5])
+        raise errors.StoreError(f"{str(root)!r} is damaged: {found}; genenc verify {root} lists everything")
+    return report.shards_checked
+
+
+def summary_lines(status: records.RunStatus, failures: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what to tell a person about a run: counts, then unreadable images with reasons."""
+    lines = [f"{status.ok} of {status.rows} images stored in {status.committed} of {status.shards} shards"]
+    if status.unreadable:
+        lines.append(f"{status.unreadable} unreadable (rows kept, NaN):")
+        lines += [f"  row {item['row']}: {item['path']}: {item['reason']}" for item in failures]
+        if len(failures) < status.unreadable:
+            lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {status.root}")
+    if status.points:
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
+        lines.append(f"points: {counts}")
+    if status.points.get("outside_view"):
+        lines.append(
+            "  points outside the view have no vector; --fit pad or --fit stretch shows the model whole images"
+        )
+    if status.failed:
+        lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
+    if not status.complete:
+        lines.append(f"{status.pending} shards to do: genenc resume {status.root}")
+    return lines
+
+
+def _shard_row(folder: worker.RunFolder, shard: int, committed: set[int], failed: set[int]) -> ShardRow:
+    start, stop = folder.store.shard_range(shard)
+    if shard in committed:
+        record = _record(folder, shard)
+        seconds = {key: float(value) for key, value in record.details["seconds"].items()}
+        busy = seconds.get("load_wait", 0.0) + seconds.get("encode", 0.0) + seconds.get("reduce", 0.0)
+        return ShardRow(
+            shard=shard,
+            start=start,
+            stop=stop,
+            state="committed",
+            unreadable=record.status_counts["unreadable"],
+            images_per_second=(stop - start) / busy if busy else None,
+            seconds=seconds,
+        )
+    if shard in failed:
+        return ShardRow(shard=shard, start=start, stop=stop, state="failed", reason=folder.failure(shard))
+    return ShardRow(shard=shard, start=start, stop=stop, state="pending")
+
+
+def _record(folder: worker.RunFolder, shard: int) -> Any:
+    record = folder.store.record(shard)
+    if record is None:
+        raise errors.StoreError(f"shard {shard}: its commit record vanished while it was read")
+    return record

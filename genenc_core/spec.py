@@ -1,0 +1,385 @@
+"""RuntimeModelSpec: the JSON contract of one model, field for field as WhiskerToolbox reads it, and its rules."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genenc_core import errors
+
+Fit = Literal["stretch", "crop", "pad"]
+BackendName = Literal["TorchScript", "AOTInductor", "ExecuTorch", "Auto"]
+
+BACKEND_ALIASES: Mapping[str, BackendName] = {
+    "torchscript": "TorchScript",
+    "torch_script": "TorchScript",
+    "jit": "TorchScript",
+    "aotinductor": "AOTInductor",
+    "aot_inductor": "AOTInductor",
+    "inductor": "AOTInductor",
+    "aoti": "AOTInductor",
+    "executorch": "ExecuTorch",
+    "exec_torch": "ExecuTorch",
+    "auto": "Auto",
+}
+BACKEND_BY_EXTENSION: Mapping[str, BackendName] = {
+    ".pt": "TorchScript",
+    ".pt2": "AOTInductor",
+    ".pte": "ExecuTorch",
+}
+
+
+class UnknownKeyWarning(UserWarning):
+    """A key that no reader of the spec understands; most often a misspelling."""
+
+
+class Record(BaseModel):
+    """Base of every spec record: immutable, strict about types, unknown keys reported by the parser."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True)
+
+
+class SlotSpec(Record):
+    """One named input or output tensor."""
+
+    name: str
+    shape: tuple[int, ...] = Field(description="Sizes without the batch dimension, e.g. [3, 224, 224].")
+    description: str | None = None
+    recommended_encoder: str | None = None
+    recommended_decoder: str | None = None
+    is_static: bool | None = None
+    is_boolean_mask: bool | None = None
+    sequence_dim: int | None = None
+
+
+class WeightsVariant(Record):
+    """The same weights exported for one batch size."""
+
+    path: str
+    batch_size: int
+    label: str | None = None
+    backend: str | None = None
+
+
+class DynamicBatch(Record):
+    """Bounds of a dynamic batch; max 0 means unlimited."""
+
+    min: int
+    max: int
+
+
+class BatchModeSpec(Record):
+    """How many samples one call takes; only one field may be set."""
+
+    fixed: int | None = None
+    dynamic: DynamicBatch | None = None
+    recurrent_only: bool | None = None
+
+
+class PostEncoderStep(Record):
+    """One post-encoder module as WhiskerToolbox writes it."""
+
+    module: str
+    interpolation: str | None = None
+
+
+class Preprocessing(Record):
+    """How an image of any size becomes the model's [3, height, width] pixels; all geometry of a run."""
+
+    height: int = Field(gt=0, description="Model input height in pixels.")
+    width: int = Field(gt=0, description="Model input width in pixels.")
+    fit: Fit = Field(default="stretch", description="stretch: aspect not kept; crop: resize, centre crop; pad.")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+    resize_short: int | None = Field(
+        default=None,
+        gt=0,
+        description="crop only: the shorter side is resized to this before the centre crop; none: just covering.",
+    )
+    pad_position: Literal["corner", "center"] = Field(
+        default="center", description="pad only: where the image lies; corner is top left (SAM)."
+    )
+    pad_value: tuple[int, int, int] = Field(default=(0, 0, 0), description="pad only: RGB, 0 to 255.")
+
+
+class SourceInfo(Record):
+    """Where the eager model comes from; enough to build it again."""
+
+    kind: Literal["torchvision", "timm", "python"]
+    name: str = Field(description="torchvision or timm model name, or package.module:factory.")
+    weights: str = Field(description="random:SEED, pretrained[:TAG], or a file.")
+
+
+class ArtifactInfo(Record):
+    """One exported file and what its comparison with the eager model found."""
+
+    file: str
+    sha256: str
+    bytes: int
+    seconds: float = Field(description="Wall time of the export, comparison excluded.")
+    batches_compared: tuple[int, ...]
+    max_abs_error: float
+    max_rel_error: float = Field(description="max |artifact - eager| / max |eager|, worst output and batch.")
+    tolerance: float = Field(description="The max_rel_error above which the export was to be refused.")
+    platform: dict[str, str] = Field(default_factory=dict, description="Device, ISA and torch version it needs.")
+
+
+class GenencBlock(Record):
+    """Our own data under the key "genenc", which other readers ignore."""
+
+    source: SourceInfo | None = None
+    weights_sha256: str | None = None
+    parameters: int | None = None
+    preprocessing: Preprocessing | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    normalization_inside: bool = True
+    precision: str = "float32"
+    artifact: ArtifactInfo | None = None
+    genenc_version: str | None = None
+
+
+class BatchMode(Record):
+    """The batch mode in force: its kind and bounds; max 0 means unlimited."""
+
+    kind: Literal["fixed", "dynamic", "recurrent_only"]
+    min: int
+    max: int
+
+    @property
+    def locked(self) -> bool:
+        """Whether no other size than 1 is possible."""
+        return self.kind == "recurrent_only" or (self.kind == "fixed" and self.max == 1)
+
+    def describe(self) -> str:
+        """Return the mode in WhiskerToolbox's words, e.g. `Dynamic(1, unlimited)`."""
+        if self.kind == "recurrent_only":
+            return "RecurrentOnly"
+        if self.kind == "fixed":
+            return f"Fixed({self.max})"
+        return f"Dynamic({self.min}, {self.max or 'unlimited'})"
+
+
+class RuntimeModelSpec(Record):
+    """One model: identity, weights, batch mode, input and output slots; plus our block under "genenc"."""
+
+    model_id: str
+    display_name: str
+    description: str | None = None
+    weights_path: str | None = None
+    backend: str | None = None
+    preferred_batch_size: int | None = None
+    max_batch_size: int | None = None
+    batch_mode: BatchModeSpec | None = None
+    weights_variants: tuple[WeightsVariant, ...] | None = None
+    inputs: tuple[SlotSpec, ...]
+    outputs: tuple[SlotSpec, ...]
+    recommended_post_encoder: str | None = None
+    post_encoder: tuple[PostEncoderStep, ...] | None = None
+    genenc: GenencBlock | None = None
+
+    @classmethod
+    def from_json(cls, text: str, *, subject: str = "model spec") -> Self:
+        """Parse a spec without checking its rules; unknown keys give an `UnknownKeyWarning`.
+
+        Raises:
+            SpecError: not JSON, a required field missing, or a value of the wrong type; lists all.
+        """
+        try:
+            spec = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise errors.SpecError(subject, [_parse_message(item) for item in error.errors()]) from error
+        unknown = list(_unknown_keys(json.loads(text), cls))
+        if unknown:
+            names = ", ".join(repr(name) for name in unknown)
+            warnings.warn(f"{subject}: unknown keys ignored: {names}", UnknownKeyWarning, stacklevel=2)
+        return spec
+
+    @classmethod
+    def from_json_file(cls, path: Path) -> Self:
+        """Parse a spec file; relative weight paths become paths beside it (lexical join).
+
+        Raises:
+            SpecError: the file cannot be opened, or as `from_json`.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.SpecError("model spec", [f"Failed to open {str(path)!r}: {error}"]) from error
+        return cls.from_json(text, subject=f"model spec {str(path)!r}").resolved(path.parent)
+
+    def to_json(self) -> str:
+        """Return the spec as JSON text that `from_json` and WhiskerToolbox read; unset fields are left out."""
+        return json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False) + "\n"
+
+    def resolved(self, folder: Path) -> Self:
+        """Return the spec with non-empty relative weight paths joined to `folder`."""
+        variants = self.weights_variants
+        if variants is not None:
+            variants = tuple(v.model_copy(update={"path": _joined(folder, v.path)}) for v in variants)
+        weights = self.weights_path if self.weights_path is None else _joined(folder, self.weights_path)
+        return self.model_copy(update={"weights_path": weights, "weights_variants": variants})
+
+    def problems(self) -> list[str]:
+        """Return every broken rule: WhiskerToolbox's messages in its order, then the rules it lacks."""
+        found = [] if self.model_id else ["model_id must not be empty"]
+        found += [] if self.display_name else ["display_name must not be empty"]
+        found += _slot_problems("inputs", self.inputs, check_sequence=True)
+        found += _slot_problems("outputs", self.outputs, check_sequence=False)
+        for field in ("preferred_batch_size", "max_batch_size"):
+            if (getattr(self, field) or 0) < 0:
+                found.append(f"{field} must be >= 0")
+        found += _batch_mode_problems(self.batch_mode)
+        found += _variant_problems(self.weights_variants or ())
+        return found + _own_problems(self)
+
+    def check(self) -> None:
+        """Raise `SpecError` with every broken rule, if there is one."""
+        found = self.problems()
+        if found:
+            raise errors.SpecError(f"model spec {self.model_id!r}", found)
+
+    def resolved_batch_mode(self) -> BatchMode:
+        """Return the mode in force: recurrent_only, then fixed, then dynamic, then Dynamic(1, max_batch_size)."""
+        mode = self.batch_mode or BatchModeSpec()
+        if mode.recurrent_only:
+            return BatchMode(kind="recurrent_only", min=1, max=1)
+        if mode.fixed is not None:
+            return BatchMode(kind="fixed", min=mode.fixed, max=mode.fixed)
+        if mode.dynamic is not None:
+            return BatchMode(kind="dynamic", min=mode.dynamic.min, max=mode.dynamic.max)
+        legacy_max = 0 if self.batch_mode is not None else self.max_batch_size or 0
+        return BatchMode(kind="dynamic", min=1, max=legacy_max)
+
+    def resolved_backend(self) -> BackendName:
+        """Return the backend by name, or by the weights' extension when the spec says Auto or nothing."""
+        named = BACKEND_ALIASES.get((self.backend or "auto").lower(), "Auto")
+        if named != "Auto" or not self.weights_path:
+            return named
+        return BACKEND_BY_EXTENSION.get(Path(self.weights_path).suffix.lower(), "Auto")
+
+
+def load_spec(path: Path) -> RuntimeModelSpec:
+    """Read a spec file, resolve its paths and check its rules.
+
+    Raises:
+        SpecError: unreadable, unparsable, or breaking a rule; lists every problem.
+    """
+    spec = RuntimeModelSpec.from_json_file(path)
+    spec.check()
+    return spec
+
+
+def json_schema() -> str:
+    """Return the JSON Schema of a RuntimeModelSpec; `schema.json` beside this module holds this text."""
+    schema = RuntimeModelSpec.model_json_schema()
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _joined(folder: Path, path: str) -> str:
+    return str(folder / path) if path else path
+
+
+def _parse_message(item: Mapping[str, Any]) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+    if item["type"] == "missing":
+        return f"missing required field {where!r}"
+    return f"{where}: {item['msg']}" if where else str(item["msg"])
+
+
+def _unknown_keys(value: Any, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of keys of `value` that `model` has no field for."""
+    for key, inner in value.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            yield prefix + key
+            continue
+        nested = _nested_model(field.annotation)
+        if nested is None:
+            continue
+        for index, entry in enumerate(inner if isinstance(inner, list) else [inner]):
+            if isinstance(entry, dict):
+                at = f"[{index}]" if isinstance(inner, list) else ""
+                yield from _unknown_keys(entry, nested, f"{prefix}{key}{at}.")
+
+
+def _nested_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    nested = (_nested_model(argument) for argument in get_args(annotation))
+    return next((model for model in nested if model is not None), None)
+
+
+def _slot_problems(label: str, slots: Sequence[SlotSpec], *, check_sequence: bool) -> list[str]:
+    found: list[str] = []
+    seen: set[str] = set()
+    for index, slot in enumerate(slots):
+        where = f"{label}[{index}]"
+        if not slot.name:
+            found.append(f"{where}: name must not be empty")
+        elif slot.name in seen:
+            found.append(f"{where}: duplicate name '{slot.name}'")
+        seen.add(slot.name)
+        if not slot.shape:
+            found.append(f"{where}: shape must not be empty")
+        rank = len(slot.shape)
+        if check_sequence and slot.sequence_dim is not None and slot.sequence_dim >= rank:
+            found.append(f"{where}: sequence_dim ({slot.sequence_dim}) exceeds shape rank ({rank})")
+    return found
+
+
+def _batch_mode_problems(mode: BatchModeSpec | None) -> list[str]:
+    if mode is None:
+        return []
+    found: list[str] = []
+    if sum((mode.fixed is not None, mode.dynamic is not None, bool(mode.recurrent_only))) > 1:
+        found.append("batch_mode: only one of fixed, dynamic, or recurrent_only may be set")
+    if mode.fixed is not None and mode.fixed < 1:
+        found.append("batch_mode.fixed must be >= 1")
+    if mode.dynamic is not None and mode.dynamic.min < 1:
+        found.append("batch_mode.dynamic.min must be >= 1")
+    if mode.dynamic is not None and 0 < mode.dynamic.max < mode.dynamic.min:
+        found.append("batch_mode.dynamic.max must be >= min (or 0 for unlimited)")
+    return found
+
+
+def _variant_problems(variants: Sequence[WeightsVariant]) -> list[str]:
+    found: list[str] = []
+    seen: set[int] = set()
+    for index, variant in enumerate(variants):
+        where = f"weights_variants[{index}]"
+        if not variant.path:
+            found.append(f"{where}: path must not be empty")
+        if variant.batch_size < 1:
+            found.append(f"{where}: batch_size must be >= 1")
+        elif variant.batch_size in seen:
+            found.append(f"{where}: duplicate batch_size {variant.batch_size}")
+        seen.add(variant.batch_size)
+    return found
+
+
+def _own_problems(spec: RuntimeModelSpec) -> list[str]:
+    """Return the problems that WhiskerToolbox lets through and that would fail later, or silently."""
+    found = [
+        f"{label}[{index}]: shape dimensions must be >= 1, got {list(slot.shape)}"
+        for label, slots in (("inputs", spec.inputs), ("outputs", spec.outputs))
+        for index, slot in enumerate(slots)
+        if any(size < 1 for size in slot.shape)
+    ]
+    named = [("backend", spec.backend)]
+    named += [(f"weights_variants[{i}].backend", v.backend) for i, v in enumerate(spec.weights_variants or ())]
+    known = ", ".join(sorted(BACKEND_ALIASES))
+    for where, backend in named:
+        if backend and backend.lower() not in BACKEND_ALIASES:
+            found.append(f"{where}: unknown name '{backend}' (known: {known})")
+    dynamic = spec.batch_mode.dynamic if spec.batch_mode else None
+    if dynamic is not None and dynamic.max < 0:
+        found.append("batch_mode.dynamic.max must be >= 0")
+    for index, slot in enumerate(spec.inputs):
+        if slot.sequence_dim is not None and slot.sequence_dim < -1:
+            found.append(f"inputs[{index}]: sequence_dim must be >= -1, got {slot.sequence_dim}")
+    return found

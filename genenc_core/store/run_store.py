@@ -1,0 +1,250 @@
+"""The store of one run: create it, commit whole shards, find out what is there, finish what was killed."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from genenc_core import errors
+from genenc_core.store import creation, files, layout, records, sealed, transaction, zarr_arrays
+from genenc_core.store.places import Observer, Places, shard_of, silent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStore:
+    """A created run folder; holds no state of its own, so any number of threads and processes may share it."""
+
+    places: Places
+    plan: layout.StorePlan
+    created: Mapping[str, tuple[int, str]]
+    """Every file of the Zarr group as created: key -> (bytes, sha256)."""
+    observer: Observer
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        plan: layout.StorePlan,
+        *,
+        coordinates: Sequence[layout.CoordinatePlan],
+        observer: Observer = silent,
+    ) -> Self:
+        """Create the run folder, or open it when it already holds this run (same fingerprint).
+
+        An existing folder keeps its own plan (`shard_rows`, attributes). The values of `coordinates` are consumed
+        only when they are needed.
+
+        Raises:
+            InputError: the folder cannot be written.
+            StoreError: it holds another run; the message says which identity entries differ.
+        """
+        places = Places(root=root)
+        stored = creation.create(places, plan, coordinates)
+        return cls(places=places, plan=stored.plan, created=stored.created, observer=observer)
+
+    @classmethod
+    def open(cls, root: Path, *, observer: Observer = silent) -> Self:
+        """Open a created run folder.
+
+        Raises:
+            StoreError: not a run folder, creation not finished, or damaged.
+        """
+        places = Places(root=root)
+        try:
+            stored = creation.read(places)
+        except OSError as error:
+            raise errors.StoreError(
+                f"the run folder {str(root)!r} cannot be read: {error.strerror or error}"
+            ) from error
+        if stored is None:
+            raise errors.StoreError(
+                f"{str(root)!r} is not a run folder: it has no _txn/store.json; name the folder given as --out"
+            )
+        if not places.zarr.is_dir():
+            raise errors.StoreError(
+                f"{str(root)!r} has no features.zarr: its creation was interrupted, or it was moved away; "
+                "give the command that made this run again"
+            )
+        return cls(places=places, plan=stored.plan, created=stored.created, observer=observer)
+
+    @property
+    def root(self) -> Path:
+        """The run folder."""
+        return self.places.root
+
+    @property
+    def zarr_path(self) -> Path:
+        """The Zarr group."""
+        return self.places.zarr
+
+    @property
+    def shard_count(self) -> int:
+        """Number of shards."""
+        return self.plan.shard_count
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Return the rows [start, stop) of a shard.
+
+        Raises:
+            StoreError: no such shard.
+        """
+        return self.plan.shard_range(shard)
+
+    def committed(self) -> set[int]:
+        """Return the shards that have a commit record; reads one folder, no record."""
+        with os.scandir(self.places.commits) as entries:
+            found = {shard_of(entry.name) for entry in entries if entry.name.endswith(".json")}
+        return {shard for shard in found if shard is not None}
+
+    def pending(self) -> list[int]:
+        """Return the shards without a commit record, in order."""
+        done = self.committed()
+        return [shard for shard in range(self.shard_count) if shard not in done]
+
+    def record(self, shard: int) -> records.CommitRecord | None:
+        """Return a shard's commit record, None when it is pending.
+
+        Raises:
+            StoreError: no such shard, or the record is damaged.
+        """
+        self.shard_range(shard)
+        return transaction.read_record(self.places, shard)
+
+    def commit(
+        self, shard: int, arrays: Mapping[str, np.ndarray], status: np.ndarray, *, details: Mapping[str, object]
+    ) -> records.CommitRecord:
+        """Store a whole shard, once and for ever; if it is stored already, leave it and return its record.
+
+        Args:
+            shard: which one.
+            arrays: every planned array's rows of the shard, [rows_of_shard, ...], in the planned dtype.
+            status: uint8 [rows_of_shard], 1 ok or 2 unreadable.
+            details: JSON kept in the record.
+
+        Returns:
+            The record that holds: `record.attempt` and objects are another's when another was first.
+
+        Raises:
+            StoreError: something does not fit the plan (nothing was written), or the disk failed.
+        """
+        start, stop = self.shard_range(shard)
+        blocks = {**arrays, layout.STATUS: status}
+        found = list(_problems(self.plan, arrays, status, rows=stop - start))
+        if found:
+            raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
+        sealed.dumps(records.SCHEMA, details)  # refuses details that are not JSON before anything is written
+        with _disk_errors(f"shard {shard:05d} of {str(self.root)!r}"):
+            record = transaction.read_record(self.places, shard)
+            if record is None:
+                record = self._attempt(shard, blocks, details)
+            self._finish(record)
+        return record
+
+    def recover(self) -> list[int]:
+        """Finish what killed processes left: put committed shards in place, delete their staging.
+
+        Safe at any time, beside running workers and other recoveries.
+
+        Returns:
+            The shards that were committed but not in place, in order.
+
+        Raises:
+            StoreError: committed objects are lost or a record is damaged; every other shard is finished first.
+        """
+        committed = self.committed()
+        with _disk_errors(f"recovery of {str(self.root)!r}"):
+            staged = {shard_of(path.name) for path in self.places.staging.iterdir()}
+            status_folder = self.zarr_path / layout.STATUS
+            in_place = {path.name for path in status_folder.iterdir()}
+            finished, lost = [], []
+            for shard in sorted(committed):
+                key = layout.chunk_key(layout.status_plan(self.plan), shard)
+                if key.rpartition("/")[2] in in_place and shard not in staged:
+                    continue
+                try:
+                    record = self.record(shard)
+                    if record is not None:
+                        self._finish(record)
+                except errors.StoreError as error:
+                    lost.append(str(error))
+                    continue
+                if key.rpartition("/")[2] not in in_place:
+                    finished.append(shard)
+        if lost:
+            raise errors.StoreError("; ".join(lost))
+        return finished
+
+    def _attempt(
+        self, shard: int, blocks: Mapping[str, np.ndarray], details: Mapping[str, object]
+    ) -> records.CommitRecord:
+        metadata = {array.name: self._metadata(array.name) for array in self.plan.all_arrays}
+        status = blocks[layout.STATUS]
+        counts = {
+            layout.STATUS_MEANINGS[value]: int(np.count_nonzero(status == value))
+            for value in (layout.OK, layout.UNREADABLE)
+        }
+        attempt = transaction.Attempt.new(self.places, self.plan, shard, observe=self.observer)
+        try:
+            record = attempt.stage(blocks, metadata, status_counts=counts, details=details)
+        except BaseException as error:
+            attempt.discard()
+            winner = transaction.read_record(self.places, shard) if isinstance(error, FileNotFoundError) else None
+            if winner is None:
+                raise
+            return winner  # it removed our staging when it cleaned its own
+        return attempt.commit(record)
+
+    def _finish(self, record: records.CommitRecord) -> None:
+        # The record may be another's, seen before its folder was fsynced: nothing may be visible before it is durable.
+        files.sync_folder(self.places.commits)
+        transaction.promote(self.places, record, observe=self.observer)
+        transaction.clean(self.places, record.shard, observe=self.observer)
+
+    def _metadata(self, name: str) -> bytes:
+        key = f"{name}/{zarr_arrays.METADATA}"
+        data = (self.zarr_path / key).read_bytes()
+        if (len(data), files.sha256(data)) != self.created.get(key):
+            raise errors.StoreError(
+                f"{key!r} of {str(self.zarr_path)!r} changed since the run was created, so nothing more is written to "
+                "it; restore it from a copy or make the run again with another --out"
+            )
+        return data
+
+
+@contextlib.contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise errors.StoreError(
+            f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "
+            "is not final. Make the folder writable with free space, then resume the run"
+        ) from error
+
+
+def _problems(
+    plan: layout.StorePlan, blocks: Mapping[str, np.ndarray], status: np.ndarray, *, rows: int
+) -> Iterator[str]:
+    planned = {array.name: array for array in plan.arrays}
+    yield from (f"array {name!r} is missing" for name in planned if name not in blocks)
+    yield from (f"array {name!r} is not planned" for name in blocks if name not in planned)
+    for name in sorted(planned.keys() & blocks.keys()):
+        yield from _block_problems(name, blocks[name], (rows, *planned[name].shape[1:]), planned[name].dtype)
+    wrong = list(_block_problems(layout.STATUS, status, (rows,), "uint8"))
+    yield from wrong
+    if not wrong and not np.isin(status, (layout.OK, layout.UNREADABLE)).all():
+        yield f"status must be {layout.OK} (ok) or {layout.UNREADABLE} (unreadable) in every row"
+
+
+def _block_problems(name: str, block: object, shape: tuple[int, ...], dtype: str) -> Iterator[str]:
+    if not isinstance(block, np.ndarray):
+        yield f"{name!r} must be a numpy array, got {type(block).__name__}"
+        return
+    if block.shape != shape:
+        yield f"{name!r} must have shape {shape}, got {block.shape}"
+    if block.dtype != np.dtype(dtype):
+        yield f"{name!r} must be {dtype}, got {block.dtype}"

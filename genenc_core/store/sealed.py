@@ -1,0 +1,48 @@
+"""JSON documents that carry the sha256 of their own content, so that an edit shows."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from genenc_core import errors
+
+
+def dumps(schema: str, content: Mapping[str, Any]) -> bytes:
+    """Return the document: schema, content, then `sha256` of both in canonical JSON.
+
+    Raises:
+        StoreError: the content is not JSON (NaN and Infinity are not).
+    """
+    try:
+        body = {"schema": schema, **json.loads(json.dumps(content, allow_nan=False))}
+        return (json.dumps({**body, "sha256": _digest(body)}, indent=1, ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise errors.StoreError(f"a {schema} document must be JSON: {error}") from error
+
+
+def loads(data: bytes, *, schema: str, subject: str) -> dict[str, Any]:
+    """Return the content of a document, checked.
+
+    Raises:
+        StoreError: not such a document, of another schema version, or edited.
+    """
+    try:
+        body = json.loads(data)
+        stated = body.pop("sha256")
+        found = body.pop("schema")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise errors.StoreError(f"{subject} is damaged: not a {schema} document ({error!r})") from error
+    if found != schema:
+        raise errors.StoreError(f"{subject} is of schema {found!r}, but this genenc reads {schema!r}")
+    actual = _digest({"schema": schema, **body})
+    if actual != stated:
+        raise errors.StoreError(
+            f"{subject} was changed after it was written: its content has sha256 {actual}, but it states {stated}"
+        )
+    content: dict[str, Any] = body
+    return content
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,185 @@
+"""Re-reads a run folder against what it says about itself: every file of the group, every commit record."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from genenc_core import errors
+from genenc_core.store import files, layout, records, run_store, transaction, zarr_arrays
+from genenc_core.store.places import shard_of
+
+_UNPROMOTED: Final = "committed but not in place yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is not as recorded."""
+
+    shard: int | None
+    """None for a file that no shard owns."""
+    rows: tuple[int, int] | None
+    """[start, stop) of the shard."""
+    key: str
+    """The file, relative to the Zarr group, or the record's name."""
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What `verify_store` found."""
+
+    shards_checked: int
+    pending: tuple[int, ...]
+    """Shards without a record: not an error, only not done."""
+    unpromoted: tuple[int, ...]
+    """Committed shards that a killed process left half in place; `RunStore.recover` finishes them."""
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that is committed is as it was committed."""
+        return not self.problems
+
+
+def verify_store(store: run_store.RunStore, *, content: bool = False, threads: int = 4) -> VerifyReport:
+    """Check every object against its record, and that there is nothing else; changes nothing.
+
+    Safe beside running workers.
+
+    Args:
+        store: the run.
+        content: also decode every object and compare the values' digest, which finds a codec that changed.
+        threads: shards read at the same time.
+    """
+    present = {key for key, _ in files.walk(store.zarr_path)}  # before the records: a key in it must have one
+    committed = sorted(store.committed())
+    expected = {key for shard in committed for key in _keys(store.plan, shard)}
+    problems = [*_created_problems(store), *_foreign(store, sorted(present - expected)), *_foreign_records(store)]
+    unpromoted = set()
+    check = functools.partial(_shard_problems, store, content=content)
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for shard, found in zip(committed, pool.map(check, committed), strict=True):
+            problems += [problem for problem in found if problem.what != _UNPROMOTED]
+            if any(problem.what == _UNPROMOTED for problem in found):
+                unpromoted.add(shard)
+    done = set(committed)
+    return VerifyReport(
+        shards_checked=len(committed),
+        pending=tuple(shard for shard in range(store.shard_count) if shard not in done),
+        unpromoted=tuple(sorted(unpromoted)),
+        problems=tuple(problems),
+    )
+
+
+def _keys(plan: layout.StorePlan, shard: int) -> list[str]:
+    return [layout.chunk_key(array, shard) for array in plan.all_arrays]
+
+
+def _created_problems(store: run_store.RunStore) -> Iterator[Problem]:
+    """Yield what happened to the metadata and coordinates."""
+    for key, stated in store.created.items():
+        what = _difference(store.zarr_path / key, *stated)
+        if what:
+            yield Problem(shard=None, rows=None, key=key, what=f"{what} since the run was created")
+
+
+def _foreign(store: run_store.RunStore, keys: list[str]) -> Iterator[Problem]:
+    owners: Mapping[str, int] = {}
+    unknown = [key for key in keys if key not in store.created]
+    if unknown:
+        owners = {key: shard for shard in range(store.shard_count) for key in _keys(store.plan, shard)}
+    for key in unknown:
+        shard = owners.get(key)
+        if shard is None:
+            yield Problem(shard=None, rows=None, key=key, what="foreign file: the store never wrote it")
+        else:
+            what = "foreign object: readers see it, but no commit record stands for it"
+            yield Problem(shard=shard, rows=store.shard_range(shard), key=key, what=what)
+
+
+def _foreign_records(store: run_store.RunStore) -> Iterator[Problem]:
+    for path in sorted(store.places.commits.iterdir()):
+        shard = shard_of(path.name)
+        if shard is None or shard >= store.shard_count or path != store.places.record(shard):
+            yield Problem(shard=None, rows=None, key=path.name, what="foreign file among the commit records")
+
+
+def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> list[Problem]:
+    if shard >= store.shard_count:
+        return []  # named by _foreign_records
+    rows = store.shard_range(shard)
+    name = store.places.record(shard).name
+    try:
+        record = transaction.read_record(store.places, shard)
+        what = "the record vanished" if record is None else _record_problem(store, shard, record)
+    except (errors.StoreError, OSError) as error:
+        record, what = None, str(error)
+    if record is None or what:
+        return [Problem(shard=shard, rows=rows, key=name, what=what)]
+    return [
+        Problem(shard=shard, rows=rows, key=item.key, what=what)
+        for array, item in zip(store.plan.all_arrays, record.objects, strict=True)
+        if (what := _object_problem(store, record, array, item, content=content))
+    ]
+
+
+def _record_problem(store: run_store.RunStore, shard: int, record: records.CommitRecord) -> str:
+    if record.fingerprint != store.plan.fingerprint:
+        return f"the record is of another run: fingerprint {record.fingerprint}, not {store.plan.fingerprint}"
+    if (record.shard, record.rows) != (shard, store.shard_range(shard)):
+        return f"the record is of shard {record.shard}, rows {record.rows}"
+    if [item.key for item in record.objects] != _keys(store.plan, shard):
+        return f"the record names other objects than the plan: {[item.key for item in record.objects]}"
+    return ""
+
+
+def _object_problem(
+    store: run_store.RunStore,
+    record: records.CommitRecord,
+    array: layout.ArrayPlan,
+    item: records.ObjectRecord,
+    *,
+    content: bool,
+) -> str:
+    """Return what is wrong with one object, "" if nothing is."""
+    path = store.zarr_path / item.key
+    # In place, else staged, else in place again: a worker may promote it between two looks.
+    if not path.exists() and (store.places.staging / item.staged).exists() and not path.exists():
+        return _UNPROMOTED
+    what = _difference(path, item.size, item.sha256)
+    if what or not (content or array.name == layout.STATUS):
+        return f"{what} since it was committed" if what else ""
+    try:
+        metadata = (store.zarr_path / array.name / zarr_arrays.METADATA).read_bytes()
+        block = zarr_arrays.decode(metadata, item.key.partition("/")[2], path.read_bytes(), record.rows)
+    except Exception as error:  # zarr and its codecs raise anything at damaged metadata; the report says what
+        return f"cannot be decoded: {error!r}"
+    if zarr_arrays.content_sha256(block) != item.content_sha256:
+        return "decodes to other values than were committed: the array's metadata or the codec changed"
+    return _status_problem(block, record) if array.name == layout.STATUS else ""
+
+
+def _status_problem(status: np.ndarray, record: records.CommitRecord) -> str:
+    values = range(len(layout.STATUS_MEANINGS))
+    counts = {layout.STATUS_MEANINGS[v]: int(np.count_nonzero(status == v)) for v in values}
+    counts = {meaning: count for meaning, count in counts.items() if count}
+    stated = {meaning: count for meaning, count in record.status_counts.items() if count}
+    return "" if counts == stated else f"status says {counts}, the record says {stated}"
+
+
+def _difference(path: Path, size: int, sha256: str) -> str:
+    """Return how a file differs from its record, "" if it does not."""
+    try:
+        found_size, found = files.digest(path)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if found_size != size:
+        return f"has {found_size} bytes instead of {size}: changed"
+    return "" if found == sha256 else f"sha256 is {found} instead of {sha256}: changed"

@@ -1,0 +1,81 @@
+"""Tasks of an extraction: make the run, group its shards, encode them, check and report."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+
+from genenc_core.run import parameters, planning, records, sessions, status, worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShardGroup:
+    """The shards of one task run; `label` names them in run names."""
+
+    root: str
+    shards: tuple[int, ...]
+    label: str
+
+
+def is_passing_fault(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failure may pass by itself: trouble with files or the network, never with the images or the model."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, OSError) or isinstance(getattr(error, "__cause__", None), OSError)
+
+
+@task(task_run_name="create {given.out}", cache_policy=NO_CACHE, tags=["genenc"])
+def create_store(given: parameters.ExtractParameters) -> str:
+    """List the images, resolve the model and create the run folder, or find it made; return its path."""
+    return str(planning.create_run(given))
+
+
+@task(task_run_name="plan {which} shards of {root}", cache_policy=NO_CACHE, tags=["genenc"])
+def plan_shards(root: str, which: str, shards_per_task: int) -> list[ShardGroup]:
+    """Return the shards to do, grouped; from the commit records, never from Prefect's states."""
+    folder = worker.RunFolder.open_for_work(Path(root))
+    wanted = status.select_shards(folder, which)
+    folder.announce(wanted)
+    groups = [wanted[at : at + shards_per_task] for at in range(0, len(wanted), shards_per_task)]
+    return [_group(folder, tuple(shards)) for shards in groups]
+
+
+@task(
+    task_run_name="encode {group.label}",
+    cache_policy=NO_CACHE,
+    tags=["genenc", "encode"],
+    retries=2,
+    retry_delay_seconds=[2, 10],
+    retry_condition_fn=is_passing_fault,
+)
+def encode_shards(group: ShardGroup, options: records.Options) -> list[records.ShardReport]:
+    """Load, encode, reduce and commit a group of shards; raise the first failure after trying all."""
+    outcome = worker.encode_shards(Path(group.root), group.shards, options, lanes=1)
+    if outcome.failures:
+        raise outcome.failures[0]
+    return list(outcome.reports)
+
+
+@task(task_run_name="verify {root}", cache_policy=NO_CACHE, tags=["genenc"])
+def verify_run(root: str) -> int:
+    """Check every committed object against its record; return the number of shards checked."""
+    return status.require_intact(Path(root))
+
+
+@task(task_run_name="write provenance of {root}", cache_policy=NO_CACHE, tags=["genenc"])
+def write_provenance(root: str, session: str, state: str) -> records.RunStatus:
+    """Complete the session's record; return where the run stands."""
+    found = status.run_status(Path(root))
+    sessions.end(Path(root), session, state=state, status=found)
+    return found
+
+
+def _group(folder: worker.RunFolder, shards: Sequence[int]) -> ShardGroup:
+    first, last = shards[0], shards[-1]
+    start, stop = folder.store.shard_range(first)[0], folder.store.shard_range(last)[1]
+    numbers = f"{first:05d}" if first == last else f"{first:05d}-{last:05d} ({len(shards)} shards)"
+    label = f"shard {numbers}, rows {start}-{stop - 1}"
+    return ShardGroup(root=str(folder.root), shards=tuple(shards), label=label)

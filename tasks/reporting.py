@@ -1,0 +1,84 @@
+"""What the Prefect UI shows of a run: a progress bar, the shards, the unreadable images and a summary."""
+
+from pathlib import Path
+from typing import cast
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from genenc_core.run import records, status
+
+MOST_ROWS = 200
+
+
+def start_progress(root: str, done: int, shards: int) -> UUID:
+    """Create the progress artifact of a run."""
+    words = _words(root, done, shards)
+    return cast(UUID, create_progress_artifact(progress=_percent(done, shards), key="progress", description=words))
+
+
+def show_progress(artifact: UUID, root: str, done: int, shards: int) -> None:
+    """Move the progress artifact."""
+    update_progress_artifact(artifact, progress=_percent(done, shards), description=_words(root, done, shards))
+
+
+@task(task_run_name="report {root}", cache_policy=NO_CACHE, tags=["genenc"])
+def publish_report(root: str) -> records.RunStatus:
+    """Write the tables of shards and of unreadable images and the summary to the UI."""
+    found = status.run_status(Path(root))
+    images = status.unreadable_images(Path(root), limit=MOST_ROWS)
+    create_table_artifact(table=shard_table(Path(root)), key="shards", description="Shards, those not done first")
+    if images:
+        table = [{key: escape(str(value)) for key, value in item.items()} for item in images]
+        create_table_artifact(table=table, key="failed-images", description=f"{found.unreadable} unreadable images")
+    create_markdown_artifact(summary(found, images), key="report", description="Where the run stands")
+    return found
+
+
+def shard_table(root: Path) -> list[dict[str, object]]:
+    """Return at most 200 shards as table rows: failed, then pending, then committed ones."""
+    order = {"failed": 0, "pending": 1, "committed": 2}
+    rows = sorted(status.shard_rows(root), key=lambda row: (order[row.state], row.shard))
+    return [
+        {
+            "shard": row.shard,
+            "state": row.state,
+            "rows": f"{row.start}-{row.stop - 1}",
+            "failed images": row.unreadable,
+            "images/s": "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
+            **{f"{stage} s": f"{seconds:.2f}" for stage, seconds in row.seconds.items()},
+            "reason": escape(row.reason),
+        }
+        for row in rows[:MOST_ROWS]
+    ]
+
+
+def summary(found: records.RunStatus, images: list[dict[str, object]]) -> str:
+    """Return the run's summary as Markdown."""
+    lines = [f"- {escape(line)}" for line in status.summary_lines(found, images[:20])]
+    store = str(Path(found.root) / "features.zarr")
+    code = ["```python", "import xarray", f"run = xarray.open_zarr({store!r}, consolidated=False)", "```"]
+    return "\n".join([*lines, "", *code, ""])
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown and HTML show as it is: names of files are not to be trusted."""
+    for char in "\\`*_{}[]()#+!|":
+        text = text.replace(char, "\\" + char)
+    cleaned = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return cleaned.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _percent(done: int, shards: int) -> float:
+    return 100.0 * done / max(shards, 1)
+
+
+def _words(root: str, done: int, shards: int) -> str:
+    return f"{root}: {done} of {shards} shards committed"

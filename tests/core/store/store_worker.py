@@ -1,0 +1,399 @@
+"""A small run that tests create, kill, resume and check; also the program that their processes run (no torch)."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from genenc_core import errors
+from genenc_core.store import files, layout, places, run_store, transaction, verify
+
+ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
+POINTS = (
+    "stage:before",
+    "stage:object",
+    "stage:after",
+    "commit:before",
+    "commit:after",
+    "promote:object",
+    "promote:before-status",
+    "promote:after",
+    "clean:after",
+)
+
+
+def plan(**changes: object) -> layout.StorePlan:
+    """A plan of 20 rows in shards of 8 (the last has 4), with a compressed, an uncompressed and an integer array."""
+    arrays = (
+        layout.ArrayPlan(
+            name="features",
+            shape=(ROWS, 6),
+            dtype="float16",
+            dims=("image", "feature"),
+            chunk_rows=4,
+            fill=float("nan"),
+            attributes={"coordinates": "image_id point_x"},
+            compress=True,
+        ),
+        layout.ArrayPlan(
+            name="probes",
+            shape=(ROWS, 2, 5),
+            dtype="float32",
+            dims=("image", "point", "feature_probe"),
+            chunk_rows=2,
+            fill=float("nan"),
+            attributes={},
+            compress=False,
+        ),
+        layout.ArrayPlan(
+            name="image_height",
+            shape=(ROWS,),
+            dtype="int32",
+            dims=("image",),
+            chunk_rows=8,
+            fill=-1,
+            attributes={},
+            compress=True,
+        ),
+    )
+    fields = {
+        "rows": ROWS,
+        "shard_rows": SHARD_ROWS,
+        "arrays": arrays,
+        "fingerprint": "f1",
+        "identity": {"model": {"name": "resnet18", "weights": "random:0"}, "images": "d1"},
+        "attributes": {"title": "a test"},
+    }
+    return layout.StorePlan(**{**fields, **changes})
+
+
+def coordinates() -> list[layout.CoordinatePlan]:
+    """Ids in uneven blocks, point names, positions with a missing one."""
+    names = [f"images/ä{row:03d}.png" for row in range(ROWS)]
+    xy = np.arange(ROWS * 2, dtype=np.float64).reshape(ROWS, 2)
+    xy[3, 1] = np.nan
+    return [
+        layout.CoordinatePlan(name="image_id", dims=("image",), values=iter([names[:7], names[7:]]), kind="string"),
+        layout.CoordinatePlan(name="point", dims=("point",), values=["nose", "tail"], kind="string"),
+        layout.CoordinatePlan(name="point_x", dims=("image", "point"), values=xy, kind="float64"),
+    ]
+
+
+def content(shard: int, *, salt: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every array of a shard and its status; another salt gives other bytes in every array, status included."""
+    start, stop = shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, ROWS)
+    draw = np.random.default_rng([shard, salt])
+    status = np.ones(stop - start, np.uint8)
+    status[salt % len(status)] = 2
+    arrays = {
+        "features": draw.normal(size=(stop - start, 6)).astype(np.float16),
+        "probes": draw.normal(size=(stop - start, 2, 5)).astype(np.float32),
+        "image_height": draw.integers(1, 1000, stop - start, dtype=np.int32),
+    }
+    return arrays, status
+
+
+def create(root: Path, *, observer: places.Observer = places.silent) -> run_store.RunStore:
+    """Create or open the run."""
+    return run_store.RunStore.create(root, plan(), coordinates=coordinates(), observer=observer)
+
+
+def commit(store: run_store.RunStore, shard: int, *, salt: int = 0) -> None:
+    """Commit one shard's content."""
+    arrays, status = content(shard, salt=salt)
+    store.commit(shard, arrays, status, details={"salt": salt})
+
+
+def resume(root: Path, *, observer: places.Observer = places.silent) -> run_store.RunStore:
+    """What a user's second command does: create or open, recover, commit what is pending."""
+    store = create(root, observer=observer)
+    store.recover()
+    for shard in store.pending():
+        commit(store, shard)
+    return store
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file of the Zarr group."""
+    group = root / "features.zarr"
+    return {str(path.relative_to(group)): path.read_bytes() for path in sorted(group.rglob("*")) if path.is_file()}
+
+
+def check_readable(root: Path) -> None:
+    """S1 and S2 through plain zarr: fill or final values; a row with a status is whole and is its record's."""
+    if not (root / "features.zarr").is_dir():
+        return
+    store = run_store.RunStore.open(root)
+    group = zarr.open_group(root / "features.zarr", mode="r")
+    for shard in range(SHARDS):
+        start, stop = store.shard_range(shard)
+        status = group["status"][start:stop]  # first: what it promises must hold for what is read later
+        seen = {array.name: group[array.name][start:stop] for array in store.plan.arrays}
+        record = store.record(shard)
+        salt = record.details["salt"] if record else 0
+        arrays, final_status = content(shard, salt=salt)
+        whole = bool(status.any())
+        assert not whole or np.array_equal(status, final_status), f"{shard=} {status=}"
+        for planned in store.plan.arrays:
+            block = seen[planned.name]
+            final = record is not None and np.array_equal(block, arrays[planned.name])
+            empty = np.array_equal(block, np.full_like(block, planned.fill), equal_nan=planned.dtype != "int32")
+            assert final or (empty and not whole), f"{shard=} {planned.name} {status=} {block=}"
+
+
+def check_finished(root: Path, expected: dict[str, bytes]) -> None:
+    """S4: the same bytes as an uninterrupted run, verified, and nothing left in staging."""
+    assert tree(root) == expected
+    report = verify.verify_store(run_store.RunStore.open(root), content=True)
+    assert report.ok, report.problems
+    assert not report.pending
+    assert not report.unpromoted
+    assert not list((root / "_txn" / "staging").iterdir())
+    assert sorted(path.name for path in (root / "_txn").iterdir()) == ["commits", "staging", "store.json"]
+
+
+def kill_self() -> None:
+    """Die as by kill -9: no handler, no cleanup, no flush."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killer(name: str, nth: int) -> places.Observer:
+    """An observer that kills this process the nth time it passes `name`."""
+    seen = 0
+
+    def observe(point: str) -> None:
+        nonlocal seen
+        seen += point == name
+        if seen == nth and point == name:
+            kill_self()
+
+    return observe
+
+
+CALLS = ("mkdir", "rmdir", "unlink", "link", "rename", "replace")
+"""The calls between which a kill can be told apart from outside; an fsync changes nothing that a process sees."""
+
+
+def count_calls(on_call: Callable[[int], None]) -> None:
+    """Call `on_call(n)` before the nth call in this process that changes a folder."""
+    made = 0
+
+    def wrap(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            nonlocal made
+            made += 1
+            on_call(made)
+            return real(*arguments, **options)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, wrap(getattr(os, name)))
+
+
+def start_child(work: Callable[[], object]) -> tuple[int, int]:
+    """Run `work` in a forked process; return its id and the pipe that its traceback goes to."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            os.write(write, traceback.format_exc()[-3000:].encode())
+        finally:
+            os._exit(code)
+    os.close(write)
+    return child, read
+
+
+def end_child(child: int, read: int) -> tuple[int, str]:
+    """Wait for a forked process; return its wait status and its traceback."""
+    with os.fdopen(read, "rb") as pipe:
+        text = pipe.read().decode()
+    return os.waitpid(child, 0)[1], text
+
+
+def in_child(work: Callable[[], object]) -> tuple[int, str]:
+    """Run `work` in a forked process to its end; return its wait status and its traceback."""
+    return end_child(*start_child(work))
+
+
+def exhaust(scratch: Path, stage: str, step: int) -> Iterator[str]:
+    """Kill before every `step`th folder-changing call of a stage, check, resume, check; yield what is wrong, then `points N`."""
+    ready, whole = scratch / "ready", scratch / "whole"
+    results = [in_child(lambda: resume(whole))]
+    if stage == "commit":
+        results.append(in_child(lambda: create(ready)))
+    assert all(status == 0 for status, _ in results), results
+    expected = tree(whole)
+    killed_at, killed = 0, True
+    while killed:
+        root = scratch / f"at{killed_at:04d}"
+        if stage == "commit":
+            shutil.copytree(ready, root)
+
+        def victim(root: Path = root, at: int = killed_at) -> None:
+            count_calls(lambda n: kill_self() if n == at + 1 else None)
+            if stage == "create":
+                create(root)
+            else:
+                commit(run_store.RunStore.open(root), SHARDS - 1)
+
+        status, text = in_child(victim)
+        killed = os.WIFSIGNALED(status)
+        if not killed and status:
+            yield f"victim {killed_at}: {text}"
+
+        def survivor(root: Path = root) -> None:
+            check_readable(root)
+            resume(root)
+            check_finished(root, expected)
+
+        status, text = in_child(survivor)
+        if status:
+            yield f"killed before call {killed_at + 1}: {text}"
+        shutil.rmtree(root)
+        killed_at += step
+    yield f"points {killed_at}"
+
+
+def chaos(scratch: Path, *, seed: int, seconds: float) -> Iterator[str]:
+    """Workers that want every shard with bytes of their own, killed at random times, read while they live."""
+    draw = random.Random(seed)
+    deadline = time.monotonic() + seconds
+    kills = checks = runs = salt = 0
+    while time.monotonic() < deadline:
+        root = scratch / f"run{runs}"
+        status, text = in_child(lambda root=root: create(root))
+        assert status == 0, text
+        final: dict[str, bytes] = {}
+        pending = True
+        while pending:
+            salt += 3
+            workers = [start_child(lambda root=root, salt=salt + n: want_all(root, salt=salt)) for n in range(3)]
+            reader = start_child(lambda root=root: check_readable(root))
+            time.sleep(draw.uniform(0, 0.06))
+            for child, _ in workers:
+                os.kill(child, signal.SIGKILL)
+            for worker in workers:
+                status, text = end_child(*worker)
+                kills += os.WIFSIGNALED(status)
+                if text:
+                    yield f"worker, {root.name}: {text}"
+            for status, text in (end_child(*reader), in_child(lambda root=root: check_readable(root))):
+                checks += 1
+                if status:
+                    yield f"{root.name}: {text}"
+            now = tree(root)
+            changed = [key for key, data in final.items() if now.get(key) != data]
+            if changed:
+                yield f"{root.name}: final objects changed: {changed}"
+            final = now
+            pending = bool(run_store.RunStore.open(root).pending())
+        status, text = in_child(lambda root=root: _finish_and_check(root))
+        if status:
+            yield f"finished, {root.name}: {text}"
+        shutil.rmtree(root)
+        runs += 1
+    yield f"counts {kills} {checks} {runs}"
+
+
+def want_all(root: Path, *, salt: int) -> None:
+    """Commit every shard in an order of its own, dawdling at every point so that others and kills come between."""
+    if files.link_exclusive is last_wins:
+        transaction.read_record = lambda *_: None
+    draw = random.Random(salt)
+    store = run_store.RunStore.open(root, observer=lambda _: time.sleep(draw.uniform(0, 0.004)))
+    for shard in draw.sample(range(SHARDS), SHARDS):
+        commit(store, shard, salt=salt)
+
+
+def _finish_and_check(root: Path) -> None:
+    run_store.RunStore.open(root).recover()
+    check_readable(root)
+    check_finished(root, tree(root))
+
+
+def status_first(real: Callable[..., None]) -> Callable[..., None]:
+    """A deliberately broken promotion, which the checker must find."""
+
+    def promote(at: places.Places, record: object, *, observe: places.Observer) -> None:
+        status = record.objects[-1]
+        staged = at.staging / status.staged
+        if staged.exists():
+            staged.replace(at.zarr / status.key)
+        real(at, record, observe=observe)
+
+    return promote
+
+
+def last_wins(source: Path, target: Path) -> None:
+    """A deliberately broken commit, by writers that look at no record and replace the one that was there."""
+    private = source.with_name("again.json")
+    os.link(source, private)
+    private.replace(target)
+
+
+def race(root: Path, *, salt: int, go: Path) -> None:
+    """Create the run and want every shard with own bytes; start together with the other racers."""
+    while not go.exists():
+        time.sleep(0.001)
+    create(root)
+    want_all(root, salt=salt)
+
+
+def main() -> None:
+    """Run one of the programs above."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create"])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--point", default="")
+    parser.add_argument("--nth", type=int, default=1)
+    parser.add_argument("--stage", default="commit")
+    parser.add_argument("--step", type=int, default=1)
+    parser.add_argument("--salt", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--go", type=Path)
+    parser.add_argument("--fingerprint", default="f1")
+    parser.add_argument("--broken", choices=["status-first", "last-wins"])
+    asked = parser.parse_args()
+    assert "torch" not in sys.modules, "the store must not need torch"
+    if asked.broken == "status-first":
+        transaction.promote = status_first(transaction.promote)
+    if asked.broken == "last-wins":
+        files.link_exclusive = last_wins
+    if asked.program == "resume":
+        resume(asked.root, observer=killer(asked.point, asked.nth))
+    elif asked.program == "exhaust":
+        json.dump(list(exhaust(asked.root, asked.stage, asked.step)), sys.stdout)
+    elif asked.program == "chaos":
+        found = chaos(asked.root, seed=asked.seed, seconds=asked.seconds)
+        json.dump([next(found)] if asked.broken else list(found), sys.stdout)
+    elif asked.program == "race":
+        race(asked.root, salt=asked.salt, go=asked.go)
+    else:
+        while not asked.go.exists():
+            time.sleep(0.001)
+        try:
+            wanted = plan(fingerprint=asked.fingerprint)
+            run_store.RunStore.create(asked.root, wanted, coordinates=coordinates())
+        except errors.StoreError as error:
+            sys.exit(f"refused: {error}")
+
+
+if __name__ == "__main__":
+    main()
