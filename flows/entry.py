@@ -1,7 +1,6 @@
 """The console script: the core's command line with the Prefect flows plugged in."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,13 @@ def main() -> None:
 
 class FlowRunner:
     """Carries out long work as Prefect flows, on the configured server or on one of this command's own."""
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Start the server, so that it comes up while the command imports torch and checks its arguments."""
+        local_server.quiet_environment()
+        with local_server.local_server():
+            yield
 
     def extract(self, given: "parameters.ExtractParameters") -> "driver.Result":
         """Run the flow `extract_features`."""
@@ -81,21 +87,12 @@ def _shard_result(run: Callable[[], Any], *, warm_up: Callable[[], None] | None 
 
 def _run_flow(run: Callable[[], Any], *, warm_up: Callable[[], None] | None = None) -> Any:
     """Return the final state of a flow run; the server starts while `warm_up` works."""
-    with _prefect():
-        if warm_up is not None:
-            warm_up()
-        local_server.wait_until_ready()
-        state = run()
-        _drain()
-        return state
-
-
-@contextlib.contextmanager
-def _prefect() -> Iterator[None]:
-    local_server.quiet_environment()
-    warnings.filterwarnings("ignore", module="prefect")
-    with local_server.local_server():
-        yield
+    if warm_up is not None:
+        warm_up()
+    local_server.wait_until_ready()
+    state = run()
+    _drain()
+    return state
 
 
 def _warm_up(given: "parameters.ExtractParameters") -> None:
@@ -110,3 +107,7 @@ def _drain() -> None:
     from prefect.events.worker import EventsWorker
 
     EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

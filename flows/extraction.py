@@ -27,7 +27,10 @@ PROGRESS_SECONDS = 2.0
     flow_run_name="extract {given.images} with {given.model}",
     task_runner=LANE_RUNNER,
 )
-def extract_features(given: parameters.ExtractParameters, shards_per_task: int = Field(default=1, ge=1)) -> State[Any]:
+def extract_features(
+    given: parameters.ExtractParameters,
+    shards_per_task: int = Field(default=1, ge=1, description="Shards in one task run."),
+) -> State[Any]:
     """Turn images into features: make the run folder or continue it, encode what is not committed, verify, report."""
     root = extraction.create_store(given)
     options = records.Options.of(given)
@@ -45,7 +48,7 @@ def rerun_shards(
     device: str = Field(default="auto", description="auto, cpu, or cuda:N."),
     batch_size: int | None = Field(default=None, ge=1, description="Images per call; none: the run's own."),
     max_failures: str | None = Field(default=None, description="12, 5% or 0.05; none: as the run was made."),
-    shards_per_task: int = Field(default=1, ge=1),
+    shards_per_task: int = Field(default=1, ge=1, description="Shards in one task run."),
 ) -> State[Any]:
     """Encode failed, pending or named shards of a run; the run folder alone is enough."""
     options = worker.options_of(Path(run), device=device, batch_size=batch_size, max_failures=max_failures)

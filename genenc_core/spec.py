@@ -274,7 +274,7 @@ def load_spec(path: Path) -> RuntimeModelSpec:
 
 
 def json_schema() -> str:
-    """Return the JSON Schema of a RuntimeModelSpec; `schema.json` beside this module holds this text."""
+    """Return the JSON Schema of a RuntimeModelSpec, as `runtime_model_spec.schema.json` beside this module holds it."""
     schema = RuntimeModelSpec.model_json_schema()
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return json.dumps(schema, indent=2) + "\n"

@@ -1,6 +1,7 @@
 """The commands of `genenc`; what needs Prefect comes in as a `Runner`, so that the core stays free of it."""
 
 import tomllib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -17,6 +18,10 @@ RunArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN"
 class Runner(Protocol):
     """Whoever carries out long work: the core itself, or Prefect flows."""
 
+    def session(self) -> AbstractContextManager[None]:
+        """Set up what the work needs; entered before anything slow is imported."""
+        ...
+
     def extract(self, given: Any) -> Any:
         """Make or continue a run; return a `driver.Result`."""
         ...
@@ -32,6 +37,10 @@ class Runner(Protocol):
 
 class PlainRunner:
     """The core without Prefect."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Set up nothing."""
+        return nullcontext()
 
     def extract(self, given: Any) -> Any:
         """Call the driver."""
@@ -71,10 +80,11 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         out: Annotated[Path, typer.Option(help="Where to put the demo.")] = Path("genenc-demo"), plain: Plain = False
     ) -> None:
         """Draw a small labelled image set, export a model, extract features and probes, verify, say what lies where."""
-        with output.errors_as_words():
+        who = runner(plain)
+        with output.errors_as_words(), who.session():
             from genenc_core.cli import demo as demo_command
 
-            raise typer.Exit(demo_command.run(out, runner(plain)))
+            raise typer.Exit(demo_command.run(out, who))
 
     @app.command()
     def export(
@@ -89,7 +99,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         plain: Plain = False,
     ) -> None:
         """Export a model, compare the artifact with the eager model, and write its RuntimeModelSpec."""
-        with output.errors_as_words():
+        who = runner(plain)
+        with output.errors_as_words(), who.session():
             from genenc_core.run import model_export
 
             given = model_export.ExportParameters(
@@ -101,7 +112,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 batch_min=batch_min,
                 batch_max=batch_max,
             )
-            done = runner(plain).export(given)
+            done = who.export(given)
             if json:
                 output.say_json([model_export.describe(item) for item in done])
             else:
@@ -159,10 +170,11 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "max_failures": max_failures,
             "decode_threads": decode_threads,
         }
-        with output.errors_as_words():
+        who = runner(plain)
+        with output.errors_as_words(), who.session():
             from genenc_core.cli import extraction
 
-            raise typer.Exit(extraction.extract(_merged(config, flags), runner(plain), as_json=json))
+            raise typer.Exit(extraction.extract(_merged(config, flags), who, as_json=json))
 
     @app.command()
     def resume(
@@ -175,11 +187,12 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         plain: Plain = False,
     ) -> None:
         """Continue a run from its folder alone: encode what is not committed."""
-        with output.errors_as_words():
+        who = runner(plain)
+        with output.errors_as_words(), who.session():
             from genenc_core.cli import extraction
 
             options = extraction.ResumeOptions(device=device, batch_size=batch_size, max_failures=max_failures)
-            raise typer.Exit(extraction.resume(run, shards, options, runner(plain), as_json=json))
+            raise typer.Exit(extraction.resume(run, shards, options, who, as_json=json))
 
     _add_inspection(app)
     return app

@@ -116,6 +116,7 @@ class ShardEncoder:
         self.status = np.zeros(len(given), dtype=np.uint8)
         self.digests = [""] * len(given)
         self.failures: list[Failure] = []
+        self.changes: list[dict[str, object]] = []
         self.sizes: Counter[int] = Counter()
         self.seconds = dict.fromkeys(("load_wait", "load_threads", "encode", "reduce"), 0.0)
         self.control = control.current()
@@ -149,6 +150,8 @@ class ShardEncoder:
         """Note what is known of an image before it is encoded; return whether it can be."""
         at = image.row - self.given.start
         self.digests[at] = image.sha256
+        if image.changed is not None:
+            self.changes.append({"row": image.row, "path": self.given.paths[at], "change": image.changed})
         self.seconds["load_threads"] += image.seconds
         if image.pixels is None or image.affine is None:
             self._fail(image.row, image.failure or "unreadable")
@@ -226,6 +229,7 @@ class ShardEncoder:
         failures: list[Mapping[str, object]] = [dataclasses.asdict(failure) for failure in self.failures]
         return {
             "unreadable": sorted(failures, key=lambda item: int(str(item["row"]))),
+            "changed_since_planned": self.changes,
             "points": self._point_counts(),
             "input_sha256": self.digests,
             "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from genenc_core import errors
+from genenc_core.models import wording
 
 ArtifactKind = Literal["TorchScript", "AOTInductor", "exported program", "state dict"]
 Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
@@ -130,7 +131,7 @@ def load_torchscript(path: Path, *, device: torch.device) -> Runner:
         try:
             module: Any = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            raise errors.InputError(f"cannot load {str(path)!r}: {' '.join(str(error).split())[:300]}") from error
+            raise errors.InputError(f"cannot load {str(path)!r}: {wording.reason(error)}.") from error
     module.eval()
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -162,8 +163,7 @@ def load_aotinductor(path: Path, *, scratch: Path | None = None) -> Runner:
             runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
         except (ValueError, zipfile.BadZipFile, RuntimeError) as error:
             raise errors.InputError(
-                f"cannot load the package {str(path)!r}: {' '.join(str(error).split())[:300]}. Export it again with "
-                "genenc export."
+                f"cannot load the package {str(path)!r}: {wording.reason(error)}. Export it again with genenc export."
             ) from error
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:

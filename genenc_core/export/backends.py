@@ -122,7 +122,7 @@ def load_encoder(
         SpecError: a spec that does not describe an image encoder.
     """
     describe.check_image_spec(model_spec)
-    kind = _backend(model_spec, backend)
+    kind = choose_backend(model_spec, backend)
     if kind == "eager":
         return _eager(_rebuilt(model_spec), model_spec, _device(device))
     path = Path(model_spec.weights_path or "")
@@ -141,8 +141,12 @@ def load_encoder(
     return Encoder(model_spec, run, backend=kind, device=torch.device("cpu"))
 
 
-def _backend(model_spec: spec.RuntimeModelSpec, wanted: str) -> BackendKind:
-    """Settle which backend runs the spec."""
+def choose_backend(model_spec: spec.RuntimeModelSpec, wanted: str) -> BackendKind:
+    """Return the backend that runs a spec.
+
+    Raises:
+        InputError: the spec has nothing to run, or is for another backend than the one wanted.
+    """
     source = model_spec.genenc.source if model_spec.genenc else None
     if wanted == "eager" or (wanted == "auto" and not model_spec.weights_path and source):
         return "eager"

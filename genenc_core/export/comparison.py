@@ -8,7 +8,7 @@ import torch
 
 from genenc_core import errors
 from genenc_core.export import artifacts
-from genenc_core.models import sources
+from genenc_core.models import sources, wording
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def _differences(run: artifacts.Runner, sample: Sample, model_id: str) -> Iterat
         with torch.inference_mode():
             outputs = run(sample.images)
     except (RuntimeError, ValueError) as error:
-        raise errors.ExportError(f"the export {model_id!r} fails at batch {batch}: {error}") from error
+        raise errors.ExportError(f"the export {model_id!r} fails at batch {batch}: {wording.reason(error)}.") from error
     shapes = [list(tensor.shape) for tensor in outputs], [list(tensor.shape) for tensor in sample.expected]
     if shapes[0] != shapes[1]:
         raise errors.ExportError(f"the export {model_id!r} gives {shapes[0]} at batch {batch}, its model {shapes[1]}.")

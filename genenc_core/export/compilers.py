@@ -1,5 +1,7 @@
 """The two exporters of torch: tracing to TorchScript, and export plus AOTInductor compilation to a package."""
 
+import importlib
+import logging
 import warnings
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from torch import nn
 
 from genenc_core import errors
 from genenc_core.export import artifacts
+from genenc_core.models import wording
 
 
 def trace(module: nn.Module, example: torch.Tensor, batch_min: int, batch_max: int, path: Path) -> None:  # noqa: ARG001
@@ -24,9 +27,10 @@ def trace(module: nn.Module, example: torch.Tensor, batch_min: int, batch_max: i
             with torch.no_grad():
                 traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
             traced.save(path)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # tracing runs the model's own code
             raise errors.ExportError(
-                f"TorchScript cannot trace this model: {_short(error)}. Use --formats aotinductor, or --backend eager."
+                f"TorchScript cannot trace this model: {wording.reason(error)}. "
+                "Use --formats aotinductor, or --backend eager."
             ) from error
 
 
@@ -39,8 +43,7 @@ def compile_package(module: nn.Module, example: torch.Tensor, batch_min: int, ba
     Raises:
         ExportError: a model that torch.export or the compiler refuses.
     """
-    import torch._inductor  # imported where it is used: it costs seconds
-
+    _import_inductor()
     dynamic = None
     if batch_min < batch_max:
         dynamic = ({0: torch.export.Dim("batch", min=batch_min, max=batch_max)},)
@@ -56,9 +59,10 @@ def compile_package(module: nn.Module, example: torch.Tensor, batch_min: int, ba
                 "aot_inductor.metadata": {artifacts.TORCH_KEY: torch.__version__},
             },
         )
-    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # the compiler passes on whatever its stages raise
         raise errors.ExportError(
-            f"AOTInductor cannot compile this model: {_short(error)}. Use --formats torchscript, or --backend eager."
+            f"AOTInductor cannot compile this model: {wording.reason(error)}. Use "
+            "--formats torchscript, or --backend eager."
         ) from error
 
 
@@ -68,6 +72,7 @@ def require_compiler() -> None:
     Raises:
         ExportError: it is not.
     """
+    _import_inductor()
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -79,5 +84,12 @@ def require_compiler() -> None:
         ) from error
 
 
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+def _import_inductor() -> None:
+    """Import the compiler (seconds, so only here), without its remark that CUDA is installed but has no device."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before, logger.disabled = logger.disabled, True
+    try:
+        importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        logger.disabled = before
+    importlib.import_module("torch._inductor")

@@ -68,6 +68,7 @@ def decode_image(data: bytes | bytearray) -> Decoded:
     if not data:
         raise ImageUnreadable("empty file (0 bytes)")
     _silence_decoders()
+    plugin = _plugin_for(data)
     header = headers.jpeg_header(data)
     if header is not None and header.components in (1, 3) and header.bits == 8:
         _check_size(header.height, header.width)
@@ -75,12 +76,19 @@ def decode_image(data: bytes | bytearray) -> Decoded:
         if pixels is not None:
             return Decoded(pixels=_upright(pixels, header.orientation), orientation=header.orientation)
     try:
-        return _decode_with_pillow(data)
+        return _decode_with_pillow(data, plugin)
     except (ImageUnreadable, MemoryError):
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageUnreadable(f"cannot be decoded: {reason[:200]}") from error
+        raise ImageUnreadable(f"damaged or unsupported {plugin.format}: {reason[:200]}") from error
+
+
+def _plugin_for(data: bytes | bytearray) -> type[ImageFile.ImageFile]:
+    plugin = next((plugin for prefix, plugin in _PLUGINS.items() if data.startswith(prefix)), None)
+    if plugin is None or (plugin is WebPImagePlugin.WebPImageFile and data[8:12] != b"WEBP"):
+        raise ImageUnreadable(headers.what_instead(data))
+    return plugin
 
 
 def _check_size(height: int, width: int) -> None:
@@ -101,10 +109,7 @@ def _decode_plain_jpeg(data: bytes | bytearray) -> torch.Tensor | None:
     return pixels
 
 
-def _decode_with_pillow(data: bytes | bytearray) -> Decoded:
-    plugin = next((plugin for prefix, plugin in _PLUGINS.items() if data.startswith(prefix)), None)
-    if plugin is None or (plugin is WebPImagePlugin.WebPImageFile and data[8:12] != b"WEBP"):
-        raise ImageUnreadable(headers.what_instead(data))
+def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile]) -> Decoded:
     with plugin(io.BytesIO(data)) as image:
         _check_size(image.height, image.width)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None

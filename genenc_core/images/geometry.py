@@ -82,9 +82,10 @@ def apply_fit(pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preproces
             f"{pixels.shape[2]} x {pixels.shape[1]} pixels would be resized to {plan.resized[1]} x {plan.resized[0]} "
             "before the crop: too long a shape"
         )
-    # Channels-last pixels stay so up to here: the resize is 1.6 times faster on them.
+    # On channels-last memory, as decoders give it, the resize is 1.6 times faster; planar to 1 x 1 it even fails.
+    channels_last = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     resized: torch.Tensor = transforms.resize(
-        pixels,
+        channels_last,
         list(plan.resized),
         interpolation=_INTERPOLATIONS[preprocessing.interpolation],
         antialias=preprocessing.antialias,

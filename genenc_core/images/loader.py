@@ -6,7 +6,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,8 @@ class LoadedImage:
     """Of the file's bytes; empty when they could not be read."""
     failure: str | None
     """Why the image is unreadable, one short line; None when it is not."""
+    changed: str | None
+    """How the file's size differs from the manifest's; None when it does not. What was read is what `sha256` says."""
     seconds: float
     """CPU time of its thread for reading, decoding and fitting."""
 
@@ -73,7 +75,7 @@ class ImageLoader:
     ) -> None:
         self.close()
 
-    def iter_rows(self, start: int, stop: int) -> Iterator[LoadedImage]:
+    def iter_rows(self, start: int, stop: int) -> Generator[LoadedImage, None, None]:
         """Yield the rows from `start` up to `stop`, in order, with at most `window` images in work or waiting.
 
         A broken image is a `LoadedImage` with a failure, never an exception. Closing the iterator early cancels what
@@ -126,9 +128,10 @@ def _use_one_thread() -> None:
 
 def _load(row: int, path: Path, planned_bytes: int, preprocessing: spec.Preprocessing) -> LoadedImage:
     begin = time.thread_time()
-    digest = ""
+    digest, changed = "", None
     try:
-        data = _read(path, planned_bytes)
+        data = _read(path)
+        changed = None if len(data) == planned_bytes else _change(planned_bytes, len(data))
         digest = hashlib.sha256(data).hexdigest()
         image = decode.decode_image(data)
         height, width = image.pixels.shape[1:]
@@ -144,6 +147,7 @@ def _load(row: int, path: Path, planned_bytes: int, preprocessing: spec.Preproce
             orientation=0,
             sha256=digest,
             failure=_reason(error),
+            changed=changed,
             seconds=time.thread_time() - begin,
         )
     return LoadedImage(
@@ -155,35 +159,41 @@ def _load(row: int, path: Path, planned_bytes: int, preprocessing: spec.Preproce
         orientation=image.orientation,
         sha256=digest,
         failure=None,
+        changed=changed,
         seconds=time.thread_time() - begin,
     )
 
 
-def _read(path: Path, planned_bytes: int) -> bytearray:
-    """Return a regular file's bytes if it is as long as planned.
+def _read(path: Path) -> bytearray:
+    """Return a regular file's bytes.
 
     Raises:
-        ImageUnreadable: no regular file, another size than planned, or too large.
+        ImageUnreadable: no regular file, or too large.
         OSError: it cannot be opened or read.
     """
     # Without O_NONBLOCK, opening a FIFO would wait for its writer for ever.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise decode.ImageUnreadable("not a regular file")
-        if status.st_size != planned_bytes:
-            was = "missing" if planned_bytes < 0 else f"{planned_bytes} bytes"
-            raise decode.ImageUnreadable(f"changed since the run was planned: was {was}, is {status.st_size}")
         if status.st_size > MAX_BYTES:
             raise decode.ImageUnreadable(f"file of {status.st_size} bytes, above the limit of {MAX_BYTES}")
         data = bytearray(status.st_size)
         filled = 0
         while filled < len(data):
-            count = file.readinto(memoryview(data)[filled:])
+            count = os.readv(descriptor, [memoryview(data)[filled:]])
             if not count:
-                raise decode.ImageUnreadable(f"ended after {filled} of {planned_bytes} bytes while it was read")
+                raise decode.ImageUnreadable(f"ended after {filled} of {len(data)} bytes while it was read")
             filled += count
+    finally:
+        os.close(descriptor)
     return data
+
+
+def _change(planned_bytes: int, found_bytes: int) -> str:
+    was = "missing" if planned_bytes < 0 else f"{planned_bytes} bytes"
+    return f"was {was} when the run was planned, {found_bytes} bytes when it was read"
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors, spec
+from genenc_core.models import wording
 
 Triple = tuple[float, float, float]
 
@@ -61,7 +62,7 @@ def dry_run(module: EncoderModule, *, name: str, height: int, width: int) -> tup
             outputs = _tensors(module.trunk(normalized))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise errors.InputError(
-            f"model {name!r} cannot encode images of {height} x {width} pixels: {' '.join(str(error).split())[:300]} "
+            f"model {name!r} cannot encode images of {height} x {width} pixels: {wording.reason(error)}. "
             "Give another --image-size, or a model that takes this one."
         ) from error
     except errors.EncoderError as error:

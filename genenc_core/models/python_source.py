@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from genenc_core import errors, spec
+from genenc_core.models import wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
@@ -45,15 +46,19 @@ def _called(name: str) -> nn.Module:
         factory: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except (ImportError, AttributeError, ValueError) as error:
         raise errors.InputError(
-            f"cannot find the model factory {name!r}: {error}. Give package.module:factory, importable from the "
-            f"working directory ({Path.cwd()}) or installed."
+            f"cannot find the model factory {name!r}: {wording.reason(error)}. Give package.module:factory, "
+            f"importable from the working directory ({Path.cwd()}) or installed."
         ) from error
     except Exception as error:  # the user's module may raise anything while it is imported
-        raise errors.InputError(f"importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+        raise errors.InputError(
+            f"importing {module_name!r} failed: {type(error).__name__}: {wording.reason(error)}."
+        ) from error
     try:
         module = factory()
     except Exception as error:  # the user's code may raise anything
-        raise errors.InputError(f"the model factory {name!r} failed: {type(error).__name__}: {error}") from error
+        raise errors.InputError(
+            f"the model factory {name!r} failed: {type(error).__name__}: {wording.reason(error)}."
+        ) from error
     if not isinstance(module, nn.Module):
         raise errors.InputError(
             f"the model factory {name!r} returned a {type(module).__name__}, not a torch.nn.Module. Name a function "

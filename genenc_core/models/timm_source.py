@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors, spec
+from genenc_core.models import wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
@@ -70,8 +71,8 @@ def _construct(name: str, choice: WeightsChoice, image_size: tuple[int, int] | N
         )
     except (TypeError, AssertionError) as error:
         raise errors.InputError(
-            f"timm cannot build {full_name!r} at the image size {image_size}: {error}. Leave --image-size out, or "
-            "choose a model that takes other sizes."
+            f"timm cannot build {full_name!r} at the image size {image_size}: {wording.reason(error)}. Leave "
+            "--image-size out, or choose a model that takes other sizes."
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise errors.InputError(_construction_failure(full_name, choice, error)) from error
@@ -79,11 +80,11 @@ def _construct(name: str, choice: WeightsChoice, image_size: tuple[int, int] | N
 
 
 def _construction_failure(name: str, choice: WeightsChoice, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
+    reason = wording.reason(error)
     if choice.kind != "pretrained":
-        return f"timm cannot build {name!r}: {reason}"
+        return f"timm cannot build {name!r}: {reason}."
     return (
-        f"cannot get the pretrained weights of timm's {name!r}: {reason} Connect to the network, or give the "
+        f"cannot get the pretrained weights of timm's {name!r}: {reason}. Connect to the network, or give the "
         "downloaded file with --weights FILE, or use random weights with --weights random:0."
     )
 
@@ -125,7 +126,7 @@ def _features(name: str, model: Any, images: torch.Tensor) -> torch.Tensor:
     except _BREAKS as error:
         size = f"{images.shape[2]} x {images.shape[3]}"
         raise errors.InputError(
-            f"timm's {name!r} cannot encode images of {size} pixels: {' '.join(str(error).split())[:300]} Give another "
+            f"timm's {name!r} cannot encode images of {size} pixels: {wording.reason(error)}. Give another "
             "--image-size."
         ) from error
     if not isinstance(features, torch.Tensor) or features.ndim not in (3, 4):

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import vision_transformer
 
 from genenc_core import errors, spec
+from genenc_core.models import wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
@@ -68,11 +69,14 @@ def _construct(name: str, choice: WeightsChoice, entry: Any, preprocessing: spec
     try:
         model: nn.Module = zoo.get_model(name, weights=entry if pretrained else None, progress=False, **options)
     except (ValueError, AssertionError) as error:
-        raise errors.InputError(f"torchvision cannot build {name!r} at {size[0]} x {size[1]}: {error}") from error
+        raise errors.InputError(
+            f"torchvision cannot build {name!r} at {size[0]} x {size[1]}: {wording.reason(error)}."
+        ) from error
     except (OSError, RuntimeError) as error:
         raise errors.InputError(
-            f"cannot get the pretrained weights of {name!r} ({entry}) from {entry.url}: {error}. Connect to the "
-            "network, or give the downloaded file with --weights FILE, or use random weights with --weights random:0."
+            f"cannot get the pretrained weights of {name!r} ({entry}) from {entry.url}: {wording.reason(error)}. "
+            "Connect to the network, or give the downloaded file with --weights FILE, or use random ones with "
+            "--weights random:0."
         ) from error
     if isinstance(model, zoo.VisionTransformer) and (model.image_size, model.image_size) != size:
         return _resized(name, model, size)

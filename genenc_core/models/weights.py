@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors
+from genenc_core.models import wording
 
 _SHOWN = 4
 _WRAPPERS = ("state_dict", "model")
@@ -98,7 +99,7 @@ def load_file(path: Path, *, model: nn.Module, trunk: nn.Module) -> None:
         try:
             result = model.load_state_dict(kept, strict=False)
         except RuntimeError as error:
-            raise errors.InputError(f"cannot load weights {str(path)!r}: {_first_lines(error)}") from error
+            raise errors.InputError(f"cannot load weights {str(path)!r}: {wording.reason(error)}.") from error
         # BatchNorm counters are absent from files older than PyTorch 0.4.1; evaluation never reads them.
         missing = [n for n in result.missing_keys if n in wanted and not n.endswith("num_batches_tracked")]
         problems = _name_problems("missing", missing) + _name_problems("not in the model", result.unexpected_keys)
@@ -130,10 +131,6 @@ def _name_problems(label: str, names: list[str]) -> list[str]:
     return [f"{label}: {', '.join(names[:_SHOWN])}{more}"]
 
 
-def _first_lines(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def _read_state(path: Path) -> OrderedDict[str, torch.Tensor]:
     try:
         if path.suffix.lower() == ".safetensors":
@@ -146,7 +143,7 @@ def _read_state(path: Path) -> OrderedDict[str, torch.Tensor]:
             "are never run. Save it again with torch.save(model.state_dict(), FILE) or as .safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise errors.InputError(f"cannot read weights {str(path)!r}: {_first_lines(error)}") from error
+        raise errors.InputError(f"cannot read weights {str(path)!r}: {wording.reason(error)}.") from error
     return _unwrapped(value, path)
 
 

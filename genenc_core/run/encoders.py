@@ -50,6 +50,12 @@ class EncoderCache:
                 _drop_oldest(self._encoders, self._kept)
             return self._encoders[key]
 
+    def clear(self) -> None:
+        """Forget every model, so that memory is given back."""
+        with self._lock:
+            self._built.clear()
+            self._encoders.clear()
+
     def _load(self, model: ResolvedModel, device: str, trust: bool) -> backends.Encoder:
         # A model that was just built to plan the run need not be built again to encode it.
         known = [

@@ -13,7 +13,7 @@ from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, records, store_plan
 from genenc_core.run import parameters as run_parameters
-from genenc_core.store import run_store
+from genenc_core.store import layout, run_store
 
 MANIFEST = "images.parquet"
 MODEL_SPEC = "model_spec.json"
@@ -96,7 +96,7 @@ def make_design(given: run_parameters.ExtractParameters, table: points.PointTabl
 
 
 def _create(root: Path, given: run_parameters.ExtractParameters, design: Design, source: sources.ImageSource) -> None:
-    exists = (root / store_plan.STORE_RECORD).exists()
+    exists = run_store.RunStore.exists(root)
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as scratch:
         listed = manifest.write_manifest(Path(scratch) / MANIFEST, source, points=design.points, limit=given.limit)
         identity = make_identity(design, listed)
@@ -145,18 +145,14 @@ def make_identity(design: Design, listed: manifest.Manifest) -> dict[str, object
 def refuse_other_run(root: Path, identity: Mapping[str, object], listed: manifest.Manifest) -> None:
     """Raise `StoreError` naming every difference when the folder holds a run with another identity."""
     old = run_store.RunStore.open(root).plan.identity
-    changed = [key for key in identity if old.get(key) != identity[key]]
-    if not changed:
+    if old == identity:
         return
-    lines = [
-        manifest.describe_difference(manifest.Manifest.open(root / MANIFEST), listed)
-        if key == "images"
-        else f"{key}: {_short(old.get(key))} -> {_short(identity[key])}"
-        for key in changed
-    ]
+    lines = [layout.describe_identity(_without_images(old), _without_images(identity))]
+    if old["images"] != identity["images"]:
+        lines.append(manifest.describe_difference(manifest.Manifest.open(root / MANIFEST), listed))
     raise errors.StoreError(
         f"{str(root)!r} holds another run, and a run never changes what it means. It differs in "
-        + "; ".join(lines)
+        + "; ".join(line for line in lines if line)
         + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as it is)"
     )
 
@@ -165,14 +161,12 @@ def _preprocessing(given: run_parameters.ExtractParameters, found: spec.RuntimeM
     preprocessing = describe.preprocessing_of(found)
     if given.fit is None or given.fit == preprocessing.fit:
         return preprocessing
-    return preprocessing.model_copy(update={"fit": given.fit})
+    # Only a crop has a size to resize to before it.
+    return preprocessing.model_copy(update={"fit": given.fit, "resize_short": None})
 
 
-def _short(value: object) -> str:
-    text = str(value)
-    if isinstance(value, Mapping):
-        text = ", ".join(f"{key}={item}" for key, item in value.items())
-    return text if len(text) <= 160 else text[:157] + "..."
+def _without_images(identity: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in identity.items() if key != "images"}
 
 
 def _check_out(root: Path) -> None:

@@ -127,9 +127,7 @@ def summary_lines(status: records.RunStatus, failures: Sequence[dict[str, Any]])
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
         lines.append(f"points: {counts}")
     if status.points.get("outside_view"):
-        lines.append(
-            "  points outside the view have no vector; --fit pad or --fit stretch shows the model whole images"
-        )
+        lines.append("  points outside the view have no vector; --fit pad or stretch shows the model whole images")
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
     if not status.complete:

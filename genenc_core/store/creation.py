@@ -85,6 +85,7 @@ def _build(
     building = places.transactions / f"{_BUILDING}{uuid.uuid4().hex}"
     try:
         building.mkdir()
+        _refuse_without_links(building)  # zarr needs them too, and its message would not say so
         group = building / places.zarr.name
         zarr_arrays.create_group(group, plan, coordinates)
         files.sync_tree(group)
@@ -101,6 +102,11 @@ def _build(
     finally:
         files.remove_tree(building)
     return _finished(places, plan)
+
+
+def _refuse_without_links(folder: Path) -> None:
+    files.write_new(folder / "probe", b"")
+    files.link_exclusive(folder / "probe", folder / "probe.link")
 
 
 def _claim(places: Places, building: Path, mine: StoreFile) -> StoreFile:

@@ -71,6 +71,12 @@ class RunStore:
             )
         return cls(places=places, plan=stored.plan, created=stored.created, observer=observer)
 
+    @classmethod
+    def exists(cls, root: Path) -> bool:
+        """Whether a finished store stands in the folder; says nothing of whose it is."""
+        places = Places(root=root)
+        return places.store_file.is_file() and places.zarr.is_dir()
+
     @property
     def root(self) -> Path:
         """The run folder."""

@@ -142,7 +142,7 @@ def test_a_disk_that_fails_while_staging_leaves_no_trace_and_can_be_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_new", full_disk)
-        with pytest.raises(errors.StoreError, match="No space left on device.*resume"):
+        with pytest.raises(errors.StoreError, match=r"No space left on device.*resume"):
             small.commit(store, 0)
     assert store.pending() == [0, 1, 2]
     assert list(store.places.staging.iterdir()) == []

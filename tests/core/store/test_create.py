@@ -16,7 +16,7 @@ import xarray
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import layout, run_store, zarr_arrays
+from genenc_core.store import creation, layout, run_store, zarr_arrays
 
 
 def test_xarray_shows_named_dimensions_and_coordinates(small: ModuleType, full: run_store.RunStore) -> None:
@@ -52,7 +52,8 @@ def test_only_zarr_nodes_lie_in_the_group(full: run_store.RunStore) -> None:
 
 def test_arrays_have_the_stated_codecs(store: run_store.RunStore) -> None:
     codecs = {
-        name: json.loads((store.zarr_path / name / "zarr.json").read_text())["codecs"] for name in ("features", "probes")
+        name: json.loads((store.zarr_path / name / "zarr.json").read_text())["codecs"]
+        for name in ("features", "probes")
     }
     inner = {name: [codec["name"] for codec in found[0]["configuration"]["codecs"]] for name, found in codecs.items()}
     assert inner == {"features": ["bytes", "zstd", "crc32c"], "probes": ["bytes", "crc32c"]}
@@ -162,9 +163,7 @@ def test_a_coordinate_that_does_not_fit_is_refused_and_the_folder_stays_usable(
 ) -> None:
     good = layout.CoordinatePlan(name="n", dims=("image",), values=list("abcdefghijklmnopqrst"), kind="string")
     with pytest.raises(errors.StoreError, match=message):
-        run_store.RunStore.create(
-            tmp_path / "run", small.plan(), coordinates=[dataclasses.replace(good, **changes)]
-        )
+        run_store.RunStore.create(tmp_path / "run", small.plan(), coordinates=[dataclasses.replace(good, **changes)])
     assert not (tmp_path / "run" / "features.zarr").exists()
     run_store.RunStore.create(tmp_path / "run", small.plan(), coordinates=[good])
 
@@ -172,9 +171,9 @@ def test_a_coordinate_that_does_not_fit_is_refused_and_the_folder_stays_usable(
 def test_a_kill_anywhere_in_create_is_made_good_by_creating_again(
     report: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    *violations, count = report("exhaust", tmp_path / "scratch", "--stage", "create", "--step", "2")
+    *violations, count = report("exhaust", tmp_path / "scratch", "--stage", "create")
     assert violations == []
-    assert int(count.split()[1]) > 40
+    assert int(count.split()[1]) >= 15
 
 
 def test_a_claim_without_a_group_is_finished_with_the_first_plan(small: ModuleType, tmp_path: Path) -> None:
@@ -193,7 +192,7 @@ def test_a_claim_is_not_finished_with_other_coordinates(
 ) -> None:
     store = small.create(tmp_path / "run")
     shutil.rmtree(store.zarr_path)
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(creation, "_wait_for", lambda _: None)
     with pytest.raises(errors.StoreError, match="makes other bytes"):
         run_store.RunStore.create(store.root, small.plan(), coordinates=[])
     assert not store.zarr_path.exists()

@@ -1,6 +1,7 @@
 """A plan is checked before anything is written, and survives its JSON form."""
 
 import dataclasses
+import itertools
 import math
 from types import ModuleType
 
@@ -77,13 +78,11 @@ def test_a_plan_with_a_missing_field_is_damage(small: ModuleType) -> None:
 
 @given(rows=st.integers(1, 10_000), shard_rows=st.integers(1, 500))
 def test_shards_cover_every_row_once_in_order(rows: int, shard_rows: int) -> None:
-    plan = layout.StorePlan(
-        rows=rows, shard_rows=shard_rows, arrays=(), fingerprint="f", identity={}, attributes={}
-    )
+    plan = layout.StorePlan(rows=rows, shard_rows=shard_rows, arrays=(), fingerprint="f", identity={}, attributes={})
     ranges = [plan.shard_range(shard) for shard in range(plan.shard_count)]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == rows
-    assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
     assert all(0 < stop - start <= shard_rows for start, stop in ranges)
     with pytest.raises(errors.StoreError, match="does not exist"):
         plan.shard_range(plan.shard_count)

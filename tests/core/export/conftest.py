@@ -1,0 +1,68 @@
+"""One tiny model, built once and exported once to each format: compiling it takes 10 to 30 seconds."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from genenc_core.export import exporting
+from genenc_core.models import sources
+
+TINY = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 8, 8)
+        self.fine = nn.Conv2d(3, 4, 4, 4)
+    def forward(self, images):
+        return {"deep": torch.relu(self.conv(images - 0.5)), "fine": self.fine(images).flip(3)}
+
+class BatchDependent(nn.Module):
+    def forward(self, images):
+        return images[:, :, ::8, ::8] * (2.0 if images.shape[0] > 3 else 1.0)
+
+class NotANumber(nn.Module):
+    def forward(self, images):
+        return images / 0.0 - images / 0.0
+
+class Crashing(nn.Module):
+    def forward(self, images):
+        if torch.jit.is_tracing():
+            raise KeyError("no tracing here")
+        return images
+"""
+MODULE = "my_models_for_export"
+
+
+@pytest.fixture(scope="session")
+def models_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of an importable module with small model classes."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / f"{MODULE}.py").write_text(TINY)
+    sys.path.insert(0, str(folder))
+    yield MODULE
+    sys.path.remove(str(folder))
+    sys.modules.pop(MODULE, None)
+
+
+@pytest.fixture(scope="session")
+def tiny(models_module: str) -> sources.BuiltEncoder:
+    """A built encoder [3, 32, 40] -> deep [8, 4, 5], fine [4, 8, 10]."""
+    name = f"{models_module}:Tiny"
+    return sources.build_encoder(sources.ModelRequest(name=name, weights="random:1", image_size=(32, 40)))
+
+
+@pytest.fixture(scope="session")
+def exported(
+    tiny: sources.BuiltEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, exporting.ExportedModel]:
+    """The tiny model in both formats, batches 1 to 6, by format. Read only: copy before changing."""
+    out: Path = tmp_path_factory.mktemp("exported")
+    found = exporting.export_encoder(
+        tiny, out=out, formats=["torchscript", "aotinductor"], batch_min=1, batch_max=6, name="tiny"
+    )
+    return {"torchscript": found[0], "aotinductor": found[1]}

@@ -1,0 +1,165 @@
+"""Exporting: what is written, that it is compared with the model, and that a failure leaves nothing behind."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch._inductor.config
+
+from genenc_core import errors, spec
+from genenc_core.export import artifacts, comparison, exporting
+from genenc_core.models import sources
+
+BOTH = ["torchscript", "aotinductor"]
+
+
+def build(models_module: str, name: str) -> sources.BuiltEncoder:
+    return sources.build_encoder(
+        sources.ModelRequest(name=f"{models_module}:{name}", weights="random:0", image_size=(16, 16))
+    )
+
+
+def test_each_format_is_one_artifact_and_one_spec(exported: dict[str, exporting.ExportedModel]) -> None:
+    folder = exported["torchscript"].spec_path.parent
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "tiny_aotinductor.pt2",
+        "tiny_aotinductor_spec.json",
+        "tiny_torchscript.pt",
+        "tiny_torchscript_spec.json",
+    ]
+    for model in exported.values():
+        assert spec.load_spec(model.spec_path) == model.spec
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_spec_says_what_whiskertoolbox_and_we_need(
+    exported: dict[str, exporting.ExportedModel], tiny: sources.BuiltEncoder, kind: str
+) -> None:
+    raw = spec.RuntimeModelSpec.from_json(exported[kind].spec_path.read_text())
+    assert raw.model_id == f"tiny_{kind}"
+    assert raw.weights_path == exported[kind].artifact_path.name
+    assert raw.resolved_backend() == {"torchscript": "TorchScript", "aotinductor": "AOTInductor"}[kind]
+    assert raw.resolved_batch_mode().describe() == "Dynamic(1, 6)"
+    assert [(slot.name, slot.shape, slot.recommended_encoder) for slot in raw.inputs] == [
+        ("image", (3, 32, 40), "ImageEncoder")
+    ]
+    assert [(slot.name, slot.shape, slot.recommended_decoder) for slot in raw.outputs] == [
+        ("deep", (8, 4, 5), "TensorToFeatureVector"),
+        ("fine", (4, 8, 10), "TensorToFeatureVector"),
+    ]
+    assert raw.recommended_post_encoder == "global_avg_pool"
+    block = raw.genenc
+    assert block is not None
+    assert block.artifact is not None
+    assert (block.weights_sha256, block.preprocessing) == (tiny.weights_sha256, tiny.preprocessing)
+    assert block.source == spec.SourceInfo(kind="python", name=tiny.request.name, weights="random:1")
+    assert block.artifact.sha256 == artifacts.file_sha256(exported[kind].artifact_path)
+    assert block.artifact.bytes == exported[kind].artifact_path.stat().st_size
+    assert block.artifact.batches_compared == (1, 3, 6)
+    assert block.artifact.max_rel_error <= block.artifact.tolerance == 1e-5
+    assert block.artifact.platform["torch"] == torch.__version__
+
+
+def test_the_package_names_its_device_and_instructions(exported: dict[str, exporting.ExportedModel]) -> None:
+    block = exported["aotinductor"].spec.genenc
+    assert block is not None
+    assert block.artifact is not None
+    assert block.artifact.platform["device"] == "cpu"
+    assert block.artifact.platform.keys() >= {"isa", "machine", "system"}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [((1, 32), (1, 3, 32)), ((2, 32), (2, 3, 32)), ((4, 8), (4, 5, 8)), ((5, 9), (5, 7, 9)), ((1, 2), (1, 2))],
+)
+def test_the_smallest_an_odd_and_the_largest_batch_are_compared(
+    bounds: tuple[int, int], expected: tuple[int, ...]
+) -> None:
+    assert comparison.batches(*bounds) == expected
+
+
+def test_an_artifact_that_differs_is_refused_and_nothing_is_left(models_module: str, tmp_path: Path) -> None:
+    """A trace made with two images freezes the branch for small batches."""
+    built = build(models_module, "BatchDependent")
+    with pytest.raises(errors.ExportError, match=r"differs from its model: relative error 0\.5"):
+        exporting.export_encoder(built, out=tmp_path, formats=["torchscript"])
+    assert list(tmp_path.iterdir()) == []
+    (accepted,) = exporting.export_encoder(built, out=tmp_path, formats=["torchscript"], batch_max=3)
+    assert accepted.spec.genenc.artifact.max_rel_error == 0
+
+
+@pytest.mark.parametrize(("name", "words"), [("NotANumber", "NaN or infinite"), ("Crashing", "no tracing here")])
+def test_a_model_that_cannot_be_exported_is_refused_in_words(
+    models_module: str, tmp_path: Path, name: str, words: str
+) -> None:
+    with pytest.raises(errors.ExportError, match=words):
+        exporting.export_encoder(build(models_module, name), out=tmp_path, formats=["torchscript"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_bounds_give_a_fixed_batch(tiny: sources.BuiltEncoder, tmp_path: Path) -> None:
+    (model,) = exporting.export_encoder(tiny, out=tmp_path, formats=["torchscript"], batch_min=4, batch_max=4)
+    assert model.spec.resolved_batch_mode().describe() == "Fixed(4)"
+    assert model.artifact_path.name == "my_models_for_export_Tiny_torchscript.pt"
+
+
+def test_torchscript_export_warns_of_nothing(tiny: sources.BuiltEncoder, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exporting.export_encoder(tiny, out=tmp_path, formats=["torchscript"])
+
+
+def test_exporting_again_replaces_the_files(tiny: sources.BuiltEncoder, tmp_path: Path) -> None:
+    for _ in range(2):
+        exporting.export_encoder(tiny, out=tmp_path / "new" / "folder", formats=["torchscript"], name="again")
+    names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert names == ["again_torchscript.pt", "again_torchscript_spec.json"]
+
+
+def test_an_unwritable_folder_is_found_before_any_work(
+    tiny: sources.BuiltEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(comparison, "draw_samples", lambda *_: pytest.fail("worked before looking at --out"))
+    with pytest.raises(errors.InputError, match="cannot write into"):
+        exporting.export_encoder(tiny, out=tmp_path / "file" / "out", formats=["torchscript"])
+
+
+def test_a_missing_compiler_is_named_with_the_remedy(
+    tiny: sources.BuiltEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/nowhere/g++",))
+    with pytest.raises(errors.ExportError, match=r"apt install g\+\+.*--formats torchscript"):
+        exporting.export_encoder(tiny, out=tmp_path / "out", formats=BOTH)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"formats": []}, "formats"),
+        ({"formats": ["onnx"]}, "formats"),
+        ({"formats": ["torchscript", "torchscript"]}, "formats"),
+        ({"formats": ["torchscript"], "batch_min": 0}, "batch bounds"),
+        ({"formats": ["torchscript"], "batch_min": 5, "batch_max": 4}, "batch bounds"),
+        ({"formats": ["torchscript"], "name": "a/b"}, "plain file name"),
+        ({"formats": ["torchscript"], "name": ""}, "plain file name"),
+    ],
+)
+def test_impossible_requests_are_refused(
+    tiny: sources.BuiltEncoder, tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        exporting.export_encoder(tiny, out=tmp_path, **options)
+
+
+def test_importing_the_export_package_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys\nfrom genenc_core.export import exporting, backends\n"
+        "print('torch._inductor.codecache' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert found == "False"

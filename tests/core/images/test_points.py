@@ -1,0 +1,104 @@
+"""Points are read from tidy tables and DeepLabCut CSVs, or refused with the row that is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from genenc_core import errors
+from genenc_core.images import points
+
+NAN = float("nan")
+
+
+def read(path: Path, text: str) -> points.PointTable:
+    path.write_text(text)
+    return points.read_points(path)
+
+
+def test_tidy_csv(tmp_path: Path) -> None:
+    """First appearance gives the order; pairs that are not given, empty cells and nan are missing."""
+    table = read(
+        tmp_path / "p.csv",
+        "\ufefflikelihood,y,image,point,x\n0.9,2,b.png,nose,1\n0.9,4.5,a.png,tail,3\n,,b.png,tail,\n1,nan,a.png,nose,NaN\n",
+    )
+    assert table.names == ("nose", "tail")
+    assert table.images == ("b.png", "a.png")
+    np.testing.assert_array_equal(table.xy, [[[1, 2], [NAN, NAN]], [[NAN, NAN], [3, 4.5]]])
+    assert table.xy.dtype == np.float64
+
+
+def test_tidy_parquet(tmp_path: Path) -> None:
+    columns = {"image": ["a", "a"], "point": ["l", "r"], "x": [1.5, None], "y": [2, 3], "more": [0, 0]}
+    parquet.write_table(pa.table(columns), tmp_path / "p.parquet")
+    table = points.read_points(tmp_path / "p.parquet")
+    assert table.names == ("l", "r")
+    np.testing.assert_array_equal(table.xy, [[[1.5, 2], [NAN, 3]]])
+
+
+def test_dlc_single_animal(tmp_path: Path) -> None:
+    table = read(
+        tmp_path / "CollectedData_me.csv",
+        "scorer,me,me,me,me\nbodyparts,snout,snout,tail,tail\ncoords,x,y,x,y\n"
+        "labeled-data/m1/img0.png,1.5,2,,\nlabeled-data/m1/img1.png,3,4,5,6\n",
+    )
+    assert table.names == ("snout", "tail")
+    assert table.images == ("labeled-data/m1/img0.png", "labeled-data/m1/img1.png")
+    np.testing.assert_array_equal(table.xy, [[[1.5, 2], [NAN, NAN]], [[3, 4], [5, 6]]])
+
+
+def test_dlc_multi_animal_with_three_index_columns_and_likelihood(tmp_path: Path) -> None:
+    table = read(
+        tmp_path / "p.csv",
+        "scorer,,,me,me,me,me,me,me,me\n"
+        "individuals,,,m1,m1,m1,m2,m2,single,single\n"
+        "bodyparts,,,ear,ear,ear,ear,ear,box,box\n"
+        "coords,,,x,y,likelihood,x,y,x,y\n"
+        "labeled-data,vid,img1.png,1,2,0.9,3,4,5,6\n"
+        "labeled-data,vid,img2.png,,,,7,8\n",
+    )
+    assert table.names == ("m1.ear", "m2.ear", "single.box")
+    assert table.images == ("labeled-data/vid/img1.png", "labeled-data/vid/img2.png")
+    np.testing.assert_array_equal(table.xy[0], [[1, 2], [3, 4], [5, 6]])
+    np.testing.assert_array_equal(table.xy[1], [[NAN, NAN], [7, 8], [NAN, NAN]])
+
+
+DLC = "scorer,me,me\nbodyparts,nose,nose\ncoords,x,y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image,point,x\na,n,1\n", "no column 'y'; its columns are: image, point, x"),
+        ("file,name,x,y\na,n,1,2\n", "no column 'image', 'point'"),
+        ("image,point,x,y\na,n,1,2\na,n,3,4\n", "row 3 gives the point 'n' of 'a' a second time"),
+        ("image,point,x,y\na,n,1,two\n", "row 2: y is 'two', not a finite number"),
+        ("image,point,x,y\na,n,inf,2\n", "row 2: x is 'inf'"),
+        ("image,point,x,y\n,n,1,2\n", "row 2 has an empty image or point"),
+        ("image,point,x,y\n", "holds no points"),
+        ("", "no column 'image', 'point', 'x', 'y'; its columns are: none"),
+        (DLC, "holds no points"),
+        (DLC + "a.png,1,2\na.png,1,2\n", "row 5 gives the point 'nose' of 'a.png' a second time"),
+        (DLC + "a.png,1,q\n", "row 4: y is 'q'"),
+        (DLC + ",1,2\n", "line 4 names no image"),
+        ("scorer,me,me\nbodyparts,nose,nose\na.png,1,2\n", "line 3 begins with 'a.png'"),
+        ("scorer,me,me\ncoords,x,y\na.png,1,2\n", "needs the header rows bodyparts and coords"),
+        ("scorer,me,me\nbodyparts,nose,nose\ncoords,x,z\n", "column 3 has the coords 'z'"),
+        ("scorer,me,me\nbodyparts,nose,tail\ncoords,x,y\n", "'nose' has no x or no y"),
+        ("scorer,a,a,b,b\nbodyparts,n,n,n,n\ncoords,x,y,x,y\n", "'n' has two x columns"),
+        ("scorer,me\nbodyparts,nose,nose\ncoords,x,y\n", "different numbers of cells"),
+    ],
+)
+def test_bad_points(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        read(tmp_path / "p.csv", text)
+
+
+def test_wrong_file(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match="does not exist"):
+        points.read_points(tmp_path / "gone.csv")
+    (tmp_path / "p.h5").write_bytes(b"x")
+    with pytest.raises(errors.InputError, match=r"not a \.csv"):
+        points.read_points(tmp_path / "p.h5")

@@ -1,0 +1,205 @@
+"""Folders, globs and lists give the same images in the same order, or a clear refusal."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from genenc_core import errors
+from genenc_core.images import sources
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def ids(images: str, **options: object) -> list[str]:
+    return [image.image_id for image in sources.iter_images(sources.open_source(images), **options)]
+
+
+def test_folder_is_recursive_sorted_and_only_images(tmp_path: Path) -> None:
+    """String order of the whole relative path; any case of extension; hidden files and folders are left out."""
+    touch(tmp_path, "b.PNG", "a/z.jpg", "a.jpeg", "a-b/c.TIFF", "a/b/c.webp", "notes.txt", "noextension", "x.csv")
+    touch(tmp_path, ".hidden.png", ".git/a.png", "a/._b.jpg")
+    found = ids(str(tmp_path))
+    assert found == ["a-b/c.TIFF", "a.jpeg", "a/b/c.webp", "a/z.jpg", "b.PNG"]
+    assert found == sorted(found)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sets(st.lists(st.sampled_from(["a", "b", "a-", "a.", "B", "é", "a0"]), min_size=1, max_size=3).map("/".join)))
+def test_order_is_the_string_order(tmp_path_factory: pytest.TempPathFactory, names: set[str]) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    touch(root, *(f"{name}/i.png" for name in names), *(f"{name}.png" for name in names))
+    found = ids(str(root))
+    assert found == sorted(found)
+    assert set(found) == {f"{name}/i.png" for name in names} | {f"{name}.png" for name in names}
+    shutil.rmtree(root)
+
+
+def test_file_facts(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    os.utime(tmp_path / "a.png", ns=(5, 123456789))
+    (image,) = sources.iter_images(sources.open_source(str(tmp_path)))
+    assert image == sources.ImageFile(image_id="a.png", path="a.png", bytes=1, mtime_ns=123456789)
+
+
+def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) -> None:
+    touch(tmp_path, "data/a.png", "other/b.png")
+    (tmp_path / "data/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/folder.png").symlink_to(tmp_path / "other")
+    (tmp_path / "data/c.png").symlink_to(tmp_path / "other/b.png")
+    assert ids(str(tmp_path / "data")) == ["a.png", "c.png"]
+    assert ids(str(tmp_path / "data/**/*.png")) == ["a.png", "c.png"]
+
+
+def test_a_dangling_link_is_a_row(tmp_path: Path) -> None:
+    """N rows for N files: what cannot be read is seen later, not left out."""
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    (image,) = sources.iter_images(sources.open_source(str(tmp_path)))
+    assert (image.bytes, image.mtime_ns) == (-1, -1)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.png", ["a.png"]),
+        ("*", ["a.png", "b.jpg"]),
+        ("m?/*.png", ["m1/a.png", "m2/a.png"]),
+        ("m[!1]/*", ["m2/a.png"]),
+        ("**/a.png", ["a.png", "m1/a.png", "m1/x/a.png", "m2/a.png"]),
+        ("m1/**", ["a.png", "x/a.png"]),
+        ("**/x/*", ["m1/x/a.png"]),
+        ("m1/x/a.png", ["a.png"]),
+    ],
+)
+def test_glob(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    touch(tmp_path, "a.png", "b.jpg", "m1/a.png", "m1/x/a.png", "m2/a.png", "m2/notes.txt")
+    assert ids(str(tmp_path / pattern)) == expected
+
+
+def test_relative_glob_and_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with glob characters is a file when it exists; a relative pattern starts in the current folder."""
+    touch(tmp_path, "odd[1].png", "odd1.png", "sub/[x]/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert ids("odd[1].png") == ["odd[1].png"]
+    assert ids("o*") == ["odd1.png", "odd[1].png"]
+    assert ids("sub/[x]") == ["a.png"]
+
+
+def test_limit_takes_the_first(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png", "c.png")
+    assert ids(str(tmp_path), limit=2) == ["a.png", "b.png"]
+
+
+def write_list(path: Path, columns: dict[str, list[object]]) -> Path:
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.table(columns), path)
+        return path
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    lines = [delimiter.join(columns), *(delimiter.join(map(str, row)) for row in zip(*columns.values(), strict=True))]
+    path.write_text("\ufeff" + "\n".join(lines) + "\n\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.parquet"])
+@pytest.mark.parametrize("column", ["image", "path", "file", "filename", "image_path"])
+def test_list_keeps_its_order(tmp_path: Path, name: str, column: str) -> None:
+    """Relative entries start at the list's folder; a missing file is a row with -1; outside paths are absolute."""
+    touch(tmp_path, "in/b.png", "in/a.png", "out.png")
+    entries = ["b.png", "./a.png", "gone.png", "../out.png", str(tmp_path / "in/c.png")]
+    path = write_list(tmp_path / "in" / name, {"other": [1, 2, 3, 4, 5], column: entries})
+    found = list(sources.iter_images(sources.open_source(str(path))))
+    assert [image.path for image in found] == ["b.png", "a.png", "gone.png", str(tmp_path / "out.png"), "c.png"]
+    assert [image.image_id for image in found] == [image.path for image in found]
+    assert [image.bytes for image in found] == [1, 1, -1, 1, -1]
+    assert found[2].mtime_ns == -1
+
+
+def test_list_with_ids_and_named_column(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    path = write_list(tmp_path / "l.parquet", {"image_id": [7, 8], "where": ["a.png", "a.png"], "image": ["x", "y"]})
+    source = sources.open_source(str(path), image_column="where")
+    assert [(image.image_id, image.path) for image in sources.iter_images(source)] == [("7", "a.png"), ("8", "a.png")]
+
+
+def test_duplicates_in_a_list_are_refused(tmp_path: Path) -> None:
+    """Also when the two spell the path differently; but only among the rows that are used."""
+    path = write_list(tmp_path / "l.csv", {"image": ["a.png", "b.png", "./a.png"]})
+    with pytest.raises(errors.InputError, match=r"'a\.png' twice"):
+        ids(str(path))
+    assert ids(str(path), limit=2) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,size\na.png,3\n", "no image column.*its columns are: name, size.*--image-column"),
+        ("", "no image column.*none"),
+        ("image,other\na.png,1\n,2\n", "row 3 has an empty"),
+        ("other,image\n1\n", "line 2 has 1 cells"),
+    ],
+)
+def test_bad_list(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "l.csv"
+    path.write_text(text)
+    with pytest.raises(errors.InputError, match=words):
+        ids(str(path))
+
+
+def test_list_that_is_not_what_its_name_says(tmp_path: Path) -> None:
+    (tmp_path / "l.parquet").write_text("image\na.png\n")
+    (tmp_path / "l.csv").write_bytes(b"image\n\xff\xfe.png\n")
+    for name in ("l.parquet", "l.csv"):
+        with pytest.raises(errors.InputError, match="cannot read"):
+            ids(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ("gone", "does not exist"),
+        ("notes.txt", "neither a folder"),
+        ("gone/*.png", "starts in .* not a folder"),
+    ],
+)
+def test_nothing_usable_there(tmp_path: Path, images: str, words: str) -> None:
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(errors.InputError, match=words):
+        sources.open_source(str(tmp_path / images))
+
+
+def test_image_column_needs_a_list(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match="needs a CSV or Parquet list"):
+        sources.open_source(str(tmp_path), image_column="image")
+
+
+def test_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad\xff.png")).write_bytes(b"x")
+    with pytest.raises(errors.InputError, match=r"bad\\udcff\.png"):
+        ids(str(tmp_path))
+
+
+def test_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are never left out silently (the tests may run as root, so the refusal of the system is played)."""
+    touch(tmp_path, "a.png", "locked/b.png")
+    real = os.scandir
+
+    def refusing(path: os.PathLike[str]) -> object:
+        if str(path).rstrip("/").endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(errors.InputError, match=r"locked.*Permission denied"):
+        ids(str(tmp_path))
+    with pytest.raises(errors.InputError, match=r"locked.*Permission denied"):
+        sources.open_source(str(tmp_path / "locked"))

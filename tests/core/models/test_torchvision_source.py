@@ -1,0 +1,185 @@
+"""torchvision encoders: the maps are what the model itself pools, with its own evaluation transform's numbers."""
+
+import shutil
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision.models as zoo
+
+from genenc_core import errors
+from genenc_core.models import sources, torchvision_source
+
+POOLED = [  # models with a pooling layer of their own: name, image side
+    ("alexnet", 64),
+    ("convnext_tiny", 64),
+    ("efficientnet_b0", 64),
+    ("googlenet", 64),
+    ("inception_v3", 96),
+    ("maxvit_t", 224),
+    ("mobilenet_v3_small", 64),
+    ("regnet_y_400mf", 64),
+    ("resnet18", 64),
+    ("swin_t", 64),
+    ("vgg11", 64),
+]
+HEADS = {  # models that pool in their forward: what they do with the maps
+    "densenet121": lambda model, maps: model.classifier(maps.mean((2, 3))),
+    "mnasnet0_5": lambda model, maps: model.classifier(maps.mean((2, 3))),
+    "mobilenet_v2": lambda model, maps: model.classifier(maps.mean((2, 3))),
+    "shufflenet_v2_x0_5": lambda model, maps: model.fc(maps.mean((2, 3))),
+    "squeezenet1_1": lambda model, maps: model.classifier(maps).flatten(1),
+}
+
+
+def build(name: str, *, weights: str = "random:3", side: int | None = None) -> sources.BuiltEncoder:
+    size = None if side is None else (side, side)
+    return sources.build_encoder(sources.ModelRequest(name=name, weights=weights, image_size=size))
+
+
+def plain(name: str, **options: object) -> torch.nn.Module:
+    torch.manual_seed(3)
+    return zoo.get_model(name, weights=None, **options).eval()
+
+
+def normalized(built: sources.BuiltEncoder, images: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (built.mean, built.std))
+    return (images - mean) / std
+
+
+@pytest.mark.parametrize(("name", "side"), POOLED)
+def test_maps_are_bit_for_bit_what_the_model_pools(name: str, side: int) -> None:
+    built = build(name, side=side)
+    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model = plain(name, **options)
+    seen: list[torch.Tensor] = []
+    pool = model.classifier[0] if name == "maxvit_t" else model.avgpool
+    pool.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    images = torch.rand(2, 3, side, side)
+    with torch.inference_mode():
+        model(normalized(built, images))
+        (maps,) = built.module(images)
+    assert torch.equal(maps, seen[0])
+    assert maps.is_contiguous()
+    assert built.outputs[0].shape == tuple(seen[0].shape[1:])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_models_own_head_makes_its_logits_of_the_maps(name: str) -> None:
+    built = build(name, side=64)
+    model = plain(name)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        (maps,) = built.module(images)
+        torch.testing.assert_close(HEADS[name](model, maps), model(normalized(built, images)), rtol=1e-5, atol=1e-6)
+
+
+def test_vit_maps_are_the_patch_tokens_on_their_grid_without_the_class_token() -> None:
+    built = build("vit_b_32", side=96)
+    model = plain("vit_b_32", image_size=96)
+    seen: list[torch.Tensor] = []
+    model.encoder.register_forward_hook(lambda *hook: seen.append(hook[2]))
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        model(normalized(built, images))
+        (maps,) = built.module(images)
+    assert maps.shape == (2, 768, 3, 3)
+    for row in range(3):
+        for column in range(3):
+            assert torch.equal(maps[:, :, row, column], seen[0][:, 1 + 3 * row + column])
+
+
+def test_googlenet_converts_its_input_where_its_weights_want_that(tmp_path: Path) -> None:
+    """torchvision's own weights of GoogLeNet want the input conversion; a downloaded file must get it too."""
+    torch.manual_seed(3)
+    model = zoo.googlenet(weights=None, init_weights=True, transform_input=True).eval()
+    torch.save(model.state_dict(), tmp_path / "googlenet.pth")
+    built = build("googlenet", weights=str(tmp_path / "googlenet.pth"), side=64)
+    seen: list[torch.Tensor] = []
+    model.avgpool.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        model(normalized(built, images))
+        (maps,) = built.module(images)
+    assert torch.equal(maps, seen[0])
+
+
+def test_a_pretrained_vit_at_another_size_has_interpolated_position_embeddings() -> None:
+    model = zoo.vit_b_32(weights=None, image_size=96).eval()
+    resized = torchvision_source._resized("vit_b_32", model, (64, 64))
+    assert resized.encoder.pos_embedding.shape == (1, 5, 768)
+    assert torch.equal(resized.conv_proj.weight, model.conv_proj.weight)
+    assert torch.equal(resized.encoder.pos_embedding[:, :1], model.encoder.pos_embedding[:, :1])
+
+
+def test_every_classification_model_has_a_known_trunk() -> None:
+    for name in torchvision_source.names():
+        if name.startswith("regnet_"):  # cannot be built without memory; one of them is run above
+            continue
+        with torch.device("meta"):
+            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            model = zoo.get_model(name, weights=None, **options)
+        assert isinstance(torchvision_source._trunk(model), torch.nn.Module), name
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "expected"),
+    [
+        ("resnet18", None, (224, 256, "bilinear")),
+        ("convnext_tiny", None, (224, 236, "bilinear")),
+        ("efficientnet_b0", None, (224, 256, "bicubic")),
+        ("resnet18", 64, (64, 73, "bilinear")),
+    ],
+)
+def test_preprocessing_is_the_evaluation_transform_scaled_to_the_size(
+    name: str, side: int | None, expected: tuple[int, int, str]
+) -> None:
+    found = build(name, side=side).preprocessing
+    assert (found.height, found.resize_short, found.interpolation) == expected
+    assert (found.width, found.fit, found.antialias) == (found.height, "crop", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("vit_b_32", (64, 96), "square"),
+        ("vit_b_32", (65, 65), "indivisible"),
+        ("inception_v3", (32, 32), "cannot encode images of 32 x 32"),
+    ],
+)
+def test_a_size_that_the_model_cannot_take_is_refused_in_words(name: str, size: tuple[int, int], words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        sources.build_encoder(sources.ModelRequest(name=name, weights="random:0", image_size=size))
+
+
+def test_non_square_sizes_go_through_convolutional_models() -> None:
+    built = sources.build_encoder(sources.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 96)))
+    assert built.outputs[0].shape == (512, 2, 3)
+    assert built.preprocessing.resize_short == 73
+
+
+def test_pretrained_offline_says_what_failed_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def offline(*args: object, **options: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(errors.InputError, match=r"no network.*--weights FILE.*random:0"):
+        build("squeezenet1_1", weights="pretrained")
+
+
+def test_pretrained_loads_what_was_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.save(plain("squeezenet1_1").state_dict(), tmp_path / "served.pth")
+
+    def download(url: str, target: str, *args: object, **options: object) -> None:
+        shutil.copy(tmp_path / "served.pth", target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert build("squeezenet1_1", weights="pretrained").weights_sha256 == build("squeezenet1_1").weights_sha256
+
+
+def test_an_unknown_tag_lists_the_known_ones() -> None:
+    with pytest.raises(errors.InputError, match="IMAGENET1K_V1, IMAGENET1K_V2"):
+        build("resnet50", weights="pretrained:NOPE")

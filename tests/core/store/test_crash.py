@@ -1,0 +1,149 @@
+"""Killed anywhere, raced by anyone: readers see fill or final values, and a resumed run has the same bytes."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from genenc_core.store import run_store
+
+POINTS = (
+    "stage:before",
+    "stage:object",
+    "stage:after",
+    "commit:before",
+    "commit:after",
+    "promote:object",
+    "promote:before-status",
+    "promote:after",
+    "clean:after",
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The bytes of a run that nobody killed."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    small.resume(root)
+    tree: dict[str, bytes] = small.tree(root)
+    return tree
+
+
+def test_the_points_are_passed_in_this_order(small: ModuleType, tmp_path: Path) -> None:
+    passed: list[str] = []
+    store = small.create(tmp_path / "run", observer=passed.append)
+    assert passed == []
+    small.commit(store, 0)
+    objects = len(store.plan.all_arrays)
+    assert passed == [
+        "stage:before",
+        *["stage:object"] * objects,
+        "stage:after",
+        "commit:before",
+        "commit:after",
+        *["promote:object"] * (objects - 1),
+        "promote:before-status",
+        "promote:after",
+        "clean:after",
+    ]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_at_a_named_point_then_resume_gives_the_same_bytes(
+    small: ModuleType,
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    uninterrupted: dict[str, bytes],
+    point: str,
+) -> None:
+    root = tmp_path / "run"
+    nth = 6 if point in ("stage:object", "promote:object") else 2  # in the middle of the second shard
+    process = start("resume", root, "--point", point, "--nth", str(nth))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == -9, error
+    small.check_readable(root)
+    store = run_store.RunStore.open(root)
+    assert store.committed() == ({0} if POINTS.index(point) < POINTS.index("commit:after") else {0, 1})
+    assert store.recover() == ([1] if point in ("commit:after", "promote:object", "promote:before-status") else [])
+    assert store.recover() == []
+    small.check_readable(root)
+    assert small.resume(root).pending() == []
+    small.check_finished(root, uninterrupted)
+
+
+def test_a_kill_before_any_system_call_of_a_commit_is_made_good(
+    report: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    *violations, count = report("exhaust", tmp_path / "scratch")
+    assert violations == []
+    assert int(count.split()[1]) >= 8
+
+
+def test_the_exhaustive_check_sees_a_status_promoted_first(report: Callable[..., list[str]], tmp_path: Path) -> None:
+    *violations, _ = report("exhaust", tmp_path / "scratch", "--broken", "status-first")
+    assert any("features status=" in violation for violation in violations)
+
+
+def test_racing_workers_killed_at_random_times_and_read_while_they_live(
+    report: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    *violations, counts = report("chaos", tmp_path / "scratch", "--seconds", "4")
+    assert violations == []
+    kills, checks, _ = (int(count) for count in counts.split()[1:])
+    assert kills >= 5
+    assert checks >= 5
+
+
+def test_the_racing_check_sees_a_record_that_is_replaced(report: Callable[..., list[str]], tmp_path: Path) -> None:
+    found = report("chaos", tmp_path / "scratch", "--seconds", "40", "--broken", "last-wins")
+    assert not found[0].startswith("counts"), found
+
+
+def test_processes_that_race_for_every_shard_leave_one_winner_each(
+    small: ModuleType, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    root, go = tmp_path / "run", tmp_path / "go"
+    racers = [start("race", root, "--go", str(go), "--salt", str(salt)) for salt in (1, 2, 3)]
+    go.touch()
+    ends = [(racer.communicate(timeout=60)[1], racer.returncode) for racer in racers]
+    assert ends == [("", 0)] * 3
+    small.check_readable(root)
+    small.check_finished(root, small.tree(root))
+    store = run_store.RunStore.open(root)
+    assert {store.record(shard).details["salt"] for shard in range(small.SHARDS)} <= {1, 2, 3}  # type: ignore[union-attr]
+
+
+def test_a_beaten_attempt_finishes_the_winner_and_leaves_nothing(small: ModuleType, tmp_path: Path) -> None:
+    """Another process commits the shard just before our link, and dies there."""
+    root = tmp_path / "run"
+    other = small.create(root)
+    mine = small.create(root, observer=lambda point: point == "commit:before" and small.commit(other, 1, salt=7))
+    arrays, status = small.content(1, salt=8)
+    record = mine.commit(1, arrays, status, details={"salt": 8})
+    assert record.details == {"salt": 7}
+    small.check_readable(root)
+    assert list(mine.places.staging.iterdir()) == []
+
+
+def test_an_attempt_whose_staging_the_winner_cleaned_returns_the_winner(small: ModuleType, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    other = small.create(root)
+    mine = small.create(root, observer=lambda point: point == "stage:object" and small.commit(other, 1, salt=7))
+    arrays, status = small.content(1, salt=8)
+    assert mine.commit(1, arrays, status, details={"salt": 8}).details == {"salt": 7}
+    small.check_readable(root)
+    assert list(mine.places.staging.iterdir()) == []
+
+
+def test_recover_keeps_the_staging_of_uncommitted_shards(small: ModuleType, store: run_store.RunStore) -> None:
+    """A slow writer may still commit what it staged."""
+    small.commit(store, 0)
+    slow = store.places.attempt(1, "slow")
+    left = store.places.attempt(0, "killed")
+    slow.mkdir()
+    left.mkdir()
+    assert store.recover() == []
+    assert slow.is_dir()
+    assert not left.exists()

@@ -1,0 +1,162 @@
+"""Flows on a real Prefect server: the same bytes as the core alone, states that name what failed, what the UI shows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.states import State
+
+import pictures
+from flows import extraction, model
+from genenc_core.encoding import control
+from genenc_core.run import driver, model_export
+from genenc_core.run.parameters import ExtractParameters
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def parameters(tmp_path: Path, **changes: object) -> ExtractParameters:
+    photos = tmp_path / "photos"
+    if not photos.exists():
+        pictures.write_folder(photos, 9)
+    values = {
+        "images": str(photos),
+        "model": "tiny_models:conv",
+        "weights": "random:0",
+        "image_size": "32",
+        "out": str(tmp_path / "run"),
+        "shard_rows": 2,
+        "batch_size": 2,
+        "device": "cpu",
+    }
+    return ExtractParameters.model_validate({**values, **changes})
+
+
+def objects(root: Path) -> dict[str, bytes]:
+    store = root / "features.zarr"
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
+
+
+def flow_run(client: SyncPrefectClient, state: State[Any]) -> Any:
+    return client.read_flow_run(state.state_details.flow_run_id)
+
+
+def artifacts(client: SyncPrefectClient, run_id: Any) -> dict[str, Any]:
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+    found = client.request("POST", "/artifacts/filter", json={"artifacts": wanted.model_dump(mode="json")}).json()
+    return {item["key"]: item for item in found}
+
+
+def test_the_flow_stores_the_bytes_of_the_core_and_shows_what_it_did(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    pictures.write_folder(tmp_path / "photos", 9)
+    (tmp_path / "photos" / "img_003.png").write_bytes(b"")
+    state = extraction.extract_features(parameters(tmp_path), shards_per_task=2, return_state=True)
+    driver.extract(parameters(tmp_path, out=str(tmp_path / "plain")))
+    assert objects(tmp_path / "run") == objects(tmp_path / "plain")
+    result = state.result()
+    assert isinstance(result, driver.Result)
+    assert (result.asked, result.status.ok, result.status.unreadable) == (5, 8, 1)
+    assert state.is_completed()
+    assert state.message == "8 of 9 images stored, 1 unreadable"
+    with get_client(sync_client=True) as client:
+        run = flow_run(client, state)
+        assert run.name == f"extract {tmp_path / 'photos'} with tiny_models:conv"
+        shown = artifacts(client, run.id)
+        assert set(shown) >= {"progress", "shards", "failed-images", "report"}
+        assert shown["progress"]["data"] == 100
+        (failed,) = json.loads(shown["failed-images"]["data"])
+        assert failed["row"] == "3"
+        names = {
+            item.name
+            for item in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        }
+    assert f"create {tmp_path / 'run'}" in names
+    assert "encode shard 00000-00001 (2 shards), rows 0-3" in names
+    assert "encode shard 00004, rows 8-8" in names
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    extraction.extract_features(parameters(tmp_path))
+    before = objects(tmp_path / "run")
+    state = extraction.extract_features(parameters(tmp_path), return_state=True)
+    assert state.message == "nothing to do: 5 of 5 shards are committed"
+    assert objects(tmp_path / "run") == before
+
+
+def test_a_failed_shard_does_not_stop_the_others_and_rerun_does_only_it(tmp_path: Path) -> None:
+    given = parameters(tmp_path, max_failures="0")
+    broken = tmp_path / "photos" / "img_004.png"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:-40])
+    state = extraction.extract_features(given, return_state=True)
+    assert state.is_failed()
+    assert state.message == "1 of 5 shards not done: 2"
+    result = state.result(raise_on_failure=False)
+    assert (result.status.committed, result.status.failed) == (4, (2,))
+    assert "img_004.png" in result.failures[0].reason
+    again = extraction.rerun_shards(str(tmp_path / "run"), "failed", max_failures="1", return_state=True)
+    assert again.is_completed()
+    found = again.result()
+    assert (found.asked, found.status.committed, found.status.unreadable) == (1, 5, 1)
+
+
+def test_a_mended_file_is_read_and_the_change_recorded(tmp_path: Path) -> None:
+    given = parameters(tmp_path, max_failures="0")
+    broken = tmp_path / "photos" / "img_004.png"
+    good = broken.read_bytes()
+    broken.write_bytes(good[:-40])
+    extraction.extract_features(given, return_state=True)
+    broken.write_bytes(good)
+    again = extraction.rerun_shards(str(tmp_path / "run"), "failed", return_state=True)
+    record = json.loads((tmp_path / "run" / "_txn" / "commits" / "s0000002.json").read_text())
+    assert again.is_completed()
+    assert again.result().status.unreadable == 0
+    (change,) = record["details"]["changed_since_planned"]
+    assert (change["row"], f"{len(good)} bytes when it was read" in change["change"]) == (4, True)
+
+
+def test_wrong_input_ends_the_flow_with_the_cores_words(tmp_path: Path) -> None:
+    state = extraction.extract_features(parameters(tmp_path, model="resnet81"), return_state=True)
+    assert state.is_failed()
+    with pytest.raises(Exception, match="resnet18"):
+        state.result()
+    assert not (tmp_path / "run").exists()
+
+
+def test_stop_ends_the_flow_cancelled_with_whole_shards(tmp_path: Path) -> None:
+    watch = control.Control()
+    watch.on_rows = lambda _done, _failed: watch.stop()
+    with control.use(watch):
+        state = extraction.extract_features(parameters(tmp_path), return_state=True)
+    assert state.is_cancelled()
+    again = extraction.rerun_shards(str(tmp_path / "run"), "pending", return_state=True)
+    assert again.is_completed()
+    driver.extract(parameters(tmp_path, out=str(tmp_path / "plain")))
+    assert objects(tmp_path / "run") == objects(tmp_path / "plain")
+
+
+def test_export_flow_writes_artifact_spec_and_shows_the_spec(tmp_path: Path) -> None:
+    given = model_export.ExportParameters(
+        model="tiny_models:conv", weights="random:0", image_size="32", out=str(tmp_path / "model")
+    )
+    state = model.export_model(given, return_state=True)
+    (done,) = state.result()
+    assert done.artifact_path.exists()
+    assert done.spec_path.exists()
+    with get_client(sync_client=True) as client:
+        assert "model-spec" in artifacts(client, state.state_details.flow_run_id)
+
+
+@pytest.mark.parametrize("flow", [extraction.extract_features, extraction.rerun_shards, model.export_model])
+def test_parameter_forms_have_descriptions(flow: Any) -> None:
+    """Every field of the Prefect form says what it is."""
+    schema = flow.parameters.model_dump()
+    fields = dict(schema["properties"])
+    for definition in (schema.get("definitions") or {}).values():
+        fields.update(definition.get("properties", {}))
+    # The form shows the fields of `given`, not its own line.
+    assert [name for name in fields if name != "given" and not fields[name].get("description")] == []

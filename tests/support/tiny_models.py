@@ -1,0 +1,62 @@
+"""Small models for tests, built by `tiny_models:NAME`; weights come from the seed that the caller sets."""
+
+import torch
+from torch import nn
+
+
+def conv() -> nn.Module:
+    """Return a net of two strided convolutions: [B, 3, H, W] -> [B, 6, H/8, W/8]."""
+    return nn.Sequential(nn.Conv2d(3, 4, 5, stride=4, padding=2), nn.GELU(), nn.Conv2d(4, 6, 3, stride=2, padding=1))
+
+
+class Colours(nn.Module):
+    """The mean colour of each 8 x 8 block: what a point probe returns is where in the image it looked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, H/8, W/8]."""
+        return nn.functional.avg_pool2d(images, 8)
+
+
+def colours() -> nn.Module:
+    """Return `Colours`."""
+    return Colours()
+
+
+class TwoMaps(nn.Module):
+    """Two output slots of different size from one pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 4, stride=4)
+        self.second = nn.Conv2d(4, 8, 2, stride=2)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return `fine` [B, 4, H/4, W/4] and `coarse` [B, 8, H/8, W/8]."""
+        fine = self.first(images)
+        return {"fine": fine, "coarse": self.second(fine)}
+
+
+def two_maps() -> nn.Module:
+    """Return `TwoMaps`."""
+    return TwoMaps()
+
+
+class NanForDark(nn.Module):
+    """A model that breaks on black images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, H/8, W/8], NaN where the image is black."""
+        return torch.log(nn.functional.avg_pool2d(images, 8)) * 0.0 + 1.0
+
+
+def nan_for_dark() -> nn.Module:
+    """Return `NanForDark`."""
+    return NanForDark()

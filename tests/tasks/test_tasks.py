@@ -1,0 +1,146 @@
+"""Tasks without Prefect's engine: each is one core call on small records."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prefect.states import Failed
+
+import pictures
+from genenc_core import errors, spec
+from genenc_core.run import model_export, records, sessions
+from genenc_core.run.parameters import ExtractParameters
+from tasks import extraction, model, reporting
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> ExtractParameters:
+    """Return parameters over 7 drawn images in shards of 2."""
+    photos = pictures.write_folder(tmp_path / "photos", 7)
+    return ExtractParameters(
+        images=str(photos),
+        model="tiny_models:conv",
+        weights="random:0",
+        image_size="32",
+        out=str(tmp_path / "run"),
+        shard_rows=2,
+        batch_size=2,
+        device="cpu",
+    )
+
+
+def test_tasks_in_order_make_a_verified_run(given: ExtractParameters) -> None:
+    root = extraction.create_store.fn(given)
+    groups = extraction.plan_shards.fn(root, "pending", 3)
+    assert [group.shards for group in groups] == [(0, 1, 2), (3,)]
+    assert [group.label for group in groups] == ["shard 00000-00002 (3 shards), rows 0-5", "shard 00003, rows 6-6"]
+    options = records.Options.of(given)
+    sessions.begin(Path(root), options, command="test")
+    reports = [report for group in groups for report in extraction.encode_shards.fn(group, options)]
+    assert [(report.shard, report.rows, report.unreadable) for report in reports] == [
+        (0, 2, 0),
+        (1, 2, 0),
+        (2, 2, 0),
+        (3, 1, 0),
+    ]
+    assert extraction.verify_run.fn(root) == 4
+    found = extraction.write_provenance.fn(root, options.session, "completed")
+    assert (found.complete, found.ok, found.exit_code) == (True, 7, 0)
+    assert extraction.plan_shards.fn(root, "pending", 1) == []
+    again = extraction.encode_shards.fn(groups[1], options)
+    assert [report.skipped for report in again] == [True]
+
+
+def test_a_failed_shard_raises_after_the_others_of_its_group(given: ExtractParameters) -> None:
+    photos = Path(given.images)
+    for name in ("img_000.png", "img_001.png"):
+        (photos / name).write_bytes(b"<html>not found</html>")
+    given = given.model_copy(update={"max_failures": "0"})
+    root = extraction.create_store.fn(given)
+    (group,) = extraction.plan_shards.fn(root, "pending", 10)
+    with pytest.raises(errors.ShardError, match=r"shard 00000: more than 0 of 2 images failed .*img_000.png"):
+        extraction.encode_shards.fn(group, records.Options.of(given))
+    (left,) = extraction.plan_shards.fn(root, "failed", 10)
+    assert left.shards == (0,)
+
+
+def test_only_passing_faults_are_tried_again() -> None:
+    def retried(error: BaseException) -> bool:
+        return extraction.is_passing_fault(extraction.encode_shards, None, Failed(data=error))  # type: ignore[arg-type]
+
+    disk = errors.ShardError(0, "no")
+    disk.__cause__ = OSError(5, "input/output error")
+    assert retried(disk)
+    assert retried(OSError("network"))
+    assert not retried(errors.ShardError(0, "more than 0 of 2 images failed"))
+    assert not retried(errors.EncoderError("wrong shape"))
+
+
+def test_verify_names_what_is_damaged(given: ExtractParameters) -> None:
+    root = extraction.create_store.fn(given)
+    groups = extraction.plan_shards.fn(root, "pending", 10)
+    extraction.encode_shards.fn(groups[0], records.Options.of(given))
+    (victim, *_) = sorted((Path(root) / "features.zarr" / "features").glob("c*"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    with pytest.raises(errors.StoreError, match="damaged: shard 0: features/"):
+        extraction.verify_run.fn(root)
+
+
+def test_export_tasks_write_and_read_back_a_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(model, "create_markdown_artifact", lambda text, **_options: shown.append(text))
+    given = model_export.ExportParameters(
+        model="tiny_models:conv", weights="random:0", image_size="32", out=str(tmp_path / "model")
+    )
+    (done,) = model.export_artifacts.fn(given)
+    found = model.generate_spec.fn(done)
+    assert found == spec.load_spec(done.spec_path)
+    assert found.outputs[0].shape == (6, 4, 4)
+    assert '"model_id"' in shown[0]
+
+
+def test_shard_table_puts_trouble_first(given: ExtractParameters) -> None:
+    (Path(given.images) / "img_004.png").write_bytes(b"")
+    given = given.model_copy(update={"max_failures": "0"})
+    root = extraction.create_store.fn(given)
+    groups = extraction.plan_shards.fn(root, "0-2", 3)
+    with pytest.raises(errors.ShardError):
+        extraction.encode_shards.fn(groups[0], records.Options.of(given))
+    table = reporting.shard_table(Path(root))
+    assert [(row["shard"], row["state"]) for row in table] == [
+        (2, "failed"),
+        (3, "pending"),
+        (0, "committed"),
+        (1, "committed"),
+    ]
+    assert "empty" in str(table[0]["reason"])
+    assert {"load_wait s", "encode s", "reduce s", "images/s"} <= set(table[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<img src=x onerror=alert(1)>.jpg", "&lt;img src=x onerror=alert\\(1\\)&gt;.jpg"),
+        ("a|b`c`.jpg", "a\\|b\\`c\\`.jpg"),
+        ("a\x1b[31m\n.jpg", "a\N{REPLACEMENT CHARACTER}\\[31m\N{REPLACEMENT CHARACTER}.jpg"),
+    ],
+)
+def test_names_of_files_are_shown_as_they_are(name: str, shown: str) -> None:
+    assert reporting.escape(name) == shown
+
+
+def test_every_task_has_a_name_a_tag_and_no_cache() -> None:
+    tasks: list[Callable[..., object]] = [
+        extraction.create_store,
+        extraction.plan_shards,
+        extraction.encode_shards,
+        extraction.verify_run,
+        extraction.write_provenance,
+        reporting.publish_report,
+        model.export_artifacts,
+        model.generate_spec,
+    ]
+    for item in tasks:
+        assert item.task_run_name
+        assert "genenc" in item.tags
+        assert type(item.cache_policy).__name__ == "_None"
