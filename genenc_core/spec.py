@@ -2,29 +2,17 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genenc_core import errors
+from genenc_core import errors, spec_rules
+from genenc_core.spec_rules import BackendName
 
 Fit = Literal["stretch", "crop", "pad"]
-BackendName = Literal["TorchScript", "AOTInductor", "ExecuTorch", "Auto"]
 
-BACKEND_ALIASES: Mapping[str, BackendName] = {
-    "torchscript": "TorchScript",
-    "torch_script": "TorchScript",
-    "jit": "TorchScript",
-    "aotinductor": "AOTInductor",
-    "aot_inductor": "AOTInductor",
-    "inductor": "AOTInductor",
-    "aoti": "AOTInductor",
-    "executorch": "ExecuTorch",
-    "exec_torch": "ExecuTorch",
-    "auto": "Auto",
-}
 BACKEND_BY_EXTENSION: Mapping[str, BackendName] = {
     ".pt": "TorchScript",
     ".pt2": "AOTInductor",
@@ -225,16 +213,7 @@ class RuntimeModelSpec(Record):
 
     def problems(self) -> list[str]:
         """Return every broken rule: WhiskerToolbox's messages in its order, then the rules it lacks."""
-        found = [] if self.model_id else ["model_id must not be empty"]
-        found += [] if self.display_name else ["display_name must not be empty"]
-        found += _slot_problems("inputs", self.inputs, check_sequence=True)
-        found += _slot_problems("outputs", self.outputs, check_sequence=False)
-        for field in ("preferred_batch_size", "max_batch_size"):
-            if (getattr(self, field) or 0) < 0:
-                found.append(f"{field} must be >= 0")
-        found += _batch_mode_problems(self.batch_mode)
-        found += _variant_problems(self.weights_variants or ())
-        return found + _own_problems(self)
+        return spec_rules.problems(self)
 
     def check(self) -> None:
         """Raise `SpecError` with every broken rule, if there is one."""
@@ -256,7 +235,7 @@ class RuntimeModelSpec(Record):
 
     def resolved_backend(self) -> BackendName:
         """Return the backend by name, or by the weights' extension when the spec says Auto or nothing."""
-        named = BACKEND_ALIASES.get((self.backend or "auto").lower(), "Auto")
+        named = spec_rules.BACKEND_ALIASES.get((self.backend or "auto").lower(), "Auto")
         if named != "Auto" or not self.weights_path:
             return named
         return BACKEND_BY_EXTENSION.get(Path(self.weights_path).suffix.lower(), "Auto")
@@ -312,74 +291,3 @@ def _nested_model(annotation: Any) -> type[BaseModel] | None:
         return annotation
     nested = (_nested_model(argument) for argument in get_args(annotation))
     return next((model for model in nested if model is not None), None)
-
-
-def _slot_problems(label: str, slots: Sequence[SlotSpec], *, check_sequence: bool) -> list[str]:
-    found: list[str] = []
-    seen: set[str] = set()
-    for index, slot in enumerate(slots):
-        where = f"{label}[{index}]"
-        if not slot.name:
-            found.append(f"{where}: name must not be empty")
-        elif slot.name in seen:
-            found.append(f"{where}: duplicate name '{slot.name}'")
-        seen.add(slot.name)
-        if not slot.shape:
-            found.append(f"{where}: shape must not be empty")
-        rank = len(slot.shape)
-        if check_sequence and slot.sequence_dim is not None and slot.sequence_dim >= rank:
-            found.append(f"{where}: sequence_dim ({slot.sequence_dim}) exceeds shape rank ({rank})")
-    return found
-
-
-def _batch_mode_problems(mode: BatchModeSpec | None) -> list[str]:
-    if mode is None:
-        return []
-    found: list[str] = []
-    if sum((mode.fixed is not None, mode.dynamic is not None, bool(mode.recurrent_only))) > 1:
-        found.append("batch_mode: only one of fixed, dynamic, or recurrent_only may be set")
-    if mode.fixed is not None and mode.fixed < 1:
-        found.append("batch_mode.fixed must be >= 1")
-    if mode.dynamic is not None and mode.dynamic.min < 1:
-        found.append("batch_mode.dynamic.min must be >= 1")
-    if mode.dynamic is not None and 0 < mode.dynamic.max < mode.dynamic.min:
-        found.append("batch_mode.dynamic.max must be >= min (or 0 for unlimited)")
-    return found
-
-
-def _variant_problems(variants: Sequence[WeightsVariant]) -> list[str]:
-    found: list[str] = []
-    seen: set[int] = set()
-    for index, variant in enumerate(variants):
-        where = f"weights_variants[{index}]"
-        if not variant.path:
-            found.append(f"{where}: path must not be empty")
-        if variant.batch_size < 1:
-            found.append(f"{where}: batch_size must be >= 1")
-        elif variant.batch_size in seen:
-            found.append(f"{where}: duplicate batch_size {variant.batch_size}")
-        seen.add(variant.batch_size)
-    return found
-
-
-def _own_problems(spec: RuntimeModelSpec) -> list[str]:
-    """Return the problems that WhiskerToolbox lets through and that would fail later, or silently."""
-    found = [
-        f"{label}[{index}]: shape dimensions must be >= 1, got {list(slot.shape)}"
-        for label, slots in (("inputs", spec.inputs), ("outputs", spec.outputs))
-        for index, slot in enumerate(slots)
-        if any(size < 1 for size in slot.shape)
-    ]
-    named = [("backend", spec.backend)]
-    named += [(f"weights_variants[{i}].backend", v.backend) for i, v in enumerate(spec.weights_variants or ())]
-    known = ", ".join(sorted(BACKEND_ALIASES))
-    for where, backend in named:
-        if backend and backend.lower() not in BACKEND_ALIASES:
-            found.append(f"{where}: unknown name '{backend}' (known: {known})")
-    dynamic = spec.batch_mode.dynamic if spec.batch_mode else None
-    if dynamic is not None and dynamic.max < 0:
-        found.append("batch_mode.dynamic.max must be >= 0")
-    for index, slot in enumerate(spec.inputs):
-        if slot.sequence_dim is not None and slot.sequence_dim < -1:
-            found.append(f"inputs[{index}]: sequence_dim must be >= -1, got {slot.sequence_dim}")
-    return found

@@ -44,16 +44,20 @@ def run(out: Path, runner: "Runner") -> int:
 
 
 def _closing(out: Path, root: Path, seconds: float) -> list[str]:
+    places = {
+        out / "images": "48 drawn photographs; one is truncated, its row holds NaN",
+        out / "points.csv": "snout, ears and tail base in pixels",
+        out / "model": "the exported model and its RuntimeModelSpec",
+        root / "features.zarr": "features [image, channel], probes [image, point, channel], status [image]",
+        root / "images.parquet": "which row is which file",
+    }
+    width = max(len(str(path)) for path in places)
     return [
         "",
         f"Done in {seconds:.0f} s. What lies where:",
-        f"  {out / 'images'}            48 drawn photographs; one is truncated, its row holds NaN",
-        f"  {out / 'points.csv'}        snout, ears and tail base in pixels",
-        f"  {out / 'model'}             the exported model and its RuntimeModelSpec",
-        f"  {root / 'features.zarr'}  features [image, channel], probes [image, point, channel], status [image]",
-        f"  {root / 'images.parquet'} which row is which file",
+        *(f"  {path!s:<{width}}  {meaning}" for path, meaning in places.items()),
         "",
-        "Open it:",
+        "Open it (pip install xarray):",
         "  import xarray",
         f"  run = xarray.open_zarr({str(root / 'features.zarr')!r}, consolidated=False)",
         "  run.features[(run.status == 1).compute()]",

@@ -58,10 +58,10 @@ class FailureBudget:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An image that has no features: its row, its path and why."""
+    """An image that has no features: its row, its id in the manifest and why."""
 
     row: int
-    path: str
+    image_id: str
     reason: str
 
 
@@ -77,15 +77,15 @@ class EncodedShard:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInput:
-    """The rows of one shard: paths in order and points float64 `[rows, K, 2]` in source pixels."""
+    """The rows of one shard: image ids in order and points float64 `[rows, K, 2]` in source pixels."""
 
     shard: int
     start: int
-    paths: Sequence[str]
+    image_ids: Sequence[str]
     points: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.image_ids)
 
 
 def empty_arrays(rows: int, wanted: Sequence[products.Product], point_count: int) -> dict[str, np.ndarray]:
@@ -151,7 +151,7 @@ class ShardEncoder:
         at = image.row - self.given.start
         self.digests[at] = image.sha256
         if image.changed is not None:
-            self.changes.append({"row": image.row, "path": self.given.paths[at], "change": image.changed})
+            self.changes.append({"row": image.row, "image_id": self.given.image_ids[at], "change": image.changed})
         self.seconds["load_threads"] += image.seconds
         if image.pixels is None or image.affine is None:
             self._fail(image.row, image.failure or "unreadable")
@@ -166,10 +166,10 @@ class ShardEncoder:
     def _fail(self, row: int, reason: str) -> None:
         at = row - self.given.start
         self.status[at] = UNREADABLE
-        self.failures.append(Failure(row=row, path=self.given.paths[at], reason=reason))
+        self.failures.append(Failure(row=row, image_id=self.given.image_ids[at], reason=reason))
         self.control.on_rows(0, 1)
         if len(self.failures) > self.allowed:
-            first = "; ".join(f"{item.path}: {item.reason}" for item in self.failures[:3])
+            first = "; ".join(f"{item.image_id}: {item.reason}" for item in self.failures[:3])
             raise errors.ShardError(
                 self.given.shard,
                 f"more than {self.allowed} of {len(self.given)} images failed ({first}); nothing of it is stored: "

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, spec_rules
 from genenc_core.export import artifacts, comparison, compilers, describe
 from genenc_core.export.describe import spec_for
 from genenc_core.models import sources
@@ -31,7 +31,7 @@ class ExportedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kind:
-    backend: spec.BackendName
+    backend: spec_rules.BackendName
     suffix: str
     compile: Callable[[torch.nn.Module, torch.Tensor, int, int, Path], None]
     load: Callable[[Path], artifacts.Runner]

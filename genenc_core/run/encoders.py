@@ -143,9 +143,10 @@ def localised(model: ResolvedModel, run_folder: Path) -> ResolvedModel:
     )
 
 
-def absolute(found: spec.RuntimeModelSpec, run_folder: Path) -> spec.RuntimeModelSpec:
+def read_run_spec(path: Path) -> spec.RuntimeModelSpec:
     """Return a run folder's spec with paths that can be opened from anywhere."""
-    found = found.resolved(run_folder)
+    path = path.absolute()
+    found, run_folder = spec.RuntimeModelSpec.from_json_file(path), path.parent
     block = found.genenc
     if block is None or block.source is None or not (run_folder / block.source.weights).is_file():
         return found

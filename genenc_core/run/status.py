@@ -56,7 +56,7 @@ def shard_rows(root: Path) -> list[ShardRow]:
 
 
 def unreadable_images(root: Path, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return {row, path, reason} of every image recorded as unreadable, in row order."""
+    """Return {row, image_id, reason} of every image recorded as unreadable, in row order."""
     folder = worker.RunFolder(root)
     found: list[dict[str, Any]] = []
     for shard in sorted(folder.store.committed()):
@@ -120,7 +120,7 @@ def summary_lines(status: records.RunStatus, failures: Sequence[dict[str, Any]])
     lines = [f"{status.ok} of {status.rows} images stored in {status.committed} of {status.shards} shards"]
     if status.unreadable:
         lines.append(f"{status.unreadable} unreadable (rows kept, NaN):")
-        lines += [f"  row {item['row']}: {item['path']}: {item['reason']}" for item in failures]
+        lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
         if len(failures) < status.unreadable:
             lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {status.root}")
     if status.points:

@@ -45,7 +45,7 @@ class RunFolder:
     @property
     def model_spec(self) -> spec.RuntimeModelSpec:
         """The run's model spec, its paths made absolute."""
-        return encoders.absolute(spec.RuntimeModelSpec.from_json_file(self.root / planning.MODEL_SPEC), self.root)
+        return encoders.read_run_spec(self.root / planning.MODEL_SPEC)
 
     @property
     def preprocessing(self) -> spec.Preprocessing:
@@ -133,8 +133,7 @@ class Worker:
         started = records.now()
         runner, images = self._prepare()
         rows = self.folder.manifest.read(start, stop)
-        paths = [os.fspath(path) for path in rows.paths]
-        given = shards.ShardInput(shard=shard, start=start, paths=paths, points=rows.points)
+        given = shards.ShardInput(shard=shard, start=start, image_ids=rows.image_ids, points=rows.points)
         shard_encoder = shards.ShardEncoder(given, runner, self.folder.preprocessing, self.budget)
         with contextlib.closing(images.iter_rows(start, stop)) as stream:
             done = shard_encoder.run(stream)

@@ -1,5 +1,7 @@
 """Small models for tests, built by `tiny_models:NAME`; weights come from the seed that the caller sets."""
 
+import time
+
 import torch
 from torch import nn
 
@@ -60,3 +62,34 @@ class NanForDark(nn.Module):
 def nan_for_dark() -> nn.Module:
     """Return `NanForDark`."""
     return NanForDark()
+
+
+class Huge(nn.Module):
+    """A model whose features float16 cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, H/8, W/8] of about 1e6."""
+        return nn.functional.avg_pool2d(images, 8) * 0.0 + 1e6
+
+
+def huge() -> nn.Module:
+    """Return `Huge`."""
+    return Huge()
+
+
+class Slow(Colours):
+    """`Colours` that takes its time, so that a test can interrupt it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, H/8, W/8] after 50 ms."""
+        time.sleep(0.05)
+        return super().forward(images)
+
+
+def slow() -> nn.Module:
+    """Return `Slow`."""
+    return Slow()

@@ -84,17 +84,18 @@ def test_timm_vit_equals_its_patch_tokens(extract: Callable[..., driver.Result],
 
 
 @torch.inference_mode()
-def test_an_exported_spec_equals_the_eager_model(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
-    """TorchScript through its spec, other batch size: within 1e-5 relative."""
+def test_an_exported_spec_equals_the_eager_model(
+    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TorchScript through its spec, all paths relative, other batch size: within 1e-5 relative."""
+    monkeypatch.chdir(tmp_path)
     from genenc_core.run import model_export
 
-    given = model_export.ExportParameters(
-        model="tiny_models:conv", out=str(tmp_path / "model"), weights="random:0", image_size="32"
-    )
+    given = model_export.ExportParameters(model="tiny_models:conv", out="model", weights="random:0", image_size="32")
     (done,) = model_export.export(given)
-    extract(out=str(tmp_path / "eager"))
+    extract(out="eager")
     own = {"model": str(done.spec_path), "weights": None, "image_size": None}
-    extract(out=str(tmp_path / "script"), batch_size=2, shard_rows=6, **own)
+    extract(out="script", batch_size=2, shard_rows=6, **own)
     eager, script = (arrays(tmp_path / name)["features"][:] for name in ("eager", "script"))
     np.testing.assert_allclose(script, eager, rtol=1e-5, atol=1e-5 * np.abs(eager).max())
     assert np.isfinite(eager).all()

@@ -1,0 +1,43 @@
+"""The command line in this process, without Prefect, on drawn images."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import pictures
+from genenc_core.cli import app
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def genenc() -> Callable[..., Said]:
+    """Return a call of the command line; an exception that is not an exit fails the test."""
+
+    def call(*arguments: object) -> Said:
+        done = CliRunner().invoke(app.build_app(), [str(item) for item in arguments], catch_exceptions=False)
+        return Said(done.exit_code, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of 6 PNG images."""
+    return pictures.write_folder(tmp_path / "photos", 6)
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Return options for a model of a few weights."""
+    return ["--model", "tiny_models:conv", "--weights", "random:0", "--image-size", "32", "--device", "cpu"]
