@@ -23,13 +23,15 @@ def run(out: Path, runner: "Runner") -> int:
     points = drawing.draw_dataset(out) if not (out / "points.csv").exists() else out / "points.csv"
     output.say([f"2/4  exporting {MODEL} (random weights) as TorchScript to {out / 'model'}"])
     given = model_export.ExportParameters(model=MODEL, out=str(out / "model"), weights="random:0")
-    exported = runner.export(given)[0]
-    output.say(model_export.words(exported))
+    spec_path = Path(given.out) / f"{MODEL}_torchscript_spec.json"
+    # An export is new bytes every time, and a run keeps the bytes that it began with.
+    if not spec_path.exists():
+        output.say(model_export.words(runner.export(given)[0]))
     root = out / "run"
     output.say([f"3/4  extracting features and probes to {root}"])
     values = {
         "images": str(out / "images"),
-        "model": str(exported.spec_path),
+        "model": str(spec_path),
         "points": str(points),
         "out": str(root),
         "shard_rows": 16,

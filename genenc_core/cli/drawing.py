@@ -35,7 +35,7 @@ class Animal:
 
 
 def draw_dataset(folder: Path, *, count: int = 48, seed: int = 0) -> Path:
-    """Draw `count` scenes under `folder`/images, one of them truncated; return the path of the points CSV."""
+    """Draw `count` scenes (at least 13) under `folder`/images, one truncated; return the path of the points CSV."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)

@@ -114,6 +114,23 @@ def warm(given: run_parameters.ExtractParameters) -> None:
         CACHE.build(_request(given))
 
 
+def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
+    """Load an artifact and encode one blank batch, so that what cannot work is refused before anything is made.
+
+    Raises:
+        InputError: it cannot be loaded, or its outputs are not what the spec declares.
+    """
+    if model.backend == "eager":
+        # Its spec was written from a dry run of the model itself.
+        return
+    encoder = CACHE.load(model, device=device, trust=trust)
+    smallest = model.spec.resolved_batch_mode().min
+    try:
+        encoder(torch.zeros(smallest, 3, *encoder.input_size, device=encoder.device))
+    except errors.EncoderError as error:
+        raise errors.InputError(str(error)) from error
+
+
 def artifact_digest(found: spec.RuntimeModelSpec) -> str | None:
     """Return the sha256 of a spec's artifact: of the file as it is, whatever the spec says; None without one."""
     if not found.weights_path:

@@ -76,6 +76,8 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
 def make_design(given: run_parameters.ExtractParameters, table: points.PointTable | None) -> Design:
     """Resolve the model and work out preprocessing and products."""
     model = encoders.resolve_model(given, folder=Path(given.out) / encoders.MODEL_FOLDER)
+    device = encoders.resolve_device(given.device)
+    encoders.try_once(model, device=device, trust=given.trust)
     preprocessing = _preprocessing(given, model.spec)
     if given.batch_size != "auto":
         batching.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
@@ -91,7 +93,7 @@ def make_design(given: run_parameters.ExtractParameters, table: points.PointTabl
         preprocessing=preprocessing,
         products=products.build_products(wanted, model.spec.outputs, point_count=count),
         points=table,
-        device=encoders.resolve_device(given.device),
+        device=device,
     )
 
 
