@@ -78,6 +78,8 @@ def _shard_result(run: Callable[[], Any], *, warm_up: Callable[[], None] | None 
     outcome = state.result(raise_on_failure=False)
     if state.is_cancelled():
         raise errors.Stopped(str(state.message))
+    if isinstance(outcome, driver.Incomplete):
+        return outcome.result
     if isinstance(outcome, driver.Result):
         return outcome
     if isinstance(outcome, BaseException):

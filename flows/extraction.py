@@ -64,44 +64,45 @@ def _work(root: str, which: str, options: records.Options, shards_per_task: int,
         message = f"nothing to do: {found.committed} of {found.shards} shards are committed"
         return Completed(message=message, data=driver.Result(status=found, asked=0, failures=()))
     with worker.working(Path(root)):
-        failures = _encode_all(root, groups, options)
+        reports = _encode_all(root, groups, options)
     extraction.verify_run(root)
-    reporting.publish_report(root)
+    reporting.publish_report(root, reports)
+    asked = [shard for group in groups for shard in group.shards]
     stopped = control.current().stopping
+    failures = () if stopped else worker.failures_among(Path(root), asked)
     state = "cancelled" if stopped else "failed" if failures else "completed"
     found = extraction.write_provenance(root, options.session, state)
-    asked = sum(len(group.shards) for group in groups)
-    result = driver.Result(status=found, asked=asked, failures=failures)
+    result = driver.Result(status=found, asked=len(asked), failures=failures)
     if stopped:
-        return Cancelled(message=f"stopped on request with {found.pending} shards to do", data=result)
+        return Cancelled(message=f"stopped on request with {found.pending} shards to do")
     if failures:
-        names = ", ".join(str(error.shard) for error in failures[:20]) + (", ..." if len(failures) > 20 else "")
-        return Failed(message=f"{len(failures)} of {asked} shards not done: {names}", data=result)
+        # Prefect wants an exception in a failed state; the command line takes the result out of it.
+        incomplete = driver.Incomplete(result)
+        return Failed(message=str(incomplete), data=incomplete)
     message = f"{found.ok} of {found.rows} images stored, {found.unreadable} unreadable"
     return Completed(message=message, data=result)
 
 
 def _encode_all(
     root: str, groups: Sequence[extraction.ShardGroup], options: records.Options
-) -> tuple[errors.ShardError, ...]:
-    """Run every group, whatever becomes of the others; return the failures by shard."""
+) -> list[records.ShardReport]:
+    """Run every group, whatever becomes of the others; what failed is told by the run folder."""
     begun = status.run_status(Path(root))
     artifact = reporting.start_progress(root, begun.committed, begun.shards)
     futures = [extraction.encode_shards.submit(group, options) for group in groups]
-    shown, done = time.monotonic(), begun.committed
-    failures: list[errors.ShardError] = []
+    shown = time.monotonic()
+    reports: list[records.ShardReport] = []
     for future in as_completed(futures):
         result = _outcome(future)
-        if isinstance(result, errors.ShardError):
-            failures.append(result)
-        elif isinstance(result, BaseException) and not isinstance(result, errors.Stopped):
+        if isinstance(result, list):
+            reports += result
+        elif not isinstance(result, errors.ShardError | errors.Stopped):
             raise result
-        done += len(result) if isinstance(result, list) else 0
         if time.monotonic() - shown >= PROGRESS_SECONDS:
-            reporting.show_progress(artifact, root, done, begun.shards)
+            reporting.show_progress(artifact, root, begun.committed + len(reports), begun.shards)
             shown = time.monotonic()
-    reporting.show_progress(artifact, root, done, begun.shards)
-    return tuple(sorted(failures, key=lambda error: error.shard))
+    reporting.show_progress(artifact, root, begun.committed + len(reports), begun.shards)
+    return reports
 
 
 def _outcome(future: PrefectFuture[list[records.ShardReport]]) -> list[records.ShardReport] | BaseException:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
+import tomllib
 import urllib.request
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 QUIET: Mapping[str, str] = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -36,7 +37,9 @@ def local_server() -> Iterator[None]:
 
     The start takes seconds, and goes on beside the caller's work: call `wait_until_ready` before the first flow.
     """
-    if os.environ.get("PREFECT_API_URL"):
+    url = configured_url()
+    if url:
+        os.environ["PREFECT_API_URL"] = url
         yield
         return
     port = _free_port()
@@ -61,6 +64,24 @@ def local_server() -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def configured_url() -> str | None:
+    """Return the server that the environment or the active Prefect profile names; None for neither.
+
+    The profile is read as a file, because importing Prefect would fix its settings before a server is started.
+    """
+    if os.environ.get("PREFECT_API_URL"):
+        return os.environ["PREFECT_API_URL"]
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    try:
+        stored = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return None
+    name = os.environ.get("PREFECT_PROFILE", stored.get("active", ""))
+    found = stored.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
+    return str(found) if found else None
 
 
 def wait_until_ready(*, seconds: float = START_SECONDS) -> None:

@@ -1,5 +1,6 @@
 """What the Prefect UI shows of a run: a progress bar, the shards, the unreadable images and a summary."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -30,11 +31,12 @@ def show_progress(artifact: UUID, root: str, done: int, shards: int) -> None:
 
 
 @task(task_run_name="report {root}", cache_policy=NO_CACHE, tags=["genenc"])
-def publish_report(root: str) -> records.RunStatus:
-    """Write the tables of shards and of unreadable images and the summary to the UI."""
+def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
+    """Write the tables of shards and of unreadable images and the summary to the UI; `reports` are this session's."""
     found = status.run_status(Path(root))
     images = status.unreadable_images(Path(root), limit=MOST_ROWS)
-    create_table_artifact(table=shard_table(Path(root)), key="shards", description="Shards, those not done first")
+    shards = shard_table(Path(root), reports)
+    create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
     if images:
         table = [{key: escape(str(value)) for key, value in item.items()} for item in images]
         create_table_artifact(table=table, key="failed-images", description=f"{found.unreadable} unreadable images")
@@ -42,8 +44,12 @@ def publish_report(root: str) -> records.RunStatus:
     return found
 
 
-def shard_table(root: Path) -> list[dict[str, object]]:
-    """Return at most 200 shards as table rows: failed, then pending, then committed ones."""
+def shard_table(root: Path, reports: Sequence[records.ShardReport] = ()) -> list[dict[str, object]]:
+    """Return at most 200 shards as table rows: failed, then pending, then committed ones.
+
+    Load, encode and reduce times come from the commit records; commit times of this session from its reports.
+    """
+    commits = {report.shard: report.seconds.get("commit", 0.0) for report in reports if not report.skipped}
     order = {"failed": 0, "pending": 1, "committed": 2}
     rows = sorted(status.shard_rows(root), key=lambda row: (order[row.state], row.shard))
     return [
@@ -54,6 +60,7 @@ def shard_table(root: Path) -> list[dict[str, object]]:
             "failed images": row.unreadable,
             "images/s": "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
             **{f"{stage} s": f"{seconds:.2f}" for stage, seconds in row.seconds.items()},
+            "commit s": f"{commits[row.shard]:.2f}" if row.shard in commits else "",
             "reason": escape(row.reason),
         }
         for row in rows[:MOST_ROWS]

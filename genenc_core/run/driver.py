@@ -17,6 +17,20 @@ class Result:
     failures: tuple[errors.ShardError, ...]
 
 
+class Incomplete(errors.GenencError):
+    """Some shards were not committed; `result` says which and why."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        names = ", ".join(str(error.shard) for error in result.failures[:20])
+        more = ", ..." if len(result.failures) > 20 else ""
+        super().__init__(f"{len(result.failures)} of {result.asked} shards not done: {names}{more}")
+
+    def __reduce__(self) -> tuple[type["Incomplete"], tuple[Result]]:
+        """Keep the result across process boundaries."""
+        return type(self), (self.result,)
+
+
 def extract(given: run_parameters.ExtractParameters) -> Result:
     """Make the run folder or continue it, encode what is not committed, and verify it.
 

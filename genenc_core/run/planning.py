@@ -1,6 +1,7 @@
 """Makes a run folder: images listed, model resolved, shapes worked out, store created, before any data flows."""
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from genenc_core.run import encoders, records, store_plan
 from genenc_core.run import parameters as run_parameters
 from genenc_core.store import layout, run_store
 
+LOGGER = logging.getLogger(__name__)
 MANIFEST = "images.parquet"
 MODEL_SPEC = "model_spec.json"
 PARAMETERS = "provenance/parameters.json"
@@ -118,7 +120,8 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
         fingerprint=environment.digest(identity),
         shard_rows=given.shard_rows or default_shard_rows(design, listed.rows),
     )
-    run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
+    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
+    LOGGER.info("%s: %d images in %d shards", root, listed.rows, store.shard_count)
 
 
 def default_shard_rows(design: Design, rows: int) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 import json
+import logging
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from genenc_core.run import encoders, planning, records
 from genenc_core.run import parameters as run_parameters
 from genenc_core.store import run_store
 
+LOGGER = logging.getLogger(__name__)
 BATCH_SIZE = "provenance/batch_size.json"
 FAILED = "provenance/failed"
 LANES = 2
@@ -70,8 +72,9 @@ class RunFolder:
         return sorted({int(path.stem[1:]) for path in found} - self.store.committed())
 
     def failure(self, shard: int) -> str:
-        """Return the reason of a shard's last failed attempt."""
-        return str(records.read_json(self._failure_file(shard)).get("reason", ""))
+        """Return the reason of a shard's last failed attempt, or that there was none."""
+        path = self._failure_file(shard)
+        return str(records.read_json(path).get("reason", "")) if path.exists() else "it was not reached"
 
     def note_failure(self, shard: int, reason: str, session: str) -> None:
         """Record why an attempt at a shard failed."""
@@ -150,7 +153,13 @@ class Worker:
         seconds = {name: shard_encoder.seconds[name] for name in ("load_wait", "encode", "reduce")}
         seconds |= {"commit": ended - encoded, "total": ended - began}
         unreadable = record.status_counts["unreadable"]
-        return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=unreadable, seconds=seconds)
+        report = records.ShardReport(shard=shard, start=start, stop=stop, unreadable=unreadable, seconds=seconds)
+        timings = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
+        LOGGER.info(
+            "shard %05d: %d images, %d unreadable, %.1f images/s (%s)",
+            *(shard, report.rows, unreadable, report.images_per_second, timings),
+        )
+        return report
 
     def prepare(self) -> None:
         """Load the encoder and find the batch size now, rather than at the first shard."""
@@ -180,6 +189,7 @@ class Worker:
         size = self.options.batch_size or self._found_size(runner, bounds, device, len(names))
         bounds.refuse_outside(size)
         runner.sizer.size = size
+        LOGGER.info("%s on %s (%s), %d images a batch", found.model_id, device, folder.backend, size)
         return runner
 
     def _found_size(self, runner: engine.Engine, bounds: batching.Bounds, device: str, point_count: int) -> int:
@@ -265,9 +275,11 @@ def encode_shards(root: Path, wanted: Sequence[int], options: records.Options, *
     )
 
 
-def committed(root: Path) -> set[int]:
-    """Return the committed shards of a run."""
-    return run_store.RunStore.open(root).committed()
+def failures_among(root: Path, wanted: Sequence[int]) -> tuple[errors.ShardError, ...]:
+    """Return an error for each of these shards that is not committed, with the reason recorded for it."""
+    folder = RunFolder(root)
+    missing = sorted(set(wanted) - folder.store.committed())
+    return tuple(errors.ShardError(shard, folder.failure(shard)) for shard in missing)
 
 
 def options_of(

@@ -95,7 +95,7 @@ def test_a_failed_shard_does_not_stop_the_others_and_rerun_does_only_it(tmp_path
     state = extraction.extract_features(given, return_state=True)
     assert state.is_failed()
     assert state.message == "1 of 5 shards not done: 2"
-    result = state.result(raise_on_failure=False)
+    result = state.result(raise_on_failure=False).result
     assert (result.status.committed, result.status.failed) == (4, (2,))
     assert "img_004.png" in result.failures[0].reason
     again = extraction.rerun_shards(str(tmp_path / "run"), "failed", max_failures="1", return_state=True)
