@@ -17,28 +17,34 @@ DRAIN_SECONDS = 20.0
 
 def main() -> None:
     """Run `genenc`."""
-    app.build_app(FlowRunner())()
+    app.run(FlowRunner())
 
 
 class FlowRunner:
     """Carries out long work as Prefect flows, on the configured server or on one of this command's own."""
 
+    def __init__(self) -> None:
+        self._server: local_server.Server | None = None
+
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         """Start the server, so that it comes up while the command imports torch and checks its arguments."""
         local_server.quiet_environment()
-        with local_server.local_server():
+        with local_server.server() as self._server:
             yield
 
     def extract(self, given: "parameters.ExtractParameters") -> "driver.Result":
         """Run the flow `extract_features`."""
+        from genenc_core.run import encoders
 
         def run() -> Any:
             from flows import extraction
 
             return extraction.extract_features(given, return_state=True)
 
-        return _shard_result(run, warm_up=lambda: _warm_up(given))
+        # Built while the server starts; the flow finds it in this process's cache.
+        encoders.warm(given)
+        return _shard_result(self._state_of(run))
 
     def resume(self, root: Path, shards: str, options: "records.Options") -> "driver.Result":
         """Run the flow `rerun_shards`."""
@@ -55,7 +61,7 @@ class FlowRunner:
                 return_state=True,
             )
 
-        return _shard_result(run)
+        return _shard_result(self._state_of(run))
 
     def export(self, given: "model_export.ExportParameters") -> "list[exporting.ExportedModel]":
         """Run the flow `export_model`."""
@@ -65,19 +71,33 @@ class FlowRunner:
 
             return model.export_model(given, return_state=True)
 
-        done: list[exporting.ExportedModel] = _run_flow(run).result()
+        done: list[exporting.ExportedModel] = self._state_of(run).result()
         return done
 
+    def _state_of(self, run: Callable[[], Any]) -> Any:
+        """Return the final state of a flow run, every state of which the server has been told."""
+        from genenc_core import errors
 
-def _shard_result(run: Callable[[], Any], *, warm_up: Callable[[], None] | None = None) -> "driver.Result":
-    """Run a flow over shards; return what came of it, or raise what ended it."""
+        assert self._server is not None
+        self._server.wait_until_ready()
+        from prefect.exceptions import TerminationSignal
+
+        try:
+            return run()
+        except TerminationSignal as error:
+            raise errors.Stopped("ended by a signal") from error
+        finally:
+            _drain()
+
+
+def _shard_result(state: Any) -> "driver.Result":
+    """Return what a flow over shards came to, or raise what ended it."""
     from genenc_core import errors
     from genenc_core.run import driver
 
-    state = _run_flow(run, warm_up=warm_up)
-    outcome = state.result(raise_on_failure=False)
-    if state.is_cancelled():
+    if state.is_cancelled() or state.is_cancelling():
         raise errors.Stopped(str(state.message))
+    outcome = state.result(raise_on_failure=False)
     if isinstance(outcome, driver.Incomplete):
         return outcome.result
     if isinstance(outcome, driver.Result):
@@ -87,28 +107,13 @@ def _shard_result(run: Callable[[], Any], *, warm_up: Callable[[], None] | None 
     raise errors.GenencError(f"the flow ended {state.name}: {state.message}")
 
 
-def _run_flow(run: Callable[[], Any], *, warm_up: Callable[[], None] | None = None) -> Any:
-    """Return the final state of a flow run; the server starts while `warm_up` works."""
-    if warm_up is not None:
-        warm_up()
-    local_server.wait_until_ready()
-    state = run()
-    _drain()
-    return state
-
-
-def _warm_up(given: "parameters.ExtractParameters") -> None:
-    """Build the model while the server starts; the flow finds it in this process's cache."""
-    from genenc_core.run import encoders
-
-    encoders.warm(given)
-
-
 def _drain() -> None:
-    """Wait until the server knows every state that this process told: it loses what is queued when it ends."""
+    """Wait until the server has every event and log of this process: what is queued when it ends is lost."""
     from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
 
     EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
 
 
 if __name__ == "__main__":

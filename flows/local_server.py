@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from genenc_core import errors
 
 QUIET: Mapping[str, str] = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -22,7 +26,8 @@ QUIET: Mapping[str, str] = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "genenc_core",
     "PREFECT_CLI_COLORS": "false",
 }
-START_SECONDS = 180.0
+OWN_START_SECONDS = 180.0
+OTHERS_ANSWER_SECONDS = 15.0
 
 
 def quiet_environment() -> None:
@@ -31,39 +36,58 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-@contextlib.contextmanager
-def local_server() -> Iterator[None]:
-    """Start a server as a child process and point this process at it; nothing when PREFECT_API_URL names one.
+class Server:
+    """The API server that flows of this process talk to: the user's, or a child process."""
 
-    The start takes seconds, and goes on beside the caller's work: call `wait_until_ready` before the first flow.
+    def __init__(self, url: str, process: "subprocess.Popen[bytes] | None", said: Path | None) -> None:
+        self.url = url
+        self._process = process
+        self._said = said
+
+    def wait_until_ready(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            GenencError: it ended, or does not answer in time; says how to do without.
+        """
+        limit = OTHERS_ANSWER_SECONDS if self._process is None else OWN_START_SECONDS
+        deadline = time.monotonic() + limit
+        while not _answers(self.url):
+            if self._process is not None and self._process.poll() is not None:
+                raise errors.GenencError(f"the Prefect server did not start ({self._last_words()}); {_WITHOUT}")
+            if time.monotonic() > deadline:
+                raise errors.GenencError(f"no Prefect server answered at {self.url} within {limit:.0f} s; {_WITHOUT}")
+            time.sleep(0.1)
+
+    def _last_words(self) -> str:
+        lines = self._said.read_text(errors="replace").split("\n") if self._said is not None else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+_WITHOUT = "mend it, unset PREFECT_API_URL for a server of genenc's own, or go without Prefect: --plain"
+
+
+@contextlib.contextmanager
+def server() -> Iterator[Server]:
+    """Point this process at the server that the user configured, else at a child process that ends with it.
+
+    The start of a child takes seconds and goes on beside the caller's work: call `wait_until_ready` before a flow.
     """
     url = configured_url()
-    if url:
-        os.environ["PREFECT_API_URL"] = url
-        yield
+    if url is not None:
+        with _environment(PREFECT_API_URL=url):
+            yield Server(url, None, None)
         return
-    port = _free_port()
-    environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
-    # Its own session: a Ctrl-C meant for the command must not end the server before the last states are told.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flows.local_server", str(port)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    try:
-        yield
-    finally:
-        del os.environ["PREFECT_API_URL"]
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    with socket.create_server(("127.0.0.1", 0)) as listening, tempfile.TemporaryDirectory() as folder:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        said = Path(folder) / "server.log"
+        loopback = ",".join(filter(None, (os.environ.get("NO_PROXY", os.environ.get("no_proxy")), "127.0.0.1")))
+        with _environment(PREFECT_API_URL=url, NO_PROXY=loopback, no_proxy=loopback):
+            process = _started(listening, said)
+            try:
+                yield Server(url, process, said)
+            finally:
+                _ended(process)
 
 
 def configured_url() -> str | None:
@@ -84,40 +108,70 @@ def configured_url() -> str | None:
     return str(found) if found else None
 
 
-def wait_until_ready(*, seconds: float = START_SECONDS) -> None:
-    """Return when the server that PREFECT_API_URL names answers.
-
-    Raises:
-        TimeoutError: it does not within `seconds`.
-    """
-    url = os.environ["PREFECT_API_URL"].rstrip("/") + "/health"
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-            if answer.status == 200:
-                return
-        time.sleep(0.1)
-    raise TimeoutError(f"no Prefect server answered at {url} within {seconds:.0f} s")
+def _answers(url: str) -> bool:
+    """Whether a server is there; any answer counts, a demand for a key too. Loopback is asked without a proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if "127.0.0.1" in url else None
+    ask = urllib.request.urlopen if opener is None else opener.open
+    try:
+        with ask(url.rstrip("/") + "/health", timeout=5):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def _serve(port: int) -> None:
+def _started(listening: socket.socket, said: Path) -> "subprocess.Popen[bytes]":
+    """Start the child on a socket that is ours already, so that no other process can take its port."""
+    environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+    with said.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.local_server", str(listening.fileno())],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=[listening.fileno()],
+            # A Ctrl-C meant for the command must not end the server before the last states are told.
+            start_new_session=True,
+        )
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _serve(descriptor: int) -> None:
     """Run the server until it is told to end, or until the parent's end of standard input closes."""
-    import uvicorn
-    from prefect.server.api.server import create_app
 
     def end_with_parent() -> None:
         sys.stdin.buffer.read()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    uvicorn.run(create_app(), host="127.0.0.1", port=port, log_level="critical", lifespan="on")
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    uvicorn.run(create_app(), fd=descriptor, log_level="critical", lifespan="on")
 
 
 if __name__ == "__main__":

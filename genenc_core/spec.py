@@ -92,6 +92,13 @@ class Preprocessing(Record):
     )
     pad_value: tuple[int, int, int] = Field(default=(0, 0, 0), description="pad only: RGB, 0 to 255.")
 
+    def describe(self) -> str:
+        """Return the preprocessing in words, e.g. `crop to 224 x 224 (shorter side to 256 first), bilinear`."""
+        first = f" (shorter side to {self.resize_short} first)" if self.resize_short and self.fit == "crop" else ""
+        bars = f" ({self.pad_position}, bars {list(self.pad_value)})" if self.fit == "pad" else ""
+        smooth = "" if self.antialias else ", not antialiased"
+        return f"{self.fit} to {self.height} x {self.width}{first}{bars}, {self.interpolation}{smooth}"
+
 
 class SourceInfo(Record):
     """Where the eager model comes from; enough to build it again."""

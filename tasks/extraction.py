@@ -9,7 +9,8 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from genenc_core.run import parameters, planning, records, sessions, status, worker
+from genenc_core.run import driver, parameters, planning, records, status, worker
+from genenc_core.run.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,11 @@ class ShardGroup:
 def is_passing_fault(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether a failure may pass by itself: trouble with files or the network, never with the images or the model."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError) or isinstance(getattr(error, "__cause__", None), OSError)
+    seen: list[object] = []
+    while isinstance(error, BaseException) and error not in seen:
+        seen.append(error)
+        error = error.__cause__
+    return any(isinstance(item, OSError) for item in seen)
 
 
 @task(task_run_name="create {given.out}", cache_policy=NO_CACHE, tags=["genenc"])
@@ -36,11 +41,16 @@ def create_store(given: parameters.ExtractParameters) -> str:
 @task(task_run_name="plan {which} shards of {root}", cache_policy=NO_CACHE, tags=["genenc"])
 def plan_shards(root: str, which: str, shards_per_task: int) -> list[ShardGroup]:
     """Return the shards to do, grouped; from the commit records, never from Prefect's states."""
-    folder = worker.RunFolder.open_for_work(Path(root))
-    wanted = status.select_shards(folder, which)
-    folder.announce(wanted)
+    wanted = driver.plan(Path(root), which)
+    folder = RunFolder(Path(root))
     groups = [wanted[at : at + shards_per_task] for at in range(0, len(wanted), shards_per_task)]
     return [_group(folder, tuple(shards)) for shards in groups]
+
+
+@task(task_run_name="prepare the encoder of {root}", cache_policy=NO_CACHE, tags=["genenc"])
+def prepare_encoder(root: str, options: records.Options) -> None:
+    """Load the model and find the batch size, so that what is wrong with them is said once."""
+    worker.WORKERS.get(Path(root), options).prepare()
 
 
 @task(
@@ -66,14 +76,18 @@ def verify_run(root: str) -> int:
 
 
 @task(task_run_name="write provenance of {root}", cache_policy=NO_CACHE, tags=["genenc"])
-def write_provenance(root: str, session: str, state: str) -> records.RunStatus:
-    """Complete the session's record; return where the run stands."""
-    found = status.run_status(Path(root))
-    sessions.end(Path(root), session, state=state, status=found)
-    return found
+def write_provenance(root: str, asked: list[int], options: records.Options) -> driver.Result:
+    """Complete the session's record; return what it came to and where the run stands."""
+    return driver.finish(Path(root), asked, options)
 
 
-def _group(folder: worker.RunFolder, shards: Sequence[int]) -> ShardGroup:
+def committed_and_all(root: str) -> tuple[int, int]:
+    """Return how many shards are committed, and how many there are."""
+    store = RunFolder(Path(root)).store
+    return len(store.committed()), store.shard_count
+
+
+def _group(folder: RunFolder, shards: Sequence[int]) -> ShardGroup:
     first, last = shards[0], shards[-1]
     start, stop = folder.store.shard_range(first)[0], folder.store.shard_range(last)[1]
     numbers = f"{first:05d}" if first == last else f"{first:05d}-{last:05d} ({len(shards)} shards)"

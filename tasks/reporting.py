@@ -33,25 +33,26 @@ def show_progress(artifact: UUID, root: str, done: int, shards: int) -> None:
 @task(task_run_name="report {root}", cache_policy=NO_CACHE, tags=["genenc"])
 def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
     """Write the tables of shards and of unreadable images and the summary to the UI; `reports` are this session's."""
-    found = status.run_status(Path(root))
-    images = status.unreadable_images(Path(root), limit=MOST_ROWS)
-    shards = shard_table(Path(root), reports)
+    found = status.survey(Path(root))
+    images = found.unreadable[:MOST_ROWS]
+    shards = shard_table(found, reports)
     create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
     if images:
         table = [{key: escape(str(value)) for key, value in item.items()} for item in images]
-        create_table_artifact(table=table, key="failed-images", description=f"{found.unreadable} unreadable images")
-    create_markdown_artifact(summary(found, images), key="report", description="Where the run stands")
-    return found
+        count = status.plural(found.status.unreadable, "unreadable image")
+        create_table_artifact(table=table, key="failed-images", description=count)
+    create_markdown_artifact(summary(found), key="report", description="Where the run stands")
+    return found.status
 
 
-def shard_table(root: Path, reports: Sequence[records.ShardReport] = ()) -> list[dict[str, object]]:
+def shard_table(found: status.Survey, reports: Sequence[records.ShardReport] = ()) -> list[dict[str, object]]:
     """Return at most 200 shards as table rows: failed, then pending, then committed ones.
 
     Load, encode and reduce times come from the commit records; commit times of this session from its reports.
     """
     commits = {report.shard: report.seconds.get("commit", 0.0) for report in reports if not report.skipped}
     order = {"failed": 0, "pending": 1, "committed": 2}
-    rows = sorted(status.shard_rows(root), key=lambda row: (order[row.state], row.shard))
+    rows = sorted(found.shards, key=lambda row: (order[row.state], row.shard))
     return [
         {
             "shard": row.shard,
@@ -67,10 +68,10 @@ def shard_table(root: Path, reports: Sequence[records.ShardReport] = ()) -> list
     ]
 
 
-def summary(found: records.RunStatus, images: list[dict[str, object]]) -> str:
+def summary(found: status.Survey) -> str:
     """Return the run's summary as Markdown."""
-    lines = [f"- {escape(line)}" for line in status.summary_lines(found, images[:20])]
-    store = str(Path(found.root) / "features.zarr")
+    lines = [f"- {escape(line)}" for line in status.summary_lines(found)]
+    store = str(Path(found.status.root) / "features.zarr")
     code = ["```python", "import xarray", f"run = xarray.open_zarr({store!r}, consolidated=False)", "```"]
     return "\n".join([*lines, "", *code, ""])
 

@@ -1,64 +1,39 @@
 """The commands of `genenc`; what needs Prefect comes in as a `Runner`, so that the core stays free of it."""
 
-import tomllib
-from contextlib import AbstractContextManager, nullcontext
+import importlib.metadata
+import os
+import signal
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated
 
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import output
+from genenc_core.cli import options, output
+from genenc_core.cli.runners import PlainRunner, Runner
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 
 
-class Runner(Protocol):
-    """Whoever carries out long work: the core itself, or Prefect flows."""
-
-    def session(self) -> AbstractContextManager[None]:
-        """Set up what the work needs; entered before anything slow is imported."""
-        ...
-
-    def extract(self, given: Any) -> Any:
-        """Make or continue a run; return a `driver.Result`."""
-        ...
-
-    def resume(self, root: Path, shards: str, options: Any) -> Any:
-        """Continue a run; return a `driver.Result`."""
-        ...
-
-    def export(self, given: Any) -> Any:
-        """Export a model; return a list of `exporting.ExportedModel`."""
-        ...
-
-
-class PlainRunner:
-    """The core without Prefect."""
-
-    def session(self) -> AbstractContextManager[None]:
-        """Set up nothing."""
-        return nullcontext()
-
-    def extract(self, given: Any) -> Any:
-        """Call the driver."""
-        from genenc_core.run import driver
-
-        return driver.extract(given)
-
-    def resume(self, root: Path, shards: str, options: Any) -> Any:
-        """Call the driver."""
-        from genenc_core.run import driver
-
-        return driver.resume(root, shards, options)
-
-    def export(self, given: Any) -> Any:
-        """Call the exporter."""
-        from genenc_core.run import model_export
-
-        return model_export.export(given)
+def run(flows: Runner | None = None) -> None:
+    """Run the command line and end the process, also when a second Ctrl-C left threads that cannot be waited for."""
+    code: object = 1
+    # Until the work sets its own way to stop, a SIGTERM ends the command as a Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        build_app(flows)()
+    except SystemExit as leaving:
+        code = leaving.code
+    finally:
+        # torch's threads abort an interpreter that shuts down under them.
+        if code == errors.Stopped.exit_code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(errors.Stopped.exit_code)
+    sys.exit(code if isinstance(code, int) else 1)
 
 
 def build_app(flows: Runner | None = None) -> typer.Typer:
@@ -67,10 +42,19 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         name="genenc",
         help="Turn image sets into features: any encoder, chunked Zarr, every row traceable.",
         no_args_is_help=True,
+        invoke_without_command=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+    @app.callback()
+    def about(
+        version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+    ) -> None:
+        if version:
+            output.say([importlib.metadata.version("genenc")])
+            raise typer.Exit
 
     def runner(plain: bool) -> Runner:
         return PlainRunner() if plain or flows is None else flows
@@ -162,7 +146,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "backend": backend,
             "trust": trust,
             "shard_rows": shard_rows,
-            "batch_size": _batch_size(batch_size),
+            "batch_size": options.batch_size(batch_size),
             "device": device,
             "dtype": dtype,
             "image_column": image_column,
@@ -174,13 +158,13 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         with output.errors_as_words(), who.session():
             from genenc_core.cli import extraction
 
-            raise typer.Exit(extraction.extract(_merged(config, flags), who, as_json=json))
+            raise typer.Exit(extraction.extract(options.merged(config, flags), who, as_json=json))
 
     @app.command()
     def resume(
         run: RunArgument,
         shards: Annotated[str, typer.Option(help="pending, failed, or numbers such as 0,3-7.")] = "pending",
-        device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+        device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N; none: the run's own.")] = None,
         batch_size: Annotated[int | None, typer.Option(help="Images per call; none: the run's own.", min=1)] = None,
         max_failures: Annotated[str | None, typer.Option(help="12, 5% or 0.05; none: the run's own.")] = None,
         json: Json = False,
@@ -239,30 +223,11 @@ def _add_inspection(app: typer.Typer) -> None:
         """Print the JSON Schema of a RuntimeModelSpec."""
         from genenc_core import spec
 
-        if out is None:
-            output.say(spec.json_schema().splitlines())
-        else:
-            out.write_text(spec.json_schema(), encoding="utf-8")
-
-
-def _batch_size(text: str | None) -> int | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value]
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        output.fail(f"--batch-size {text!r} is neither auto nor a number of images of at least 1", 2)
-    return int(text)
-
-
-def _merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a TOML file, overridden by the flags that were given."""
-    found: dict[str, Any] = {}
-    if config is not None:
-        try:
-            found = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise errors.InputError(f"--config {str(config)!r} cannot be read as TOML: {error}") from error
-    merged = {**found, **{key: value for key, value in flags.items() if value is not None}}
-    for name in ("model", "out"):
-        if name not in merged:
-            raise errors.InputError(f"--{name} is missing: give it on the command line or in a --config file")
-    return merged
+        with output.errors_as_words():
+            if out is None:
+                output.say(spec.json_schema().splitlines())
+                return
+            try:
+                out.write_text(spec.json_schema(), encoding="utf-8")
+            except OSError as error:
+                raise errors.InputError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error

@@ -9,7 +9,7 @@ from genenc_core.cli import drawing, extraction, inspection, output
 from genenc_core.run import model_export
 
 if TYPE_CHECKING:
-    from genenc_core.cli.app import Runner
+    from genenc_core.cli.runners import Runner
 
 MODEL = "resnet18"
 

@@ -4,27 +4,26 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from genenc_core import spec
+from genenc_core import errors, spec
 from genenc_core.cli import output
-from genenc_core.cli.extraction import describe
 from genenc_core.run import status as run_status
-from genenc_core.run import worker
+from genenc_core.run.folder import MODEL_SPEC, RunFolder
 
 LISTED = 20
 
 
 def status(root: Path, *, as_json: bool) -> int:
     """Print where a run stands; return the exit code of its state."""
-    found = run_status.run_status(root)
+    found = run_status.survey(root)
     if as_json:
-        shards = [dataclasses.asdict(row) for row in run_status.shard_rows(root)]
-        images = run_status.unreadable_images(root)
-        output.say_json({**describe(found), "shard_rows": shards, "unreadable_images": images})
-        return found.exit_code
-    output.say(run_status.summary_lines(found, run_status.unreadable_images(root, limit=LISTED)))
-    failed = [row for row in run_status.shard_rows(root) if row.state == "failed"] if found.failed else []
+        shards = [dataclasses.asdict(row) for row in found.shards]
+        described = run_status.describe(found.status)
+        output.say_json({**described, "shard_rows": shards, "unreadable_images": found.unreadable})
+        return found.status.exit_code
+    output.say(run_status.summary_lines(found))
+    failed = [row for row in found.shards if row.state == "failed"]
     output.say([f"shard {row.shard} (rows {row.start}-{row.stop - 1}) failed: {row.reason}" for row in failed[:LISTED]])
-    return found.exit_code
+    return found.status.exit_code
 
 
 def verify(root: Path, *, content: bool, as_json: bool) -> int:
@@ -37,21 +36,26 @@ def verify(root: Path, *, content: bool, as_json: bool) -> int:
         rows = "" if problem.rows is None else f" rows {problem.rows[0]}-{problem.rows[1] - 1}"
         shard = "" if problem.shard is None else f"shard {problem.shard}"
         output.say([f"{shard}{rows} {problem.key}: {problem.what}".strip()])
-    pending = f", {len(report.pending)} shards not written yet" if report.pending else ""
-    words = "intact" if report.ok else f"{len(report.problems)} problems"
-    output.say([f"{root}: {report.shards_checked} shards checked{pending}: {words}"])
+    pending = f", {run_status.plural(len(report.pending), 'shard')} not written yet" if report.pending else ""
+    words = "intact" if report.ok else run_status.plural(len(report.problems), "problem")
+    output.say([f"{root}: {run_status.plural(report.shards_checked, 'shard')} checked{pending}: {words}"])
+    if not report.ok:
+        commits = root / "_txn" / "commits"
+        output.say([f"to make a shard again: remove its record in {commits}, then genenc resume {root}"])
     return 0 if report.ok else 1
 
 
 def info(target: Path, *, as_json: bool) -> None:
     """Print what a run holds or what a spec declares."""
+    if not target.exists():
+        raise errors.InputError(f"{str(target)!r} is not there: name a run folder or a spec JSON")
     if target.is_dir():
-        _info_run(worker.RunFolder(target), as_json=as_json)
+        _info_run(RunFolder(target), as_json=as_json)
     else:
         _info_spec(spec.load_spec(target), as_json=as_json)
 
 
-def _info_run(folder: worker.RunFolder, *, as_json: bool) -> None:
+def _info_run(folder: RunFolder, *, as_json: bool) -> None:
     identity: dict[str, Any] = dict(folder.identity)
     arrays: list[dict[str, Any]] = [
         {"name": plan.name, "dims": plan.dims, "shape": plan.shape, "dtype": plan.dtype, "chunk_rows": plan.chunk_rows}
@@ -60,12 +64,13 @@ def _info_run(folder: worker.RunFolder, *, as_json: bool) -> None:
     if as_json:
         output.say_json({"identity": identity, "fingerprint": folder.store.plan.fingerprint, "arrays": arrays})
         return
-    preprocessing = ", ".join(f"{key} {value}" for key, value in identity["preprocessing"].items())
+    source = spec.RuntimeModelSpec.from_json_file(folder.root / MODEL_SPEC).genenc
+    weights = "of the artifact" if source is None or source.source is None else source.source.weights
     output.say(
         [
             f"model          {identity['model']} ({identity['backend']})",
-            f"weights        sha256 {identity['weights']}",
-            f"preprocessing  {preprocessing}",
+            f"weights        {weights}, sha256 {identity['weights']}",
+            f"preprocessing  {folder.preprocessing.describe()}",
             f"images         {identity['images']['rows']} rows, digest {identity['images']['digest'][:16]}",
             f"points         {', '.join(identity['images']['points']) or 'none'}",
             f"shards         {folder.store.shard_count} of {folder.store.plan.shard_rows} rows",

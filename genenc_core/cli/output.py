@@ -54,8 +54,18 @@ def errors_as_words() -> Iterator[None]:
     except errors.GenencError as error:
         fail(str(error), error.exit_code)
     except pydantic.ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        fail("; ".join(problems), errors.InputError.exit_code)
+        fail("; ".join(_problem(dict(item)) for item in error.errors()), errors.InputError.exit_code)
+    except KeyboardInterrupt:
+        fail("stopped before anything was made", errors.Stopped.exit_code)
+
+
+def _problem(item: dict[str, Any]) -> str:
+    """Return one wrong option in the words of the command line."""
+    option = f"--{str(item['loc'][0]).replace('_', '-')}" if item["loc"] else "options"
+    if item["type"] == "literal_error":
+        return f"{option} {item['input']!r} is unknown: give {item['ctx']['expected']}"
+    said = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{option} {item['input']!r} cannot be used: it should be {said}"
 
 
 def fail(text: str, code: int) -> None:

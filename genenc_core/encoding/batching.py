@@ -11,6 +11,7 @@ from genenc_core import errors, spec
 WORTHWHILE_GAIN = 1.05
 FIRST_SIZE = 4
 LARGEST_FOUND = 1024
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def find_size(run: Callable[[int], None], bounds: Bounds, *, image_budget: int) -> int:

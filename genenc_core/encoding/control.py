@@ -49,6 +49,13 @@ def current() -> Control:
 
 
 @contextlib.contextmanager
+def ensure() -> Iterator[Control]:
+    """Give the work in this context one control to look at: the caller's, or a new one."""
+    with use(current()) as control:
+        yield control
+
+
+@contextlib.contextmanager
 def use(control: Control) -> Iterator[Control]:
     """Make `control` the one that work in this context, and in threads that copy it, looks at."""
     token = _current.set(control)

@@ -85,16 +85,12 @@ class Engine:
         start = 0
         while start < len(batch):
             stop = min(start + self.sizer.size, len(batch))
-            try:
-                with self._turn:
-                    parts.append(self._run(batch.part(start, stop)))
-            except (RuntimeError, MemoryError) as error:
-                if not batching.is_out_of_memory(error):
-                    raise
-                self.sizer.out_of_memory(stop - start, error)
-                if self.encoder.device.type == "cuda":
-                    torch.cuda.empty_cache()
+            done = self._try(batch.part(start, stop))
+            if done is None:
+                # Only now is the traceback gone that kept the failed batch in memory.
+                self._free()
                 continue
+            parts.append(done)
             start = stop
         return parts[0] if len(parts) == 1 else _joined(parts)
 
@@ -133,6 +129,21 @@ class Engine:
             reduce_seconds=time.perf_counter() - encoded,
         )
 
+    def _try(self, batch: Batch) -> Reduced | None:
+        """Return the batch's result, or None when it did not fit and a smaller one should be tried."""
+        try:
+            with self._turn:
+                return self._run(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not batching.is_out_of_memory(error):
+                raise
+            self.sizer.out_of_memory(len(batch), error)
+            return None
+
+    def _free(self) -> None:
+        if self.encoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _wait(self) -> None:
         if self.encoder.device.type == "cuda":
             torch.cuda.synchronize(self.encoder.device)
@@ -161,8 +172,8 @@ def _stored(value: torch.Tensor, product: products.Product) -> np.ndarray:
     if product.dtype == "float16" and bool((torch.isinf(stored) & torch.isfinite(value)).any()):
         largest = value[torch.isfinite(value)].abs().max().item()
         raise errors.InputError(
-            f"product {product.name!r}: a value of {largest:.4g} does not fit float16 (largest 65504): store it with "
-            "@float32 or --dtype float32"
+            f"product {product.name!r}: a value of {largest:.4g} does not fit float16 (largest 65504): store it as "
+            f"--product '{product.text.partition('@')[0]}@float32', in another --out"
         )
     return stored.cpu().numpy()
 

@@ -72,13 +72,14 @@ def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
     return ProductSpec(name=name, slot=slot, steps=steps, dtype=cast(StoredType, stored))
 
 
-def default_products(*, with_points: bool, with_maps: bool, dtype: StoredType = "float32") -> tuple[ProductSpec, ...]:
-    """Return `features`, with points also `probes`, with maps also `maps` (float16), all of the first output slot."""
+MAPS = ProductSpec(name="maps", steps=(post_encoder.Step("none"),), dtype="float16")
+
+
+def default_products(*, with_points: bool, dtype: StoredType = "float32") -> tuple[ProductSpec, ...]:
+    """Return `features`, and with points also `probes`, both of the first output slot."""
     products = [ProductSpec(name="features", steps=(post_encoder.Step("global_avg_pool"),), dtype=dtype)]
     if with_points:
         products.append(ProductSpec(name="probes", steps=(post_encoder.Step("spatial_point"),), dtype=dtype))
-    if with_maps:
-        products.append(ProductSpec(name="maps", steps=(post_encoder.Step("none"),), dtype="float16"))
     return tuple(products)
 
 

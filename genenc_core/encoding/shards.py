@@ -21,25 +21,27 @@ POINT_STATES = {
     POINT_UNREADABLE: "image_unreadable",
     POINT_MISSING: "no_such_point",
 }
-SHARE_ALWAYS_ALLOWS = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FailureBudget:
     """How many images of one shard may fail before the shard does: a count, or a share of its rows.
 
-    A share always allows 10 images, so that one broken file does not fail a small shard; a count is taken as it is.
+    Unless told otherwise 5 %, and always 10 images, so that a few broken files do not fail a small shard.
     """
 
-    limit: int | Fraction
+    limit: int | Fraction = Fraction(5, 100)
+    at_least: int = 10
 
     @classmethod
-    def parse(cls, text: str) -> "FailureBudget":
-        """Read `12`, `5%` or `0.05`.
+    def parse(cls, text: str | None) -> "FailureBudget":
+        """Read `12`, `5%` or `0.05`, each taken exactly; None is the default.
 
         Raises:
             InputError: another form, or out of range.
         """
+        if text is None:
+            return cls()
         try:
             if text.strip().endswith("%"):
                 limit: int | Fraction = Fraction(text.strip()[:-1]) / 100
@@ -49,11 +51,11 @@ class FailureBudget:
             raise errors.InputError(f"max failures {text!r} is neither a count (12) nor a share (5%, 0.05)") from error
         if limit < 0 or (isinstance(limit, Fraction) and limit > 1):
             raise errors.InputError(f"max failures {text!r} is out of range: a count >= 0, or a share of 0 to 100 %")
-        return cls(limit=limit)
+        return cls(limit=limit, at_least=0)
 
     def allows(self, rows: int) -> int:
         """Return how many of `rows` images may fail."""
-        return self.limit if isinstance(self.limit, int) else max(SHARE_ALWAYS_ALLOWS, int(self.limit * rows))
+        return max(self.at_least, self.limit if isinstance(self.limit, int) else int(self.limit * rows))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

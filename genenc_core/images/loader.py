@@ -1,5 +1,6 @@
 """Images of a manifest as model-sized pixels: read, decode and fit in a pool of threads, in row order."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -21,6 +22,7 @@ from genenc_core.images.manifest import Manifest
 
 MAX_BYTES = 4 * 2**30
 _BLOCK_ROWS = 4096
+_NOT_THE_IMAGES_FAULT = frozenset((errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN))
 
 # torch.set_num_threads also sets a process-wide default, so only one loader at a time may start its threads.
 _STARTING = threading.Lock()
@@ -83,8 +85,14 @@ class ImageLoader:
 
         Raises:
             StoreError: rows that the manifest does not have.
+            OSError: a fault of the process or the volume that says nothing of an image: the images' folder is gone,
+                too many open files, a stale or silent network file system.
         """
         pending: deque[Future[LoadedImage]] = deque()
+        if not self._manifest.root.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT, "the images' folder is not there: put it back or mount it", str(self._manifest.root)
+            )
         try:
             for row, path, planned_bytes in self._entries(start, stop):
                 if len(pending) == self._window:
@@ -137,7 +145,10 @@ def _load(row: int, path: Path, planned_bytes: int, preprocessing: spec.Preproce
         height, width = image.pixels.shape[1:]
         plan = geometry.plan_fit(height, width, preprocessing)
         pixels = geometry.apply_fit(image.pixels, plan, preprocessing)
-    except Exception as error:  # one image must never end the others; the reason is kept with its row
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NOT_THE_IMAGES_FAULT:
+            raise
+        # one image must never end the others; the reason is kept with its row
         return LoadedImage(
             row=row,
             pixels=None,

@@ -45,6 +45,10 @@ def parse_weights(text: str) -> WeightsChoice:
         return WeightsChoice(kind="random", seed=int(rest))
     if text == "pretrained" or (word == "pretrained" and rest):
         return WeightsChoice(kind="pretrained", tag=rest or None)
+    if word == "random":
+        raise errors.InputError(
+            f"cannot use weights {text!r}: the seed must be a whole number from 0 to 2**63 - 1, for example random:0."
+        )
     path = Path(text)
     if text and path.is_file():
         return WeightsChoice(kind="file", path=path)
@@ -56,10 +60,12 @@ def parse_weights(text: str) -> WeightsChoice:
 
 @contextlib.contextmanager
 def construction_rng(choice: WeightsChoice) -> Iterator[None]:
-    """Seed torch's CPU generator for one constructor, as `torch.manual_seed` would; the caller's state comes back."""
+    """Seed torch's CPU generator for one constructor, as `torch.manual_seed` would; the caller's state comes back.
+
+    Without a seed of its own it is 0, so that what a constructor leaves to chance is the same every time.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        if choice.kind == "random":
-            torch.default_generator.manual_seed(choice.seed)
+        torch.default_generator.manual_seed(choice.seed if choice.kind == "random" else 0)
         yield
 
 
@@ -143,7 +149,11 @@ def _read_state(path: Path) -> OrderedDict[str, torch.Tensor]:
             "are never run. Save it again with torch.save(model.state_dict(), FILE) or as .safetensors."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise errors.InputError(f"cannot read weights {str(path)!r}: {wording.reason(error)}.") from error
+        raise errors.InputError(
+            f"cannot read weights {str(path)!r}: it is no .safetensors file and no state dict that torch.load reads "
+            f"({type(error).__name__}: {wording.reason(error)}). Give a file written by torch.save(model.state_dict(), "
+            "FILE) or by safetensors."
+        ) from error
     return _unwrapped(value, path)
 
 

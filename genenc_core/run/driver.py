@@ -1,20 +1,27 @@
 """A whole run without Prefect: the same run folder and bytes as the flow, from one call."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from genenc_core import errors
+from genenc_core.encoding import control
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run import planning, records, sessions, status, worker
+from genenc_core.run.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Where a run stands after a session, and what failed in it; `asked` is how many shards were to do."""
+    """Where a run stands after a session: `asked` shards were to do, `failures` were not done.
+
+    `stopped` when the end was asked for; then what was not done did not fail.
+    """
 
     status: records.RunStatus
     asked: int
     failures: tuple[errors.ShardError, ...]
+    stopped: bool = False
 
 
 class Incomplete(errors.GenencError):
@@ -40,26 +47,49 @@ def extract(given: run_parameters.ExtractParameters) -> Result:
         Stopped: the end was asked for; whole shards are kept.
     """
     root = planning.create_run(given)
-    options = records.Options.of(given)
-    return resume(root, "pending", options, command="extract")
+    return resume(root, "pending", records.Options.of(given), command="extract")
 
 
 def resume(root: Path, shards: str, options: records.Options, *, command: str = "resume") -> Result:
     """Encode `failed`, `pending` or named shards of an existing run, and verify it; raises as `extract`."""
-    folder = worker.RunFolder.open_for_work(root)
+    wanted = plan(root, shards)
+    with sessions.recorded(root, options, command=command), worker.working(root):
+        if wanted:
+            worker.WORKERS.get(root, options).prepare()
+            worker.encode_shards(root, wanted, options)
+            status.require_intact(root)
+        return finish(root, wanted, options)
+
+
+def plan(root: Path, shards: str) -> list[int]:
+    """Finish what was committed but not put in place; return the shards to do and tell whoever watches."""
+    folder = RunFolder.open_for_work(root)
     wanted = status.select_shards(folder, shards)
-    folder.announce(wanted)
-    sessions.begin(root, options, command=command)
-    if not wanted:
-        sessions.end(root, options.session, state="nothing to do", status=status.run_status(root))
-        return Result(status=status.run_status(root), asked=0, failures=())
-    try:
-        with worker.working(root):
-            outcome = worker.encode_shards(root, wanted, options)
-    except errors.Stopped:
-        sessions.end(root, options.session, state="cancelled", status=status.run_status(root))
-        raise
-    status.require_intact(root)
+    control.current().on_plan(folder.rows_of(wanted), folder.store.plan.rows)
+    return wanted
+
+
+def finish(root: Path, asked: Sequence[int], options: records.Options) -> Result:
+    """Read from the run folder what a session came to, and complete its record."""
+    folder = RunFolder(root)
     found = status.run_status(root)
-    sessions.end(root, options.session, state="failed" if outcome.failures else "completed", status=found)
-    return Result(status=found, asked=len(wanted), failures=outcome.failures)
+    missing = sorted(set(asked) - folder.store.committed())
+    stopped = control.current().stopping and bool(missing)
+    reasons = {} if stopped else {shard: folder.failure(shard, session=options.session) for shard in missing}
+    failures = tuple(errors.ShardError(shard, reason) for shard, reason in reasons.items())
+    state = "nothing to do" if not asked else "cancelled" if stopped else "failed" if failures else "completed"
+    sessions.end(root, options.session, state=state, status=found)
+    return Result(status=found, asked=len(asked), failures=failures, stopped=stopped)
+
+
+def options_for(
+    root: Path, *, device: str | None = None, batch_size: int | None = None, max_failures: str | None = None
+) -> records.Options:
+    """Return the options to continue a run with: those given, else the ones it was made with."""
+    made_with = records.Options.of(RunFolder(root).given)
+    return dataclasses.replace(
+        made_with,
+        device=device or made_with.device,
+        batch_size=batch_size or made_with.batch_size,
+        max_failures=max_failures or made_with.max_failures,
+    )

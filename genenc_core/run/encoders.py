@@ -1,10 +1,15 @@
 """From a model name or a spec to an encoder: resolved once when a run is made, loaded once per process."""
 
+import contextlib
 import dataclasses
+import os
 import shutil
+import sys
 import threading
+import uuid
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -12,8 +17,11 @@ from genenc_core import errors, spec
 from genenc_core.export import artifacts, backends, describe, exporting
 from genenc_core.models import sources
 from genenc_core.run import parameters as run_parameters
+from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
 
-MODEL_FOLDER = "model"
+
+class UnusedVariantsWarning(UserWarning):
+    """A spec offers the same weights for several batch sizes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +45,9 @@ class EncoderCache:
         """Return the eager model of a request."""
         with self._lock:
             if request not in self._built:
-                self._built[request] = sources.build_encoder(request)
+                # torch.hub writes the progress of a download to standard output, which may be a JSON document.
+                with contextlib.redirect_stdout(sys.stderr):
+                    self._built[request] = sources.build_encoder(request)
                 _drop_oldest(self._built, self._kept)
             return self._built[request]
 
@@ -69,8 +79,11 @@ class EncoderCache:
 CACHE = EncoderCache()
 
 
-def resolve_model(given: run_parameters.ExtractParameters, *, folder: Path) -> ResolvedModel:
-    """Return the model that the parameters name; `folder` takes what must be exported for it.
+def resolve_model(given: run_parameters.ExtractParameters, *, export_to: Path | None) -> ResolvedModel:
+    """Return the model that the parameters name.
+
+    A named model for an artifact backend is exported into `export_to`; with None its artifact is left open, as for a
+    run that has one already.
 
     Raises:
         InputError: an unknown model or backend, or options that contradict the model.
@@ -79,10 +92,25 @@ def resolve_model(given: run_parameters.ExtractParameters, *, folder: Path) -> R
     if given.model.lower().endswith(".json"):
         return _from_spec_file(given)
     built = CACHE.build(_request(given))
-    if given.backend in ("torchscript", "aotinductor"):
-        exported = exporting.export_encoder(built, out=folder, formats=[given.backend])[0]
-        return ResolvedModel(spec=spec.load_spec(exported.spec_path), backend=given.backend)
-    return ResolvedModel(spec=describe.spec_for(built, model_id=describe.file_stem(built)), backend="eager")
+    if given.backend not in ("torchscript", "aotinductor"):
+        return ResolvedModel(spec=describe.spec_for(built, model_id=describe.file_stem(built)), backend="eager")
+    if export_to is None:
+        return ResolvedModel(spec=describe.spec_for(built, model_id=describe.file_stem(built)), backend=given.backend)
+    exported = exporting.export_encoder(built, out=export_to, formats=[given.backend])[0]
+    return ResolvedModel(spec=spec.load_spec(exported.spec_path), backend=given.backend)
+
+
+def run_model(folder: RunFolder) -> ResolvedModel:
+    """Return the model of a run folder, its paths absolute."""
+    return ResolvedModel(
+        spec=read_run_spec(folder.root / MODEL_SPEC), backend=cast(backends.BackendKind, folder.backend)
+    )
+
+
+def warm(given: run_parameters.ExtractParameters) -> None:
+    """Build an eager model ahead of its use; a spec's artifact is loaded when it is needed."""
+    if not given.model.lower().endswith(".json"):
+        CACHE.build(_request(given))
 
 
 def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
@@ -98,6 +126,9 @@ def _from_spec_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
             "export the model again with the other weights"
         )
     describe.check_image_spec(found)
+    if found.weights_variants:
+        text = f"{given.model!r}: its weights_variants are not used; every batch runs its weights_path"
+        warnings.warn(text, UnusedVariantsWarning, stacklevel=2)
     backend = backends.choose_backend(found, given.backend)
     declared = found.inputs[0].shape[-2:] if found.inputs else ()
     if given.image_size is not None and run_parameters.parse_image_size(given.image_size) != tuple(declared):
@@ -106,12 +137,6 @@ def _from_spec_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
             "an artifact has a fixed size; export the model again with that size"
         )
     return ResolvedModel(spec=found, backend=backend)
-
-
-def warm(given: run_parameters.ExtractParameters) -> None:
-    """Build an eager model ahead of its use; a spec's artifact is loaded when it is needed."""
-    if not given.model.lower().endswith(".json"):
-        CACHE.build(_request(given))
 
 
 def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
@@ -193,18 +218,18 @@ def resolve_device(text: str) -> str:
 
 
 def _copied(path: Path, run_folder: Path) -> str:
-    """Copy a file under the run's model folder, atomically; return its name relative to the run folder."""
+    """Copy a file into the run's model folder, whole or not at all; return its name relative to the run folder."""
     target = run_folder / MODEL_FOLDER / path.name
-    if not target.exists() or not target.samefile(path):
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        try:
-            shutil.copyfile(path, partial)
-        except OSError as error:
-            raise errors.InputError(
-                f"cannot copy the model's file {str(path)!r} into the run folder: {error}"
-            ) from error
+        shutil.copyfile(path, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise errors.InputError(f"cannot copy the model's file {str(path)!r} into the run folder: {error}") from error
     return f"{MODEL_FOLDER}/{path.name}"
 
 

@@ -68,6 +68,10 @@ def describe(done: exporting.ExportedModel) -> dict[str, object]:
     }
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
 def words(done: exporting.ExportedModel) -> list[str]:
     """Return what a person wants to know of an export: files, shapes, time and error."""
     block = done.spec.genenc
@@ -76,7 +80,7 @@ def words(done: exporting.ExportedModel) -> list[str]:
     shapes = ", ".join(f"{slot.name} {list(slot.shape)}" for slot in done.spec.outputs)
     found = block.artifact
     return [
-        f"{done.artifact_path}  {found.bytes / 1e6:.1f} MB in {done.seconds:.1f} s",
+        f"{done.artifact_path}  {_size(found.bytes)} in {done.seconds:.1f} s",
         f"  image {list(done.spec.inputs[0].shape)} -> {shapes}, {done.spec.resolved_batch_mode().describe()}",
         f"  compared with eager at batches {', '.join(map(str, found.batches_compared))}: "
         f"largest relative error {found.max_rel_error:.1e} (allowed {found.tolerance:.0e})",

@@ -15,7 +15,8 @@ LARGEST_SIDE = 16384
 class ExtractParameters(BaseModel):
     """What to extract, from what, with what, and where to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # Numbers where text is taken: image_size = 224 and max_failures = 3 are how people write them in TOML.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
 
     images: str = Field(description="A folder, a glob, or a CSV/Parquet list with an image column.")
     model: str = Field(description="A torchvision or timm name, package.module:factory, or a RuntimeModelSpec JSON.")
@@ -38,8 +39,10 @@ class ExtractParameters(BaseModel):
     limit: int | None = Field(default=None, description="Only the first N images.")
     shard_rows: int | None = Field(default=None, description="Images per shard; none: 4096 on a GPU, 256 on a CPU.")
     batch_size: int | Literal["auto"] = Field(default="auto", description="Images per call; auto: found by measuring.")
-    max_failures: str = Field(default="5%", description="Unreadable images allowed per shard: 12, 5% or 0.05.")
-    decode_threads: int | None = Field(default=None, ge=1, description="Decoding threads; none: one per core.")
+    max_failures: str | None = Field(
+        default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."
+    )
+    decode_threads: int | None = Field(default=None, ge=1, le=256, description="Decoding threads; none: one per core.")
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

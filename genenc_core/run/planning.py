@@ -1,10 +1,14 @@
 """Makes a run folder: images listed, model resolved, shapes worked out, store created, before any data flows."""
 
+import contextlib
 import dataclasses
+import fcntl
 import logging
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from genenc_core import errors, spec
@@ -14,12 +18,11 @@ from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, records, store_plan
 from genenc_core.run import parameters as run_parameters
+from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETERS, file_digest
 from genenc_core.store import layout, run_store
 
 LOGGER = logging.getLogger(__name__)
-MANIFEST = "images.parquet"
-MODEL_SPEC = "model_spec.json"
-PARAMETERS = "provenance/parameters.json"
+OWN_NAMES = frozenset((MANIFEST, MODEL_SPEC, MODEL_FOLDER, "README.md", "features.zarr", "_txn", "provenance"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,35 +35,34 @@ class Design:
     points: points.PointTable | None
     device: str
 
-    @property
-    def point_names(self) -> tuple[str, ...]:
-        """Names of the points, in the order of the `point` axis."""
-        return self.points.names if self.points else ()
-
 
 def create_run(given: run_parameters.ExtractParameters) -> Path:
     """Create the run folder that the parameters describe, or find it already made; return its path.
 
     Raises:
         InputError: something given cannot be used; nothing is left behind.
-        StoreError: the folder holds another run; the difference is named.
+        StoreError: the folder holds another run; the difference is named, and nothing in it is changed.
     """
-    root = Path(given.out)
     source = check_parameters(given)
     table = None if given.points is None else points.read_points(Path(given.points))
-    made = _make_folder(root)
-    try:
-        design = make_design(given, table)
-        _create(root, given, design, source)
-    except BaseException:
-        if made:
-            _remove_if_unused(root)
-        raise
+    root = Path(given.out)
+    with _claimed(root):
+        # A kill leaves the scratch folder; whoever holds the claim is its only user.
+        for stale in root.glob(".plan-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as scratch:
+            exists = run_store.RunStore.exists(root)
+            design = make_design(given, table, export_to=None if exists else Path(scratch))
+            listed = manifest.write_manifest(Path(scratch) / MANIFEST, source, points=design.points, limit=given.limit)
+            if exists:
+                _refuse_other_run(root, design, listed)
+            else:
+                _create(root, given, design, listed)
     return root
 
 
 def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSource:
-    """Refuse at once what can be refused without torch or a model; return the opened image source."""
+    """Refuse at once what can be refused without a model; return the opened image source."""
     shards.FailureBudget.parse(given.max_failures)
     if given.image_size is not None:
         run_parameters.parse_image_size(given.image_size)
@@ -75,62 +77,32 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
     return sources.open_source(given.images, image_column=given.image_column)
 
 
-def make_design(given: run_parameters.ExtractParameters, table: points.PointTable | None) -> Design:
+def make_design(
+    given: run_parameters.ExtractParameters, table: points.PointTable | None, *, export_to: Path | None
+) -> Design:
     """Resolve the model and work out preprocessing and products."""
-    model = encoders.resolve_model(given, folder=Path(given.out) / encoders.MODEL_FOLDER)
+    model = encoders.resolve_model(given, export_to=export_to)
     device = encoders.resolve_device(given.device)
-    encoders.try_once(model, device=device, trust=given.trust)
-    preprocessing = _preprocessing(given, model.spec)
+    if export_to is not None:
+        encoders.try_once(model, device=device, trust=given.trust)
     if given.batch_size != "auto":
         batching.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
     wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
     if not wanted:
-        defaults = products.default_products(with_points=table is not None, with_maps=given.maps, dtype=given.dtype)
-        wanted = list(defaults)
-    elif given.maps:
-        wanted.append(products.parse_product("maps=none@float16"))
+        wanted = list(products.default_products(with_points=table is not None, dtype=given.dtype))
+    if given.maps:
+        wanted.append(products.MAPS)
     count = len(table.names) if table else 0
     return Design(
         model=model,
-        preprocessing=preprocessing,
+        preprocessing=_preprocessing(given, model.spec),
         products=products.build_products(wanted, model.spec.outputs, point_count=count),
         points=table,
         device=device,
     )
 
 
-def _create(root: Path, given: run_parameters.ExtractParameters, design: Design, source: sources.ImageSource) -> None:
-    exists = run_store.RunStore.exists(root)
-    with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as scratch:
-        listed = manifest.write_manifest(Path(scratch) / MANIFEST, source, points=design.points, limit=given.limit)
-        identity = make_identity(design, listed)
-        if exists:
-            refuse_other_run(root, identity, listed)
-            return
-        listed.path.replace(root / MANIFEST)
-    localised = encoders.localised(design.model, root)
-    records.write_text(root / MODEL_SPEC, localised.spec.to_json())
-    records.write_json(root / PARAMETERS, {**given.model_dump(mode="json"), "backend": design.model.backend})
-    listed = manifest.Manifest.open(root / MANIFEST)
-    records.write_text(root / "README.md", store_plan.readme(identity, listed, design.products))
-    plan = store_plan.make_plan(
-        design.products,
-        listed,
-        identity=identity,
-        fingerprint=environment.digest(identity),
-        shard_rows=given.shard_rows or default_shard_rows(design, listed.rows),
-    )
-    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
-    LOGGER.info("%s: %d images in %d shards", root, listed.rows, store.shard_count)
-
-
-def default_shard_rows(design: Design, rows: int) -> int:
-    """Return the shard size when none is asked for."""
-    smallest = design.model.spec.resolved_batch_mode().min
-    return store_plan.choose_shard_rows(rows, design.products, device=design.device, smallest_batch=smallest)
-
-
-def make_identity(design: Design, listed: manifest.Manifest) -> dict[str, object]:
+def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object) -> dict[str, object]:
     """Return what a run means, as readable JSON: two runs with equal identities hold the same rows."""
     found = design.model.spec
     block = found.genenc or spec.GenencBlock()
@@ -138,21 +110,43 @@ def make_identity(design: Design, listed: manifest.Manifest) -> dict[str, object
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
         "slots": slots,
-        "weights": block.weights_sha256 or encoders.artifact_digest(found),
+        "weights": block.weights_sha256 or artifact,
         "backend": design.model.backend,
-        "artifact": None if design.model.backend == "eager" else encoders.artifact_digest(found),
+        "artifact": artifact,
         "preprocessing": design.preprocessing.model_dump(mode="json"),
         "products": [product.text for product in design.products],
         "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},
     }
 
 
-def refuse_other_run(root: Path, identity: Mapping[str, object], listed: manifest.Manifest) -> None:
+def _create(root: Path, given: run_parameters.ExtractParameters, design: Design, listed: manifest.Manifest) -> None:
+    """Write the folder's files, the store last: without it the folder is no run, and the next call starts again."""
+    identity = make_identity(design, listed, artifact=_artifact(design))
+    listed.path.replace(root / MANIFEST)
+    listed = manifest.Manifest.open(root / MANIFEST)
+    records.write_text(root / MODEL_SPEC, encoders.localised(design.model, root).spec.to_json())
+    records.write_json(root / PARAMETERS, given.model_dump(mode="json"))
+    records.write_text(root / "README.md", store_plan.readme(identity, listed, design.products))
+    plan = store_plan.make_plan(
+        design.products,
+        listed,
+        identity=identity,
+        made={"fingerprint": environment.digest(identity), "model_spec_sha256": file_digest(root / MODEL_SPEC)},
+        shard_rows=min(given.shard_rows or _default_shard_rows(design, listed.rows), listed.rows),
+    )
+    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
+    LOGGER.info("%s: %d images in %d shards", root, listed.rows, store.shard_count)
+
+
+def _refuse_other_run(root: Path, design: Design, listed: manifest.Manifest) -> None:
     """Raise `StoreError` naming every difference when the folder holds a run with another identity."""
-    old = run_store.RunStore.open(root).plan.identity
+    old = dict(run_store.RunStore.open(root).plan.identity)
+    exported_here = design.model.backend != "eager" and not design.model.spec.weights_path
+    identity = make_identity(design, listed, artifact=old["artifact"] if exported_here else _artifact(design))
     if old == identity:
         return
-    lines = [layout.describe_identity(_without_images(old), _without_images(identity))]
+    told = layout.describe_identity(_without_images(old), _without_images(identity))
+    lines = [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", told)]
     if old["images"] != identity["images"]:
         lines.append(manifest.describe_difference(manifest.Manifest.open(root / MANIFEST), listed))
     raise errors.StoreError(
@@ -160,6 +154,15 @@ def refuse_other_run(root: Path, identity: Mapping[str, object], listed: manifes
         + "; ".join(line for line in lines if line)
         + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as it is)"
     )
+
+
+def _artifact(design: Design) -> str | None:
+    return None if design.model.backend == "eager" else encoders.artifact_digest(design.model.spec)
+
+
+def _default_shard_rows(design: Design, rows: int) -> int:
+    smallest = design.model.spec.resolved_batch_mode().min
+    return store_plan.choose_shard_rows(rows, design.products, device=design.device, smallest_batch=smallest)
 
 
 def _preprocessing(given: run_parameters.ExtractParameters, found: spec.RuntimeModelSpec) -> spec.Preprocessing:
@@ -176,12 +179,13 @@ def _without_images(identity: Mapping[str, object]) -> dict[str, object]:
 
 def _check_out(root: Path) -> None:
     """Refuse an output folder that cannot be made or that holds something else."""
+    if root == Path():
+        raise errors.InputError("--out is empty or the working directory itself: name a folder of its own")
     if root.exists() and not root.is_dir():
         raise errors.InputError(f"--out {str(root)!r} is a file: give a folder")
-    if root.is_dir():
-        known = {MANIFEST, MODEL_SPEC, "README.md", "features.zarr", "_txn", "provenance", encoders.MODEL_FOLDER}
-        foreign = sorted(item.name for item in root.iterdir() if item.name not in known and item.name[0] != ".")
-        if foreign and not (root / store_plan.STORE_RECORD).exists():
+    if root.is_dir() and not run_store.RunStore.exists(root):
+        foreign = sorted(item.name for item in root.iterdir() if item.name not in OWN_NAMES and item.name[0] != ".")
+        if foreign:
             raise errors.InputError(
                 f"--out {str(root)!r} is not empty and not a run folder (it holds {foreign[0]!r}): give a new folder"
             )
@@ -190,22 +194,35 @@ def _check_out(root: Path) -> None:
         raise errors.InputError(f"--out {str(root)!r} cannot be written: {str(nearest)!r} is not a writable folder")
 
 
-def _make_folder(root: Path) -> bool:
-    """Create the folder; return whether it was not there before."""
+@contextlib.contextmanager
+def _claimed(root: Path) -> Iterator[None]:
+    """Make the folder and be the only one to plan in it; a folder made for nothing is taken back.
+
+    The lock is the kernel's and ends with the process, so a kill leaves no claim.
+    """
     existed = root.exists()
+    descriptor = _locked(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        raise errors.InputError(f"--out {str(root)!r} cannot be written: {error}") from error
-    return not existed
+        yield
+    except BaseException:
+        if not existed and not run_store.RunStore.exists(root):
+            shutil.rmtree(root, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
 
 
-def _remove_if_unused(root: Path) -> None:
-    """Take back a folder that this call made, as long as no store stands in it."""
-    if (root / store_plan.STORE_RECORD).exists():
-        return
-    for path in sorted(root.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    root.rmdir()
+def _locked(root: Path) -> int:
+    """Return an open, locked descriptor of the folder."""
+    while True:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise errors.InputError(f"--out {str(root)!r} cannot be written: {error.strerror or error}") from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), root.stat()):
+                return descriptor
+        # The one before us took its folder back: make it anew.
+        os.close(descriptor)

@@ -20,7 +20,7 @@ class Options:
     session: str
     device: str = "auto"
     batch_size: int | None = None
-    max_failures: str = "5%"
+    max_failures: str | None = None
     decode_threads: int | None = None
     trust: bool = False
 
@@ -107,25 +107,38 @@ def write_json(path: Path, record: Mapping[str, object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: whole old content or whole new content after any crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Replace a file atomically: whole old content or whole new content after any crash.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise errors.StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def create_json(path: Path, record: Mapping[str, object]) -> dict[str, object]:
     """Create a JSON file unless it exists; return what it then holds, the first writer's record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = _partial(path)
     write_json(partial, record)
     with contextlib.suppress(FileExistsError):
         os.link(partial, path)
     partial.unlink()
     return read_json(path)
+
+
+def _partial(path: Path) -> Path:
+    """Return a name beside `path` for a file in the making; the dot keeps it out of sight if a kill leaves it."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -3,13 +3,14 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from genenc_core import errors
-from genenc_core.run import records, worker
+from genenc_core.run import records
+from genenc_core.run.folder import RunFolder
 from genenc_core.store import verify
+from genenc_core.store.records import CommitRecord
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,47 +27,56 @@ class ShardRow:
     reason: str = ""
 
 
-def run_status(root: Path) -> records.RunStatus:
-    """Return the counts of a run, from its commit records."""
-    folder = worker.RunFolder(root)
-    committed = sorted(folder.store.committed())
-    rows: Counter[str] = Counter()
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """Everything the commit records say, from one reading: counts, a line per shard, and what could not be read."""
+
+    status: records.RunStatus
+    fit: str
+    shards: tuple[ShardRow, ...]
+    unreadable: tuple[dict[str, Any], ...]
+
+
+def survey(root: Path) -> Survey:
+    """Read a run's commit records."""
+    folder = RunFolder(root)
+    committed, failed = folder.store.committed(), set(folder.failed())
+    states: Counter[str] = Counter()
     points: Counter[str] = Counter()
-    for shard in committed:
-        record = _record(folder, shard)
-        rows.update(record.status_counts)
-        points.update(record.details["points"])
-    return records.RunStatus(
+    rows: list[ShardRow] = []
+    unreadable: list[dict[str, Any]] = []
+    for shard in range(folder.store.shard_count):
+        record = folder.store.record(shard) if shard in committed else None
+        rows.append(_shard_row(folder, shard, record, failed))
+        if record is not None:
+            states.update(record.status_counts)
+            points.update(record.details["points"])
+            unreadable += record.details["unreadable"]
+    found = records.RunStatus(
         root=str(root),
         rows=folder.store.plan.rows,
         shards=folder.store.shard_count,
         committed=len(committed),
-        failed=tuple(folder.failed()),
-        ok=rows["ok"],
-        unreadable=rows["unreadable"],
+        failed=tuple(sorted(failed)),
+        ok=states["ok"],
+        unreadable=states["unreadable"],
         points={name: count for name, count in points.items() if count},
     )
+    fit = str(folder.identity["preprocessing"]["fit"])
+    return Survey(status=found, fit=fit, shards=tuple(rows), unreadable=tuple(unreadable))
 
 
-def shard_rows(root: Path) -> list[ShardRow]:
-    """Return one line per shard."""
-    folder = worker.RunFolder(root)
-    committed, failed = folder.store.committed(), set(folder.failed())
-    return [_shard_row(folder, shard, committed, failed) for shard in range(folder.store.shard_count)]
+def describe(found: records.RunStatus) -> dict[str, Any]:
+    """Return a run's status as JSON data."""
+    return {**dataclasses.asdict(found), "pending": found.pending, "complete": found.complete}
 
 
-def unreadable_images(root: Path, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return {row, image_id, reason} of every image recorded as unreadable, in row order."""
-    folder = worker.RunFolder(root)
-    found: list[dict[str, Any]] = []
-    for shard in sorted(folder.store.committed()):
-        found += _record(folder, shard).details["unreadable"]
-        if limit is not None and len(found) >= limit:
-            return found[:limit]
-    return found
+def run_status(root: Path) -> records.RunStatus:
+    """Return the counts of a run, from its commit records."""
+    return survey(root).status
 
 
-def select_shards(folder: worker.RunFolder, text: str) -> list[int]:
+def select_shards(folder: RunFolder, text: str) -> list[int]:
     """Return the uncommitted shards that `pending`, `failed` or a list like `0,3-7` name.
 
     Raises:
@@ -98,7 +108,7 @@ def verify_run(root: Path, *, content: bool = False) -> verify.VerifyReport:
     Raises:
         StoreError: the folder is not a run, or its manifest or identity is not its own.
     """
-    folder = worker.RunFolder(root)
+    folder = RunFolder(root)
     return verify.verify_store(folder.store, content=content)
 
 
@@ -115,9 +125,16 @@ def require_intact(root: Path) -> int:
     return report.shards_checked
 
 
-def summary_lines(status: records.RunStatus, failures: Sequence[dict[str, Any]]) -> list[str]:
-    """Return what to tell a person about a run: counts, then unreadable images with reasons."""
-    lines = [f"{status.ok} of {status.rows} images stored in {status.committed} of {status.shards} shards"]
+def plural(count: int, noun: str) -> str:
+    """Return `1 shard`, `2 shards`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def summary_lines(found: Survey, *, most: int = 20) -> list[str]:
+    """Return what to tell a person about a run: counts, then at most `most` unreadable images with reasons."""
+    status, failures = found.status, found.unreadable[:most]
+    where = f"{status.committed} of {plural(status.shards, 'shard')}"
+    lines = [f"{status.ok} of {plural(status.rows, 'image')} stored in {where}"]
     if status.unreadable:
         lines.append(f"{status.unreadable} unreadable (rows kept, NaN):")
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
@@ -126,37 +143,29 @@ def summary_lines(status: records.RunStatus, failures: Sequence[dict[str, Any]])
     if status.points:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
         lines.append(f"points: {counts}")
-    if status.points.get("outside_view"):
+    if status.points.get("outside_view") and found.fit == "crop":
         lines.append("  points outside the view have no vector; --fit pad or stretch shows the model whole images")
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
     if not status.complete:
-        lines.append(f"{status.pending} shards to do: genenc resume {status.root}")
+        lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {status.root}")
     return lines
 
 
-def _shard_row(folder: worker.RunFolder, shard: int, committed: set[int], failed: set[int]) -> ShardRow:
+def _shard_row(folder: RunFolder, shard: int, record: CommitRecord | None, failed: set[int]) -> ShardRow:
     start, stop = folder.store.shard_range(shard)
-    if shard in committed:
-        record = _record(folder, shard)
-        seconds = {key: float(value) for key, value in record.details["seconds"].items()}
-        busy = seconds.get("load_wait", 0.0) + seconds.get("encode", 0.0) + seconds.get("reduce", 0.0)
-        return ShardRow(
-            shard=shard,
-            start=start,
-            stop=stop,
-            state="committed",
-            unreadable=record.status_counts["unreadable"],
-            images_per_second=(stop - start) / busy if busy else None,
-            seconds=seconds,
-        )
-    if shard in failed:
-        return ShardRow(shard=shard, start=start, stop=stop, state="failed", reason=folder.failure(shard))
-    return ShardRow(shard=shard, start=start, stop=stop, state="pending")
-
-
-def _record(folder: worker.RunFolder, shard: int) -> Any:
-    record = folder.store.record(shard)
     if record is None:
-        raise errors.StoreError(f"shard {shard}: its commit record vanished while it was read")
-    return record
+        state = "failed" if shard in failed else "pending"
+        reason = folder.failure(shard) if shard in failed else ""
+        return ShardRow(shard=shard, start=start, stop=stop, state=state, reason=reason)
+    seconds = {key: float(value) for key, value in record.details["seconds"].items()}
+    busy = seconds.get("load_wait", 0.0) + seconds.get("encode", 0.0) + seconds.get("reduce", 0.0)
+    return ShardRow(
+        shard=shard,
+        start=start,
+        stop=stop,
+        state="committed",
+        unreadable=record.status_counts["unreadable"],
+        images_per_second=(stop - start) / busy if busy else None,
+        seconds=seconds,
+    )

@@ -1,17 +1,17 @@
 """A run's arrays worked out from its design: shapes, shards, chunks, names, and what the folder says of itself."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from genenc_core import spec
 from genenc_core.encoding import products
 from genenc_core.images import manifest
 from genenc_core.store import layout
 
-STORE_RECORD = Path("_txn") / "store.json"
 GPU_SHARD_ROWS = 4096
 CPU_SHARD_ROWS = 256
 FEWEST_SHARD_ROWS = 32
@@ -29,8 +29,8 @@ def choose_shard_rows(rows: int, wanted: Sequence[products.Product], *, device: 
     by_memory = max(SHARD_BYTES // row_bytes // 16 * 16, 16)
     share = -(-rows // WANTED_SHARDS)
     chosen = max(-(-share // 16) * 16, FEWEST_SHARD_ROWS, -(-smallest_batch // 16) * 16)
-    chosen = min(chosen, most, by_memory)
-    return chosen if chosen <= CHUNK_ROWS else -(-chosen // CHUNK_ROWS) * CHUNK_ROWS
+    chosen = max(min(chosen, most, by_memory), smallest_batch)
+    return chosen if chosen <= CHUNK_ROWS else chosen // CHUNK_ROWS * CHUNK_ROWS
 
 
 def make_plan(
@@ -38,10 +38,10 @@ def make_plan(
     listed: manifest.Manifest,
     *,
     identity: Mapping[str, Any],
-    fingerprint: str,
+    made: Mapping[str, str],
     shard_rows: int,
 ) -> layout.StorePlan:
-    """Return the plan of every array of the run."""
+    """Return the plan of every array of the run; `made` holds its fingerprint and the digests of its files."""
     point_count = len(listed.point_names)
     arrays = [_product_array(product, listed.rows, shard_rows, bool(point_count)) for product in wanted]
     arrays += _image_arrays(listed.rows, shard_rows)
@@ -52,11 +52,11 @@ def make_plan(
         rows=listed.rows,
         shard_rows=shard_rows,
         arrays=tuple(arrays),
-        fingerprint=fingerprint,
+        fingerprint=made["fingerprint"],
         identity=identity,
         attributes={
             "title": f"Image features of {identity['model']}",
-            "genenc": {"fingerprint": fingerprint, "manifest_sha256": listed.digest, "shard_rows": shard_rows, **model},
+            "genenc": {**made, "manifest_sha256": listed.digest, "shard_rows": shard_rows, **model},
         },
     )
 
@@ -93,6 +93,7 @@ def readme(identity: Mapping[str, Any], listed: manifest.Manifest, wanted: Seque
     """Return the text that a person who finds the folder needs."""
     rows = "\n".join(f"| `{item.name}` | {_axes(item)} | {item.dtype} | `{item.text}` |" for item in wanted)
     first = wanted[0].name
+    preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
     return f"""# Features of {listed.rows} images from {identity["model"]}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
@@ -111,7 +112,7 @@ print(good.sizes, run.image_id.values[:3])
 {rows}
 
 Weights `{str(identity["weights"])[:16]}`, backend {identity["backend"]}.
-Preprocessing: {_words(identity["preprocessing"])}.
+Preprocessing: {preprocessing}.
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 
@@ -202,9 +203,3 @@ def _positions(listed: manifest.Manifest, column: str) -> Iterator[np.ndarray]:
 def _axes(product: products.Product) -> str:
     axes = zip(product.signature.dims, product.signature.shape, strict=True)
     return ", ".join(["image", *(f"{dim} {size}" for dim, size in axes)])
-
-
-def _words(preprocessing: Mapping[str, Any]) -> str:
-    kept = ("fit", "interpolation", "resize_short")
-    named = [f"{key} {preprocessing[key]}" for key in kept if preprocessing.get(key) is not None]
-    return ", ".join([*named, f"to {preprocessing['height']}x{preprocessing['width']}"])

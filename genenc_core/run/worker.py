@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import dataclasses
-import json
 import logging
 import os
 import threading
@@ -11,83 +10,15 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import cast
 
-from genenc_core import errors, spec
+from genenc_core import errors
 from genenc_core.encoding import batching, control, engine, products, shards
-from genenc_core.export import backends
-from genenc_core.images import loader, manifest
-from genenc_core.run import encoders, planning, records
-from genenc_core.run import parameters as run_parameters
-from genenc_core.store import run_store
+from genenc_core.images import loader
+from genenc_core.run import encoders, records
+from genenc_core.run.folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
-BATCH_SIZE = "provenance/batch_size.json"
-FAILED = "provenance/failed"
 LANES = 2
-
-
-class RunFolder:
-    """A run folder as it stands on disk; opening it loads no model."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.store = run_store.RunStore.open(root)
-        self.manifest = manifest.Manifest.open(root / planning.MANIFEST)
-        self.identity = self.store.plan.identity
-        if self.manifest.digest != self.identity["images"]["digest"]:
-            raise errors.StoreError(
-                f"{str(root / planning.MANIFEST)!r} is not the manifest this run was made with (its digest differs): "
-                "put the original back"
-            )
-        stored = records.read_json(root / planning.PARAMETERS)
-        self.backend = cast(backends.BackendKind, stored.get("backend"))
-        self.given = run_parameters.ExtractParameters.model_validate(stored)
-
-    @property
-    def model_spec(self) -> spec.RuntimeModelSpec:
-        """The run's model spec, its paths made absolute."""
-        return encoders.read_run_spec(self.root / planning.MODEL_SPEC)
-
-    @property
-    def preprocessing(self) -> spec.Preprocessing:
-        """The run's preprocessing, the user's `fit` included."""
-        return spec.Preprocessing.model_validate_json(json.dumps(self.identity["preprocessing"]))
-
-    @classmethod
-    def open_for_work(cls, root: Path) -> "RunFolder":
-        """Open a run folder and finish what an earlier process committed but did not put in place."""
-        folder = cls(root)
-        folder.store.recover()
-        return folder
-
-    def announce(self, wanted: Sequence[int]) -> None:
-        """Tell whoever watches how many rows are to do."""
-        ranges = (self.store.shard_range(shard) for shard in wanted)
-        control.current().on_plan(sum(stop - start for start, stop in ranges), self.store.plan.rows)
-
-    def failed(self) -> list[int]:
-        """Return the uncommitted shards whose last attempt failed."""
-        found = (self.root / FAILED).glob("s*.json")
-        return sorted({int(path.stem[1:]) for path in found} - self.store.committed())
-
-    def failure(self, shard: int) -> str:
-        """Return the reason of a shard's last failed attempt, or that there was none."""
-        path = self._failure_file(shard)
-        return str(records.read_json(path).get("reason", "")) if path.exists() else "it was not reached"
-
-    def note_failure(self, shard: int, reason: str, session: str) -> None:
-        """Record why an attempt at a shard failed."""
-        record = {"shard": shard, "reason": reason, "session": session, "time": records.now()}
-        records.write_json(self._failure_file(shard), record)
-
-    def forget_failure(self, shard: int) -> None:
-        """Remove a shard's failure record: it is committed."""
-        with contextlib.suppress(FileNotFoundError):
-            self._failure_file(shard).unlink()
-
-    def _failure_file(self, shard: int) -> Path:
-        return self.root / FAILED / f"s{shard:07d}.json"
 
 
 class Worker:
@@ -106,6 +37,15 @@ class Worker:
         if self._loader is not None:
             self._loader.close()
 
+    def prepare(self) -> None:
+        """Load the encoder and find the batch size, so that what is wrong with them is said once, before any shard.
+
+        Raises:
+            InputError: no such device, a batch size out of bounds, a model or artifact that cannot be had.
+            Stopped: the end was asked for.
+        """
+        self._prepared()
+
     def encode(self, shard: int) -> records.ShardReport:
         """Encode and commit one shard, unless it is committed already.
 
@@ -113,9 +53,8 @@ class Worker:
             ShardError: too many images failed, or the encoder or the store did; recorded in the run folder.
             Stopped: the end was asked for; the shard is left as it was.
         """
-        store = self.folder.store
-        start, stop = store.shard_range(shard)
-        known = store.record(shard)
+        start, stop = self.folder.store.shard_range(shard)
+        known = self.folder.store.record(shard)
         if known is not None:
             unreadable = known.status_counts["unreadable"]
             return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=unreadable, skipped=True)
@@ -127,26 +66,23 @@ class Worker:
         except errors.ShardError as error:
             self.folder.note_failure(shard, error.reason, self.options.session)
             raise
-        except (errors.GenencError, RuntimeError, OSError, MemoryError) as error:
-            self.folder.note_failure(shard, str(error), self.options.session)
-            raise errors.ShardError(shard, str(error)) from error
+        except Exception as error:  # whatever a user's model or a file system raises, the other shards go on
+            reason = _reason(error)
+            self.folder.note_failure(shard, reason, self.options.session)
+            raise errors.ShardError(shard, reason) from error
 
     def _encode(self, shard: int, start: int, stop: int) -> records.ShardReport:
         began = time.perf_counter()
         started = records.now()
-        runner, images = self._prepare()
+        runner, images = self._prepared()
         rows = self.folder.manifest.read(start, stop)
         given = shards.ShardInput(shard=shard, start=start, image_ids=rows.image_ids, points=rows.points)
         shard_encoder = shards.ShardEncoder(given, runner, self.folder.preprocessing, self.budget)
         with contextlib.closing(images.iter_rows(start, stop)) as stream:
             done = shard_encoder.run(stream)
         encoded = time.perf_counter()
-        details = {
-            "session": self.options.session,
-            "started": started,
-            "device": str(runner.encoder.device),
-            **done.details,
-        }
+        device = str(runner.encoder.device)
+        details = {"session": self.options.session, "started": started, "device": device, **done.details}
         record = self.folder.store.commit(shard, done.arrays, done.status, details=details)
         self.folder.forget_failure(shard)
         ended = time.perf_counter()
@@ -161,11 +97,7 @@ class Worker:
         )
         return report
 
-    def prepare(self) -> None:
-        """Load the encoder and find the batch size now, rather than at the first shard."""
-        self._prepare()
-
-    def _prepare(self) -> tuple[engine.Engine, loader.ImageLoader]:
+    def _prepared(self) -> tuple[engine.Engine, loader.ImageLoader]:
         with self._ready:
             if self._engine is None or self._loader is None:
                 self._engine = self._make_engine()
@@ -177,31 +109,33 @@ class Worker:
 
     def _make_engine(self) -> engine.Engine:
         folder = self.folder
-        found = folder.model_spec
         device = encoders.resolve_device(self.options.device)
-        model = encoders.ResolvedModel(spec=found, backend=folder.backend)
+        model = encoders.run_model(folder)
         encoder = encoders.CACHE.load(model, device=device, trust=self.options.trust or folder.given.trust)
-        names = folder.manifest.point_names
+        count = len(folder.manifest.point_names)
         parsed = [products.parse_product(text) for text in folder.identity["products"]]
-        wanted = products.build_products(parsed, found.outputs, point_count=len(names))
-        bounds = batching.Bounds.of(found.resolved_batch_mode())
+        wanted = products.build_products(parsed, model.spec.outputs, point_count=count)
+        bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
         runner = engine.Engine(encoder, wanted, batching.BatchSizer(bounds, bounds.clamp(batching.FIRST_SIZE)))
-        size = self.options.batch_size or self._found_size(runner, bounds, device, len(names))
+        size = self.options.batch_size or self._found_size(runner, bounds, device, count)
         bounds.refuse_outside(size)
         runner.sizer.size = size
-        LOGGER.info("%s on %s (%s), %d images a batch", found.model_id, device, folder.backend, size)
+        LOGGER.info("%s on %s (%s), %d images a batch", model.spec.model_id, device, folder.backend, size)
         return runner
 
     def _found_size(self, runner: engine.Engine, bounds: batching.Bounds, device: str, point_count: int) -> int:
         """Return the run's batch size on this kind of device: found once, then the same for every shard and resume."""
-        path = self.folder.root / BATCH_SIZE.replace(".json", f"-{device.partition(':')[0]}.json")
+        path = self.folder.root / "provenance" / f"batch_size-{device.partition(':')[0]}.json"
         if path.exists():
             return bounds.clamp(int(str(records.read_json(path)["size"])))
-        store = self.folder.store
-        size = batching.find_size(
-            lambda count: runner.trial(count, point_count), bounds, image_budget=store.plan.rows // 10
-        )
-        size = min(size, store.plan.shard_rows) if bounds.min <= store.plan.shard_rows else size
+        plan = self.folder.store.plan
+
+        def trial(count: int) -> None:
+            control.current().checkpoint()
+            runner.trial(count, point_count)
+
+        size = batching.find_size(trial, bounds, image_budget=plan.rows // 10)
+        size = bounds.clamp(min(size, plan.shard_rows))
         return int(str(records.create_json(path, {"size": size, "device": device, "found": records.now()})["size"]))
 
 
@@ -275,21 +209,5 @@ def encode_shards(root: Path, wanted: Sequence[int], options: records.Options, *
     )
 
 
-def failures_among(root: Path, wanted: Sequence[int]) -> tuple[errors.ShardError, ...]:
-    """Return an error for each of these shards that is not committed, with the reason recorded for it."""
-    folder = RunFolder(root)
-    missing = sorted(set(wanted) - folder.store.committed())
-    return tuple(errors.ShardError(shard, folder.failure(shard)) for shard in missing)
-
-
-def options_of(
-    root: Path, *, device: str = "auto", batch_size: int | None = None, max_failures: str | None = None
-) -> records.Options:
-    """Return the options to continue a run with: those given, else the ones it was made with."""
-    options = records.Options.of(RunFolder(root).given)
-    return dataclasses.replace(
-        options,
-        device=device,
-        batch_size=batch_size or options.batch_size,
-        max_failures=max_failures or options.max_failures,
-    )
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, errors.GenencError | OSError) else f"{type(error).__name__}: {error}"

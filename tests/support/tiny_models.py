@@ -93,3 +93,18 @@ class Slow(Colours):
 def slow() -> nn.Module:
     """Return `Slow`."""
     return Slow()
+
+
+class RaisesForDark(Colours):
+    """`Colours` that raises for black images, as a user's model might."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, H/8, W/8], or raise ValueError."""
+        if (images.flatten(1).amax(1) == 0).any() and images.shape[0] > 1:
+            raise ValueError("too dark")
+        return super().forward(images)
+
+
+def raises_for_dark() -> nn.Module:
+    """Return `RaisesForDark`."""
+    return RaisesForDark()

@@ -8,7 +8,7 @@ from prefect.states import Failed
 
 import pictures
 from genenc_core import errors, spec
-from genenc_core.run import model_export, records, sessions
+from genenc_core.run import model_export, records, sessions, status
 from genenc_core.run.parameters import ExtractParameters
 from tasks import extraction, model, reporting
 
@@ -35,17 +35,18 @@ def test_tasks_in_order_make_a_verified_run(given: ExtractParameters) -> None:
     assert [group.shards for group in groups] == [(0, 1, 2), (3,)]
     assert [group.label for group in groups] == ["shard 00000-00002 (3 shards), rows 0-5", "shard 00003, rows 6-6"]
     options = records.Options.of(given)
-    sessions.begin(Path(root), options, command="test")
-    reports = [report for group in groups for report in extraction.encode_shards.fn(group, options)]
+    with sessions.recorded(Path(root), options, command="test"):
+        extraction.prepare_encoder.fn(root, options)
+        reports = [report for group in groups for report in extraction.encode_shards.fn(group, options)]
+        assert extraction.verify_run.fn(root) == 4
+        result = extraction.write_provenance.fn(root, [0, 1, 2, 3], options)
+    assert (result.asked, result.failures, result.status.ok, result.status.exit_code) == (4, (), 7, 0)
     assert [(report.shard, report.rows, report.unreadable) for report in reports] == [
         (0, 2, 0),
         (1, 2, 0),
         (2, 2, 0),
         (3, 1, 0),
     ]
-    assert extraction.verify_run.fn(root) == 4
-    found = extraction.write_provenance.fn(root, options.session, "completed")
-    assert (found.complete, found.ok, found.exit_code) == (True, 7, 0)
     assert extraction.plan_shards.fn(root, "pending", 1) == []
     again = extraction.encode_shards.fn(groups[1], options)
     assert [report.skipped for report in again] == [True]
@@ -106,7 +107,7 @@ def test_shard_table_puts_trouble_first(given: ExtractParameters) -> None:
     groups = extraction.plan_shards.fn(root, "0-2", 3)
     with pytest.raises(errors.ShardError):
         extraction.encode_shards.fn(groups[0], records.Options.of(given))
-    table = reporting.shard_table(Path(root))
+    table = reporting.shard_table(status.survey(Path(root)))
     assert [(row["shard"], row["state"]) for row in table] == [
         (2, "failed"),
         (3, "pending"),
@@ -133,6 +134,7 @@ def test_every_task_has_a_name_a_tag_and_no_cache() -> None:
     tasks: list[Callable[..., object]] = [
         extraction.create_store,
         extraction.plan_shards,
+        extraction.prepare_encoder,
         extraction.encode_shards,
         extraction.verify_run,
         extraction.write_provenance,

@@ -78,6 +78,6 @@ def test_impossible_products_are_refused(texts: tuple[str, ...], word: str) -> N
 
 
 def test_default_products() -> None:
-    names = [str(item) for item in products.default_products(with_points=True, with_maps=True)]
+    names = [str(item) for item in (*products.default_products(with_points=True), products.MAPS)]
     assert names == ["features=global_avg_pool@float32", "probes=spatial_point@float32", "maps=none@float16"]
-    assert len(products.default_products(with_points=False, with_maps=False)) == 1
+    assert len(products.default_products(with_points=False)) == 1

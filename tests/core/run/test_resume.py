@@ -6,20 +6,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zarr
+from PIL import Image
 
 import pictures
 import tiny_models
 from genenc_core import errors
 from genenc_core.encoding import control
-from genenc_core.run import driver, planning, records, status, worker
+from genenc_core.encoding.shards import FailureBudget
+from genenc_core.run import driver, encoders, planning, records, status, worker
+from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 
 
@@ -31,7 +36,7 @@ def objects(root: Path) -> dict[str, bytes]:
 
 def sessions(root: Path) -> dict[int, str]:
     """Return which session committed each shard."""
-    store = worker.RunFolder(root).store
+    store = RunFolder(root).store
     return {shard: str(store.record(shard).details["session"]) for shard in sorted(store.committed())}
 
 
@@ -91,7 +96,7 @@ def test_resume_needs_the_run_folder_alone(extract: Callable[..., driver.Result]
         extract()
     assert not status.run_status(tmp_path / "run").complete
     moved = (tmp_path / "run").rename(tmp_path / "moved")
-    options = worker.options_of(moved, device="cpu")
+    options = driver.options_for(moved, device="cpu")
     assert options.batch_size == 3
     result = driver.resume(moved, "pending", options)
     assert result.status.complete
@@ -174,7 +179,7 @@ def test_the_batch_size_that_was_found_is_kept_for_the_run(
         extract(batch_size="auto")
     monkeypatch.setattr(worker.batching, "find_size", lambda *_arguments, **_options: 4)
     extract(batch_size="auto")
-    store = worker.RunFolder(tmp_path / "run").store
+    store = RunFolder(tmp_path / "run").store
     sizes = [set(store.record(shard).details["batch_sizes"]) for shard in range(3)]
     assert sizes == [{"2"}, {"2"}, {"1", "2"}]
 
@@ -185,7 +190,7 @@ def test_provenance_tells_what_made_every_row(
 
     extract()
     root = tmp_path / "run"
-    record = worker.RunFolder(root).store.record(1)
+    record = RunFolder(root).store.record(1)
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(photos.iterdir())[4:8]]
     assert record.details["input_sha256"] == digests
     session = json.loads((root / "provenance" / "runs" / f"{record.details['session']}.json").read_text())
@@ -202,8 +207,8 @@ def test_a_manifest_of_another_run_is_found(extract: Callable[..., driver.Result
     extract()
     extract(out=str(tmp_path / "other"), limit=4)
     (tmp_path / "other" / "images.parquet").replace(tmp_path / "run" / "images.parquet")
-    with pytest.raises(errors.StoreError, match="not the manifest this run was made with"):
-        worker.RunFolder(tmp_path / "run")
+    with pytest.raises(errors.StoreError, match=r"images.parquet.*is not the file this run was made with"):
+        RunFolder(tmp_path / "run")
 
 
 def test_a_local_weights_file_travels_with_the_run(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
@@ -216,8 +221,8 @@ def test_a_local_weights_file_travels_with_the_run(extract: Callable[..., driver
     with control.use(watch), pytest.raises(errors.Stopped):
         extract(weights=str(weights))
     weights.unlink()
-    worker.encoders.CACHE.clear()
-    result = driver.resume(tmp_path / "run", "pending", worker.options_of(tmp_path / "run", device="cpu"))
+    encoders.CACHE.clear()
+    result = driver.resume(tmp_path / "run", "pending", driver.options_for(tmp_path / "run", device="cpu"))
     assert result.status.complete
     extract(out=str(tmp_path / "seeded"), weights="random:7")
     first, second = (zarr.open_group(tmp_path / name / "features.zarr")["features"][:] for name in ("run", "seeded"))
@@ -228,3 +233,115 @@ def test_options_are_read_from_parameters() -> None:
     given = ExtractParameters(images="a", model="m", out="o", batch_size=5, max_failures="2", device="cpu")
     options = records.Options.of(given)
     assert (options.batch_size, options.max_failures, options.device) == (5, "2", "cpu")
+
+
+def test_another_models_spec_in_the_folder_is_found(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    """Weights of another run must never fill this one's rows."""
+    extract()
+    extract(out=str(tmp_path / "other"), weights="random:1")
+    (tmp_path / "other" / "model_spec.json").replace(tmp_path / "run" / "model_spec.json")
+    with pytest.raises(errors.StoreError, match=r"model_spec.json.*is not the file this run was made with"):
+        RunFolder(tmp_path / "run")
+
+
+def test_of_two_different_commands_on_one_new_folder_one_is_refused_and_changes_nothing(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    extract(out=str(tmp_path / "alone"))
+    starting = threading.Barrier(2)
+
+    def attempt(weights: str) -> driver.Result | errors.StoreError:
+        starting.wait()
+        try:
+            return extract(weights=weights)
+        except errors.StoreError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(attempt, ("random:0", "random:1")))
+    assert sorted(isinstance(item, errors.StoreError) for item in ended) == [False, True]
+    assert status.verify_run(tmp_path / "run", content=True).ok
+    if isinstance(ended[0], driver.Result):
+        assert objects(tmp_path / "run") == objects(tmp_path / "alone")
+
+
+def test_a_named_model_with_an_artifact_backend_is_exported_once(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    """An export is new bytes every time, so the run keeps the artifact that it was made with."""
+    assert extract(backend="torchscript").asked == 3
+    (artifact,) = (tmp_path / "run" / "model").glob("*.pt")
+    before = artifact.read_bytes()
+    assert extract(backend="torchscript").asked == 0
+    with pytest.raises(errors.StoreError, match="weights"):
+        extract(backend="torchscript", weights="random:1")
+    assert artifact.read_bytes() == before
+    assert list((tmp_path / "run" / "model").iterdir()) == [artifact]
+
+
+def test_images_that_are_away_fail_the_shards_and_are_read_later(
+    extract: Callable[..., driver.Result], tmp_path: Path, photos: Path
+) -> None:
+    """An unmounted folder says nothing of its images: no row may be recorded as unreadable for it."""
+    extract(out=str(tmp_path / "whole"))
+    watch = control.Control()
+    watch.on_rows = lambda _done, _failed: watch.stop()
+    with control.use(watch), pytest.raises(errors.Stopped):
+        extract()
+    away = photos.rename(tmp_path / "away")
+    options = driver.options_for(tmp_path / "run", max_failures="100%")
+    result = driver.resume(tmp_path / "run", "pending", options)
+    assert len(result.failures) == result.status.pending > 0
+    assert "the images' folder is not there" in result.failures[0].reason
+    assert result.status.unreadable == 0
+    away.rename(photos)
+    assert driver.resume(tmp_path / "run", "failed", options).status.complete
+    assert objects(tmp_path / "run") == objects(tmp_path / "whole")
+
+
+def test_a_model_that_raises_anything_fails_its_shards_only(
+    extract: Callable[..., driver.Result], tmp_path: Path, photos: Path
+) -> None:
+    Image.new("RGB", (40, 40)).save(photos / "img_005.png")
+    result = extract(model="tiny_models:raises_for_dark", weights="random:0")
+    (failure,) = result.failures
+    assert (failure.shard, failure.reason) == (1, "ValueError: too dark")
+    assert result.status.failed == (1,)
+    (session,) = (tmp_path / "run" / "provenance" / "runs").iterdir()
+    assert json.loads(session.read_text())["state"] == "failed"
+
+
+def test_what_is_wrong_with_the_whole_run_is_said_once(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    watch = control.Control()
+    watch.on_rows = lambda _done, _failed: watch.stop()
+    with control.use(watch), pytest.raises(errors.Stopped):
+        extract()
+    options = driver.options_for(tmp_path / "run", device="cuda:7")
+    with pytest.raises(errors.InputError, match="cuda:7"):
+        driver.resume(tmp_path / "run", "pending", options)
+    assert RunFolder(tmp_path / "run").failed() == []
+    states = [json.loads(path.read_text()) for path in (tmp_path / "run" / "provenance" / "runs").iterdir()]
+    assert sorted(item["state"] for item in states) == ["cancelled", "failed"]
+    assert any("cuda:7" in item.get("reason", "") for item in states)
+
+
+def test_resume_uses_the_runs_own_options(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    extract(max_failures="2")
+    options = driver.options_for(tmp_path / "run")
+    assert (options.device, options.batch_size, options.max_failures) == ("cpu", 3, "2")
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "allowed"),
+    [(None, 20, 10), (None, 1000, 50), ("5%", 20, 1), ("0%", 999, 0), ("0", 999, 0), ("7", 3, 7), ("0.5", 9, 4)],
+)
+def test_failure_budgets(text: str | None, rows: int, allowed: int) -> None:
+    """The default always allows 10; what a person says is taken exactly."""
+    assert FailureBudget.parse(text).allows(rows) == allowed
+
+
+def test_a_run_made_by_another_version_can_be_read(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    extract()
+    path = tmp_path / "run" / "provenance" / "parameters.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "new_option": 1}))
+    assert status.run_status(tmp_path / "run").complete

@@ -1,0 +1,49 @@
+"""Options that need more than a type: a TOML file under the flags, and sizes with words."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from genenc_core import errors
+from genenc_core.cli import output
+
+
+def batch_size(text: str | None) -> int | Literal["auto"] | None:
+    """Read `auto` or a number of images; leave with an error otherwise."""
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        output.fail(f"--batch-size {text!r} is neither auto nor a number of images of at least 1", 2)
+    return int(text)
+
+
+def _known_option(key: str, config: Path) -> str:
+    """Return the parameter that a key of a config file names; the flags' own names count too."""
+    from genenc_core.run.parameters import ExtractParameters
+
+    known = [*ExtractParameters.model_fields]
+    name = {"product": "products"}.get(key, key.replace("-", "_"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise errors.InputError(f"--config {str(config)!r}: there is no option {key!r}; {hint}")
+    return name
+
+
+def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a TOML file, overridden by the flags that were given."""
+    found: dict[str, Any] = {}
+    if config is not None:
+        try:
+            found = tomllib.loads(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise errors.InputError(f"--config {str(config)!r} cannot be read: {error.strerror}") from error
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise errors.InputError(f"--config {str(config)!r} is not TOML: {error}") from error
+        found = {_known_option(key, config): value for key, value in found.items()}
+    merged = {**found, **{key: value for key, value in flags.items() if value is not None}}
+    for name in ("model", "out"):
+        if name not in merged:
+            raise errors.InputError(f"--{name} is missing: give it on the command line or in a --config file")
+    return merged
