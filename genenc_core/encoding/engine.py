@@ -1,5 +1,6 @@
 """One encoder and its products: uint8 batches in, reduced arrays out, safe to share between threads."""
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -98,8 +99,9 @@ class Engine:
         """Encode and throw away `size` images of noise: what `batching.find_size` measures."""
         height, width = self.encoder.input_size
         pixels = torch.randint(0, 256, (size, 3, height, width), dtype=torch.uint8)
-        with self._turn:
-            points = torch.zeros(size, point_count, 2, dtype=torch.float64)
+        points = torch.zeros(size, point_count, 2, dtype=torch.float64)
+        # What noise gives need not fit the stored type.
+        with self._turn, contextlib.suppress(errors.InputError):
             self._run(Batch(pixels=pixels, points=points, valid=torch.ones(size, point_count, dtype=torch.bool)))
 
     @torch.inference_mode()

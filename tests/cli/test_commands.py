@@ -302,7 +302,7 @@ def test_spec_with_a_missing_or_changed_artifact_is_refused(genenc: Call, photos
 @pytest.mark.parametrize("command", ["status", "verify", "info", "resume"])
 def test_a_folder_that_is_no_run_is_said_so(genenc: Call, photos: Path, command: str) -> None:
     said = genenc(command, photos)
-    assert said.code == 1
+    assert said.code == 2
     assert "not a run folder" in said.err
 
 
@@ -376,3 +376,76 @@ def test_help_is_quick_to_import() -> None:
     code += "print([name for name in ('torch', 'prefect', 'zarr', 'pyarrow', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('modle = "x"', "there is no option 'modle'; did you mean 'model'?"),
+        ("limit = [", "is not TOML"),
+        ('limit = "three"', "--limit 'three' cannot be used"),
+        ('fit = "zoom"', "--fit 'zoom' is unknown: give 'stretch', 'crop' or 'pad'"),
+        ("decode-threads = 100000", "--decode-threads 100000 cannot be used"),
+    ],
+)
+def test_wrong_config_is_said_in_the_options_words(
+    genenc: Call, photos: Path, tiny: list[str], text: str, words: str
+) -> None:
+    config = photos.parent / "run.toml"
+    config.write_text(text + "\n")
+    said = genenc("extract", photos, *tiny, "--config", config, "--out", photos.parent / "run")
+    assert said.code == 2
+    assert words in said.err
+    assert not (photos.parent / "run").exists()
+
+
+def test_config_takes_numbers_and_the_flags_names(genenc: Call, photos: Path, tiny: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('image_size = 24\nmax-failures = 3\nproduct = ["v=global_avg_pool"]\n')
+    model = ["--model", "tiny_models:conv", "--weights", "random:0"]
+    assert genenc("extract", photos, *model, "--config", config, "--out", tmp_path / "run").code == 0
+    assert "stretch to 24 x 24" in genenc("info", tmp_path / "run").out
+
+
+def test_huge_shards_are_as_large_as_the_run(genenc: Call, photos: Path, tiny: list[str], tmp_path: Path) -> None:
+    said = genenc("extract", photos, *tiny, "--shard-rows", 10**19, "--out", tmp_path / "run")
+    assert said.code == 0
+    assert "in 1 of 1 shard\n" in said.out
+
+
+def test_a_factory_without_weights_is_the_same_every_time(genenc: Call, photos: Path, tmp_path: Path) -> None:
+    command = ("extract", photos, "--model", "tiny_models:conv", "--image-size", "32", "--out", tmp_path / "run")
+    assert genenc(*command).code == 0
+    assert "nothing to do" in genenc(*command).out
+
+
+def test_version_and_unwritable_schema(genenc: Call, tmp_path: Path) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", genenc("--version").out)
+    said = genenc("schema", "--out", tmp_path / "absent" / "x.json")
+    assert (said.code, "cannot be written" in said.err) == (2, True)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    photos = pictures.write_folder(tmp_path / "photos", 200)
+    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--model", "tiny_models:slow"]
+    command += ["--weights", "random:0", "--image-size", "32", "--shard-rows", "50", "--batch-size", "50"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent)}
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [*command, "--out", str(run)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not list((run / "provenance").glob("runs/*.json")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "terminate called" not in said
+
+
+def test_reading_commands_do_not_import_torch() -> None:
+    code = "import sys; from genenc_core.cli import inspection; print('torch' in sys.modules, 'prefect' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False False"
