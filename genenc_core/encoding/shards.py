@@ -12,14 +12,14 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, products
 from genenc_core.images import geometry, loader
+from genenc_core.store import layout
 
-OK, UNREADABLE = 1, 2
-POINT_OK, POINT_OUTSIDE, POINT_UNREADABLE, POINT_MISSING = 1, 2, 3, 4
+POINT_UNREADABLE = 3
 POINT_STATES = {
-    POINT_OK: "ok",
-    POINT_OUTSIDE: "outside_view",
+    geometry.POINT_OK: "ok",
+    geometry.POINT_OUTSIDE: "outside_view",
     POINT_UNREADABLE: "image_unreadable",
-    POINT_MISSING: "no_such_point",
+    geometry.POINT_MISSING: "no_such_point",
 }
 
 
@@ -167,7 +167,7 @@ class ShardEncoder:
 
     def _fail(self, row: int, reason: str) -> None:
         at = row - self.given.start
-        self.status[at] = UNREADABLE
+        self.status[at] = layout.UNREADABLE
         self.failures.append(Failure(row=row, image_id=self.given.image_ids[at], reason=reason))
         self.control.on_rows(0, 1)
         if len(self.failures) > self.allowed:
@@ -184,14 +184,14 @@ class ShardEncoder:
         points, point_status = self._points(images, rows)
         pixels = torch.stack([image.pixels for image in images if image.pixels is not None])
         batch = engine.Batch(
-            pixels=pixels, points=torch.from_numpy(points), valid=torch.from_numpy(point_status == POINT_OK)
+            pixels=pixels, points=torch.from_numpy(points), valid=torch.from_numpy(point_status == geometry.POINT_OK)
         )
         reduced = self.runner.encode(batch)
         for name, value in reduced.arrays.items():
             self.arrays[name][rows] = value
         if "point_status" in self.arrays:
             self.arrays["point_status"][rows] = point_status
-        self.status[rows] = OK
+        self.status[rows] = layout.OK
         self.sizes.update(reduced.sizes)
         self.seconds["encode"] += reduced.encode_seconds
         self.seconds["reduce"] += reduced.reduce_seconds

@@ -100,7 +100,7 @@ def eager_encoder(built: sources.BuiltEncoder, *, device: str = "cpu") -> Encode
         InputError: no such device.
     """
     model_spec = describe.spec_for(built, model_id=f"{describe.file_stem(built)}_eager")
-    return _eager(built, model_spec, _device(device))
+    return _eager(built, model_spec, resolve_device(device))
 
 
 def load_encoder(
@@ -124,12 +124,12 @@ def load_encoder(
     describe.check_image_spec(model_spec)
     kind = choose_backend(model_spec, backend)
     if kind == "eager":
-        return _eager(_rebuilt(model_spec), model_spec, _device(device))
+        return _eager(_rebuilt(model_spec), model_spec, resolve_device(device))
     path = Path(model_spec.weights_path or "")
     artifacts.require_kind(path, _ARTIFACT_KINDS[kind])
     _check_digest(model_spec, path, trust=trust)
     if kind == "torchscript":
-        where = _device(device)
+        where = resolve_device(device)
         return Encoder(model_spec, artifacts.load_torchscript(path, device=where), backend=kind, device=where)
     artifacts.check_platform(path, artifacts.package_metadata(path))
     if device not in ("auto", "cpu"):
@@ -220,8 +220,12 @@ def _eager(built: sources.BuiltEncoder, model_spec: spec.RuntimeModelSpec, devic
     return Encoder(model_spec, module, backend="eager", device=device)
 
 
-def _device(name: str) -> torch.device:
-    """Return the device `name`, with an index for CUDA; `auto` prefers CUDA."""
+def resolve_device(name: str) -> torch.device:
+    """Return the device `name`, with an index for CUDA; `auto` prefers CUDA.
+
+    Raises:
+        InputError: no such device here; nothing else is used in its place.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

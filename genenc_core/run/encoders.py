@@ -196,27 +196,6 @@ def read_run_spec(path: Path) -> spec.RuntimeModelSpec:
     return found.model_copy(update={"genenc": block.model_copy(update={"source": source})})
 
 
-def resolve_device(text: str) -> str:
-    """Return `cpu` or `cuda:N`.
-
-    Raises:
-        InputError: no such device here; nothing else is used in its place.
-    """
-    if text == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise errors.InputError(f"device {text!r} is unknown: use auto, cpu or cuda:N") from error
-    if device.type == "cpu":
-        return "cpu"
-    if device.type != "cuda":
-        raise errors.InputError(f"device {text!r} is not supported: use auto, cpu or cuda:N")
-    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-        raise errors.InputError(f"device {text!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
-    return f"cuda:{device.index or 0}"
-
-
 def _copied(path: Path, run_folder: Path) -> str:
     """Copy a file into the run's model folder, whole or not at all; return its name relative to the run folder."""
     target = run_folder / MODEL_FOLDER / path.name

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from genenc_core import errors, spec
 from genenc_core.encoding import batching, products, shards
-from genenc_core.export import describe
+from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, records, store_plan
@@ -72,7 +72,7 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
         raise errors.InputError(f"--shard-rows {given.shard_rows} is too small: give at least 1")
     for text in given.products:
         products.parse_product(text, dtype=given.dtype)
-    encoders.resolve_device(given.device)
+    backends.resolve_device(given.device)
     _check_out(Path(given.out))
     return sources.open_source(given.images, image_column=given.image_column)
 
@@ -82,7 +82,7 @@ def make_design(
 ) -> Design:
     """Resolve the model and work out preprocessing and products."""
     model = encoders.resolve_model(given, export_to=export_to)
-    device = encoders.resolve_device(given.device)
+    device = str(backends.resolve_device(given.device))
     if export_to is not None:
         encoders.try_once(model, device=device, trust=given.trust)
     if given.batch_size != "auto":

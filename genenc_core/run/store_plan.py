@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from genenc_core import spec
-from genenc_core.encoding import products
+from genenc_core.encoding import products, shards
 from genenc_core.images import manifest
 from genenc_core.store import layout
 
@@ -171,8 +171,8 @@ def _point_status(rows: int, point_count: int, shard_rows: int) -> layout.ArrayP
         fill=0,
         attributes={
             "long_name": "state of the point",
-            "flag_values": [0, 1, 2, 3, 4],
-            "flag_meanings": "not_written ok outside_view image_unreadable no_such_point",
+            "flag_values": [0, *shards.POINT_STATES],
+            "flag_meanings": " ".join(["not_written", *shards.POINT_STATES.values()]),
         },
         compress=True,
     )

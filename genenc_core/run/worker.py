@@ -13,6 +13,7 @@ from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.encoding import batching, control, engine, products, shards
+from genenc_core.export import backends
 from genenc_core.images import loader
 from genenc_core.run import encoders, records
 from genenc_core.run.folder import RunFolder
@@ -109,7 +110,7 @@ class Worker:
 
     def _make_engine(self) -> engine.Engine:
         folder = self.folder
-        device = encoders.resolve_device(self.options.device)
+        device = str(backends.resolve_device(self.options.device))
         model = encoders.run_model(folder)
         encoder = encoders.CACHE.load(model, device=device, trust=self.options.trust or folder.given.trust)
         count = len(folder.manifest.point_names)
