@@ -3,6 +3,11 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pictures
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,3 +40,20 @@ def test_modules_stay_readable() -> None:
             text = path.read_text(encoding="utf-8")
             assert text.startswith('"""'), path
             assert text.count("\n") <= 300, path
+
+
+def test_the_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The five lines that drive the core, then the lines that open what they made."""
+    pictures.write_folder(tmp_path / "photos", 3)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)\n```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert len(blocks) == 2
+    found: dict[str, Any] = {}
+    for block in sorted(blocks, key=lambda text: "driver" not in text):
+        exec(block, found)
+    assert found["result"].status.ok == 3
+    run = found["run"]
+    assert dict(run.features.sizes) == {"image": 3, "features_channel": 512}
+    assert set(run.features.coords) >= {"image_id", "path", "image_height", "image_width"}
+    assert list(run.image_id.values) == ["img_000.png", "img_001.png", "img_002.png"]
+    assert list(run.image_height.values) == [60, 60, 60]

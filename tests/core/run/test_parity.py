@@ -101,6 +101,15 @@ def test_an_exported_spec_equals_the_eager_model(
     assert np.isfinite(eager).all()
 
 
+def test_an_aotinductor_package_equals_the_eager_model(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    """A named model, compiled for the run: within 1e-5 relative, short last batches included; compiled once."""
+    extract(out=str(tmp_path / "eager"))
+    assert extract(out=str(tmp_path / "compiled"), backend="aotinductor").asked == 3
+    eager, compiled = (arrays(tmp_path / name)["features"][:] for name in ("eager", "compiled"))
+    np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5 * np.abs(eager).max())
+    assert extract(out=str(tmp_path / "compiled"), backend="aotinductor").asked == 0
+
+
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("size", ["64", "48x96"])
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "cell"])
