@@ -47,7 +47,8 @@ def parse_weights(text: str) -> WeightsChoice:
         return WeightsChoice(kind="pretrained", tag=rest or None)
     if word == "random":
         raise errors.InputError(
-            f"cannot use weights {text!r}: the seed must be a whole number from 0 to 2**63 - 1, for example random:0."
+            f"cannot use weights {text!r}: in random:SEED the seed is a whole number from 0 to 2**63 - 1, for example "
+            "random:0."
         )
     path = Path(text)
     if text and path.is_file():
