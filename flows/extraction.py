@@ -2,14 +2,15 @@
 
 import contextlib
 import contextvars
+import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, as_completed
@@ -24,6 +25,7 @@ from genenc_core.run import driver, parameters, records, sessions, worker
 from tasks import extraction, reporting
 
 LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=worker.LANES))
+LOGGER = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
 
 
@@ -65,7 +67,7 @@ def _work(root: str, which: str, options: records.Options, shards_per_task: int,
     asked = [shard for group in groups for shard in group.shards]
     with (
         sessions.recorded(Path(root), options, command=command),
-        worker.working(Path(root)),
+        worker.working(Path(root), options),
         control.ensure() as watch,
     ):
         if groups:
@@ -99,7 +101,7 @@ def _encode_all(
     reports: list[records.ShardReport] = []
     others: list[BaseException] = []
     futures = [extraction.encode_shards.submit(group, options) for group in groups]
-    with _watched(root, watch, lambda: sum(not report.skipped for report in reports)):
+    with _watched(root, watch):
         try:
             _collect(futures, reports, others)
         except TerminationSignal:
@@ -127,29 +129,44 @@ def _collect(
 
 
 @contextlib.contextmanager
-def _watched(root: str, watch: control.Control, done: Callable[[], int]) -> Iterator[None]:
+def _watched(root: str, watch: control.Control) -> Iterator[None]:
     """Keep the progress artifact up to date, and stop the work when the flow run is cancelled in the UI."""
-    before, shards = extraction.committed_and_all(root)
-    artifact = reporting.start_progress(root, before, shards)
+    done, shards = extraction.committed_and_all(root)
+    artifact = reporting.start_progress(root, done, shards)
     ended = threading.Event()
     run_id = UUID(flow_run.id) if flow_run.id else None
 
-    def look() -> None:
-        shown = 0
+    def look(client: SyncPrefectClient, shown: int) -> int:
+        state = client.read_flow_run(run_id).state if run_id else None
+        if state is not None and state.is_cancelling():
+            watch.stop()
+        found, _ = extraction.committed_and_all(root)
+        if found != shown:
+            reporting.show_progress(artifact, root, found, shards)
+        return found
+
+    def keep_looking() -> None:
+        shown = done
         with get_client(sync_client=True) as client:
             while not ended.wait(WATCH_SECONDS):
-                state = client.read_flow_run(run_id).state if run_id else None
-                if state is not None and state.is_cancelling():
-                    watch.stop()
-                if done() != shown:
-                    shown = done()
-                    reporting.show_progress(artifact, root, before + shown, shards)
+                with _only_told("the server could not be asked"):
+                    shown = look(client, shown)
 
-    watcher = threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True)
+    watcher = threading.Thread(target=contextvars.copy_context().run, args=(keep_looking,), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         ended.set()
         watcher.join(timeout=WATCH_SECONDS)
-        reporting.show_progress(artifact, root, before + done(), shards)
+        with _only_told("the progress could not be shown"):
+            reporting.show_progress(artifact, root, *extraction.committed_and_all(root))
+
+
+@contextlib.contextmanager
+def _only_told(what: str) -> Iterator[None]:
+    """Log a failure that must not touch the work: what is done is in the run folder, whoever sees it."""
+    try:
+        yield
+    except Exception:
+        LOGGER.warning("%s", what, exc_info=True)

@@ -1,7 +1,10 @@
 """A Prefect API server of this command's own, on loopback, that ends with it; run as `python -m flows.local_server`."""
 
+import asyncio
 import contextlib
+import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -54,17 +57,22 @@ class Server:
         deadline = time.monotonic() + limit
         while not _answers(self.url):
             if self._process is not None and self._process.poll() is not None:
-                raise errors.GenencError(f"the Prefect server did not start ({self._last_words()}); {_WITHOUT}")
+                raise errors.GenencError(f"the Prefect server did not start ({self._last_words()}): {_WITHOUT}")
             if time.monotonic() > deadline:
-                raise errors.GenencError(f"no Prefect server answered at {self.url} within {limit:.0f} s; {_WITHOUT}")
+                other = "unset PREFECT_API_URL for a server of genenc's own, or " if self._process is None else ""
+                raise errors.GenencError(
+                    f"no Prefect server answered at {self.url} within {limit:.0f} s: {other}{_WITHOUT}"
+                )
             time.sleep(0.1)
 
     def _last_words(self) -> str:
-        lines = self._said.read_text(errors="replace").split("\n") if self._said is not None else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        text = self._said.read_text(errors="replace") if self._said is not None else ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        return (telling or lines or ["it said nothing"])[-1]
 
 
-_WITHOUT = "mend it, unset PREFECT_API_URL for a server of genenc's own, or go without Prefect: --plain"
+_WITHOUT = "go without Prefect with --plain"
 
 
 @contextlib.contextmanager
@@ -164,14 +172,27 @@ def _serve(descriptor: int) -> None:
     """Run the server until it is told to end, or until the parent's end of standard input closes."""
 
     def end_with_parent() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
 
-    uvicorn.run(create_app(), fd=descriptor, log_level="critical", lifespan="on")
+    _migrate()
+    uvicorn.run(create_app(), fd=descriptor, log_level="error", lifespan="on")
+
+
+def _migrate() -> None:
+    """Bring Prefect's database up to date, one process at a time: two at once fail on a fresh one."""
+    from prefect.server.database.dependencies import provide_database_interface
+    from prefect.settings import PREFECT_HOME
+
+    home = PREFECT_HOME.value()
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "genenc-migration.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        asyncio.run(provide_database_interface().create_db())
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     ) -> None:
         """Export a model, compare the artifact with the eager model, and write its RuntimeModelSpec."""
         who = runner(plain)
-        with output.errors_as_words(), who.session():
+        with output.errors_as_words(as_json=json), who.session():
             from genenc_core.run import model_export
 
             given = model_export.ExportParameters(
@@ -155,7 +155,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "decode_threads": decode_threads,
         }
         who = runner(plain)
-        with output.errors_as_words(), who.session():
+        with output.errors_as_words(as_json=json), who.session():
             from genenc_core.cli import extraction
 
             raise typer.Exit(extraction.extract(options.merged(config, flags), who, as_json=json))
@@ -172,7 +172,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     ) -> None:
         """Continue a run from its folder alone: encode what is not committed."""
         who = runner(plain)
-        with output.errors_as_words(), who.session():
+        with output.errors_as_words(as_json=json), who.session():
             from genenc_core.cli import extraction
 
             options = extraction.ResumeOptions(device=device, batch_size=batch_size, max_failures=max_failures)
@@ -188,7 +188,7 @@ def _add_inspection(app: typer.Typer) -> None:
     @app.command()
     def status(run: RunArgument, json: Json = False) -> None:
         """Say where a run stands; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
-        with output.errors_as_words():
+        with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
             raise typer.Exit(inspection.status(run, as_json=json))
@@ -200,7 +200,7 @@ def _add_inspection(app: typer.Typer) -> None:
         json: Json = False,
     ) -> None:
         """Check every committed object against its commit record; exit code 0 intact, 1 damaged."""
-        with output.errors_as_words():
+        with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
             raise typer.Exit(inspection.verify(run, content=content, as_json=json))
@@ -211,7 +211,7 @@ def _add_inspection(app: typer.Typer) -> None:
         json: Json = False,
     ) -> None:
         """Say what a run holds, or what a model spec declares."""
-        with output.errors_as_words():
+        with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
             inspection.info(target, as_json=json)

@@ -50,7 +50,7 @@ def _watch(root: Path, work: Callable[[], driver.Result], *, as_json: bool) -> i
             with output.stop_on_signal(watch.stop), control.use(watch):
                 result = work()
     except (errors.Stopped, KeyboardInterrupt) as error:
-        return _tell_stop(root, error)
+        return _tell_stop(root, error, as_json=as_json)
     return _tell_result(root, result, as_json=as_json)
 
 
@@ -59,7 +59,9 @@ def _tell_result(root: Path, result: driver.Result, *, as_json: bool) -> int:
         output.error_console().print(f"failed: {output.printable(str(failure))}", markup=False)
     found = status.survey(root)
     if as_json:
-        output.say_json({**status.describe(found.status), "asked": result.asked, "unreadable_images": found.unreadable})
+        failures = [{"shard": item.shard, "reason": item.reason} for item in result.failures]
+        more = {"asked": result.asked, "failures": failures, "unreadable_images": found.unreadable}
+        output.say_json({**status.describe(found.status), **more})
     else:
         if not result.asked:
             output.say([f"nothing to do: {root} is complete" if found.status.complete else "nothing to do"])
@@ -69,13 +71,18 @@ def _tell_result(root: Path, result: driver.Result, *, as_json: bool) -> int:
     return 1 if result.failures else found.status.exit_code
 
 
-def _tell_stop(root: Path, error: BaseException) -> int:
+def _tell_stop(root: Path, error: BaseException, *, as_json: bool) -> int:
     words = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
     try:
         found = status.run_status(root)
-    except errors.StoreError:
-        output.error_console().print(f"{words} before the run folder was made: nothing is stored")
+    except (errors.StoreError, errors.InputError):
+        text = f"{words} before the run folder was made: nothing is stored"
+        output.error_console().print(text)
+        if as_json:
+            output.say_json({"error": text, "exit_code": errors.Stopped.exit_code})
         return errors.Stopped.exit_code
+    if as_json:
+        output.say_json({**status.describe(found), "stopped": True})
     how = f"go on with: genenc resume {root}"
     text = f"{words}: {found.committed} of {found.shards} shards are stored; {how}"
     output.error_console().print(output.printable(text), markup=False)

@@ -43,8 +43,11 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def errors_as_words() -> Iterator[None]:
-    """Turn the errors that users can cause into one paragraph on standard error and an exit code."""
+def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
+    """Turn the errors that users can cause into one paragraph on standard error and an exit code.
+
+    With `as_json` standard output gets one document too, so that a script always finds one.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -52,11 +55,12 @@ def errors_as_words() -> Iterator[None]:
             warnings.showwarning = _show_warning
             yield
     except errors.GenencError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, as_json=as_json)
     except pydantic.ValidationError as error:
-        fail("; ".join(_problem(dict(item)) for item in error.errors()), errors.InputError.exit_code)
+        problems = "; ".join(_problem(dict(item)) for item in error.errors())
+        fail(problems, errors.InputError.exit_code, as_json=as_json)
     except KeyboardInterrupt:
-        fail("stopped before anything was made", errors.Stopped.exit_code)
+        fail("stopped before anything was made", errors.Stopped.exit_code, as_json=as_json)
 
 
 def _problem(item: dict[str, Any]) -> str:
@@ -68,8 +72,10 @@ def _problem(item: dict[str, Any]) -> str:
     return f"{option} {item['input']!r} cannot be used: it should be {said}"
 
 
-def fail(text: str, code: int) -> None:
+def fail(text: str, code: int, *, as_json: bool = False) -> None:
     """Write an error and leave."""
+    if as_json:
+        say_json({"error": text, "exit_code": code})
     error_console().print(f"[bold red]error:[/] {rich.markup.escape(printable(text))}")
     raise typer.Exit(code)
 

@@ -53,7 +53,7 @@ def extract(given: run_parameters.ExtractParameters) -> Result:
 def resume(root: Path, shards: str, options: records.Options, *, command: str = "resume") -> Result:
     """Encode `failed`, `pending` or named shards of an existing run, and verify it; raises as `extract`."""
     wanted = plan(root, shards)
-    with sessions.recorded(root, options, command=command), worker.working(root):
+    with sessions.recorded(root, options, command=command), worker.working(root, options):
         if wanted:
             worker.WORKERS.get(root, options).prepare()
             worker.encode_shards(root, wanted, options)

@@ -37,7 +37,10 @@ class ExtractParameters(BaseModel):
     dtype: Literal["float16", "float32"] = Field(default="float32", description="How vectors are stored.")
     image_column: str | None = Field(default=None, description="The list's column of image paths.")
     limit: int | None = Field(default=None, description="Only the first N images.")
-    shard_rows: int | None = Field(default=None, description="Images per shard; none: 4096 on a GPU, 256 on a CPU.")
+    shard_rows: int | None = Field(
+        default=None,
+        description="Images per shard; none: an eighth of the images, 32 to 256 on a CPU, to 4096 on a GPU.",
+    )
     batch_size: int | Literal["auto"] = Field(default="auto", description="Images per call; auto: found by measuring.")
     max_failures: str | None = Field(
         default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from genenc_core import errors, spec
-from genenc_core.encoding import batching, products, shards
+from genenc_core.encoding import batching, control, products, shards
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
@@ -22,6 +22,7 @@ from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETER
 from genenc_core.store import layout, run_store
 
 LOGGER = logging.getLogger(__name__)
+CLAIM = ".claim"
 OWN_NAMES = frozenset((MANIFEST, MODEL_SPEC, MODEL_FOLDER, "README.md", "features.zarr", "_txn", "provenance"))
 
 
@@ -47,16 +48,17 @@ def create_run(given: run_parameters.ExtractParameters) -> Path:
     table = None if given.points is None else points.read_points(Path(given.points))
     root = Path(given.out)
     with _claimed(root):
-        # A kill leaves the scratch folder; whoever holds the claim is its only user.
-        for stale in root.glob(".plan-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        _sweep(root)
         with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as scratch:
             exists = run_store.RunStore.exists(root)
             design = make_design(given, table, export_to=None if exists else Path(scratch))
+            control.current().checkpoint()
             listed = manifest.write_manifest(Path(scratch) / MANIFEST, source, points=design.points, limit=given.limit)
+            control.current().checkpoint()
             if exists:
                 _refuse_other_run(root, design, listed)
             else:
+                run_store.RunStore.discard_unfinished(root)
                 _create(root, given, design, listed)
     return root
 
@@ -181,6 +183,8 @@ def _check_out(root: Path) -> None:
     """Refuse an output folder that cannot be made or that holds something else."""
     if root == Path():
         raise errors.InputError("--out is empty or the working directory itself: name a folder of its own")
+    if root.is_symlink() and not root.exists():
+        raise errors.InputError(f"--out {str(root)!r} is a link to nowhere: give a folder")
     if root.exists() and not root.is_dir():
         raise errors.InputError(f"--out {str(root)!r} is a file: give a folder")
     if root.is_dir() and not run_store.RunStore.exists(root):
@@ -201,7 +205,7 @@ def _claimed(root: Path) -> Iterator[None]:
     The lock is the kernel's and ends with the process, so a kill leaves no claim.
     """
     existed = root.exists()
-    descriptor = _locked(root)
+    claim = _locked(root)
     try:
         yield
     except BaseException:
@@ -209,20 +213,32 @@ def _claimed(root: Path) -> Iterator[None]:
             shutil.rmtree(root, ignore_errors=True)
         raise
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            (root / CLAIM).unlink()
+        os.close(claim)
 
 
 def _locked(root: Path) -> int:
-    """Return an open, locked descriptor of the folder."""
+    """Return an open, locked descriptor of the folder's claim file."""
     while True:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            # Writable, because network file systems lock only what is.
+            claim = os.open(root / CLAIM, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(claim, fcntl.LOCK_EX)
         except OSError as error:
             raise errors.InputError(f"--out {str(root)!r} cannot be written: {error.strerror or error}") from error
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), root.stat()):
-                return descriptor
-        # The one before us took its folder back: make it anew.
-        os.close(descriptor)
+            if os.path.samestat(os.fstat(claim), (root / CLAIM).stat()):
+                return claim
+        # The one before us is done and took the claim file away: make it anew.
+        os.close(claim)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed creations left; whoever holds the claim is the only one to plan here."""
+    for stale in root.glob(".plan-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    for folder in (root, root / "provenance"):
+        for partial in folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)

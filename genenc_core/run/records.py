@@ -130,9 +130,13 @@ def create_json(path: Path, record: Mapping[str, object]) -> dict[str, object]:
     """Create a JSON file unless it exists; return what it then holds, the first writer's record."""
     partial = _partial(path)
     write_json(partial, record)
-    with contextlib.suppress(FileExistsError):
-        os.link(partial, path)
-    partial.unlink()
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, path)
+    except OSError as error:
+        raise errors.StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return read_json(path)
 
 

@@ -155,23 +155,24 @@ class WorkerCache:
                 self._workers[key] = Worker(root, options)
             return self._workers[key]
 
-    def release(self, root: Path) -> None:
-        """Close the run's workers."""
+    def release(self, root: Path, options: records.Options) -> None:
+        """Close the session's worker, if there is one."""
         with self._lock:
-            for key in [key for key in self._workers if key[0] == root.resolve()]:
-                self._workers.pop(key).close()
+            worker = self._workers.pop((root.resolve(), options), None)
+        if worker is not None:
+            worker.close()
 
 
 WORKERS = WorkerCache()
 
 
 @contextlib.contextmanager
-def working(root: Path) -> Iterator[None]:
-    """Close the run's workers at the end, whatever happens."""
+def working(root: Path, options: records.Options) -> Iterator[None]:
+    """Close the session's worker at the end, whatever happens."""
     try:
         yield
     finally:
-        WORKERS.release(root)
+        WORKERS.release(root, options)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

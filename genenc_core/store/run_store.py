@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,16 @@ class RunStore:
         """Whether a finished store stands in the folder; says nothing of whose it is."""
         places = Places(root=root)
         return places.store_file.is_file() and places.zarr.is_dir()
+
+    @classmethod
+    def discard_unfinished(cls, root: Path) -> None:
+        """Forget a creation that was killed before its store stood; only for a caller that no other creates beside."""
+        places = Places(root=root)
+        if places.zarr.is_dir() or (places.commits.is_dir() and any(places.commits.iterdir())):
+            return
+        places.store_file.unlink(missing_ok=True)
+        for stale in places.transactions.glob("creating-*"):
+            shutil.rmtree(stale, ignore_errors=True)
 
     @property
     def root(self) -> Path:

@@ -449,3 +449,16 @@ def test_reading_commands_do_not_import_torch() -> None:
     code = "import sys; from genenc_core.cli import inspection; print('torch' in sys.modules, 'prefect' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False False"
+
+
+def test_json_is_one_document_when_things_go_wrong_too(
+    genenc: Call, photos: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    refused = genenc("extract", photos, "--model", "resnet81", "--out", tmp_path / "no", "--json")
+    assert json.loads(refused.out)["exit_code"] == refused.code == 2
+    (photos / "img_000.png").write_bytes(b"")
+    said = genenc("extract", photos, *tiny, "--out", tmp_path / "run", "--max-failures", "0", "--json")
+    (failure,) = json.loads(said.out)["failures"]
+    assert (said.code, failure["shard"], "img_000.png" in failure["reason"]) == (1, 0, True)
+    assert json.loads(genenc("status", tmp_path / "run", "--json").out)["failed"] == [0]
+    assert json.loads(genenc("status", photos, "--json").out)["exit_code"] == 2

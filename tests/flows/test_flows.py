@@ -160,3 +160,13 @@ def test_parameter_forms_have_descriptions(flow: Any) -> None:
         fields.update(definition.get("properties", {}))
     # The form shows the fields of `given`, not its own line.
     assert [name for name in fields if name != "given" and not fields[name].get("description")] == []
+
+
+def test_every_failed_shard_of_a_group_is_named_and_the_progress_is_true(tmp_path: Path) -> None:
+    given = parameters(tmp_path, max_failures="0")
+    for index in (2, 6):
+        (tmp_path / "photos" / f"img_{index:03d}.png").write_bytes(b"")
+    state = extraction.extract_features(given, shards_per_task=3, return_state=True)
+    assert state.message == "2 of 5 shards not done: 1, 3"
+    with get_client(sync_client=True) as client:
+        assert artifacts(client, flow_run(client, state).id)["progress"]["data"] == 60

@@ -1,8 +1,10 @@
 """A run folder: continued from itself alone, refused when it means something else, the same bytes after any kill."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,9 +105,17 @@ def test_resume_needs_the_run_folder_alone(extract: Callable[..., driver.Result]
     assert objects(moved) == objects(tmp_path / "whole")
 
 
-def test_stop_leaves_only_whole_shards(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+def test_stop_while_planning_leaves_nothing(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
     watch = control.Control()
     watch.stop()
+    with control.use(watch), pytest.raises(errors.Stopped):
+        extract()
+    assert not (tmp_path / "run").exists()
+
+
+def test_stop_leaves_only_whole_shards(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    watch = control.Control()
+    watch.on_plan = lambda _to_do, _all: watch.stop()
     with control.use(watch), pytest.raises(errors.Stopped):
         extract()
     found = status.run_status(tmp_path / "run")
@@ -345,3 +355,32 @@ def test_a_run_made_by_another_version_can_be_read(extract: Callable[..., driver
     path = tmp_path / "run" / "provenance" / "parameters.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "new_option": 1}))
     assert status.run_status(tmp_path / "run").complete
+
+
+def test_a_creation_killed_before_its_store_stood_binds_nobody(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    """The claim of a dead creation must not refuse the next export, whose bytes are always new."""
+    extract(backend="torchscript", limit=4)
+    root = tmp_path / "run"
+    shutil.rmtree(root / "features.zarr")
+    for record in (root / "_txn" / "commits").iterdir():
+        record.unlink()
+    (root / ".plan-dead").mkdir()
+    (root / ".README.md.dead.partial").write_text("x")
+    (root / "_txn" / "creating-dead").mkdir()
+    assert extract(backend="torchscript").status.rows == 11
+    assert status.verify_run(root, content=True).ok
+    assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
+    assert list((root / "_txn").glob("creating-*")) == []
+
+
+def test_a_folder_that_cannot_be_locked_is_said(
+    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(planning.fcntl, "flock", refuse)
+    with pytest.raises(errors.InputError, match="cannot be written: No locks available"):
+        extract()
