@@ -22,6 +22,7 @@ from pydantic import Field
 from genenc_core import errors
 from genenc_core.encoding import control
 from genenc_core.run import driver, parameters, records, sessions, worker
+from genenc_core.run.folder import RunFolder
 from tasks import extraction, reporting
 
 LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=worker.LANES))
@@ -131,8 +132,9 @@ def _collect(
 @contextlib.contextmanager
 def _watched(root: str, watch: control.Control) -> Iterator[None]:
     """Keep the progress artifact up to date, and stop the work when the flow run is cancelled in the UI."""
-    done, shards = extraction.committed_and_all(root)
-    artifact = reporting.start_progress(root, done, shards)
+    store = RunFolder(Path(root)).store
+    shards, begun = store.shard_count, len(store.committed())
+    artifact = reporting.start_progress(root, begun, shards)
     ended = threading.Event()
     run_id = UUID(flow_run.id) if flow_run.id else None
 
@@ -140,13 +142,13 @@ def _watched(root: str, watch: control.Control) -> Iterator[None]:
         state = client.read_flow_run(run_id).state if run_id else None
         if state is not None and state.is_cancelling():
             watch.stop()
-        found, _ = extraction.committed_and_all(root)
+        found = len(store.committed())
         if found != shown:
             reporting.show_progress(artifact, root, found, shards)
         return found
 
     def keep_looking() -> None:
-        shown = done
+        shown = begun
         with get_client(sync_client=True) as client:
             while not ended.wait(WATCH_SECONDS):
                 with _only_told("the server could not be asked"):
@@ -160,7 +162,7 @@ def _watched(root: str, watch: control.Control) -> Iterator[None]:
         ended.set()
         watcher.join(timeout=WATCH_SECONDS)
         with _only_told("the progress could not be shown"):
-            reporting.show_progress(artifact, root, *extraction.committed_and_all(root))
+            reporting.show_progress(artifact, root, len(store.committed()), shards)
 
 
 @contextlib.contextmanager

@@ -81,12 +81,6 @@ def write_provenance(root: str, asked: list[int], options: records.Options) -> d
     return driver.finish(Path(root), asked, options)
 
 
-def committed_and_all(root: str) -> tuple[int, int]:
-    """Return how many shards are committed, and how many there are."""
-    store = RunFolder(Path(root)).store
-    return len(store.committed()), store.shard_count
-
-
 def _group(folder: RunFolder, shards: Sequence[int]) -> ShardGroup:
     first, last = shards[0], shards[-1]
     start, stop = folder.store.shard_range(first)[0], folder.store.shard_range(last)[1]

@@ -74,7 +74,6 @@ class EncodedShard:
     arrays: dict[str, np.ndarray]
     status: np.ndarray
     details: dict[str, object]
-    failures: tuple[Failure, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,9 +143,7 @@ class ShardEncoder:
             self._encode(waiting)
         if not self.status.all():
             raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
-        return EncodedShard(
-            arrays=self.arrays, status=self.status, details=self._details(), failures=tuple(self.failures)
-        )
+        return EncodedShard(arrays=self.arrays, status=self.status, details=self._details())
 
     def _take(self, image: loader.LoadedImage) -> bool:
         """Note what is known of an image before it is encoded; return whether it can be."""

@@ -92,12 +92,11 @@ def resolve_model(given: run_parameters.ExtractParameters, *, export_to: Path | 
     if given.model.lower().endswith(".json"):
         return _from_spec_file(given)
     built = CACHE.build(_request(given))
-    if given.backend not in ("torchscript", "aotinductor"):
-        return ResolvedModel(spec=describe.spec_for(built, model_id=describe.file_stem(built)), backend="eager")
-    if export_to is None:
-        return ResolvedModel(spec=describe.spec_for(built, model_id=describe.file_stem(built)), backend=given.backend)
-    exported = exporting.export_encoder(built, out=export_to, formats=[given.backend])[0]
-    return ResolvedModel(spec=spec.load_spec(exported.spec_path), backend=given.backend)
+    backend = "eager" if given.backend == "auto" else given.backend
+    if backend == "eager" or export_to is None:
+        return ResolvedModel(spec=describe.spec_for(built, model_id=describe.file_stem(built)), backend=backend)
+    exported = exporting.export_encoder(built, out=export_to, formats=[backend])[0]
+    return ResolvedModel(spec=exported.spec, backend=backend)
 
 
 def run_model(folder: RunFolder) -> ResolvedModel:
@@ -172,28 +171,33 @@ def localised(model: ResolvedModel, run_folder: Path) -> ResolvedModel:
     """Copy the artifact or weights file into the run folder; return the model with paths relative to that folder."""
     found = model.spec
     if model.backend != "eager" and found.weights_path:
-        return dataclasses.replace(
-            model,
-            spec=found.model_copy(update={"weights_path": _copied(Path(found.weights_path), run_folder)}),
-        )
-    block = found.genenc
-    if block is None or block.source is None or not Path(block.source.weights).is_file():
-        return model
-    source = block.source.model_copy(update={"weights": _copied(Path(block.source.weights), run_folder)})
-    return dataclasses.replace(
-        model, spec=found.model_copy(update={"genenc": block.model_copy(update={"source": source})})
-    )
+        name = _copied(Path(found.weights_path), run_folder)
+        return dataclasses.replace(model, spec=found.model_copy(update={"weights_path": name}))
+    file = _weights_file(found, Path())
+    return model if file is None else dataclasses.replace(model, spec=_with_weights(found, _copied(file, run_folder)))
 
 
 def read_run_spec(path: Path) -> spec.RuntimeModelSpec:
     """Return a run folder's spec with paths that can be opened from anywhere."""
     path = path.absolute()
-    found, run_folder = spec.RuntimeModelSpec.from_json_file(path), path.parent
-    block = found.genenc
-    if block is None or block.source is None or not (run_folder / block.source.weights).is_file():
-        return found
-    source = block.source.model_copy(update={"weights": str(run_folder / block.source.weights)})
-    return found.model_copy(update={"genenc": block.model_copy(update={"source": source})})
+    found = spec.RuntimeModelSpec.from_json_file(path)
+    file = _weights_file(found, path.parent)
+    return found if file is None else _with_weights(found, str(file))
+
+
+def _weights_file(found: spec.RuntimeModelSpec, folder: Path) -> Path | None:
+    """Return the file that an eager model's weights come from, relative names from `folder`; None for random ones."""
+    source = found.genenc.source if found.genenc else None
+    file = None if source is None else folder / source.weights
+    return file if file is not None and file.is_file() else None
+
+
+def _with_weights(found: spec.RuntimeModelSpec, weights: str) -> spec.RuntimeModelSpec:
+    """Return the spec of the same eager model with its weights named otherwise."""
+    assert found.genenc is not None
+    assert found.genenc.source is not None
+    source = found.genenc.source.model_copy(update={"weights": weights})
+    return found.model_copy(update={"genenc": found.genenc.model_copy(update={"source": source})})
 
 
 def _copied(path: Path, run_folder: Path) -> str:

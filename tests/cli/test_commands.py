@@ -327,16 +327,20 @@ def test_names_cannot_steer_the_terminal(genenc: Call, photos: Path, tiny: list[
     assert "evil\\x1b[31m\\n.png" in said.out
 
 
+def slow_extraction(tmp_path: Path, *, images: int, shard_rows: int, batch_size: int) -> "subprocess.Popen[str]":
+    """Start the command on drawn images with a model that takes its time, into `tmp_path`/run."""
+    photos = pictures.write_folder(tmp_path / "photos", images)
+    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--out", str(tmp_path / "run")]
+    command += ["--model", "tiny_models:slow", "--weights", "random:0", "--image-size", "32"]
+    command += ["--shard-rows", str(shard_rows), "--batch-size", str(batch_size)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_at_a_whole_shard_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    photos = pictures.write_folder(tmp_path / "photos", 60)
-    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--model", "tiny_models:slow"]
-    command += ["--weights", "random:0", "--image-size", "32", "--shard-rows", "2", "--batch-size", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent)}
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [*command, "--out", str(run)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with slow_extraction(tmp_path, images=60, shard_rows=2, batch_size=1) as process:
         while process.poll() is None and not list((run / "_txn" / "commits").glob("s*.json")):
             time.sleep(0.01)
         process.send_signal(number)
@@ -426,14 +430,8 @@ def test_version_and_unwritable_schema(genenc: Call, tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
-    photos = pictures.write_folder(tmp_path / "photos", 200)
-    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--model", "tiny_models:slow"]
-    command += ["--weights", "random:0", "--image-size", "32", "--shard-rows", "50", "--batch-size", "50"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent)}
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [*command, "--out", str(run)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with slow_extraction(tmp_path, images=200, shard_rows=50, batch_size=50) as process:
         while process.poll() is None and not list((run / "provenance").glob("runs/*.json")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
