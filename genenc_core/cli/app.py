@@ -72,10 +72,13 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
     @app.command()
     def export(
-        model: Annotated[str, typer.Argument(help="A torchvision or timm name, or package.module:factory.")],
+        model: Annotated[
+            str, typer.Argument(help="A model name, package.module:factory, or a .toml/.yaml model file.")
+        ],
         out: Annotated[Path, typer.Option(help="Folder for the artifacts and their specs.")],
         weights: Annotated[str, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = "pretrained",
         image_size: Annotated[str | None, typer.Option(help="H or HxW in pixels.")] = None,
+        layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
         formats: Annotated[str, typer.Option(help="torchscript, aotinductor, or both with a comma.")] = "torchscript",
         batch_min: Annotated[int, typer.Option(help="Fewest images per call.")] = 1,
         batch_max: Annotated[int, typer.Option(help="Most images per call.")] = 32,
@@ -92,6 +95,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 out=str(out),
                 weights=weights,
                 image_size=image_size,
+                layers=options.layers(layers) or (),
                 formats=model_export.parse_formats(formats),
                 batch_min=batch_min,
                 batch_max=batch_max,
@@ -113,6 +117,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         ] = None,
         product: Annotated[list[str] | None, typer.Option(help="NAME=[SLOT:]MODULE[+MODULE...][@TYPE].")] = None,
         maps: Annotated[bool | None, typer.Option("--maps", help="Also store feature maps (float16).")] = None,
+        layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
         image_size: Annotated[str | None, typer.Option(help="Model input, H or HxW in pixels.")] = None,
         fit: Annotated[str | None, typer.Option(help="stretch, crop or pad.")] = None,
         backend: Annotated[str | None, typer.Option(help="auto, eager, torchscript or aotinductor.")] = None,
@@ -141,6 +146,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "points": points,
             "products": tuple(product) if product else None,
             "maps": maps,
+            "layers": options.layers(layers),
             "image_size": image_size,
             "fit": fit,
             "backend": backend,

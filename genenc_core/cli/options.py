@@ -18,6 +18,16 @@ def batch_size(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
+def layers(text: str | None) -> tuple[str, ...] | None:
+    """Read `-2,-1` or `layer2,layer4`; leave with an error for another form."""
+    if text is None:
+        return None
+    found = tuple(part.strip() for part in text.split(","))
+    if "" in found or len(set(found)) != len(found):
+        output.fail(f"--layers {text!r}: give names or indices with commas between, each once", 2)
+    return found
+
+
 def _known_option(key: str, config: Path) -> str:
     """Return the parameter that a key of a config file names; the flags' own names count too."""
     from genenc_core.run.parameters import ExtractParameters

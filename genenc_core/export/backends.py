@@ -198,7 +198,13 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec) -> sources.BuiltEncoder:
     origin, size = block.source, describe.preprocessing_of(model_spec)
     name = origin.name if origin.kind == "python" else f"{origin.kind}/{origin.name}"
     built = sources.build_encoder(
-        sources.ModelRequest(name=name, weights=origin.weights, image_size=(size.height, size.width))
+        sources.ModelRequest(
+            name=name,
+            weights=origin.weights,
+            image_size=(size.height, size.width),
+            layers=origin.layers or (),
+            arguments=origin.arguments,
+        )
     )
     if block.weights_sha256 and built.weights_sha256 != block.weights_sha256:
         raise errors.InputError(

@@ -47,7 +47,13 @@ def _source(built: sources.BuiltEncoder) -> spec.SourceInfo:
     _, name = sources.resolve_name(built.request.name)
     path = weights.parse_weights(built.request.weights).path
     # A file is named from the root, so that the spec works from any folder.
-    return spec.SourceInfo(kind=built.kind, name=name, weights=str(path.resolve()) if path else built.request.weights)
+    return spec.SourceInfo(
+        kind=built.kind,
+        name=name,
+        weights=str(path.resolve()) if path else built.request.weights,
+        layers=built.request.layers or None,
+        arguments=built.request.arguments,
+    )
 
 
 def preprocessing_of(model_spec: spec.RuntimeModelSpec) -> spec.Preprocessing:

@@ -21,6 +21,8 @@ class Parts:
     preprocessing: spec.Preprocessing
     mean: Triple
     std: Triple
+    stages: tuple[str, ...] = ()
+    """names of `model`'s modules that a stage index stands for, first to last; empty: its children"""
 
 
 class EncoderModule(nn.Module):

@@ -1,16 +1,26 @@
 """Names to encoders: torchvision, timm, or the user's own factory, with the weights asked for."""
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.models import encoder, python_source, timm_source, torchvision_source, weights
+from genenc_core.models import (
+    builtin_source,
+    encoder,
+    layers,
+    python_source,
+    timm_source,
+    torchvision_source,
+    weights,
+)
+from genenc_core.models.factory import model_file
 
-Kind = Literal["torchvision", "timm", "python"]
+MODEL_FILE_SUFFIXES = (".toml", ".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +30,10 @@ class ModelRequest:
     name: str
     weights: str = "pretrained"
     image_size: tuple[int, int] | None = None
+    layers: tuple[str, ...] = ()
+    """modules by name, or indices of the model's stages, whose outputs become the slots; none: its own outputs"""
+    arguments: str | None = None
+    """factory models only: the model file's content as canonical JSON; None until `resolved` has read the file"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +43,7 @@ class BuiltEncoder:
     module: nn.Module
     """eval, float32, CPU, no gradients: RGB [B, 3, H, W] in [0, 1] -> tuple of maps [B, C, h, w]; normalises inside"""
     request: ModelRequest
-    kind: Kind
+    kind: spec.SourceKind
     weights_sha256: str
     """digest of the encoder's own tensors (classifier left out): `weights.state_sha256`"""
     parameters: int
@@ -43,17 +57,25 @@ class BuiltEncoder:
 def build_encoder(request: ModelRequest) -> BuiltEncoder:
     """Build the encoder that `request` names.
 
-    `name` is a torchvision name, else a timm name; `torchvision/NAME` and `timm/NAME` force one of them;
-    `package.module:factory` is called without arguments. `weights` is `random:SEED` (seeded right before the
+    `name` is one of genenc's own, else a torchvision name, else a timm name; `genenc/NAME`, `torchvision/NAME` and
+    `timm/NAME` force one of them; `package.module:factory` is called without arguments; a `.toml` or `.yaml` file
+    describes a model for the EncoderDecoderFactory. `weights` is `random:SEED` (seeded right before the
     constructor, the caller's generator is left as it was), `pretrained`, `pretrained:TAG`, or a file.
 
     Raises:
         InputError: unknown name (the nearest ones are offered), unusable weights or size, or no feature maps.
     """
     _check_size(request)
+    request = resolved(request)
     kind, name = resolve_name(request.name)
     choice = weights.parse_weights(request.weights)
-    parts = _BUILDERS[kind](name, choice, request.image_size)
+    if kind == "factory":
+        assert request.arguments is not None
+        parts = model_file.build(request.arguments, choice, request.image_size)
+    else:
+        parts = _BUILDERS[kind](name, choice, request.image_size)
+    if request.layers:
+        parts = layers.tapped(parts, request.layers)
     module = encoder.finished(parts)
     size = parts.preprocessing
     outputs = encoder.dry_run(module, name=request.name, height=size.height, width=size.width)
@@ -70,25 +92,45 @@ def build_encoder(request: ModelRequest) -> BuiltEncoder:
     )
 
 
+def resolved(request: ModelRequest) -> ModelRequest:
+    """Return the request with a model file's content read into it, so that the file is needed no more.
+
+    Raises:
+        InputError: the model file cannot be read, or is no description of a model.
+    """
+    if request.arguments is None and Path(request.name).suffix.lower() in MODEL_FILE_SUFFIXES:
+        return dataclasses.replace(request, arguments=model_file.read(Path(request.name)))
+    return request
+
+
 def model_names() -> list[str]:
-    """Return every torchvision and timm name; a timm name that torchvision has too is written `timm/NAME`."""
-    ours = torchvision_source.names()
-    taken = set(ours)
-    return sorted(ours + [f"timm/{name}" if name in taken else name for name in timm_source.names()])
+    """Return every built-in, torchvision and timm name; a name taken by an earlier one is written `SOURCE/NAME`."""
+    own = builtin_source.names()
+    zoo = [f"torchvision/{name}" if name in own else name for name in torchvision_source.names()]
+    taken = {*own, *zoo}
+    return sorted(own + zoo + [f"timm/{name}" if name in taken else name for name in timm_source.names()])
 
 
-def resolve_name(name: str) -> tuple[Kind, str]:
+def resolve_name(name: str) -> tuple[spec.SourceKind, str]:
     """Return the source of `name` and its name there.
 
     Raises:
-        InputError: neither source has it; the nearest names are offered.
+        InputError: no source has it; the nearest names are offered.
     """
+    if name.startswith("factory/"):
+        return "factory", name.removeprefix("factory/")
+    if Path(name).suffix.lower() in MODEL_FILE_SUFFIXES:
+        return "factory", Path(name).stem
+    if name.startswith("genenc/"):
+        return "genenc", _known_builtin(name.removeprefix("genenc/"))
     if name.startswith("timm/"):
         return "timm", _known_timm(name.removeprefix("timm/"))
     if name.startswith("torchvision/"):
         return "torchvision", _known_torchvision(name.removeprefix("torchvision/"))
     if ":" in name:
         return "python", name
+    if name in builtin_source.names():
+        return "genenc", name
     if name.lower() in torchvision_source.names():
         return "torchvision", name.lower()
     if timm_source.knows(name):
@@ -96,9 +138,16 @@ def resolve_name(name: str) -> tuple[Kind, str]:
     known = model_names()
     absent = "" if timm_source.names() else " timm is not installed; its models come with pip install 'genenc[timm]'."
     raise errors.InputError(
-        f"there is no model {name!r} in torchvision or timm.{_nearest(name, known)}{absent} Your own model is named "
-        "package.module:factory."
+        f"there is no model {name!r} in genenc, torchvision or timm.{_nearest(name, known)}{absent} Your own "
+        "model is named package.module:factory."
     )
+
+
+def _known_builtin(name: str) -> str:
+    known = builtin_source.names()
+    if name not in known:
+        raise errors.InputError(f"there is no model {name!r} of genenc's own.{_nearest(name, known)}")
+    return name
 
 
 def _known_torchvision(name: str) -> str:
@@ -127,4 +176,9 @@ def _check_size(request: ModelRequest) -> None:
         raise errors.InputError(f"image size {request.image_size} must be at least 1 x 1 pixels (height, width).")
 
 
-_BUILDERS = {"torchvision": torchvision_source.build, "timm": timm_source.build, "python": python_source.build}
+_BUILDERS = {
+    "genenc": builtin_source.build,
+    "torchvision": torchvision_source.build,
+    "timm": timm_source.build,
+    "python": python_source.build,
+}

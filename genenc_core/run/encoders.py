@@ -43,6 +43,7 @@ class EncoderCache:
 
     def build(self, request: sources.ModelRequest) -> sources.BuiltEncoder:
         """Return the eager model of a request."""
+        request = sources.resolved(request)
         with self._lock:
             if request not in self._built:
                 # torch.hub writes the progress of a download to standard output, which may be a JSON document.
@@ -114,7 +115,9 @@ def warm(given: run_parameters.ExtractParameters) -> None:
 
 def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
     size = None if given.image_size is None else run_parameters.parse_image_size(given.image_size)
-    return sources.ModelRequest(name=given.model, weights=given.weights or "pretrained", image_size=size)
+    return sources.ModelRequest(
+        name=given.model, weights=given.weights or "pretrained", image_size=size, layers=given.layers
+    )
 
 
 def _from_spec_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
@@ -123,6 +126,11 @@ def _from_spec_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
         raise errors.InputError(
             f"--weights {given.weights!r} does not go with a spec: {given.model!r} names its own weights; "
             "export the model again with the other weights"
+        )
+    if given.layers:
+        raise errors.InputError(
+            f"--layers {','.join(given.layers)} does not go with a spec: an artifact has the outputs it was exported "
+            "with; export the model again with those layers"
         )
     describe.check_image_spec(found)
     if found.weights_variants:
@@ -223,7 +231,7 @@ def _is_model_of(built: sources.BuiltEncoder, found: spec.RuntimeModelSpec) -> b
 def _essence(found: spec.RuntimeModelSpec) -> tuple[object, ...]:
     """Return what two specs of the same model share, wherever its weights file lies."""
     block = found.genenc or spec.GenencBlock()
-    source = block.source and (block.source.kind, block.source.name)
+    source = block.source and (block.source.kind, block.source.name, block.source.layers, block.source.arguments)
     return source, block.weights_sha256, block.mean, block.std, found.inputs, found.outputs
 
 

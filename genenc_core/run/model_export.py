@@ -19,10 +19,13 @@ class ExportParameters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: str = Field(description="A torchvision or timm name, or package.module:factory.")
+    model: str = Field(description="A model's name, package.module:factory, or a model file (.toml, .yaml).")
     out: str = Field(description="Folder for the artifacts and their specs.")
     weights: str = Field(default="pretrained", description="pretrained[:TAG], random:SEED, or a state dict file.")
     image_size: str | None = Field(default=None, description="Model input, H or HxW in pixels; none: the model's own.")
+    layers: tuple[str, ...] = Field(
+        default=(), description="Modules, or stage indices (-1: the last), whose outputs become slots; none: its own."
+    )
     formats: tuple[Format, ...] = Field(default=("torchscript",), min_length=1, description="One artifact each.")
     batch_min: int = Field(default=1, ge=1, description="Fewest images per call.")
     batch_max: int = Field(default=32, ge=1, description="Most images per call.")
@@ -48,7 +51,7 @@ def export(given: ExportParameters) -> list[exporting.ExportedModel]:
             f"--batch-min {given.batch_min} is larger than --batch-max {given.batch_max}: swap or widen them"
         )
     size = None if given.image_size is None else run_parameters.parse_image_size(given.image_size)
-    request = sources.ModelRequest(name=given.model, weights=given.weights, image_size=size)
+    request = sources.ModelRequest(name=given.model, weights=given.weights, image_size=size, layers=given.layers)
     return exporting.export_encoder(
         encoders.CACHE.build(request),
         out=Path(given.out),

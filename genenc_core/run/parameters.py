@@ -29,6 +29,9 @@ class ExtractParameters(BaseModel):
         default=(), description="NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]; none: features and probes."
     )
     maps: bool = Field(default=False, description="Also store the feature maps, in float16.")
+    layers: tuple[str, ...] = Field(
+        default=(), description="Modules, or stage indices (-1: the last), whose outputs become slots; none: its own."
+    )
     image_size: str | None = Field(default=None, description="Model input, H or HxW in pixels; none: the model's own.")
     fit: spec.Fit | None = Field(default=None, description="How images meet the model's size; none: the model's own.")
     backend: Backend = Field(default="auto", description="What runs the model; auto: a spec's artifact, else eager.")

@@ -111,6 +111,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
     slots = [slot.model_dump(mode="json", exclude_none=True) for slot in (*found.inputs, *found.outputs)]
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
+        **_outside_name(block.source),
         "slots": slots,
         "weights": block.weights_sha256 or artifact,
         "backend": design.model.backend,
@@ -156,6 +157,12 @@ def _refuse_other_run(root: Path, design: Design, listed: manifest.Manifest) -> 
         + "; ".join(line for line in lines if line)
         + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as it is)"
     )
+
+
+def _outside_name(source: spec.SourceInfo | None) -> dict[str, object]:
+    """Return what a model's name leaves open."""
+    told = {} if source is None else {"layers": source.layers, "arguments": source.arguments}
+    return {key: value if isinstance(value, str) else list(value) for key, value in told.items() if value}
 
 
 def _artifact(design: Design) -> str | None:

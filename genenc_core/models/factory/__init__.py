@@ -1,0 +1,1 @@
+"""TerraTorch's EncoderDecoderFactory again: backbones, necks, decoders and heads, by name or as modules."""

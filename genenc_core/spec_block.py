@@ -1,0 +1,81 @@
+"""Our own records in a RuntimeModelSpec, under the key "genenc": source, preprocessing, artifact."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fit = Literal["stretch", "crop", "pad"]
+SourceKind = Literal["torchvision", "timm", "python", "genenc", "factory"]
+
+
+class Record(BaseModel):
+    """Base of every spec record: immutable, strict about types, unknown keys reported by the parser."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True)
+
+
+class Preprocessing(Record):
+    """How an image of any size becomes the model's [3, height, width] pixels; all geometry of a run."""
+
+    height: int = Field(gt=0, description="Model input height in pixels.")
+    width: int = Field(gt=0, description="Model input width in pixels.")
+    fit: Fit = Field(default="stretch", description="stretch: aspect not kept; crop: resize, centre crop; pad.")
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+    resize_short: int | None = Field(
+        default=None,
+        gt=0,
+        description="crop only: the shorter side is resized to this before the centre crop; none: just covering.",
+    )
+    pad_position: Literal["corner", "center"] = Field(
+        default="center", description="pad only: where the image lies; corner is top left (SAM)."
+    )
+    pad_value: tuple[int, int, int] = Field(default=(0, 0, 0), description="pad only: RGB, 0 to 255.")
+
+    def describe(self) -> str:
+        """Return the preprocessing in words, e.g. `crop to 224 x 224 (shorter side to 256 first), bilinear`."""
+        first = f" (shorter side to {self.resize_short} first)" if self.resize_short and self.fit == "crop" else ""
+        bars = f" ({self.pad_position}, bars {list(self.pad_value)})" if self.fit == "pad" else ""
+        smooth = "" if self.antialias else ", not antialiased"
+        return f"{self.fit} to {self.height} x {self.width}{first}{bars}, {self.interpolation}{smooth}"
+
+
+class SourceInfo(Record):
+    """Where the eager model comes from; enough to build it again."""
+
+    kind: SourceKind
+    name: str = Field(description="Model name in its source, package.module:factory, or a model file's stem.")
+    weights: str = Field(description="random:SEED, pretrained[:TAG], or a file.")
+    layers: tuple[str, ...] | None = Field(
+        default=None, description="Modules or stage indices whose outputs are the slots; none: the encoder's own."
+    )
+    arguments: str | None = Field(default=None, description="factory only: the model file's content as JSON text.")
+
+
+class ArtifactInfo(Record):
+    """One exported file and what its comparison with the eager model found."""
+
+    file: str
+    sha256: str
+    bytes: int
+    seconds: float = Field(description="Wall time of the export, comparison excluded.")
+    batches_compared: tuple[int, ...]
+    max_abs_error: float
+    max_rel_error: float = Field(description="max |artifact - eager| / max |eager|, worst output and batch.")
+    tolerance: float = Field(description="The max_rel_error above which the export was to be refused.")
+    platform: dict[str, str] = Field(default_factory=dict, description="Device, ISA and torch version it needs.")
+
+
+class GenencBlock(Record):
+    """Our own data under the key "genenc", which other readers ignore."""
+
+    source: SourceInfo | None = None
+    weights_sha256: str | None = None
+    parameters: int | None = None
+    preprocessing: Preprocessing | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    normalization_inside: bool = True
+    precision: str = "float32"
+    artifact: ArtifactInfo | None = None
+    genenc_version: str | None = None
