@@ -90,8 +90,7 @@ def test_killed_and_resumed_a_tiled_run_ends_with_the_same_bytes(tmp_path: Path)
     command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--model", "tiny_models:conv"]
     command += ["--weights", "random:0", "--image-size", "32", "--canvas", "96x128", "--tile-overlap", "16", "--maps"]
     command += ["--shard-rows", "2", "--batch-size", "8", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": f"{Path(pictures.__file__).parent}{os.pathsep}{os.getcwd()}"}
-    environment["OMP_NUM_THREADS"] = "1"
+    environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent), "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, "--out", str(whole)], env=environment, check=True, capture_output=True)
     with subprocess.Popen([*command, "--out", str(killed)], env=environment, stdout=subprocess.DEVNULL) as process:
