@@ -120,6 +120,15 @@ def test_maps_of_several_strides_share_one_grid() -> None:
     assert [plan.stitched(item).shape for item in slots] == [(4, 18, 24), (8, 12, 24), (6,)]
 
 
+@pytest.mark.parametrize("upright", [True, False])
+def test_the_common_step_counts_on_either_axis(upright: bool) -> None:
+    shapes = [(1, 12, 48), (1, 8, 48)] if upright else [(1, 48, 12), (1, 48, 8)]
+    slots = [slot(*shape, name=str(shape)) for shape in shapes]
+    assert tile_plan.make_plan(slots, canvas=(96, 96), tile=(48, 48)).overlap == 12
+    with pytest.raises(errors.InputError, match="give 0 or 12"):
+        tile_plan.make_plan(slots, canvas=(96, 96), tile=(48, 48), overlap=6)
+
+
 def test_a_map_of_one_cell_can_only_lie_side_by_side() -> None:
     pooled = [slot(5, 1, 1)]
     assert tile_plan.make_plan(pooled, canvas=(64, 96), tile=(32, 32)).overlap == 0

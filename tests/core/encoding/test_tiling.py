@@ -322,3 +322,19 @@ def test_large_canvases_go_alone() -> None:
     slots = [spec.SlotSpec(name="features", shape=(8, 14, 14))]
     plan = tile_plan.make_plan(slots, canvas=(4096, 4096), tile=(224, 224))
     assert tiling.canvases_per_call(plan, slots, 1024) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_stitches_the_same_maps() -> None:
+    images = noise(2, (36, 42))
+    inner = Inner(Several(), (24, 24))
+    expected = tiled(inner, (36, 42), overlap=6)(images)
+    inner.device = torch.device("cuda", 0)
+    encoder = tiled(inner, (36, 42), overlap=6)
+    found = encoder(images.cuda())
+    for name, value in expected.items():
+        assert found[name].is_cuda
+        torch.testing.assert_close(found[name].cpu(), value, rtol=1e-6, atol=1e-6)
+    encoder.trial(3)
+    assert inner.sizes[-1] == 3
