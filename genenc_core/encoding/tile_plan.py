@@ -140,8 +140,8 @@ def _grid(slots: Sequence[spec.SlotSpec], tile: Size) -> Size:
         if tile[0] % height or tile[1] % width:
             raise errors.InputError(
                 f"output slot {slot.name!r} is a map of {height} x {width} cells of {_text(tile)} pixels, which is no "
-                "whole number of pixels per cell, so its tiles do not fit together: give an --image-size that the map "
-                "divides, or another model"
+                "whole number of pixels per cell, so its tiles do not fit together: try another --image-size, "
+                "or another model"
             )
         grid = (math.lcm(grid[0], tile[0] // height), math.lcm(grid[1], tile[1] // width))
     return grid
