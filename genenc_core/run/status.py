@@ -132,7 +132,8 @@ def require_intact(root: Path) -> int:
     if not report.ok:
         found = "; ".join(f"shard {item.shard}: {item.key}: {item.what}" for item in report.problems[:5])
         raise errors.StoreError(
-            f"{str(root)!r} is damaged: {found}; genenc verify {root} lists everything, with --repair it makes damaged shards pending"
+            f"{str(root)!r} is damaged: {found}; genenc verify {root} lists everything, and with --repair makes "
+            "damaged shards pending"
         )
     return report.shards_checked
 
