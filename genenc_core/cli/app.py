@@ -218,13 +218,16 @@ def _add_inspection(app: typer.Typer) -> None:
     def verify(
         run: RunArgument,
         content: Annotated[bool, typer.Option("--content", help="Also decode every object.")] = False,
+        repair: Annotated[
+            bool, typer.Option("--repair", help="Make damaged shards pending (resume encodes them), restore metadata.")
+        ] = False,
         json: Json = False,
     ) -> None:
-        """Check every committed object against its commit record; exit code 0 intact, 1 damaged."""
+        """Check every committed object against its commit record; exit code 0 intact or repaired, 1 damaged."""
         with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
-            raise typer.Exit(inspection.verify(run, content=content, as_json=json))
+            raise typer.Exit(inspection.verify(run, content=content, repair=repair, as_json=json))
 
     @app.command()
     def info(

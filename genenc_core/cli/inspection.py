@@ -8,6 +8,8 @@ from genenc_core import errors, spec
 from genenc_core.cli import output
 from genenc_core.run import status as run_status
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
+from genenc_core.store.repair import Repaired
+from genenc_core.store.verify import Problem, VerifyReport
 
 LISTED = 20
 
@@ -26,23 +28,44 @@ def status(root: Path, *, as_json: bool) -> int:
     return found.status.exit_code
 
 
-def verify(root: Path, *, content: bool, as_json: bool) -> int:
-    """Check a run; print what is wrong; return 0 when nothing is."""
+def verify(root: Path, *, content: bool, repair: bool = False, as_json: bool) -> int:
+    """Check a run, put it right if asked to; print what is (or was) wrong; return 0 when nothing is wrong now."""
     report = run_status.verify_run(root, content=content)
+    done = run_status.repair_run(root, content=content) if repair and not report.ok else None
     if as_json:
-        output.say_json({"ok": report.ok, **dataclasses.asdict(report)})
-        return 0 if report.ok else 1
-    for problem in report.problems:
-        rows = "" if problem.rows is None else f" rows {problem.rows[0]}-{problem.rows[1] - 1}"
-        shard = "" if problem.shard is None else f"shard {problem.shard}"
-        output.say([f"{shard}{rows} {problem.key}: {problem.what}".strip()])
+        repaired = None if done is None else {**dataclasses.asdict(done), "folder": str(done.folder)}
+        output.say_json({"ok": report.ok, **dataclasses.asdict(report), "repaired": repaired})
+    else:
+        _tell_report(root, report)
+        if done is not None:
+            _tell_repair(root, done)
+        elif not report.ok:
+            output.say([f"to make damaged shards again: genenc verify {root} --repair, then genenc resume {root}"])
+    return 0 if report.ok or (done is not None and not done.unrepaired) else 1
+
+
+def _tell_report(root: Path, report: VerifyReport) -> None:
+    output.say([_problem_line(problem) for problem in report.problems])
     pending = f", {run_status.plural(len(report.pending), 'shard')} not written yet" if report.pending else ""
     words = "intact" if report.ok else run_status.plural(len(report.problems), "problem")
     output.say([f"{root}: {run_status.plural(report.shards_checked, 'shard')} checked{pending}: {words}"])
-    if not report.ok:
-        commits = root / "_txn" / "commits"
-        output.say([f"to make a shard again: remove its record in {commits}, then genenc resume {root}"])
-    return 0 if report.ok else 1
+
+
+def _tell_repair(root: Path, done: Repaired) -> None:
+    if done.restored:
+        output.say([f"written anew: {', '.join(done.restored)}"])
+    if done.set_aside:
+        output.say([f"set aside in {done.folder}: {run_status.plural(len(done.set_aside), 'file')}"])
+    if done.requeued:
+        shards = ", ".join(map(str, done.requeued))
+        output.say([f"to be encoded again: shards {shards}: genenc resume {root}"])
+    output.say([f"not repaired: {_problem_line(problem)}" for problem in done.unrepaired])
+
+
+def _problem_line(problem: Problem) -> str:
+    rows = "" if problem.rows is None else f" rows {problem.rows[0]}-{problem.rows[1] - 1}"
+    shard = "" if problem.shard is None else f"shard {problem.shard}"
+    return f"{shard}{rows} {problem.key}: {problem.what}".strip()
 
 
 def info(target: Path, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.encoding import control, engine, products
+from genenc_core.encoding import control, engine, isolation, products
 from genenc_core.images import geometry, loader
 from genenc_core.store import layout
 
@@ -183,7 +183,16 @@ class ShardEncoder:
         batch = engine.Batch(
             pixels=pixels, points=torch.from_numpy(points), valid=torch.from_numpy(point_status == geometry.POINT_OK)
         )
-        reduced = self.runner.encode(batch)
+        for piece in isolation.encode_pieces(self.runner, batch, may_fail=self.allowed - len(self.failures)):
+            part = slice(piece.start, piece.stop)
+            if piece.reduced is None:
+                self._fail(images[piece.start].row, piece.failure or "the encoder failed for this image")
+                continue
+            self._keep(images[part], rows[part], point_status[part], piece.reduced)
+
+    def _keep(
+        self, images: Sequence[loader.LoadedImage], rows: np.ndarray, point_status: np.ndarray, reduced: engine.Reduced
+    ) -> None:
         for name, value in reduced.arrays.items():
             self.arrays[name][rows] = value
         if "point_status" in self.arrays:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from genenc_core import errors
-from genenc_core.run import records
+from genenc_core.run import records, store_plan
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import verify
+from genenc_core.store import repair, verify
 from genenc_core.store.records import CommitRecord
 
 
@@ -112,6 +112,16 @@ def verify_run(root: Path, *, content: bool = False) -> verify.VerifyReport:
     return verify.verify_store(folder.store, content=content)
 
 
+def repair_run(root: Path, *, content: bool = False) -> repair.Repaired:
+    """Put right what `verify_run` finds: damaged shards become pending, metadata is written anew.
+
+    Raises:
+        StoreError: the folder is not a run, its manifest or identity is not its own, or the disk failed.
+    """
+    folder = RunFolder(root)
+    return repair.repair_store(folder.store, coordinates=store_plan.coordinates(folder.manifest), content=content)
+
+
 def require_intact(root: Path) -> int:
     """Return the number of committed shards, all of them checked.
 
@@ -121,7 +131,10 @@ def require_intact(root: Path) -> int:
     report = verify_run(root)
     if not report.ok:
         found = "; ".join(f"shard {item.shard}: {item.key}: {item.what}" for item in report.problems[:5])
-        raise errors.StoreError(f"{str(root)!r} is damaged: {found}; genenc verify {root} lists everything")
+        raise errors.StoreError(
+            f"{str(root)!r} is damaged: {found}; genenc verify {root} lists everything, and with --repair makes "
+            "damaged shards pending"
+        )
     return report.shards_checked
 
 

@@ -47,6 +47,11 @@ class Places:
         """One folder per running attempt."""
         return self.transactions / "staging"
 
+    @property
+    def set_aside(self) -> Path:
+        """What repairs moved away."""
+        return self.transactions / "set-aside"
+
     def record(self, shard: int) -> Path:
         """The commit record of a shard."""
         return self.commits / f"s{shard:07d}.json"

@@ -154,7 +154,7 @@ class RunStore:
         if found:
             raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
         sealed.dumps(records.SCHEMA, details)  # refuses details that are not JSON before anything is written
-        with _disk_errors(f"shard {shard:05d} of {str(self.root)!r}"):
+        with disk_errors(f"shard {shard:05d} of {str(self.root)!r}"):
             record = transaction.read_record(self.places, shard)
             if record is None:
                 record = self._attempt(shard, blocks, details)
@@ -173,7 +173,7 @@ class RunStore:
             StoreError: committed objects are lost or a record is damaged; every other shard is finished first.
         """
         committed = self.committed()
-        with _disk_errors(f"recovery of {str(self.root)!r}"):
+        with disk_errors(f"recovery of {str(self.root)!r}"):
             staged = {shard_of(path.name) for path in self.places.staging.iterdir()}
             status_folder = self.zarr_path / layout.STATUS
             in_place = {path.name for path in status_folder.iterdir()}
@@ -233,7 +233,8 @@ class RunStore:
 
 
 @contextlib.contextmanager
-def _disk_errors(what: str) -> Iterator[None]:
+def disk_errors(what: str) -> Iterator[None]:
+    """Raise an `OSError` of the block as a `StoreError` that says what was done and how to go on."""
     try:
         yield
     except OSError as error:

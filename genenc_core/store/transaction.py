@@ -174,5 +174,5 @@ def _place(places: Places, record: records.CommitRecord, item: records.ObjectRec
     if not target.exists():
         raise errors.StoreError(
             f"shard {record.shard:05d}: object {item.key!r} is committed but neither in place nor staged; somebody "
-            "deleted it. Restore the folder from a copy or make the run again with another --out"
+            "deleted it. genenc verify --repair makes the shard pending, so that it is encoded again"
         )

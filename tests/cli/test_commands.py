@@ -319,6 +319,26 @@ def test_verify_finds_a_flipped_bit(genenc: Call, photos: Path, tiny: list[str],
     assert genenc("verify", run, "--json").code == 1
 
 
+def test_repair_then_resume_makes_a_damaged_run_whole(
+    genenc: Call, photos: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    genenc("extract", photos, *tiny, "--out", run, "--shard-rows", "2", "--batch-size", "2")
+    data = run / "features.zarr" / "features" / "c.1.0"
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1])
+    (run / "features.zarr" / "features" / "zarr.json").write_text("{}")
+    said = genenc("verify", run, "--repair")
+    assert said.code == 0
+    assert "written anew: features/zarr.json" in said.out
+    assert "to be encoded again: shards 1" in said.out
+    assert genenc("status", run).code == 1
+    assert genenc("resume", run).code == 0
+    assert data.read_bytes() == whole
+    assert "3 shards checked: intact" in genenc("verify", run, "--content").out
+    assert json.loads(genenc("verify", run, "--repair", "--json").out)["repaired"] is None
+
+
 def test_names_cannot_steer_the_terminal(genenc: Call, photos: Path, tiny: list[str], tmp_path: Path) -> None:
     (photos / "evil\x1b[31m\n.png").write_bytes(b"")
     said = genenc("extract", photos, *tiny, "--out", tmp_path / "run")

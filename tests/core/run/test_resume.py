@@ -309,11 +309,28 @@ def test_images_that_are_away_fail_the_shards_and_are_read_later(
     assert objects(tmp_path / "run") == objects(tmp_path / "whole")
 
 
-def test_a_model_that_raises_anything_fails_its_shards_only(
+def test_a_model_that_raises_for_an_image_costs_that_row_only(
     extract: Callable[..., driver.Result], tmp_path: Path, photos: Path
 ) -> None:
     Image.new("RGB", (40, 40)).save(photos / "img_005.png")
     result = extract(model="tiny_models:raises_for_dark", weights="random:0")
+    assert result.failures == ()
+    assert (result.status.unreadable, result.status.exit_code) == (1, 3)
+    (told,) = status.survey(tmp_path / "run").unreadable
+    assert (told["row"], told["reason"]) == (5, "the encoder failed for this image: ValueError: too dark")
+    whole = extract(model="tiny_models:colours", weights="random:0", out=str(tmp_path / "other")).status
+    assert whole.unreadable == 0
+    stored, other = (zarr.open_group(tmp_path / name / "features.zarr")["features"][:] for name in ("run", "other"))
+    others = [row for row in range(len(stored)) if row != 5]
+    assert np.isnan(stored[5]).all()
+    np.testing.assert_allclose(stored[others], other[others], rtol=1e-6)
+
+
+def test_a_model_that_raises_for_more_images_than_the_budget_fails_its_shards_only(
+    extract: Callable[..., driver.Result], tmp_path: Path, photos: Path
+) -> None:
+    Image.new("RGB", (40, 40)).save(photos / "img_005.png")
+    result = extract(model="tiny_models:raises_for_dark", weights="random:0", max_failures="0")
     (failure,) = result.failures
     assert (failure.shard, failure.reason) == (1, "ValueError: too dark")
     assert result.status.failed == (1,)

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import files, layout, places, run_store, transaction, verify
+from genenc_core.store import files, layout, places, repair, run_store, transaction, verify
 
 ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
 
@@ -351,7 +351,7 @@ def race(root: Path, *, salt: int, go: Path) -> None:
 def main() -> None:
     """Run one of the programs above."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create"])
+    parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create", "repair"])
     parser.add_argument("root", type=Path)
     parser.add_argument("--point", default="")
     parser.add_argument("--nth", type=int, default=1)
@@ -370,6 +370,9 @@ def main() -> None:
         files.link_exclusive = last_wins
     if asked.program == "resume":
         resume(asked.root, observer=killer(asked.point, asked.nth))
+    elif asked.program == "repair":
+        mended = run_store.RunStore.open(asked.root, observer=killer(asked.point, asked.nth))
+        repair.repair_store(mended, coordinates=coordinates())
     elif asked.program == "exhaust":
         json.dump(list(exhaust(asked.root, asked.stage)), sys.stdout)
     elif asked.program == "chaos":

@@ -1,0 +1,143 @@
+"""Puts right what `verify` found: damaged shards are taken down to be made again, metadata is written anew.
+
+Nothing is deleted: what was wrong is moved to `_txn/set-aside/<repair>/`, under its own name. A shard is taken down in
+the reverse order of its promotion, so S1 and S2 hold at any instant: its `status` first (from then on its rows count as
+not written), then its data, its record last. Killed anywhere, the next repair goes on, because a record without its
+objects is damage itself. A shard without a record is pending, and `resume` encodes it again.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genenc_core.store import files, layout, run_store, verify, zarr_arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repaired:
+    """What `repair_store` did."""
+
+    requeued: tuple[int, ...]
+    """Shards without a record from now on; the next `resume` encodes them."""
+    restored: tuple[str, ...]
+    """Metadata and coordinate files written anew, relative to the Zarr group."""
+    set_aside: tuple[str, ...]
+    """What was moved away, relative to `folder`."""
+    folder: Path
+    """Where to; does not exist when nothing was moved."""
+    unrepaired: tuple[verify.Problem, ...]
+    """What could not be put right, with the reason in `what`."""
+
+
+def repair_store(
+    store: run_store.RunStore, *, coordinates: Sequence[layout.CoordinatePlan], content: bool = False
+) -> Repaired:
+    """Verify the run and put right what is wrong; what is intact is not touched.
+
+    Safe beside readers and workers, and again after a kill.
+
+    Args:
+        store: the run.
+        coordinates: those that the run was created with, to write damaged ones anew.
+        content: verify by decoding, too.
+
+    Raises:
+        StoreError: the disk failed.
+    """
+    aside = _Aside(store, store.places.set_aside / uuid.uuid4().hex[:12])
+    restored: list[str] = []
+    unrepaired: list[verify.Problem] = []
+    problems = verify.verify_store(store, content=content).problems
+    with run_store.disk_errors(f"repair of {str(store.root)!r}"):
+        damaged = [problem for problem in problems if problem.key in store.created]
+        if damaged:
+            restored, unrepaired = _restore(store, damaged, coordinates, aside)
+            # Objects are decoded with the array's metadata: what is wrong with them shows only now.
+            problems = verify.verify_store(store, content=content).problems
+        shards = sorted({problem.shard for problem in problems if problem.shard is not None})
+        for shard in shards:
+            _take_down(store, shard, aside)
+        for problem in problems:
+            if problem.shard is None and problem.key not in store.created:
+                aside.move(_home(store, problem.key), problem.key)
+    return Repaired(
+        requeued=tuple(shards),
+        restored=tuple(restored),
+        set_aside=tuple(aside.moved),
+        folder=aside.folder,
+        unrepaired=tuple(unrepaired),
+    )
+
+
+def _home(store: run_store.RunStore, name: str) -> Path:
+    """Return the folder that a foreign file lies in: among the records, else in the group."""
+    commits = store.places.commits
+    return commits if "/" not in name and (commits / name).exists() else store.zarr_path
+
+
+class _Aside:
+    """Moves files away, durably, and remembers which."""
+
+    def __init__(self, store: run_store.RunStore, folder: Path) -> None:
+        self.store = store
+        self.folder = folder
+        self.moved: list[str] = []
+
+    def move(self, root: Path, key: str) -> None:
+        """Move `root/key` to the same place below `folder/<name of root>`; nothing if it is not there."""
+        source, name = root / key, f"{root.name}/{key}"
+        if not source.exists() and not source.is_symlink():
+            return
+        target = self.folder / name
+        files.make_folder(target.parent)
+        with contextlib.suppress(FileNotFoundError):  # another repair was faster
+            source.rename(target)
+            files.sync_folder(target.parent)
+            files.sync_folder(source.parent)
+            self.moved.append(name)
+        self.store.observer("repair:moved")
+
+
+def _take_down(store: run_store.RunStore, shard: int, aside: _Aside) -> None:
+    """Make a shard pending: its status goes first, its record last."""
+    for array in reversed(store.plan.all_arrays):
+        aside.move(store.zarr_path, layout.chunk_key(array, shard))
+    record = store.places.record(shard)
+    aside.move(record.parent, record.name)
+
+
+def _restore(
+    store: run_store.RunStore,
+    damaged: Sequence[verify.Problem],
+    coordinates: Sequence[layout.CoordinatePlan],
+    aside: _Aside,
+) -> tuple[list[str], list[verify.Problem]]:
+    """Write the created files of `damaged` again, where the same bytes come out as at the creation."""
+    restored: list[str] = []
+    unrepaired: list[verify.Problem] = []
+    building = store.places.transactions / f"creating-{uuid.uuid4().hex}"
+    try:
+        building.mkdir()
+        group = building / store.zarr_path.name
+        zarr_arrays.create_group(group, store.plan, coordinates)
+        files.sync_tree(group)
+        for problem in damaged:
+            fresh, target = group / problem.key, store.zarr_path / problem.key
+            if not fresh.is_file() or files.digest(fresh) != store.created[problem.key]:
+                what = (
+                    f"{problem.what}; it cannot be written anew, because this version of zarr or genenc makes other "
+                    "bytes than the one that created the run: restore it from a copy"
+                )
+                found = verify.Problem(shard=None, rows=None, key=problem.key, what=what)
+                unrepaired.append(found)
+                continue
+            aside.move(store.zarr_path, problem.key)
+            files.make_folder(target.parent)
+            fresh.replace(target)
+            files.sync_folder(target.parent)
+            restored.append(problem.key)
+    finally:
+        files.remove_tree(building)
+    return restored, unrepaired

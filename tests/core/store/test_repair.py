@@ -1,0 +1,123 @@
+"""Repair re-queues exactly the damaged shards, restores metadata, keeps what it took away, may be killed anywhere."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import store_damage
+from genenc_core import errors
+from genenc_core.store import repair, run_store, verify
+
+
+def mend(small: ModuleType, store: run_store.RunStore) -> repair.Repaired:
+    return repair.repair_store(store, coordinates=small.coordinates(), content=True)
+
+
+@pytest.mark.parametrize("case", store_damage.CASES)
+def test_every_damage_is_put_right_and_nothing_else_is_touched(
+    small: ModuleType, full: run_store.RunStore, case: str
+) -> None:
+    before = small.tree(full.root)
+    damage, shard, *_ = store_damage.CASES[case]
+    damage(full)
+    untouched = {number: full.places.record(number).read_bytes() for number in (0, 2)}
+    done = mend(small, full)
+    assert done.unrepaired == ()
+    assert done.requeued == (() if shard is None else (shard,))
+    report = verify.verify_store(full, content=True)
+    assert report.problems == ()
+    assert report.pending == done.requeued
+    small.check_readable(full.root)
+    assert {number: full.places.record(number).read_bytes() for number in (0, 2)} == untouched
+    assert small.resume(full.root).pending() == []
+    assert small.tree(full.root) == before
+    assert verify.verify_store(full, content=True).ok
+
+
+def test_an_intact_run_is_not_touched(small: ModuleType, full: run_store.RunStore) -> None:
+    before = {path: path.stat().st_mtime_ns for path in sorted(full.root.rglob("*"))}
+    done = mend(small, full)
+    assert (done.requeued, done.restored, done.set_aside) == ((), (), ())
+    assert {path: path.stat().st_mtime_ns for path in sorted(full.root.rglob("*"))} == before
+
+
+def test_what_was_wrong_is_kept(small: ModuleType, full: run_store.RunStore) -> None:
+    store_damage.flip(full.zarr_path / "features/c.1.0")
+    wrong = (full.zarr_path / "features/c.1.0").read_bytes()
+    record = full.places.record(1).read_bytes()
+    done = mend(small, full)
+    assert (done.folder / "features.zarr/features/c.1.0").read_bytes() == wrong
+    assert (done.folder / "commits/s0000001.json").read_bytes() == record
+    assert sorted(done.set_aside) == [
+        "commits/s0000001.json",
+        "features.zarr/features/c.1.0",
+        "features.zarr/image_height/c.1",
+        "features.zarr/probes/c.1.0.0",
+        "features.zarr/status/c.1",
+    ]
+
+
+def test_objects_that_no_record_stands_for_are_taken_from_the_readers(
+    small: ModuleType, store: run_store.RunStore
+) -> None:
+    small.commit(store, 0)
+    small.commit(store, 1)
+    store.places.record(0).unlink()
+    done = mend(small, store)
+    assert done.requeued == (0,)
+    assert not (store.zarr_path / "status/c.0").exists()
+    assert verify.verify_store(store).ok
+
+
+def test_metadata_that_would_come_out_otherwise_is_left_and_named(small: ModuleType, full: run_store.RunStore) -> None:
+    """Coordinates that are not the run's own do not replace what is there."""
+    store_damage.flip(full.zarr_path / "image_id/c.0")
+    other = [item for item in small.coordinates() if item.name != "image_id"]
+    done = repair.repair_store(full, coordinates=other)
+    (problem,) = done.unrepaired
+    assert problem.key == "image_id/c.0"
+    assert "restore it from a copy" in problem.what
+    assert (full.zarr_path / "image_id/c.0").exists()
+    assert not list(full.places.transactions.glob("creating-*"))
+
+
+@pytest.mark.parametrize("nth", range(1, 6))
+def test_a_kill_during_repair_leaves_fill_or_final_values_and_the_next_repair_goes_on(
+    small: ModuleType,
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    nth: int,
+) -> None:
+    root = tmp_path / "run"
+    store = small.resume(root)
+    whole = small.tree(root)
+    store_damage.CASES["edited record"][0](store)
+    process = start("repair", root, "--point", "repair:moved", "--nth", str(nth))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == -9, error
+    assert not (store.zarr_path / "status/c.1").exists()
+    if nth < 5:
+        with pytest.raises(errors.StoreError, match=r"s0000001\.json|genenc verify --repair"):
+            store.recover()
+    done = mend(small, store)
+    assert done.requeued == (() if nth == 5 else (1,))
+    small.check_readable(root)
+    small.resume(root)
+    assert small.tree(root) == whole
+    assert verify.verify_store(store, content=True).ok
+
+
+def test_a_disk_that_fails_is_said_in_words(
+    small: ModuleType, full: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_damage.flip(full.zarr_path / "features/c.1.0")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "x")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(errors.StoreError, match=r"repair of .*No space left"):
+        repair.repair_store(full, coordinates=small.coordinates())
