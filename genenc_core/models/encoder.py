@@ -59,7 +59,7 @@ class EncoderModule(nn.Module):
         """
         if self.normalizes:
             images = (images - self.mean) / self.std
-        return _tensors(self.trunk(images))
+        return named_outputs(self.trunk(images))
 
 
 def finished(parts: Parts) -> EncoderModule:
@@ -85,8 +85,12 @@ def dry_run(module: EncoderModule, *, name: str, height: int, width: int) -> tup
     return tuple(_slot(slot, tensor, name) for slot, tensor in outputs.items())
 
 
-def _tensors(value: object) -> dict[str, torch.Tensor]:
-    """Return a trunk's output as slot name -> tensor."""
+def named_outputs(value: object) -> dict[str, torch.Tensor]:
+    """Return what a model returns as slot name -> tensor: `features`, or `features_0` onward, or its own names.
+
+    Raises:
+        EncoderError: it is no tensor, and no tuple, list or dict of them.
+    """
     if isinstance(value, Mapping):
         named = dict(value)
     elif isinstance(value, Sequence) and len(value) != 1:

@@ -99,8 +99,10 @@ def _proportional(sides: tuple[int, int], image: tuple[int, int]) -> bool:
     return abs(sides[0] * width - sides[1] * height) < max(height, width)
 
 
-def arranged(value: torch.Tensor, layout: TokenLayout | None, *, channels_last: bool) -> Mapping[str, torch.Tensor]:
-    """Return a model's one output as slots: tokens by `layout`, [B, h, w, C] with the channels first, else as it is."""
+def arranged(
+    value: torch.Tensor, layout: TokenLayout | None, *, channels_last: bool, base: str = FEATURES
+) -> Mapping[str, torch.Tensor]:
+    """Return a model's output `base` as slots: tokens by `layout`, [B, h, w, C] channels first, else as it is."""
     if value.ndim == 3 and layout is not None:
-        return split(value, layout)
-    return {FEATURES: channels_first(value) if value.ndim == 4 and channels_last else value}
+        return split(value, layout, base=base)
+    return {base: channels_first(value) if value.ndim == 4 and channels_last else value}
