@@ -1,51 +1,36 @@
-"""Post-encoder modules: what is kept of a feature map, with shapes checked before anything runs."""
+"""Post-encoder modules by name: what is kept of a slot, with shapes checked before anything runs."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch.nn import functional
 
 from genenc_core import errors
+from genenc_core.encoding import pooling, spatial_point
+from genenc_core.encoding.pooling import GlobalAvgPool
+from genenc_core.encoding.signature import MAP, TOKENS, VECTOR, PointBatch, PostEncoder, Signature
+from genenc_core.encoding.spatial_point import INTERPOLATIONS, SpatialPoint
 
-MAP = ("channel", "y", "x")
+__all__ = [
+    "INTERPOLATIONS",
+    "MAP",
+    "TOKENS",
+    "VECTOR",
+    "GlobalAvgPool",
+    "PointBatch",
+    "PostEncoder",
+    "Signature",
+    "SpatialPoint",
+]
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Signature:
-    """Named axes and sizes of one value per image, batch axis excluded."""
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return "[" + ", ".join(f"{dim} {size}" for dim, size in zip(self.dims, self.shape, strict=True)) + "]"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PointBatch:
-    """Where to probe a batch: model pixels, origin at the top left edge, and which points count.
-
-    Shapes: `xy` float64 `[B, K, 2]`; `valid` bool `[B, K]`. `input_size` is (height, width) of the model input.
-    """
-
-    xy: torch.Tensor
-    valid: torch.Tensor
-    input_size: tuple[int, int]
-
-
-class PostEncoder(Protocol):
-    """What runs after the encoder on one of its outputs."""
-
-    def output(self, given: Signature) -> Signature:
-        """Return the signature after this module; `InputError` when it cannot take `given`."""
-        ...
-
-    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
-        """Return `[B, ...]` of the signature that `output` told."""
-        ...
+SMALLEST_NORM = 1e-12
+_TYPES: Mapping[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,63 +47,42 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class GlobalAvgPool:
-    """`global_avg_pool`: the mean over all cells, `[B, C, h, w]` -> `[B, C]`."""
+class L2Normalize:
+    """`l2_normalize`: every vector over its length, x / max(|x|, 1e-12), along the channels; zeros stay zero."""
 
     def output(self, given: Signature) -> Signature:
-        """Return `[channel]`; needs a map."""
-        _require_map("global_avg_pool", given)
-        return Signature(dims=("channel",), shape=given.shape[:1])
+        """Return `given`."""
+        return given
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
-        """Return the mean over h and w, `[B, C]`.
-
-        Raises:
-            InputError: not 4-D, or an empty axis.
-        """
-        _require_batched_map("global_avg_pool", features)
-        return functional.adaptive_avg_pool2d(features, 1).flatten(1)
+        """Return `[B, C]`, `[B, K, C]` or `[B, C, h, w]` with vectors of length 1; NaN stays NaN."""
+        return functional.normalize(features, dim=2 if features.ndim == 3 else 1, eps=SMALLEST_NORM)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SpatialPoint:
-    """`spatial_point`: the vector at each point, `[B, C, h, w]` -> `[B, K, C]`; NaN where a point does not count.
+class Cast:
+    """`cast(TYPE)`: rounded to float16, bfloat16 or float32; later modules compute in it, the product's type stays."""
 
-    A point at model pixel x lies at cell coordinate v = x * (w / input width), as in WhiskerToolbox:
-
-    - `nearest`: cell floor(v + 0.5), clamped to the map (half away from zero; cell k sits at pixel k * stride);
-    - `bilinear`: interpolated at v on the index grid, clamped to it (`grid_sample`, align_corners=True, border);
-    - `cell`: cell floor(v), the patch that covers the pixel.
-    """
-
-    interpolation: str
-    count: int
+    dtype: torch.dtype
 
     def output(self, given: Signature) -> Signature:
-        """Return `[point, channel]`; needs a map, of at least 2 x 2 cells for `bilinear`."""
-        _require_map("spatial_point", given)
-        if self.interpolation == "bilinear" and min(given.shape[1:]) < 2:
-            raise errors.InputError(
-                f"spatial_point(bilinear) needs a map of at least 2 x 2 cells, got {given}: use nearest or cell"
-            )
-        return Signature(dims=("point", "channel"), shape=(self.count, given.shape[0]))
+        """Return `given`."""
+        return given
 
-    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
-        """Return the vectors at `points`, `[B, K, C]`."""
-        _require_batched_map("spatial_point", features)
-        if points is None:
-            raise errors.InputError("spatial_point needs points: give --points FILE")
-        channels, (height, width) = features.shape[1], features.shape[2:]
-        scale = torch.tensor(
-            [width / points.input_size[1], height / points.input_size[0]], dtype=torch.float64, device=features.device
-        )
-        cells = torch.where(points.valid[..., None], points.xy.to(features.device), 0.0) * scale
-        if self.interpolation == "bilinear":
-            sampled = _bilinear(features, cells)
-        else:
-            sampled = _gathered(features, torch.floor(cells + (0.5 if self.interpolation == "nearest" else 0.0)))
-        assert sampled.shape == (features.shape[0], cells.shape[1], channels)
-        return sampled.masked_fill(~points.valid.to(features.device)[..., None], math.nan)
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
+        """Return `features` in the type.
+
+        Raises:
+            InputError: a finite value that the type cannot hold.
+        """
+        found = features.to(self.dtype)
+        if bool((torch.isinf(found) & torch.isfinite(features)).any()):
+            largest = features[torch.isfinite(features)].abs().max().item()
+            raise errors.InputError(
+                f"cast({str(self.dtype).removeprefix('torch.')}): a value of {largest:.4g} does not fit; cast to "
+                "bfloat16 or float32, or leave the cast out"
+            )
+        return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,24 +102,6 @@ class Pipeline:
         for module in self.modules:
             features = module.apply(features, points)
         return features
-
-
-def _make_spatial_point(arguments: Mapping[str, str], point_count: int) -> PostEncoder:
-    interpolation = arguments.get("interpolation", "nearest").lower()
-    if interpolation not in INTERPOLATIONS:
-        raise errors.InputError(f"spatial_point: {interpolation=} is unknown; known: {', '.join(INTERPOLATIONS)}")
-    if point_count < 1:
-        raise errors.InputError("spatial_point needs points, and the run has none: give --points FILE")
-    return SpatialPoint(interpolation, point_count)
-
-
-INTERPOLATIONS = ("nearest", "bilinear", "cell")
-ARGUMENTS: Mapping[str, tuple[str, ...]] = {"none": (), "global_avg_pool": (), "spatial_point": ("interpolation",)}
-MAKERS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
-    "none": lambda _arguments, _points: Identity(),
-    "global_avg_pool": lambda _arguments, _points: GlobalAvgPool(),
-    "spatial_point": _make_spatial_point,
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -182,37 +128,63 @@ def build_pipeline(steps: Sequence[Step], *, point_count: int) -> Pipeline:
 def _build_module(step: Step, point_count: int) -> PostEncoder:
     if step.module not in MAKERS:
         raise errors.InputError(f"post-encoder module {step.module!r} is unknown; known: {', '.join(sorted(MAKERS))}")
-    surplus = [key for key, _ in step.arguments if key not in ARGUMENTS[step.module]]
+    known = ARGUMENTS.get(step.module, ())
+    surplus = [key for key, _ in step.arguments if key not in known]
     if surplus:
-        known = ", ".join(ARGUMENTS[step.module]) or "none"
-        raise errors.InputError(f"{step.module}: unknown argument {surplus[0]!r}; known: {known}")
+        raise errors.InputError(f"{step.module}: unknown argument {surplus[0]!r}; known: {', '.join(known) or 'none'}")
+    keys = [key for key, _ in step.arguments]
+    if len(set(keys)) != len(keys):
+        raise errors.InputError(f"{step.module}: an argument is given twice in {step}")
     return MAKERS[step.module](dict(step.arguments), point_count)
 
 
-def _require_map(name: str, given: Signature) -> None:
-    if given.dims != MAP or min(given.shape) < 1:
-        raise errors.InputError(f"{name} needs a feature map [channel, y, x], but is given {given}")
+def _make_cast(arguments: Mapping[str, str], _points: int) -> PostEncoder:
+    wanted = arguments.get("dtype", "")
+    if wanted not in _TYPES:
+        raise errors.InputError(f"cast: type {wanted!r} is unknown; write cast(TYPE) with one of {', '.join(_TYPES)}")
+    return Cast(_TYPES[wanted])
 
 
-def _require_batched_map(name: str, features: torch.Tensor) -> None:
-    if features.ndim != 4 or min(features.shape) < 1:
-        raise errors.InputError(f"{name} needs [B, C, H, W] with no empty axis, but is given {tuple(features.shape)}")
+def _make_token_pool(kind: str, arguments: Mapping[str, str], _points: int) -> PostEncoder:
+    name = f"vit_{kind}"
+    return pooling.TokenPool(name, pooling.REDUCTIONS[kind], pooling.has_cls(name, arguments))
 
 
-def _bilinear(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    height, width = features.shape[2:]
-    last = torch.tensor([width - 1, height - 1], dtype=torch.float64, device=features.device)
-    # The grid is made in float64 and used in float32: in the features' own half precision it would be off by cells.
-    grid = (2.0 * cells / last - 1.0).to(torch.float32)
-    sampled = functional.grid_sample(
-        features.float(), grid[:, :, None], mode="bilinear", padding_mode="border", align_corners=True
-    )
-    return sampled[..., 0].transpose(1, 2).to(features.dtype)
+def _make_class_token(name: str, arguments: Mapping[str, str], _points: int) -> PostEncoder:
+    return pooling.ClassToken(name, pooling.has_cls(name, arguments))
 
 
-def _gathered(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    height, width = features.shape[2:]
-    x = cells[..., 0].clamp(0, width - 1).long()
-    y = cells[..., 1].clamp(0, height - 1).long()
-    flat = (y * width + x)[:, None, :].expand(-1, features.shape[1], -1)
-    return features.flatten(2).gather(2, flat).transpose(1, 2)
+def _make_extreme(name: str, kind: str, _arguments: Mapping[str, str], _points: int) -> PostEncoder:
+    return pooling.GlobalExtreme(name, pooling.REDUCTIONS[kind])
+
+
+CLASS_TOKEN = ("cls_token", "vit_cls")
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "spatial_point": ("interpolation",),
+    "gem": ("p",),
+    "cast": ("dtype",),
+    "cls_token": ("has_cls",),
+    "vit_mean": ("has_cls",),
+    "vit_max": ("has_cls",),
+    "vit_min": ("has_cls",),
+    "vit_cls": ("has_cls",),
+}
+MAKERS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
+    "none": lambda _arguments, _points: Identity(),
+    "global_avg_pool": lambda _arguments, _points: GlobalAvgPool(),
+    "global_max_pool": partial(_make_extreme, "global_max_pool", "max"),
+    "global_min_pool": partial(_make_extreme, "global_min_pool", "min"),
+    "gem": lambda arguments, _points: pooling.make_gem(arguments),
+    "spatial_point": spatial_point.make,
+    "cls_token": partial(_make_class_token, "cls_token"),
+    "l2_normalize": lambda _arguments, _points: L2Normalize(),
+    "cast": _make_cast,
+    # TerraTorch's names
+    "cnn_mean": lambda _arguments, _points: GlobalAvgPool("cnn_mean"),
+    "cnn_max": partial(_make_extreme, "cnn_max", "max"),
+    "cnn_min": partial(_make_extreme, "cnn_min", "min"),
+    "vit_mean": partial(_make_token_pool, "mean"),
+    "vit_max": partial(_make_token_pool, "max"),
+    "vit_min": partial(_make_token_pool, "min"),
+    "vit_cls": partial(_make_class_token, "vit_cls"),
+}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast, get_args
 
 from genenc_core import errors, spec
@@ -15,6 +15,7 @@ RESERVED = frozenset(
 ) | frozenset(("image_height", "image_width", "image_affine", "image_orientation"))
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _STEP = re.compile(r"\s*([A-Za-z0-9_]+)\s*(?:\((.*)\))?\s*\Z")
+_AXES = {3: post_encoder.MAP, 2: post_encoder.TOKENS, 1: post_encoder.VECTOR}
 _FORM = "NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@float16|float32]"
 
 
@@ -72,15 +73,57 @@ def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
     return ProductSpec(name=name, slot=slot, steps=steps, dtype=cast(StoredType, stored))
 
 
-MAPS = ProductSpec(name="maps", steps=(post_encoder.Step("none"),), dtype="float16")
+def default_products(
+    outputs: Sequence[spec.SlotSpec], *, with_points: bool, dtype: StoredType = "float32"
+) -> tuple[ProductSpec, ...]:
+    """Return what is stored unless told otherwise: of every map its average and, with points, the vectors there.
 
+    One map gives `features` and `probes`, several give `features_SLOT` and `probes_SLOT`. Vectors and tokens beside
+    maps are left out; an encoder without maps has every slot stored as it is.
 
-def default_products(*, with_points: bool, dtype: StoredType = "float32") -> tuple[ProductSpec, ...]:
-    """Return `features`, and with points also `probes`, both of the first output slot."""
-    products = [ProductSpec(name="features", steps=(post_encoder.Step("global_avg_pool"),), dtype=dtype)]
+    Raises:
+        InputError: points for an encoder without maps, or slots whose names are the same in letters, digits and _.
+    """
+    if any(len(slot.shape) == 3 for slot in outputs):
+        products = _per_slot("features", outputs, "global_avg_pool", dtype)
+        return products + (_per_slot("probes", outputs, "spatial_point", dtype) if with_points else ())
     if with_points:
-        products.append(ProductSpec(name="probes", steps=(post_encoder.Step("spatial_point"),), dtype=dtype))
-    return tuple(products)
+        raise errors.InputError(f"the encoder gives no map to probe points in, only {_shapes(outputs)}: leave them out")
+    return _per_slot("features", outputs, "none", dtype)
+
+
+def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:
+    """Return `maps`, or `maps_SLOT` for several: every map as it is, in float16.
+
+    Raises:
+        InputError: an encoder without maps, or slots whose names are the same in letters, digits and _.
+    """
+    if not any(len(slot.shape) == 3 for slot in outputs):
+        raise errors.InputError(f"--maps: the encoder gives no maps, only {_shapes(outputs)}; leave it out")
+    return _per_slot("maps", outputs, "none", "float16")
+
+
+def _per_slot(base: str, outputs: Sequence[spec.SlotSpec], module: str, dtype: StoredType) -> tuple[ProductSpec, ...]:
+    """Return one product per map; without maps, per slot."""
+    steps = (post_encoder.Step(module),)
+    slots = [slot.name for slot in outputs if len(slot.shape) == 3] or [slot.name for slot in outputs]
+    if len(slots) == 1:
+        slot = None if slots[0] == outputs[0].name else slots[0]
+        return (ProductSpec(name=base, slot=slot, steps=steps, dtype=dtype),)
+    names = {slot: f"{base}_{re.sub(r'[^A-Za-z0-9_]', '_', slot)}" for slot in slots}
+    taken: dict[str, str] = {}
+    for slot, name in names.items():
+        if name in taken:
+            raise errors.InputError(
+                f"output slots {taken[name]!r} and {slot!r} would both be stored as {name!r}: name them yourself with "
+                f"--product 'NAME={slot}:{module}'"
+            )
+        taken[name] = slot
+    return tuple(ProductSpec(name=name, slot=slot, steps=steps, dtype=dtype) for slot, name in names.items())
+
+
+def _shapes(outputs: Sequence[spec.SlotSpec]) -> str:
+    return ", ".join(f"{slot.name} {list(slot.shape)}" for slot in outputs)
 
 
 def build_products(
@@ -105,13 +148,19 @@ def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: 
         raise errors.InputError(
             f"product {product.name!r}: the encoder has no output slot {name!r}; it has {', '.join(slots)}"
         )
+    steps = product.steps
+    if steps[0].module in post_encoder.CLASS_TOKEN and len(slots[name].shape) != 2:
+        name, steps = _class_token_slot(product, name, slots), (post_encoder.Step("none"), *steps[1:])
     shape = slots[name].shape
-    axes = {3: post_encoder.MAP, 1: ("channel",)}.get(len(shape))
+    axes = _AXES.get(len(shape))
     if axes is None:
-        raise errors.InputError(f"output slot {name!r} has shape {list(shape)}; only [C, h, w] and [C] can be stored")
+        raise errors.InputError(
+            f"output slot {name!r} has shape {list(shape)}; only maps [C, h, w], tokens [N, C] and vectors [C] can be "
+            "stored"
+        )
     given = post_encoder.Signature(dims=axes, shape=shape)
     try:
-        pipeline = post_encoder.build_pipeline(product.steps, point_count=point_count)
+        pipeline = post_encoder.build_pipeline(steps, point_count=point_count)
         signature = pipeline.output(given)
     except errors.InputError as error:
         raise errors.InputError(f"product {str(product)!r}: {error}") from error
@@ -121,6 +170,23 @@ def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: 
     return Product(
         name=product.name, slot=name, pipeline=pipeline, signature=signature, dtype=product.dtype, text=str(product)
     )
+
+
+def _class_token_slot(product: ProductSpec, name: str, slots: Mapping[str, spec.SlotSpec]) -> str:
+    """Return the slot that holds the class token beside the map `name`, or `name` itself if that is one."""
+    step = product.steps[0]
+    post_encoder.build_pipeline((step,), point_count=0)
+    if step.arguments and dict(step.arguments)["has_cls"].lower() == "false":
+        raise errors.InputError(f"product {str(product)!r}: has_cls=false says that there is no class token")
+    # `cls` belongs to the encoder's own map, `blocks.5.cls` to that of a layer.
+    own = "cls" if name == "features" else f"{name}.cls"
+    found = name if name.rpartition(".")[2] == "cls" else own
+    if found not in slots or len(slots[found].shape) != 1:
+        raise errors.InputError(
+            f"product {str(product)!r}: the encoder has no class token beside {name!r}; its slots are "
+            f"{', '.join(slots)}"
+        )
+    return found
 
 
 def _parse_step(part: str, whole: str) -> post_encoder.Step:

@@ -1,5 +1,6 @@
-"""The module every encoder becomes: normalisation, then feature maps as a tuple; and the dry run that measures it."""
+"""The module every encoder becomes: normalisation, then its slots as a tuple; and the dry run that measures it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.models import wording
+from genenc_core.models import probing, tokens, wording
 
 Triple = tuple[float, float, float]
 
@@ -23,10 +24,17 @@ class Parts:
     std: Triple
     stages: tuple[str, ...] = ()
     """names of `model`'s modules that a stage index stands for, first to last; empty: its children"""
+    token_layout: tokens.TokenLayout | None = None
+    """how the token lists [B, N, C] inside the model lie; None: it has none, or does not tell"""
+    channels_last: bool | None = None
+    """whether maps inside the model are [B, h, w, C]; None: it does not tell. Asked where a map's sides do not say"""
 
 
 class EncoderModule(nn.Module):
-    """float32 RGB [B, 3, H, W] in [0, 1] -> tuple of contiguous feature maps [B, C, h, w]; normalisation inside."""
+    """float32 RGB [B, 3, H, W] in [0, 1] -> tuple of contiguous tensors, one per slot; normalisation inside.
+
+    A slot is a feature map [B, C, h, w], a vector [B, C] (a class token) or a list [B, N, C] (register tokens).
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -40,10 +48,18 @@ class EncoderModule(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return one map per output slot."""
+        """Return one tensor per output slot."""
+        return tuple(tensor.contiguous() for tensor in self.slots(images).values())
+
+    def slots(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the trunk's output by slot name.
+
+        Raises:
+            EncoderError: it is no tensor, and no tuple, list or dict of them.
+        """
         if self.normalizes:
             images = (images - self.mean) / self.std
-        return tuple(tensor.contiguous() for tensor in _tensors(self.trunk(images)).values())
+        return named_outputs(self.trunk(images))
 
 
 def finished(parts: Parts) -> EncoderModule:
@@ -52,16 +68,13 @@ def finished(parts: Parts) -> EncoderModule:
 
 
 def dry_run(module: EncoderModule, *, name: str, height: int, width: int) -> tuple[spec.SlotSpec, ...]:
-    """Run two random images and describe the output slots found.
+    """Describe the output slots for two images, worked out without numbers where the model's code allows it.
 
     Raises:
-        InputError: the model cannot take this size, or gives something else than maps [B, C, h, w].
+        InputError: the model cannot take this size, or gives something else than maps, vectors or lists of vectors.
     """
-    images = torch.rand((2, 3, height, width), generator=torch.Generator().manual_seed(0))
     try:
-        with torch.inference_mode():
-            normalized = (images - module.mean) / module.std if module.normalizes else images
-            outputs = _tensors(module.trunk(normalized))
+        outputs = probing.observe(module, EncoderModule.slots, batch=2, size=(height, width))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise errors.InputError(
             f"model {name!r} cannot encode images of {height} x {width} pixels: {wording.reason(error)}. "
@@ -72,8 +85,12 @@ def dry_run(module: EncoderModule, *, name: str, height: int, width: int) -> tup
     return tuple(_slot(slot, tensor, name) for slot, tensor in outputs.items())
 
 
-def _tensors(value: object) -> dict[str, torch.Tensor]:
-    """Return a trunk's output as slot name -> tensor."""
+def named_outputs(value: object) -> dict[str, torch.Tensor]:
+    """Return what a model returns as slot name -> tensor: `features`, or `features_0` onward, or its own names.
+
+    Raises:
+        EncoderError: it is no tensor, and no tuple, list or dict of them.
+    """
     if isinstance(value, Mapping):
         named = dict(value)
     elif isinstance(value, Sequence) and len(value) != 1:
@@ -92,15 +109,30 @@ def _tensors(value: object) -> dict[str, torch.Tensor]:
 
 
 def _slot(slot: str, tensor: torch.Tensor, name: str) -> spec.SlotSpec:
-    if tensor.ndim != 4 or tensor.shape[0] != 2 or min(tensor.shape) < 1 or tensor.dtype != torch.float32:
+    shape = tuple(tensor.shape)
+    if len(shape) not in _DESCRIPTIONS or shape[0] != 2 or min(shape) < 1 or tensor.dtype != torch.float32:
         raise errors.InputError(
-            f"model {name!r} is no encoder: output {slot!r} of two images is {tensor.dtype} {list(tensor.shape)}, but "
-            "must be float32 feature maps [2, C, h, w]. Let it return the maps before pooling; tokens [B, N, C] must "
-            "be put on their grid first."
+            f"model {name!r} is no encoder: output {slot!r} of two images is {tensor.dtype} {list(shape)}, but must be "
+            "float32: feature maps [2, C, h, w], vectors [2, C], or lists of vectors [2, N, C] in a dict."
+        )
+    if len(shape) == 3 and _UNNAMED.match(slot):
+        raise errors.InputError(
+            f"model {name!r} gives tokens {list(shape)} and does not say on which grid they lie. Put them on it, "
+            "or let the model declare num_prefix_tokens and patch_size."
         )
     return spec.SlotSpec(
         name=slot,
-        shape=tuple(tensor.shape[1:]),
-        description="feature map: channels, height, width",
+        shape=shape[1:],
+        description=_TOKENS.get((len(shape), slot.rpartition(".")[2]), _DESCRIPTIONS[len(shape)]),
         recommended_decoder="TensorToFeatureVector",
     )
+
+
+_UNNAMED = re.compile(rf"{tokens.FEATURES}(_\d+)?\Z")
+_DESCRIPTIONS = {4: "feature map: channels, height, width", 3: "tokens: tokens, channels", 2: "vector: channels"}
+_TOKENS = {
+    (2, "cls"): "class token: channels",
+    (2, "dist"): "distillation token: channels",
+    (3, "register"): "register tokens: tokens, channels",
+    (3, "prefix"): "tokens before the patches: tokens, channels",
+}

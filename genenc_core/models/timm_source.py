@@ -1,14 +1,15 @@
-"""Encoders from timm: `forward_features` without the classifier, its tokens or NHWC maps brought to [B, C, h, w]."""
+"""Encoders from timm: `forward_features` without the classifier, its tokens or NHWC maps brought to slots."""
 
 import math
 import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.models import wording
+from genenc_core.models import probing, tokens, wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
@@ -44,14 +45,20 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
         model = _construct(name, choice, image_size)
     model.eval().requires_grad_(False)
     preprocessing, mean, std = _preprocessing(name, model, image_size)
-    images = torch.rand((1, 3, preprocessing.height, preprocessing.width), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        reference = _features(name, model, images)
-        _drop_uncalled(model, images, reference)
-        trunk = _trunk(name, model, images, reference)
+    size = (preprocessing.height, preprocessing.width)
+    trunk = _trunk(name, model, _slimmed(name, model, size), size)
     if choice.path is not None:
         load_file(choice.path, model=model, trunk=trunk)
-    return Parts(model=model, trunk=trunk, preprocessing=preprocessing, mean=mean, std=std)
+    return Parts(
+        model=model,
+        trunk=trunk,
+        preprocessing=preprocessing,
+        mean=mean,
+        std=std,
+        stages=_stages(model),
+        token_layout=trunk.layout,
+        channels_last=_channels_last(model),
+    )
 
 
 def _construct(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> nn.Module:
@@ -138,64 +145,110 @@ def _features(name: str, model: Any, images: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def _drop_uncalled(model: Any, images: torch.Tensor, reference: torch.Tensor) -> None:
-    """Replace children that `forward_features` never calls (heads) by nothing, if the features stay the same."""
-    called: set[nn.Module] = set()
-    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()]
-    model.forward_features(images)
-    for hook in hooks:
-        hook.remove()
+def _slimmed(name: str, model: Any, size: tuple[int, int]) -> tuple[int, ...]:
+    """Replace children that `forward_features` never calls (heads) by nothing, if it then does the same.
+
+    Returns the shape of the features of one image.
+    """
+
+    def look(module: Any, images: torch.Tensor) -> tuple[set[str], Sequence[Hashable], tuple[int, ...]]:
+        called: set[str] = set()
+        operations = probing.Operations(module)
+        with probing.hooked(dict(module.named_modules()), lambda path, _: called.add(path)), operations:
+            features = _features(name, module, images)
+        return called, operations.record, tuple(features.shape)
+
+    called, before, shape = probing.observe(model, look, batch=1, size=size)
     dropped = {
         child: module
         for child, module in model.named_children()
-        if called.isdisjoint(module.modules()) and any(True for _ in module.parameters())
+        if not any(path == child or path.startswith(f"{child}.") for path in called)
+        and any(True for _ in module.parameters())
     }
     for child in dropped:
         setattr(model, child, nn.Identity())
     try:
-        same = not dropped or torch.equal(model.forward_features(images), reference)
-    except _BREAKS:
+        same = not dropped or probing.observe(model, look, batch=1, size=size)[1] == before
+    except (*_BREAKS, errors.InputError):
         same = False
     if not same:
         for child, module in dropped.items():
             setattr(model, child, module)
+    return shape
 
 
 class _Trunk(nn.Module):
-    """timm's `forward_features`, its result brought to [B, C, h, w] in a way that was settled when it was built."""
+    """timm's `forward_features`, its result brought to slots in a way that was settled when it was built."""
 
-    def __init__(self, model: Any, *, channels_last: bool, grid: tuple[int, int] | None) -> None:
+    def __init__(self, model: Any, *, channels_last: bool, layout: tokens.TokenLayout | None) -> None:
         super().__init__()
         self.model = model
         self.channels_last = channels_last
-        self.grid = grid
+        self.layout = layout
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.model.forward_features(images)
-        if self.grid is not None:
-            patches = features[:, -self.grid[0] * self.grid[1] :]  # prefix tokens (class, registers) come first
-            return patches.transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-any-return, no-untyped-call]
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
+    def forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        features = self.model.forward_features(images)
+        return tokens.arranged(features, self.layout, channels_last=self.channels_last)
 
 
-def _trunk(name: str, model: Any, images: torch.Tensor, features: torch.Tensor) -> nn.Module:
-    if features.ndim == 3:
-        return _Trunk(model, channels_last=False, grid=_token_grid(name, model, images, features))
-    channels_last = str(getattr(model, "output_fmt", "NCHW")) == "NHWC"
-    if features.shape[3 if channels_last else 1] != model.num_features:
+def _trunk(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int]) -> _Trunk:
+    if len(shape) == 3:
+        return _Trunk(model, channels_last=False, layout=_layout(name, model, shape, size))
+    channels_last = _channels_last(model)
+    if shape[3 if channels_last else 1] != model.num_features:
         raise errors.InputError(
-            f"timm's {name!r} gives features {list(features.shape)} but says it has {model.num_features} channels, so "
-            "it is not known which axis they are. Wrap it yourself and give package.module:factory."
+            f"timm's {name!r} gives features {list(shape)} but says it has {model.num_features} channels, so it is "
+            "not known which axis they are. Wrap it yourself and give package.module:factory."
         )
-    return _Trunk(model, channels_last=channels_last, grid=None)
+    return _Trunk(model, channels_last=channels_last, layout=None)
 
 
-def _token_grid(name: str, model: Any, images: torch.Tensor, tokens: torch.Tensor) -> tuple[int, int]:
-    """Find the patch grid of `tokens` [B, N, C]: declared by the model, or the map that it makes of them itself."""
+def _channels_last(model: Any) -> bool:
+    """Tell what timm's own convention says: NCHW, unless a model declares something else."""
+    return str(getattr(model, "output_fmt", "NCHW")) == "NHWC"
+
+
+def _stages(model: Any) -> tuple[str, ...]:
+    """Return the modules that timm itself takes features from."""
+    info = getattr(model, "feature_info", None) or ()
+    named = dict(model.named_modules())
+    found = [item.get("module", "") for item in info] if isinstance(info, list) else []
+    return tuple(dict.fromkeys(name for name in found if name in named))
+
+
+def _layout(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int]) -> tokens.TokenLayout:
+    """Find how the tokens [B, N, C] lie: declared by the model, or seen in the map that it makes of them itself."""
     declared = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    prefix = getattr(model, "num_prefix_tokens", None)
-    if declared and prefix is not None and prefix + declared[0] * declared[1] == tokens.shape[1]:
-        return int(declared[0]), int(declared[1])
+    count = getattr(model, "num_prefix_tokens", None)
+    if declared and count is not None and count + declared[0] * declared[1] == shape[1]:
+        return tokens.TokenLayout(grid=(int(declared[0]), int(declared[1])), prefix=_prefix(model, int(count)))
+    grid = _own_grid(model, size)
+    if grid is None or count not in (None, shape[1] - grid[0] * grid[1]):
+        raise errors.InputError(
+            f"timm's {name!r} gives tokens {list(shape)} and does not say on which grid they lie. Choose another "
+            "model, or wrap it yourself and give package.module:factory."
+        )
+    return tokens.TokenLayout(grid=grid, prefix=_prefix(model, shape[1] - grid[0] * grid[1]))
+
+
+def _prefix(model: Any, count: int) -> tokens.Prefix:
+    registers = getattr(model, "reg_token", None)
+    number = getattr(model, "num_reg_tokens", None)
+    if number is None:
+        number = 0 if registers is None else int(registers.shape[1])
+    return tokens.prefix_of(
+        count,
+        registers=int(number),
+        distilled=getattr(model, "dist_token", None) is not None,
+        class_token=getattr(model, "cls_token", None) is not None,
+    )
+
+
+@torch.inference_mode()
+def _own_grid(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the grid on which the model itself puts its tokens; needs their numbers to see that it is the same."""
+    images = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    found = model.forward_features(images)
     for norm in (True, False):
         try:
             maps = model.forward_intermediates(
@@ -204,9 +257,6 @@ def _token_grid(name: str, model: Any, images: torch.Tensor, tokens: torch.Tenso
         except _BREAKS:
             continue
         listed = maps.flatten(2).transpose(1, 2)
-        if listed.shape[1] <= tokens.shape[1] and torch.equal(tokens[:, -listed.shape[1] :], listed):
+        if listed.shape[1] <= found.shape[1] and torch.equal(found[:, -listed.shape[1] :], listed):
             return int(maps.shape[2]), int(maps.shape[3])
-    raise errors.InputError(
-        f"timm's {name!r} gives tokens {list(tokens.shape)} and does not say on which grid they lie. Choose another "
-        "model, or wrap it yourself and give package.module:factory."
-    )
+    return None

@@ -1,6 +1,7 @@
 """Encoders from torchvision's classification models: the layers before pooling, per architecture."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from torchvision.models import vision_transformer
 
 from genenc_core import errors, spec
-from genenc_core.models import wording
+from genenc_core.models import tokens, wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
@@ -36,7 +37,16 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     if choice.path is not None:
         load_file(choice.path, model=model, trunk=trunk)
     mean, std = (tuple(float(value) for value in values) for values in (preset.mean, preset.std))
-    return Parts(model=model, trunk=trunk, preprocessing=preprocessing, mean=mean, std=std)  # type: ignore[arg-type]
+    return Parts(
+        model=model,
+        trunk=trunk,
+        preprocessing=preprocessing,
+        mean=mean,  # type: ignore[arg-type]
+        std=std,  # type: ignore[arg-type]
+        stages=_stages(model),
+        token_layout=trunk.layout if isinstance(trunk, _ViTTrunk) else None,
+        channels_last=isinstance(model, zoo.SwinTransformer),
+    )
 
 
 def _weights_entry(name: str, tag: str | None) -> Any:
@@ -162,18 +172,18 @@ class _MaxVitTrunk(nn.Module):
 
 
 class _ViTTrunk(nn.Module):
-    """A vision transformer without class token in its output: tokens back on the patch grid, [B, C, h, w]."""
+    """A vision transformer: its patch tokens on their grid, [B, C, h, w], and its class token, [B, C]."""
 
     def __init__(self, model: zoo.VisionTransformer) -> None:
         super().__init__()
         self.conv_proj, self.encoder, self.class_token = model.conv_proj, model.encoder, model.class_token
         side = model.image_size // model.patch_size
-        self.grid = (side, side)
+        self.layout = tokens.TokenLayout(grid=(side, side), prefix=tokens.prefix_of(1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
         patches = self.conv_proj(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.class_token.expand(patches.shape[0], -1, -1), patches), 1)
-        return self.encoder(tokens)[:, 1:].transpose(1, 2).unflatten(2, self.grid)  # type: ignore[no-any-return]
+        listed = torch.cat((self.class_token.expand(patches.shape[0], -1, -1), patches), 1)
+        return tokens.split(self.encoder(listed), self.layout)
 
 
 def _before(model: nn.Module, stop: str, *, without: tuple[str, ...] = ()) -> nn.Sequential:
@@ -215,3 +225,24 @@ def _trunk(model: nn.Module) -> nn.Module:
         f"torchvision's {type(model).__name__} is newer than genenc: it is not known which of its layers are the "
         "encoder. Wrap it yourself and give package.module:factory."
     )
+
+
+# What ends a stage, as patterns of module names; every other model has its stages as children of `features`.
+_STAGES: tuple[tuple[type[nn.Module], str], ...] = (
+    (zoo.ConvNeXt, r"features\.[1357]"),
+    (zoo.DenseNet, r"features\.denseblock\d"),
+    (zoo.GoogLeNet, r"maxpool[12]|inception\d[a-e]"),
+    (zoo.Inception3, r"maxpool[12]|Mixed_\d[a-e]"),
+    (zoo.MNASNet, r"layers\.\d+"),
+    (zoo.MaxVit, r"blocks\.\d"),
+    (zoo.RegNet, r"trunk_output\.block\d"),
+    (zoo.ResNet, r"layer\d"),
+    (zoo.ShuffleNetV2, r"stage\d|conv5"),
+    (zoo.SwinTransformer, r"features\.[1357]"),
+    (zoo.VisionTransformer, r"encoder\.layers\.encoder_layer_\d+"),
+)
+
+
+def _stages(model: nn.Module) -> tuple[str, ...]:
+    pattern = next((pattern for kind, pattern in _STAGES if isinstance(model, kind)), r"features\.\d+")
+    return tuple(name for name, _ in model.named_modules() if re.fullmatch(pattern, name))

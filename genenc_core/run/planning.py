@@ -93,9 +93,10 @@ def make_design(
         batching.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
     wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
     if not wanted:
-        wanted = list(products.default_products(with_points=table is not None, dtype=given.dtype))
+        outputs = model.spec.outputs
+        wanted = list(products.default_products(outputs, with_points=table is not None, dtype=given.dtype))
     if given.maps:
-        wanted.append(products.MAPS)
+        wanted += products.map_products(model.spec.outputs)
     count = len(table.names) if table else 0
     tiled = tiles.plan(given, model.spec, wanted)
     return Design(

@@ -1,0 +1,83 @@
+"""The vectors at points of a feature map."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional
+
+from genenc_core import errors
+from genenc_core.encoding.signature import PointBatch, PostEncoder, Signature, require_batched_map, require_map
+
+INTERPOLATIONS = ("nearest", "bilinear", "cell")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SpatialPoint:
+    """`spatial_point`: the vector at each point, `[B, C, h, w]` -> `[B, K, C]`; NaN where a point does not count.
+
+    A point at model pixel x lies at cell coordinate v = x * (w / input width), as in WhiskerToolbox:
+
+    - `nearest`: cell floor(v + 0.5), clamped to the map (half away from zero; cell k sits at pixel k * stride);
+    - `bilinear`: interpolated at v on the index grid, clamped to it (`grid_sample`, align_corners=True, border);
+    - `cell`: cell floor(v), the patch that covers the pixel.
+    """
+
+    interpolation: str
+    count: int
+
+    def output(self, given: Signature) -> Signature:
+        """Return `[point, channel]`; needs a map, of at least 2 x 2 cells for `bilinear`."""
+        require_map("spatial_point", given)
+        if self.interpolation == "bilinear" and min(given.shape[1:]) < 2:
+            raise errors.InputError(
+                f"spatial_point(bilinear) needs a map of at least 2 x 2 cells, got {given}: use nearest or cell"
+            )
+        return Signature(dims=("point", "channel"), shape=(self.count, given.shape[0]))
+
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
+        """Return the vectors at `points`, `[B, K, C]`."""
+        require_batched_map("spatial_point", features)
+        if points is None:
+            raise errors.InputError("spatial_point needs points: give --points FILE")
+        channels, (height, width) = features.shape[1], features.shape[2:]
+        scale = torch.tensor(
+            [width / points.input_size[1], height / points.input_size[0]], dtype=torch.float64, device=features.device
+        )
+        cells = torch.where(points.valid[..., None], points.xy.to(features.device), 0.0) * scale
+        if self.interpolation == "bilinear":
+            sampled = _bilinear(features, cells)
+        else:
+            sampled = _gathered(features, torch.floor(cells + (0.5 if self.interpolation == "nearest" else 0.0)))
+        assert sampled.shape == (features.shape[0], cells.shape[1], channels)
+        return sampled.masked_fill(~points.valid.to(features.device)[..., None], math.nan)
+
+
+def make(arguments: Mapping[str, str], point_count: int) -> PostEncoder:
+    """Return `spatial_point` for a product's arguments; raises `InputError` without points."""
+    interpolation = arguments.get("interpolation", "nearest").lower()
+    if interpolation not in INTERPOLATIONS:
+        raise errors.InputError(f"spatial_point: {interpolation=} is unknown; known: {', '.join(INTERPOLATIONS)}")
+    if point_count < 1:
+        raise errors.InputError("spatial_point needs points, and the run has none: give --points FILE")
+    return SpatialPoint(interpolation, point_count)
+
+
+def _bilinear(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    height, width = features.shape[2:]
+    last = torch.tensor([width - 1, height - 1], dtype=torch.float64, device=features.device)
+    # The grid is made in float64 and used in float32: in the features' own half precision it would be off by cells.
+    grid = (2.0 * cells / last - 1.0).to(torch.float32)
+    sampled = functional.grid_sample(
+        features.float(), grid[:, :, None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return sampled[..., 0].transpose(1, 2).to(features.dtype)
+
+
+def _gathered(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    height, width = features.shape[2:]
+    x = cells[..., 0].clamp(0, width - 1).long()
+    y = cells[..., 1].clamp(0, height - 1).long()
+    flat = (y * width + x)[:, None, :].expand(-1, features.shape[1], -1)
+    return features.flatten(2).gather(2, flat).transpose(1, 2)
