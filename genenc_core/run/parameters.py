@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genenc_core import errors, spec
 
-Backend = Literal["auto", "eager", "torchscript", "aotinductor"]
+Backend = Literal["auto", "eager", spec.ExportFormat]
 _SIZE = re.compile(r"(\d+)(?:[xX](\d+))?\Z")
 LARGEST_SIDE = 16384
 

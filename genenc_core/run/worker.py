@@ -13,7 +13,6 @@ from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.encoding import batching, control, engine, products, shards
-from genenc_core.export import backends
 from genenc_core.images import loader
 from genenc_core.run import encoders, records
 from genenc_core.run.folder import RunFolder
@@ -110,8 +109,8 @@ class Worker:
 
     def _make_engine(self) -> engine.Engine:
         folder = self.folder
-        device = str(backends.resolve_device(self.options.device))
         model = encoders.run_model(folder)
+        device = encoders.device_of(model, self.options.device)
         encoder = encoders.CACHE.load(model, device=device, trust=self.options.trust or folder.given.trust)
         count = len(folder.manifest.point_names)
         parsed = [products.parse_product(text) for text in folder.identity["products"]]
