@@ -9,15 +9,36 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from genenc_core import errors, spec_rules
-from genenc_core.spec_block import ArtifactInfo, Fit, GenencBlock, Preprocessing, Record, SourceInfo, SourceKind
+from genenc_core.spec_block import (
+    ArtifactInfo,
+    ExportFormat,
+    Fit,
+    GenencBlock,
+    Preprocessing,
+    Record,
+    SizeRange,
+    SourceInfo,
+    SourceKind,
+)
 from genenc_core.spec_rules import BackendName
 
-__all__ = ["ArtifactInfo", "Fit", "GenencBlock", "Preprocessing", "Record", "SourceInfo", "SourceKind"]
+__all__ = [
+    "ArtifactInfo",
+    "ExportFormat",
+    "Fit",
+    "GenencBlock",
+    "Preprocessing",
+    "Record",
+    "SizeRange",
+    "SourceInfo",
+    "SourceKind",
+]
 
 BACKEND_BY_EXTENSION: Mapping[str, BackendName] = {
     ".pt": "TorchScript",
     ".pt2": "AOTInductor",
     ".pte": "ExecuTorch",
+    ".onnx": "ONNX",
 }
 
 
@@ -161,10 +182,15 @@ class RuntimeModelSpec(Record):
             raise errors.SpecError(f"model spec {self.model_id!r}", found)
 
     def resolved_batch_mode(self) -> BatchMode:
-        """Return the mode in force: recurrent_only, then fixed, then dynamic, then Dynamic(1, max_batch_size)."""
+        """Return the mode in force: recurrent_only, variants, fixed, dynamic, then Dynamic(1, max_batch_size).
+
+        With variants any batch can be put together from theirs; more than the largest gains nothing.
+        """
         mode = self.batch_mode or BatchModeSpec()
         if mode.recurrent_only:
             return BatchMode(kind="recurrent_only", min=1, max=1)
+        if self.weights_variants:
+            return BatchMode(kind="dynamic", min=1, max=max(item.batch_size for item in self.weights_variants))
         if mode.fixed is not None:
             return BatchMode(kind="fixed", min=mode.fixed, max=mode.fixed)
         if mode.dynamic is not None:
@@ -174,10 +200,15 @@ class RuntimeModelSpec(Record):
 
     def resolved_backend(self) -> BackendName:
         """Return the backend by name, or by the weights' extension when the spec says Auto or nothing."""
-        named = spec_rules.BACKEND_ALIASES.get((self.backend or "auto").lower(), "Auto")
-        if named != "Auto" or not self.weights_path:
-            return named
-        return BACKEND_BY_EXTENSION.get(Path(self.weights_path).suffix.lower(), "Auto")
+        return backend_of(self.backend, self.weights_path)
+
+
+def backend_of(name: str | None, path: str | None) -> BackendName:
+    """Return the backend that a name means; for Auto or none, the one of the path's extension."""
+    named = spec_rules.BACKEND_ALIASES.get((name or "auto").lower(), "Auto")
+    if named != "Auto" or not path:
+        return named
+    return BACKEND_BY_EXTENSION.get(Path(path).suffix.lower(), "Auto")
 
 
 def load_spec(path: Path) -> RuntimeModelSpec:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Fit = Literal["stretch", "crop", "pad"]
 SourceKind = Literal["torchvision", "timm", "python", "genenc", "factory"]
+ExportFormat = Literal["torchscript", "aotinductor", "exported_program", "onnx"]
 
 
 class Record(BaseModel):
@@ -59,11 +60,38 @@ class ArtifactInfo(Record):
     sha256: str
     bytes: int
     seconds: float = Field(description="Wall time of the export, comparison excluded.")
+    peak_rss_bytes: int | None = Field(
+        default=None,
+        description="Most resident memory of the process and its children during the export (comparison excluded), "
+        "sampled every 20 ms; what was in memory before counts.",
+    )
     batches_compared: tuple[int, ...]
     max_abs_error: float
     max_rel_error: float = Field(description="max |artifact - eager| / max |eager|, worst output and batch.")
     tolerance: float = Field(description="The max_rel_error above which the export was to be refused.")
-    platform: dict[str, str] = Field(default_factory=dict, description="Device, ISA and torch version it needs.")
+    platform: dict[str, str] = Field(
+        default_factory=dict, description="What it needs: device, isa, machine, system, torch, schema, ir, opset."
+    )
+
+
+class SizeRange(Record):
+    """The image sizes (height, width) in pixels that an artifact takes: multiples within bounds, both included."""
+
+    min: tuple[int, int]
+    max: tuple[int, int]
+    multiple: int = Field(gt=0, description="Every height and width is a multiple of this.")
+
+    def takes(self, height: int, width: int) -> bool:
+        """Whether an image of this size fits."""
+        return all(
+            least <= side <= most and side % self.multiple == 0
+            for side, least, most in zip((height, width), self.min, self.max, strict=True)
+        )
+
+    def describe(self) -> str:
+        """Return the range in words, e.g. `128 x 128 to 448 x 448 in steps of 32`."""
+        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.min[0]} x {self.min[1]} to {self.max[0]} x {self.max[1]}{steps}"
 
 
 class GenencBlock(Record):
@@ -77,5 +105,11 @@ class GenencBlock(Record):
     std: tuple[float, float, float] | None = None
     normalization_inside: bool = True
     precision: str = "float32"
-    artifact: ArtifactInfo | None = None
+    artifact: ArtifactInfo | None = Field(default=None, description="The file that weights_path names.")
+    variants: tuple[ArtifactInfo, ...] | None = Field(
+        default=None, description="The files of weights_variants, in their order."
+    )
+    dynamic_size: SizeRange | None = Field(
+        default=None, description="Sizes that the artifacts take; none: only that of inputs."
+    )
     genenc_version: str | None = None

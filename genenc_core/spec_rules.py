@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from genenc_core.spec import BatchModeSpec, RuntimeModelSpec, SlotSpec, WeightsVariant
 
-BackendName = Literal["TorchScript", "AOTInductor", "ExecuTorch", "Auto"]
+BackendName = Literal["TorchScript", "AOTInductor", "ExecuTorch", "ExportedProgram", "ONNX", "Auto"]
 
 BACKEND_ALIASES: Mapping[str, BackendName] = {
     "torchscript": "TorchScript",
@@ -18,6 +18,10 @@ BACKEND_ALIASES: Mapping[str, BackendName] = {
     "aoti": "AOTInductor",
     "executorch": "ExecuTorch",
     "exec_torch": "ExecuTorch",
+    # WhiskerToolbox takes these two for Auto, and decides by the file's extension.
+    "exportedprogram": "ExportedProgram",
+    "exported_program": "ExportedProgram",
+    "onnx": "ONNX",
     "auto": "Auto",
 }
 

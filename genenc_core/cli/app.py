@@ -79,9 +79,13 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         weights: Annotated[str, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = "pretrained",
         image_size: Annotated[str | None, typer.Option(help="H or HxW in pixels.")] = None,
         layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
-        formats: Annotated[str, typer.Option(help="torchscript, aotinductor, or both with a comma.")] = "torchscript",
+        formats: Annotated[str, typer.Option(help="torchscript, aotinductor, exported_program, onnx.")] = "torchscript",
         batch_min: Annotated[int, typer.Option(help="Fewest images per call.")] = 1,
         batch_max: Annotated[int, typer.Option(help="Most images per call.")] = 32,
+        variants: Annotated[str | None, typer.Option(help="One file per batch size instead: 1,8,32.")] = None,
+        dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Take a range of image sizes.")] = False,
+        size_min: Annotated[str | None, typer.Option(help="Smallest size of that range, H or HxW.")] = None,
+        size_max: Annotated[str | None, typer.Option(help="Largest size of that range, H or HxW.")] = None,
         json: Json = False,
         plain: Plain = False,
     ) -> None:
@@ -99,6 +103,10 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 formats=model_export.parse_formats(formats),
                 batch_min=batch_min,
                 batch_max=batch_max,
+                variants=() if variants is None else model_export.parse_variants(variants),
+                dynamic_size=dynamic_size,
+                size_min=size_min,
+                size_max=size_max,
             )
             done = who.export(given)
             if json:
@@ -131,7 +139,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             int | None, typer.Option(help="Border pixels of a tile dropped where another covers them.")
         ] = None,
         tile_blend: Annotated[str | None, typer.Option(help="cosine, average or none.")] = None,
-        backend: Annotated[str | None, typer.Option(help="auto, eager, torchscript or aotinductor.")] = None,
+        backend: Annotated[str | None, typer.Option(help="auto, eager, or the format of an artifact.")] = None,
         trust: Annotated[bool | None, typer.Option("--trust", help="Load an artifact of unknown digest.")] = None,
         shard_rows: Annotated[int | None, typer.Option(help="Images per shard.")] = None,
         batch_size: Annotated[str | None, typer.Option(help="Images (with --canvas: tiles) per call, or auto.")] = None,

@@ -120,6 +120,9 @@ def _info_spec(found: spec.RuntimeModelSpec, *, as_json: bool) -> None:
     ]
     lines += [f"input    {slot.name} {list(slot.shape)}" for slot in found.inputs]
     lines += [f"output   {slot.name} {list(slot.shape)}" for slot in found.outputs]
+    lines += [f"variant  {item.path} (batch {item.batch_size})" for item in found.weights_variants or ()]
+    ranged = found.genenc.dynamic_size if found.genenc else None
+    lines += [] if ranged is None else [f"sizes    {ranged.describe()}"]
     artifact = found.genenc.artifact if found.genenc else None
     if artifact is not None:
         lines.append(f"artifact compared with eager at batches {list(artifact.batches_compared)}:")

@@ -7,15 +7,14 @@ from typing import Literal
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.export import artifacts, describe
+from genenc_core.export import describe, loading
+from genenc_core.export.devices import resolve_device
+from genenc_core.export.formats import record, table
 from genenc_core.models import sources
 
-BackendKind = Literal["eager", "torchscript", "aotinductor"]
+__all__ = ["BackendKind", "Encoder", "choose_backend", "eager_encoder", "load_encoder", "resized", "resolve_device"]
 
-_ARTIFACT_KINDS: dict[BackendKind, Literal["TorchScript", "AOTInductor"]] = {
-    "torchscript": "TorchScript",
-    "aotinductor": "AOTInductor",
-}
+BackendKind = Literal["eager", spec.ExportFormat]
 
 
 class Encoder:
@@ -25,7 +24,7 @@ class Encoder:
     """
 
     def __init__(
-        self, model_spec: spec.RuntimeModelSpec, run: artifacts.Runner, *, backend: BackendKind, device: torch.device
+        self, model_spec: spec.RuntimeModelSpec, run: record.Runner, *, backend: BackendKind, device: torch.device
     ) -> None:
         self.spec = model_spec
         self.backend = backend
@@ -106,16 +105,16 @@ def eager_encoder(built: sources.BuiltEncoder, *, device: str = "cpu") -> Encode
 def load_encoder(
     model_spec: spec.RuntimeModelSpec,
     *,
-    backend: Literal["auto", "eager", "torchscript", "aotinductor"] = "auto",
+    backend: Literal["auto", "eager", spec.ExportFormat] = "auto",
     device: str = "auto",
     trust: bool = False,
     scratch: Path | None = None,
 ) -> Encoder:
-    """Load what a spec names: its artifact, or (`eager`, and `auto` without one) the model it was made of.
+    """Load what a spec names: its artifact or variants, or (`eager`, and `auto` without any) the model it was made of.
 
-    TorchScript and AOTInductor files run code, so they are loaded only with the digest that the spec records, or on
-    `trust`. `device` `auto` is the first CUDA device where the backend can use one. `scratch` is where an AOTInductor
-    package is unpacked for a moment.
+    All but ONNX files can run code, so they are loaded only with the digest that the spec records, or on `trust`.
+    `device` `auto` is the first CUDA device where the backend can use one. `scratch` is where an AOTInductor package
+    is unpacked for a moment.
 
     Raises:
         InputError: missing, changed, unknown, untrusted or foreign artifact, another platform, or unusable weights.
@@ -125,20 +124,8 @@ def load_encoder(
     kind = choose_backend(model_spec, backend)
     if kind == "eager":
         return _eager(_rebuilt(model_spec), model_spec, resolve_device(device))
-    path = Path(model_spec.weights_path or "")
-    artifacts.require_kind(path, _ARTIFACT_KINDS[kind])
-    _check_digest(model_spec, path, trust=trust)
-    if kind == "torchscript":
-        where = resolve_device(device)
-        return Encoder(model_spec, artifacts.load_torchscript(path, device=where), backend=kind, device=where)
-    artifacts.check_platform(path, artifacts.package_metadata(path))
-    if device not in ("auto", "cpu"):
-        raise errors.InputError(
-            f"the package {str(path)!r} runs on the CPU, not on {device!r}. Use --device cpu, or --backend torchscript "
-            "or eager on that device."
-        )
-    run = artifacts.load_aotinductor(path, scratch=scratch)
-    return Encoder(model_spec, run, backend=kind, device=torch.device("cpu"))
+    run, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch)
+    return Encoder(model_spec, run, backend=kind, device=where)
 
 
 def choose_backend(model_spec: spec.RuntimeModelSpec, wanted: str) -> BackendKind:
@@ -148,43 +135,73 @@ def choose_backend(model_spec: spec.RuntimeModelSpec, wanted: str) -> BackendKin
         InputError: the spec has nothing to run, or is for another backend than the one wanted.
     """
     source = model_spec.genenc.source if model_spec.genenc else None
-    if wanted == "eager" or (wanted == "auto" and not model_spec.weights_path and source):
+    if wanted == "eager":
         return "eager"
-    if not model_spec.weights_path:
+    files = loading.artifact_files(model_spec)
+    if not files and wanted == "auto" and source:
+        return "eager"
+    if not files:
         raise errors.InputError(
             f"model spec {model_spec.model_id!r} names no weights_path, so there is nothing to run. Export the model "
             "with genenc export, or give the model by its name."
         )
-    own = model_spec.resolved_backend()
-    kind = next((kind for kind, name in _ARTIFACT_KINDS.items() if name == own), None)
-    if kind is None:
-        raise errors.InputError(
-            f"model spec {model_spec.model_id!r} is for the backend {own} ({model_spec.weights_path!r}), which genenc "
-            "does not run. It runs TorchScript (.pt) and AOTInductor (.pt2)."
-        )
-    if wanted not in ("auto", kind):
+    kinds = {file.format for file in files.values()}
+    if wanted != "auto" and kinds != {wanted}:
+        own = ", ".join(sorted(table.FORMATS[kind].backend for kind in kinds))
         raise errors.InputError(
             f"model spec {model_spec.model_id!r} is for the backend {own}, but {wanted!r} was asked for. Use --backend "
             "auto, or the spec of the other artifact."
         )
-    return kind
+    return next(iter(files.values())).format
 
 
-def _check_digest(model_spec: spec.RuntimeModelSpec, path: Path, *, trust: bool) -> None:
-    recorded = model_spec.genenc.artifact if model_spec.genenc else None
-    if recorded is None:
-        if trust:
-            return
+def resized(
+    model_spec: spec.RuntimeModelSpec,
+    size: tuple[int, int],
+    *,
+    backend: BackendKind,
+    device: str = "auto",
+    trust: bool = False,
+) -> spec.RuntimeModelSpec:
+    """Return the spec at another size (height, width) of its range: input, preprocessing, and the outputs measured.
+
+    Raises:
+        InputError: the spec has one size only, or the size is outside its range; else as `load_encoder`.
+    """
+    own = tuple(model_spec.inputs[0].shape[-2:])
+    allowed = model_spec.genenc.dynamic_size if model_spec.genenc else None
+    if size == own:
+        return model_spec
+    if allowed is None:
         raise errors.InputError(
-            f"model spec {model_spec.model_id!r} records no digest of {str(path)!r}, and loading that file runs code "
-            "from it. If you know where it comes from, load it with --trust."
+            f"--image-size {size[0]}x{size[1]} differs from the spec's input {list(own)}: its artifact has a fixed "
+            "size; export the model again with that size, or with --dynamic-size"
         )
-    found = artifacts.file_sha256(path)
-    if found != recorded.sha256:
+    if not allowed.takes(*size):
         raise errors.InputError(
-            f"the artifact {str(path)!r} is not the one its spec was written for: sha256 {found[:12]}..., recorded "
-            f"{recorded.sha256[:12]}.... It was changed or damaged; export the model again with genenc export."
+            f"--image-size {size[0]}x{size[1]} is outside what the spec's artifact takes: {allowed.describe()}. Give "
+            "a size of that range, or export the model again with that size."
         )
+    changed = describe.at_size(model_spec, size)
+    if backend == "eager":
+        return changed.model_copy(update={"outputs": sources.build_encoder(_request(changed)).outputs})
+    run, where = loading.load(changed, device=device, trust=trust, scratch=None)
+    return changed.model_copy(update={"outputs": _measured(changed, run, where)})
+
+
+def _measured(model_spec: spec.RuntimeModelSpec, run: record.Runner, device: torch.device) -> tuple[spec.SlotSpec, ...]:
+    """Return the output slots with the shapes that a dry run gives."""
+    count = model_spec.resolved_batch_mode().min
+    with torch.inference_mode():
+        outputs = run(torch.rand((count, *model_spec.inputs[0].shape)).to(device))
+    if len(outputs) != len(model_spec.outputs):
+        raise errors.InputError(
+            f"the artifact of {model_spec.model_id!r} gives {len(outputs)} outputs, its spec {len(model_spec.outputs)}."
+        )
+    return tuple(
+        slot.model_copy(update={"shape": tuple(tensor.shape[1:])})
+        for slot, tensor in zip(model_spec.outputs, outputs, strict=True)
+    )
 
 
 def _rebuilt(model_spec: spec.RuntimeModelSpec) -> sources.BuiltEncoder:
@@ -195,17 +212,9 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec) -> sources.BuiltEncoder:
             f"model spec {model_spec.model_id!r} does not say which model it was made of, so it cannot run eager. Use "
             "--backend auto for its artifact, or give the model by its name."
         )
-    origin, size = block.source, describe.preprocessing_of(model_spec)
-    name = origin.name if origin.kind == "python" else f"{origin.kind}/{origin.name}"
-    built = sources.build_encoder(
-        sources.ModelRequest(
-            name=name,
-            weights=origin.weights,
-            image_size=(size.height, size.width),
-            layers=origin.layers or (),
-            arguments=origin.arguments,
-        )
-    )
+    request = _request(model_spec)
+    built = sources.build_encoder(request)
+    name, origin = request.name, block.source
     if block.weights_sha256 and built.weights_sha256 != block.weights_sha256:
         raise errors.InputError(
             f"the weights {origin.weights!r} of {name!r} are not those of model spec {model_spec.model_id!r}: sha256 "
@@ -221,29 +230,20 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec) -> sources.BuiltEncoder:
     return built
 
 
+def _request(model_spec: spec.RuntimeModelSpec) -> sources.ModelRequest:
+    """Return the request that builds the eager model of a spec whose source is known."""
+    assert model_spec.genenc is not None
+    assert model_spec.genenc.source is not None
+    origin, size = model_spec.genenc.source, describe.preprocessing_of(model_spec)
+    return sources.ModelRequest(
+        name=origin.name if origin.kind == "python" else f"{origin.kind}/{origin.name}",
+        weights=origin.weights,
+        image_size=(size.height, size.width),
+        layers=origin.layers or (),
+        arguments=origin.arguments,
+    )
+
+
 def _eager(built: sources.BuiltEncoder, model_spec: spec.RuntimeModelSpec, device: torch.device) -> Encoder:
     module = built.module if device.type == "cpu" else copy.deepcopy(built.module).to(device)
     return Encoder(model_spec, module, backend="eager", device=device)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device `name`, with an index for CUDA; `auto` prefers CUDA.
-
-    Raises:
-        InputError: no such device here; nothing else is used in its place.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise errors.InputError(f"there is no device {name!r}. Give auto, cpu, cuda or cuda:0.") from error
-    if device.type == "cpu":
-        return torch.device("cpu")
-    index = device.index or 0
-    if device.type != "cuda" or index >= torch.cuda.device_count():
-        raise errors.InputError(
-            f"device {name!r} cannot be used: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices "
-            "here. Give auto, cpu, or one that is there."
-        )
-    return torch.device("cuda", index)

@@ -1,22 +1,26 @@
-"""Artifact against eager model: random batches, what the eager model makes of them, and the worst difference."""
+"""Artifacts against their eager model: random images, what the model makes of them, and the worst difference."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from genenc_core import errors
-from genenc_core.export import artifacts
+from genenc_core.export.formats import record
 from genenc_core.models import sources, wording
+
+Shape = tuple[int, int, int]
+"""images, height, width"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One random batch, float32 [B, 3, H, W], and the maps that the eager model makes of it."""
+class Candidate:
+    """An artifact to compare, and the shapes of image batches to do it at."""
 
-    images: torch.Tensor
-    expected: tuple[torch.Tensor, ...]
+    name: str
+    run: record.Runner
+    shapes: tuple[Shape, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,55 +37,73 @@ def batches(least: int, most: int) -> tuple[int, ...]:
     return tuple(sorted({least, odd, most}))
 
 
-def draw_samples(built: sources.BuiltEncoder, batches: Sequence[int]) -> list[Sample]:
-    """Run the eager model on two kinds of random images per batch size: noise, and smooth blobs as in photographs."""
-    size = (built.preprocessing.height, built.preprocessing.width)
+def draw(shape: Shape) -> Iterator[torch.Tensor]:
+    """Yield two kinds of random images [B, 3, H, W] in [0, 1]: noise, and smooth blobs as in photographs."""
+    count, height, width = shape
     generator = torch.Generator().manual_seed(0)
-    found = []
-    for batch in batches:
-        noise = torch.rand((batch, 3, *size), generator=generator)
-        coarse = torch.rand((batch, 3, 8, 8), generator=generator)
-        smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
-        for images in (noise, smooth.contiguous()):
-            with torch.inference_mode():
-                found.append(Sample(images=images, expected=built.module(images)))
-    return found
+    yield torch.rand((count, 3, height, width), generator=generator)
+    coarse = torch.rand((count, 3, 8, 8), generator=generator)
+    yield torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").contiguous()
 
 
-def compare(run: artifacts.Runner, samples: Sequence[Sample], *, model_id: str, tolerance: float) -> Difference:
-    """Return the worst difference over all samples and outputs.
+def compare(
+    built: sources.BuiltEncoder, candidates: Sequence[Candidate], *, tolerance: float
+) -> Mapping[str, Difference]:
+    """Return the worst difference of each candidate over its shapes and all outputs.
+
+    One batch is held at a time, and the eager model runs it once for all candidates.
 
     Raises:
-        ExportError: above the tolerance, not a number, other shapes, or a call that fails.
+        ExportError: a difference above the tolerance, not a number, other shapes, or a call that fails.
     """
-    found = [difference for sample in samples for difference in _differences(run, sample, model_id)]
-    worst = Difference(absolute=max(d.absolute for d in found), relative=max(d.relative for d in found))
-    if not worst.relative <= tolerance:
-        raise errors.ExportError(
-            f"the export {model_id!r} differs from its model: relative error {worst.relative:.3g}, tolerance "
-            f"{tolerance:.3g}. Nothing was written. Use another format, or --backend eager; a small excess may be "
-            "accepted with a larger --tolerance."
-        )
+    worst = {candidate.name: Difference(absolute=0.0, relative=0.0) for candidate in candidates}
+    for shape in sorted({shape for candidate in candidates for shape in candidate.shapes}):
+        for images in draw(shape):
+            with torch.inference_mode():
+                expected = built.module(images)
+            for candidate in candidates:
+                if shape in candidate.shapes:
+                    found = _difference(candidate, images, expected)
+                    _refuse_above(tolerance, found, candidate.name, shape)
+                    worst[candidate.name] = _larger(worst[candidate.name], found)
     return worst
 
 
-def _differences(run: artifacts.Runner, sample: Sample, model_id: str) -> Iterator[Difference]:
-    batch = len(sample.images)
+def _refuse_above(tolerance: float, found: Difference, name: str, shape: Shape) -> None:
+    if not found.relative <= tolerance:
+        raise errors.ExportError(
+            f"the export {name!r} differs from its model: relative error {found.relative:.3g} at {_words(shape)}, "
+            f"tolerance {tolerance:.3g}. Nothing was written. Use another format, or --backend eager."
+        )
+
+
+def _difference(candidate: Candidate, images: torch.Tensor, expected: Sequence[torch.Tensor]) -> Difference:
+    name, at = candidate.name, _words((images.shape[0], images.shape[2], images.shape[3]))
     try:
         with torch.inference_mode():
-            outputs = run(sample.images)
-    except (RuntimeError, ValueError) as error:
-        raise errors.ExportError(f"the export {model_id!r} fails at batch {batch}: {wording.reason(error)}.") from error
-    shapes = [list(tensor.shape) for tensor in outputs], [list(tensor.shape) for tensor in sample.expected]
+            outputs = candidate.run(images)
+    except Exception as error:  # every runtime has exceptions of its own
+        raise errors.ExportError(f"the export {name!r} fails at {at}: {wording.reason(error)}.") from error
+    shapes = [list(tensor.shape) for tensor in outputs], [list(tensor.shape) for tensor in expected]
     if shapes[0] != shapes[1]:
-        raise errors.ExportError(f"the export {model_id!r} gives {shapes[0]} at batch {batch}, its model {shapes[1]}.")
-    for got, expected in zip(outputs, sample.expected, strict=True):
-        if not (bool(got.isfinite().all()) and bool(expected.isfinite().all())):
+        raise errors.ExportError(f"the export {name!r} gives {shapes[0]} at {at}, its model {shapes[1]}.")
+    found = Difference(absolute=0.0, relative=0.0)
+    for got, wanted in zip(outputs, expected, strict=True):
+        if not (bool(got.isfinite().all()) and bool(wanted.isfinite().all())):
             raise errors.ExportError(
-                f"model {model_id!r} gives NaN or infinite features at batch {batch}, so its export cannot be "
-                "compared. Check its weights."
+                f"model {name!r} gives NaN or infinite features at {at}, so its export cannot be compared. Check its "
+                "weights."
             )
-        absolute = float((got - expected).abs().max())
-        scale = float(expected.abs().max())
+        absolute = float((got - wanted).abs().max())
+        scale = float(wanted.abs().max())
         relative = absolute / scale if scale else (0.0 if absolute == 0 else math.inf)
-        yield Difference(absolute=absolute, relative=relative)
+        found = _larger(found, Difference(absolute=absolute, relative=relative))
+    return found
+
+
+def _larger(one: Difference, other: Difference) -> Difference:
+    return Difference(absolute=max(one.absolute, other.absolute), relative=max(one.relative, other.relative))
+
+
+def _words(shape: Shape) -> str:
+    return f"batch {shape[0]} of {shape[1]} x {shape[2]} pixels"

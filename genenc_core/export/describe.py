@@ -65,6 +65,17 @@ def preprocessing_of(model_spec: spec.RuntimeModelSpec) -> spec.Preprocessing:
     return spec.Preprocessing(height=height, width=width, fit="stretch", interpolation="bilinear", antialias=False)
 
 
+def at_size(model_spec: spec.RuntimeModelSpec, size: tuple[int, int]) -> spec.RuntimeModelSpec:
+    """Return the spec with input and preprocessing of another size (height, width); its outputs are left alone."""
+    image = model_spec.inputs[0].model_copy(update={"shape": (3, *size)})
+    own = preprocessing_of(model_spec)
+    # A crop keeps the share of the image that it shows.
+    short = own.resize_short and max(round(own.resize_short * min(size) / min(own.height, own.width)), min(size))
+    changed = own.model_copy(update={"height": size[0], "width": size[1], "resize_short": short})
+    block = (model_spec.genenc or spec.GenencBlock()).model_copy(update={"preprocessing": changed})
+    return model_spec.model_copy(update={"inputs": (image,), "genenc": block})
+
+
 def check_image_spec(model_spec: spec.RuntimeModelSpec) -> None:
     """Check the spec's rules, and that its one input is an RGB image of the size of its preprocessing.
 

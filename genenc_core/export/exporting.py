@@ -1,40 +1,48 @@
 """From a built model to its artifacts: exported, compared with the eager model, and described by a spec each."""
 
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from genenc_core import errors, spec, spec_rules
-from genenc_core.export import artifacts, comparison, compilers, describe
+from genenc_core import errors, spec
+from genenc_core.export import artifacts, comparison, describe, measure, sizes
 from genenc_core.export.describe import spec_for
+from genenc_core.export.formats import record, table
 from genenc_core.models import sources
 
 __all__ = ["ExportedModel", "Format", "export_encoder", "spec_for"]
 
-Format = Literal["torchscript", "aotinductor"]
+Format = spec.ExportFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedModel:
-    """One artifact and its spec, as written; `seconds` is the wall time of export and comparison together."""
+    """A spec and its artifacts, as written.
+
+    `artifact_path` is the one that the spec's weights_path names; `seconds` is the wall time of the exports, comparison
+    excluded.
+    """
 
     spec_path: Path
     artifact_path: Path
+    artifact_paths: tuple[Path, ...]
     spec: spec.RuntimeModelSpec
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
-    backend: spec_rules.BackendName
-    suffix: str
-    compile: Callable[[torch.nn.Module, torch.Tensor, int, int, Path], None]
-    load: Callable[[Path], artifacts.Runner]
+class _Made:
+    """One compiled file that is not compared yet."""
+
+    kind: Format
+    path: Path
+    batch: tuple[int, int]
+    variant: bool
+    shapes: tuple[comparison.Shape, ...]
+    meter: measure.Meter
 
 
 def export_encoder(
@@ -44,41 +52,54 @@ def export_encoder(
     formats: Sequence[Format],
     batch_min: int = 1,
     batch_max: int = 32,
+    variants: Sequence[int] = (),
+    size_range: spec.SizeRange | None = None,
     tolerance: float = 1e-5,
     name: str | None = None,
 ) -> list[ExportedModel]:
-    """Write `<name>_<format>.pt|.pt2` and `<name>_<format>_spec.json` into `out` for every format, or nothing at all.
+    """Write `<name>_<format>.<suffix>` and `<name>_<format>_spec.json` into `out` per format, or nothing at all.
 
     Artifacts take float32 RGB [B, 3, H, W] in [0, 1] with batch_min <= B <= batch_max; equal bounds give a fixed
-    batch. Each one is compared with the eager model at the smallest, an odd and the largest batch, two random inputs
-    each. `tolerance` bounds max |artifact - eager| / max |eager| for both formats: TorchScript is found at 0, an
-    AOTInductor package of a deep network at about 1e-6.
+    batch. With `variants` each format is several files of one fixed batch each, `<name>_<format>_b<size>.<suffix>`, in
+    one spec. With `size_range` H and W are any of that range. Every file is compared with the eager model at its
+    smallest, an odd and its largest batch and, at its smallest batch, two further sizes; two random inputs each.
+    `tolerance` bounds max |artifact - eager| / max |eager|: TorchScript is found at 0, the others of a deep network at
+    about 1e-6.
 
     Raises:
         InputError: bounds, formats or a name that cannot be, or an `out` that cannot be written.
-        ExportError: no C++ compiler, a model that cannot be exported, or an artifact that differs from its model.
+        ExportError: a missing tool, a model that cannot be exported, or an artifact that differs from its model.
     """
     stem = describe.file_stem(built) if name is None else name
-    _check_arguments(stem, formats, batch_min, batch_max)
-    if "aotinductor" in formats:
-        compilers.require_compiler()
+    _check_arguments(stem, formats, batch_min, batch_max, variants)
+    for kind in formats:
+        table.FORMATS[kind].require(built.module)
+    if size_range is not None:
+        sizes.require(built, size_range)
+    bounds = [(size, size) for size in sorted(variants)] or [(batch_min, batch_max)]
     with _staging(out) as folder:
-        samples = comparison.draw_samples(built, comparison.batches(batch_min, batch_max))
-        mode = (batch_min, batch_max)
-        drafts = [_export(built, f"{stem}_{kind}", _KINDS[kind], folder, samples, mode, tolerance) for kind in formats]
-        return [_publish(draft, out) for draft in drafts]
+        made = {
+            kind: [_compiled(built, kind, Path(folder), stem, batch, bool(variants), size_range) for batch in bounds]
+            for kind in formats
+        }
+        found = _compared(built, [item for items in made.values() for item in items], tolerance)
+        return [_published(built, f"{stem}_{kind}", items, found, size_range, out) for kind, items in made.items()]
 
 
-def _check_arguments(stem: str, formats: Sequence[str], batch_min: int, batch_max: int) -> None:
-    unknown = [kind for kind in formats if kind not in _KINDS]
+def _check_arguments(
+    stem: str, formats: Sequence[str], batch_min: int, batch_max: int, variants: Sequence[int]
+) -> None:
+    unknown = [kind for kind in formats if kind not in table.FORMATS]
     if unknown or not formats or len(set(formats)) != len(formats):
         raise errors.InputError(
-            f"cannot export to formats {list(formats)}: give one or more of {', '.join(_KINDS)}, each once."
+            f"cannot export to formats {list(formats)}: give one or more of {', '.join(table.FORMATS)}, each once."
         )
     if not 1 <= batch_min <= batch_max:
         raise errors.InputError(
             f"batch bounds {batch_min} to {batch_max} cannot be: the least must be at least 1 and not above the most."
         )
+    if variants and (min(variants) < 1 or len(set(variants)) != len(variants)):
+        raise errors.InputError(f"variants {list(variants)} cannot be: give batch sizes of at least 1, each once.")
     if not stem or Path(stem).name != stem or stem.startswith("."):
         raise errors.InputError(f"model name {stem!r} must be a plain file name, without folders.")
 
@@ -92,89 +113,112 @@ def _staging(out: Path) -> "tempfile.TemporaryDirectory[str]":
         raise errors.InputError(f"cannot write into {str(out)!r}: {error}. Give another --out.") from error
 
 
-def _export(
+def _compiled(
     built: sources.BuiltEncoder,
-    model_id: str,
-    kind: _Kind,
-    folder: str,
-    samples: Sequence[comparison.Sample],
-    mode: tuple[int, int],
-    tolerance: float,
-) -> ExportedModel:
-    """Export into `folder`, compare, and write the spec beside the artifact."""
-    started = time.perf_counter()
-    path = Path(folder) / f"{model_id}{kind.suffix}"
-    # Both exporters take an example batch of 1 for a constant, so it is 2 wherever the bounds allow.
-    example = samples[-1].images[: max(mode[0], min(2, mode[1]))].clone()
-    kind.compile(built.module, example, mode[0], mode[1], path)
-    exported = time.perf_counter() - started
-    difference = comparison.compare(kind.load(path), samples, model_id=model_id, tolerance=tolerance)
-    info = spec.ArtifactInfo(
-        file=path.name,
-        sha256=artifacts.file_sha256(path),
-        bytes=path.stat().st_size,
-        seconds=round(exported, 3),
-        batches_compared=tuple(sorted({len(sample.images) for sample in samples})),
+    kind: Format,
+    folder: Path,
+    stem: str,
+    batch: tuple[int, int],
+    variant: bool,
+    size_range: spec.SizeRange | None,
+) -> _Made:
+    own = (built.preprocessing.height, built.preprocessing.width)
+    # Exporters take an example batch of 1 for a constant, so it is 2 wherever the bounds allow.
+    count = max(batch[0], min(2, batch[1]))
+    example = next(comparison.draw((count, *own)))
+    target = record.Target(
+        example=example, batch=batch, sizes=size_range, outputs=tuple(slot.name for slot in built.outputs)
+    )
+    path = folder / f"{stem}_{kind}{f'_b{batch[0]}' if variant else ''}{table.FORMATS[kind].suffix}"
+    with measure.Meter() as meter:
+        table.FORMATS[kind].compile(built.module, target, path)
+    shapes = [(size, *own) for size in comparison.batches(*batch)]
+    shapes += [(batch[0], *size) for size in (sizes.further(size_range, own) if size_range else ())]
+    return _Made(kind=kind, path=path, batch=batch, variant=variant, shapes=tuple(shapes), meter=meter)
+
+
+def _compared(built: sources.BuiltEncoder, made: Sequence[_Made], tolerance: float) -> Mapping[Path, spec.ArtifactInfo]:
+    """Compare all files with the model; return what their specs say of them."""
+    cpu = torch.device("cpu")
+    candidates = [
+        comparison.Candidate(
+            name=item.path.stem, run=table.FORMATS[item.kind].load(item.path, cpu, None), shapes=item.shapes
+        )
+        for item in made
+    ]
+    found = comparison.compare(built, candidates, tolerance=tolerance)
+    return {item.path: _info(item, found[item.path.stem], tolerance) for item in made}
+
+
+def _info(made: _Made, difference: comparison.Difference, tolerance: float) -> spec.ArtifactInfo:
+    facts = dict(table.FORMATS[made.kind].facts(made.path))
+    return spec.ArtifactInfo(
+        file=made.path.name,
+        sha256=artifacts.file_sha256(made.path),
+        bytes=made.path.stat().st_size,
+        seconds=round(made.meter.seconds, 3),
+        peak_rss_bytes=made.meter.peak_rss_bytes,
+        batches_compared=tuple(sorted({shape[0] for shape in made.shapes})),
         max_abs_error=difference.absolute,
         max_rel_error=difference.relative,
         tolerance=tolerance,
-        platform=_platform(kind, path),
+        platform={"device": "any", **facts, "torch": torch.__version__},
     )
-    written = _spec(built, model_id, kind, mode, info)
-    spec_path = path.with_name(f"{model_id}_spec.json")
-    spec_path.write_text(written.to_json(), encoding="utf-8")
-    seconds = time.perf_counter() - started
-    return ExportedModel(spec_path=spec_path, artifact_path=path, spec=written, seconds=seconds)
+
+
+def _published(
+    built: sources.BuiltEncoder,
+    model_id: str,
+    made: Sequence[_Made],
+    found: Mapping[Path, spec.ArtifactInfo],
+    size_range: spec.SizeRange | None,
+    out: Path,
+) -> ExportedModel:
+    """Write the spec and move the files to their names, the spec last: it never names a file that is not there."""
+    infos = [found[item.path] for item in made]
+    written = _spec(built, model_id, made, infos, size_range)
+    draft = made[0].path.with_name(f"{model_id}_spec.json")
+    draft.write_text(written.to_json(), encoding="utf-8")
+    for item in made:
+        item.path.replace(out / item.path.name)
+    spec_path = draft.replace(out / draft.name)
+    return ExportedModel(
+        spec_path=spec_path,
+        artifact_path=out / infos[0].file,
+        artifact_paths=tuple(out / info.file for info in infos),
+        spec=written.resolved(out),
+        seconds=sum(item.meter.seconds for item in made),
+    )
 
 
 def _spec(
-    built: sources.BuiltEncoder, model_id: str, kind: _Kind, mode: tuple[int, int], info: spec.ArtifactInfo
+    built: sources.BuiltEncoder,
+    model_id: str,
+    made: Sequence[_Made],
+    infos: Sequence[spec.ArtifactInfo],
+    size_range: spec.SizeRange | None,
 ) -> spec.RuntimeModelSpec:
     base = spec_for(built, model_id=model_id)
-    least, most = mode
-    batch_mode = (
-        spec.BatchModeSpec(fixed=most)
-        if least == most
-        else spec.BatchModeSpec(dynamic=spec.DynamicBatch(min=least, max=most))
-    )
+    backend = table.FORMATS[made[0].kind].backend
+    least, most = made[0].batch
+    dynamic = spec.BatchModeSpec(dynamic=spec.DynamicBatch(min=least, max=most))
+    several = made[0].variant
     assert base.genenc is not None  # spec_for always fills it
-    written = base.model_copy(
-        update={
-            "backend": kind.backend,
-            "weights_path": info.file,
-            "batch_mode": batch_mode,
-            "genenc": base.genenc.model_copy(update={"artifact": info}),
-        }
-    )
+    own = {"artifact": infos[0], "variants": tuple(infos) if several else None, "dynamic_size": size_range}
+    update: dict[str, object] = {
+        "backend": backend,
+        # WhiskerToolbox loads this one file and shortens the last batch: the smallest variant is the safest there.
+        "weights_path": infos[0].file,
+        "batch_mode": spec.BatchModeSpec(fixed=most) if least == most else dynamic,
+        "genenc": base.genenc.model_copy(update=own),
+    }
+    if several:
+        update["weights_variants"] = tuple(
+            spec.WeightsVariant(
+                path=info.file, batch_size=item.batch[0], label=f"batch {item.batch[0]}", backend=backend
+            )
+            for item, info in zip(made, infos, strict=True)
+        )
+    written = base.model_copy(update=update)
     written.check()
     return written
-
-
-def _platform(kind: _Kind, path: Path) -> dict[str, str]:
-    if kind.backend == "TorchScript":
-        return {"device": "any", "torch": torch.__version__}
-    metadata = artifacts.package_metadata(path)
-    keys = {"device": "AOTI_DEVICE_KEY", "isa": "AOTI_CPU_ISA", "machine": "AOTI_MACHINE", "system": "AOTI_PLATFORM"}
-    return {name: metadata[key] for name, key in keys.items() if key in metadata} | {"torch": torch.__version__}
-
-
-def _publish(draft: ExportedModel, out: Path) -> ExportedModel:
-    """Move the files to their names, the spec last; a spec never names an artifact that is not there."""
-    artifact, written = out / draft.artifact_path.name, out / draft.spec_path.name
-    draft.artifact_path.replace(artifact)
-    draft.spec_path.replace(written)
-    resolved = draft.spec.resolved(out)
-    return ExportedModel(spec_path=written, artifact_path=artifact, spec=resolved, seconds=draft.seconds)
-
-
-_KINDS: dict[Format, _Kind] = {
-    "torchscript": _Kind(
-        backend="TorchScript",
-        suffix=".pt",
-        compile=compilers.trace,
-        load=lambda path: artifacts.load_torchscript(path, device=torch.device("cpu")),
-    ),
-    "aotinductor": _Kind(
-        backend="AOTInductor", suffix=".pt2", compile=compilers.compile_package, load=artifacts.load_aotinductor
-    ),
-}

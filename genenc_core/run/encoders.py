@@ -2,26 +2,20 @@
 
 import contextlib
 import dataclasses
-import os
-import shutil
 import sys
 import threading
-import uuid
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.export import artifacts, backends, describe, exporting
+from genenc_core.export import backends, describe, exporting, loading
+from genenc_core.export.formats import table
 from genenc_core.models import sources
+from genenc_core.run import model_files
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
-
-
-class UnusedVariantsWarning(UserWarning):
-    """A spec offers the same weights for several batch sizes."""
+from genenc_core.run.folder import MODEL_SPEC, RunFolder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +97,7 @@ def resolve_model(given: run_parameters.ExtractParameters, *, export_to: Path | 
 def run_model(folder: RunFolder) -> ResolvedModel:
     """Return the model of a run folder, its paths absolute."""
     return ResolvedModel(
-        spec=read_run_spec(folder.root / MODEL_SPEC), backend=cast(backends.BackendKind, folder.backend)
+        spec=model_files.read_run_spec(folder.root / MODEL_SPEC), backend=cast(backends.BackendKind, folder.backend)
     )
 
 
@@ -133,17 +127,25 @@ def _from_spec_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
             "with; export the model again with those layers"
         )
     describe.check_image_spec(found)
-    if found.weights_variants:
-        text = f"{given.model!r}: its weights_variants are not used; every batch runs its weights_path"
-        warnings.warn(text, UnusedVariantsWarning, stacklevel=2)
     backend = backends.choose_backend(found, given.backend)
-    declared = found.inputs[0].shape[-2:] if found.inputs else ()
-    if given.image_size is not None and run_parameters.parse_image_size(given.image_size) != tuple(declared):
-        raise errors.InputError(
-            f"--image-size {given.image_size} differs from the spec's input {list(declared)}: "
-            "an artifact has a fixed size; export the model again with that size"
-        )
+    if given.image_size is not None:
+        size = run_parameters.parse_image_size(given.image_size)
+        found = backends.resized(found, size, backend=backend, device=given.device, trust=given.trust)
     return ResolvedModel(spec=found, backend=backend)
+
+
+def device_of(model: ResolvedModel, wanted: str) -> str:
+    """Return where a model runs; `auto` is a CUDA device only for what can run on it.
+
+    Raises:
+        InputError: no such device.
+    """
+    if model.backend != "eager" and wanted == "auto":
+        files = loading.artifact_files(model.spec)
+        bound = files and loading.device_for(files, wanted).type == "cpu"
+        if bound or table.FORMATS[model.backend].cpu_only:
+            return "cpu"
+    return str(backends.resolve_device(wanted))
 
 
 def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
@@ -161,67 +163,6 @@ def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
         encoder(torch.zeros(smallest, 3, *encoder.input_size, device=encoder.device))
     except errors.EncoderError as error:
         raise errors.InputError(str(error)) from error
-
-
-def artifact_digest(found: spec.RuntimeModelSpec) -> str | None:
-    """Return the sha256 of a spec's artifact: of the file as it is, whatever the spec says; None without one."""
-    if not found.weights_path:
-        return None
-    path = Path(found.weights_path)
-    if not path.is_file():
-        raise errors.InputError(
-            f"model spec {found.model_id!r}: its artifact {str(path)!r} is not there: put it back, or export again"
-        )
-    return artifacts.file_sha256(path)
-
-
-def localised(model: ResolvedModel, run_folder: Path) -> ResolvedModel:
-    """Copy the artifact or weights file into the run folder; return the model with paths relative to that folder."""
-    found = model.spec
-    if model.backend != "eager" and found.weights_path:
-        name = _copied(Path(found.weights_path), run_folder)
-        return dataclasses.replace(model, spec=found.model_copy(update={"weights_path": name}))
-    file = _weights_file(found, Path())
-    return model if file is None else dataclasses.replace(model, spec=_with_weights(found, _copied(file, run_folder)))
-
-
-def read_run_spec(path: Path) -> spec.RuntimeModelSpec:
-    """Return a run folder's spec with paths that can be opened from anywhere."""
-    path = path.absolute()
-    found = spec.RuntimeModelSpec.from_json_file(path)
-    file = _weights_file(found, path.parent)
-    return found if file is None else _with_weights(found, str(file))
-
-
-def _weights_file(found: spec.RuntimeModelSpec, folder: Path) -> Path | None:
-    """Return the file that an eager model's weights come from, relative names from `folder`; None for random ones."""
-    source = found.genenc.source if found.genenc else None
-    file = None if source is None else folder / source.weights
-    return file if file is not None and file.is_file() else None
-
-
-def _with_weights(found: spec.RuntimeModelSpec, weights: str) -> spec.RuntimeModelSpec:
-    """Return the spec of the same eager model with its weights named otherwise."""
-    assert found.genenc is not None
-    assert found.genenc.source is not None
-    source = found.genenc.source.model_copy(update={"weights": weights})
-    return found.model_copy(update={"genenc": found.genenc.model_copy(update={"source": source})})
-
-
-def _copied(path: Path, run_folder: Path) -> str:
-    """Copy a file into the run's model folder, whole or not at all; return its name relative to the run folder."""
-    target = run_folder / MODEL_FOLDER / path.name
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise errors.InputError(f"cannot copy the model's file {str(path)!r} into the run folder: {error}") from error
-    return f"{MODEL_FOLDER}/{path.name}"
 
 
 def _is_model_of(built: sources.BuiltEncoder, found: spec.RuntimeModelSpec) -> bool:

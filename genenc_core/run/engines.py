@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 
 from genenc_core.encoding import batching, control, engine, products, tiling
-from genenc_core.export import backends
 from genenc_core.run import encoders, records, tiles
 from genenc_core.run.folder import RunFolder
 
@@ -18,8 +17,8 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
         InputError: no such device, a batch size out of bounds, a model or artifact that cannot be had.
         Stopped: the end was asked for.
     """
-    device = str(backends.resolve_device(options.device))
     model = encoders.run_model(folder)
+    device = encoders.device_of(model, options.device)
     encoder = encoders.CACHE.load(model, device=device, trust=options.trust or folder.given.trust)
     plan = folder.tiles
     parsed = [products.parse_product(text) for text in folder.identity["products"]]

@@ -1,17 +1,17 @@
 """A model export from its parameters to artifacts and specs, and what to tell about it."""
 
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genenc_core import errors
-from genenc_core.export import exporting
+from genenc_core import errors, spec
+from genenc_core.export import exporting, sizes
 from genenc_core.models import sources
 from genenc_core.run import encoders
 from genenc_core.run import parameters as run_parameters
 
-Format = Literal["torchscript", "aotinductor"]
+Format = spec.ExportFormat
 
 
 class ExportParameters(BaseModel):
@@ -29,10 +29,30 @@ class ExportParameters(BaseModel):
     formats: tuple[Format, ...] = Field(default=("torchscript",), min_length=1, description="One artifact each.")
     batch_min: int = Field(default=1, ge=1, description="Fewest images per call.")
     batch_max: int = Field(default=32, ge=1, description="Most images per call.")
+    variants: tuple[int, ...] = Field(
+        default=(), description="Instead of bounds: one file per batch size, and one spec for all of a format."
+    )
+    dynamic_size: bool = Field(default=False, description="The artifact takes a range of image sizes.")
+    size_min: str | None = Field(default=None, description="Smallest size, H or HxW; none: half of the model's.")
+    size_max: str | None = Field(default=None, description="Largest size, H or HxW; none: twice the model's.")
+
+
+def parse_variants(text: str) -> tuple[int, ...]:
+    """Read `1,8,32`.
+
+    Raises:
+        InputError: no whole numbers of at least 1, or one of them twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts) or len(set(map(int, parts))) < len(
+        parts
+    ):
+        raise errors.InputError(f"--variants {text!r}: give batch sizes of at least 1, each once, such as 1,8,32")
+    return tuple(sorted(int(part) for part in parts))
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:
-    """Read `torchscript,aotinductor`.
+    """Read `torchscript,onnx`.
 
     Raises:
         InputError: an unknown format; the known ones are listed.
@@ -46,25 +66,46 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 def export(given: ExportParameters) -> list[exporting.ExportedModel]:
     """Build the model and export it; raises as `sources.build_encoder` and `exporting.export_encoder`."""
-    if given.batch_min > given.batch_max:
-        raise errors.InputError(
-            f"--batch-min {given.batch_min} is larger than --batch-max {given.batch_max}: swap or widen them"
-        )
-    size = None if given.image_size is None else run_parameters.parse_image_size(given.image_size)
-    request = sources.ModelRequest(name=given.model, weights=given.weights, image_size=size, layers=given.layers)
+    _check(given)
+    request = sources.ModelRequest(
+        name=given.model, weights=given.weights, image_size=_parsed(given.image_size), layers=given.layers
+    )
+    built = encoders.CACHE.build(request)
+    ranged = sizes.size_range(built, _parsed(given.size_min), _parsed(given.size_max)) if given.dynamic_size else None
     return exporting.export_encoder(
-        encoders.CACHE.build(request),
+        built,
         out=Path(given.out),
         formats=given.formats,
         batch_min=given.batch_min,
         batch_max=given.batch_max,
+        variants=given.variants,
+        size_range=ranged,
     )
+
+
+def _check(given: ExportParameters) -> None:
+    if given.batch_min > given.batch_max:
+        raise errors.InputError(
+            f"--batch-min {given.batch_min} is larger than --batch-max {given.batch_max}: swap or widen them"
+        )
+    if given.variants and (given.batch_min, given.batch_max) != (1, 32):
+        raise errors.InputError(
+            "--variants are files of one batch size each, so --batch-min and --batch-max do not go with them: leave "
+            "the one or the other out"
+        )
+    if not given.dynamic_size and (given.size_min or given.size_max):
+        raise errors.InputError("--size-min and --size-max bound --dynamic-size: give it too, or leave them out")
+
+
+def _parsed(size: str | None) -> tuple[int, int] | None:
+    return None if size is None else run_parameters.parse_image_size(size)
 
 
 def describe(done: exporting.ExportedModel) -> dict[str, object]:
     """Return an export as JSON data."""
     return {
         "artifact": str(done.artifact_path),
+        "artifacts": [str(path) for path in done.artifact_paths],
         "spec": str(done.spec_path),
         "seconds": round(done.seconds, 2),
         "model_spec": done.spec.model_dump(mode="json", exclude_none=True),
@@ -76,16 +117,23 @@ def _size(count: int) -> str:
 
 
 def words(done: exporting.ExportedModel) -> list[str]:
-    """Return what a person wants to know of an export: files, shapes, time and error."""
+    """Return what a person wants to know of an export: files, shapes, time, memory and error."""
     block = done.spec.genenc
     assert block is not None
     assert block.artifact is not None
     shapes = ", ".join(f"{slot.name} {list(slot.shape)}" for slot in done.spec.outputs)
-    found = block.artifact
+    found = block.variants or (block.artifact,)
+    ranged = f", sizes {block.dynamic_size.describe()}" if block.dynamic_size else ""
+    batches = sorted({batch for info in found for batch in info.batches_compared})
     return [
-        f"{done.artifact_path}  {_size(found.bytes)} in {done.seconds:.1f} s",
-        f"  image {list(done.spec.inputs[0].shape)} -> {shapes}, {done.spec.resolved_batch_mode().describe()}",
-        f"  compared with eager at batches {', '.join(map(str, found.batches_compared))}: "
-        f"largest relative error {found.max_rel_error:.1e} (allowed {found.tolerance:.0e})",
+        *(_file_words(path, info) for path, info in zip(done.artifact_paths, found, strict=True)),
+        f"  image {list(done.spec.inputs[0].shape)} -> {shapes}, {done.spec.resolved_batch_mode().describe()}{ranged}",
+        f"  compared with eager at batches {', '.join(map(str, batches))}: largest relative error "
+        f"{max(info.max_rel_error for info in found):.1e} (allowed {found[0].tolerance:.0e})",
         f"  spec: {done.spec_path}",
     ]
+
+
+def _file_words(path: Path, info: spec.ArtifactInfo) -> str:
+    memory = "" if info.peak_rss_bytes is None else f", at most {_size(info.peak_rss_bytes)} in memory"
+    return f"{path}  {_size(info.bytes)} in {info.seconds:.1f} s{memory}"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genenc_core import errors, spec
 from genenc_core.encoding.tile_plan import Blend
 
-Backend = Literal["auto", "eager", "torchscript", "aotinductor"]
+Backend = Literal["auto", "eager", spec.ExportFormat]
 _SIZE = re.compile(r"(\d+)(?:[xX](\d+))?\Z")
 LARGEST_SIDE = 16384
 

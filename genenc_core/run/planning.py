@@ -16,7 +16,7 @@ from genenc_core.encoding import batching, control, products, shards, tile_plan
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
-from genenc_core.run import encoders, records, store_plan, tiles
+from genenc_core.run import encoders, model_files, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETERS, file_digest
 from genenc_core.store import layout, run_store
@@ -86,7 +86,7 @@ def make_design(
 ) -> Design:
     """Resolve the model and work out preprocessing and products."""
     model = encoders.resolve_model(given, export_to=export_to)
-    device = str(backends.resolve_device(given.device))
+    device = encoders.device_of(model, given.device)
     if export_to is not None:
         encoders.try_once(model, device=device, trust=given.trust)
     if given.batch_size != "auto":
@@ -133,7 +133,8 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     identity = make_identity(design, listed, artifact=_artifact(design))
     listed.path.replace(root / MANIFEST)
     listed = manifest.Manifest.open(root / MANIFEST)
-    records.write_text(root / MODEL_SPEC, encoders.localised(design.model, root).spec.to_json())
+    local = model_files.localised(design.model.spec, root, eager=design.model.backend == "eager")
+    records.write_text(root / MODEL_SPEC, local.to_json())
     records.write_json(root / PARAMETERS, given.model_dump(mode="json"))
     records.write_text(root / "README.md", store_plan.readme(identity, listed, design.products))
     plan = store_plan.make_plan(
@@ -172,7 +173,13 @@ def _outside_name(source: spec.SourceInfo | None) -> dict[str, object]:
 
 
 def _artifact(design: Design) -> str | None:
-    return None if design.model.backend == "eager" else encoders.artifact_digest(design.model.spec)
+    """Return the digest of the artifact, or one over those of all variants; None for an eager model."""
+    if design.model.backend == "eager":
+        return None
+    found = model_files.artifact_digests(design.model.spec)
+    if set(found) <= {0}:
+        return found.get(0)
+    return environment.digest({str(size): digest for size, digest in found.items()})
 
 
 def _default_shard_rows(design: Design, rows: int) -> int:

@@ -236,7 +236,7 @@ def test_export_then_extract_by_spec(genenc: Call, photos: Path, tmp_path: Path)
         ({"--device": "cuda:7"}, 2, "cuda:7"),
         ({"--fit": "squash"}, 2, "fit"),
         ({"--dtype": "int8"}, 2, "dtype"),
-        ({"--backend": "onnx"}, 2, "backend"),
+        ({"--backend": "tensorrt"}, 2, "backend"),
         ({"--product": "status=none"}, 2, "store uses that name"),
         ({"--product": "a=global_avg_pool+spatial_point"}, 2, "--points"),
         ({"--product": "a=global_avg_pool+global_avg_pool"}, 2, "needs a feature map"),

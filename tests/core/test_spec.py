@@ -214,7 +214,10 @@ def test_max_batch_size_counts_only_without_a_batch_mode() -> None:
         (None, "x.PT2", "AOTInductor"),
         ("auto", "x.pt", "TorchScript"),
         (None, "x.pte", "ExecuTorch"),
-        (None, "x.onnx", "Auto"),
+        (None, "x.onnx", "ONNX"),
+        ("Exported_Program", "x.pt2", "ExportedProgram"),
+        ("onnx", "x.bin", "ONNX"),
+        (None, "x.bin", "Auto"),
         (None, None, "Auto"),
     ],
 )

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.export import artifacts, backends, exporting
+from genenc_core.export import artifacts, backends, exporting, platforms
+from genenc_core.export.formats import aotinductor
 from genenc_core.models import sources
 
-BACKENDS = ["eager", "torchscript", "aotinductor"]
+FORMATS = ["torchscript", "aotinductor", "exported_program", "onnx"]
+BACKENDS = ["eager", *FORMATS]
 Exported = dict[str, exporting.ExportedModel]
 
 
@@ -52,7 +54,7 @@ def test_every_backend_gives_the_models_numbers(
     assert list(found) == ["deep", "fine"]
     for tensor, expected in zip(found.values(), tiny.module(images(batch)), strict=True):
         assert tensor.is_contiguous()
-        tolerance = 1e-5 if backend == "aotinductor" else 0
+        tolerance = 1e-5 if backend in ("aotinductor", "onnx") else 0
         assert float((tensor - expected).abs().max() / expected.abs().max()) <= tolerance
 
 
@@ -128,7 +130,7 @@ def test_eager_with_other_weights_than_the_spec_is_refused(tiny: sources.BuiltEn
         backends.load_encoder(changed(made, genenc=made.genenc.model_copy(update={"source": source})))
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "aotinductor"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_changed_artifact_is_refused_even_on_trust(exported: Exported, tmp_path: Path, kind: str) -> None:
     path = tmp_path / exported[kind].artifact_path.name
     data = bytearray(exported[kind].artifact_path.read_bytes())
@@ -167,12 +169,12 @@ def test_another_kind_of_file_is_refused_before_it_is_opened(
         torch.save(tiny.module.state_dict(), path)
     else:
         path.write_text("<html>")
-    words = "no PyTorch archive" if content == "html" else content
+    words = "none that genenc knows" if content == "html" else content
     with pytest.raises(errors.InputError, match=rf"(?i)not a TorchScript file but .*{words}"):
         backends.load_encoder(with_artifact(exported["torchscript"], path))
 
 
-@pytest.mark.parametrize("kind", ["torchscript", "aotinductor"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_truncated_artifact_is_refused(exported: Exported, tmp_path: Path, kind: str) -> None:
     path = tmp_path / exported[kind].artifact_path.name
     path.write_bytes(exported[kind].artifact_path.read_bytes()[:-2000])
@@ -186,7 +188,7 @@ def test_a_truncated_artifact_is_refused(exported: Exported, tmp_path: Path, kin
         ({"AOTI_DEVICE_KEY": "cuda"}, "the device cuda"),
         ({"AOTI_MACHINE": "riscv64"}, "the machine riscv64"),
         ({"AOTI_PLATFORM": "win32"}, "the operating system win32"),
-        ({artifacts.TORCH_KEY: "1.13.1"}, r"torch 1\.13, this is 2"),
+        ({aotinductor.TORCH_KEY: "1.13.1"}, r"torch 1\.13, this is 2"),
     ],
 )
 def test_a_package_for_another_platform_is_refused_before_its_code_runs(
@@ -204,10 +206,11 @@ def test_a_package_for_another_platform_is_refused_before_its_code_runs(
 
 
 def test_a_package_for_other_cpu_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "_CPU_FEATURES", {"AVX2": lambda: True, "AVX512": lambda: False})
-    artifacts.check_platform(Path("a.pt2"), {"AOTI_CPU_ISA": "AVX2"})
+    monkeypatch.setattr(platforms, "_CPU_FEATURES", {"AVX2": lambda: True, "AVX512": lambda: False})
+    rules = {"kind": "AOTInductor", "torch_rule": "same"}
+    platforms.check(Path("a.pt2"), {"isa": "AVX2"}, **rules)
     with pytest.raises(errors.InputError, match="CPU instructions AVX512, which this CPU lacks"):
-        artifacts.check_platform(Path("a.pt2"), {"AOTI_CPU_ISA": "AVX2 AVX512"})
+        platforms.check(Path("a.pt2"), {"isa": "AVX2 AVX512"}, **rules)
 
 
 def test_a_loaded_package_leaves_no_file_behind(exported: Exported, tmp_path: Path) -> None:

@@ -14,6 +14,12 @@ from genenc_core.export import artifacts, comparison, exporting
 from genenc_core.models import sources
 
 BOTH = ["torchscript", "aotinductor"]
+NAMES = {
+    "torchscript": "TorchScript",
+    "aotinductor": "AOTInductor",
+    "exported_program": "ExportedProgram",
+    "onnx": "ONNX",
+}
 
 
 def build(models_module: str, name: str) -> sources.BuiltEncoder:
@@ -27,6 +33,10 @@ def test_each_format_is_one_artifact_and_one_spec(exported: dict[str, exporting.
     assert sorted(path.name for path in folder.iterdir()) == [
         "tiny_aotinductor.pt2",
         "tiny_aotinductor_spec.json",
+        "tiny_exported_program.pt2",
+        "tiny_exported_program_spec.json",
+        "tiny_onnx.onnx",
+        "tiny_onnx_spec.json",
         "tiny_torchscript.pt",
         "tiny_torchscript_spec.json",
     ]
@@ -34,14 +44,14 @@ def test_each_format_is_one_artifact_and_one_spec(exported: dict[str, exporting.
         assert spec.load_spec(model.spec_path) == model.spec
 
 
-@pytest.mark.parametrize("kind", BOTH)
+@pytest.mark.parametrize("kind", NAMES)
 def test_the_spec_says_what_whiskertoolbox_and_we_need(
     exported: dict[str, exporting.ExportedModel], tiny: sources.BuiltEncoder, kind: str
 ) -> None:
     raw = spec.RuntimeModelSpec.from_json(exported[kind].spec_path.read_text())
     assert raw.model_id == f"tiny_{kind}"
     assert raw.weights_path == exported[kind].artifact_path.name
-    assert raw.resolved_backend() == {"torchscript": "TorchScript", "aotinductor": "AOTInductor"}[kind]
+    assert raw.resolved_backend() == NAMES[kind]
     assert raw.resolved_batch_mode().describe() == "Dynamic(1, 6)"
     assert [(slot.name, slot.shape, slot.recommended_encoder) for slot in raw.inputs] == [
         ("image", (3, 32, 40), "ImageEncoder")
@@ -123,7 +133,7 @@ def test_an_unwritable_folder_is_found_before_any_work(
     tiny: sources.BuiltEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(comparison, "draw_samples", lambda *_: pytest.fail("worked before looking at --out"))
+    monkeypatch.setattr(comparison, "draw", lambda *_: pytest.fail("worked before looking at --out"))
     with pytest.raises(errors.InputError, match="cannot write into"):
         exporting.export_encoder(tiny, out=tmp_path / "file" / "out", formats=["torchscript"])
 
@@ -142,7 +152,7 @@ def test_a_missing_compiler_is_named_with_the_remedy(tiny: sources.BuiltEncoder,
     ("options", "words"),
     [
         ({"formats": []}, "formats"),
-        ({"formats": ["onnx"]}, "formats"),
+        ({"formats": ["tensorrt"]}, "torchscript, aotinductor, exported_program, onnx"),
         ({"formats": ["torchscript", "torchscript"]}, "formats"),
         ({"formats": ["torchscript"], "batch_min": 0}, "batch bounds"),
         ({"formats": ["torchscript"], "batch_min": 5, "batch_max": 4}, "batch bounds"),

@@ -1,0 +1,125 @@
+"""AOTInductor: a package (.pt2) with the model compiled to a library for one kind of CPU and one version of torch."""
+
+import importlib
+import json
+import logging
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from genenc_core import errors
+from genenc_core.export import artifacts
+from genenc_core.export.formats import record
+from genenc_core.models import wording
+
+TORCH_KEY = "GENENC_TORCH"
+"""Name under which a package of ours carries the version of torch that compiled it."""
+
+_KEYS = {
+    "device": "AOTI_DEVICE_KEY",
+    "isa": "AOTI_CPU_ISA",
+    "machine": "AOTI_MACHINE",
+    "system": "AOTI_PLATFORM",
+    "torch": TORCH_KEY,
+}
+
+
+def require(module: nn.Module | None) -> None:
+    """Check, before an export, that the C++ compiler is there; running a package needs none.
+
+    Raises:
+        ExportError: it is not.
+    """
+    if module is None:
+        return
+    _import_inductor()
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise errors.ExportError(
+            "AOTInductor export needs a C++ compiler (g++), and none was found. Install one (apt install g++), or "
+            "export with --formats torchscript."
+        ) from error
+
+
+def compile_package(module: nn.Module, target: record.Target, path: Path) -> None:
+    """Compile `module` for the CPU and write the package to `path`; about a minute of CPU time for a ConvNeXt-T.
+
+    Raises:
+        ExportError: a model that torch.export or the compiler refuses.
+    """
+    _import_inductor()
+    program = target.program(module)
+    try:
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(path),
+            inductor_configs={
+                # The package's own check, where someone turns it on, would refuse a batch of 1 otherwise.
+                "aot_inductor.check_lowerbound": False,
+                "aot_inductor.metadata": {TORCH_KEY: torch.__version__},
+            },
+        )
+    except Exception as error:  # the compiler passes on whatever its stages raise
+        raise errors.ExportError(
+            f"AOTInductor cannot compile this model: {wording.reason(error)}. Use "
+            "--formats torchscript, or --backend eager."
+        ) from error
+
+
+def facts(path: Path) -> Mapping[str, str]:
+    """Return what a package was compiled for, from its metadata."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if artifacts.PACKAGED in name and name.endswith("wrapper_metadata.json"):
+                found = {str(key): str(value) for key, value in json.loads(archive.read(name)).items()}
+                return {fact: found[key] for fact, key in _KEYS.items() if key in found}
+    return {}
+
+
+def load(path: Path, _device: torch.device, scratch: Path | None) -> record.Runner:
+    """Load a CPU package; its platform must have been checked.
+
+    The library inside is unpacked into a folder of our own (in `scratch`, else in the system's temporary folder) and
+    that folder is removed at once: a loaded library needs its file no more. torch's package loader keeps it, and
+    leaves it behind when the process is killed; it also compiles test programs for seconds, this does not.
+
+    Raises:
+        InputError: a damaged package.
+    """
+    with tempfile.TemporaryDirectory(prefix="genenc-aoti-", dir=scratch) as folder:
+        library = Path(folder) / "model.so"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                (member,) = (n for n in archive.namelist() if artifacts.PACKAGED in n and n.endswith(".so"))
+                with archive.open(member) as source, library.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+            runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+        except (ValueError, zipfile.BadZipFile, RuntimeError) as error:
+            raise errors.InputError(
+                f"cannot load the package {str(path)!r}: {wording.reason(error)}. Export it again with genenc export."
+            ) from error
+
+    def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
+        outputs: Sequence[torch.Tensor] = runner.run([images])
+        return outputs
+
+    return run
+
+
+def _import_inductor() -> None:
+    """Import the compiler (seconds, so only here), without its remark that CUDA is installed but has no device."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before, logger.disabled = logger.disabled, True
+    try:
+        importlib.import_module("torch.utils.cpp_extension")
+    finally:
+        logger.disabled = before
+    importlib.import_module("torch._inductor")

@@ -1,0 +1,116 @@
+"""ONNX: an open graph format (.onnx) for many runtimes; genenc runs it with onnxruntime on the CPU."""
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genenc_core import errors
+from genenc_core.export import onnx_file
+from genenc_core.export.formats import record
+from genenc_core.models import wording
+
+LARGEST_BYTES = 2**31 - 2**24
+"""protobuf messages end at 2 GiB; 16 MiB are left for the graph"""
+
+_TO_EXPORT = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require(module: nn.Module | None) -> None:
+    """Check that the packages are there, and that a model to be exported fits into one file.
+
+    Raises:
+        InputError: a package is missing.
+        ExportError: the model is too large for one ONNX file.
+    """
+    missing = [name for name in (_TO_EXPORT if module else ("onnxruntime",)) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.InputError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'genenc[onnx]'.")
+    if module is None:
+        return
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if size > LARGEST_BYTES:
+        raise errors.ExportError(
+            f"the model's weights are {size / 1e9:.1f} GB, and one ONNX file holds at most {LARGEST_BYTES / 1e9:.1f} "
+            "GB; files with weights outside are not written, because one digest would not cover them. Use --formats "
+            "torchscript or exported_program."
+        )
+
+
+def convert(module: nn.Module, target: record.Target, path: Path) -> None:
+    """Write `module` as one ONNX file with the input `image` and one named output per slot.
+
+    Raises:
+        ExportError: a model that torch.export or the converter refuses.
+    """
+    program = target.program(module)
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            converted: Any = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=["image"],
+                output_names=list(target.outputs),
+                external_data=False,
+            )
+            converted.save(path, external_data=False)
+    except Exception as error:  # the converter passes on whatever its stages raise
+        raise errors.ExportError(
+            f"this model cannot be converted to ONNX: {wording.reason(error)}. Use --formats torchscript or "
+            "exported_program."
+        ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def facts(path: Path) -> Mapping[str, str]:
+    """Return the versions of format (ir) and operators (opset) that a file needs."""
+    found = onnx_file.read(path)
+    if found is None:
+        return {}
+    return {"ir": str(found.ir_version), "opset": str(found.opset), "device": "cpu"}
+
+
+def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Runner:
+    """Load a file into onnxruntime on the CPU.
+
+    Raises:
+        InputError: a damaged file, one that needs a newer onnxruntime, or one with weights in other files.
+    """
+    found = onnx_file.read(path)
+    if found is not None and found.external:
+        raise errors.InputError(
+            f"{str(path)!r} keeps weights in other files, which no digest covers. Save it as one file, or export the "
+            "model with genenc export."
+        )
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        raise errors.InputError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {str(path)!r}: {wording.reason(error)}. If the file is "
+            "whole, install a newer onnxruntime, or export it again here with genenc export."
+        ) from error
+    inputs = [item.name for item in session.get_inputs()]
+    if len(inputs) != 1:
+        raise errors.InputError(f"{str(path)!r} has the inputs {', '.join(inputs)}, but an image encoder has one.")
+
+    def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
+        return [torch.from_numpy(array) for array in session.run(None, {inputs[0]: images.numpy()})]
+
+    return run

@@ -1,0 +1,88 @@
+"""What an export aims at, and what every format is able to do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from genenc_core import errors, spec, spec_rules
+from genenc_core.export import artifacts
+from genenc_core.models import wording
+
+Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What one artifact takes and gives."""
+
+    example: torch.Tensor
+    """float32 [B, 3, H, W]; B is 2 or more unless the batch is fixed: exporters take 1 for a constant"""
+    batch: tuple[int, int]
+    """fewest and most images of one call; equal: fixed"""
+    sizes: spec.SizeRange | None
+    """the image sizes that the artifact takes; none: the example's alone"""
+    outputs: tuple[str, ...]
+    """names of the output slots"""
+
+    def program(self, module: nn.Module) -> torch.export.ExportedProgram:
+        """Return `module` as an exported program with this batch and these sizes.
+
+        Raises:
+            ExportError: torch.export refuses the model; its reason is told.
+        """
+        try:
+            with torch.no_grad():
+                return torch.export.export(module, (self.example,), dynamic_shapes=self._dynamic())
+        except Exception as error:  # exporting runs the model's own code
+            raise errors.ExportError(
+                f"torch.export cannot export this model{' with dynamic sizes' if self.sizes else ''}: "
+                f"{wording.reason(error)}. Use --formats torchscript, or --backend eager"
+                f"{', or leave --dynamic-size out' if self.sizes else ''}."
+            ) from error
+
+    def _dynamic(self) -> tuple[dict[int, Any]] | None:
+        dims: dict[int, Any] = {}
+        if self.batch[0] < self.batch[1]:
+            dims[0] = torch.export.Dim("batch", min=self.batch[0], max=self.batch[1])
+        if self.sizes is not None:
+            step = self.sizes.multiple
+            for axis, name in enumerate(("height", "width")):
+                least, most = self.sizes.min[axis] // step, self.sizes.max[axis] // step
+                if least < most:
+                    count = torch.export.Dim(name, min=least, max=most)
+                    # Told as a multiple, so that what halves and doubles a size keeps its shape in the proof.
+                    dims[2 + axis] = step * count if step > 1 else count
+        return (dims,) if dims else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One kind of artifact: how it is named, made, checked and run."""
+
+    kind: artifacts.ArtifactKind
+    backend: spec_rules.BackendName
+    """the name that a spec carries"""
+    suffix: str
+    runs_code: bool
+    """whether loading a file can run code from it"""
+    cpu_only: bool
+    torch_rule: Literal["same", "not newer", "any"]
+    """which torch may run an artifact, against the one that wrote it (major.minor)"""
+    require: Callable[[nn.Module | None], None]
+    """raise ExportError or InputError when this machine lacks what the format needs; with a module: to export it"""
+    compile: Callable[[nn.Module, Target, Path], None]
+    facts: Callable[[Path], Mapping[str, str]]
+    """read from a file, without loading it, what it needs: device, torch, isa, machine, system, schema, opset, ir"""
+    load: Callable[[Path, torch.device, Path | None], Runner]
+    """load a checked file onto a device; the folder is for what must be unpacked for a moment"""
+
+
+def tensors(outputs: object) -> Sequence[torch.Tensor]:
+    """Return what a module gave as a sequence."""
+    if isinstance(outputs, torch.Tensor):
+        return (outputs,)
+    return tuple(outputs.values()) if isinstance(outputs, dict) else tuple(outputs)  # type: ignore[arg-type]

@@ -1,0 +1,119 @@
+"""From a spec to what runs it: which files, whether they may be loaded, and one call for a file or its variants."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from genenc_core import errors, spec
+from genenc_core.export import artifacts, devices, platforms, variants
+from genenc_core.export.formats import record, table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactFile:
+    """One file that a spec names, the format it is said to have, and what its spec records of it."""
+
+    path: Path
+    format: spec.ExportFormat
+    recorded: spec.ArtifactInfo | None
+
+
+def artifact_files(model_spec: spec.RuntimeModelSpec) -> dict[int, ArtifactFile]:
+    """Return the files that run a spec: by batch size its variants, else under 0 its one artifact; empty: none.
+
+    Raises:
+        InputError: a file for a backend that genenc does not run.
+    """
+    block = model_spec.genenc or spec.GenencBlock()
+    if not model_spec.weights_variants:
+        if not model_spec.weights_path:
+            return {}
+        return {0: _file(model_spec, model_spec.weights_path, model_spec.backend, block.artifact)}
+    recorded = block.variants or ()
+    return {
+        item.batch_size: _file(model_spec, item.path, item.backend, recorded[index] if index < len(recorded) else None)
+        for index, item in enumerate(model_spec.weights_variants)
+    }
+
+
+def _file(
+    model_spec: spec.RuntimeModelSpec, path: str, backend: str | None, recorded: spec.ArtifactInfo | None
+) -> ArtifactFile:
+    kind = table.named(backend, Path(path))
+    if kind is not None:
+        return ArtifactFile(path=Path(path), format=kind, recorded=recorded)
+    own = spec.backend_of(backend, path)
+    if own == "ExecuTorch" or artifacts.artifact_kind(Path(path)) == "ExecuTorch":
+        raise errors.InputError(
+            f"model spec {model_spec.model_id!r} is for ExecuTorch ({path!r}), which is made for devices without "
+            "Python and which genenc does not run. Export the model again with genenc export, or run the file in "
+            "WhiskerToolbox built with ExecuTorch."
+        )
+    known = ", ".join(f"{item.backend} ({item.suffix})" for item in table.FORMATS.values())
+    raise errors.InputError(
+        f"model spec {model_spec.model_id!r} is for the backend {own} ({path!r}), which genenc does not run. It runs "
+        f"{known}."
+    )
+
+
+def load(
+    model_spec: spec.RuntimeModelSpec, *, device: str, trust: bool, scratch: Path | None
+) -> tuple[record.Runner, torch.device]:
+    """Return what runs a spec's artifact or variants, and the device it runs on.
+
+    Every file is checked at once; variants are loaded when they are first needed.
+
+    Raises:
+        InputError: a missing, changed, unknown, untrusted or foreign file, another platform, or no such device.
+    """
+    files = artifact_files(model_spec)
+    for file in files.values():
+        _check(model_spec, file, trust=trust)
+    where = device_for(files, device)
+    loaders: dict[int, Callable[[], record.Runner]] = {
+        size: partial(table.FORMATS[file.format].load, file.path, where, scratch) for size, file in files.items()
+    }
+    return (loaders[0]() if 0 in loaders else variants.VariantRunner(loaders)), where
+
+
+def _check(model_spec: spec.RuntimeModelSpec, file: ArtifactFile, *, trust: bool) -> None:
+    known = table.FORMATS[file.format]
+    artifacts.require_kind(file.path, known.kind)
+    if file.recorded is not None:
+        found = artifacts.file_sha256(file.path)
+        if found != file.recorded.sha256:
+            raise errors.InputError(
+                f"the artifact {str(file.path)!r} is not the one its spec was written for: sha256 {found[:12]}..., "
+                f"recorded {file.recorded.sha256[:12]}.... It was changed or damaged; export the model again with "
+                "genenc export."
+            )
+    elif known.runs_code and not trust:
+        raise errors.InputError(
+            f"model spec {model_spec.model_id!r} records no digest of {str(file.path)!r}, and loading that file runs "
+            "code from it. If you know where it comes from, load it with --trust."
+        )
+    known.require(None)
+    told = file.recorded.platform if file.recorded else {}
+    # What the file itself says counts most: it is what will run.
+    facts = {**told, **known.facts(file.path)}
+    platforms.check(file.path, facts, kind=known.kind, torch_rule=known.torch_rule)
+
+
+def device_for(files: Mapping[int, ArtifactFile], device: str) -> torch.device:
+    """Return where files run; `auto` is the CPU where one of them runs on nothing else.
+
+    Raises:
+        InputError: no such device, or one that a file does not run on.
+    """
+    bound = next((file for file in files.values() if table.FORMATS[file.format].cpu_only), None)
+    if bound is None:
+        return devices.resolve_device(device)
+    if device not in ("auto", "cpu"):
+        raise errors.InputError(
+            f"{str(bound.path)!r} ({table.FORMATS[bound.format].kind}) runs on the CPU, not on {device!r}. Use "
+            "--device cpu, or --backend torchscript, exported_program or eager on that device."
+        )
+    return torch.device("cpu")

@@ -1,0 +1,103 @@
+"""What an ONNX file says of itself, read from its outermost protobuf fields; nothing is loaded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+# Field numbers of onnx.proto: ModelProto, OperatorSetIdProto, GraphProto, TensorProto.
+_IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
+_MODEL_FIELDS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26))
+_DOMAIN, _VERSION = 1, 2
+_INITIALIZER = 5
+_EXTERNAL_DATA = 13
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxFile:
+    """Versions of the format and of the standard operators; whether weights lie in other files."""
+
+    ir_version: int
+    opset: int
+    external: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Field:
+    number: int
+    wire: int
+    value: int
+    """a number, or the length of what follows"""
+    start: int
+
+
+def read(path: Path) -> OnnxFile | None:
+    """Return what an ONNX file needs; None for any other, or a damaged, file."""
+    try:
+        with path.open("rb") as file:
+            return _read(file, path.stat().st_size)
+    except (OSError, ValueError):
+        return None
+
+
+def _read(file: BinaryIO, size: int) -> OnnxFile | None:
+    found = list(_fields(file, 0, size))
+    if any(field.number not in _MODEL_FIELDS for field in found):
+        return None
+    ir = [field.value for field in found if field.number == _IR_VERSION and field.wire == _VARINT]
+    graphs = [field for field in found if field.number == _GRAPH and field.wire == _LENGTH]
+    if len(ir) != 1 or len(graphs) != 1:
+        return None
+    opsets = [_opset(file, field) for field in found if field.number == _OPSET_IMPORT and field.wire == _LENGTH]
+    return OnnxFile(ir_version=ir[0], opset=max(opsets, default=0), external=_external(file, graphs[0]))
+
+
+def _opset(file: BinaryIO, field: _Field) -> int:
+    """Return the version of the standard operators; 0 for another domain's."""
+    parts = list(_fields(file, field.start, field.start + field.value))
+    if any(part.number == _DOMAIN and part.value for part in parts):
+        return 0
+    return next((part.value for part in parts if part.number == _VERSION), 0)
+
+
+def _external(file: BinaryIO, graph: _Field) -> bool:
+    return any(
+        part.number == _EXTERNAL_DATA
+        for tensor in _fields(file, graph.start, graph.start + graph.value)
+        if tensor.number == _INITIALIZER and tensor.wire == _LENGTH
+        for part in _fields(file, tensor.start, tensor.start + tensor.value)
+    )
+
+
+def _fields(file: BinaryIO, start: int, stop: int) -> Iterator[_Field]:
+    """Yield the fields of the message between two offsets.
+
+    Raises:
+        ValueError: the bytes are no such message.
+    """
+    at = start
+    while at < stop:
+        key, at = _varint(file, at)
+        wire = key & 7
+        if wire in (_VARINT, _LENGTH):
+            value, at = _varint(file, at)
+        else:
+            value = {_FIXED64: 8, _FIXED32: 4}.get(wire, -1)
+        if value < 0 or not key >> 3:
+            raise ValueError(f"no protobuf field at byte {at}")
+        yield _Field(number=key >> 3, wire=wire, value=value, start=at)
+        at += 0 if wire == _VARINT else value
+    if at != stop:
+        raise ValueError(f"a field ends at byte {at}, its message at {stop}")
+
+
+def _varint(file: BinaryIO, at: int) -> tuple[int, int]:
+    """Return the number at an offset, and the offset after it."""
+    file.seek(at)
+    number = 0
+    for index, byte in enumerate(file.read(10)):
+        number |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return number, at + index + 1
+    raise ValueError(f"no number at byte {at}")

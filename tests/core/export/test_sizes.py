@@ -1,0 +1,200 @@
+"""Dynamic sizes: which ranges a model has, artifacts that take them, and models that do not, named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from genenc_core import errors, spec
+from genenc_core.export import backends, exporting, sizes
+from genenc_core.models import sources
+
+
+def build(name: str, size: tuple[int, int]) -> sources.BuiltEncoder:
+    return sources.build_encoder(sources.ModelRequest(name=name, weights="random:0", image_size=size))
+
+
+@pytest.fixture(scope="module")
+def two_maps() -> sources.BuiltEncoder:
+    """[3, 32, 48] -> fine [4, 8, 12], coarse [8, 4, 6]."""
+    return build("tiny_models:two_maps", (32, 48))
+
+
+@pytest.fixture(scope="module")
+def exported(
+    two_maps: sources.BuiltEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, spec.RuntimeModelSpec]:
+    found = exporting.export_encoder(
+        two_maps,
+        out=tmp_path_factory.mktemp("sizes"),
+        formats=["torchscript", "exported_program", "onnx", "aotinductor"],
+        batch_max=4,
+        size_range=sizes.size_range(two_maps, None, None),
+    )
+    names = ["torchscript", "exported_program", "onnx", "aotinductor"]
+    return {name: model.spec for name, model in zip(names, found, strict=True)}
+
+
+def test_the_range_is_half_to_twice_the_models_size_in_steps_of_its_stride(two_maps: sources.BuiltEncoder) -> None:
+    assert sizes.stride(two_maps) == 8
+    found = sizes.size_range(two_maps, None, None)
+    assert found == spec.SizeRange(min=(16, 24), max=(64, 96), multiple=8)
+    assert found.describe() == "16 x 24 to 64 x 96 in steps of 8"
+    assert found.takes(16, 96)
+    assert not found.takes(20, 96)
+    assert not found.takes(72, 96)
+    assert not found.takes(96, 16)
+
+
+@pytest.mark.parametrize(
+    ("least", "most"),
+    [((12, 24), None), (None, (64, 92)), ((40, 24), None), (None, (24, 96)), ((32, 48), (32, 48))],
+)
+def test_impossible_ranges_are_refused(
+    two_maps: sources.BuiltEncoder, least: tuple[int, int] | None, most: tuple[int, int] | None
+) -> None:
+    with pytest.raises(errors.InputError, match=r"multiples of 8 .*32 x 48"):
+        sizes.size_range(two_maps, least, most)
+
+
+def test_further_sizes_are_near_both_ends_and_never_as_large_as_the_models_own() -> None:
+    """A ViT at 16 x 64 has as many patches as at 32 x 32, and would pass unseen."""
+    found = spec.SizeRange(min=(16, 16), max=(64, 64), multiple=16)
+    assert sizes.further(found, (32, 32)) == ((16, 16), (64, 48))
+    one_axis = spec.SizeRange(min=(32, 64), max=(96, 64), multiple=16)
+    assert sizes.further(one_axis, (32, 64)) == ((96, 64),)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "exported_program", "onnx", "aotinductor"])
+@pytest.mark.parametrize("size", [(16, 24), (64, 96), (16, 96), (40, 72), (32, 48)])
+def test_every_size_of_the_range_gives_the_models_numbers(
+    exported: dict[str, spec.RuntimeModelSpec], two_maps: sources.BuiltEncoder, kind: str, size: tuple[int, int]
+) -> None:
+    assert exported[kind].genenc.dynamic_size == spec.SizeRange(min=(16, 24), max=(64, 96), multiple=8)
+    assert exported[kind].inputs[0].shape == (3, 32, 48)
+    resized = backends.resized(exported[kind], size, backend=kind, device="cpu")
+    assert [slot.shape for slot in resized.outputs] == [
+        (4, size[0] // 4, size[1] // 4),
+        (8, size[0] // 8, size[1] // 8),
+    ]
+    encoder = backends.load_encoder(resized, device="cpu")
+    assert encoder.input_size == size
+    for batch in (1, 3):
+        images = torch.rand((batch, 3, *size), generator=torch.Generator().manual_seed(batch))
+        for tensor, expected in zip(encoder(images).values(), two_maps.module(images), strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_eager_takes_the_same_sizes(exported: dict[str, spec.RuntimeModelSpec]) -> None:
+    resized = backends.resized(exported["onnx"], (16, 96), backend="eager")
+    assert [slot.shape for slot in resized.outputs] == [(4, 4, 24), (8, 2, 12)]
+    assert backends.load_encoder(resized, backend="eager", device="cpu").input_size == (16, 96)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [((20, 48), "in steps of 8"), ((72, 48), "16 x 24 to 64 x 96"), ((8, 48), "outside")]
+)
+def test_sizes_outside_the_range_are_refused(
+    exported: dict[str, spec.RuntimeModelSpec], size: tuple[int, int], words: str
+) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        backends.resized(exported["torchscript"], size, backend="torchscript")
+
+
+def test_an_artifact_of_one_size_says_how_to_get_more(two_maps: sources.BuiltEncoder, tmp_path: Path) -> None:
+    (model,) = exporting.export_encoder(two_maps, out=tmp_path, formats=["torchscript"], batch_max=1)
+    with pytest.raises(errors.InputError, match="--dynamic-size"):
+        backends.resized(model.spec, (16, 24), backend="torchscript")
+    assert backends.resized(model.spec, (32, 48), backend="torchscript") == model.spec
+
+
+def test_a_crop_keeps_its_share_of_the_image(exported: dict[str, spec.RuntimeModelSpec]) -> None:
+    given = exported["torchscript"]
+    crop = given.genenc.preprocessing.model_copy(update={"fit": "crop", "resize_short": 40})
+    block = given.genenc.model_copy(update={"preprocessing": crop})
+    cropped = given.model_copy(update={"genenc": block})
+    found = backends.resized(cropped, (64, 96), backend="torchscript", device="cpu").genenc.preprocessing
+    assert (found.height, found.width, found.resize_short) == (64, 96, 80)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vit_b_16", r"'vit_b_16' takes images of 32 x 32 pixels only.*The size of tensor"),
+        ("timm/vit_tiny_patch16_224", r"Input height \(16\) doesn't match model \(32\)"),
+    ],
+)
+def test_a_transformer_bound_to_its_grid_is_refused_by_name(tmp_path: Path, name: str, words: str) -> None:
+    built = build(name, (32, 32))
+    with pytest.raises(errors.ExportError, match=words):
+        exporting.export_encoder(
+            built, out=tmp_path, formats=["torchscript"], size_range=sizes.size_range(built, None, None)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+class FrozenGrid(nn.Module):
+    """Takes any size in eager mode; a trace keeps the grid of its example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 4, 8, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patch(images).flatten(2)
+        return tokens.unflatten(2, (int(images.shape[2]) // 8, int(images.shape[3]) // 8))
+
+
+class FixedMap(nn.Module):
+    """A map of one size whatever the image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images, 4)
+
+
+class Pooling(nn.Module):
+    """Asks torch.export for a size that is known."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.avg_pool2d(images, 8)
+        return maps * 2 if images.shape[3] == 40 else maps
+
+
+def own(module: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> sources.BuiltEncoder:
+    monkeypatch.setattr("tiny_models.for_sizes", module, raising=False)
+    return build("tiny_models:for_sizes", (32, 40))
+
+
+def test_a_map_that_does_not_grow_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = own(FixedMap, monkeypatch)
+    with pytest.raises(errors.ExportError, match=r"its 'features' is \[3, 4, 4\]"):
+        exporting.export_encoder(
+            built,
+            out=tmp_path,
+            formats=["torchscript"],
+            size_range=spec.SizeRange(min=(16, 20), max=(64, 80), multiple=1),
+        )
+
+
+def test_what_torch_export_cannot_prove_for_all_sizes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = own(Pooling, monkeypatch)
+    with pytest.raises(errors.ExportError, match=r"torch\.export cannot export this model with dynamic sizes"):
+        exporting.export_encoder(
+            built, out=tmp_path, formats=["exported_program"], size_range=sizes.size_range(built, None, None)
+        )
+    with pytest.raises(errors.ExportError, match="differs from its model"):
+        exporting.export_encoder(
+            built, out=tmp_path, formats=["torchscript"], size_range=sizes.size_range(built, None, None)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_that_a_trace_froze_is_found_by_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = own(FrozenGrid, monkeypatch)
+    ranged = sizes.size_range(built, None, None)
+    with pytest.raises(errors.ExportError, match="fails at batch 1 of 16 x 16 pixels"):
+        exporting.export_encoder(built, out=tmp_path, formats=["torchscript"], size_range=ranged)
+    assert list(tmp_path.iterdir()) == []
+    (fixed,) = exporting.export_encoder(built, out=tmp_path, formats=["torchscript"])
+    assert fixed.spec.genenc.dynamic_size is None
