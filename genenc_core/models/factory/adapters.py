@@ -80,7 +80,7 @@ def adapted(backbone: nn.Module, config: AdapterConfig) -> nn.Module:
     if config.replace_qkv is not None:
         split_qkv(backbone, config.replace_qkv)
     try:
-        wrapped: nn.Module = peft.get_peft_model(backbone, kinds[config.method](**config.options))  # type: ignore[arg-type]
+        wrapped: nn.Module = peft.get_peft_model(backbone, kinds[config.method](**config.options))
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise errors.InputError(f"peft refuses {config.options}: {wording.reason(error)}.") from error
     return wrapped

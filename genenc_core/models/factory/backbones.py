@@ -33,6 +33,7 @@ class PartsBackbone(nn.Module):
             mean=parts.mean,
             std=parts.std,
             interpolation=size.interpolation,
+            resize_short=size.resize_short,
         )
         self.out_channels = measured_channels(self, (3, size.height, size.width))
 
@@ -68,7 +69,7 @@ class OwnBackbones(registry.Registry):
 
 
 class PythonBackbones:
-    """The source `python`: any `package.module:factory` whose module has `out_channels` and gives a list of features."""
+    """The source `python`: any `package.module:factory`; its module has `out_channels`, gives a list."""
 
     def build(self, name: str, *args: Any, **kwargs: Any) -> nn.Module:
         """Import the factory and call it.

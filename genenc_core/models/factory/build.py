@@ -66,7 +66,7 @@ def from_plan(made: plan.Plan) -> task_models.TaskModel:
     """
     encoder = _backbone(made)
     layout: feats.TokenLayout | None = getattr(encoder, "tokens", None)
-    patch_size = made.patch_size if made.patch_size is not None else _patch_size(encoder)
+    patch_size = made.patch_size if made.patch_size is not None else task_models.patch_size_of(encoder)
     if made.adapter is not None:
         encoder = _adapted(encoder, made)
     channel_list = _out_channels(encoder)
@@ -83,9 +83,12 @@ def from_plan(made: plan.Plan) -> task_models.TaskModel:
         "neck": neck,
         "aux_heads": auxiliary,
     }
+    model: task_models.TaskModel
     if made.task in plan.PIXEL_WISE_TASKS:
-        return task_models.PixelWiseModel(made.task, encoder, decoder, head, rescale=made.rescale, **shared)
-    return task_models.ScalarOutputModel(made.task, encoder, decoder, head, **shared)
+        model = task_models.PixelWiseModel(made.task, encoder, decoder, head, rescale=made.rescale, **shared)
+    else:
+        model = task_models.ScalarOutputModel(made.task, encoder, decoder, head, **shared)
+    return model.train()
 
 
 def _backbone(made: plan.Plan) -> nn.Module:
@@ -104,18 +107,6 @@ def _out_channels(encoder: nn.Module) -> list[int]:
             f"the backbone {type(encoder).__name__} must have an attribute out_channels: one number per feature."
         )
     return [int(value) for value in channels]
-
-
-def _patch_size(encoder: nn.Module) -> Any:
-    """Return the patch size that the backbone, or the first of its modules that has one, tells."""
-    layout = getattr(encoder, "tokens", None)
-    if layout is not None:
-        return layout.patch
-    for module in encoder.modules():
-        found = getattr(module, "patch_size", None)
-        if isinstance(found, int) or (isinstance(found, tuple | list) and found):
-            return found
-    return None
 
 
 def _adapted(encoder: nn.Module, made: plan.Plan) -> nn.Module:

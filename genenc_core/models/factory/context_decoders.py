@@ -124,9 +124,7 @@ class _Aspp(nn.Module):
         self.indices = [in_index] if isinstance(in_index, int) else list(in_index)
         width = sum(decoders.entry(channel_list, index, who="ASPP", argument="in_index") for index in self.indices)
         if in_channels not in (None, width):
-            raise errors.InputError(
-                f"ASPP: in_channels {in_channels} differs from the features' {width}; leave it out."
-            )
+            raise errors.InputError(f"ASPP: in_channels {in_channels} is not the features' {width}; leave it out.")
         self.align_corners = align_corners
         self.out_channels = outputs
         self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), _ConvNormAct(width, channels, 1))

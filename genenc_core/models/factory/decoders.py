@@ -66,7 +66,7 @@ class MLPDecoder(nn.Module):
         sizes = [tuple(int(side) for side in feature.shape[2:]) for feature in features]
         if len(set(sizes)) != 1:
             raise errors.EncoderError(
-                f"MLPDecoder takes maps of one size, not of {sizes}: choose them with SelectIndices."
+                f"MLPDecoder takes maps of one size, not {sizes}: choose some with SelectIndices."
             )
         cells = torch.cat(features, 1).movedim(1, -1)
         return self.activation(self.hidden_layer(cells)).movedim(-1, 1)  # type: ignore[no-any-return]

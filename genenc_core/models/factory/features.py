@@ -1,4 +1,4 @@
-"""What the parts of a model tell each other of features: how tokens lie in the image, and which axis the channels are."""
+"""What a model's parts tell each other of features: how tokens lie in the image, which axis the channels are."""
 
 import inspect
 import math
@@ -20,6 +20,8 @@ class TokenLayout:
     prefix: int
     patch: Size
     """pixels of one patch: height, width"""
+    registers: int = 0
+    """how many of the prefix tokens, its last ones, are registers"""
 
     def grid(self, image_size: Size) -> Size:
         """Return rows and columns of patches in an image (height, width)."""
@@ -36,6 +38,8 @@ class InputInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
+    resize_short: int | None = None
+    """its evaluation resizes the shorter side to this before a centre crop to height x width; None: not known"""
 
 
 def image_size(images: torch.Tensor) -> Size:

@@ -1,5 +1,6 @@
 """Heads: what turns a decoder's features into classes or values."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,7 @@ class SegmentationHead(nn.Module):
         widths = [in_channels, *(channel_list or ())]
         blocks = [
             nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.ReLU())
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in itertools.pairwise(widths)
         ]
         self.head = nn.Sequential(
             nn.Sequential(*blocks), _dropout(dropout, nn.Dropout), nn.Conv2d(widths[-1], num_classes, 1)
@@ -68,7 +69,7 @@ class RegressionHead(nn.Module):
             layers.append(nn.Sequential(*upscales))
         widths = [in_channels, *(channel_list or ())]
         if channel_list:
-            pairs = zip(widths, widths[1:], strict=False)
+            pairs = itertools.pairwise(widths)
             layers.append(nn.Sequential(*(_block(before, after, batch_norm=batch_norm) for before, after in pairs)))
         self.head = nn.Sequential(*layers, nn.Dropout2d(dropout), nn.Conv2d(widths[-1], 1, 1))
         self.final_act = _activation(final_act)
@@ -97,10 +98,7 @@ class ClassificationHead(nn.Module):
         self.num_classes = num_classes
         self.linear_after_pool = linear_after_pool
         widths = [in_dim, *(dim_list or ())]
-        blocks = [
-            nn.Sequential(nn.Linear(before, after), nn.ReLU())
-            for before, after in zip(widths, widths[1:], strict=False)
-        ]
+        blocks = [nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in itertools.pairwise(widths)]
         self.head = nn.Sequential(
             nn.Sequential(*blocks), _dropout(dropout, nn.Dropout), nn.Linear(widths[-1], num_classes)
         )

@@ -45,7 +45,7 @@ class SelectIndices(Neck):
         wrong = [index for index in indices if not -count <= index < count]
         if wrong or not indices:
             raise errors.InputError(
-                f"SelectIndices: indices {list(indices)} must be from {-count} to {count - 1}: there are {count} features."
+                f"SelectIndices: indices {list(indices)} must be from {-count} to {count - 1}, one or more."
             )
         self.indices = list(indices)
 
@@ -95,8 +95,9 @@ class AggregateTokens(Neck):
                     "AggregateTokens: this backbone has no class token; take mean, max, min or a token's number."
                 )
             return [tokens[:, 0]]
-        reduced = {"mean": tokens.mean, "max": tokens.amax, "min": tokens.amin}[self.pooling](dim=1)
-        return [reduced]
+        if self.pooling == "mean":
+            return [tokens.mean(1)]
+        return [tokens.amax(1) if self.pooling == "max" else tokens.amin(1)]
 
     def _token(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
         count = int(tokens.shape[1])
@@ -177,9 +178,7 @@ class ReshapeTokensToImage(Neck):
         patches = tokens[:, self.prefix :]
         count, steps = int(patches.shape[1]), self.effective_time_dim
         if count % steps:
-            raise errors.EncoderError(
-                f"{count} tokens cannot be divided among {steps} time steps (effective_time_dim)."
-            )
+            raise errors.EncoderError(f"{count} tokens cannot be divided among effective_time_dim {steps}.")
         grid = feats.token_grid(count // steps, size=size, layout=self.tokens, rows=self.h)
         channels = int(patches.shape[2])
         steps_first = patches.reshape(-1, steps, grid[0] * grid[1], channels).transpose(2, 3)

@@ -27,6 +27,14 @@ ARGUMENTS = (
     "peft_config",
 )
 _TEMPORAL = ("use_temporal", "temporal_")
+_TEMPORAL_OPTIONS = (
+    "use_temporal",
+    "temporal_pooling",
+    "temporal_concat",
+    "temporal_n_timestamps",
+    "temporal_features_permute_op",
+    "temporal_subset_lengths",
+)
 _PADDINGS = ("reflect", "replicate", "constant", "circular")
 
 Options = dict[str, Any]
@@ -178,11 +186,9 @@ def _backbone_options(backbone: str | nn.Module, given: Options) -> tuple[Option
 
 
 def _temporal(given: Options) -> Options | None:
-    known = ("use_temporal", "temporal_pooling", "temporal_concat", "temporal_n_timestamps")
-    known = (*known, "temporal_features_permute_op", "temporal_subset_lengths")
-    unknown = sorted(set(given) - set(known))
+    unknown = sorted(set(given) - set(_TEMPORAL_OPTIONS))
     if unknown:
-        raise errors.InputError(f"there is no backbone_{unknown[0]}.{registry.nearest(unknown[0], known)}")
+        raise errors.InputError(f"there is no backbone_{unknown[0]}.{registry.nearest(unknown[0], _TEMPORAL_OPTIONS)}")
     if not _flag("backbone_use_temporal", given.get("use_temporal", False)):
         rest = sorted(set(given) - {"use_temporal"})
         if rest:
@@ -261,6 +267,11 @@ def _auxiliary_head(given: Any) -> AuxiliaryHead:
     )
 
 
+def takes_argument(signature: inspect.Signature, name: str) -> bool:
+    """Tell whether a constructor takes the keyword."""
+    return name in signature.parameters or any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
+
+
 def check_arguments(who: str, prefix: str, signature: inspect.Signature | None, given: Mapping[str, Any]) -> None:
     """Compare arguments with a constructor's parameters; its first positional one (the channels) is not among them.
 
@@ -280,7 +291,8 @@ def check_arguments(who: str, prefix: str, signature: inspect.Signature | None, 
     if unknown:
         known = ", ".join(f"{prefix}{name}" for name in parameters) or "none"
         raise errors.InputError(
-            f"argument {prefix}{unknown[0]} = {given[unknown[0]]!r} is not used: {who} does not take it. It takes: {known}."
+            f"argument {prefix}{unknown[0]} = {given[unknown[0]]!r} is not used: {who} does not take it. It takes: "
+            f"{known}."
         )
     missing = [
         name

@@ -107,7 +107,7 @@ class LearnedInterpolateToPyramidal(Neck):
 
 
 class FeaturePyramidNetworkNeck(Neck):
-    """torchvision's feature pyramid network: every map with `out_channel` channels, fine ones enriched by coarse ones."""
+    """torchvision's feature pyramid network: `out_channel` channels, fine maps enriched by coarse."""
 
     def __init__(self, channel_list: Sequence[int], out_channel: int = 256, output_ordered_dict: bool = True) -> None:
         super().__init__(channel_list)

@@ -137,6 +137,11 @@ _ENTRIES = {
 }
 
 
+def _fpn_width(channels: int, policy: str) -> int:
+    """Return the channels of the four levels of smp's FPN, added or put side by side."""
+    return 4 * channels if policy == "cat" else channels
+
+
 class SmpDecoder(nn.Module):
     """A decoder of segmentation_models_pytorch that says how many channels it gives."""
 
@@ -246,39 +251,11 @@ class MmsegDecoders:
         return 0
 
 
-_MMSEG_HEADS = frozenset(
-    [
-        "ANNHead",
-        "APCHead",
-        "ASPPHead",
-        "CCHead",
-        "DAHead",
-        "DMHead",
-        "DNLHead",
-        "DPTHead",
-        "DepthwiseSeparableASPPHead",
-        "DepthwiseSeparableFCNHead",
-        "EMAHead",
-        "EncHead",
-        "FCNHead",
-        "FPNHead",
-        "GCHead",
-        "ISAHead",
-        "KernelUpdateHead",
-        "LRASPPHead",
-        "Mask2FormerHead",
-        "MaskFormerHead",
-        "NLHead",
-        "OCRHead",
-        "PSAHead",
-        "PSPHead",
-        "PointHead",
-        "SETRMLAHead",
-        "SETRUPHead",
-        "SegformerHead",
-        "SegmenterMaskTransformerHead",
-        "UPerHead",
-    ]
+_MMSEG_HEADS = (
+    *("ANNHead", "APCHead", "ASPPHead", "CCHead", "DAHead", "DMHead", "DNLHead", "DPTHead", "EMAHead", "EncHead"),
+    *("DepthwiseSeparableASPPHead", "DepthwiseSeparableFCNHead", "FCNHead", "FPNHead", "GCHead", "ISAHead"),
+    *("LRASPPHead", "Mask2FormerHead", "MaskFormerHead", "NLHead", "OCRHead", "PSAHead", "PSPHead", "PointHead"),
+    *("SETRMLAHead", "SETRUPHead", "SegformerHead", "SegmenterMaskTransformerHead", "UPerHead"),
 )
 
 

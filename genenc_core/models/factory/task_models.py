@@ -1,4 +1,4 @@
-"""Backbone, necks, decoder and head as one model: pixel-wise for segmentation and regression, scalar for classification."""
+"""Backbone, necks, decoder and head as one model: pixel-wise (segmentation, regression) or scalar (classification)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +21,12 @@ class ModelOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stages:
-    """Every stage of one forward pass, still of the padded image: features, features after the necks, decoded, headed."""
+class Encoded:
+    """The features of a padded image: the backbone's, and what the necks made of them."""
 
     backbone: list[torch.Tensor]
     necks: list[torch.Tensor]
-    decoder: torch.Tensor
-    head: torch.Tensor
+    padded: feats.Size
 
 
 class NeckSequence(nn.Sequential):
@@ -67,15 +66,35 @@ class TaskModel(nn.Module):
         self.patch = patch_sides(patch_size)
         self.padding = padding
 
-    def stages(self, images: torch.Tensor) -> Stages:
-        """Run [B, C, H, W] (or [B, C, T, H, W]) through the chain, padded to twice the patch size first."""
+    def encoded(self, images: torch.Tensor) -> Encoded:
+        """Return the features of [B, C, H, W] (or [B, C, T, H, W]), padded to multiples of twice the patch size."""
         padded = self._padded(images)
         size = feats.image_size(padded)
         backbone = feats.listed(self.encoder(padded))
         necks = backbone if self.neck is None else feats.listed(self.neck(backbone, image_size=size))
         feats.check_channels(necks, self.channel_list, who="the backbone" if self.neck is None else "the last neck")
-        decoded = self._decoded(self.decoder, necks, size)
-        return Stages(backbone=backbone, necks=necks, decoder=decoded, head=self.head(decoded))
+        return Encoded(backbone=backbone, necks=necks, padded=size)
+
+    def decoded(self, found: Encoded, *, decoder: nn.Module | None = None) -> torch.Tensor:
+        """Return what the decoder, or another one, makes of the features.
+
+        Raises:
+            EncoderError: something else than one tensor.
+        """
+        # Copies, as a decoder may work in place on what others read too.
+        copies = [feature.clone() for feature in found.necks]
+        decoded = told(self.decoder if decoder is None else decoder, copies, found.padded)
+        if not isinstance(decoded, torch.Tensor):
+            raise errors.EncoderError(f"a decoder must give one tensor; this one gave a {type(decoded).__name__}.")
+        return decoded
+
+    def auxiliary(self, found: Encoded) -> dict[str, torch.Tensor]:
+        """Return what every auxiliary decoder and its head make of the features."""
+        outputs = {}
+        for name, pair in self.aux_heads.items():
+            decoder, head = pair.children()
+            outputs[name] = head(self.decoded(found, decoder=decoder))
+        return outputs
 
     def padded_size(self, size: feats.Size) -> feats.Size:
         """Return height and width after padding."""
@@ -91,20 +110,6 @@ class TaskModel(nn.Module):
         """Take the weights of decoder and head out of training."""
         self.decoder.requires_grad_(False)
         self.head.requires_grad_(False)
-
-    def auxiliary(self, found: Stages, size: feats.Size) -> dict[str, torch.Tensor]:
-        """Return what every auxiliary decoder and its head make of the features."""
-        return {
-            name: pair[1](self._decoded(pair[0], found.necks, size))  # type: ignore[index]
-            for name, pair in self.aux_heads.items()
-        }
-
-    def _decoded(self, decoder: nn.Module, features: list[torch.Tensor], size: feats.Size) -> torch.Tensor:
-        # Copies, as a decoder may work in place on what others read too.
-        decoded = told(decoder, [feature.clone() for feature in features], size)
-        if not isinstance(decoded, torch.Tensor):
-            raise errors.EncoderError(f"a decoder must give one tensor; this one gave a {type(decoded).__name__}.")
-        return decoded
 
     def _padded(self, images: torch.Tensor) -> torch.Tensor:
         if self.patch is None:
@@ -149,13 +154,10 @@ class PixelWiseModel(TaskModel):
             InputError: images too small to be padded, or not in the backbone's form.
             EncoderError: a part gave something else than it declares.
         """
-        found = self.stages(images)
+        found = self.encoded(images)
         size = feats.image_size(images)
-        padded = self.padded_size(size)
-        auxiliary = {
-            name: _squeezed(self.fitted(output, size)) for name, output in self.auxiliary(found, padded).items()
-        }
-        return ModelOutput(_squeezed(self.fitted(found.head, size)), auxiliary)
+        auxiliary = {name: _squeezed(self.fitted(mask, size)) for name, mask in self.auxiliary(found).items()}
+        return ModelOutput(_squeezed(self.fitted(self.head(self.decoded(found)), size)), auxiliary)
 
     def fitted(self, mask: torch.Tensor, size: feats.Size) -> torch.Tensor:
         """Return a mask [B, K, h, w] of the padded image as one of the image (height, width)."""
@@ -183,11 +185,9 @@ class ScalarOutputModel(TaskModel):
             InputError: images too small to be padded, or not in the backbone's form.
             EncoderError: a part gave something else than it declares.
         """
-        found = self.stages(images)
-        padded = self.padded_size(feats.image_size(images))
-        return ModelOutput(
-            self.scalar(found.head), {k: self.scalar(v) for k, v in self.auxiliary(found, padded).items()}
-        )
+        found = self.encoded(images)
+        auxiliary = {name: self.scalar(logits) for name, logits in self.auxiliary(found).items()}
+        return ModelOutput(self.scalar(self.head(self.decoded(found))), auxiliary)
 
     def scalar(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the logits as they are, once it is sure that there is one row per image."""
@@ -214,6 +214,18 @@ def patch_sides(given: Any) -> tuple[int, ...] | None:
             "height, width]."
         )
     return (sides[0], sides[0]) if len(sides) == 1 else sides
+
+
+def patch_size_of(encoder: nn.Module) -> Any:
+    """Return the patch size that the backbone, or the first of its modules that has one, tells."""
+    layout = getattr(encoder, "tokens", None)
+    if layout is not None:
+        return layout.patch
+    for module in encoder.modules():
+        found = getattr(module, "patch_size", None)
+        if isinstance(found, int) or (isinstance(found, tuple | list) and found):
+            return found
+    return None
 
 
 def told(part: Callable[..., Any], features: list[torch.Tensor], size: feats.Size | None) -> Any:

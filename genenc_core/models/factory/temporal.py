@@ -68,9 +68,9 @@ class TemporalWrapper(nn.Module):
     def _pooled(self, feature: torch.Tensor, steps: int) -> torch.Tensor:
         if self.permutation is not None:
             feature = feature.permute(self.permutation)
-        stacked = feature.unflatten(0, (-1, steps))  # [B, T, C, h, w] or tokens [B, T, N, C]
+        stacked = feature.reshape(-1, steps, *feature.shape[1:])  # [B, T, C, h, w] or tokens [B, T, N, C]
         if self.subset_lengths is not None:
-            stacked = torch.stack([part.mean(1) for part in stacked.split(self.subset_lengths, 1)], 1)
+            stacked = torch.stack([part.mean(1) for part in torch.split(stacked, self.subset_lengths, 1)], 1)
         pooled = self._over_time(stacked)
         if self.permutation is None:
             return pooled
@@ -95,7 +95,7 @@ class TemporalWrapper(nn.Module):
 
 
 def _channels(encoder: nn.Module, pooling: str, steps: int | None) -> list[int]:
-    channels = [int(value) for value in encoder.out_channels]  # type: ignore[union-attr, arg-type]
+    channels = [int(value) for value in encoder.out_channels]  # type: ignore[union-attr]
     if pooling != "concat":
         return channels
     if steps is None:

@@ -38,7 +38,11 @@ class TimmTokens(nn.Module):
         self.inputs = inputs
         self.out_channels = [int(body.embed_dim)] * len(self.indices)
         patch = body.patch_embed.patch_size
-        self.tokens = feats.TokenLayout(prefix=int(body.num_prefix_tokens), patch=(int(patch[0]), int(patch[1])))
+        self.tokens = feats.TokenLayout(
+            prefix=int(body.num_prefix_tokens),
+            patch=(int(patch[0]), int(patch[1])),
+            registers=int(getattr(body, "num_reg_tokens", 0)),
+        )
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return one token list per layer."""
@@ -139,4 +143,5 @@ def _inputs(name: str, options: dict[str, Any]) -> feats.InputInfo | None:
         mean=tuple(float(value) for value in config.mean),
         std=tuple(float(value) for value in config.std),
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        resize_short=round(min(side) / config.crop_pct) if config.crop_pct and config.crop_mode == "center" else None,
     )

@@ -127,6 +127,7 @@ class TorchvisionBackbones:
             mean=parts.mean,
             std=parts.std,
             interpolation=size.interpolation,
+            resize_short=size.resize_short,
         )
         if isinstance(model, zoo.VisionTransformer):
             model.heads = nn.Sequential()
