@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+from pathlib import Path
 
 from genenc_core import errors, spec
 from genenc_core.models import sources, weights
@@ -10,8 +11,9 @@ INPUT_SLOT = "image"
 
 
 def file_stem(built: sources.BuiltEncoder) -> str:
-    """Return the model's name as a file name: `timm/resnet18` -> `timm_resnet18`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", built.request.name).strip("._") or "model"
+    """Return the model's name as a file name: `timm/resnet18` -> `timm_resnet18`, `models/seg.toml` -> `seg`."""
+    name = Path(built.request.name).stem if built.kind == "factory" else built.request.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "model"
 
 
 def spec_for(built: sources.BuiltEncoder, *, model_id: str) -> spec.RuntimeModelSpec:

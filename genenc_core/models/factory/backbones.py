@@ -45,7 +45,7 @@ class PartsBackbone(nn.Module):
 class OwnBackbones(registry.Registry):
     """The source `genenc`: what users registered, and genenc's own encoders."""
 
-    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Build a registered backbone, or the encoder `name` (image_size as (height, width), pretrained)."""
         if name in self._constructors:
             return super().build(name, *args, **kwargs)
@@ -71,7 +71,7 @@ class OwnBackbones(registry.Registry):
 class PythonBackbones:
     """The source `python`: any `package.module:factory`; its module has `out_channels`, gives a list."""
 
-    def build(self, name: str, *args: Any, **kwargs: Any) -> nn.Module:
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> nn.Module:
         """Import the factory and call it.
 
         Raises:

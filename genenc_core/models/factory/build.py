@@ -102,11 +102,13 @@ def _backbone(made: plan.Plan) -> nn.Module:
 
 def _out_channels(encoder: nn.Module) -> list[int]:
     channels = getattr(encoder, "out_channels", None)
-    if channels is None:
+    listed = list(channels) if isinstance(channels, list | tuple) else []
+    if not listed or not all(isinstance(value, int) for value in listed):
         raise errors.InputError(
-            f"the backbone {type(encoder).__name__} must have an attribute out_channels: one number per feature."
+            f"the backbone {type(encoder).__name__} must have an attribute out_channels, one number per feature, not "
+            f"{channels!r}."
         )
-    return [int(value) for value in channels]
+    return listed
 
 
 def _adapted(encoder: nn.Module, made: plan.Plan) -> nn.Module:

@@ -17,7 +17,7 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[str]: ...
     def __len__(self) -> int: ...
 
-    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Build the part."""
 
     def signature(self, name: str) -> inspect.Signature | None:
@@ -57,7 +57,7 @@ class Registry:
             raise errors.InputError(f"the name {name!r} is not registered.{nearest(name, self._constructors)}")
         del self._constructors[name]
 
-    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call the constructor; whatever it raises comes out as it is.
 
         Raises:
@@ -147,7 +147,7 @@ class MultiSourceRegistry:
         """Return `name` with its source's prefix, which means the same whatever else is installed."""
         return "_".join(self.split(name))
 
-    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Build `name` in the source that has it; what its constructor raises comes out as it is.
 
         Raises:

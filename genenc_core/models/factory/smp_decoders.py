@@ -172,7 +172,7 @@ class SmpDecoder(nn.Module):
 class SmpDecoders:
     """The source `smp`: empty when segmentation_models_pytorch is not installed, but it still knows its names."""
 
-    def build(self, name: str, channel_list: Sequence[int], **kwargs: Any) -> nn.Module:
+    def build(self, name: str, channel_list: Sequence[int], /, **kwargs: Any) -> nn.Module:
         """Build the decoder of the model `name`, for features with these channels.
 
         Raises:

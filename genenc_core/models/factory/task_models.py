@@ -93,7 +93,12 @@ class TaskModel(nn.Module):
         outputs = {}
         for name, pair in self.aux_heads.items():
             decoder, head = pair.children()
-            outputs[name] = head(self.decoded(found, decoder=decoder))
+            outputs[name] = self.headed(self.decoded(found, decoder=decoder), head=head)
+        return outputs
+
+    def headed(self, decoded: torch.Tensor, *, head: nn.Module | None = None) -> torch.Tensor:
+        """Return what the head, or another one, makes of decoded features."""
+        outputs: torch.Tensor = (self.head if head is None else head)(decoded)
         return outputs
 
     def padded_size(self, size: feats.Size) -> feats.Size:
@@ -157,15 +162,23 @@ class PixelWiseModel(TaskModel):
         found = self.encoded(images)
         size = feats.image_size(images)
         auxiliary = {name: _squeezed(self.fitted(mask, size)) for name, mask in self.auxiliary(found).items()}
-        return ModelOutput(_squeezed(self.fitted(self.head(self.decoded(found)), size)), auxiliary)
+        return ModelOutput(_squeezed(self.fitted(self.headed(self.decoded(found)), size)), auxiliary)
+
+    def headed(self, decoded: torch.Tensor, *, head: nn.Module | None = None) -> torch.Tensor:
+        """Return what the head, or another one, makes of a decoded map.
+
+        Raises:
+            EncoderError: it is no map.
+        """
+        if decoded.ndim != 4:
+            raise errors.EncoderError(
+                f"a model for {self.task} needs a map [B, C, h, w] from its decoder, not {list(decoded.shape)}: tokens "
+                "become maps with the neck ReshapeTokensToImage."
+            )
+        return super().headed(decoded, head=head)
 
     def fitted(self, mask: torch.Tensor, size: feats.Size) -> torch.Tensor:
         """Return a mask [B, K, h, w] of the padded image as one of the image (height, width)."""
-        if mask.ndim != 4:
-            raise errors.EncoderError(
-                f"a model for {self.task} needs a map [B, C, h, w] from its decoder, not {list(mask.shape)}: tokens "
-                "become maps with the neck ReshapeTokensToImage."
-            )
         padded = self.padded_size(size)
         made = feats.image_size(mask)
         if self.rescale and made != padded:
@@ -187,7 +200,7 @@ class ScalarOutputModel(TaskModel):
         """
         found = self.encoded(images)
         auxiliary = {name: self.scalar(logits) for name, logits in self.auxiliary(found).items()}
-        return ModelOutput(self.scalar(self.head(self.decoded(found))), auxiliary)
+        return ModelOutput(self.scalar(self.headed(self.decoded(found))), auxiliary)
 
     def scalar(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the logits as they are, once it is sure that there is one row per image."""

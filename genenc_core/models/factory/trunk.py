@@ -43,7 +43,7 @@ class TaskTrunk(nn.Module):
         return slots
 
     def _logits(self, decoded: torch.Tensor, size: feats.Size) -> torch.Tensor:
-        head = self.model.head(decoded)
+        head = self.model.headed(decoded)
         if isinstance(self.model, task_models.PixelWiseModel):
             return self.model.fitted(head, size)
         assert isinstance(self.model, task_models.ScalarOutputModel)
