@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from genenc_core import errors, spec
-from genenc_core.models import sources, weights
+from genenc_core.models import sources
 
 INPUT_SLOT = "image"
 
@@ -47,12 +47,13 @@ def spec_for(built: sources.BuiltEncoder, *, model_id: str) -> spec.RuntimeModel
 
 def _source(built: sources.BuiltEncoder) -> spec.SourceInfo:
     _, name = sources.resolve_name(built.request.name)
-    path = weights.parse_weights(built.request.weights).path
-    # A file is named from the root, so that the spec works from any folder.
+    given = built.request.weights
+    # A file is named from the root, so that the spec works from any folder; it need not be there any more.
+    word = given.partition(":")[0] in ("random", "pretrained")
     return spec.SourceInfo(
         kind=built.kind,
         name=name,
-        weights=str(path.resolve()) if path else built.request.weights,
+        weights=given if word else str(Path(given).resolve()),
         layers=built.request.layers or None,
         arguments=built.request.arguments,
     )

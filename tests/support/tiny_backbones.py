@@ -1,5 +1,7 @@
 """Small backbones for tests of the factory: a pyramid of maps, and a transformer-like one that gives tokens."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.out_channels = [4, 8, 16, 32]
         widths = [in_chans, *self.out_channels]
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         self.stages = nn.ModuleList(nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairs)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:

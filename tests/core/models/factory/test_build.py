@@ -1,4 +1,4 @@
-"""`build_model`: the shapes of every task, how arguments find their part, and what is refused before anything is built."""
+"""`build_model`: shapes of every task, how arguments find their part, what is refused before anything is built."""
 
 import copy
 from typing import Any
@@ -23,7 +23,9 @@ def built(task: str = "segmentation", backbone: Any = None, decoder: Any = "FCND
     options = {"num_classes": None if task == "regression" else 2, **options}
     if decoder == "FCNDecoder":
         options = {"decoder_channels": 8, "decoder_num_convs": 1, **options}
-    return build.build_model(task, tiny_backbones.Pyramid() if backbone is None else backbone, decoder, **options).eval()
+    return build.build_model(
+        task, tiny_backbones.Pyramid() if backbone is None else backbone, decoder, **options
+    ).eval()
 
 
 class NeverBuilt:
@@ -92,7 +94,7 @@ def test_backbone_arguments_reach_a_backbone_by_name() -> None:
     name = "tiny_backbones:pyramid"
     assert built(backbone=name, backbone_in_chans=5).encoder.stages[0].in_channels == 5
     assert built(backbone=name, backbone_kwargs={"in_chans": 5}).encoder.stages[0].in_channels == 5
-    with pytest.raises(errors.InputError, match="backbone_bands.*It takes: backbone_in_chans"):
+    with pytest.raises(errors.InputError, match=r"backbone_bands.*It takes: backbone_in_chans"):
         built(backbone=name, backbone_bands=["RED"])
 
 
@@ -200,7 +202,11 @@ def test_regression_with_a_decoder_that_includes_its_head() -> None:
         ("ASPPRegressionHead", {"decoder_channels": 4}),
         ("LinearDecoder", {"decoder_upsampling_size": 2}),
     ):
-        assert tuple(built("regression", decoder=decoder, **options)(torch.rand(2, 3, 32, 32)).output.shape) == (2, 32, 32)
+        assert tuple(built("regression", decoder=decoder, **options)(torch.rand(2, 3, 32, 32)).output.shape) == (
+            2,
+            32,
+            32,
+        )
 
 
 # What follows: one test per row of the list of TerraTorch's defects. Theirs / ours.
@@ -257,7 +263,8 @@ def test_auxiliary_heads_have_their_own_arguments() -> None:
     aux = [{"name": "a", "decoder": "IdentityDecoder", "decoder_args": {"head_dropout": 0.25}}]
     model = built(head_dropout=0.5, head_channel_list=[6], aux_decoders=aux)
     main, other = (
-        [item.p for item in part.modules() if isinstance(item, nn.Dropout)] for part in (model.head, model.aux_heads["a"])
+        [item.p for item in part.modules() if isinstance(item, nn.Dropout)]
+        for part in (model.head, model.aux_heads["a"])
     )
     assert (main, other) == ([0.5], [0.25])
     assert not any(isinstance(item, nn.Conv2d) and item.out_channels == 6 for item in model.aux_heads["a"].modules())
@@ -296,7 +303,9 @@ def test_token_aggregation_by_number_works_in_a_model() -> None:
 
 def test_images_that_are_not_square_keep_their_grid() -> None:
     """Theirs: NameError with image_size. Ours: the grid is the image's, known from the backbone's patches."""
-    model = built(backbone=tiny_backbones.Patches(), necks=[{"name": "ReshapeTokensToImage"}], decoder="IdentityDecoder")
+    model = built(
+        backbone=tiny_backbones.Patches(), necks=[{"name": "ReshapeTokensToImage"}], decoder="IdentityDecoder"
+    )
     images = torch.rand(1, 3, 32, 80)
     tokens = model.encoder(images)[-1]
     assert torch.equal(model.encoded(images).necks[-1][0, :, 1, 3], tokens[0, 1 + 1 * 10 + 3])

@@ -78,7 +78,9 @@ def test_unet_is_that_of_segmentation_models_weights_and_all(norm: bool, attenti
 
     channels, made = [16, 32, 48], [32, 16, 16]
     theirs = settled(
-        smp.UnetDecoder([16, *channels], made, n_blocks=3, use_norm="batchnorm" if norm else False, attention_type=attention)
+        smp.UnetDecoder(
+            [16, *channels], made, n_blocks=3, use_norm="batchnorm" if norm else False, attention_type=attention
+        )
     ).eval()
     ours = build("UNetDecoder", channels, channels=made, use_batchnorm=norm, attention_type=attention)
     ours.decoder.load_state_dict(theirs.state_dict())
@@ -249,7 +251,7 @@ def test_regression_head() -> None:
     assert not any(isinstance(item, nn.BatchNorm2d) for item in plain.modules())
     assert isinstance(heads.RegressionHead(8, final_act=nn.Softplus()).final_act, nn.Softplus)
     for named in ("os.system", "torch.nn.Conv2d"):
-        with pytest.raises(errors.InputError, match="no activation of torch.nn"):
+        with pytest.raises(errors.InputError, match=r"no activation of torch\.nn"):
             heads.RegressionHead(8, final_act=named)
 
 

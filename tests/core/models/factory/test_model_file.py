@@ -225,7 +225,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.InputError, match=r"other sizes: head\.head\.2\.weight is \[3, 8, 1, 1\]"):
         built({**SEG, "num_classes": 5}, weights=str(tmp_path / "w.pt"))
     first = next(iter(state))
-    torch.save({**{name: value for name, value in state.items() if name != first}, "extra": torch.ones(1)}, tmp_path / "x.pt")
+    torch.save(
+        {**{name: value for name, value in state.items() if name != first}, "extra": torch.ones(1)}, tmp_path / "x.pt"
+    )
     with pytest.raises(errors.InputError, match=f"missing: {first}; not in the model: extra"):
         built(SEG, weights=str(tmp_path / "x.pt"))
 

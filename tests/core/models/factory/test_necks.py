@@ -211,7 +211,7 @@ def test_a_type_error_inside_a_neck_is_not_hidden() -> None:
         def process_channel_list(self, channel_list: Any) -> list[int]:
             return list(channel_list)
 
-        def forward(self, features: Any, image_size: Any = None) -> Any:
+        def forward(self, features: Any, image_size: Any = None) -> Any:  # noqa: ARG002
             calls.append(image_size)
             raise TypeError("inside")
 

@@ -1,7 +1,5 @@
 """Registries: prefixes, order, one rule for names that are taken, and errors that help."""
 
-from collections.abc import Iterator
-
 import pytest
 from torch import nn
 
@@ -16,11 +14,11 @@ class Mine(nn.Module):
 
 
 @pytest.fixture
-def own() -> Iterator[registry.MultiSourceRegistry]:
+def own() -> registry.MultiSourceRegistry:
     """Return two sources that share one name."""
     first = registry.Registry({"alpha": lambda: "first alpha", "b_c": lambda: "first b_c"})
     second = registry.Registry({"alpha": lambda: "second alpha", "beta": lambda: "second beta"})
-    yield registry.MultiSourceRegistry("thing", {"one": first, "b": second}, aliases={"uno": "one"})
+    return registry.MultiSourceRegistry("thing", {"one": first, "b": second}, aliases={"uno": "one"})
 
 
 def test_a_prefix_chooses_the_source_and_without_one_the_first_that_has_the_name_wins(
@@ -124,5 +122,5 @@ def test_an_unprefixed_backbone_is_timms_as_in_terratorch() -> None:
 
 def test_decoders_of_mmsegmentation_are_known_by_name_and_refused() -> None:
     for name in ("mmseg_UPerHead", "UPerHead"):
-        with pytest.raises(errors.InputError, match="is mmsegmentation's.*UperNetDecoder"):
+        with pytest.raises(errors.InputError, match=r"is mmsegmentation's.*UperNetDecoder"):
             registries.DECODER_REGISTRY.build(name, [3], num_classes=2)

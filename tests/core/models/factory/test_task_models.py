@@ -67,9 +67,11 @@ def test_the_patch_size_is_found_in_the_backbone() -> None:
 
 
 def test_images_too_small_for_reflection_are_refused_with_a_remedy() -> None:
-    with pytest.raises(errors.InputError, match="too small to be padded by reflection.*replicate"):
+    with pytest.raises(errors.InputError, match=r"too small to be padded by reflection.*replicate"):
         model(backbone_patch_size=16)(torch.rand(1, 3, 10, 40))
-    assert tuple(model(backbone_patch_size=16, backbone_padding="replicate")(torch.rand(1, 3, 10, 40)).output.shape) == (
+    assert tuple(
+        model(backbone_patch_size=16, backbone_padding="replicate")(torch.rand(1, 3, 10, 40)).output.shape
+    ) == (
         1,
         4,
         10,
