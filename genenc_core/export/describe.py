@@ -2,16 +2,18 @@
 
 import importlib.metadata
 import re
+from pathlib import Path
 
 from genenc_core import errors, spec
-from genenc_core.models import sources, weights
+from genenc_core.models import sources
 
 INPUT_SLOT = "image"
 
 
 def file_stem(built: sources.BuiltEncoder) -> str:
-    """Return the model's name as a file name: `timm/resnet18` -> `timm_resnet18`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", built.request.name).strip("._") or "model"
+    """Return the model's name as a file name: `timm/resnet18` -> `timm_resnet18`, `models/seg.toml` -> `seg`."""
+    name = Path(built.request.name).stem if built.kind == "factory" else built.request.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "model"
 
 
 def spec_for(built: sources.BuiltEncoder, *, model_id: str) -> spec.RuntimeModelSpec:
@@ -45,12 +47,13 @@ def spec_for(built: sources.BuiltEncoder, *, model_id: str) -> spec.RuntimeModel
 
 def _source(built: sources.BuiltEncoder) -> spec.SourceInfo:
     _, name = sources.resolve_name(built.request.name)
-    path = weights.parse_weights(built.request.weights).path
-    # A file is named from the root, so that the spec works from any folder.
+    given = built.request.weights
+    # A file is named from the root, so that the spec works from any folder; it need not be there any more.
+    word = given.partition(":")[0] in ("random", "pretrained")
     return spec.SourceInfo(
         kind=built.kind,
         name=name,
-        weights=str(path.resolve()) if path else built.request.weights,
+        weights=given if word else str(Path(given).resolve()),
         layers=built.request.layers or None,
         arguments=built.request.arguments,
     )

@@ -95,7 +95,7 @@ def load_file(path: Path, *, model: nn.Module, trunk: nn.Module) -> None:
     Raises:
         InputError: unreadable, not a state dict, or not this model's; the first mismatches are named.
     """
-    state = _read_state(path)
+    state = read_state(path)
     wanted = encoder_state(model, trunk)
     tops = {name.partition(".")[0] for name in wanted}
     own = model.state_dict()
@@ -138,7 +138,12 @@ def _name_problems(label: str, names: list[str]) -> list[str]:
     return [f"{label}: {', '.join(names[:_SHOWN])}{more}"]
 
 
-def _read_state(path: Path) -> OrderedDict[str, torch.Tensor]:
+def read_state(path: Path) -> OrderedDict[str, torch.Tensor]:
+    """Return the state dict in a file, without wrappers and the prefix `module.`.
+
+    Raises:
+        InputError: unreadable, or no state dict.
+    """
     try:
         if path.suffix.lower() == ".safetensors":
             value: Any = safetensors.torch.load_file(path)

@@ -1,0 +1,181 @@
+"""Backbones by name: timm's, torchvision's, genenc's own, and a user's `package.module:factory`."""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genenc_core import errors
+from genenc_core.models import builtin_source, wording
+from genenc_core.models.encoder import Parts
+from genenc_core.models.factory import features as feats
+from genenc_core.models.factory import registry
+from genenc_core.models.weights import WeightsChoice
+
+
+class PartsBackbone(nn.Module):
+    """A backbone from one of genenc's own encoders: its output slots are the features."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.body = parts.trunk
+        size = parts.preprocessing
+        self.inputs = feats.InputInfo(
+            channels=3,
+            height=size.height,
+            width=size.width,
+            mean=parts.mean,
+            std=parts.std,
+            interpolation=size.interpolation,
+            resize_short=size.resize_short,
+        )
+        self.out_channels = measured_channels(self, (3, size.height, size.width))
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features of [B, 3, H, W]."""
+        return feats.listed(self.body(images))
+
+
+class OwnBackbones(registry.Registry):
+    """The source `genenc`: what users registered, and genenc's own encoders."""
+
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Build a registered backbone, or the encoder `name` (image_size as (height, width), pretrained)."""
+        if name in self._constructors:
+            return super().build(name, *args, **kwargs)
+        choice = random_or_pretrained(bool(kwargs.get("pretrained", False)))
+        return PartsBackbone(builtin_source.build(name, choice, as_size(kwargs.get("image_size"))))
+
+    def signature(self, name: str) -> inspect.Signature | None:
+        """Return the arguments that `build` takes."""
+        if name in self._constructors:
+            return super().signature(name)
+        return keywords("pretrained", "image_size")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._constructors or name in builtin_source.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._constructors, *builtin_source.names()}))
+
+    def __len__(self) -> int:
+        return len({*self._constructors, *builtin_source.names()})
+
+
+class PythonBackbones:
+    """The source `python`: any `package.module:factory`; its module has `out_channels`, gives a list."""
+
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> nn.Module:
+        """Import the factory and call it.
+
+        Raises:
+            InputError: it cannot be imported, fails, or gives no module.
+        """
+        try:
+            module = _factory(name)(*args, **kwargs)
+        except errors.GenencError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            raise errors.InputError(
+                f"the backbone factory {name!r} failed: {type(error).__name__}: {wording.reason(error)}."
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise errors.InputError(
+                f"the backbone factory {name!r} gave a {type(module).__name__}, not a torch module."
+            )
+        return module
+
+    def signature(self, name: str) -> inspect.Signature | None:
+        """Return the factory's parameters."""
+        try:
+            return inspect.signature(_factory(name))
+        except (TypeError, ValueError):
+            return None
+
+    def includes_head(self, name: str) -> bool:  # noqa: ARG002
+        """Return False: a backbone is no decoder."""
+        return False
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and ":" in name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def measured_channels(backbone: Callable[[torch.Tensor], Any], shape: tuple[int, int, int]) -> list[int]:
+    """Return the channels of the features that a backbone gives for two random images of this shape.
+
+    Raises:
+        InputError: it cannot take them.
+    """
+    was = {module: module.training for module in backbone.modules()} if isinstance(backbone, nn.Module) else {}
+    images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
+    try:
+        for module in was:
+            module.training = False
+        with torch.no_grad():
+            return [feats.channels_of(feature) for feature in feats.listed(backbone(images))]
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        raise errors.InputError(
+            f"the backbone cannot take images of {list(shape)}, so its channels cannot be measured: "
+            f"{wording.reason(error)}. Give it an attribute out_channels, one number per feature."
+        ) from error
+    finally:
+        for module, training in was.items():
+            module.training = training
+
+
+def random_or_pretrained(pretrained: bool) -> WeightsChoice:
+    """Return the choice that a source understands; a random seed comes from torch's generator as it stands."""
+    if pretrained:
+        return WeightsChoice(kind="pretrained")
+    return WeightsChoice(kind="random", seed=int(torch.randint(2**62, ())))
+
+
+def as_size(given: Any) -> feats.Size | None:
+    """Read an image size: a number, or height and width.
+
+    Raises:
+        InputError: anything else.
+    """
+    if given is None:
+        return None
+    sides = [given, given] if isinstance(given, int) else list(given) if isinstance(given, list | tuple) else []
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise errors.InputError(f"image size {given!r} must be a number of pixels, or [height, width].")
+    return sides[0], sides[1]
+
+
+def keywords(*names: str) -> inspect.Signature:
+    """Return a signature of optional keywords."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature([inspect.Parameter(name, kind, default=None) for name in names])
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise errors.InputError(
+            f"cannot find the backbone factory {name!r}: {type(error).__name__}: {wording.reason(error)}. Give "
+            f"package.module:factory, importable from the working directory ({here}) or installed."
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise errors.InputError(f"the backbone factory {name!r} is a {type(found).__name__}, which cannot be called.")
+    factory: Callable[..., Any] = found
+    return factory

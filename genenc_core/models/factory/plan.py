@@ -1,0 +1,303 @@
+"""The arguments of `build_model`, sorted and checked before anything is built."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from genenc_core import errors
+from genenc_core.models.factory import adapters, heads, registries, registry, task_models
+
+PIXEL_WISE_TASKS = ("segmentation", "regression")
+TASKS = (*PIXEL_WISE_TASKS, "classification")
+PREFIXED = ("backbone", "decoder", "head")
+ARGUMENTS = (
+    "task",
+    "backbone",
+    "decoder",
+    "backbone_kwargs",
+    "decoder_kwargs",
+    "head_kwargs",
+    "num_classes",
+    "necks",
+    "aux_decoders",
+    "rescale",
+    "peft_config",
+)
+_TEMPORAL = ("use_temporal", "temporal_")
+_TEMPORAL_OPTIONS = (
+    "use_temporal",
+    "temporal_pooling",
+    "temporal_concat",
+    "temporal_n_timestamps",
+    "temporal_features_permute_op",
+    "temporal_subset_lengths",
+)
+_PADDINGS = ("reflect", "replicate", "constant", "circular")
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuxiliaryHead:
+    """A further decoder on the same features; `decoder_args` holds its own `decoder_*` and `head_*` arguments."""
+
+    name: str
+    decoder: str | nn.Module
+    decoder_args: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderPlan:
+    """A decoder with its arguments, and those of its head; None where it brings its own."""
+
+    decoder: str | nn.Module
+    decoder_kwargs: Options
+    head_kwargs: Options | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that `build_model` builds."""
+
+    task: str
+    backbone: str | nn.Module
+    backbone_kwargs: Options
+    temporal: Options | None
+    patch_size: Any
+    padding: str
+    necks: tuple[tuple[str | nn.Module, Options], ...]
+    main: DecoderPlan
+    auxiliary: dict[str, DecoderPlan] = field(default_factory=dict)
+    rescale: bool
+    adapter: adapters.AdapterConfig | None
+
+
+def made(arguments: Mapping[str, Any]) -> Plan:
+    """Sort the arguments of `build_model`; names, conflicts and the arguments of every part are checked.
+
+    Raises:
+        InputError: an unknown task, part or argument, one given twice, or one that is missing.
+    """
+    task = _task(arguments.get("task"))
+    sorted_options, left = split(arguments, PREFIXED)
+    unused = sorted(set(left) - set(ARGUMENTS))
+    if unused:
+        known = [*ARGUMENTS, "backbone_*", "decoder_*", "head_*"]
+        raise errors.InputError(
+            f"argument {unused[0]!r} = {left[unused[0]]!r} is not used by anything.{registry.nearest(unused[0], known)}"
+            " Arguments of the parts begin with backbone_, decoder_ or head_."
+        )
+    backbone, decoder = (_part(left.get(key), key) for key in ("backbone", "decoder"))
+    num_classes = _num_classes(task, left.get("num_classes"))
+    temporal, padding, patch_size, backbone_kwargs = _backbone_options(backbone, sorted_options["backbone"])
+    main = _decoder_plan(task, decoder, sorted_options["decoder"], sorted_options["head"], num_classes)
+    peft = left.get("peft_config")
+    return Plan(
+        task=task,
+        backbone=backbone,
+        backbone_kwargs=backbone_kwargs,
+        temporal=temporal,
+        patch_size=patch_size,
+        padding=padding,
+        necks=tuple(_neck(item) for item in left.get("necks") or ()),
+        main=main,
+        auxiliary=_auxiliary(task, left.get("aux_decoders") or (), num_classes),
+        rescale=_flag("rescale", left.get("rescale", True)),
+        adapter=None if peft is None else adapters.check(peft),
+    )
+
+
+def split(arguments: Mapping[str, Any], words: Iterable[str]) -> tuple[dict[str, Options], Options]:
+    """Return the arguments under each word (`word_x` and `word_kwargs` together), and the others.
+
+    Raises:
+        InputError: the same argument both ways.
+    """
+    found: dict[str, Options] = {}
+    left = dict(arguments)
+    for word in words:
+        together = left.pop(f"{word}_kwargs", None) or {}
+        if not isinstance(together, Mapping):
+            raise errors.InputError(f"{word}_kwargs {together!r} must be names and values.")
+        single = {key.removeprefix(f"{word}_"): left.pop(key) for key in list(left) if key.startswith(f"{word}_")}
+        both = sorted(set(together) & set(single))
+        if both:
+            raise errors.InputError(
+                f"{word}_{both[0]} is given twice: as {word}_{both[0]} and in {word}_kwargs. Leave one of them out."
+            )
+        found[word] = {**together, **single}
+    return found, left
+
+
+def _task(given: Any) -> str:
+    task = given.lower() if isinstance(given, str) else given
+    if task not in TASKS:
+        raise errors.InputError(f"task {given!r} is none of {', '.join(TASKS)}.")
+    return str(task)
+
+
+def _part(given: Any, key: str) -> str | nn.Module:
+    if not isinstance(given, str | nn.Module):
+        raise errors.InputError(f"{key} must be a name or a module, not {given!r}.")
+    return given
+
+
+def _flag(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise errors.InputError(f"{name} {given!r} must be true or false.")
+    return given
+
+
+def _num_classes(task: str, given: Any) -> int | None:
+    if task == "regression":
+        if given not in (None, 1):
+            raise errors.InputError(f"num_classes {given!r}: regression gives one value per pixel; leave it out.")
+        return None
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
+        raise errors.InputError(f"num_classes must be a number of at least 1 for {task}, not {given!r}.")
+    return given
+
+
+def _backbone_options(backbone: str | nn.Module, given: Options) -> tuple[Options | None, str, Any, Options]:
+    """Return the temporal options, the padding, the patch size, and what the backbone itself is given."""
+    own = dict(given)
+    temporal = {key: own.pop(key) for key in list(own) if key.startswith(_TEMPORAL)}
+    padding = own.pop("padding", "reflect")
+    if padding not in _PADDINGS:
+        raise errors.InputError(f"backbone_padding {padding!r} is none of {', '.join(_PADDINGS)}.")
+    patch_size = own.get("patch_size")
+    task_models.patch_sides(patch_size)
+    if isinstance(backbone, nn.Module):
+        own.pop("patch_size", None)
+        if own:
+            raise errors.InputError(
+                f"backbone_{min(own)}: the backbone is a module already, so its arguments are not used by anything."
+            )
+    else:
+        signature = registries.BACKBONE_REGISTRY.signature(backbone)
+        if signature is not None:
+            if "patch_size" not in signature.parameters:
+                own.pop("patch_size", None)
+            check_arguments(f"backbone {backbone!r}", "backbone_", signature, own)
+    return _temporal(temporal), padding, patch_size, own
+
+
+def _temporal(given: Options) -> Options | None:
+    unknown = sorted(set(given) - set(_TEMPORAL_OPTIONS))
+    if unknown:
+        raise errors.InputError(f"there is no backbone_{unknown[0]}.{registry.nearest(unknown[0], _TEMPORAL_OPTIONS)}")
+    if not _flag("backbone_use_temporal", given.get("use_temporal", False)):
+        rest = sorted(set(given) - {"use_temporal"})
+        if rest:
+            raise errors.InputError(f"backbone_{rest[0]} is not used by anything without backbone_use_temporal true.")
+        return None
+    options = {key.removeprefix("temporal_"): value for key, value in given.items() if key != "use_temporal"}
+    if options.pop("concat", None):
+        if options.get("pooling", "concat") != "concat":
+            raise errors.InputError("backbone_temporal_concat contradicts backbone_temporal_pooling; leave it out.")
+        options["pooling"] = "concat"
+    return options
+
+
+def _neck(given: Any) -> tuple[str | nn.Module, Options]:
+    if isinstance(given, nn.Module):
+        return given, {}
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        raise errors.InputError(f"a neck must be a module, or a dict with 'name' and its arguments, not {given!r}.")
+    options = {str(key): value for key, value in given.items() if key != "name"}
+    name = given["name"]
+    check_arguments(f"neck {name!r}", "", registries.NECK_REGISTRY.signature(name), options)
+    return name, options
+
+
+def _decoder_plan(
+    task: str, decoder: str | nn.Module, decoder_kwargs: Options, head_kwargs: Options, num_classes: int | None
+) -> DecoderPlan:
+    decoder_kwargs = dict(decoder_kwargs)
+    if isinstance(decoder, str):
+        headed = registries.DECODER_REGISTRY.includes_head(decoder)
+        signature = registries.DECODER_REGISTRY.signature(decoder)
+        if headed and (signature is None or "num_classes" in signature.parameters):
+            decoder_kwargs = {"num_classes": 1 if num_classes is None else num_classes, **decoder_kwargs}
+        check_arguments(f"decoder {decoder!r}", "decoder_", signature, decoder_kwargs)
+    else:
+        headed = bool(getattr(decoder, "includes_head", False))
+        if decoder_kwargs:
+            raise errors.InputError(
+                f"decoder_{min(decoder_kwargs)}: the decoder is a module already, so its arguments are not used."
+            )
+    if headed:
+        if head_kwargs:
+            raise errors.InputError(
+                f"head_{min(head_kwargs)}: the decoder includes a head already, so there is none to take it."
+            )
+        return DecoderPlan(decoder=decoder, decoder_kwargs=decoder_kwargs, head_kwargs=None)
+    head_kwargs = {**({} if num_classes is None else {"num_classes": num_classes}), **head_kwargs}
+    check_arguments(f"the head for {task}", "head_", inspect.signature(heads.HEADS[task]), head_kwargs)
+    return DecoderPlan(decoder=decoder, decoder_kwargs=decoder_kwargs, head_kwargs=head_kwargs)
+
+
+def _auxiliary(task: str, given: Sequence[Any], num_classes: int | None) -> dict[str, DecoderPlan]:
+    found: dict[str, DecoderPlan] = {}
+    for item in given:
+        aux = item if isinstance(item, AuxiliaryHead) else _auxiliary_head(item)
+        if aux.name in found or not aux.name.isidentifier():
+            raise errors.InputError(f"aux_decoders: the name {aux.name!r} must be a word, and used once.")
+        options, left = split(aux.decoder_args or {}, ("decoder", "head"))
+        if left:
+            raise errors.InputError(
+                f"aux_decoders: argument {min(left)!r} of {aux.name!r} is not used by anything; its arguments begin "
+                "with decoder_ or head_."
+            )
+        found[aux.name] = _decoder_plan(task, aux.decoder, options["decoder"], options["head"], num_classes)
+    return found
+
+
+def _auxiliary_head(given: Any) -> AuxiliaryHead:
+    known = {"name", "decoder", "decoder_args"}
+    if not isinstance(given, Mapping) or not {"name", "decoder"} <= set(given) <= known:
+        raise errors.InputError(
+            f"aux_decoders: {given!r} must be an AuxiliaryHead, or a dict with name, decoder and decoder_args."
+        )
+    return AuxiliaryHead(
+        name=str(given["name"]), decoder=_part(given["decoder"], "decoder"), decoder_args=given.get("decoder_args")
+    )
+
+
+def takes_argument(signature: inspect.Signature, name: str) -> bool:
+    """Tell whether a constructor takes the keyword."""
+    return name in signature.parameters or any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
+
+
+def check_arguments(who: str, prefix: str, signature: inspect.Signature | None, given: Mapping[str, Any]) -> None:
+    """Compare arguments with a constructor's parameters; its first positional one (the channels) is not among them.
+
+    Raises:
+        InputError: one that it does not take, or lacks; the known ones are named.
+    """
+    if signature is None:
+        return
+    parameters = dict(signature.parameters)
+    keyword_only = {name: item for name, item in parameters.items() if item.kind is item.KEYWORD_ONLY}
+    first = next(iter(parameters), None)
+    if not who.startswith("backbone") and first is not None and first not in keyword_only:
+        del parameters[first]
+    if any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
+        return
+    unknown = sorted(set(given) - set(parameters))
+    if unknown:
+        known = ", ".join(f"{prefix}{name}" for name in parameters) or "none"
+        raise errors.InputError(
+            f"argument {prefix}{unknown[0]} = {given[unknown[0]]!r} is not used: {who} does not take it. It takes: "
+            f"{known}."
+        )
+    missing = [
+        name
+        for name, item in parameters.items()
+        if item.default is item.empty and item.kind is not item.VAR_POSITIONAL and name not in given
+    ]
+    if missing:
+        raise errors.InputError(f"{who} needs {prefix}{missing[0]}.")

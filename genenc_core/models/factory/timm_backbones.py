@@ -1,0 +1,147 @@
+"""Backbones from timm: the features of its stages, or a transformer's tokens layer by layer."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from genenc_core import errors
+from genenc_core.models import timm_source, wording
+from genenc_core.models.factory import features as feats
+
+Output = Literal["maps", "tokens"]
+
+
+class TimmBackbone(nn.Module):
+    """timm's model with `features_only`: one map per stage, as timm gives it."""
+
+    def __init__(self, body: Any, *, inputs: feats.InputInfo | None) -> None:
+        super().__init__()
+        self.body = body
+        self.inputs = inputs
+        self.out_channels: list[int] = list(body.feature_info.channels())
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps of [B, C, H, W]."""
+        return list(self.body(images))
+
+
+class TimmTokens(nn.Module):
+    """A transformer of timm: tokens [B, prefix + h * w, C] after each of the layers chosen, without the last norm."""
+
+    def __init__(self, body: Any, *, indices: Sequence[int], inputs: feats.InputInfo | None) -> None:
+        super().__init__()
+        self.body = body
+        self.indices = list(indices)
+        self.inputs = inputs
+        self.out_channels = [int(body.embed_dim)] * len(self.indices)
+        patch = body.patch_embed.patch_size
+        self.tokens = feats.TokenLayout(
+            prefix=int(body.num_prefix_tokens),
+            patch=(int(patch[0]), int(patch[1])),
+            registers=int(getattr(body, "num_reg_tokens", 0)),
+        )
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return one token list per layer."""
+        found = self.body.forward_intermediates(
+            images,
+            indices=self.indices,
+            return_prefix_tokens=self.tokens.prefix > 0,
+            norm=False,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        if not self.tokens.prefix:
+            return list(found)
+        return [torch.cat((prefix, patches), 1) for patches, prefix in found]
+
+
+class TimmBackbones:
+    """The source `timm`; empty when timm is not installed."""
+
+    def build(self, name: str, output: Output = "maps", pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        """Build a backbone; `kwargs` go to `timm.create_model` (in_chans, out_indices, img_size ...).
+
+        `output` "tokens" gives a transformer's token lists, of all layers or of `out_indices`.
+
+        Raises:
+            InputError: timm refuses the arguments, cannot get its weights, or the model has no such features.
+        """
+        if output not in ("maps", "tokens"):
+            raise errors.InputError(f"backbone_output {output!r} must be 'maps' or 'tokens'.")
+        inputs = _inputs(name, kwargs)
+        if output == "tokens":
+            indices = kwargs.pop("out_indices", None)
+            body = _created(name, pretrained=pretrained, num_classes=0, global_pool="", **kwargs)
+            return TimmTokens(body, indices=_layers(name, body, indices), inputs=inputs)
+        return TimmBackbone(_created(name, pretrained=pretrained, features_only=True, **kwargs), inputs=inputs)
+
+    def signature(self, name: str) -> inspect.Signature | None:  # noqa: ARG002
+        """Return None: only the architecture knows what it takes."""
+        return None
+
+    def includes_head(self, name: str) -> bool:  # noqa: ARG002
+        """Return False: a backbone is no decoder."""
+        return False
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and timm_source.knows(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(timm_source.names())
+
+    def __len__(self) -> int:
+        return len(timm_source.names())
+
+
+def _created(name: str, *, pretrained: bool, **options: Any) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError, OSError, IndexError) as error:
+        remedy = (
+            " Connect to the network, or give a downloaded file with --weights FILE, or random ones with random:0."
+            if pretrained
+            else ""
+        )
+        raise errors.InputError(
+            f"timm cannot build the backbone {name!r} with {options}: {wording.reason(error)}.{remedy}"
+        ) from error
+
+
+def _layers(name: str, body: Any, indices: Sequence[int] | None) -> list[int]:
+    depth = len(getattr(body, "blocks", ()))
+    if not depth or not hasattr(body, "num_prefix_tokens") or not hasattr(body, "forward_intermediates"):
+        raise errors.InputError(f"timm's {name!r} is no plain transformer; take backbone_output 'maps'.")
+    wanted = list(range(depth)) if indices is None else list(indices)
+    if not wanted or any(not -depth <= index < depth for index in wanted):
+        raise errors.InputError(f"backbone_out_indices {wanted} of {name!r} must be from {-depth} to {depth - 1}.")
+    if sorted(wanted) != wanted or len(set(wanted)) != len(wanted) or wanted[0] < 0:
+        raise errors.InputError(
+            f"backbone_out_indices {wanted} must count up from 0; put the neck SelectIndices for another order."
+        )
+    return wanted
+
+
+def _inputs(name: str, options: dict[str, Any]) -> feats.InputInfo | None:
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return None
+    _, height, width = config.input_size
+    size = options.get("img_size") or (height, width)
+    side = (size, size) if isinstance(size, int) else tuple(size)
+    return feats.InputInfo(
+        channels=int(options.get("in_chans", 3)),
+        height=int(side[0]),
+        width=int(side[1]),
+        mean=tuple(float(value) for value in config.mean),
+        std=tuple(float(value) for value in config.std),
+        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        resize_short=round(min(side) / config.crop_pct) if config.crop_pct and config.crop_mode == "center" else None,
+    )

@@ -1,0 +1,313 @@
+"""Model files: what they may hold, how they are read, and the encoder that comes of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from genenc_core import errors
+from genenc_core.models import sources
+from genenc_core.models.factory import build as builder
+from genenc_core.models.factory import model_file, sizes
+from genenc_core.models.weights import WeightsChoice
+
+pytest.importorskip("timm")
+
+RANDOM = WeightsChoice(kind="random", seed=0)
+SEG: dict[str, Any] = {
+    "task": "segmentation",
+    "backbone": "test_resnet",
+    "backbone_out_indices": [1, 2, 3],
+    "decoder": "UNetDecoder",
+    "decoder_channels": [16, 8, 8],
+    "num_classes": 3,
+    "image_size": [64, 96],
+}
+
+
+def written(tmp_path: Path, content: Any, name: str = "seg.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def built(content: dict[str, Any], *, weights: str = "random:0", size: Any = None) -> sources.BuiltEncoder:
+    arguments = model_file.canonical(content)
+    return sources.build_encoder(
+        sources.ModelRequest(name="factory/seg", weights=weights, image_size=size, arguments=arguments)
+    )
+
+
+TOML = """
+task = "segmentation"
+backbone = "test_resnet"
+backbone_out_indices = [1, 2, 3]
+decoder = "terratorch_UNetDecoder"
+decoder_channels = [16, 8, 8]
+num_classes = 3
+image_size = [64, 96]
+"""
+
+
+def test_toml_yaml_nested_and_terratorchs_own_configuration_are_one_model(tmp_path: Path) -> None:
+    arguments = {key: value for key, value in SEG.items() if key not in ("task", "image_size")}
+    nested = {"task": "segmentation", "image_size": [64, 96], "model_args": arguments}
+    configuration = {
+        "seed_everything": 0,
+        "trainer": {"max_epochs": 3},
+        "data": {"class_path": "GenericNonGeoSegmentationDataModule"},
+        "image_size": [64, 96],
+        "model": {
+            "class_path": "terratorch.tasks.SemanticSegmentationTask",
+            "init_args": {"model_factory": "EncoderDecoderFactory", "loss": "dice", "model_args": arguments},
+        },
+    }
+    texts = {
+        model_file.read(written(tmp_path, TOML, "seg.toml")),
+        model_file.read(written(tmp_path, SEG)),
+        model_file.read(written(tmp_path, nested, "seg.yml")),
+        model_file.read(written(tmp_path, configuration)),
+    }
+    assert len(texts) == 1
+    found = json.loads(texts.pop())
+    assert (found["backbone"], found["decoder"]) == ("timm_test_resnet", "genenc_UNetDecoder")
+    assert list(found) == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no names and values"),
+        ("- a\n- b", "no names and values"),
+        ("task: [", "cannot be read"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read"),
+        ({**SEG, "colour": 3}, "unknown key 'colour'"),
+        ({**SEG, "imagesize": 3}, "unknown key 'imagesize'.*image_size"),
+        ({**SEG, "decoder_colour": 3}, "decoder_colour = 3 is not used"),
+        ({**SEG, "backbone": "resnet_18"}, "no backbone 'resnet_18'.*resnet18"),
+        ({**SEG, "task": "detection"}, "task 'detection' is none of"),
+        ({**SEG, "model_args": {"num_classes": 2}}, "'num_classes' stands at the top level and in model_args"),
+        ({**SEG, "image_size": "64"}, "a number of pixels"),
+        ({**SEG, "image_size": [64]}, "a number of pixels"),
+        ({**SEG, "mean": [0.5, 0.5]}, "mean .* must be three numbers"),
+        ({**SEG, "std": [0.5, 0.5, 0]}, "std above 0"),
+        ({**SEG, "fit": "squash"}, "stretch, crop, pad"),
+        ({**SEG, "outputs": "logits"}, "must be a list"),
+        ({**SEG, "outputs": []}, "must be a list"),
+        ({**SEG, "outputs": ["logits", "logits"]}, "different words"),
+        ({**SEG, "outputs": ["heads"]}, "'heads' is none of logits, decoder, necks, backbone"),
+        ({**SEG, "backbone_use_temporal": True}, "one time step"),
+        ({"model": {"class_path": "terratorch.tasks.ObjectDetectionTask", "init_args": {}}}, "class_path must end in"),
+        (
+            {
+                "model": {
+                    "class_path": "ClassificationTask",
+                    "init_args": {"model_factory": "PrithviModelFactory", "model_args": {}},
+                }
+            },
+            "'PrithviModelFactory' is not offered",
+        ),
+        ({key: value for key, value in SEG.items() if key != "backbone"}, "backbone must be a name"),
+    ],
+)
+def test_a_file_that_describes_no_model_is_refused_when_it_is_read(tmp_path: Path, content: Any, said: str) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(errors.InputError, match=said) as raised:
+        sources.resolved(sources.ModelRequest(name=str(path)))
+    assert str(path) in str(raised.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match="cannot be read"):
+        model_file.read(tmp_path / "absent.toml")
+
+
+def test_logits_are_the_models_output_on_normalised_images() -> None:
+    encoder = built(SEG)
+    assert [(slot.name, slot.shape) for slot in encoder.outputs] == [("logits", (3, 64, 96))]
+    arguments = {key: value for key, value in SEG.items() if key != "image_size"}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = builder.build_model(**arguments).eval()
+        images = torch.rand(2, 3, 64, 96)
+        normal = (images - torch.tensor(encoder.mean).view(3, 1, 1)) / torch.tensor(encoder.std).view(3, 1, 1)
+        assert torch.equal(encoder.module(images)[0], model(normal).output)
+
+
+def test_stages_are_slots_on_request() -> None:
+    necks = [{"name": "AddBottleneckLayer"}]
+    arguments = {**SEG, "necks": necks, "decoder_channels": [16, 8, 8, 4]}
+    encoder = built({**arguments, "outputs": ["backbone", "necks", "decoder", "logits"]})
+    slots = {slot.name: slot.shape for slot in encoder.outputs}
+    assert list(slots) == [
+        "logits",
+        "decoder",
+        *(f"neck_{index}" for index in range(4)),
+        *(f"backbone_{index}" for index in range(3)),
+    ]
+    assert slots["decoder"] == (4, *slots["backbone_0"][1:])
+    assert slots["neck_3"][0] == slots["neck_2"][0] // 2
+    images = torch.rand(1, 3, 64, 96)
+    named = dict(zip(slots, encoder.module(images), strict=True))
+    assert torch.equal(named["neck_1"], named["backbone_1"])
+
+
+def test_what_no_slot_needs_is_no_part_of_the_encoder() -> None:
+    aux = [{"name": "a", "decoder": "FCNDecoder", "decoder_args": {"decoder_channels": 8}}]
+    assert built({**SEG, "aux_decoders": aux}).parameters == built(SEG).parameters
+    bare = built({**SEG, "outputs": ["backbone"]})
+    assert 0 < bare.parameters < built(SEG).parameters
+    assert bare.parameters == built({**SEG, "outputs": ["backbone"], "num_classes": 7}).parameters
+
+
+def test_preprocessing_is_the_backbones_and_the_files_keys_win() -> None:
+    plain = built({key: value for key, value in SEG.items() if key != "image_size"})
+    size = plain.preprocessing
+    assert (size.height, size.width, size.fit, size.interpolation) == (160, 160, "stretch", "bilinear")
+    assert (plain.mean, plain.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    keys = {"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3], "fit": "pad", "interpolation": "bicubic"}
+    other = built({**SEG, **keys})
+    assert (other.mean, other.std) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    assert other.preprocessing.describe().startswith("pad to 64 x 96")
+    assert other.preprocessing.interpolation == "bicubic"
+    assert built(SEG, size=(32, 64)).preprocessing.height == 32
+
+
+def test_a_transformer_is_built_for_the_padded_size() -> None:
+    """60 x 84 pixels are padded to 64 x 96, multiples of twice 16, and the positions are made for that."""
+    arguments = {
+        **SEG,
+        "backbone": "timm_test_vit",
+        "backbone_output": "tokens",
+        "backbone_out_indices": [1, 3],
+        "necks": [{"name": "ReshapeTokensToImage"}],
+        "decoder": "FCNDecoder",
+        "decoder_channels": 8,
+        "decoder_num_convs": 1,
+        "image_size": [60, 84],
+    }
+    encoder = built(arguments)
+    assert encoder.outputs[0].shape == (3, 60, 84)
+    for word in ("decoder", "necks", "backbone"):
+        with pytest.raises(errors.InputError, match="--image-size 64x96"):
+            built({**arguments, "outputs": ["logits", word]})
+    with pytest.raises(errors.InputError, match="rescale true"):
+        built({**arguments, "rescale": False})
+    assert built({**arguments, "outputs": ["necks"]}, size=(64, 96)).outputs[0].shape == (64, 4, 6)
+
+
+def test_weights_are_random_by_seed() -> None:
+    one, same, other = (built(SEG, weights=f"random:{seed}").weights_sha256 for seed in (5, 5, 6))
+    assert one == same != other
+
+
+@pytest.mark.parametrize("style", ["own", "terratorch", "terratorch_timm_module"])
+def test_a_checkpoint_of_the_whole_model(tmp_path: Path, style: str) -> None:
+    """Our own state dict, or Lightning's: `state_dict`, prefix `model.`, the backbone directly under `encoder.`."""
+    expected = built(SEG, weights="random:7")
+    trunk: Any = expected.module.trunk  # type: ignore[attr-defined]
+    state = trunk.model.state_dict()
+    if style != "own":
+        inner = "encoder._timm_module." if style.endswith("module") else "encoder."
+        named = {f"model.{name.replace('encoder.body.', inner)}": value for name, value in state.items()}
+        state = {"epoch": 3, "state_dict": {**named, "criterion.weight": torch.ones(3)}}
+    torch.save(state, tmp_path / "best.ckpt")
+    assert built(SEG, weights=str(tmp_path / "best.ckpt")).weights_sha256 == expected.weights_sha256
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    trunk: Any = built(SEG).module.trunk  # type: ignore[attr-defined]
+    state = trunk.model.state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(errors.InputError, match=r"other sizes: head\.head\.2\.weight is \[3, 8, 1, 1\]"):
+        built({**SEG, "num_classes": 5}, weights=str(tmp_path / "w.pt"))
+    first = next(iter(state))
+    torch.save(
+        {**{name: value for name, value in state.items() if name != first}, "extra": torch.ones(1)}, tmp_path / "x.pt"
+    )
+    with pytest.raises(errors.InputError, match=f"missing: {first}; not in the model: extra"):
+        built(SEG, weights=str(tmp_path / "x.pt"))
+
+
+def test_pretrained_weights_are_asked_of_the_backbone_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What timm is asked for, without a network: the flag, the tag, and the warning about the rest."""
+    import timm
+
+    asked: list[tuple[str, bool]] = []
+    create = timm.create_model
+
+    def noted(name: str, pretrained: bool = False, **options: Any) -> Any:
+        asked.append((name, pretrained))
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", noted)
+    with pytest.warns(sizes.UntrainedPartsWarning, match="necks, decoder and head are random"):
+        built({**SEG, "backbone_pretrained": True}, weights="pretrained")
+    built({**SEG, "backbone_pretrained": True}, weights="random:0")
+    built({**SEG, "outputs": ["backbone"]}, weights="pretrained:r160_in1k")
+    assert asked == [("test_resnet", True), ("test_resnet", False), ("test_resnet.r160_in1k", True)]
+    with pytest.raises(errors.InputError, match="backbone_pretrained false"):
+        built({**SEG, "backbone_pretrained": False}, weights="pretrained")
+
+
+def test_only_backbones_of_three_channels_encode_images() -> None:
+    with pytest.raises(errors.InputError, match="takes 6 channels"):
+        built({**SEG, "backbone_in_chans": 6})
+
+
+def test_a_users_backbone_sees_images_in_zero_to_one() -> None:
+    arguments = {
+        "task": "regression",
+        "backbone": "tiny_backbones:pyramid",
+        "decoder": "IdentityDecoder",
+        "decoder_out_index": 0,
+    }
+    encoder = built(arguments, size=(32, 48))
+    assert encoder.outputs[0].shape == (1, 32, 48)
+    assert (encoder.mean, encoder.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        SEG,
+        {
+            "task": "segmentation",
+            "backbone": "timm_test_vit",
+            "backbone_output": "tokens",
+            "necks": [{"name": "ReshapeTokensToImage"}, {"name": "InterpolateToPyramidal"}],
+            "decoder": "UperNetDecoder",
+            "decoder_channels": 4,
+            "num_classes": 2,
+            "image_size": [60, 84],
+        },
+        {
+            "task": "regression",
+            "backbone": "timm_test_vit",
+            "backbone_output": "tokens",
+            "decoder": "SatMAEHead",
+            "decoder_output_embed_dim": 16,
+            "decoder_depth": 1,
+            "decoder_num_heads": 2,
+            "image_size": 64,
+        },
+    ],
+    ids=["unet", "transformer, padded", "satmae"],
+)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_traced_and_exported_models_take_any_batch(arguments: dict[str, Any]) -> None:
+    module = built(arguments).module
+    size = model_file.build(json.dumps(arguments), RANDOM, None).preprocessing
+    example = torch.rand(2, 3, size.height, size.width)
+    batch = torch.export.Dim("batch", min=1, max=8)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, example, check_trace=False)
+        exported = torch.export.export(module, (example,), dynamic_shapes=({0: batch},)).module()
+        for count in (1, 5):
+            images = torch.rand(count, 3, size.height, size.width)
+            for ours, one, two in zip(module(images), traced(images), exported(images), strict=True):
+                torch.testing.assert_close(one, ours)
+                torch.testing.assert_close(two, ours)

@@ -1,0 +1,126 @@
+"""Registries: prefixes, order, one rule for names that are taken, and errors that help."""
+
+import pytest
+from torch import nn
+
+from genenc_core import errors
+from genenc_core.models.factory import decoders, registries, registry
+
+
+class Mine(nn.Module):
+    """A part that a user registers."""
+
+    includes_head = True
+
+
+@pytest.fixture
+def own() -> registry.MultiSourceRegistry:
+    """Return two sources that share one name."""
+    first = registry.Registry({"alpha": lambda: "first alpha", "b_c": lambda: "first b_c"})
+    second = registry.Registry({"alpha": lambda: "second alpha", "beta": lambda: "second beta"})
+    return registry.MultiSourceRegistry("thing", {"one": first, "b": second}, aliases={"uno": "one"})
+
+
+def test_a_prefix_chooses_the_source_and_without_one_the_first_that_has_the_name_wins(
+    own: registry.MultiSourceRegistry,
+) -> None:
+    assert own.build("alpha") == "first alpha"
+    assert own.build("one_alpha") == own.build("uno_alpha") == "first alpha"
+    assert own.build("b_alpha") == "second alpha"
+    assert own.build("beta") == own.build("b_beta") == "second beta"
+
+
+def test_a_name_that_begins_like_a_prefix_is_still_in_reach(own: registry.MultiSourceRegistry) -> None:
+    """Theirs: `b_c` means `c` of the source `b`, so the thing called b_c cannot be built without its prefix."""
+    assert own.build("b_c") == "first b_c"
+
+
+def test_membership_iteration_length_and_finding(own: registry.MultiSourceRegistry) -> None:
+    assert sorted(own) == ["b_alpha", "b_beta", "one_alpha", "one_b_c"]
+    assert len(own) == 4
+    assert "alpha" in own
+    assert "b_beta" in own
+    assert "one_beta" not in own
+    assert 3 not in own
+    assert own.find_registry("beta") is own["b_beta"]
+    assert own.canonical("alpha") == "one_alpha"
+    assert own.canonical("uno_b_c") == "one_b_c"
+
+
+def test_unknown_names_offer_the_nearest(own: registry.MultiSourceRegistry) -> None:
+    for call in (own.build, own.find_registry, own.signature):
+        with pytest.raises(errors.InputError, match=r"no thing 'betta' in one, b\. The nearest names are: b_beta"):
+            call("betta")
+    with pytest.raises(errors.InputError, match="UNetDecoder"):
+        registries.DECODER_REGISTRY.build("UnetDecoder", [3])
+    with pytest.raises(errors.InputError, match="resnet18"):
+        registries.BACKBONE_REGISTRY.build("timm_resnet_18")
+
+
+def test_a_taken_name_is_refused_until_it_is_given_up() -> None:
+    """One rule for both kinds of duplicates; theirs overwrites silently."""
+    names = registry.Registry({"Mine": Mine})
+    with pytest.raises(errors.InputError, match="'Mine' is registered already"):
+        names.register(Mine)
+    names.unregister("Mine")
+    assert names.register(Mine) is Mine
+    assert names.includes_head("Mine")
+    with pytest.raises(errors.InputError, match="not registered"):
+        names.unregister("Other")
+    with pytest.raises(errors.InputError, match="no class or function"):
+        names.register(3)  # type: ignore[arg-type]
+
+
+def test_prefixes_are_words_and_unique(own: registry.MultiSourceRegistry) -> None:
+    for prefix in ("one", "uno"):
+        with pytest.raises(errors.InputError, match="registered already"):
+            own.register_source(prefix, registry.Registry())
+    for prefix in ("", "two_words"):
+        with pytest.raises(errors.InputError, match="without underscore"):
+            own.register_source(prefix, registry.Registry())
+
+
+def test_an_error_inside_a_constructor_comes_out_as_it_is() -> None:
+    """Theirs: any KeyError in a constructor turns into "model isn't in the register"."""
+
+    def broken() -> None:
+        raise KeyError("inside")
+
+    both = registry.MultiSourceRegistry("thing", {"a": registry.Registry({"x": broken}), "b": registry.Registry()})
+    with pytest.raises(KeyError, match="inside"):
+        both.build("x")
+
+
+def test_users_register_at_run_time() -> None:
+    for kind in (registries.BACKBONE_REGISTRY, registries.DECODER_REGISTRY, registries.NECK_REGISTRY):
+        before = len(kind)
+        kind.register(Mine)
+        try:
+            assert len(kind) == before + 1
+            assert isinstance(kind.build("genenc_Mine"), Mine)
+            assert "Mine" in kind
+        finally:
+            kind.unregister("Mine")
+        assert "Mine" not in kind
+
+
+def test_terratorch_names_mean_our_own_parts() -> None:
+    decoder = registries.DECODER_REGISTRY.build("terratorch_FCNDecoder", [8])
+    assert isinstance(decoder, decoders.FCNDecoder)
+    assert registries.NECK_REGISTRY.canonical("terratorch_SelectIndices") == "genenc_SelectIndices"
+    assert registries.DECODER_REGISTRY.includes_head("LinearDecoder")
+    assert not registries.DECODER_REGISTRY.includes_head("smp_Unet")
+
+
+def test_an_unprefixed_backbone_is_timms_as_in_terratorch() -> None:
+    pytest.importorskip("timm")
+    assert registries.BACKBONE_REGISTRY.canonical("resnet18") == "timm_resnet18"
+    assert registries.BACKBONE_REGISTRY.canonical("vit_b_16") == "torchvision_vit_b_16"
+    assert registries.BACKBONE_REGISTRY.canonical("a.b:c") == "python_a.b:c"
+    assert {"timm_resnet18", "torchvision_resnet18"} <= set(registries.BACKBONE_REGISTRY)
+
+
+def test_decoders_of_mmsegmentation_are_known_by_name_and_refused() -> None:
+    for name in ("mmseg_UPerHead", "UPerHead"):
+        with pytest.raises(errors.InputError, match=r"is mmsegmentation's.*UperNetDecoder"):
+            registries.DECODER_REGISTRY.build(name, [3], num_classes=2)
