@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from genenc_core.models import deepseek, sam
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice
 
@@ -18,4 +19,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     return _BUILDERS[name](name, choice, image_size)
 
 
-_BUILDERS: Mapping[str, Builder] = {}
+_BUILDERS: Mapping[str, Builder] = {
+    **dict.fromkeys(sam.ARCHITECTURES, sam.build),
+    "deepseek_sam": deepseek.build,
+}
