@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from genenc_core.models import deepseek, sam
+from genenc_core.models import deepseek, multiscale, sam, yolo_tiny
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice
 
@@ -22,4 +22,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
 _BUILDERS: Mapping[str, Builder] = {
     **dict.fromkeys(sam.ARCHITECTURES, sam.build),
     "deepseek_sam": deepseek.build,
+    **dict.fromkeys(multiscale.MAPS, multiscale.build_maps),
+    **dict.fromkeys(multiscale.PYRAMIDS, multiscale.build_pyramid),
+    "yolov3_tiny": yolo_tiny.build,
 }

@@ -41,8 +41,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     state = None if choice.path is None else read_state(choice.path, sam.checkpoint_names)
     with construction_rng(choice):
         model = sam.construct(sam.ARCHITECTURES["samvit_base"], choice, name=name)
-        model.net_2 = nn.Conv2d(256, 512, 3, stride=2, padding=1, bias=False)
-        model.net_3 = nn.Conv2d(512, _channels(state), 3, stride=2, padding=1, bias=False)
+        compress(model, _channels(state))
     model.eval().requires_grad_(False)
     trunk = DeepSeekTrunk(model)
     if choice.path is not None and state is not None:
@@ -55,6 +54,12 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
         std=(0.5, 0.5, 0.5),
         stages=(*sam.block_names(model), "neck", "net_2", "net_3"),
     )
+
+
+def compress(model: nn.Module, channels: int) -> None:
+    """Add to SAM's encoder the convolutions behind its neck, under the names of DeepSeek's checkpoint."""
+    model.net_2 = nn.Conv2d(256, 512, 3, stride=2, padding=1, bias=False)
+    model.net_3 = nn.Conv2d(512, channels, 3, stride=2, padding=1, bias=False)
 
 
 class DeepSeekTrunk(nn.Module):
