@@ -26,7 +26,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     the original are this map read row by row: `features.flatten(2).permute(0, 2, 1)`.
 
     Weights are a file: DeepSeek-OCR's safetensors file, of which only this stage is read, Vary's or GOT's checkpoint,
-    or this stage's own state dict. The last convolution has as many channels as the file gives it (DeepSeek-OCR-2: 896).
+    or this stage's own state dict. The last convolution is as wide as in the file (DeepSeek-OCR-2: 896 channels).
 
     Raises:
         InputError: timm is absent, a side that is no multiple of 16, `pretrained`, or weights that do not fit.

@@ -26,7 +26,7 @@ MAPS, PYRAMIDS = tuple(_MAPS), tuple(_PYRAMIDS)
 
 
 def build_maps(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
-    """Build a backbone of YOLO: [B, 3, H, W] -> `p3` [B, 256, H/8, W/8], `p4` [B, 512, H/16, ..], `p5` [B, 1024, H/32, ..].
+    """Build a backbone of YOLO: [B, 3, H, W] -> `p3` [B, 256, H/8, W/8], `p4` with 512 at /16, `p5` with 1024 at /32.
 
     Sides that are no multiples of 32 give maps rounded up. Weights are timm's classifiers of ImageNet or a file of the
     same names; mean, standard deviation and interpolation are theirs, the letterbox is YOLO's.
@@ -40,7 +40,7 @@ def build_maps(name: str, choice: WeightsChoice, image_size: tuple[int, int] | N
 
 
 def build_pyramid(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
-    """Build a backbone with torchvision's feature pyramid (FPN, arXiv 1612.03144): slots as `build_maps`, 256 channels each.
+    """Build a backbone with a feature pyramid (FPN, arXiv 1612.03144): slots as `build_maps`, 256 channels each.
 
     A weights file holds `backbone.*` (timm's names) and `pyramid.*` (torchvision's `FeaturePyramidNetwork`).
 

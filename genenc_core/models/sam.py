@@ -101,7 +101,7 @@ def checkpoint_names(names: Sequence[str]) -> Mapping[str, str]:
     """Map the names in a checkpoint to timm's, without what stands beside the encoder in a larger model.
 
     The prefix before the encoder's names is found, whatever it is: `image_encoder.` (Segment Anything),
-    `model.sam_model.` (DeepSeek-OCR), `...vision_tower_high...` (Vary, GOT), none. SAM's `mlp.lin1` is timm's `mlp.fc1`.
+    `model.sam_model.` (DeepSeek-OCR), `...vision_tower_high...` (Vary, GOT), or none. `mlp.lin1` is timm's `mlp.fc1`.
 
     Raises:
         InputError: the checkpoint holds several such encoders.
@@ -114,6 +114,4 @@ def checkpoint_names(names: Sequence[str]) -> Mapping[str, str]:
             "mean in a file of its own."
         )
     (prefix,) = prefixes
-    return {
-        name: name.removeprefix(prefix).replace("mlp.lin", "mlp.fc") for name in names if name.startswith(prefix)
-    }
+    return {name: name.removeprefix(prefix).replace("mlp.lin", "mlp.fc") for name in names if name.startswith(prefix)}

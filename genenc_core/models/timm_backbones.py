@@ -42,5 +42,6 @@ def configuration(architecture: str) -> Mapping[str, Any]:
     """Return how timm's weights of `architecture` were trained: `mean`, `std`, `interpolation`."""
     import timm
 
-    config: Mapping[str, Any] = timm.models.get_pretrained_cfg(architecture).to_dict()
-    return config
+    config = timm.models.get_pretrained_cfg(architecture)
+    assert config is not None  # every architecture of ours has one
+    return config.to_dict()

@@ -139,7 +139,7 @@ def read_darknet(path: Path, model: YoloTiny) -> "OrderedDict[str, torch.Tensor]
         )
     values = torch.from_numpy(np.frombuffer(data, dtype="<f4", offset=start).astype(np.float32))
     state: OrderedDict[str, torch.Tensor] = OrderedDict()
-    for name, part in zip(names, values.split([own[name].numel() for name in names]), strict=True):
+    for name, part in zip(names, torch.split(values, [own[name].numel() for name in names]), strict=True):
         state[name] = part.reshape(own[name].shape)
     return state
 

@@ -109,9 +109,7 @@ def test_numbers_are_those_of_the_plain_reference(
     encoder = built(size, saved(prefixed, tmp_path / "model-00001-of-000001.safetensors"))
     state = {name: tensor.float() for name, tensor in tiny.items()}
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    neck = sam_reference.encode(
-        state, images * 2 - 1, heads=tiny_sam.HEADS, global_blocks=tiny_sam.GLOBAL_BLOCKS
-    )
+    neck = sam_reference.encode(state, images * 2 - 1, heads=tiny_sam.HEADS, global_blocks=tiny_sam.GLOBAL_BLOCKS)
     expected = sam_reference.compress(state, neck)
     with torch.inference_mode():
         (found,) = encoder.module(images)

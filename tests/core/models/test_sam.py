@@ -142,9 +142,7 @@ def test_images_and_points_are_fitted_as_in_segment_anything(
     normalised = (bars.float() / 255 - torch.tensor(sam.MEAN)[:, None, None]) / torch.tensor(sam.STD)[:, None, None]
     assert normalised.abs().max() < 0.0083  # Segment Anything pads with exactly 0 here
     points = np.array([[0.0, 0.0], [0.7 * width, 0.4 * height], [width, height]])
-    mapped, status = geometry.map_points(
-        points, plan.affine, source_size=(height, width), preprocessing=preprocessing
-    )
+    mapped, status = geometry.map_points(points, plan.affine, source_size=(height, width), preprocessing=preprocessing)
     assert (status == geometry.POINT_OK).all()
     # A side of few pixels is rounded to whole ones: at most half a model pixel at the far edge.
     np.testing.assert_allclose(mapped / 16, points * scale / 16, atol=0.5 / 16 + 1e-9)
