@@ -44,4 +44,5 @@ def configuration(architecture: str) -> Mapping[str, Any]:
 
     config = timm.models.get_pretrained_cfg(architecture)
     assert config is not None  # every architecture of ours has one
-    return config.to_dict()
+    found: Mapping[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
+    return found
