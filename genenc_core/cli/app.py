@@ -120,10 +120,21 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
         image_size: Annotated[str | None, typer.Option(help="Model input, H or HxW in pixels.")] = None,
         fit: Annotated[str | None, typer.Option(help="stretch, crop or pad.")] = None,
+        canvas: Annotated[
+            str | None,
+            typer.Option(help="Fit images to this size, HxW, and encode it in tiles of the model input."),
+        ] = None,
+        tile_overlap: Annotated[
+            int | None, typer.Option(help="Pixels that tiles share; none: an eighth of the tile.")
+        ] = None,
+        tile_trim: Annotated[
+            int | None, typer.Option(help="Border pixels of a tile dropped where another covers them.")
+        ] = None,
+        tile_blend: Annotated[str | None, typer.Option(help="cosine, average or none.")] = None,
         backend: Annotated[str | None, typer.Option(help="auto, eager, torchscript or aotinductor.")] = None,
         trust: Annotated[bool | None, typer.Option("--trust", help="Load an artifact of unknown digest.")] = None,
         shard_rows: Annotated[int | None, typer.Option(help="Images per shard.")] = None,
-        batch_size: Annotated[str | None, typer.Option(help="Images per call, or auto.")] = None,
+        batch_size: Annotated[str | None, typer.Option(help="Images (with --canvas: tiles) per call, or auto.")] = None,
         device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
         dtype: Annotated[str | None, typer.Option(help="float32 or float16, for vectors.")] = None,
         image_column: Annotated[str | None, typer.Option(help="The list's column of image paths.")] = None,
@@ -149,6 +160,10 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "layers": options.layers(layers),
             "image_size": image_size,
             "fit": fit,
+            "canvas": canvas,
+            "tile_overlap": tile_overlap,
+            "tile_trim": tile_trim,
+            "tile_blend": tile_blend,
             "backend": backend,
             "trust": trust,
             "shard_rows": shard_rows,

@@ -71,6 +71,7 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
             f"model          {identity['model']} ({identity['backend']})",
             f"weights        {weights}, sha256 {identity['weights']}",
             f"preprocessing  {folder.preprocessing.describe()}",
+            *([] if folder.tiles is None else [f"tiles          {folder.tiles.describe()}"]),
             f"images         {identity['images']['rows']} rows, digest {identity['images']['digest'][:16]}",
             f"points         {', '.join(identity['images']['points']) or 'none'}",
             f"shards         {folder.store.shard_count} of {folder.store.plan.shard_rows} rows",

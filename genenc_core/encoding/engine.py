@@ -5,7 +5,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,16 @@ class Encoder(Protocol):
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode one batch."""
+        ...
+
+
+@runtime_checkable
+class Rebatching(Protocol):
+    """An encoder that makes batches of its own of what it is given."""
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """Sizes of the batches of the last call."""
         ...
 
 
@@ -126,7 +136,7 @@ class Engine:
         return Reduced(
             arrays=arrays,
             finite=finite.cpu().numpy(),
-            sizes=(len(images),),
+            sizes=self.encoder.calls if isinstance(self.encoder, Rebatching) else (len(images),),
             encode_seconds=encoded - started,
             reduce_seconds=time.perf_counter() - encoded,
         )

@@ -10,6 +10,7 @@ import torch
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
+    Image,
     ImageChops,
     ImageFile,
     JpegImagePlugin,
@@ -23,6 +24,7 @@ from torchvision import io as tvio
 from genenc_core.images import headers
 
 MAX_PIXELS = 400_000_000
+BAND_PIXELS = 2**20
 
 _DECODER_MODULES = r"PIL\.|torchvision\.io\."
 
@@ -144,7 +146,19 @@ def _rgb_array(image: ImageFile.ImageFile, data: bytes | bytearray) -> np.ndarra
         # Premultiplied colour is the composite over black.
         premultiplied = image if image.mode == "RGBa" else image.convert("RGBA").convert("RGBa")
         return np.array(np.asarray(premultiplied)[..., :3], order="C")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return _interleaved(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _interleaved(image: Image.Image) -> np.ndarray:
+    """Return an RGB image as [H, W, 3]; in bands, because of a whole image Pillow makes two more copies at once."""
+    rows = max(1, BAND_PIXELS // image.width)
+    if rows >= image.height:
+        return np.array(image)
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _rgb_from_grey(values: np.ndarray, transparent: object) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genenc_core import errors, spec
+from genenc_core.encoding import tile_plan
 from genenc_core.images import manifest
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run import records
@@ -51,6 +52,16 @@ class RunFolder:
     def preprocessing(self) -> spec.Preprocessing:
         """The run's preprocessing, the user's `fit` included."""
         return spec.Preprocessing.model_validate_json(json.dumps(self.identity["preprocessing"]))
+
+    @property
+    def tiles(self) -> tile_plan.TilePlan | None:
+        """How the run's canvas is cut into tiles of the model's input size; None when it is not."""
+        stored = self.identity.get("tiles")
+        if stored is None:
+            return None
+        size, (height, width) = self.preprocessing, stored["size"]
+        options = {key: stored[key] for key in ("overlap", "trim", "blend")}
+        return tile_plan.TilePlan(canvas=(size.height, size.width), tile=(height, width), **options)
 
     @classmethod
     def open_for_work(cls, root: Path) -> "RunFolder":

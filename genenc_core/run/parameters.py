@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from genenc_core import errors, spec
+from genenc_core.encoding.tile_plan import Blend
 
 Backend = Literal["auto", "eager", "torchscript", "aotinductor"]
 _SIZE = re.compile(r"(\d+)(?:[xX](\d+))?\Z")
@@ -43,6 +44,17 @@ class ExtractParameters(BaseModel):
         default=None, description="general_encoder only: what its first output should be, such as 768,7,7; compared."
     )
     fit: spec.Fit | None = Field(default=None, description="How images meet the model's size; none: the model's own.")
+    canvas: str | None = Field(
+        default=None,
+        description="Fit images to this size, H or HxW, and encode it in tiles of the model input; none: no tiles.",
+    )
+    tile_overlap: int | None = Field(
+        default=None, ge=0, description="Pixels that neighbouring tiles share; none: an eighth of the tile."
+    )
+    tile_trim: int | None = Field(
+        default=None, ge=0, description="Pixels of a tile's border dropped where another tile covers them; none: 0."
+    )
+    tile_blend: Blend | None = Field(default=None, description="How tiles that overlap are weighed; none: cosine.")
     backend: Backend = Field(default="auto", description="What runs the model; auto: a spec's artifact, else eager.")
     trust: bool = Field(default=False, description="Load an artifact whose digest its spec does not record.")
     device: str = Field(default="auto", description="auto, cpu, or cuda:N.")
@@ -53,24 +65,26 @@ class ExtractParameters(BaseModel):
         default=None,
         description="Images per shard; none: an eighth of the images, 32 to 256 on a CPU, to 4096 on a GPU.",
     )
-    batch_size: int | Literal["auto"] = Field(default="auto", description="Images per call; auto: found by measuring.")
+    batch_size: int | Literal["auto"] = Field(
+        default="auto", description="Images (with a canvas: tiles) per call; auto: measured."
+    )
     max_failures: str | None = Field(
         default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."
     )
     decode_threads: int | None = Field(default=None, ge=1, le=256, description="Decoding threads; none: one per core.")
 
 
-def parse_image_size(text: str) -> tuple[int, int]:
-    """Read `224` or `HxW` as (height, width) in pixels.
+def parse_image_size(text: str, *, name: str = "image size") -> tuple[int, int]:
+    """Read `224` or `HxW` as (height, width) in pixels; `name` is what the size is called in errors.
 
     Raises:
         InputError: another form, zero, or over 16384 pixels.
     """
     match = _SIZE.match(text.strip())
     if match is None:
-        raise errors.InputError(f"image size {text!r} is not of the form H or HxW, e.g. 224 or 480x640")
+        raise errors.InputError(f"{name} {text!r} is not of the form H or HxW, e.g. 224 or 480x640")
     height = int(match.group(1))
     width = int(match.group(2) or height)
     if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
-        raise errors.InputError(f"image size {text!r} is out of range: each side is 1 to {LARGEST_SIDE} pixels")
+        raise errors.InputError(f"{name} {text!r} is out of range: each side is 1 to {LARGEST_SIDE} pixels")
     return height, width

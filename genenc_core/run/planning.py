@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from genenc_core import errors, spec
-from genenc_core.encoding import batching, control, products, shards
+from genenc_core.encoding import batching, control, products, shards, tile_plan
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
-from genenc_core.run import encoders, records, store_plan
+from genenc_core.run import encoders, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETERS, file_digest
 from genenc_core.store import layout, run_store
@@ -35,6 +35,7 @@ class Design:
     products: tuple[products.Product, ...]
     points: points.PointTable | None
     device: str
+    tiles: tile_plan.TilePlan | None = None
 
 
 def create_run(given: run_parameters.ExtractParameters) -> Path:
@@ -68,6 +69,7 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
     shards.FailureBudget.parse(given.max_failures)
     if given.image_size is not None:
         run_parameters.parse_image_size(given.image_size)
+    tiles.check(given)
     if given.limit is not None and given.limit < 1:
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:
@@ -95,12 +97,14 @@ def make_design(
     if given.maps:
         wanted.append(products.MAPS)
     count = len(table.names) if table else 0
+    tiled = tiles.plan(given, model.spec, wanted)
     return Design(
         model=model,
-        preprocessing=_preprocessing(given, model.spec),
-        products=products.build_products(wanted, model.spec.outputs, point_count=count),
+        preprocessing=_preprocessing(given, model.spec, tiled),
+        products=products.build_products(wanted, tiles.outputs(model.spec, wanted, tiled), point_count=count),
         points=table,
         device=device,
+        tiles=tiled,
     )
 
 
@@ -117,6 +121,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         "backend": design.model.backend,
         "artifact": artifact,
         "preprocessing": design.preprocessing.model_dump(mode="json"),
+        **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],
         "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},
     }
@@ -171,11 +176,20 @@ def _artifact(design: Design) -> str | None:
 
 def _default_shard_rows(design: Design, rows: int) -> int:
     smallest = design.model.spec.resolved_batch_mode().min
-    return store_plan.choose_shard_rows(rows, design.products, device=design.device, smallest_batch=smallest)
+    tiled = design.tiles.count if design.tiles else 1
+    return store_plan.choose_shard_rows(
+        rows, design.products, device=design.device, smallest_batch=smallest, tiles=tiled
+    )
 
 
-def _preprocessing(given: run_parameters.ExtractParameters, found: spec.RuntimeModelSpec) -> spec.Preprocessing:
+def _preprocessing(
+    given: run_parameters.ExtractParameters, found: spec.RuntimeModelSpec, tiled: tile_plan.TilePlan | None
+) -> spec.Preprocessing:
     preprocessing = describe.preprocessing_of(found)
+    if tiled is not None:
+        # The border that a model's own evaluation cuts away is what a canvas is there to keep.
+        height, width = tiled.canvas
+        preprocessing = preprocessing.model_copy(update={"height": height, "width": width, "resize_short": None})
     if given.fit is None or given.fit == preprocessing.fit:
         return preprocessing
     # Only a crop has a size to resize to before it.

@@ -22,13 +22,20 @@ CHUNK_BYTES = 8 * 2**20
 COORDINATES = "image_id path image_height image_width image_orientation"
 
 
-def choose_shard_rows(rows: int, wanted: Sequence[products.Product], *, device: str, smallest_batch: int) -> int:
-    """Return the images per shard: seconds of work, at most 512 MiB, fewer for few images, a multiple of 16."""
+def choose_shard_rows(
+    rows: int, wanted: Sequence[products.Product], *, device: str, smallest_batch: int, tiles: int = 1
+) -> int:
+    """Return the images per shard: seconds of work, at most 512 MiB, fewer for few images, a multiple of 16.
+
+    An image of many tiles is as much work as that many images, and a shard has that many fewer.
+    """
     row_bytes = max(sum(_row_bytes(product) for product in wanted), 1)
-    most = GPU_SHARD_ROWS if device.startswith("cuda") else CPU_SHARD_ROWS
-    by_memory = max(SHARD_BYTES // row_bytes // 16 * 16, 16)
+    most = max((GPU_SHARD_ROWS if device.startswith("cuda") else CPU_SHARD_ROWS) // tiles, 1)
+    unit, smallest_batch = max(16 // tiles, 1), -(-smallest_batch // tiles)
+    by_memory = SHARD_BYTES // row_bytes
+    by_memory = by_memory // unit * unit if by_memory >= unit else max(by_memory, 1)
     share = -(-rows // WANTED_SHARDS)
-    chosen = max(-(-share // 16) * 16, FEWEST_SHARD_ROWS, -(-smallest_batch // 16) * 16)
+    chosen = max(-(-share // unit) * unit, FEWEST_SHARD_ROWS // tiles, -(-smallest_batch // unit) * unit)
     chosen = max(min(chosen, most, by_memory), smallest_batch)
     return chosen if chosen <= CHUNK_ROWS else chosen // CHUNK_ROWS * CHUNK_ROWS
 
@@ -47,7 +54,8 @@ def make_plan(
     arrays += _image_arrays(listed.rows, shard_rows)
     if point_count:
         arrays.append(_point_status(listed.rows, point_count, shard_rows))
-    model = {key: identity[key] for key in ("model", "weights", "backend", "preprocessing")}
+    told = ("model", "weights", "backend", "preprocessing", "tiles")
+    model = {key: identity[key] for key in told if key in identity}
     return layout.StorePlan(
         rows=listed.rows,
         shard_rows=shard_rows,
@@ -93,6 +101,7 @@ def readme(identity: Mapping[str, Any], listed: manifest.Manifest, wanted: Seque
     """Return the text that a person who finds the folder needs."""
     rows = "\n".join(f"| `{item.name}` | {_axes(item)} | {item.dtype} | `{item.text}` |" for item in wanted)
     first = wanted[0].name
+    tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
     preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
     return f"""# Features of {listed.rows} images from {identity["model"]}
 
@@ -112,7 +121,7 @@ print(good.sizes, run.image_id.values[:3])
 {rows}
 
 Weights `{str(identity["weights"])[:16]}`, backend {identity["backend"]}.
-Preprocessing: {preprocessing}.
+Preprocessing: {preprocessing}.{tiles}
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 
@@ -175,6 +184,14 @@ def _point_status(rows: int, point_count: int, shard_rows: int) -> layout.ArrayP
             "flag_meanings": " ".join(["not_written", *shards.POINT_STATES.values()]),
         },
         compress=True,
+    )
+
+
+def _tiles_words(tiles: Mapping[str, Any]) -> str:
+    height, width = tiles["size"]
+    return (
+        f"each image was encoded in tiles of {height} x {width} pixels (overlap {tiles['overlap']}, trim "
+        f"{tiles['trim']}, blend {tiles['blend']}), and maps are stitched"
     )
 
 

@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from genenc_core import errors
-from genenc_core.encoding import batching, control, engine, products, shards
-from genenc_core.export import backends
+from genenc_core import errors, spec
+from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
-from genenc_core.run import encoders, records
+from genenc_core.run import engines, records
 from genenc_core.run.folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 LANES = 2
+WINDOW_BYTES = 512 * 2**20
 
 
 class Worker:
@@ -101,43 +101,12 @@ class Worker:
     def _prepared(self) -> tuple[engine.Engine, loader.ImageLoader]:
         with self._ready:
             if self._engine is None or self._loader is None:
-                self._engine = self._make_engine()
+                self._engine = engines.make_engine(self.folder, self.options)
                 threads = self.options.decode_threads or os.cpu_count() or 1
-                window = max(2 * self._engine.sizer.size, 4 * threads)
                 preprocessing = self.folder.preprocessing
+                window = _window(preprocessing, batch=self._engine.sizer.size, threads=threads)
                 self._loader = loader.ImageLoader(self.folder.manifest, preprocessing, threads=threads, window=window)
             return self._engine, self._loader
-
-    def _make_engine(self) -> engine.Engine:
-        folder = self.folder
-        device = str(backends.resolve_device(self.options.device))
-        model = encoders.run_model(folder)
-        encoder = encoders.CACHE.load(model, device=device, trust=self.options.trust or folder.given.trust)
-        count = len(folder.manifest.point_names)
-        parsed = [products.parse_product(text) for text in folder.identity["products"]]
-        wanted = products.build_products(parsed, model.spec.outputs, point_count=count)
-        bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
-        runner = engine.Engine(encoder, wanted, batching.BatchSizer(bounds, bounds.clamp(batching.FIRST_SIZE)))
-        size = self.options.batch_size or self._found_size(runner, bounds, device, count)
-        bounds.refuse_outside(size)
-        runner.sizer.size = size
-        LOGGER.info("%s on %s (%s), %d images a batch", model.spec.model_id, device, folder.backend, size)
-        return runner
-
-    def _found_size(self, runner: engine.Engine, bounds: batching.Bounds, device: str, point_count: int) -> int:
-        """Return the run's batch size on this kind of device: found once, then the same for every shard and resume."""
-        path = self.folder.root / "provenance" / f"batch_size-{device.partition(':')[0]}.json"
-        if path.exists():
-            return bounds.clamp(int(str(records.read_json(path)["size"])))
-        plan = self.folder.store.plan
-
-        def trial(count: int) -> None:
-            control.current().checkpoint()
-            runner.trial(count, point_count)
-
-        size = batching.find_size(trial, bounds, image_budget=plan.rows // 10)
-        size = bounds.clamp(min(size, plan.shard_rows))
-        return int(str(records.create_json(path, {"size": size, "device": device, "found": records.now()})["size"]))
 
 
 class WorkerCache:
@@ -209,6 +178,12 @@ def encode_shards(root: Path, wanted: Sequence[int], options: records.Options, *
         reports=tuple(sorted(reports, key=lambda report: report.shard)),
         failures=tuple(sorted(failures, key=lambda error: error.shard)),
     )
+
+
+def _window(preprocessing: spec.Preprocessing, *, batch: int, threads: int) -> int:
+    """Return how many decoded images may wait: two batches, or four a thread, within 512 MiB where images are large."""
+    fitting = WINDOW_BYTES // (3 * preprocessing.height * preprocessing.width)
+    return max(min(max(2 * batch, 4 * threads), fitting), threads, 2)
 
 
 def _reason(error: Exception) -> str:

@@ -79,6 +79,14 @@ def test_the_flow_stores_the_bytes_of_the_core_and_shows_what_it_did(tmp_path: P
     assert "encode shard 00004, rows 8-8" in names
 
 
+def test_tiles_through_the_flow_are_the_bytes_of_the_core(tmp_path: Path) -> None:
+    tiles = {"canvas": "64x96", "tile_overlap": 16, "tile_trim": 8, "maps": True, "batch_size": 7}
+    state = extraction.extract_features(parameters(tmp_path, **tiles), return_state=True)
+    driver.extract(parameters(tmp_path, **tiles, out=str(tmp_path / "plain")))
+    assert state.message == "9 of 9 images stored, 0 unreadable"
+    assert objects(tmp_path / "run") == objects(tmp_path / "plain")
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     extraction.extract_features(parameters(tmp_path))
     before = objects(tmp_path / "run")

@@ -50,6 +50,16 @@ def test_jpeg_equals_pillow(photo: np.ndarray, encode: Encode, options: dict[str
     np.testing.assert_array_equal(pixels_of(data), expected)
 
 
+@pytest.mark.parametrize("size", [(1500, 900), (900, 2331), (2**20 + 3, 2)])
+def test_images_larger_than_a_band_come_back_whole(size: tuple[int, int], encode: Encode) -> None:
+    """Pillow's pixels are taken over in bands of a megapixel; also where one row is longer than that."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    for extra in ({}, {"exif": exif_with(6)}):
+        expected = noise if not extra else np.rot90(noise, 3)
+        found = pixels_of(encode(Image.fromarray(noise), "PNG", compress_level=0, **extra))
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_jpeg_is_channels_last(photo: np.ndarray, encode: Encode) -> None:
     """The resize's fast path needs the decoder's channels-last memory, also after a rotation."""
     for orientation in (1, 6):
