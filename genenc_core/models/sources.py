@@ -65,17 +65,8 @@ def build_encoder(request: ModelRequest) -> BuiltEncoder:
     Raises:
         InputError: unknown name (the nearest ones are offered), unusable weights or size, or no feature maps.
     """
-    _check_size(request)
     request = resolved(request)
-    kind, name = resolve_name(request.name)
-    choice = weights.parse_weights(request.weights)
-    if kind == "factory":
-        assert request.arguments is not None
-        parts = model_file.build(request.arguments, choice, request.image_size)
-    else:
-        parts = _BUILDERS[kind](name, choice, request.image_size)
-    if request.layers:
-        parts = layers.tapped(parts, request.layers)
+    kind, parts = build_parts(request)
     module = encoder.finished(parts)
     size = parts.preprocessing
     outputs = encoder.dry_run(module, name=request.name, height=size.height, width=size.width)
@@ -90,6 +81,20 @@ def build_encoder(request: ModelRequest) -> BuiltEncoder:
         std=parts.std,
         outputs=outputs,
     )
+
+
+def build_parts(request: ModelRequest) -> tuple[spec.SourceKind, encoder.Parts]:
+    """Return the source and the parts of what `request` names, not run yet; raises as `build_encoder`."""
+    _check_size(request)
+    request = resolved(request)
+    kind, name = resolve_name(request.name)
+    choice = weights.parse_weights(request.weights)
+    if kind == "factory":
+        assert request.arguments is not None
+        parts = model_file.build(request.arguments, choice, request.image_size)
+    else:
+        parts = _BUILDERS[kind](name, choice, request.image_size)
+    return kind, layers.tapped(parts, request.layers) if request.layers else parts
 
 
 def resolved(request: ModelRequest) -> ModelRequest:

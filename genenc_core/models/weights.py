@@ -5,7 +5,7 @@ import hashlib
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,9 @@ from torch import nn
 
 from genenc_core import errors
 from genenc_core.models import wording
+
+Renaming = Callable[[Sequence[str]], Mapping[str, str]]
+"""From the names in a file to those of the model, for the entries that are taken; the others are not looked at."""
 
 _SHOWN = 4
 _WRAPPERS = ("state_dict", "model")
@@ -95,7 +98,15 @@ def load_file(path: Path, *, model: nn.Module, trunk: nn.Module) -> None:
     Raises:
         InputError: unreadable, not a state dict, or not this model's; the first mismatches are named.
     """
-    state = read_state(path)
+    load_state(read_state(path), path=path, model=model, trunk=trunk)
+
+
+def load_state(state: Mapping[str, torch.Tensor], *, path: Path, model: nn.Module, trunk: nn.Module) -> None:
+    """Copy a state dict read from `path` into `model`, by the rules of `load_file`.
+
+    Raises:
+        InputError: not this model's; the first mismatches are named.
+    """
     wanted = encoder_state(model, trunk)
     tops = {name.partition(".")[0] for name in wanted}
     own = model.state_dict()
@@ -138,17 +149,16 @@ def _name_problems(label: str, names: list[str]) -> list[str]:
     return [f"{label}: {', '.join(names[:_SHOWN])}{more}"]
 
 
-def read_state(path: Path) -> OrderedDict[str, torch.Tensor]:
-    """Return the state dict in a file, without wrappers and the prefix `module.`.
+def read_state(path: Path, renaming: Renaming | None = None) -> OrderedDict[str, torch.Tensor]:
+    """Read a state dict; with `renaming` only the entries that it names, under the names that it gives.
 
     Raises:
-        InputError: unreadable, or no state dict.
+        InputError: unreadable, or not a state dict.
     """
     try:
         if path.suffix.lower() == ".safetensors":
-            value: Any = safetensors.torch.load_file(path)
-        else:
-            value = torch.load(path, map_location="cpu", weights_only=True)
+            return _from_safetensors(path, renaming)
+        value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise errors.InputError(
             f"cannot read weights {str(path)!r} as a state dict: the file is damaged or holds Python objects, which "
@@ -160,7 +170,20 @@ def read_state(path: Path) -> OrderedDict[str, torch.Tensor]:
             f"({type(error).__name__}: {wording.reason(error)}). Give a file written by torch.save(model.state_dict(), "
             "FILE) or by safetensors."
         ) from error
-    return _unwrapped(value, path)
+    state = _unwrapped(value, path)
+    return state if renaming is None else _renamed(state, renaming)
+
+
+def _from_safetensors(path: Path, renaming: Renaming | None) -> OrderedDict[str, torch.Tensor]:
+    """Read only what is taken: the encoder may be a small part of a file of gigabytes."""
+    if renaming is None:
+        return _unwrapped(safetensors.torch.load_file(path), path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        return OrderedDict((name, file.get_tensor(found)) for found, name in renaming(list(file.keys())).items())
+
+
+def _renamed(state: Mapping[str, torch.Tensor], renaming: Renaming) -> OrderedDict[str, torch.Tensor]:
+    return OrderedDict((name, state[found]) for found, name in renaming(list(state)).items())
 
 
 def _unwrapped(value: Any, path: Path) -> OrderedDict[str, torch.Tensor]:

@@ -20,7 +20,10 @@ class ExtractParameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
 
     images: str = Field(description="A folder, a glob, or a CSV/Parquet list with an image column.")
-    model: str = Field(description="A torchvision or timm name, package.module:factory, or a RuntimeModelSpec JSON.")
+    model: str = Field(
+        description="A model's name, package.module:factory, a model file (.toml, .yaml), a RuntimeModelSpec JSON or its "
+        "model_id, or general_encoder."
+    )
     out: str = Field(description="The run folder to create or continue.")
     weights: str | None = Field(
         default=None, description="pretrained[:TAG] (the default), random:SEED, or a state dict file."
@@ -30,10 +33,16 @@ class ExtractParameters(BaseModel):
         default=(), description="NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]; none: features and probes."
     )
     maps: bool = Field(default=False, description="Also store the feature maps, in float16.")
+    models: tuple[str, ...] = Field(
+        default=(), description="Folders of RuntimeModelSpec JSON files; model may then be the model_id of one."
+    )
     layers: tuple[str, ...] = Field(
         default=(), description="Modules, or stage indices (-1: the last), whose outputs become slots; none: its own."
     )
     image_size: str | None = Field(default=None, description="Model input, H or HxW in pixels; none: the model's own.")
+    output_shape: str | None = Field(
+        default=None, description="general_encoder only: what its first output should be, such as 768,7,7; compared."
+    )
     fit: spec.Fit | None = Field(default=None, description="How images meet the model's size; none: the model's own.")
     canvas: str | None = Field(
         default=None,

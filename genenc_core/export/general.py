@@ -1,0 +1,109 @@
+"""The general encoder: any exported file without a spec, its input size given and its outputs found by running it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from genenc_core import errors, spec, spec_rules
+from genenc_core.export import artifact_trial, artifacts
+
+MODEL_ID = "general_encoder"
+DISPLAY_NAME = "General Encoder"
+NATIVE = (224, 224)
+
+_BACKENDS: Mapping[str, spec_rules.BackendName] = {"TorchScript": "TorchScript", "AOTInductor": "AOTInductor"}
+
+
+def spec_of(
+    path: Path, *, image_size: tuple[int, int] | None = None, output_shape: str | None = None, trust: bool = False
+) -> spec.RuntimeModelSpec:
+    """Describe an artifact (.pt, .pt2) that takes RGB [B, 3, H, W] in [0, 1], 224 x 224 pixels unless told otherwise.
+
+    Batches and outputs are found by running it: one output is the slot `features`, several are `features_0`, ... .
+    `output_shape` ("768,7,7") is what the first one should be; it is compared, never believed. Images are stretched,
+    as WhiskerToolbox does it; what normalisation the model needs must be inside the file.
+
+    Raises:
+        InputError: no `trust` (the file runs code), no such artifact, a size it does not take, or another output.
+    """
+    declared = None if output_shape is None else parse_shape(output_shape)
+    backend = _backend(path)
+    if not trust:
+        raise errors.InputError(
+            f"{MODEL_ID} runs {str(path)!r}, and loading such a file runs code from it; no spec records its digest. If "
+            "you know where it comes from, add --trust."
+        )
+    height, width = image_size or NATIVE
+    draft = spec.RuntimeModelSpec(
+        model_id=MODEL_ID,
+        display_name=DISPLAY_NAME,
+        description=f"Outputs of {path.name} as found by running it.",
+        weights_path=str(path.resolve()),
+        backend=backend,
+        inputs=(
+            spec.SlotSpec(
+                name="image",
+                shape=(3, height, width),
+                description="RGB in [0, 1]",
+                recommended_encoder="ImageEncoder",
+            ),
+        ),
+        outputs=(),
+        recommended_post_encoder="global_avg_pool",
+    )
+    found = artifact_trial.tried(draft)
+    if declared is not None and declared != found.outputs[0]:
+        raise errors.InputError(
+            f"the output shape {output_shape!r} is not what {str(path)!r} gives for images of {height} x {width} "
+            f"pixels: its first output is {_joined(found.outputs[0])}. Correct it, or leave it out."
+        )
+    return draft.model_copy(update={"outputs": _slots(found.outputs), "batch_mode": _batch_mode(found)})
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read `768,7,7`: channels, height, width, without the batch.
+
+    Raises:
+        InputError: anything but whole numbers of at least 1 with commas between; nothing is skipped.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not (part.isascii() and part.isdigit() and int(part) > 0)]
+    if wrong:
+        raise errors.InputError(
+            f"output shape {text!r} cannot be read: {wrong[0]!r} is no whole number of at least 1. Give sizes with "
+            "commas between, without the batch, such as 768,7,7."
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _backend(path: Path) -> spec_rules.BackendName:
+    if not path.is_file():
+        raise errors.InputError(
+            f"{MODEL_ID} runs an exported file, and there is no file {str(path)!r}: give a .pt (TorchScript) or .pt2 "
+            "(AOTInductor) with --weights FILE."
+        )
+    kind = artifacts.artifact_kind(path)
+    if kind not in _BACKENDS:
+        told = "no PyTorch archive" if kind is None else f"a file of the kind {kind}"
+        raise errors.InputError(
+            f"{MODEL_ID} runs TorchScript files and AOTInductor packages, but {str(path)!r} is {told}. A state dict "
+            "goes with its model: --model NAME --weights FILE."
+        )
+    return _BACKENDS[kind]
+
+
+def _slots(shapes: tuple[tuple[int, ...], ...]) -> tuple[spec.SlotSpec, ...]:
+    names = ("features",) if len(shapes) == 1 else tuple(f"features_{index}" for index in range(len(shapes)))
+    return tuple(
+        spec.SlotSpec(name=name, shape=shape, recommended_decoder="TensorToFeatureVector")
+        for name, shape in zip(names, shapes, strict=True)
+    )
+
+
+def _batch_mode(found: artifact_trial.Trial) -> spec.BatchModeSpec:
+    if found.least == found.most:
+        return spec.BatchModeSpec(fixed=found.least)
+    return spec.BatchModeSpec(dynamic=spec.DynamicBatch(min=found.least, max=found.most))
+
+
+def _joined(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))

@@ -1,0 +1,117 @@
+"""The image encoders of Segment Anything (ViT-B, -L and -H with their neck), built from timm as SAM has them."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from genenc_core import errors, spec
+from genenc_core.models import timm_backbones
+from genenc_core.models.encoder import Parts
+from genenc_core.models.weights import WeightsChoice, construction_rng, load_state, read_state
+
+ARCHITECTURES: Mapping[str, str] = {
+    "samvit_base": "samvit_base_patch16",
+    "samvit_large": "samvit_large_patch16",
+    "samvit_huge": "samvit_huge_patch16",
+}
+PATCH = 16
+NATIVE = (1024, 1024)
+
+# SAM's (123.675, 116.28, 103.53) and (58.395, 57.12, 57.375), divided by 255.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+# SAM pads with 0 after normalisation, which is its mean colour; images are bytes, so it is rounded here. The bars are
+# then at most 0.0082 from 0 in normalised units, less than half a grey level.
+PAD_VALUE = (124, 116, 104)
+
+# Only SAM's blocks have such tensors, so what stands before the name is the encoder's prefix in a larger checkpoint.
+_ANCHORS = ("blocks.0.attn.rel_pos_h", "blocks.1.attn.rel_pos_h")
+
+
+def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
+    """Build `samvit_base`, `samvit_large` or `samvit_huge`: [B, 3, H, W] -> `features` [B, 256, H/16, W/16].
+
+    Images of other sizes than 1024 x 1024, square or not, see the position embeddings interpolated (absolute: bicubic,
+    antialiased; relative: linear). Weights are timm's, or a file: Segment Anything's own checkpoint, of which only the
+    image encoder is read, or a state dict of timm's model.
+
+    Raises:
+        InputError: timm is absent, a side that is no multiple of 16, or weights that do not fit.
+    """
+    height, width = checked_size(name, image_size)
+    with construction_rng(choice):
+        model = construct(ARCHITECTURES[name], choice, name=name)
+    model.eval().requires_grad_(False)
+    trunk = SamTrunk(model)
+    if choice.path is not None:
+        load_state(read_state(choice.path, checkpoint_names), path=choice.path, model=model, trunk=trunk)
+    preprocessing = spec.Preprocessing(
+        height=height, width=width, fit="pad", pad_position="corner", pad_value=PAD_VALUE, interpolation="bilinear"
+    )
+    return Parts(
+        model=model, trunk=trunk, preprocessing=preprocessing, mean=MEAN, std=STD, stages=block_names(trunk.model)
+    )
+
+
+class SamTrunk(nn.Module):
+    """timm's model up to its neck."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 256, H/16, W/16] for normalised images [B, 3, H, W]."""
+        return self.model.forward_features(images)  # type: ignore[operator, no-any-return]
+
+
+def construct(architecture: str, choice: WeightsChoice, *, name: str) -> nn.Module:
+    """Return timm's model with the epsilon that SAM has in every LayerNorm; timm's own is 1e-5 outside the neck."""
+    return timm_backbones.create(
+        architecture, choice, name=name, options={"norm_layer": partial(nn.LayerNorm, eps=1e-6)}
+    )
+
+
+def checked_size(name: str, image_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the input size (height, width), 1024 x 1024 unless asked otherwise.
+
+    Raises:
+        InputError: a side that is no multiple of 16.
+    """
+    height, width = image_size or NATIVE
+    if height % PATCH or width % PATCH:
+        near = "x".join(str(max(round(side / PATCH), 1) * PATCH) for side in (height, width))
+        raise errors.InputError(
+            f"{name!r} cuts images into patches of {PATCH} pixels, so {height} x {width} pixels cannot be: each side "
+            f"must be a multiple of {PATCH}. Give, for example, --image-size {near}."
+        )
+    return height, width
+
+
+def block_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the transformer blocks, which are the stages."""
+    blocks = model.get_submodule("blocks")
+    return tuple(f"blocks.{name}" for name, _ in blocks.named_children())
+
+
+def checkpoint_names(names: Sequence[str]) -> Mapping[str, str]:
+    """Map the names in a checkpoint to timm's, without what stands beside the encoder in a larger model.
+
+    The prefix before the encoder's names is found, whatever it is: `image_encoder.` (Segment Anything),
+    `model.sam_model.` (DeepSeek-OCR), `...vision_tower_high...` (Vary, GOT), or none. `mlp.lin1` is timm's `mlp.fc1`.
+
+    Raises:
+        InputError: the checkpoint holds several such encoders.
+    """
+    found = [{name.removesuffix(anchor) for name in names if name.endswith(anchor)} for anchor in _ANCHORS]
+    prefixes = next((item for item in found if item), {""})
+    if len(prefixes) > 1:
+        raise errors.InputError(
+            f"the weights hold several SAM encoders, under {', '.join(map(repr, sorted(prefixes)))}: save the one you "
+            "mean in a file of its own."
+        )
+    (prefix,) = prefixes
+    return {name: name.removeprefix(prefix).replace("mlp.lin", "mlp.fc") for name in names if name.startswith(prefix)}
