@@ -1,14 +1,14 @@
 """The arguments of `build_model`, sorted and checked before anything is built."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models.factory import adapters, heads, registries, registry, task_models
+from genenc_core.models.factory import adapters, call_arguments, heads, registries, registry, task_models
 
 PIXEL_WISE_TASKS = ("segmentation", "regression")
 TASKS = (*PIXEL_WISE_TASKS, "classification")
@@ -82,7 +82,7 @@ def made(arguments: Mapping[str, Any]) -> Plan:
         InputError: an unknown task, part or argument, one given twice, or one that is missing.
     """
     task = _task(arguments.get("task"))
-    sorted_options, left = split(arguments, PREFIXED)
+    sorted_options, left = call_arguments.split(arguments, PREFIXED)
     unused = sorted(set(left) - set(ARGUMENTS))
     if unused:
         known = [*ARGUMENTS, "backbone_*", "decoder_*", "head_*"]
@@ -108,28 +108,6 @@ def made(arguments: Mapping[str, Any]) -> Plan:
         rescale=_flag("rescale", left.get("rescale", True)),
         adapter=None if peft is None else adapters.check(peft),
     )
-
-
-def split(arguments: Mapping[str, Any], words: Iterable[str]) -> tuple[dict[str, Options], Options]:
-    """Return the arguments under each word (`word_x` and `word_kwargs` together), and the others.
-
-    Raises:
-        InputError: the same argument both ways.
-    """
-    found: dict[str, Options] = {}
-    left = dict(arguments)
-    for word in words:
-        together = left.pop(f"{word}_kwargs", None) or {}
-        if not isinstance(together, Mapping):
-            raise errors.InputError(f"{word}_kwargs {together!r} must be names and values.")
-        single = {key.removeprefix(f"{word}_"): left.pop(key) for key in list(left) if key.startswith(f"{word}_")}
-        both = sorted(set(together) & set(single))
-        if both:
-            raise errors.InputError(
-                f"{word}_{both[0]} is given twice: as {word}_{both[0]} and in {word}_kwargs. Leave one of them out."
-            )
-        found[word] = {**together, **single}
-    return found, left
 
 
 def _task(given: Any) -> str:
@@ -181,7 +159,7 @@ def _backbone_options(backbone: str | nn.Module, given: Options) -> tuple[Option
         if signature is not None:
             if "patch_size" not in signature.parameters:
                 own.pop("patch_size", None)
-            check_arguments(f"backbone {backbone!r}", "backbone_", signature, own)
+            call_arguments.check(f"backbone {backbone!r}", "backbone_", signature, own)
     return _temporal(temporal), padding, patch_size, own
 
 
@@ -209,7 +187,7 @@ def _neck(given: Any) -> tuple[str | nn.Module, Options]:
         raise errors.InputError(f"a neck must be a module, or a dict with 'name' and its arguments, not {given!r}.")
     options = {str(key): value for key, value in given.items() if key != "name"}
     name = given["name"]
-    check_arguments(f"neck {name!r}", "", registries.NECK_REGISTRY.signature(name), options)
+    call_arguments.check(f"neck {name!r}", "", registries.NECK_REGISTRY.signature(name), options)
     return name, options
 
 
@@ -222,7 +200,7 @@ def _decoder_plan(
         signature = registries.DECODER_REGISTRY.signature(decoder)
         if headed and (signature is None or "num_classes" in signature.parameters):
             decoder_kwargs = {"num_classes": 1 if num_classes is None else num_classes, **decoder_kwargs}
-        check_arguments(f"decoder {decoder!r}", "decoder_", signature, decoder_kwargs)
+        call_arguments.check(f"decoder {decoder!r}", "decoder_", signature, decoder_kwargs)
     else:
         headed = bool(getattr(decoder, "includes_head", False))
         if decoder_kwargs:
@@ -236,7 +214,7 @@ def _decoder_plan(
             )
         return DecoderPlan(decoder=decoder, decoder_kwargs=decoder_kwargs, head_kwargs=None)
     head_kwargs = {**({} if num_classes is None else {"num_classes": num_classes}), **head_kwargs}
-    check_arguments(f"the head for {task}", "head_", inspect.signature(heads.HEADS[task]), head_kwargs)
+    call_arguments.check(f"the head for {task}", "head_", inspect.signature(heads.HEADS[task]), head_kwargs)
     return DecoderPlan(decoder=decoder, decoder_kwargs=decoder_kwargs, head_kwargs=head_kwargs)
 
 
@@ -246,7 +224,7 @@ def _auxiliary(task: str, given: Sequence[Any], num_classes: int | None) -> dict
         aux = item if isinstance(item, AuxiliaryHead) else _auxiliary_head(item)
         if aux.name in found or not aux.name.isidentifier():
             raise errors.InputError(f"aux_decoders: the name {aux.name!r} must be a word, and used once.")
-        options, left = split(aux.decoder_args or {}, ("decoder", "head"))
+        options, left = call_arguments.split(aux.decoder_args or {}, ("decoder", "head"))
         if left:
             raise errors.InputError(
                 f"aux_decoders: argument {min(left)!r} of {aux.name!r} is not used by anything; its arguments begin "
@@ -265,39 +243,3 @@ def _auxiliary_head(given: Any) -> AuxiliaryHead:
     return AuxiliaryHead(
         name=str(given["name"]), decoder=_part(given["decoder"], "decoder"), decoder_args=given.get("decoder_args")
     )
-
-
-def takes_argument(signature: inspect.Signature, name: str) -> bool:
-    """Tell whether a constructor takes the keyword."""
-    return name in signature.parameters or any(item.kind is item.VAR_KEYWORD for item in signature.parameters.values())
-
-
-def check_arguments(who: str, prefix: str, signature: inspect.Signature | None, given: Mapping[str, Any]) -> None:
-    """Compare arguments with a constructor's parameters; its first positional one (the channels) is not among them.
-
-    Raises:
-        InputError: one that it does not take, or lacks; the known ones are named.
-    """
-    if signature is None:
-        return
-    parameters = dict(signature.parameters)
-    keyword_only = {name: item for name, item in parameters.items() if item.kind is item.KEYWORD_ONLY}
-    first = next(iter(parameters), None)
-    if not who.startswith("backbone") and first is not None and first not in keyword_only:
-        del parameters[first]
-    if any(item.kind is item.VAR_KEYWORD for item in parameters.values()):
-        return
-    unknown = sorted(set(given) - set(parameters))
-    if unknown:
-        known = ", ".join(f"{prefix}{name}" for name in parameters) or "none"
-        raise errors.InputError(
-            f"argument {prefix}{unknown[0]} = {given[unknown[0]]!r} is not used: {who} does not take it. It takes: "
-            f"{known}."
-        )
-    missing = [
-        name
-        for name, item in parameters.items()
-        if item.default is item.empty and item.kind is not item.VAR_POSITIONAL and name not in given
-    ]
-    if missing:
-        raise errors.InputError(f"{who} needs {prefix}{missing[0]}.")

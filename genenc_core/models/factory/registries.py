@@ -4,6 +4,7 @@ from genenc_core.models.factory import (
     backbones,
     context_decoders,
     decoders,
+    mmseg_decoders,
     necks,
     pyramid_necks,
     registry,
@@ -41,7 +42,7 @@ DECODER_REGISTRY = registry.MultiSourceRegistry(
             }
         ),
         "smp": smp_decoders.SmpDecoders(),
-        "mmseg": smp_decoders.MmsegDecoders(),
+        "mmseg": mmseg_decoders.MmsegDecoders(),
     },
     aliases={"terratorch": "genenc"},
 )

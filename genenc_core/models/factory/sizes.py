@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from genenc_core import errors
+from genenc_core.models.factory import call_arguments, plan, registries, task_models
 from genenc_core.models.factory import features as feats
-from genenc_core.models.factory import plan, registries, task_models
 from genenc_core.models.weights import WeightsChoice
 
 _DEFAULT_SIZE = 224
@@ -53,7 +53,7 @@ def with_weights(made: plan.Plan, choice: WeightsChoice, outputs: Sequence[str])
             "random:0 or a checkpoint, or leave backbone_pretrained out."
         )
     signature = registries.BACKBONE_REGISTRY.signature(made.backbone)
-    if signature is None or plan.takes_argument(signature, "pretrained"):
+    if signature is None or call_arguments.takes(signature, "pretrained"):
         options["pretrained"] = choice.kind == "pretrained"
     backbone = made.backbone if choice.tag is None else _tagged(made.backbone, choice.tag)
     if choice.kind == "pretrained" and {"logits", "decoder"} & set(outputs):

@@ -155,6 +155,47 @@ def test_stages_are_slots_on_request() -> None:
     assert torch.equal(named["neck_1"], named["backbone_1"])
 
 
+def test_a_classifier_gives_one_row_of_logits_per_image_from_the_backbones_own_crop() -> None:
+    arguments = {
+        "task": "classification",
+        "backbone": "timm_test_resnet",
+        "decoder": "IdentityDecoder",
+        "num_classes": 5,
+    }
+    parts = model_file.build(json.dumps(arguments), RANDOM, (64, 64))
+    assert parts.preprocessing.describe() == "crop to 64 x 64 (shorter side to 67 first), bilinear"
+    assert {name: tuple(item.shape) for name, item in parts.trunk(torch.rand(2, 3, 64, 64)).items()} == {
+        "logits": (2, 5)
+    }
+
+
+def test_tokens_come_as_a_map_with_class_and_register_tokens_beside_it() -> None:
+    arguments = {
+        "task": "segmentation",
+        "backbone": "timm_vit_small_patch14_reg4_dinov2",
+        "backbone_output": "tokens",
+        "backbone_out_indices": [0],
+        "necks": [{"name": "ReshapeTokensToImage"}],
+        "decoder": "IdentityDecoder",
+        "num_classes": 2,
+        "image_size": [56, 84],
+        "outputs": ["backbone", "necks"],
+    }
+    trunk: Any = model_file.build(json.dumps(arguments), RANDOM, None).trunk
+    images = torch.rand(1, 3, 56, 84)
+    slots = trunk(images)
+    (tokens,) = trunk.model.encoder(images)
+    assert {name: tuple(item.shape[1:]) for name, item in slots.items()} == {
+        "neck_0": (384, 4, 6),
+        "backbone_0": (384, 4, 6),
+        "backbone_0.cls": (384,),
+        "backbone_0.register": (4, 384),
+    }
+    assert torch.equal(slots["backbone_0"], slots["neck_0"])
+    assert torch.equal(slots["backbone_0.cls"], tokens[:, 0])
+    assert torch.equal(slots["backbone_0.register"], tokens[:, 1:5])
+
+
 def test_what_no_slot_needs_is_no_part_of_the_encoder() -> None:
     aux = [{"name": "a", "decoder": "FCNDecoder", "decoder_args": {"decoder_channels": 8}}]
     assert built({**SEG, "aux_decoders": aux}).parameters == built(SEG).parameters
