@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_exported_is_refused_in_words(
 def test_formats_share_the_eager_models_answers_one_batch_at_a_time(
     tiny: sources.BuiltEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two inputs at each of the batches 1, 3 and 4, whatever the number of formats; none of them held beside another."""
+    """Two inputs at each of the batches 1, 3 and 4, whatever the number of formats; one batch is held at a time."""
     alive: list[weakref.ref[torch.Tensor]] = []
     most: list[int] = []
     original = comparison.draw
