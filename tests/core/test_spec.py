@@ -225,6 +225,16 @@ def test_backend_by_name_then_extension(named: str | None, path: str | None, exp
     assert parsed(backend=named, weights_path=path).resolved_backend() == expected
 
 
+def test_variants_are_bound_by_the_largest_and_recurrent_wins() -> None:
+    variants = [{"path": "b1.pt", "batch_size": 1}, {"path": "b8.pt", "batch_size": 8}]
+    assert (
+        parsed(weights_variants=variants, batch_mode={"fixed": 1}).resolved_batch_mode().describe() == "Dynamic(1, 8)"
+    )
+    recurrent = parsed(weights_variants=variants, batch_mode={"recurrent_only": True})
+    assert recurrent.resolved_batch_mode().describe() == "RecurrentOnly"
+    assert parsed(weights_variants=[], batch_mode={"fixed": 4}).resolved_batch_mode().describe() == "Fixed(4)"
+
+
 def test_relative_weights_are_joined_lexically_to_the_files_folder(tmp_path: Path) -> None:
     path = tmp_path / "models" / "spec.json"
     path.parent.mkdir()

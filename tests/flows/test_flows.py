@@ -159,6 +159,25 @@ def test_export_flow_writes_artifact_spec_and_shows_the_spec(tmp_path: Path) -> 
         assert "model-spec" in artifacts(client, state.state_details.flow_run_id)
 
 
+def test_variants_exported_by_a_flow_are_run_by_a_flow(tmp_path: Path) -> None:
+    given = model_export.ExportParameters(
+        model="tiny_models:conv",
+        weights="random:0",
+        image_size="32",
+        out=str(tmp_path / "model"),
+        formats=("torchscript", "onnx"),
+        variants=(1, 2),
+    )
+    found = model.export_model(given)
+    assert [len(done.artifact_paths) for done in found] == [2, 2]
+    own = {"model": str(found[1].spec_path), "weights": None, "image_size": None}
+    assert extraction.extract_features(parameters(tmp_path, **own)).status.complete
+    assert sorted(path.name for path in (tmp_path / "run" / "model").iterdir()) == [
+        "tiny_models_conv_onnx_b1.onnx",
+        "tiny_models_conv_onnx_b2.onnx",
+    ]
+
+
 @pytest.mark.parametrize("flow", [extraction.extract_features, extraction.rerun_shards, model.export_model])
 def test_parameter_forms_have_descriptions(flow: Any) -> None:
     """Every field of the Prefect form says what it is."""

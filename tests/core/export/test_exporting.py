@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import warnings
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,41 @@ def test_a_model_that_cannot_be_exported_is_refused_in_words(
     with pytest.raises(errors.ExportError, match=words):
         exporting.export_encoder(build(models_module, name), out=tmp_path, formats=["torchscript"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_share_the_eager_models_answers_one_batch_at_a_time(
+    tiny: sources.BuiltEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two inputs at each of the batches 1, 3 and 4, whatever the number of formats; one batch is held at a time."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most: list[int] = []
+    original = comparison.draw
+
+    def counted(shape: comparison.Shape) -> Iterator[torch.Tensor]:
+        for images in original(shape):
+            alive.append(weakref.ref(images))
+            yield images
+            del images
+            most.append(sum(item() is not None for item in alive))
+
+    calls: list[int] = []
+    hook = tiny.module.register_forward_hook(lambda _module, given, _out: calls.append(len(given[0])))
+    monkeypatch.setattr(comparison, "draw", counted)
+
+    def expected(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tiny.module.forward(images)
+
+    candidates = [
+        comparison.Candidate(name=name, run=expected, shapes=((1, 32, 40), (3, 32, 40), (4, 32, 40)))
+        for name in ("one", "two")
+    ]
+    try:
+        found = comparison.compare(tiny, candidates, tolerance=0.0)
+    finally:
+        hook.remove()
+    assert calls == [1, 1, 3, 3, 4, 4]
+    assert max(most) <= 1
+    assert found == {name: comparison.Difference(absolute=0.0, relative=0.0) for name in ("one", "two")}
 
 
 def test_equal_bounds_give_a_fixed_batch(tiny: sources.BuiltEncoder, tmp_path: Path) -> None:

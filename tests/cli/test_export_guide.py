@@ -1,0 +1,93 @@
+"""The export guide: every command in it works as written, its C++ compiles, and its messages are the ones we give."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import genenc_core
+import pictures
+from genenc_core import spec
+from genenc_core.export import backends, exporting
+from genenc_core.models import sources
+
+PACKAGE = Path(genenc_core.__file__).parent
+GUIDE = (PACKAGE / "export" / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the guide's code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, flags=re.S | re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_every_command_of_the_guide_works_as_written(
+    genenc: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    pictures.write_folder(tmp_path / "photos", 3)
+    module, checkpoint = blocks("python")
+    assert module.startswith("# my_model.py\n")
+    (tmp_path / "my_model.py").write_text(module)
+    commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+    assert len(commands) == 12
+    try:
+        exec(checkpoint, {})
+        for command in commands:
+            assert command[0] == "genenc"
+            said = genenc(*command[1:])
+            assert (said.code, said.err) == (0, ""), command
+    finally:
+        sys.modules.pop("my_model", None)
+    backends_seen = {spec.load_spec(path).backend for path in (tmp_path / "exported").rglob("*_spec.json")}
+    assert backends_seen == {"TorchScript", "ExportedProgram", "ONNX", "AOTInductor"}
+    assert spec.load_spec(tmp_path / "run-96x128" / "model_spec.json").outputs[0].shape == (16, 12, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_guides_cpp_prints_what_genenc_computes(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    (code,) = blocks("cpp")
+    (tmp_path / "run.cpp").write_text(code)
+    root = torch.__path__[0]
+    include = [f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include"]
+    link = [f"-L{root}/lib", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--no-as-needed", f"-Wl,-rpath,{root}/lib"]
+    program = tmp_path / "run"
+    subprocess.run(["g++", "-std=c++20", tmp_path / "run.cpp", "-o", program, *include, *link], check=True)
+    request = sources.ModelRequest(name="tiny_models:two_maps", weights="random:0", image_size=(64, 64))
+    exported = exporting.export_encoder(
+        sources.build_encoder(request), out=tmp_path, formats=["torchscript", "aotinductor"], batch_max=2
+    )
+    for model in exported:
+        said = subprocess.run([program, model.artifact_path], check=True, capture_output=True, text=True).stdout
+        found = backends.load_encoder(model.spec, device="cpu")(torch.full((2, 3, 64, 64), 0.25))
+        lines = said.splitlines()
+        assert len(lines) == len(found) == 2
+        for line, tensor in zip(lines, found.values(), strict=True):
+            shape, total = line.rsplit(" ", 1)
+            assert shape == str(list(tensor.shape))
+            assert float(total) == pytest.approx(float(tensor.double().sum()), rel=1e-4)
+
+
+def test_the_guides_messages_are_ours() -> None:
+    """A message that changes in the code must change in the guide."""
+    code = " ".join(path.read_text() for name in ("export", "run") for path in (PACKAGE / name).rglob("*.py"))
+    # Texts run on over several literals, and hold values where the guide has dots.
+    code = re.sub(r'"\s*f?"', "", code)
+    rows = re.findall(r"^\| (`.*) \| .* \|$", GUIDE.partition("## What can go wrong")[2], flags=re.M)
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 20
+    for text in quoted:
+        pattern = ".{1,80}?".join(re.escape(part) for part in re.split(r" ?\.\.\. ?", text) if part)
+        assert re.search(pattern, code, flags=re.S), text

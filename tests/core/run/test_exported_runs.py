@@ -1,0 +1,151 @@
+"""Runs on artifacts: every format, variants and sizes; the run folder alone is enough, and it means what it says."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from genenc_core import errors, spec
+from genenc_core.encoding import control
+from genenc_core.run import driver, encoders, model_export
+from genenc_core.run.folder import RunFolder
+
+FORMATS = ["torchscript", "exported_program", "onnx"]
+
+
+def features(root: Path) -> np.ndarray:
+    return zarr.open_group(root / "features.zarr", mode="r")["features"][:]
+
+
+def export(out: Path, **changes: object) -> list[Path]:
+    """Export the tiny model that `extract` runs; return the specs."""
+    values = {"model": "tiny_models:conv", "weights": "random:0", "image_size": "32", "batch_max": 4, "out": str(out)}
+    if "variants" in changes:
+        values.pop("batch_max")
+    return [item.spec_path for item in model_export.export(model_export.ExportParameters(**{**values, **changes}))]
+
+
+def from_spec(path: Path, **changes: object) -> dict[str, object]:
+    return {"model": str(path), "weights": None, "image_size": None, **changes}
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert np.isfinite(expected).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_every_format_stores_the_eager_models_features(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    extract(out=str(tmp_path / "eager"))
+    for path, kind in zip(export(tmp_path / "m", formats=FORMATS), FORMATS, strict=True):
+        extract(**from_spec(path, out=str(tmp_path / kind)))
+        assert RunFolder(tmp_path / kind).backend == kind
+        close(features(tmp_path / kind), features(tmp_path / "eager"))
+
+
+def test_a_named_model_runs_in_every_format_without_a_spec(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    extract(out=str(tmp_path / "eager"))
+    extract(out=str(tmp_path / "onnx"), backend="onnx")
+    close(features(tmp_path / "onnx"), features(tmp_path / "eager"))
+    assert [path.suffix for path in (tmp_path / "onnx" / "model").iterdir()] == [".onnx"]
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 3])
+def test_variants_store_the_same_features_for_any_batch(
+    extract: Callable[..., driver.Result], tmp_path: Path, batch_size: object
+) -> None:
+    extract(out=str(tmp_path / "eager"))
+    (path,) = export(tmp_path / "m", variants=(2, 3))
+    extract(**from_spec(path, batch_size=batch_size))
+    close(features(tmp_path / "run"), features(tmp_path / "eager"))
+
+
+def test_a_run_with_variants_goes_on_from_its_folder_alone(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    (path,) = export(tmp_path / "m", variants=(1, 2))
+    extract(**from_spec(path, out=str(tmp_path / "whole"), batch_size=2))
+    watch = control.Control()
+    watch.on_rows = lambda _done, _failed: watch.stop()
+    with control.use(watch), pytest.raises(errors.Stopped):
+        extract(**from_spec(path, batch_size=2))
+    shutil.rmtree(tmp_path / "m")
+    encoders.CACHE.clear()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert sorted(item.name for item in (moved / "model").iterdir()) == [
+        "tiny_models_conv_torchscript_b1.pt",
+        "tiny_models_conv_torchscript_b2.pt",
+    ]
+    assert driver.resume(moved, "pending", driver.options_for(moved, device="cpu")).status.complete
+    assert np.array_equal(features(moved), features(tmp_path / "whole"))
+
+
+def test_variants_of_the_same_name_in_other_folders_are_kept_apart(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    (path,) = export(tmp_path / "m", variants=(1, 2))
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    moved = []
+    for item in given.weights_variants:
+        target = tmp_path / "m" / str(item.batch_size) / "model.pt"
+        target.parent.mkdir()
+        (tmp_path / "m" / item.path).rename(target)
+        moved.append(item.model_copy(update={"path": f"{item.batch_size}/model.pt"}))
+    path.write_text(given.model_copy(update={"weights_variants": tuple(moved)}).to_json())
+    extract(**from_spec(path, batch_size=2))
+    assert sorted(item.name for item in (tmp_path / "run" / "model").iterdir()) == ["b1_model.pt", "b2_model.pt"]
+
+
+def test_another_file_for_one_variant_is_another_run(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    """Foreign specs record no digest, so only the run's identity can tell."""
+    (path,) = export(tmp_path / "m", variants=(1, 2))
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    path.write_text(given.model_copy(update={"genenc": None}).to_json())
+    extract(**from_spec(path, trust=True, batch_size=2))
+    assert extract(**from_spec(path, trust=True, batch_size=2)).asked == 0
+    (other,) = export(tmp_path / "other", variants=(1, 2), weights="random:1")
+    shutil.copy(other.parent / "tiny_models_conv_torchscript_b2.pt", path.parent)
+    with pytest.raises(errors.StoreError, match="holds another run"):
+        extract(**from_spec(path, trust=True, batch_size=2))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_another_size_of_the_range_is_the_eager_model_at_that_size(
+    extract: Callable[..., driver.Result], tmp_path: Path, kind: str
+) -> None:
+    (path,) = export(tmp_path / "m", formats=(kind,), dynamic_size=True)
+    assert spec.load_spec(path).genenc.dynamic_size == spec.SizeRange(min=(16, 16), max=(64, 64), multiple=8)
+    extract(out=str(tmp_path / "eager"), image_size="24x48", maps=True)
+    extract(**from_spec(path, image_size="24x48", maps=True))
+    close(features(tmp_path / "run"), features(tmp_path / "eager"))
+    assert zarr.open_group(tmp_path / "run" / "features.zarr")["maps"].shape == (11, 6, 3, 6)
+    kept = spec.load_spec(tmp_path / "run" / "model_spec.json")
+    assert (kept.inputs[0].shape, kept.outputs[0].shape) == ((3, 24, 48), (6, 3, 6))
+    assert extract(**from_spec(path, image_size="24x48", maps=True)).asked == 0
+    with pytest.raises(errors.StoreError, match="another run"):
+        extract(**from_spec(path, image_size="48x24", maps=True))
+
+
+def test_a_size_outside_the_range_leaves_nothing(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    (path,) = export(tmp_path / "m", dynamic_size=True, size_min="24", size_max="40")
+    with pytest.raises(errors.InputError, match="24 x 24 to 40 x 40 in steps of 8"):
+        extract(**from_spec(path, image_size="48"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variants": (1, 2), "batch_max": 8}, "--variants are files of one batch size"),
+        ({"size_min": "16"}, "bound --dynamic-size"),
+        ({"dynamic_size": True, "size_min": "20"}, "multiples of 8"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        export(tmp_path / "m", **changes)
+    assert not (tmp_path / "m").exists()
