@@ -218,17 +218,21 @@ def _stages(model: Any) -> tuple[str, ...]:
 
 def _layout(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int]) -> tokens.TokenLayout:
     """Find how the tokens [B, N, C] lie: declared by the model, or seen in the map that it makes of them itself."""
-    declared = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    embedded = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     count = getattr(model, "num_prefix_tokens", None)
-    if declared and count is not None and count + declared[0] * declared[1] == shape[1]:
-        return tokens.TokenLayout(grid=(int(declared[0]), int(declared[1])), prefix=_prefix(model, int(count)))
-    grid = _own_grid(model, size)
-    if grid is None or count not in (None, shape[1] - grid[0] * grid[1]):
+    if count is None:
+        grid = _grid_by_comparison(model, size)
+    elif embedded and count + embedded[0] * embedded[1] == shape[1]:
+        grid = (int(embedded[0]), int(embedded[1]))
+    else:
+        grid = _grid_of_own_map(model, size)
+    if grid is None or (count is not None and count + grid[0] * grid[1] != shape[1]):
         raise errors.InputError(
             f"timm's {name!r} gives tokens {list(shape)} and does not say on which grid they lie. Choose another "
             "model, or wrap it yourself and give package.module:factory."
         )
-    return tokens.TokenLayout(grid=grid, prefix=_prefix(model, shape[1] - grid[0] * grid[1]))
+    height, width = grid
+    return tokens.TokenLayout(grid=(height, width), prefix=_prefix(model, shape[1] - height * width))
 
 
 def _prefix(model: Any, count: int) -> tokens.Prefix:
@@ -244,16 +248,31 @@ def _prefix(model: Any, count: int) -> tokens.Prefix:
     )
 
 
+def _own_map(model: Any, images: torch.Tensor, *, norm: bool) -> torch.Tensor:
+    """Return the last map [B, C, h, w] that the model makes of its tokens itself."""
+    maps: torch.Tensor = model.forward_intermediates(
+        images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True
+    )[-1]
+    return maps
+
+
+def _grid_of_own_map(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the height and width of the model's own map, which costs no computing."""
+    try:
+        maps = probing.observe(model, lambda own, images: _own_map(own, images, norm=False), batch=1, size=size)
+    except _BREAKS:
+        return None
+    return int(maps.shape[2]), int(maps.shape[3])
+
+
 @torch.inference_mode()
-def _own_grid(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the grid on which the model itself puts its tokens; needs their numbers to see that it is the same."""
+def _grid_by_comparison(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the grid of the model's own map if its cells are the last tokens, row by row; needs their numbers."""
     images = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
     found = model.forward_features(images)
     for norm in (True, False):
         try:
-            maps = model.forward_intermediates(
-                images, indices=1, norm=norm, output_fmt="NCHW", intermediates_only=True
-            )[-1]
+            maps = _own_map(model, images, norm=norm)
         except _BREAKS:
             continue
         listed = maps.flatten(2).transpose(1, 2)

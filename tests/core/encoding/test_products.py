@@ -77,7 +77,107 @@ def test_impossible_products_are_refused(texts: tuple[str, ...], word: str) -> N
         build(*texts, points=1)
 
 
-def test_default_products() -> None:
-    names = [str(item) for item in (*products.default_products(with_points=True), products.MAPS)]
-    assert names == ["features=global_avg_pool@float32", "probes=spatial_point@float32", "maps=none@float16"]
-    assert len(products.default_products(with_points=False)) == 1
+def names(found: tuple[products.ProductSpec, ...]) -> list[str]:
+    return [str(item) for item in found]
+
+
+VIT = (
+    spec.SlotSpec(name="features", shape=(8, 2, 3)),
+    spec.SlotSpec(name="cls", shape=(8,)),
+    spec.SlotSpec(name="register", shape=(4, 8)),
+)
+LAYERS = (
+    spec.SlotSpec(name="blocks.5", shape=(8, 2, 3)),
+    spec.SlotSpec(name="blocks.5.cls", shape=(8,)),
+    spec.SlotSpec(name="stem-1", shape=(4, 4, 6)),
+)
+
+
+def test_one_map_is_stored_under_plain_names_whatever_stands_beside_it() -> None:
+    for outputs in (SLOTS[:1], VIT):
+        found = products.default_products(outputs, with_points=True)
+        assert names(found) == ["features=global_avg_pool@float32", "probes=spatial_point@float32"]
+        assert names(products.default_products(outputs, with_points=False)) == names(found)[:1]
+        assert names(products.map_products(outputs)) == ["maps=none@float16"]
+    later = products.default_products(VIT[1:] + VIT[:1], with_points=False, dtype="float16")
+    assert names(later) == ["features=features:global_avg_pool@float16"]
+
+
+def test_several_maps_are_stored_under_the_names_of_their_slots() -> None:
+    found = products.default_products(LAYERS, with_points=True) + products.map_products(LAYERS)
+    assert names(found) == [
+        "features_blocks_5=blocks.5:global_avg_pool@float32",
+        "features_stem_1=stem-1:global_avg_pool@float32",
+        "probes_blocks_5=blocks.5:spatial_point@float32",
+        "probes_stem_1=stem-1:spatial_point@float32",
+        "maps_blocks_5=blocks.5:none@float16",
+        "maps_stem_1=stem-1:none@float16",
+    ]
+    assert [products.parse_product(str(item)) for item in found] == list(found)
+    assert len(products.build_products(found, LAYERS, point_count=1)) == 6
+
+
+def test_an_encoder_without_maps_has_its_slots_stored_as_they_are() -> None:
+    assert names(products.default_products(VIT[1:2], with_points=False)) == ["features=none@float32"]
+    several = products.default_products(VIT[1:], with_points=False)
+    assert names(several) == ["features_cls=cls:none@float32", "features_register=register:none@float32"]
+    built = products.build_products(several, VIT[1:], point_count=0)
+    assert [item.signature.dims for item in built] == [
+        ("features_cls_channel",),
+        ("features_register_token", "features_register_channel"),
+    ]
+    with pytest.raises(errors.InputError, match=r"no map to probe points in, only cls \[8\], register \[4, 8\]"):
+        products.default_products(VIT[1:], with_points=True)
+    with pytest.raises(errors.InputError, match="--maps: the encoder gives no maps"):
+        products.map_products(VIT[1:])
+
+
+def test_slots_with_the_same_plain_name_are_refused() -> None:
+    twins = tuple(spec.SlotSpec(name=name, shape=(4, 2, 2)) for name in ("a.b", "a_b"))
+    with pytest.raises(errors.InputError, match=r"'a.b' and 'a_b' would both be stored as 'features_a_b'"):
+        products.default_products(twins, with_points=False)
+
+
+def over(text: str, outputs: tuple[spec.SlotSpec, ...]) -> products.Product:
+    return products.build_products([products.parse_product(text)], outputs, point_count=1)[0]
+
+
+@pytest.mark.parametrize("module", ["cls_token", "vit_cls", "cls_token(has_cls=true)"])
+def test_the_class_token_of_a_map_is_the_slot_beside_it(module: str) -> None:
+    assert over(f"v={module}", VIT).slot == "cls"
+    assert over(f"v=cls:{module}", VIT).slot == "cls"
+    found = over(f"v={module}+l2_normalize", LAYERS)
+    assert (found.slot, found.signature.shape, len(found.pipeline.modules)) == ("blocks.5.cls", (8,), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "outputs", "words"),
+    [
+        ("v=cls_token", SLOTS, "no class token beside 'fine'; its slots are fine, coarse"),
+        ("v=stem-1:cls_token", LAYERS, "no class token beside 'stem-1'"),
+        ("v=cls_token(has_cls=false)", VIT, "has_cls=false says that there is no class token"),
+        ("v=cls_token(has_cls=perhaps)", VIT, "neither true nor false"),
+        ("v=none+cls_token", VIT, "so it stands first"),
+        ("v=register:cls_token", VIT, r"cls_token\(has_cls=true\)"),
+        ("v=register:vit_mean", VIT, r"vit_mean\(has_cls=true\) or vit_mean\(has_cls=false\)"),
+        ("v=vit_mean(has_cls=true)", VIT, "holds no class token"),
+        ("v=cls:global_max_pool", VIT, "global_max_pool needs a feature map"),
+        ("v=register:gem", VIT, "gem needs a feature map"),
+        ("v=gem+gem", VIT, "gem needs a feature map"),
+        ("v=gem(p=0)", VIT, "p='0' is not a number above 0"),
+        ("v=gem(p=three)", VIT, "p='three' is not a number above 0"),
+        ("v=gem(p=1,p=2)", VIT, "given twice"),
+        ("v=cast", VIT, "one of float16, bfloat16, float32"),
+        ("v=cast(int8)", VIT, "type 'int8' is unknown"),
+    ],
+)
+def test_products_over_tokens_that_cannot_be(text: str, outputs: tuple[spec.SlotSpec, ...], words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        over(text, outputs)
+
+
+def test_token_slots_have_token_and_channel_axes() -> None:
+    assert over("r=register:none", VIT).signature == products.post_encoder.Signature(
+        dims=("r_token", "r_channel"), shape=(4, 8)
+    )
+    assert over("r=register:vit_max(has_cls=true)", VIT).signature.shape == (8,)

@@ -28,6 +28,10 @@ class Net(nn.Module):
             return (maps,)
         if self.shape == "vector":
             return maps.mean((2, 3))
+        if self.shape == "five":
+            return maps[..., None]
+        if self.shape == "token list":
+            return maps.flatten(2).transpose(1, 2)
         if self.shape == "one image":
             return maps[:1]
         if self.shape == "text":
@@ -41,6 +45,8 @@ def named(): return Net("dict")
 def listed(): return Net("list")
 def single(): return Net("one in a tuple")
 def vector(): return Net("vector")
+def five(): return Net("five")
+def token_list(): return Net("token list")
 def one_image(): return Net("one image")
 def text(): return Net("text")
 def nothing(): return Net("nothing")
@@ -66,6 +72,7 @@ def build(name: str, weights: str = "random:0") -> sources.BuiltEncoder:
     [
         ("tensor", [("features", (4, 4, 6))]),
         ("single", [("features", (4, 4, 6))]),
+        ("vector", [("features", (4,))]),
         ("named", [("low", (4, 4, 6)), ("high", (2, 4, 6))]),
         ("listed", [("features_0", (4, 4, 6)), ("features_1", (2, 4, 6))]),
     ],
@@ -79,14 +86,16 @@ def test_a_factorys_outputs_become_slots(factory: str, function: str, slots: lis
     images = torch.rand(3, 3, 32, 48)
     maps = built.module(images)
     assert [tuple(tensor.shape) for tensor in maps] == [(3, *shape) for _, shape in slots]
-    assert torch.equal(maps[0], built.module.trunk.conv(images))
+    convolved = built.module.trunk.conv(images)
+    assert torch.equal(maps[0], convolved.mean((2, 3)) if function == "vector" else convolved)
     assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in maps)
 
 
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("vector", r"must be float32 feature maps \[2, C, h, w\]"),
+        ("five", r"must be float32: feature maps \[2, C, h, w\], vectors"),
+        ("token_list", r"gives tokens \[2, 24, 4\].*num_prefix_tokens and patch_size"),
         ("one_image", r"float32 \[1, 4, 4, 6\]"),
         ("text", "output 'low' is a str"),
         ("nothing", "returns nothing"),

@@ -23,10 +23,10 @@ def plain_features(built: sources.BuiltEncoder, name: str, images: torch.Tensor,
 
 def encode(built: sources.BuiltEncoder, images: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        (maps,) = built.module(images)
-    assert maps.is_contiguous()
-    assert built.outputs[0].shape == tuple(maps.shape[1:])
-    return maps
+        found = built.module(images)
+    assert [slot.shape for slot in built.outputs] == [tuple(tensor.shape[1:]) for tensor in found]
+    assert all(tensor.is_contiguous() for tensor in found)
+    return found[0]
 
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "test_byobnet", "test_efficientnet", "test_convnext"])

@@ -75,7 +75,7 @@ def test_the_models_own_head_makes_its_logits_of_the_maps(name: str) -> None:
         torch.testing.assert_close(HEADS[name](model, maps), model(normalized(built, images)), rtol=1e-5, atol=1e-6)
 
 
-def test_vit_maps_are_the_patch_tokens_on_their_grid_without_the_class_token() -> None:
+def test_vit_maps_are_the_patch_tokens_on_their_grid_beside_the_class_token() -> None:
     built = build("vit_b_32", side=96)
     model = plain("vit_b_32", image_size=96)
     seen: list[torch.Tensor] = []
@@ -83,7 +83,9 @@ def test_vit_maps_are_the_patch_tokens_on_their_grid_without_the_class_token() -
     images = torch.rand(2, 3, 96, 96)
     with torch.inference_mode():
         model(normalized(built, images))
-        (maps,) = built.module(images)
+        maps, cls = built.module(images)
+    assert [slot.name for slot in built.outputs] == ["features", "cls"]
+    assert torch.equal(cls, seen[0][:, 0])
     assert maps.shape == (2, 768, 3, 3)
     for row in range(3):
         for column in range(3):
