@@ -82,7 +82,7 @@ def _backend(path: Path) -> spec_rules.BackendName:
             "(AOTInductor) with --weights FILE."
         )
     kind = artifacts.artifact_kind(path)
-    if kind not in _BACKENDS:
+    if kind is None or kind not in _BACKENDS:
         told = "no PyTorch archive" if kind is None else f"a file of the kind {kind}"
         raise errors.InputError(
             f"{MODEL_ID} runs TorchScript files and AOTInductor packages, but {str(path)!r} is {told}. A state dict "

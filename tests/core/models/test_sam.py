@@ -115,7 +115,7 @@ def test_a_checkpoint_that_lacks_or_misshapes_a_tensor_is_refused_by_name(
     with pytest.raises(errors.InputError, match=r"not in the model: blocks\.4\.norm1\.weight"):
         built((32, 32), saved(more, tmp_path / "more.pth"))
     twice = {**whole, **{f"teacher.{name}": tensor for name, tensor in tiny.items()}}
-    with pytest.raises(errors.InputError, match="several SAM encoders, under 'image_encoder.', 'teacher.'"):
+    with pytest.raises(errors.InputError, match=r"several SAM encoders, under 'image_encoder\.', 'teacher\.'"):
         built((32, 32), saved(twice, tmp_path / "twice.pth"))
 
 
@@ -154,5 +154,5 @@ def test_the_blocks_are_the_stages(tiny: dict[str, torch.Tensor]) -> None:
 
 
 def test_an_unknown_tag_of_pretrained_weights_is_refused() -> None:
-    with pytest.raises(errors.InputError, match="no weights 'best' for 'samvit_base'. Known: sa1b"):
+    with pytest.raises(errors.InputError, match=r"no weights 'best' for 'samvit_base'\. Known: sa1b"):
         built((32, 32), "pretrained:best")
