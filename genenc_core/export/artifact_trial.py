@@ -17,7 +17,7 @@ from genenc_core.models import wording
 
 # A package has bounds; above 32 images a batch gains little.
 _LEAST = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
-_MOST = (32, 16, 8, 4, 3, 2)
+_MOST = (32, 24, 16, 12, 8, 7, 6, 5, 4, 3, 2)
 _SECONDS = 600
 
 
@@ -85,8 +85,9 @@ def find(run: artifacts.Runner, *, name: str, size: tuple[int, int], bounded: bo
 
     least = next((batch for batch in _LEAST if takes(batch)), None)
     if least is None:
+        told = "; ".join(list(dict.fromkeys(refusals))[:2])
         raise errors.InputError(
-            f"the artifact {name!r} takes no batch of images of {size[0]} x {size[1]} pixels: {refusals[0]}. Give the "
+            f"the artifact {name!r} takes no batch of images of {size[0]} x {size[1]} pixels: {told}. Give the "
             "--image-size that it was exported for."
         )
     outputs = _outputs(run, least, size)
