@@ -14,6 +14,10 @@ from genenc_core.cli import options, output
 from genenc_core.cli.runners import PlainRunner, Runner
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 
@@ -117,9 +121,13 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     @app.command()
     def extract(
         images: Annotated[str, typer.Argument(help="A folder, a glob, or a CSV/Parquet list.")],
-        model: Annotated[str | None, typer.Option(help="A model name or a spec JSON.")] = None,
+        model: Annotated[str | None, typer.Option(help="A model name, a spec JSON, or the model_id of one.")] = None,
         out: Annotated[str | None, typer.Option(help="The run folder to create or continue.")] = None,
         weights: Annotated[str | None, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = None,
+        models: Models = None,
+        output_shape: Annotated[
+            str | None, typer.Option(help="general_encoder only: its first output, such as 768,7,7; compared.")
+        ] = None,
         points: Annotated[
             str | None, typer.Option(help="Tidy CSV/Parquet (image,point,x,y) or DeepLabCut CSV.")
         ] = None,
@@ -162,6 +170,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "model": model,
             "out": out,
             "weights": weights,
+            "models": tuple(models) if models else None,
+            "output_shape": output_shape,
             "points": points,
             "products": tuple(product) if product else None,
             "maps": maps,
@@ -239,14 +249,31 @@ def _add_inspection(app: typer.Typer) -> None:
 
     @app.command()
     def info(
-        target: Annotated[Path, typer.Argument(help="A run folder or a spec JSON.", metavar="RUN|SPEC")],
+        target: Annotated[
+            str, typer.Argument(help="A run folder, a spec JSON, or a model's name or id.", metavar="RUN|SPEC|MODEL")
+        ],
+        models: Models = None,
         json: Json = False,
     ) -> None:
-        """Say what a run holds, or what a model spec declares."""
+        """Say what a run holds, or what a model is: slots, batches, preprocessing; no weights are loaded for it."""
         with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
-            inspection.info(target, as_json=json)
+            inspection.info(target, tuple(models or ()), as_json=json)
+
+    @app.command("models")
+    def list_models(
+        search: Annotated[str | None, typer.Option(help="Only names that hold this text; with * a pattern.")] = None,
+        source: Annotated[str | None, typer.Option(help="genenc, json, torchvision or timm.")] = None,
+        shapes: Annotated[bool, typer.Option("--shapes", help="Find the channels of every row, however many.")] = False,
+        models: Models = None,
+        json: Json = False,
+    ) -> None:
+        """List the encoders that a name reaches; channels come from a run without weights when the rows are few."""
+        with output.errors_as_words(as_json=json):
+            from genenc_core.cli import models as models_command
+
+            models_command.run(search, source, tuple(models or ()), every_shape=shapes, as_json=json)
 
     @app.command()
     def schema(

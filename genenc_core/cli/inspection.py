@@ -6,6 +6,7 @@ from typing import Any
 
 from genenc_core import errors, spec
 from genenc_core.cli import output
+from genenc_core.run import model_info
 from genenc_core.run import status as run_status
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store.repair import Repaired
@@ -68,14 +69,22 @@ def _problem_line(problem: Problem) -> str:
     return f"{shard}{rows} {problem.key}: {problem.what}".strip()
 
 
-def info(target: Path, *, as_json: bool) -> None:
-    """Print what a run holds or what a spec declares."""
-    if not target.exists():
-        raise errors.InputError(f"{str(target)!r} is not there: name a run folder or a spec JSON")
-    if target.is_dir():
-        _info_run(RunFolder(target), as_json=as_json)
+def info(target: str, folders: tuple[str, ...], *, as_json: bool) -> None:
+    """Print what a run holds, or what a model is: a spec file, the id of one in `folders`, or a name."""
+    if Path(target).is_dir():
+        _info_run(RunFolder(Path(target)), as_json=as_json)
+        return
+    if ("/" in target or target.endswith(".json")) and not Path(target).exists() and not _known(target):
+        raise errors.InputError(f"{target!r} is not there: name a run folder, a spec JSON or a model")
+    found = model_info.find(target, folders)
+    if as_json:
+        output.say_json(model_info.as_json(found))
     else:
-        _info_spec(spec.load_spec(target), as_json=as_json)
+        output.say(model_info.words(found))
+
+
+def _known(name: str) -> bool:
+    return name.partition("/")[0] in ("genenc", "torchvision", "timm")
 
 
 def _info_run(folder: RunFolder, *, as_json: bool) -> None:
@@ -106,25 +115,3 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
             ),
         ]
     )
-
-
-def _info_spec(found: spec.RuntimeModelSpec, *, as_json: bool) -> None:
-    if as_json:
-        output.say_json(found.model_dump(mode="json", exclude_none=True))
-        return
-    lines = [
-        f"model    {found.model_id}: {found.display_name}",
-        f"backend  {found.resolved_backend()}",
-        f"weights  {found.weights_path or 'none (built from its source)'}",
-        f"batch    {found.resolved_batch_mode().describe()}",
-    ]
-    lines += [f"input    {slot.name} {list(slot.shape)}" for slot in found.inputs]
-    lines += [f"output   {slot.name} {list(slot.shape)}" for slot in found.outputs]
-    lines += [f"variant  {item.path} (batch {item.batch_size})" for item in found.weights_variants or ()]
-    ranged = found.genenc.dynamic_size if found.genenc else None
-    lines += [] if ranged is None else [f"sizes    {ranged.describe()}"]
-    artifact = found.genenc.artifact if found.genenc else None
-    if artifact is not None:
-        lines.append(f"artifact compared with eager at batches {list(artifact.batches_compared)}:")
-        lines.append(f"         largest relative error {artifact.max_rel_error:.2e}, allowed {artifact.tolerance:.0e}")
-    output.say(lines)

@@ -14,6 +14,7 @@ import pydantic
 import rich.console
 import rich.markup
 import rich.progress
+import rich.table
 import typer
 
 from genenc_core import errors
@@ -28,6 +29,21 @@ def say(lines: Sequence[str]) -> None:
     """Write lines to standard output; control characters in them are shown, not sent."""
     for line in lines:
         sys.stdout.write(printable(line) + "\n")
+
+
+def say_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to standard output: drawn on a terminal, with tabs between the columns to anything else."""
+    lines = [[printable(cell) for cell in row] for row in rows]
+    console = rich.console.Console(highlight=False)
+    if not console.is_terminal:
+        sys.stdout.write("".join("\t".join(line) + "\n" for line in (headings, *lines)))
+        return
+    table = rich.table.Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for line in lines:
+        table.add_row(*map(rich.markup.escape, line))
+    console.print(table)
 
 
 def say_json(value: Any) -> None:

@@ -12,12 +12,13 @@ import torch
 
 import genenc_core
 from genenc_core import errors, spec
-from genenc_core.export import artifacts
+from genenc_core.export import loading
+from genenc_core.export.formats import record
 from genenc_core.models import wording
 
 # A package has bounds; above 32 images a batch gains little.
 _LEAST = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
-_MOST = (32, 16, 8, 4, 3, 2)
+_MOST = (32, 24, 16, 12, 8, 7, 6, 5, 4, 3, 2)
 _SECONDS = 600
 
 
@@ -67,7 +68,7 @@ def tried(model_spec: spec.RuntimeModelSpec) -> Trial:
     return Trial(least=found["least"], most=found["most"], outputs=tuple(tuple(shape) for shape in found["outputs"]))
 
 
-def find(run: artifacts.Runner, *, name: str, size: tuple[int, int], bounded: bool) -> Trial:
+def find(run: record.Runner, *, name: str, size: tuple[int, int], bounded: bool) -> Trial:
     """Try batches of images [B, 3, height, width]; `bounded`: the file refuses batches outside of bounds of its own.
 
     Raises:
@@ -78,15 +79,16 @@ def find(run: artifacts.Runner, *, name: str, size: tuple[int, int], bounded: bo
     def takes(batch: int) -> bool:
         try:
             _outputs(run, batch, size)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             refusals.append(wording.reason(error))
             return False
         return True
 
     least = next((batch for batch in _LEAST if takes(batch)), None)
     if least is None:
+        told = "; ".join(list(dict.fromkeys(refusals))[:2])
         raise errors.InputError(
-            f"the artifact {name!r} takes no batch of images of {size[0]} x {size[1]} pixels: {refusals[0]}. Give the "
+            f"the artifact {name!r} takes no batch of images of {size[0]} x {size[1]} pixels: {told}. Give the "
             "--image-size that it was exported for."
         )
     outputs = _outputs(run, least, size)
@@ -105,7 +107,7 @@ def _most(takes: Callable[[int], bool], least: int) -> int:
     return next((batch for batch in _MOST if batch > least + 1 and takes(batch)), least + 1)
 
 
-def _outputs(run: artifacts.Runner, batch: int, size: tuple[int, int]) -> Sequence[torch.Tensor]:
+def _outputs(run: record.Runner, batch: int, size: tuple[int, int]) -> Sequence[torch.Tensor]:
     """Return the outputs for random images.
 
     Raises:
@@ -124,7 +126,7 @@ def _outputs(run: artifacts.Runner, batch: int, size: tuple[int, int]) -> Sequen
     return outputs
 
 
-def _mixes(run: artifacts.Runner, batch: int, size: tuple[int, int]) -> bool:
+def _mixes(run: record.Runner, batch: int, size: tuple[int, int]) -> bool:
     """Tell whether images in another order give other features than the same ones in that order."""
     with torch.inference_mode():
         images = _images(batch, size)
@@ -144,20 +146,13 @@ def _answer(text: str) -> Mapping[str, object]:
     path = Path(model_spec.weights_path or "")
     _, height, width = model_spec.inputs[0].shape
     try:
-        run, bounded = _runner(path)
-        found = find(run, name=str(path), size=(height, width), bounded=bounded)
+        (file,) = loading.artifact_files(model_spec).values()
+        run, _ = loading.load(model_spec, device="cpu", trust=True, scratch=None)
+        # A trace takes whatever its operations take; the others hold bounds and refuse what lies outside.
+        found = find(run, name=str(path), size=(height, width), bounded=file.format != "torchscript")
     except errors.GenencError as error:
         return {"error": str(error)}
     return {"least": found.least, "most": found.most, "outputs": found.outputs}
-
-
-def _runner(path: Path) -> tuple[artifacts.Runner, bool]:
-    """Load a file for the CPU; tell whether it has bounds of its own."""
-    if artifacts.artifact_kind(path) == "TorchScript":
-        return artifacts.load_torchscript(path, device=torch.device("cpu")), False
-    artifacts.require_kind(path, "AOTInductor")
-    artifacts.check_platform(path, artifacts.package_metadata(path))
-    return artifacts.load_aotinductor(path), True
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
 """The general encoder: any exported file without a spec, its input size given and its outputs found by running it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from genenc_core import errors, spec, spec_rules
+from genenc_core import errors, spec
 from genenc_core.export import artifact_trial, artifacts
+from genenc_core.export.formats import record, table
 
 MODEL_ID = "general_encoder"
 DISPLAY_NAME = "General Encoder"
 NATIVE = (224, 224)
 
-_BACKENDS: Mapping[str, spec_rules.BackendName] = {"TorchScript": "TorchScript", "AOTInductor": "AOTInductor"}
-
 
 def spec_of(
     path: Path, *, image_size: tuple[int, int] | None = None, output_shape: str | None = None, trust: bool = False
 ) -> spec.RuntimeModelSpec:
-    """Describe an artifact (.pt, .pt2) that takes RGB [B, 3, H, W] in [0, 1], 224 x 224 pixels unless told otherwise.
+    """Describe an artifact of any format that takes RGB [B, 3, H, W] in [0, 1], 224 x 224 pixels unless told otherwise.
 
     Batches and outputs are found by running it: one output is the slot `features`, several are `features_0`, ... .
     `output_shape` ("768,7,7") is what the first one should be; it is compared, never believed. Images are stretched,
@@ -26,8 +24,8 @@ def spec_of(
         InputError: no `trust` (the file runs code), no such artifact, a size it does not take, or another output.
     """
     declared = None if output_shape is None else parse_shape(output_shape)
-    backend = _backend(path)
-    if not trust:
+    known = _format(path)
+    if known.runs_code and not trust:
         raise errors.InputError(
             f"{MODEL_ID} runs {str(path)!r}, and loading such a file runs code from it; no spec records its digest. If "
             "you know where it comes from, add --trust."
@@ -38,7 +36,7 @@ def spec_of(
         display_name=DISPLAY_NAME,
         description=f"Outputs of {path.name} as found by running it.",
         weights_path=str(path.resolve()),
-        backend=backend,
+        backend=known.backend,
         inputs=(
             spec.SlotSpec(
                 name="image",
@@ -75,20 +73,22 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _backend(path: Path) -> spec_rules.BackendName:
+def _format(path: Path) -> record.Format:
+    suffixes = " or ".join(dict.fromkeys(item.suffix for item in table.FORMATS.values()))
     if not path.is_file():
         raise errors.InputError(
-            f"{MODEL_ID} runs an exported file, and there is no file {str(path)!r}: give a .pt (TorchScript) or .pt2 "
-            "(AOTInductor) with --weights FILE."
+            f"{MODEL_ID} runs an exported file, and there is no file {str(path)!r}: give a {suffixes} file with "
+            "--weights FILE."
         )
     kind = artifacts.artifact_kind(path)
-    if kind not in _BACKENDS:
-        told = "no PyTorch archive" if kind is None else f"a file of the kind {kind}"
+    known = next((item for item in table.FORMATS.values() if item.kind == kind), None)
+    if known is None:
+        told = "no exported model" if kind is None else f"a file of the kind {kind}"
         raise errors.InputError(
-            f"{MODEL_ID} runs TorchScript files and AOTInductor packages, but {str(path)!r} is {told}. A state dict "
-            "goes with its model: --model NAME --weights FILE."
+            f"{MODEL_ID} runs {', '.join(item.kind for item in table.FORMATS.values())} files, but {str(path)!r} is "
+            f"{told}. A state dict goes with its model: --model NAME --weights FILE."
         )
-    return _BACKENDS[kind]
+    return known
 
 
 def _slots(shapes: tuple[tuple[int, ...], ...]) -> tuple[spec.SlotSpec, ...]:

@@ -23,8 +23,8 @@ NATIVE = (1024, 1024)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# SAM pads with 0 after normalisation, which is its mean colour; images are bytes, so it is rounded here. The bars are
-# then at most 0.0082 from 0 in normalised units, less than half a grey level.
+# SAM pads with 0 after normalisation, which is its mean colour; images are bytes, so it is rounded here, and the trunk
+# puts the 0 back.
 PAD_VALUE = (124, 116, 104)
 
 # Only SAM's blocks have such tensors, so what stands before the name is the encoder's prefix in a larger checkpoint.
@@ -57,14 +57,24 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
 
 
 class SamTrunk(nn.Module):
-    """timm's model up to its neck."""
+    """timm's model up to its neck, its images' bars made exactly 0 as in Segment Anything.
+
+    Rounding them to bytes leaves up to 0.0082, and layer normalisation makes much of little where there is nothing
+    else. A pixel of exactly their colour is taken for one: it moves by less than half a grey level.
+    """
+
+    bar: torch.Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        colour = [(value / 255 - mean) / std for value, mean, std in zip(PAD_VALUE, MEAN, STD, strict=True)]
+        self.register_buffer("bar", torch.tensor(colour).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return [B, 256, H/16, W/16] for normalised images [B, 3, H, W]."""
+        # One grey level is 0.017.
+        images = images.masked_fill((images - self.bar).abs().amax(1, keepdim=True) < 1e-3, 0.0)
         return self.model.forward_features(images)  # type: ignore[operator, no-any-return]
 
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils import _pytree
 
 from genenc_core import errors, spec
@@ -83,6 +88,7 @@ class _Shapes(FakeTensorMode):
         return func(*args, **(kwargs or {}))
 
 
+_NEEDS_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
 _ANSWERS: Mapping[torch.dtype, bool | float] = {torch.bool: False, torch.float32: 0.0}
 _ALLOCATES = frozenset(
     (torch.ops.aten.empty, torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.rand, torch.ops.aten.randn)
@@ -97,10 +103,16 @@ def _without_numbers(name: str) -> Iterator[_Shapes]:
         try:
             with _Shapes(allow_non_fake_inputs=True) as mode:
                 yield mode
-        except errors.GenencError:
-            raise
+        except errors.GenencError as error:
+            if not isinstance(error.__cause__, _NEEDS_NUMBERS):
+                raise
+            raise _unknown(name, error.__cause__) from error
         except Exception as error:  # a model's own code may fail in any way on tensors without numbers
-            raise errors.InputError(
-                f"the shapes of {name!r} cannot be found without running it ({type(error).__name__}: "
-                f"{wording.reason(error)}): genenc export or extract will tell them."
-            ) from error
+            raise _unknown(name, error) from error
+
+
+def _unknown(name: str, error: BaseException) -> errors.InputError:
+    return errors.InputError(
+        f"the shapes of {name!r} cannot be found without running it ({type(error).__name__}: {wording.reason(error)}): "
+        "genenc export or extract will tell them."
+    )

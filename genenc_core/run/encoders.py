@@ -13,7 +13,7 @@ from genenc_core import errors, spec
 from genenc_core.export import backends, describe, exporting, loading
 from genenc_core.export.formats import table
 from genenc_core.models import sources
-from genenc_core.run import model_files
+from genenc_core.run import model_files, named_models
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 
@@ -84,8 +84,17 @@ def resolve_model(given: run_parameters.ExtractParameters, *, export_to: Path | 
         InputError: an unknown model or backend, or options that contradict the model.
         SpecError: a spec file that breaks a rule.
     """
-    if given.model.lower().endswith(".json"):
-        return _from_spec_file(given)
+    path = named_models.spec_file(given.model, given.models)
+    general = path is None and named_models.is_general(given.model)
+    if given.output_shape is not None and not general:
+        raise errors.InputError(
+            f"--output-shape {given.output_shape} goes with general_encoder only: the outputs of {given.model!r} are "
+            "known"
+        )
+    if path is not None:
+        return _from_spec_file(given, path)
+    if general:
+        return _from_exported_file(given)
     built = CACHE.build(_request(given))
     backend = "eager" if given.backend == "auto" else given.backend
     if backend == "eager" or export_to is None:
@@ -103,7 +112,7 @@ def run_model(folder: RunFolder) -> ResolvedModel:
 
 def warm(given: run_parameters.ExtractParameters) -> None:
     """Build an eager model ahead of its use; a spec's artifact is loaded when it is needed."""
-    if not given.model.lower().endswith(".json"):
+    if named_models.spec_file(given.model, given.models) is None and not named_models.is_general(given.model):
         CACHE.build(_request(given))
 
 
@@ -114,8 +123,17 @@ def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
     )
 
 
-def _from_spec_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
-    found = spec.load_spec(Path(given.model))
+def _from_exported_file(given: run_parameters.ExtractParameters) -> ResolvedModel:
+    found = named_models.general_spec(given)
+    if given.backend == "eager":
+        raise errors.InputError(
+            f"--backend eager does not go with {given.model}: an exported file is run as it is; leave --backend out"
+        )
+    return ResolvedModel(spec=found, backend=backends.choose_backend(found, given.backend))
+
+
+def _from_spec_file(given: run_parameters.ExtractParameters, path: Path) -> ResolvedModel:
+    found = spec.load_spec(path)
     if given.weights is not None:
         raise errors.InputError(
             f"--weights {given.weights!r} does not go with a spec: {given.model!r} names its own weights; "

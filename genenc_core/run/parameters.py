@@ -21,8 +21,8 @@ class ExtractParameters(BaseModel):
 
     images: str = Field(description="A folder, a glob, or a CSV/Parquet list with an image column.")
     model: str = Field(
-        description="A model's name, package.module:factory, a model file (.toml, .yaml), a RuntimeModelSpec JSON or its "
-        "model_id, or general_encoder."
+        description="A model's name, package.module:factory, a .toml or .yaml model file, a RuntimeModelSpec JSON, or "
+        "the model_id of one in models."
     )
     out: str = Field(description="The run folder to create or continue.")
     weights: str | None = Field(

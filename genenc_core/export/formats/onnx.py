@@ -97,6 +97,7 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Run
         )
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:

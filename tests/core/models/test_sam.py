@@ -115,7 +115,7 @@ def test_a_checkpoint_that_lacks_or_misshapes_a_tensor_is_refused_by_name(
     with pytest.raises(errors.InputError, match=r"not in the model: blocks\.4\.norm1\.weight"):
         built((32, 32), saved(more, tmp_path / "more.pth"))
     twice = {**whole, **{f"teacher.{name}": tensor for name, tensor in tiny.items()}}
-    with pytest.raises(errors.InputError, match="several SAM encoders, under 'image_encoder.', 'teacher.'"):
+    with pytest.raises(errors.InputError, match=r"several SAM encoders, under 'image_encoder\.', 'teacher\.'"):
         built((32, 32), saved(twice, tmp_path / "twice.pth"))
 
 
@@ -137,10 +137,6 @@ def test_images_and_points_are_fitted_as_in_segment_anything(
     assert plan.resized == (int(height * scale + 0.5), int(width * scale + 0.5))
     fitted = geometry.apply_fit(torch.full((3, height, width), 200, dtype=torch.uint8), plan, preprocessing)
     assert (fitted[:, : plan.resized[0], : plan.resized[1]] == 200).all()
-    bars = fitted.clone()
-    bars[:, : plan.resized[0], : plan.resized[1]] = torch.tensor(sam.PAD_VALUE, dtype=torch.uint8)[:, None, None]
-    normalised = (bars.float() / 255 - torch.tensor(sam.MEAN)[:, None, None]) / torch.tensor(sam.STD)[:, None, None]
-    assert normalised.abs().max() < 0.0083  # Segment Anything pads with exactly 0 here
     points = np.array([[0.0, 0.0], [0.7 * width, 0.4 * height], [width, height]])
     mapped, status = geometry.map_points(points, plan.affine, source_size=(height, width), preprocessing=preprocessing)
     assert (status == geometry.POINT_OK).all()
@@ -154,5 +150,5 @@ def test_the_blocks_are_the_stages(tiny: dict[str, torch.Tensor]) -> None:
 
 
 def test_an_unknown_tag_of_pretrained_weights_is_refused() -> None:
-    with pytest.raises(errors.InputError, match="no weights 'best' for 'samvit_base'. Known: sa1b"):
+    with pytest.raises(errors.InputError, match=r"no weights 'best' for 'samvit_base'\. Known: sa1b"):
         built((32, 32), "pretrained:best")

@@ -1,0 +1,161 @@
+"""What a model declares, for people and for programs: its slots, and what is left of them after its post-encoder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from genenc_core import errors, spec
+from genenc_core.encoding import post_encoder, products
+from genenc_core.export import describe, registry
+from genenc_core.run import named_models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffectiveSlot:
+    """An output slot after the spec's post-encoder: the names and sizes of its axes, without the batch."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def find(target: str, folders: tuple[str, ...]) -> registry.ModelInfo:
+    """Return what is known of a spec file, of a spec's id in one of `folders`, or of a model's name, without weights.
+
+    Raises:
+        SpecError: a spec file that breaks a rule.
+        InputError: nothing has that name, or its shapes cannot be found without running it.
+    """
+    path = named_models.spec_file(target, folders)
+    if path is None:
+        try:
+            return registry.ModelRegistry().info(target)
+        except errors.InputError as error:
+            raise errors.InputError(f"{target!r} is no run folder and no spec here, and {error}") from error
+    found = spec.load_spec(path)
+    return registry.ModelInfo(model_id=found.model_id, source="json", spec=found, path=path)
+
+
+def post_encoder_steps(found: spec.RuntimeModelSpec) -> tuple[post_encoder.Step, ...]:
+    """Return the modules that a spec names: those of `post_encoder`, else `recommended_post_encoder`, else none."""
+    if found.post_encoder is not None:
+        return tuple(
+            post_encoder.Step(step.module, (("interpolation", step.interpolation),) if step.interpolation else ())
+            for step in found.post_encoder
+        )
+    named = found.recommended_post_encoder
+    return () if named in (None, "", "none") else (post_encoder.Step(str(named)),)
+
+
+def effective_outputs(found: spec.RuntimeModelSpec) -> tuple[EffectiveSlot, ...]:
+    """Return the output slots as WhiskerToolbox's session has them: the first one after the post-encoder, others as is.
+
+    `spatial_point` counts for one point.
+
+    Raises:
+        InputError: a module that is unknown, or that cannot take what it is given.
+    """
+    steps = post_encoder_steps(found)
+    described = []
+    for index, slot in enumerate(found.outputs):
+        chain = steps if index == 0 and steps else (post_encoder.Step("none"),)
+        # Products name their axes PRODUCT_AXIS; the name `slot` is taken off again.
+        wanted = products.ProductSpec(name="slot", slot=slot.name, steps=chain)
+        (built,) = products.build_products([wanted], found.outputs, point_count=1)
+        dims = tuple(dim.removeprefix("slot_") for dim in built.signature.dims)
+        described.append(EffectiveSlot(name=slot.name, dims=dims, shape=built.signature.shape))
+    return tuple(described)
+
+
+def as_json(found: registry.ModelInfo) -> dict[str, object]:
+    """Return a model as JSON data: its spec's own fields, and what follows from them."""
+    more: dict[str, object] = {"source": found.source, "batch": found.spec.resolved_batch_mode().describe()}
+    if found.path is not None:
+        more["file"] = str(found.path)
+    try:
+        slots = effective_outputs(found.spec)
+        more["effective_outputs"] = [
+            {"name": slot.name, "dims": list(slot.dims), "shape": list(slot.shape)} for slot in slots
+        ]
+    except errors.InputError as error:
+        more["post_encoder_problem"] = str(error)
+    return {**found.spec.model_dump(mode="json", exclude_none=True), **more}
+
+
+def words(found: registry.ModelInfo) -> list[str]:
+    """Return what a person wants to know of a model, one line each."""
+    model = found.spec
+    lines = [
+        f"model    {model.model_id}: {model.display_name}",
+        f"source   {_source(found)}",
+        f"backend  {'eager' if found.source != 'json' else model.resolved_backend()}",
+        f"weights  {model.weights_path or 'none (built from its source)'}",
+        f"batch    {model.resolved_batch_mode().describe()}",
+        *(f"input    {slot.name} {list(slot.shape)}{_static(slot)}" for slot in model.inputs),
+        *(f"output   {slot.name} {list(slot.shape)}{_stride(model, slot)}" for slot in model.outputs),
+        *_effective(model),
+        *_preprocessing(model),
+        *(
+            f"variant  batch {variant.batch_size}: {variant.path}{_label(variant)}"
+            for variant in model.weights_variants or ()
+        ),
+    ]
+    ranged = model.genenc.dynamic_size if model.genenc else None
+    lines += [] if ranged is None else [f"sizes    {ranged.describe()}"]
+    artifact = model.genenc.artifact if model.genenc else None
+    if artifact is not None:
+        lines.append(f"artifact {Path(artifact.file).name}, sha256 {artifact.sha256}")
+        lines.append(f"         compared with eager at batches {list(artifact.batches_compared)}:")
+        lines.append(f"         largest relative error {artifact.max_rel_error:.2e}, allowed {artifact.tolerance:.0e}")
+    return lines
+
+
+def _source(found: registry.ModelInfo) -> str:
+    block = found.spec.genenc
+    if block is None or block.source is None:
+        return f"{found.path or found.source} (it does not say which model it was made of)"
+    weights = f", weights {block.source.weights}" if found.source == "json" else ""
+    count = f", {block.parameters:,} parameters" if block.parameters is not None else ""
+    return f"{block.source.kind} {block.source.name}{weights}{count}"
+
+
+def _effective(model: spec.RuntimeModelSpec) -> list[str]:
+    steps = post_encoder_steps(model)
+    if not steps:
+        return []
+    told = f"after {'+'.join(map(str, steps))}"
+    try:
+        first = effective_outputs(model)[0]
+    except errors.InputError as error:
+        return [f"         {told}: cannot be applied: {error}"]
+    point = " per point" if "point" in first.dims else ""
+    shape = [size for dim, size in zip(first.dims, first.shape, strict=True) if dim != "point"]
+    return [f"         {told}: {first.name} {shape}{point}"]
+
+
+def _preprocessing(model: spec.RuntimeModelSpec) -> list[str]:
+    try:
+        describe.check_image_spec(model)
+    except errors.SpecError as error:
+        return [f"images   genenc cannot run it: {'; '.join(error.problems)}"]
+    lines = [f"images   {describe.preprocessing_of(model).describe()}"]
+    block = model.genenc
+    if block is not None and block.mean is not None and block.std is not None:
+        lines.append(f"         mean {list(block.mean)}, std {list(block.std)}, inside the model")
+    return lines
+
+
+def _stride(model: spec.RuntimeModelSpec, slot: spec.SlotSpec) -> str:
+    """Return how many pixels of the input one cell stands for, in words; nothing for what is no map."""
+    image = model.inputs[0].shape if len(model.inputs) == 1 else ()
+    if len(slot.shape) != 3 or len(image) != 3:
+        return ""
+    down, across = (f"{image[axis] / slot.shape[axis]:g}" for axis in (1, 2))
+    return f", one cell is {down} x {across} pixels"
+
+
+def _static(slot: spec.SlotSpec) -> str:
+    return " (static)" if slot.is_static else ""
+
+
+def _label(variant: spec.WeightsVariant) -> str:
+    return f" ({variant.label})" if variant.label else ""

@@ -1,0 +1,40 @@
+"""The flow takes models as the core does: an own encoder of several scales, and a spec by its id."""
+
+from pathlib import Path
+
+import pytest
+import zarr
+
+import pictures
+from flows import extraction
+from genenc_core.export import registry
+from genenc_core.run import model_export
+from genenc_core.run.parameters import ExtractParameters
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_a_spec_of_several_scales_by_its_id(tmp_path: Path) -> None:
+    given = model_export.ExportParameters(
+        model="yolov3_tiny", weights="random:0", image_size="64", batch_max=2, out=str(tmp_path / "specs")
+    )
+    model_export.export(given)
+    (name,) = registry.folders((given.out,))[0].registered()
+    parameters = ExtractParameters(
+        images=str(pictures.write_folder(tmp_path / "photos", 3)),
+        model=name,
+        models=(given.out,),
+        products=("fine=p4:global_avg_pool", "coarse=p5:global_avg_pool", "head=head_p5:none@float16"),
+        out=str(tmp_path / "run"),
+        batch_size=1,
+        shard_rows=2,
+        device="cpu",
+    )
+    state = extraction.extract_features(parameters, shards_per_task=1, return_state=True)
+    assert state.is_completed()
+    store = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")
+    assert {key: store[key].shape for key in ("fine", "coarse", "head")} == {
+        "fine": (3, 256),
+        "coarse": (3, 1024),
+        "head": (3, 255, 2, 2),
+    }
