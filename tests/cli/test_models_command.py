@@ -104,7 +104,7 @@ def test_info_of_a_spec_tells_slots_before_and_after_the_post_encoder(genenc: Ca
     said = genenc("info", path)
     assert said.code == 0
     for line in (
-        "batch    Dynamic(1, 16)",
+        "batch    Dynamic(1, 4)",
         "output   features [768, 7, 7], one cell is 32 x 32 pixels",
         "         after global_avg_pool: features [768]",
         "output   fine [192, 28, 28], one cell is 8 x 8 pixels",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,9 +96,10 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Run
             f"{str(path)!r} keeps weights in other files, which no digest covers. Save it as one file, or export the "
             "model with genenc export."
         )
+    # Read when it is imported: without it onnxruntime 1.31 keeps a database of its use under ~/.cache.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
@@ -112,6 +114,10 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Run
         raise errors.InputError(f"{str(path)!r} has the inputs {', '.join(inputs)}, but an image encoder has one.")
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
-        return [torch.from_numpy(array) for array in session.run(None, {inputs[0]: images.numpy()})]
+        try:
+            found = session.run(None, {inputs[0]: images.numpy()})
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise RuntimeError(wording.reason(error)) from error
+        return [torch.from_numpy(array) for array in found]
 
     return run

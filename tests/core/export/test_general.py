@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 import tiny_models
-from genenc_core import errors
+from genenc_core import errors, spec
 from genenc_core.export import artifact_trial, backends, exporting, general
+from genenc_core.export.formats import record
+from genenc_core.models import sources
 
 
 def traced(module: nn.Module, path: Path, *, batch: int = 2, size: tuple[int, int] = (32, 48)) -> Path:
@@ -39,6 +41,24 @@ def test_outputs_and_batches_are_found_by_running_it(conv: Path) -> None:
     expected = torch.jit.load(conv)(images)
     assert torch.equal(encoder(images)["features"], expected)
     assert encoder.preprocessing.describe() == "stretch to 32 x 48, bilinear, not antialiased"
+
+
+@pytest.mark.parametrize("kind", ["exported_program", "onnx"])
+def test_the_other_formats_tell_their_own_bounds(kind: spec.ExportFormat, tmp_path: Path) -> None:
+    """An ONNX file runs no code, so it needs no trust."""
+    request = sources.ModelRequest(name="tiny_models:conv", weights="random:0", image_size=(32, 48))
+    built = sources.build_encoder(request)
+    (made,) = exporting.export_encoder(built, out=tmp_path, formats=[kind], batch_max=4)
+    found = general.spec_of(made.artifact_path, image_size=(32, 48), trust=kind != "onnx")
+    assert [slot.shape for slot in found.outputs] == [(6, 4, 6)]
+    assert found.resolved_batch_mode().min == 1
+    if kind == "exported_program":
+        assert found.resolved_batch_mode().max == 4
+        with pytest.raises(errors.InputError, match="takes no batch of images of 32 x 32"):
+            general.spec_of(made.artifact_path, image_size=(32, 32), trust=True)
+    images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    encoder = backends.load_encoder(found, trust=True)
+    torch.testing.assert_close(encoder(images)["features"], built.module(images)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_its_own_size_is_224(conv: Path) -> None:
@@ -114,7 +134,7 @@ def test_a_package_tells_its_bounds_and_its_size(exported: dict[str, exporting.E
         general.spec_of(path, image_size=(40, 32), trust=True)
 
 
-def only(*batches: int) -> artifact_trial.artifacts.Runner:
+def only(*batches: int) -> record.Runner:
     """Return a runner that takes these batches, as a package with bounds does."""
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -156,7 +176,7 @@ def test_other_files_are_refused_by_kind(tmp_path: Path, conv: Path) -> None:
     (tmp_path / "text.pt").write_text("no archive")
     for name, words in (
         ("state.pth", "a file of the kind state dict.*--model NAME --weights FILE"),
-        ("text.pt", "no PyTorch archive"),
+        ("text.pt", "is no exported model"),
         ("nothing.pt", "there is no file"),
     ):
         with pytest.raises(errors.InputError, match=words):
