@@ -36,9 +36,16 @@ MODEL_FILES = {
 task = "segmentation"
 backbone = "timm_resnet18"
 decoder = "UNetDecoder"
-decoder_channels = [256, 128, 64, 32]
+decoder_channels = [256, 128, 64, 32, 16]
 num_classes = 4
 outputs = ["logits", "decoder"]
+""",
+    "classifier.toml": """
+task = "classification"
+backbone = "timm_convnext_atto"
+decoder = "IdentityDecoder"
+num_classes = 10
+outputs = ["logits", "backbone"]
 """,
     "upernet_vit.toml": """
 task = "segmentation"
@@ -103,7 +110,10 @@ CASES = (
     Case(model="cspdarknet53_maps", source="genenc (YOLO-style)", options=SMALL),
     Case(model="darknet53_fpn", source="genenc (YOLO-style)", options=SMALL),
     Case(model="unet.toml", source="factory", options=SMALL),
+    Case(model="classifier.toml", source="factory", options=SMALL),
     Case(model="upernet_vit.toml", source="factory", options=SMALL),
+    Case(model="yolov3_tiny", source="genenc (YOLO-style)", options=SMALL),
+    Case(model="resnet34", source="torchvision", options="--variants 1,4"),
     Case(model="tiny_models:two_maps", source="own module", options=f"{SMALL} --image-size 64"),
 )
 
