@@ -161,9 +161,10 @@ def test_points_and_two_products_from_one_pass(genenc: Call, photos: Path, tmp_p
     assert "points: 1 ok, 1 outside view, 4 no such point" in said.out
     store = zarr.open_group(run / "features.zarr", mode="r")
     assert (store["paws"].shape, store["paws"].dtype) == ((6, 1, 8), np.float16)
-    assert (store["mean"].shape, store["maps"].shape) == ((6, 4), (6, 4, 8, 8))
+    assert store["mean"].shape == (6, 4)
+    assert (store["maps_fine"].shape, store["maps_coarse"].shape) == ((6, 4, 8, 8), (6, 8, 4, 4))
     assert list(store["point_status"][:, 0]) == [1, 2, 4, 4, 4, 4]
-    np.testing.assert_allclose(store["maps"][:].mean((2, 3)), store["mean"][:], atol=2e-3)
+    np.testing.assert_allclose(store["maps_fine"][:].mean((2, 3)), store["mean"][:], atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["list", "glob", "parquet"])

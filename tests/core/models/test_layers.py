@@ -3,6 +3,7 @@
 import copy
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -234,24 +235,22 @@ def test_threads_that_share_an_encoder_do_not_mix_what_they_find() -> None:
     batches = [torch.full((1, 3, 32, 32), shade / 8) for shade in range(8)]
     with torch.inference_mode():
         expected = [built.module(batch) for batch in batches]
-    wrong: list[int] = []
     start = threading.Barrier(4)
 
-    def work(offset: int) -> None:
+    def work(offset: int) -> list[int]:
         start.wait()
+        wrong = []
         for turn in range(40):
             index = (offset + turn) % len(batches)
             with torch.inference_mode():
                 found = built.module(batches[index])
             if not all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected[index], strict=True)):
                 wrong.append(index)
+        return wrong
 
-    threads = [threading.Thread(target=work, args=(2 * number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        # Also a thread that fails outright is seen here.
+        assert [index for wrong in pool.map(work, (0, 2, 4, 6)) for index in wrong] == []
     assert not torch.allclose(expected[0][0], expected[1][0], atol=1e-3)
 
 
