@@ -6,7 +6,6 @@ from typing import Any
 
 from genenc_core import errors, spec
 from genenc_core.cli import output
-from genenc_core.run import model_info
 from genenc_core.run import status as run_status
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store.repair import Repaired
@@ -76,6 +75,9 @@ def info(target: str, folders: tuple[str, ...], *, as_json: bool) -> None:
         return
     if ("/" in target or target.endswith(".json")) and not Path(target).exists() and not _known(target):
         raise errors.InputError(f"{target!r} is not there: name a run folder, a spec JSON or a model")
+    # Imports torch, which takes seconds; what a run holds is told without.
+    from genenc_core.run import model_info
+
     found = model_info.find(target, folders)
     if as_json:
         output.say_json(model_info.as_json(found))

@@ -84,6 +84,7 @@ def as_json(found: registry.ModelInfo) -> dict[str, object]:
 def words(found: registry.ModelInfo) -> list[str]:
     """Return what a person wants to know of a model, one line each."""
     model = found.spec
+    outputs = [f"output   {slot.name} {list(slot.shape)}{_stride(model, slot)}" for slot in model.outputs]
     lines = [
         f"model    {model.model_id}: {model.display_name}",
         f"source   {_source(found)}",
@@ -91,8 +92,9 @@ def words(found: registry.ModelInfo) -> list[str]:
         f"weights  {model.weights_path or 'none (built from its source)'}",
         f"batch    {model.resolved_batch_mode().describe()}",
         *(f"input    {slot.name} {list(slot.shape)}{_static(slot)}" for slot in model.inputs),
-        *(f"output   {slot.name} {list(slot.shape)}{_stride(model, slot)}" for slot in model.outputs),
+        *outputs[:1],
         *_effective(model),
+        *outputs[1:],
         *_preprocessing(model),
         *(
             f"variant  batch {variant.batch_size}: {variant.path}{_label(variant)}"
