@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genenc_core import errors
-from genenc_core.run import records, store_plan
+from genenc_core.run import records
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, verify
 from genenc_core.store.records import CommitRecord
@@ -118,6 +118,9 @@ def repair_run(root: Path, *, content: bool = False) -> repair.Repaired:
     Raises:
         StoreError: the folder is not a run, its manifest or identity is not its own, or the disk failed.
     """
+    # What only reads a run does without torch, which the planning of arrays needs.
+    from genenc_core.run import store_plan
+
     folder = RunFolder(root)
     return repair.repair_store(folder.store, coordinates=store_plan.coordinates(folder.manifest), content=content)
 
