@@ -173,13 +173,7 @@ def _outside_name(source: spec.SourceInfo | None) -> dict[str, object]:
 
 
 def _artifact(design: Design) -> str | None:
-    """Return the digest of the artifact, or one over those of all variants; None for an eager model."""
-    if design.model.backend == "eager":
-        return None
-    found = model_files.artifact_digests(design.model.spec)
-    if set(found) <= {0}:
-        return found.get(0)
-    return environment.digest({str(size): digest for size, digest in found.items()})
+    return model_files.identity_digest(design.model.spec, eager=design.model.backend == "eager")
 
 
 def _default_shard_rows(design: Design, rows: int) -> int:

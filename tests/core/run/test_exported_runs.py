@@ -32,6 +32,14 @@ def from_spec(path: Path, **changes: object) -> dict[str, object]:
     return {"model": str(path), "weights": None, "image_size": None, **changes}
 
 
+def stopped_at_once(extract: Callable[..., driver.Result], **changes: object) -> None:
+    """Make a run, and stop it after its first rows."""
+    watch = control.Control()
+    watch.on_rows = lambda _done, _failed: watch.stop()
+    with control.use(watch), pytest.raises(errors.Stopped):
+        extract(**changes)
+
+
 def close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.isfinite(expected).all()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
@@ -69,10 +77,7 @@ def test_a_run_with_variants_goes_on_from_its_folder_alone(
 ) -> None:
     (path,) = export(tmp_path / "m", variants=(1, 2))
     extract(**from_spec(path, out=str(tmp_path / "whole"), batch_size=2))
-    watch = control.Control()
-    watch.on_rows = lambda _done, _failed: watch.stop()
-    with control.use(watch), pytest.raises(errors.Stopped):
-        extract(**from_spec(path, batch_size=2))
+    stopped_at_once(extract, **from_spec(path, batch_size=2))
     shutil.rmtree(tmp_path / "m")
     encoders.CACHE.clear()
     moved = (tmp_path / "run").rename(tmp_path / "moved")
@@ -111,6 +116,43 @@ def test_another_file_for_one_variant_is_another_run(extract: Callable[..., driv
     shutil.copy(other.parent / "tiny_models_conv_torchscript_b2.pt", path.parent)
     with pytest.raises(errors.StoreError, match="holds another run"):
         extract(**from_spec(path, trust=True, batch_size=2))
+
+
+def test_a_changed_file_in_the_run_folder_encodes_nothing(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    """With --trust the spec records no digest, and rows of two models would lie in one array."""
+    (path,) = export(tmp_path / "m", variants=(1, 2))
+    (other,) = export(tmp_path / "other", variants=(1, 2), weights="random:1")
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    path.write_text(given.model_copy(update={"genenc": None}).to_json())
+    stopped_at_once(extract, **from_spec(path, trust=True, batch_size=2))
+    name = "tiny_models_conv_torchscript_b2.pt"
+    shutil.copy(other.parent / name, tmp_path / "run" / "model")
+    run = tmp_path / "run"
+    with pytest.raises(errors.StoreError, match="not those this run was made with"):
+        driver.resume(run, "pending", driver.options_for(run, device="cpu"))
+    shutil.copy(path.parent / name, run / "model")
+    assert driver.resume(run, "pending", driver.options_for(run, device="cpu")).status.complete
+
+
+def test_a_file_written_anew_is_loaded_anew_in_the_same_process(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    (path,) = export(tmp_path / "m")
+    (other,) = export(tmp_path / "other", weights="random:1")
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    block = given.genenc.model_copy(update={"artifact": None})
+    path.write_text(given.model_copy(update={"genenc": block}).to_json())
+    extract(**from_spec(path, trust=True))
+    first = features(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    name = "tiny_models_conv_torchscript.pt"
+    shutil.copy(other.parent / name, path.parent / name)
+    extract(**from_spec(path, trust=True))
+    extract(out=str(tmp_path / "eager"), weights="random:1")
+    close(features(tmp_path / "run"), features(tmp_path / "eager"))
+    assert not np.allclose(features(tmp_path / "run"), first)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
