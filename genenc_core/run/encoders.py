@@ -12,7 +12,7 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.export import backends, describe, exporting, loading
 from genenc_core.export.formats import table
-from genenc_core.models import sources
+from genenc_core.models import sources, wording
 from genenc_core.run import model_files, named_models
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
@@ -194,6 +194,13 @@ def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
         encoder(torch.zeros(smallest, 3, *encoder.input_size, device=encoder.device))
     except errors.EncoderError as error:
         raise errors.InputError(str(error)) from error
+    except Exception as error:  # every runtime has exceptions of its own
+        height, width = encoder.input_size
+        raise errors.InputError(
+            f"the artifact of model spec {model.spec.model_id!r} fails at a batch of {smallest} of {height} x {width} "
+            f"pixels: {wording.reason(error)}. The spec's inputs or batch_mode are not the file's: correct them, or "
+            "export the model again."
+        ) from error
 
 
 def _is_model_of(built: sources.BuiltEncoder, found: spec.RuntimeModelSpec) -> bool:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from torch import nn
 
+import tiny_models
 from genenc_core import errors, spec
 from genenc_core.encoding import control
 from genenc_core.run import driver, encoders, model_export
@@ -153,6 +155,54 @@ def test_a_file_written_anew_is_loaded_anew_in_the_same_process(
     extract(out=str(tmp_path / "eager"), weights="random:1")
     close(features(tmp_path / "run"), features(tmp_path / "eager"))
     assert not np.allclose(features(tmp_path / "run"), first)
+
+
+@pytest.mark.parametrize("kind", ["aotinductor", "exported_program", "onnx"])
+def test_a_spec_of_another_size_than_its_file_is_refused(
+    extract: Callable[..., driver.Result], tmp_path: Path, kind: str
+) -> None:
+    """Its one output is a vector, whose shape gives nothing away; the file and its digest are untouched."""
+    (path,) = export(tmp_path / "m", model="tiny_models:pooled", formats=(kind,), batch_max=2)
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    image = given.inputs[0].model_copy(update={"shape": (3, 64, 64)})
+    size = given.genenc.preprocessing.model_copy(update={"height": 64, "width": 64})
+    block = given.genenc.model_copy(update={"preprocessing": size})
+    path.write_text(given.model_copy(update={"inputs": (image,), "genenc": block}).to_json())
+    with pytest.raises(errors.InputError, match="fails at a batch of 1 of 64 x 64 pixels"):
+        extract(**from_spec(path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["exported_program", "onnx"])
+def test_a_range_that_the_file_does_not_have_is_refused(
+    extract: Callable[..., driver.Result], tmp_path: Path, kind: str
+) -> None:
+    (path,) = export(tmp_path / "m", formats=(kind,), batch_max=2)
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    block = given.genenc.model_copy(update={"dynamic_size": spec.SizeRange(min=(32, 32), max=(64, 64), multiple=32)})
+    path.write_text(given.model_copy(update={"genenc": block}).to_json())
+    with pytest.raises(errors.InputError, match="fails at images of 64 x 64 pixels, which its spec says it takes"):
+        extract(**from_spec(path, image_size="64"))
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_another_normalisation_of_an_own_model_is_another_run(
+    extract: Callable[..., driver.Result], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Its name and weights stay as they are when its code changes."""
+    make = tiny_models.conv
+    extract()
+    # Names are not built twice in a process.
+    monkeypatch.setattr(encoders, "CACHE", encoders.EncoderCache())
+
+    def changed() -> nn.Module:
+        module = make()
+        module.genenc = {key: (0.5, 0.5, 0.5)}
+        return module
+
+    monkeypatch.setattr(tiny_models, "conv", changed)
+    with pytest.raises(errors.StoreError, match=f"holds another run.*{key}"):
+        extract()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
