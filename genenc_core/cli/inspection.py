@@ -73,7 +73,7 @@ def info(target: str, folders: tuple[str, ...], *, as_json: bool) -> None:
     if Path(target).is_dir():
         _info_run(RunFolder(Path(target)), as_json=as_json)
         return
-    if ("/" in target or target.endswith(".json")) and not Path(target).exists() and not _known(target):
+    if not folders and ("/" in target or target.endswith(".json")) and not Path(target).exists() and not _known(target):
         raise errors.InputError(f"{target!r} is not there: name a run folder, a spec JSON or a model")
     # Imports torch, which takes seconds; what a run holds is told without.
     from genenc_core.run import model_info

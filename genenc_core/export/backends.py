@@ -10,7 +10,7 @@ from genenc_core import errors, spec
 from genenc_core.export import describe, loading
 from genenc_core.export.devices import resolve_device
 from genenc_core.export.formats import record, table
-from genenc_core.models import sources
+from genenc_core.models import sources, wording
 
 __all__ = ["BackendKind", "Encoder", "choose_backend", "eager_encoder", "load_encoder", "resized", "resolve_device"]
 
@@ -20,7 +20,7 @@ BackendKind = Literal["eager", spec.ExportFormat]
 class Encoder:
     """A model ready to run: float32 RGB [B, 3, H, W] in [0, 1] -> {slot: float32 [B, C, h, w]}.
 
-    Every call is checked, because an AOTInductor package checks nothing: wrong sizes or strides give wrong numbers.
+    Every call is checked, so that what is wrong is said in words and, in AOTInductor packages, gives no wrong numbers.
     """
 
     def __init__(
@@ -192,8 +192,15 @@ def resized(
 def _measured(model_spec: spec.RuntimeModelSpec, run: record.Runner, device: torch.device) -> tuple[spec.SlotSpec, ...]:
     """Return the output slots with the shapes that a dry run gives."""
     count = model_spec.resolved_batch_mode().min
-    with torch.inference_mode():
-        outputs = run(torch.rand((count, *model_spec.inputs[0].shape)).to(device))
+    shape = model_spec.inputs[0].shape
+    try:
+        with torch.inference_mode():
+            outputs = run(torch.rand((count, *shape)).to(device))
+    except Exception as error:  # every runtime has exceptions of its own
+        raise errors.InputError(
+            f"the artifact of {model_spec.model_id!r} fails at images of {shape[1]} x {shape[2]} pixels, which its "
+            f"spec says it takes: {wording.reason(error)}. Correct genenc.dynamic_size, or give another --image-size."
+        ) from error
     if len(outputs) != len(model_spec.outputs):
         raise errors.InputError(
             f"the artifact of {model_spec.model_id!r} gives {len(outputs)} outputs, its spec {len(model_spec.outputs)}."

@@ -1,16 +1,26 @@
 """What an ONNX file says of itself, read from its outermost protobuf fields; nothing is loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-# Field numbers of onnx.proto: ModelProto, OperatorSetIdProto, GraphProto, TensorProto.
+# Field numbers of onnx.proto: ModelProto, OperatorSetIdProto, TensorProto.
 _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
 _MODEL_FIELDS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26))
 _DOMAIN, _VERSION = 1, 2
-_INITIALIZER = 5
 _EXTERNAL_DATA = 13
+# Which fields of a message lead to tensors: graphs lie in nodes (If, Loop), tensors in attributes (Constant).
+_TO_TENSORS: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_DEEPEST = 64
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
@@ -50,7 +60,7 @@ def _read(file: BinaryIO, size: int) -> OnnxFile | None:
     if len(ir) != 1 or len(graphs) != 1:
         return None
     opsets = [_opset(file, field) for field in found if field.number == _OPSET_IMPORT and field.wire == _LENGTH]
-    return OnnxFile(ir_version=ir[0], opset=max(opsets, default=0), external=_external(file, graphs[0]))
+    return OnnxFile(ir_version=ir[0], opset=max(opsets, default=0), external=_external(file, "model", 0, size))
 
 
 def _opset(file: BinaryIO, field: _Field) -> int:
@@ -61,12 +71,17 @@ def _opset(file: BinaryIO, field: _Field) -> int:
     return next((part.value for part in parts if part.number == _VERSION), 0)
 
 
-def _external(file: BinaryIO, graph: _Field) -> bool:
+def _external(file: BinaryIO, kind: str, start: int, stop: int, *, depth: int = 0) -> bool:
+    """Tell whether any tensor of a message, however deep, has its numbers in another file."""
+    if depth > _DEEPEST:
+        raise ValueError(f"messages more than {_DEEPEST} deep")
+    if kind == "tensor":
+        return any(part.number == _EXTERNAL_DATA for part in _fields(file, start, stop))
+    inner = _TO_TENSORS[kind]
     return any(
-        part.number == _EXTERNAL_DATA
-        for tensor in _fields(file, graph.start, graph.start + graph.value)
-        if tensor.number == _INITIALIZER and tensor.wire == _LENGTH
-        for part in _fields(file, tensor.start, tensor.start + tensor.value)
+        _external(file, inner[part.number], part.start, part.start + part.value, depth=depth + 1)
+        for part in list(_fields(file, start, stop))
+        if part.number in inner and part.wire == _LENGTH
     )
 
 

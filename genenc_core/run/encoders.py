@@ -12,10 +12,10 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.export import backends, describe, exporting, loading
 from genenc_core.export.formats import table
-from genenc_core.models import sources
+from genenc_core.models import sources, wording
 from genenc_core.run import model_files, named_models
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run.folder import MODEL_SPEC, RunFolder
+from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,23 +32,26 @@ class EncoderCache:
     def __init__(self, *, kept: int = 2) -> None:
         self._kept = kept
         self._lock = threading.RLock()
-        self._built: dict[sources.ModelRequest, sources.BuiltEncoder] = {}
-        self._encoders: dict[tuple[str, str, str], backends.Encoder] = {}
+        # Keys tell of files too, so that one written anew is read anew.
+        self._built: dict[tuple[object, ...], sources.BuiltEncoder] = {}
+        self._encoders: dict[tuple[object, ...], backends.Encoder] = {}
 
     def build(self, request: sources.ModelRequest) -> sources.BuiltEncoder:
         """Return the eager model of a request."""
         request = sources.resolved(request)
+        key = (request, model_files.stamps([Path(request.weights)]))
         with self._lock:
-            if request not in self._built:
+            if key not in self._built:
                 # torch.hub writes the progress of a download to standard output, which may be a JSON document.
                 with contextlib.redirect_stdout(sys.stderr):
-                    self._built[request] = sources.build_encoder(request)
+                    self._built[key] = sources.build_encoder(request)
                 _drop_oldest(self._built, self._kept)
-            return self._built[request]
+            return self._built[key]
 
     def load(self, model: ResolvedModel, *, device: str, trust: bool) -> backends.Encoder:
         """Return the encoder of a resolved model on a device."""
-        key = (model.spec.to_json(), model.backend, device)
+        files = () if model.backend == "eager" else loading.artifact_files(model.spec).values()
+        key = (model.spec.to_json(), model.backend, device, trust, model_files.stamps(file.path for file in files))
         with self._lock:
             if key not in self._encoders:
                 self._encoders[key] = self._load(model, device, trust)
@@ -104,10 +107,20 @@ def resolve_model(given: run_parameters.ExtractParameters, *, export_to: Path | 
 
 
 def run_model(folder: RunFolder) -> ResolvedModel:
-    """Return the model of a run folder, its paths absolute."""
-    return ResolvedModel(
-        spec=model_files.read_run_spec(folder.root / MODEL_SPEC), backend=cast(backends.BackendKind, folder.backend)
-    )
+    """Return the model of a run folder, its paths absolute.
+
+    Raises:
+        InputError: a file of its artifact is not there.
+        StoreError: one of them is not the one that the run was made with.
+    """
+    found = model_files.read_run_spec(folder.root / MODEL_SPEC)
+    # A spec from elsewhere may record no digest of its file; the run's identity has it always.
+    if model_files.identity_digest(found, eager=folder.backend == "eager") != folder.identity["artifact"]:
+        raise errors.StoreError(
+            f"the model's files in {str(folder.root / MODEL_FOLDER)!r} are not those this run was made with (their "
+            "digest differs): put the originals back, or extract to another --out"
+        )
+    return ResolvedModel(spec=found, backend=cast(backends.BackendKind, folder.backend))
 
 
 def warm(given: run_parameters.ExtractParameters) -> None:
@@ -181,6 +194,13 @@ def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
         encoder(torch.zeros(smallest, 3, *encoder.input_size, device=encoder.device))
     except errors.EncoderError as error:
         raise errors.InputError(str(error)) from error
+    except Exception as error:  # every runtime has exceptions of its own
+        height, width = encoder.input_size
+        raise errors.InputError(
+            f"the artifact of model spec {model.spec.model_id!r} fails at a batch of {smallest} of {height} x {width} "
+            f"pixels: {wording.reason(error)}. The spec's inputs or batch_mode are not the file's: correct them, or "
+            "export the model again."
+        ) from error
 
 
 def _is_model_of(built: sources.BuiltEncoder, found: spec.RuntimeModelSpec) -> bool:

@@ -3,10 +3,12 @@
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from genenc_core import errors, spec
 from genenc_core.export import artifacts, loading
+from genenc_core.provenance import environment
 from genenc_core.run.folder import MODEL_FOLDER
 
 
@@ -25,6 +27,25 @@ def artifact_digests(found: spec.RuntimeModelSpec) -> dict[int, str]:
     return {size: artifacts.file_sha256(file.path) for size, file in sorted(files.items())}
 
 
+def identity_digest(found: spec.RuntimeModelSpec, *, eager: bool) -> str | None:
+    """Return the digest of the artifact, or one over those of all variants; None for an eager model."""
+    if eager:
+        return None
+    digests = artifact_digests(found)
+    if set(digests) <= {0}:
+        return digests.get(0)
+    return environment.digest({str(size): digest for size, digest in digests.items()})
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Return what changes when one of the files is replaced: path, time of change and size; those not there left out.
+
+    For what is kept in memory of files; a run compares digests.
+    """
+    found = ((path, path.stat()) for path in paths if path.is_file())
+    return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
 def localised(found: spec.RuntimeModelSpec, run_folder: Path, *, eager: bool) -> spec.RuntimeModelSpec:
     """Copy the artifacts or the weights file into the run folder; return the spec with paths relative to it."""
     if eager:
@@ -34,19 +55,15 @@ def localised(found: spec.RuntimeModelSpec, run_folder: Path, *, eager: bool) ->
         path = Path(found.weights_path or "")
         return found.model_copy(update={"weights_path": _copied(path, run_folder, path.name)}) if path.name else found
     names = [Path(item.path).name for item in found.weights_variants]
+    if len(set(names)) < len(names):
+        names = [f"b{item.batch_size}_{name}" for item, name in zip(found.weights_variants, names, strict=True)]
     variants = tuple(
-        item.model_copy(update={"path": _copied(Path(item.path), run_folder, _own_name(item, names))})
-        for item in found.weights_variants
+        item.model_copy(update={"path": _copied(Path(item.path), run_folder, name)})
+        for item, name in zip(found.weights_variants, names, strict=True)
     )
     smallest = min(variants, key=lambda item: item.batch_size)
     update = {"weights_variants": variants, "weights_path": smallest.path, "backend": smallest.backend}
     return found.model_copy(update=update)
-
-
-def _own_name(variant: spec.WeightsVariant, names: list[str]) -> str:
-    """Return the file's name, with its batch size where two variants from different folders share one."""
-    name = Path(variant.path).name
-    return name if names.count(name) == 1 else f"b{variant.batch_size}_{name}"
 
 
 def read_run_spec(path: Path) -> spec.RuntimeModelSpec:

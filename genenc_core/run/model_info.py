@@ -122,7 +122,7 @@ def _source(found: registry.ModelInfo) -> str:
 
 def _effective(model: spec.RuntimeModelSpec) -> list[str]:
     steps = post_encoder_steps(model)
-    if not steps:
+    if not steps or not model.outputs:
         return []
     told = f"after {'+'.join(map(str, steps))}"
     try:

@@ -23,6 +23,7 @@ from genenc_core.store import layout, run_store
 
 LOGGER = logging.getLogger(__name__)
 CLAIM = ".claim"
+_NOT_NORMALISED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 OWN_NAMES = frozenset((MANIFEST, MODEL_SPEC, MODEL_FOLDER, "README.md", "features.zarr", "_txn", "provenance"))
 
 
@@ -116,7 +117,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
     slots = [slot.model_dump(mode="json", exclude_none=True) for slot in (*found.inputs, *found.outputs)]
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
-        **_outside_name(block.source),
+        **_outside_name(block),
         "slots": slots,
         "weights": block.weights_sha256 or artifact,
         "backend": design.model.backend,
@@ -166,20 +167,24 @@ def _refuse_other_run(root: Path, design: Design, listed: manifest.Manifest) -> 
     )
 
 
-def _outside_name(source: spec.SourceInfo | None) -> dict[str, object]:
+def _outside_name(block: spec.GenencBlock) -> dict[str, object]:
     """Return what a model's name leaves open."""
-    told = {} if source is None else {"layers": source.layers, "arguments": source.arguments}
-    return {key: value if isinstance(value, str) else list(value) for key, value in told.items() if value}
+    source = block.source
+    if source is None:
+        return {}
+    told: dict[str, object] = {}
+    if source.layers:
+        told["layers"] = list(source.layers)
+    if source.arguments:
+        told["arguments"] = source.arguments
+    if source.kind == "python" and block.mean and block.std and (block.mean, block.std) != _NOT_NORMALISED:
+        # An own model's code can change without its name and its weights.
+        told |= {"mean": list(block.mean), "std": list(block.std)}
+    return told
 
 
 def _artifact(design: Design) -> str | None:
-    """Return the digest of the artifact, or one over those of all variants; None for an eager model."""
-    if design.model.backend == "eager":
-        return None
-    found = model_files.artifact_digests(design.model.spec)
-    if set(found) <= {0}:
-        return found.get(0)
-    return environment.digest({str(size): digest for size, digest in found.items()})
+    return model_files.identity_digest(design.model.spec, eager=design.model.backend == "eager")
 
 
 def _default_shard_rows(design: Design, rows: int) -> int:

@@ -56,7 +56,9 @@ def repair_store(
             restored, unrepaired = _restore(store, damaged, coordinates, aside)
             # Objects are decoded with the array's metadata: what is wrong with them shows only now.
             problems = verify.verify_store(store, content=content).problems
-        shards = sorted({problem.shard for problem in problems if problem.shard is not None})
+        suspects = sorted({problem.shard for problem in problems if problem.shard is not None})
+        # Looked at again: a worker may have committed a shard that had objects but no record.
+        shards = [shard for shard in suspects if verify.shard_problems(store, shard, content=content)]
         for shard in shards:
             _take_down(store, shard, aside)
         for problem in problems:

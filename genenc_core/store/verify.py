@@ -1,6 +1,7 @@
 """Re-reads a run folder against what it says about itself: every file of the group, every commit record."""
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ def verify_store(store: run_store.RunStore, *, content: bool = False, threads: i
         unpromoted=tuple(sorted(unpromoted)),
         problems=tuple(problems),
     )
+
+
+def shard_problems(store: run_store.RunStore, shard: int, *, content: bool = False) -> list[Problem]:
+    """Return what is wrong with one shard now: objects that are not as recorded, or that no record stands for."""
+    if shard in store.committed():
+        found = _shard_problems(store, shard, content=content)
+        return [problem for problem in found if problem.what != _UNPROMOTED]
+    present = [key for key in _keys(store.plan, shard) if os.path.lexists(store.zarr_path / key)]
+    return list(_foreign(store, present))
 
 
 def _keys(plan: layout.StorePlan, shard: int) -> list[str]:

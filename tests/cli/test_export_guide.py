@@ -39,7 +39,7 @@ def test_every_command_of_the_guide_works_as_written(
     assert module.startswith("# my_model.py\n")
     (tmp_path / "my_model.py").write_text(module)
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 12
+    assert len(commands) == 13
     try:
         exec(checkpoint, {})
         for command in commands:
@@ -50,6 +50,8 @@ def test_every_command_of_the_guide_works_as_written(
         sys.modules.pop("my_model", None)
     backends_seen = {spec.load_spec(path).backend for path in (tmp_path / "exported").rglob("*_spec.json")}
     assert backends_seen == {"TorchScript", "ExportedProgram", "ONNX", "AOTInductor"}
+    layers = spec.load_spec(tmp_path / "exported" / "layers" / "resnet18_torchscript_spec.json")
+    assert [(slot.name, slot.shape) for slot in layers.outputs] == [("layer2", (128, 8, 8)), ("layer4", (512, 2, 2))]
     assert spec.load_spec(tmp_path / "run-96x128" / "model_spec.json").outputs[0].shape == (16, 12, 16)
 
 

@@ -138,6 +138,20 @@ def test_a_post_encoder_that_cannot_be_applied_is_said(genenc: Call, tmp_path: P
     assert "'squeeze' is unknown" in genenc("info", unknown).out
 
 
+def test_an_id_may_hold_a_slash(genenc: Call, tmp_path: Path) -> None:
+    write(tmp_path / "specs" / "a.json", model_id="lab/whisker")
+    said = genenc("info", "lab/whisker", "--models", str(tmp_path / "specs"))
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith("model    lab/whisker: Whisker tip\n")
+
+
+def test_a_spec_without_outputs_is_described(genenc: Call, tmp_path: Path) -> None:
+    path = write(tmp_path / "specs" / "a.json", outputs=[], recommended_post_encoder="global_avg_pool")
+    said = genenc("info", str(path))
+    assert (said.code, said.err) == (0, "")
+    assert "at least one output slot" in said.out
+
+
 def test_info_of_a_name_needs_no_weights(genenc: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_a, **_k: pytest.fail("a download was tried"))
     said = genenc("info", "resnet18")

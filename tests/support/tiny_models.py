@@ -11,6 +11,11 @@ def conv() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 5, stride=4, padding=2), nn.GELU(), nn.Conv2d(4, 6, 3, stride=2, padding=1))
 
 
+def pooled() -> nn.Module:
+    """Return a net whose one output is a vector: [B, 3, H, W] -> [B, 6]."""
+    return nn.Sequential(nn.Conv2d(3, 6, 5, stride=4, padding=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 class Colours(nn.Module):
     """The mean colour of each 8 x 8 block: what a point probe returns is where in the image it looked."""
 

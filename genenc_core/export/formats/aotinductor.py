@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import zipfile
@@ -94,6 +95,8 @@ def load(path: Path, _device: torch.device, scratch: Path | None) -> record.Runn
     Raises:
         InputError: a damaged package.
     """
+    # Read by the package at its first call: without it a size or a batch that it was not made for gives wrong numbers.
+    os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
     with tempfile.TemporaryDirectory(prefix="genenc-aoti-", dir=scratch) as folder:
         library = Path(folder) / "model.so"
         try:

@@ -5,6 +5,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -125,6 +126,29 @@ def test_onnx_weights_in_other_files_are_refused(exported: Exported, tmp_path: P
     assert onnx_file.read(path).external
     with pytest.raises(errors.InputError, match="which no digest covers"):
         backends.load_encoder(forged(exported["onnx"], path))
+
+
+@pytest.mark.parametrize("place", ["constant", "branch"])
+def test_onnx_numbers_in_other_files_are_found_wherever_they_hang(tmp_path: Path, place: str) -> None:
+    """Onnxruntime reads them from there too, so a digest of the file alone would cover other numbers than those run."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = onnx.TensorProto(name="w", data_type=kind, dims=[3], data_location=onnx.TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="w.bin")
+    (tmp_path / "w.bin").write_bytes(bytes(12))
+    made = helper.make_tensor_value_info("y", kind, [3])
+    if place == "constant":
+        nodes, initial = [helper.make_node("Constant", [], ["y"], value=weight)], []
+    else:
+        doubled = helper.make_node("Add", ["w", "w"], ["y"])
+        branch = helper.make_graph([doubled], "branch", [], [made], [weight])
+        nodes = [helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
+        initial = [onnx.numpy_helper.from_array(np.array(True), "c")]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], [made], initial))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert onnx_file.read(path).external
+    with pytest.raises(errors.InputError, match="which no digest covers"):
+        onnx_format.load(path, torch.device("cpu"), None)
 
 
 def test_a_model_too_large_for_one_onnx_file_is_refused_at_once(

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from torch import nn
 
+import tiny_models
 from genenc_core import errors, spec
 from genenc_core.encoding import control
 from genenc_core.run import driver, encoders, model_export
@@ -30,6 +32,14 @@ def export(out: Path, **changes: object) -> list[Path]:
 
 def from_spec(path: Path, **changes: object) -> dict[str, object]:
     return {"model": str(path), "weights": None, "image_size": None, **changes}
+
+
+def stopped_at_once(extract: Callable[..., driver.Result], **changes: object) -> None:
+    """Make a run, and stop it after its first rows."""
+    watch = control.Control()
+    watch.on_rows = lambda _done, _failed: watch.stop()
+    with control.use(watch), pytest.raises(errors.Stopped):
+        extract(**changes)
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -69,10 +79,7 @@ def test_a_run_with_variants_goes_on_from_its_folder_alone(
 ) -> None:
     (path,) = export(tmp_path / "m", variants=(1, 2))
     extract(**from_spec(path, out=str(tmp_path / "whole"), batch_size=2))
-    watch = control.Control()
-    watch.on_rows = lambda _done, _failed: watch.stop()
-    with control.use(watch), pytest.raises(errors.Stopped):
-        extract(**from_spec(path, batch_size=2))
+    stopped_at_once(extract, **from_spec(path, batch_size=2))
     shutil.rmtree(tmp_path / "m")
     encoders.CACHE.clear()
     moved = (tmp_path / "run").rename(tmp_path / "moved")
@@ -111,6 +118,91 @@ def test_another_file_for_one_variant_is_another_run(extract: Callable[..., driv
     shutil.copy(other.parent / "tiny_models_conv_torchscript_b2.pt", path.parent)
     with pytest.raises(errors.StoreError, match="holds another run"):
         extract(**from_spec(path, trust=True, batch_size=2))
+
+
+def test_a_changed_file_in_the_run_folder_encodes_nothing(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    """With --trust the spec records no digest, and rows of two models would lie in one array."""
+    (path,) = export(tmp_path / "m", variants=(1, 2))
+    (other,) = export(tmp_path / "other", variants=(1, 2), weights="random:1")
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    path.write_text(given.model_copy(update={"genenc": None}).to_json())
+    stopped_at_once(extract, **from_spec(path, trust=True, batch_size=2))
+    name = "tiny_models_conv_torchscript_b2.pt"
+    shutil.copy(other.parent / name, tmp_path / "run" / "model")
+    run = tmp_path / "run"
+    with pytest.raises(errors.StoreError, match="not those this run was made with"):
+        driver.resume(run, "pending", driver.options_for(run, device="cpu"))
+    shutil.copy(path.parent / name, run / "model")
+    assert driver.resume(run, "pending", driver.options_for(run, device="cpu")).status.complete
+
+
+def test_a_file_written_anew_is_loaded_anew_in_the_same_process(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    (path,) = export(tmp_path / "m")
+    (other,) = export(tmp_path / "other", weights="random:1")
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    block = given.genenc.model_copy(update={"artifact": None})
+    path.write_text(given.model_copy(update={"genenc": block}).to_json())
+    extract(**from_spec(path, trust=True))
+    first = features(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    name = "tiny_models_conv_torchscript.pt"
+    shutil.copy(other.parent / name, path.parent / name)
+    extract(**from_spec(path, trust=True))
+    extract(out=str(tmp_path / "eager"), weights="random:1")
+    close(features(tmp_path / "run"), features(tmp_path / "eager"))
+    assert not np.allclose(features(tmp_path / "run"), first)
+
+
+@pytest.mark.parametrize("kind", ["aotinductor", "exported_program", "onnx"])
+def test_a_spec_of_another_size_than_its_file_is_refused(
+    extract: Callable[..., driver.Result], tmp_path: Path, kind: str
+) -> None:
+    """Its one output is a vector, whose shape gives nothing away; the file and its digest are untouched."""
+    (path,) = export(tmp_path / "m", model="tiny_models:pooled", formats=(kind,), batch_max=2)
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    image = given.inputs[0].model_copy(update={"shape": (3, 64, 64)})
+    size = given.genenc.preprocessing.model_copy(update={"height": 64, "width": 64})
+    block = given.genenc.model_copy(update={"preprocessing": size})
+    path.write_text(given.model_copy(update={"inputs": (image,), "genenc": block}).to_json())
+    with pytest.raises(errors.InputError, match="fails at a batch of 1 of 64 x 64 pixels"):
+        extract(**from_spec(path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["exported_program", "onnx"])
+def test_a_range_that_the_file_does_not_have_is_refused(
+    extract: Callable[..., driver.Result], tmp_path: Path, kind: str
+) -> None:
+    (path,) = export(tmp_path / "m", formats=(kind,), batch_max=2)
+    given = spec.RuntimeModelSpec.from_json(path.read_text())
+    block = given.genenc.model_copy(update={"dynamic_size": spec.SizeRange(min=(32, 32), max=(64, 64), multiple=32)})
+    path.write_text(given.model_copy(update={"genenc": block}).to_json())
+    with pytest.raises(errors.InputError, match="fails at images of 64 x 64 pixels, which its spec says it takes"):
+        extract(**from_spec(path, image_size="64"))
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_another_normalisation_of_an_own_model_is_another_run(
+    extract: Callable[..., driver.Result], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Its name and weights stay as they are when its code changes."""
+    make = tiny_models.conv
+    extract()
+    # Names are not built twice in a process.
+    monkeypatch.setattr(encoders, "CACHE", encoders.EncoderCache())
+
+    def changed() -> nn.Module:
+        module = make()
+        module.genenc = {key: (0.5, 0.5, 0.5)}
+        return module
+
+    monkeypatch.setattr(tiny_models, "conv", changed)
+    with pytest.raises(errors.StoreError, match=f"holds another run.*{key}"):
+        extract()
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -121,3 +121,24 @@ def test_a_disk_that_fails_is_said_in_words(
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(errors.StoreError, match=r"repair of .*No space left"):
         repair.repair_store(full, coordinates=small.coordinates())
+
+
+def test_a_shard_that_a_worker_commits_meanwhile_is_left_alone(
+    small: ModuleType, store: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verifying takes minutes on a large run, and a shard without a record is what workers take up."""
+    small.commit(store, 0)
+    small.commit(store, 1)
+    store.places.record(0).unlink()
+    look = verify.verify_store
+
+    def look_slowly(*given: run_store.RunStore, **options: bool) -> verify.VerifyReport:
+        report = look(*given, **options)
+        small.commit(store, 0)
+        return report
+
+    monkeypatch.setattr(verify, "verify_store", look_slowly)
+    done = mend(small, store)
+    assert (done.requeued, done.set_aside) == ((), ())
+    assert store.committed() == {0, 1}
+    assert look(store, content=True).ok
