@@ -116,7 +116,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
     slots = [slot.model_dump(mode="json", exclude_none=True) for slot in (*found.inputs, *found.outputs)]
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
-        **_outside_name(block.source),
+        **_outside_name(block),
         "slots": slots,
         "weights": block.weights_sha256 or artifact,
         "backend": design.model.backend,
@@ -166,9 +166,13 @@ def _refuse_other_run(root: Path, design: Design, listed: manifest.Manifest) -> 
     )
 
 
-def _outside_name(source: spec.SourceInfo | None) -> dict[str, object]:
+def _outside_name(block: spec.GenencBlock) -> dict[str, object]:
     """Return what a model's name leaves open."""
+    source = block.source
     told = {} if source is None else {"layers": source.layers, "arguments": source.arguments}
+    if source is not None and source.kind == "python" and (block.mean, block.std) != ((0.0,) * 3, (1.0,) * 3):
+        # A user's code may declare others another day; those of every other source follow from its name and weights.
+        told = {**told, "normalisation": (*(block.mean or ()), *(block.std or ()))}
     return {key: value if isinstance(value, str) else list(value) for key, value in told.items() if value}
 
 
