@@ -144,7 +144,15 @@ def _form(name: str, module: nn.Module, calls: Sequence[object], parts: Parts) -
         return "tokens"
     if len(shape) > 4:
         raise _not_understood(name, shape, "it is no map [B, C, h, w], no tokens [B, N, C] and no vector [B, C]")
-    if len(shape) == 2 or isinstance(module, _CHANNELS_FIRST):
+    if len(shape) == 2:
+        return "as it is"
+    if parts.padded_inside is not None:
+        inner = "x".join(map(str, parts.padded_inside))
+        reason = f"the model pads images of {size[0]} x {size[1]} pixels to {inner}, so its cells lie elsewhere"
+        raise _not_understood(
+            name, shape, f"{reason} than points are looked up (--image-size {inner} needs no padding)"
+        )
+    if isinstance(module, _CHANNELS_FIRST):
         return "as it is"
     return _map_form(name, module, shape, size, parts.channels_last)
 

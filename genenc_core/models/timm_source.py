@@ -235,14 +235,19 @@ def _layout(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int]
     return tokens.TokenLayout(grid=(height, width), prefix=_prefix(model, shape[1] - height * width))
 
 
-def _prefix(model: Any, count: int) -> tokens.Prefix:
+def register_count(model: Any) -> int:
+    """Return how many of a transformer's prefix tokens are registers; not every model of timm has the number."""
     registers = getattr(model, "reg_token", None)
     number = getattr(model, "num_reg_tokens", None)
     if number is None:
-        number = 0 if registers is None else int(registers.shape[1])
+        number = 0 if registers is None else registers.shape[1]
+    return int(number)
+
+
+def _prefix(model: Any, count: int) -> tokens.Prefix:
     return tokens.prefix_of(
         count,
-        registers=int(number),
+        registers=register_count(model),
         distilled=getattr(model, "dist_token", None) is not None,
         class_token=getattr(model, "cls_token", None) is not None,
     )

@@ -85,12 +85,15 @@ def build(arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | N
     preprocessing = _preprocessing(made.task, own, inputs, size)
     mean, std = (_three(key, own.get(key, getattr(inputs, key))) for key in ("mean", "std"))
     model.eval()
+    wanted = (preprocessing.height, preprocessing.width)
+    padded = model.padded_size(wanted)
     return Parts(
         model=model,
-        trunk=trunk.TaskTrunk(model, outputs, size=(preprocessing.height, preprocessing.width)),
+        trunk=trunk.TaskTrunk(model, outputs, size=wanted),
         preprocessing=preprocessing,
         mean=mean,
         std=std,
+        padded_inside=None if padded == wanted else padded,
     )
 
 

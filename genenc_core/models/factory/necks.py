@@ -90,7 +90,7 @@ class AggregateTokens(Neck):
         if isinstance(self.pooling, int):
             return [self._token(tokens, self.pooling)]
         if self.pooling == "CLS":
-            if self.tokens is not None and self.tokens.prefix == 0:
+            if self.tokens is not None and self.tokens.prefix == self.tokens.registers:
                 raise errors.EncoderError(
                     "AggregateTokens: this backbone has no class token; take mean, max, min or a token's number."
                 )

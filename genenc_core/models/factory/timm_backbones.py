@@ -1,6 +1,7 @@
 """Backbones from timm: the features of its stages, or a transformer's tokens layer by layer."""
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ class TimmTokens(nn.Module):
         self.tokens = feats.TokenLayout(
             prefix=int(body.num_prefix_tokens),
             patch=(int(patch[0]), int(patch[1])),
-            registers=int(getattr(body, "num_reg_tokens", 0)),
+            registers=timm_source.register_count(body),
         )
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -143,5 +144,7 @@ def _inputs(name: str, options: dict[str, Any]) -> feats.InputInfo | None:
         mean=tuple(float(value) for value in config.mean),
         std=tuple(float(value) for value in config.std),
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
-        resize_short=round(min(side) / config.crop_pct) if config.crop_pct and config.crop_mode == "center" else None,
+        resize_short=math.floor(min(side) / config.crop_pct)
+        if config.crop_pct and config.crop_mode == "center"
+        else None,
     )

@@ -38,9 +38,17 @@ class TaskTrunk(nn.Module):
                 slots["decoder"] = decoded
         for word, prefix, listed in (("necks", "neck", found.necks), ("backbone", "backbone", found.backbone)):
             if word in self.outputs:
-                for index, feature in enumerate(listed):
+                features = self._backbone(listed) if word == "backbone" else listed
+                for index, feature in enumerate(features):
                     slots.update(self._named(f"{prefix}_{index}", feature, found.padded))
         return slots
+
+    def _backbone(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the backbone's features, maps with the channels first: a neck may be there to turn them."""
+        declared: Sequence[int] = self.model.encoder.out_channels  # type: ignore[assignment]
+        turned = [_channels_first(feature, count) for feature, count in zip(features, declared, strict=False)]
+        feats.check_channels(turned, declared, who="the backbone")
+        return turned
 
     def _logits(self, decoded: torch.Tensor, size: feats.Size) -> torch.Tensor:
         head = self.model.headed(decoded)
@@ -64,6 +72,12 @@ class TaskTrunk(nn.Module):
         if layout.registers:
             slots[f"{name}.register"] = feature[:, classes : layout.prefix]
         return slots
+
+
+def _channels_first(feature: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a map [B, h, w, C] as [B, C, h, w] where its declared channels are the last axis and not the first."""
+    last = feature.ndim == 4 and int(feature.shape[1]) != count and int(feature.shape[3]) == count
+    return feature.permute(0, 3, 1, 2) if last else feature
 
 
 def without_the_unused(model: task_models.TaskModel, outputs: Sequence[str]) -> None:

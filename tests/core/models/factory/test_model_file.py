@@ -34,10 +34,12 @@ def written(tmp_path: Path, content: Any, name: str = "seg.yaml") -> Path:
     return path
 
 
-def built(content: dict[str, Any], *, weights: str = "random:0", size: Any = None) -> sources.BuiltEncoder:
+def built(
+    content: dict[str, Any], *, weights: str = "random:0", size: Any = None, layers: tuple[str, ...] = ()
+) -> sources.BuiltEncoder:
     arguments = model_file.canonical(content)
     return sources.build_encoder(
-        sources.ModelRequest(name="factory/seg", weights=weights, image_size=size, arguments=arguments)
+        sources.ModelRequest(name="factory/seg", weights=weights, image_size=size, layers=layers, arguments=arguments)
     )
 
 
@@ -169,6 +171,37 @@ def test_a_classifier_gives_one_row_of_logits_per_image_from_the_backbones_own_c
     }
 
 
+def test_a_classifiers_crop_is_timms_own_to_the_pixel() -> None:
+    """timm takes floor(224 / 0.9) = 248, not 249."""
+    timm = pytest.importorskip("timm")
+    name = "vit_tiny_patch16_224"
+    arguments = {"task": "classification", "backbone": f"timm_{name}", "decoder": "IdentityDecoder", "num_classes": 2}
+    shown = timm.data.create_transform(
+        **timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    )
+    assert built(arguments).preprocessing.resize_short == shown.transforms[0].size == 248
+
+
+def test_maps_that_a_neck_turns_are_slots_with_the_channels_first() -> None:
+    """timm's Swin gives [B, h, w, C] and says C; PermuteDims turns it for the decoder."""
+    arguments = {
+        **SEG,
+        "backbone": "timm_swin_tiny_patch4_window7_224",
+        "backbone_out_indices": [0, 3],
+        "necks": [{"name": "PermuteDims", "new_order": [0, 3, 1, 2]}],
+        "decoder": "IdentityDecoder",
+        "image_size": 224,
+        "outputs": ["backbone", "necks"],
+    }
+    del arguments["decoder_channels"]
+    encoder = built(arguments)
+    found = dict(zip([slot.name for slot in encoder.outputs], encoder.module(torch.rand(1, 3, 224, 224)), strict=True))
+    assert found["backbone_0"].shape == (1, 96, 56, 56)
+    assert found["backbone_1"].shape == (1, 768, 7, 7)
+    assert torch.equal(found["backbone_0"], found["neck_0"])
+    assert torch.equal(found["backbone_1"], found["neck_1"])
+
+
 def test_tokens_come_as_a_map_with_class_and_register_tokens_beside_it() -> None:
     arguments = {
         "task": "segmentation",
@@ -194,6 +227,35 @@ def test_tokens_come_as_a_map_with_class_and_register_tokens_beside_it() -> None
     assert torch.equal(slots["backbone_0"], slots["neck_0"])
     assert torch.equal(slots["backbone_0.cls"], tokens[:, 0])
     assert torch.equal(slots["backbone_0.register"], tokens[:, 1:5])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "slots"),
+    [
+        ("vit_medium_patch16_rope_reg1_gap_256", {"backbone_0", "backbone_0.register"}),
+        ("vit_small_patch16_dinov3", {"backbone_0", "backbone_0.cls", "backbone_0.register"}),
+    ],
+)
+def test_a_register_is_never_taken_for_a_class_token(backbone: str, slots: set[str]) -> None:
+    """timm's Eva has registers, but no attribute that says how many."""
+    arguments = {
+        "task": "segmentation",
+        "backbone": f"timm_{backbone}",
+        "backbone_output": "tokens",
+        "backbone_out_indices": [0],
+        "necks": [{"name": "ReshapeTokensToImage"}],
+        "decoder": "IdentityDecoder",
+        "num_classes": 2,
+        "image_size": 64,
+        "outputs": ["backbone"],
+    }
+    trunk: Any = model_file.build(json.dumps(arguments), RANDOM, None).trunk
+    images = torch.rand(1, 3, 64, 64)
+    found = trunk(images)
+    assert found.keys() == slots
+    (tokens,) = trunk.model.encoder(images)
+    first = len(slots) - 2
+    assert torch.equal(found["backbone_0.register"], tokens[:, first:-16])
 
 
 def test_what_no_slot_needs_is_no_part_of_the_encoder() -> None:
@@ -238,6 +300,22 @@ def test_a_transformer_is_built_for_the_padded_size() -> None:
     with pytest.raises(errors.InputError, match="rescale true"):
         built({**arguments, "rescale": False})
     assert built({**arguments, "outputs": ["necks"]}, size=(64, 96)).outputs[0].shape == (64, 4, 6)
+
+
+def test_layers_inside_a_model_that_pads_its_images_are_no_maps() -> None:
+    """Of 48 x 48 pixels padded to 64 x 64 a map is square too, but its cells are no sixteenth of 48."""
+    arguments = {
+        **SEG,
+        "backbone": "timm_test_vit",
+        "backbone_out_indices": [1],
+        "decoder": "FCNDecoder",
+        "decoder_channels": 12,
+        "decoder_num_convs": 1,
+        "image_size": 48,
+    }
+    with pytest.raises(errors.InputError, match="pads images of 48 x 48 pixels to 64x64"):
+        built(arguments, layers=("decoder",))
+    assert built(arguments, layers=("decoder",), size=(64, 64)).outputs[0].shape == (12, 8, 8)
 
 
 def test_weights_are_random_by_seed() -> None:

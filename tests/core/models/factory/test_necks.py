@@ -196,9 +196,10 @@ def test_features_of_the_wrong_kind() -> None:
     with pytest.raises(errors.EncoderError, match="no token 300 among 197"):
         build("AggregateTokens", [32], pooling=300)(tokens(1))
     neck = build("AggregateTokens", [32], pooling="CLS")
-    neck.tokens = feats.TokenLayout(prefix=0, patch=(8, 8))
-    with pytest.raises(errors.EncoderError, match="no class token"):
-        neck(tokens(1))
+    for registers in (0, 4):
+        neck.tokens = feats.TokenLayout(prefix=registers, registers=registers, patch=(8, 8))
+        with pytest.raises(errors.EncoderError, match="no class token"):
+            neck(tokens(1))
     with pytest.raises(errors.EncoderError, match="effective_time_dim 3"):
         build("ReshapeTokensToImage", [32], effective_time_dim=3)(tokens(1))
 
