@@ -82,8 +82,8 @@ def _channels(state: Mapping[str, torch.Tensor] | None) -> int:
 
 def _preprocessing(height: int, width: int) -> spec.Preprocessing:
     """Return the reference's own: Pillow's bicubic, plain for small sizes and padded to the centre for large ones."""
-    if max(height, width) <= LARGEST_STRETCHED:
-        return spec.Preprocessing(height=height, width=width, fit="stretch", interpolation="bicubic")
+    fit: spec.Fit = "stretch" if max(height, width) <= LARGEST_STRETCHED else "pad"
+    # The grey counts for small sizes too, where a user asks for bars.
     return spec.Preprocessing(
-        height=height, width=width, fit="pad", pad_position="center", pad_value=PAD_VALUE, interpolation="bicubic"
+        height=height, width=width, fit=fit, pad_position="center", pad_value=PAD_VALUE, interpolation="bicubic"
     )

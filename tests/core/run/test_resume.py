@@ -19,7 +19,6 @@ import pytest
 import torch
 import zarr
 from PIL import Image
-from torch import nn
 
 import pictures
 import tiny_models
@@ -402,23 +401,3 @@ def test_a_folder_that_cannot_be_locked_is_said(
     monkeypatch.setattr(planning.fcntl, "flock", refuse)
     with pytest.raises(errors.InputError, match="cannot be written: No locks available"):
         extract()
-
-
-def test_another_normalisation_that_a_users_code_declares_is_another_run(
-    extract: Callable[..., driver.Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Same code, same weights, another declared mean: the features would be others."""
-
-    def declared(mean: float) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = nn.Sequential(nn.Conv2d(3, 4, 8, stride=8))
-        model.genenc = {"mean": (mean, 0.5, 0.5)}  # type: ignore[assignment]
-        return model
-
-    monkeypatch.setattr(tiny_models, "declared", lambda: declared(0.5), raising=False)
-    extract(model="tiny_models:declared")
-    encoders.CACHE.clear()
-    monkeypatch.setattr(tiny_models, "declared", lambda: declared(0.25))
-    with pytest.raises(errors.StoreError, match=r"normalisation: \[0.5, .* -> \[0.25, "):
-        extract(model="tiny_models:declared")
