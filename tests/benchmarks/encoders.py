@@ -3,8 +3,8 @@
 Run: python tests/benchmarks/encoders.py [--only TEXT] [--json FILE] [--readme README.md]
 Weights are random (seed 0). `export` is the wall time of the export alone, `error` the largest relative difference
 between artifact and eager model, `memory` the highest resident size of the exporting process, which holds torch, the
-eager model, the artifact and the batches that they are compared on. The artifact then encodes three drawn images, and
-the stored arrays are checked for their shape and for finite values.
+eager model, the artifact and the batch that they are compared on, but not the C++ compiler that it starts. The artifact
+then encodes three drawn images, and the stored arrays are checked for their shape and for finite values.
 """
 
 import argparse
