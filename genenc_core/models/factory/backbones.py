@@ -19,6 +19,20 @@ from genenc_core.models.factory import registry
 from genenc_core.models.weights import WeightsChoice
 
 
+def input_info(parts: Parts) -> feats.InputInfo:
+    """Return what a source says of its model's images."""
+    size = parts.preprocessing
+    return feats.InputInfo(
+        channels=3,
+        height=size.height,
+        width=size.width,
+        mean=parts.mean,
+        std=parts.std,
+        interpolation=size.interpolation,
+        resize_short=size.resize_short,
+    )
+
+
 class PartsBackbone(nn.Module):
     """A backbone from one of genenc's own encoders: its output slots are the features."""
 
@@ -26,15 +40,7 @@ class PartsBackbone(nn.Module):
         super().__init__()
         self.body = parts.trunk
         size = parts.preprocessing
-        self.inputs = feats.InputInfo(
-            channels=3,
-            height=size.height,
-            width=size.width,
-            mean=parts.mean,
-            std=parts.std,
-            interpolation=size.interpolation,
-            resize_short=size.resize_short,
-        )
+        self.inputs = input_info(parts)
         self.out_channels = measured_channels(self, (3, size.height, size.width))
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:

@@ -119,16 +119,8 @@ class TorchvisionBackbones:
             raise errors.InputError(f"backbone_output {output!r} must be 'maps' or 'tokens'.")
         choice = backbones.random_or_pretrained(pretrained)
         parts = torchvision_source.build(name.lower(), choice, backbones.as_size(image_size))
-        model, size = parts.model, parts.preprocessing
-        inputs = feats.InputInfo(
-            channels=3,
-            height=size.height,
-            width=size.width,
-            mean=parts.mean,
-            std=parts.std,
-            interpolation=size.interpolation,
-            resize_short=size.resize_short,
-        )
+        model = parts.model
+        inputs = backbones.input_info(parts)
         if isinstance(model, zoo.VisionTransformer):
             model.heads = nn.Sequential()
             return TorchvisionTransformer(model, indices=out_indices, output=output, inputs=inputs)
