@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import local_server
@@ -46,14 +45,14 @@ class FlowRunner:
         encoders.warm(given)
         return _shard_result(self._state_of(run))
 
-    def resume(self, root: Path, shards: str, options: "records.Options") -> "driver.Result":
+    def resume(self, root: str, shards: str, options: "records.Options") -> "driver.Result":
         """Run the flow `rerun_shards`."""
 
         def run() -> Any:
             from flows import extraction
 
             return extraction.rerun_shards(
-                str(root),
+                root,
                 shards,
                 device=options.device,
                 batch_size=options.batch_size,

@@ -5,7 +5,6 @@ import contextvars
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -58,7 +57,7 @@ def rerun_shards(
     shards_per_task: int = Field(default=1, ge=1, description="Shards in one task run."),
 ) -> State[Any]:
     """Encode failed, pending or named shards of a run; the run folder alone is enough."""
-    options = driver.options_for(Path(run), device=device, batch_size=batch_size, max_failures=max_failures)
+    options = driver.options_for(run, device=device, batch_size=batch_size, max_failures=max_failures)
     return _work(run, shards, options, shards_per_task, command="resume")
 
 
@@ -67,8 +66,8 @@ def _work(root: str, which: str, options: records.Options, shards_per_task: int,
     groups = extraction.plan_shards(root, which, shards_per_task)
     asked = [shard for group in groups for shard in group.shards]
     with (
-        sessions.recorded(Path(root), options, command=command),
-        worker.working(Path(root), options),
+        sessions.recorded(root, options, command=command),
+        worker.working(root, options),
         control.ensure() as watch,
     ):
         if groups:
@@ -132,7 +131,7 @@ def _collect(
 @contextlib.contextmanager
 def _watched(root: str, watch: control.Control) -> Iterator[None]:
     """Keep the progress artifact up to date, and stop the work when the flow run is cancelled in the UI."""
-    store = RunFolder(Path(root)).store
+    store = RunFolder(root).store
     shards, begun = store.shard_count, len(store.committed())
     artifact = reporting.start_progress(root, begun, shards)
     ended = threading.Event()

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, task
@@ -41,8 +40,8 @@ def create_store(given: parameters.ExtractParameters) -> str:
 @task(task_run_name="plan {which} shards of {root}", cache_policy=NO_CACHE, tags=["genenc"])
 def plan_shards(root: str, which: str, shards_per_task: int) -> list[ShardGroup]:
     """Return the shards to do, grouped; from the commit records, never from Prefect's states."""
-    wanted = driver.plan(Path(root), which)
-    folder = RunFolder(Path(root))
+    wanted = driver.plan(root, which)
+    folder = RunFolder(root)
     groups = [wanted[at : at + shards_per_task] for at in range(0, len(wanted), shards_per_task)]
     return [_group(folder, tuple(shards)) for shards in groups]
 
@@ -50,7 +49,7 @@ def plan_shards(root: str, which: str, shards_per_task: int) -> list[ShardGroup]
 @task(task_run_name="prepare the encoder of {root}", cache_policy=NO_CACHE, tags=["genenc"])
 def prepare_encoder(root: str, options: records.Options) -> None:
     """Load the model and find the batch size, so that what is wrong with them is said once."""
-    worker.WORKERS.get(Path(root), options).prepare()
+    worker.WORKERS.get(root, options).prepare()
 
 
 @task(
@@ -63,7 +62,7 @@ def prepare_encoder(root: str, options: records.Options) -> None:
 )
 def encode_shards(group: ShardGroup, options: records.Options) -> list[records.ShardReport]:
     """Load, encode, reduce and commit a group of shards; raise the first failure after trying all."""
-    outcome = worker.encode_shards(Path(group.root), group.shards, options, lanes=1)
+    outcome = worker.encode_shards(group.root, group.shards, options, lanes=1)
     if outcome.failures:
         raise outcome.failures[0]
     return list(outcome.reports)
@@ -72,13 +71,13 @@ def encode_shards(group: ShardGroup, options: records.Options) -> list[records.S
 @task(task_run_name="verify {root}", cache_policy=NO_CACHE, tags=["genenc"])
 def verify_run(root: str) -> int:
     """Check every committed object against its record; return the number of shards checked."""
-    return status.require_intact(Path(root))
+    return status.require_intact(root)
 
 
 @task(task_run_name="write provenance of {root}", cache_policy=NO_CACHE, tags=["genenc"])
 def write_provenance(root: str, asked: list[int], options: records.Options) -> driver.Result:
     """Complete the session's record; return what it came to and where the run stands."""
-    return driver.finish(Path(root), asked, options)
+    return driver.finish(root, asked, options)
 
 
 def _group(folder: RunFolder, shards: Sequence[int]) -> ShardGroup:
@@ -86,4 +85,4 @@ def _group(folder: RunFolder, shards: Sequence[int]) -> ShardGroup:
     start, stop = folder.store.shard_range(first)[0], folder.store.shard_range(last)[1]
     numbers = f"{first:05d}" if first == last else f"{first:05d}-{last:05d} ({len(shards)} shards)"
     label = f"shard {numbers}, rows {start}-{stop - 1}"
-    return ShardGroup(root=str(folder.root), shards=tuple(shards), label=label)
+    return ShardGroup(root=folder.root, shards=tuple(shards), label=label)

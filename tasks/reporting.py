@@ -1,7 +1,6 @@
 """What the Prefect UI shows of a run: a progress bar, the shards, the unreadable images and a summary."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 
 from genenc_core.run import records, status
+from genenc_core.store import objects, places
 
 MOST_ROWS = 200
 
@@ -33,7 +33,7 @@ def show_progress(artifact: UUID, root: str, done: int, shards: int) -> None:
 @task(task_run_name="report {root}", cache_policy=NO_CACHE, tags=["genenc"])
 def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
     """Write the tables of shards and of unreadable images and the summary to the UI; `reports` are this session's."""
-    found = status.survey(Path(root))
+    found = status.survey(root)
     images = found.unreadable[:MOST_ROWS]
     shards = shard_table(found, reports)
     create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
@@ -71,7 +71,7 @@ def shard_table(found: status.Survey, reports: Sequence[records.ShardReport] = (
 def summary(found: status.Survey) -> str:
     """Return the run's summary as Markdown."""
     lines = [f"- {escape(line)}" for line in status.summary_lines(found)]
-    store = str(Path(found.status.root) / "features.zarr")
+    store = objects.join(found.status.root, places.GROUP)
     code = ["```python", "import xarray", f"run = xarray.open_zarr({store!r}, consolidated=False)", "```"]
     return "\n".join([*lines, "", *code, ""])
 

@@ -19,7 +19,7 @@ Models = Annotated[
     typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
 
 
 def run(flows: Runner | None = None) -> None:
@@ -122,7 +122,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     def extract(
         images: Annotated[str, typer.Argument(help="A folder, a glob, or a CSV/Parquet list.")],
         model: Annotated[str | None, typer.Option(help="A model name, a spec JSON, or the model_id of one.")] = None,
-        out: Annotated[str | None, typer.Option(help="The run folder to create or continue.")] = None,
+        out: Annotated[
+            str | None, typer.Option(help="The run folder to create or continue, or s3://bucket/prefix.")
+        ] = None,
         weights: Annotated[str | None, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = None,
         models: Models = None,
         output_shape: Annotated[

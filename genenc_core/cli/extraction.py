@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genenc_core import errors
@@ -11,6 +10,8 @@ from genenc_core.encoding import control
 from genenc_core.encoding import shards as budget
 from genenc_core.run import driver, parameters, planning, status
 from genenc_core.run.folder import RunFolder
+from genenc_core.store.objects import Root, join
+from genenc_core.store.places import GROUP
 
 if TYPE_CHECKING:
     from genenc_core.cli.runners import Runner
@@ -29,10 +30,10 @@ def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
     """Run an extraction; return the exit code."""
     given = parameters.ExtractParameters.model_validate(values)
     planning.check_parameters(given)
-    return _watch(Path(given.out), lambda: runner.extract(given), as_json=as_json)
+    return _watch(given.out, lambda: runner.extract(given), as_json=as_json)
 
 
-def resume(root: Path, shards: str, changes: ResumeOptions, runner: "Runner", *, as_json: bool) -> int:
+def resume(root: str, shards: str, changes: ResumeOptions, runner: "Runner", *, as_json: bool) -> int:
     """Continue a run; return the exit code."""
     options = driver.options_for(
         root, device=changes.device, batch_size=changes.batch_size, max_failures=changes.max_failures
@@ -42,7 +43,7 @@ def resume(root: Path, shards: str, changes: ResumeOptions, runner: "Runner", *,
     return _watch(root, lambda: runner.resume(root, shards, options), as_json=as_json)
 
 
-def _watch(root: Path, work: Callable[[], driver.Result], *, as_json: bool) -> int:
+def _watch(root: Root, work: Callable[[], driver.Result], *, as_json: bool) -> int:
     """Do the work with progress and a way to stop it; tell how it ended."""
     try:
         with output.ProgressLine() as progress:
@@ -54,7 +55,7 @@ def _watch(root: Path, work: Callable[[], driver.Result], *, as_json: bool) -> i
     return _tell_result(root, result, as_json=as_json)
 
 
-def _tell_result(root: Path, result: driver.Result, *, as_json: bool) -> int:
+def _tell_result(root: Root, result: driver.Result, *, as_json: bool) -> int:
     for failure in result.failures:
         output.error_console().print(f"failed: {output.printable(str(failure))}", markup=False)
     found = status.survey(root)
@@ -67,11 +68,11 @@ def _tell_result(root: Path, result: driver.Result, *, as_json: bool) -> int:
             output.say([f"nothing to do: {root} is complete" if found.status.complete else "nothing to do"])
         output.say(status.summary_lines(found))
         if found.status.complete:
-            output.say([f"features: {root / 'features.zarr'}"])
+            output.say([f"features: {join(root, GROUP)}"])
     return 1 if result.failures else found.status.exit_code
 
 
-def _tell_stop(root: Path, error: BaseException, *, as_json: bool) -> int:
+def _tell_stop(root: Root, error: BaseException, *, as_json: bool) -> int:
     words = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
     try:
         found = status.run_status(root)

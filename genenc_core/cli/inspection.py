@@ -8,13 +8,14 @@ from genenc_core import errors, spec
 from genenc_core.cli import output
 from genenc_core.run import status as run_status
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
+from genenc_core.store.objects import Root, is_remote, join
 from genenc_core.store.repair import Repaired
 from genenc_core.store.verify import Problem, VerifyReport
 
 LISTED = 20
 
 
-def status(root: Path, *, as_json: bool) -> int:
+def status(root: Root, *, as_json: bool) -> int:
     """Print where a run stands; return the exit code of its state."""
     found = run_status.survey(root)
     if as_json:
@@ -28,12 +29,12 @@ def status(root: Path, *, as_json: bool) -> int:
     return found.status.exit_code
 
 
-def verify(root: Path, *, content: bool, repair: bool = False, as_json: bool) -> int:
+def verify(root: Root, *, content: bool, repair: bool = False, as_json: bool) -> int:
     """Check a run, put it right if asked to; print what is (or was) wrong; return 0 when nothing is wrong now."""
     report = run_status.verify_run(root, content=content)
     done = run_status.repair_run(root, content=content) if repair and not report.ok else None
     if as_json:
-        repaired = None if done is None else {**dataclasses.asdict(done), "folder": str(done.folder)}
+        repaired = None if done is None else {**dataclasses.asdict(done), "folder": join(root, done.folder)}
         output.say_json({"ok": report.ok, **dataclasses.asdict(report), "repaired": repaired})
     else:
         _tell_report(root, report)
@@ -44,18 +45,18 @@ def verify(root: Path, *, content: bool, repair: bool = False, as_json: bool) ->
     return 0 if report.ok or (done is not None and not done.unrepaired) else 1
 
 
-def _tell_report(root: Path, report: VerifyReport) -> None:
+def _tell_report(root: Root, report: VerifyReport) -> None:
     output.say([_problem_line(problem) for problem in report.problems])
     pending = f", {run_status.plural(len(report.pending), 'shard')} not written yet" if report.pending else ""
     words = "intact" if report.ok else run_status.plural(len(report.problems), "problem")
     output.say([f"{root}: {run_status.plural(report.shards_checked, 'shard')} checked{pending}: {words}"])
 
 
-def _tell_repair(root: Path, done: Repaired) -> None:
+def _tell_repair(root: Root, done: Repaired) -> None:
     if done.restored:
         output.say([f"written anew: {', '.join(done.restored)}"])
     if done.set_aside:
-        output.say([f"set aside in {done.folder}: {run_status.plural(len(done.set_aside), 'file')}"])
+        output.say([f"set aside in {join(root, done.folder)}: {run_status.plural(len(done.set_aside), 'file')}"])
     if done.requeued:
         shards = ", ".join(map(str, done.requeued))
         output.say([f"to be encoded again: shards {shards}: genenc resume {root}"])
@@ -70,8 +71,8 @@ def _problem_line(problem: Problem) -> str:
 
 def info(target: str, folders: tuple[str, ...], *, as_json: bool) -> None:
     """Print what a run holds, or what a model is: a spec file, the id of one in `folders`, or a name."""
-    if Path(target).is_dir():
-        _info_run(RunFolder(Path(target)), as_json=as_json)
+    if is_remote(target) or Path(target).is_dir():
+        _info_run(RunFolder(target), as_json=as_json)
         return
     if not folders and ("/" in target or target.endswith(".json")) and not Path(target).exists() and not _known(target):
         raise errors.InputError(f"{target!r} is not there: name a run folder, a spec JSON or a model")
@@ -98,7 +99,7 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
     if as_json:
         output.say_json({"identity": identity, "fingerprint": folder.store.plan.fingerprint, "arrays": arrays})
         return
-    source = spec.RuntimeModelSpec.from_json_file(folder.root / MODEL_SPEC).genenc
+    source = spec.RuntimeModelSpec.from_json(folder.objects.read(MODEL_SPEC).decode()).genenc
     weights = "of the artifact" if source is None or source.source is None else source.source.weights
     output.say(
         [

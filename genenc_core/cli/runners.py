@@ -1,7 +1,6 @@
 """Who carries out long work: the core itself, or whatever the entry point plugs in."""
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -16,7 +15,7 @@ class Runner(Protocol):
         """Make or continue a run; return a `driver.Result`."""
         ...
 
-    def resume(self, root: Path, shards: str, options: Any) -> Any:
+    def resume(self, root: str, shards: str, options: Any) -> Any:
         """Continue a run; return a `driver.Result`."""
         ...
 
@@ -38,7 +37,7 @@ class PlainRunner:
 
         return driver.extract(given)
 
-    def resume(self, root: Path, shards: str, options: Any) -> Any:
+    def resume(self, root: str, shards: str, options: Any) -> Any:
         """Call the driver."""
         from genenc_core.run import driver
 

@@ -3,10 +3,10 @@
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -36,22 +36,25 @@ class Manifest:
     """An images.parquet; reading takes only the row groups that are asked for."""
 
     path: Path
+    """Where it lies, for people where it has an opener."""
     root: Path
     """Absolute folder that relative paths start from."""
     rows: int
     digest: str
     """sha256 over the rows' content: image_id, path, bytes, mtime_ns, points and their names; not over the root."""
     point_names: tuple[str, ...]
+    opener: Callable[[], BinaryIO] | None = None
+    """How to open one that is no local file."""
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, opener: Callable[[], BinaryIO] | None = None) -> Self:
         """Open a manifest.
 
         Raises:
             StoreError: missing, not Parquet, or not written by `write_manifest`.
         """
         try:
-            with parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(opener() if opener else path) as file:
                 stored = file.metadata.metadata or {}
                 count = int(file.metadata.num_rows)
         except (OSError, pa.ArrowException) as error:
@@ -64,6 +67,7 @@ class Manifest:
             rows=count,
             digest=stored[b"genenc.digest"].decode(),
             point_names=tuple(json.loads(stored[b"genenc.point_names"])),
+            opener=opener,
         )
 
     def read(self, start: int, stop: int) -> Rows:
@@ -90,16 +94,19 @@ class Manifest:
     def iter_columns(self, columns: Sequence[str], *, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
         """Yield the named columns of all rows, in order, in blocks of at most `batch_rows`."""
         try:
-            with parquet.ParquetFile(self.path) as file:
+            with self._file() as file:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns)):
                     yield batch.select(list(columns))
         except (OSError, pa.ArrowException) as error:
             raise errors.StoreError(f"{self.path} is damaged: {error}") from error
 
+    def _file(self) -> parquet.ParquetFile:
+        return parquet.ParquetFile(self.opener() if self.opener else self.path)
+
     def _read_table(self, start: int, stop: int) -> pa.Table:
         columns = ["image_id", "path", "bytes", *(rows.POINT_COLUMNS if self.point_names else ())]
         try:
-            with parquet.ParquetFile(self.path) as file:
+            with self._file() as file:
                 sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
                 starts = np.cumsum([0, *sizes])
                 groups = [i for i in range(len(sizes)) if starts[i] < stop and starts[i + 1] > start]

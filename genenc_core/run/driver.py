@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.encoding import control
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run import planning, records, sessions, status, worker
 from genenc_core.run.folder import RunFolder
+from genenc_core.store.objects import Root
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def extract(given: run_parameters.ExtractParameters) -> Result:
     return resume(root, "pending", records.Options.of(given), command="extract")
 
 
-def resume(root: Path, shards: str, options: records.Options, *, command: str = "resume") -> Result:
+def resume(root: Root, shards: str, options: records.Options, *, command: str = "resume") -> Result:
     """Encode `failed`, `pending` or named shards of an existing run, and verify it; raises as `extract`."""
     wanted = plan(root, shards)
     with sessions.recorded(root, options, command=command), worker.working(root, options):
@@ -61,7 +61,7 @@ def resume(root: Path, shards: str, options: records.Options, *, command: str = 
         return finish(root, wanted, options)
 
 
-def plan(root: Path, shards: str) -> list[int]:
+def plan(root: Root, shards: str) -> list[int]:
     """Finish what was committed but not put in place; return the shards to do and tell whoever watches."""
     folder = RunFolder.open_for_work(root)
     wanted = status.select_shards(folder, shards)
@@ -69,7 +69,7 @@ def plan(root: Path, shards: str) -> list[int]:
     return wanted
 
 
-def finish(root: Path, asked: Sequence[int], options: records.Options) -> Result:
+def finish(root: Root, asked: Sequence[int], options: records.Options) -> Result:
     """Read from the run folder what a session came to, and complete its record."""
     folder = RunFolder(root)
     found = status.run_status(root)
@@ -83,7 +83,7 @@ def finish(root: Path, asked: Sequence[int], options: records.Options) -> Result
 
 
 def options_for(
-    root: Path, *, device: str | None = None, batch_size: int | None = None, max_failures: str | None = None
+    root: Root, *, device: str | None = None, batch_size: int | None = None, max_failures: str | None = None
 ) -> records.Options:
     """Return the options to continue a run with: those given, else the ones it was made with."""
     made_with = records.Options.of(RunFolder(root).given)

@@ -16,6 +16,7 @@ from genenc_core.models import sources, wording
 from genenc_core.run import model_files, named_models
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
+from genenc_core.store.objects import join
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +114,12 @@ def run_model(folder: RunFolder) -> ResolvedModel:
         InputError: a file of its artifact is not there.
         StoreError: one of them is not the one that the run was made with.
     """
-    found = model_files.read_run_spec(folder.root / MODEL_SPEC)
+    place = folder.model_files()
+    found = model_files.read_run_spec(place / MODEL_SPEC)
     # A spec from elsewhere may record no digest of its file; the run's identity has it always.
     if model_files.identity_digest(found, eager=folder.backend == "eager") != folder.identity["artifact"]:
         raise errors.StoreError(
-            f"the model's files in {str(folder.root / MODEL_FOLDER)!r} are not those this run was made with (their "
+            f"the model's files in {join(folder.root, MODEL_FOLDER)!r} are not those this run was made with (their "
             "digest differs): put the originals back, or extract to another --out"
         )
     return ResolvedModel(spec=found, backend=cast(backends.BackendKind, folder.backend))

@@ -56,9 +56,9 @@ def _size(
     if options.batch_size:
         bounds.refuse_outside(options.batch_size)
         return options.batch_size
-    path = folder.root / "provenance" / f"batch_size-{device.partition(':')[0]}.json"
-    if path.exists():
-        return bounds.clamp(int(str(records.read_json(path)["size"])))
+    key = f"provenance/batch_size-{device.partition(':')[0]}.json"
+    if folder.objects.size(key) is not None:
+        return bounds.clamp(int(str(records.read_json(folder.objects, key)["size"])))
     plan = folder.store.plan
 
     def stoppable(count: int) -> None:
@@ -67,4 +67,6 @@ def _size(
 
     size = batching.find_size(stoppable, bounds, image_budget=plan.rows * per_image // 10)
     size = bounds.clamp(min(size, plan.shard_rows * per_image))
-    return int(str(records.create_json(path, {"size": size, "device": device, "found": records.now()})["size"]))
+    return int(
+        str(records.create_json(folder.objects, key, {"size": size, "device": device, "found": records.now()})["size"])
+    )

@@ -1,8 +1,12 @@
 """A run folder as it stands on disk: what it means, what is done, what failed; opening it loads no model."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +15,8 @@ from genenc_core.encoding import tile_plan
 from genenc_core.images import manifest
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run import records
-from genenc_core.store import run_store
+from genenc_core.store import local, run_store
+from genenc_core.store.objects import Objects, Root, join, open_objects
 
 MANIFEST = "images.parquet"
 MODEL_SPEC = "model_spec.json"
@@ -21,23 +26,47 @@ FAILED = "provenance/failed"
 
 
 class RunFolder:
-    """An opened run folder.
+    """An opened run folder, here or on S3.
 
     Raises:
         InputError: not a run folder.
         StoreError: damaged, or a file in it is not the one the run was made with.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        if not (root / "_txn").is_dir():
-            raise errors.InputError(f"{str(root)!r} is not a run folder: name a folder that was given as --out")
-        self.store = run_store.RunStore.open(root)
+    def __init__(self, root: Root) -> None:
+        self.objects: Objects = open_objects(root)
+        self.root = self.objects.name
+        if not _is_run(self.objects):
+            raise errors.InputError(f"{self.root!r} is not a run folder: name a folder that was given as --out")
+        self.store = run_store.RunStore.open(self.objects)
         self.identity = self.store.plan.identity
-        self.manifest = manifest.Manifest.open(root / MANIFEST)
+        self.manifest = _manifest(self.objects)
         self._require(MANIFEST, self.manifest.digest, self.identity["images"]["digest"])
-        self._require(MODEL_SPEC, file_digest(root / MODEL_SPEC), self._recorded("model_spec_sha256"))
-        self.given = _parameters(records.read_json(root / PARAMETERS))
+        self._require(MODEL_SPEC, file_digest(self.objects, MODEL_SPEC), self._recorded("model_spec_sha256"))
+        self.given = _parameters(records.read_json(self.objects, PARAMETERS))
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+
+    def model_files(self) -> Path:
+        """Return a local folder that holds `model_spec.json` and `model/`: the run's own, or a copy kept till the end.
+
+        Raises:
+            StoreError: a file cannot be read.
+        """
+        if isinstance(self.objects, local.LocalObjects):
+            return self.objects.root
+        if self._copy is None:
+            copy = tempfile.TemporaryDirectory(prefix="genenc-model-")
+            try:
+                names = [f"{MODEL_FOLDER}/{name}" for name, _ in self.objects.walk(MODEL_FOLDER)]
+                for key in (MODEL_SPEC, *names):
+                    target = Path(copy.name) / key
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with self.objects.open(key) as source, target.open("xb") as file:
+                        shutil.copyfileobj(source, file, length=2**23)
+            except OSError as error:
+                raise errors.StoreError(f"cannot copy the model of {self.root!r}: {error.strerror or error}") from error
+            self._copy = copy
+        return Path(self._copy.name)
 
     def _recorded(self, name: str) -> str:
         made = self.store.plan.attributes.get("genenc")
@@ -64,7 +93,7 @@ class RunFolder:
         return tile_plan.TilePlan(canvas=(size.height, size.width), tile=(height, width), **options)
 
     @classmethod
-    def open_for_work(cls, root: Path) -> "RunFolder":
+    def open_for_work(cls, root: Root) -> "RunFolder":
         """Open a run folder and finish what an earlier process committed but did not put in place."""
         folder = cls(root)
         folder.store.recover()
@@ -77,13 +106,17 @@ class RunFolder:
 
     def failed(self) -> list[int]:
         """Return the uncommitted shards whose last attempt failed."""
-        found = (self.root / FAILED).glob("s*.json")
-        return sorted({int(path.stem[1:]) for path in found} - self.store.committed())
+        try:
+            names = self.objects.names(FAILED, "s")
+        except FileNotFoundError:
+            return []
+        found = (re.fullmatch(r"s(\d{7,})\.json", name) for name in names)
+        return sorted({int(match[1]) for match in found if match} - self.store.committed())
 
     def failure(self, shard: int, *, session: str | None = None) -> str:
         """Return the reason of a shard's last failed attempt (of this session, if named), or that there was none."""
-        path = self._failure_file(shard)
-        found = records.read_json(path) if path.exists() else {}
+        key = _failure_key(shard)
+        found = records.read_json(self.objects, key) if self.objects.size(key) is not None else {}
         if not found or (session is not None and found.get("session") != session):
             return "it was not reached"
         return str(found.get("reason", ""))
@@ -92,34 +125,54 @@ class RunFolder:
         """Record why an attempt at a shard failed; a full disk must not hide the reason itself."""
         record = {"shard": shard, "reason": reason, "session": session, "time": records.now()}
         with contextlib.suppress(errors.StoreError):
-            records.write_json(self._failure_file(shard), record)
+            records.write_json(self.objects, _failure_key(shard), record)
 
     def forget_failure(self, shard: int) -> None:
         """Remove a shard's failure record: it is committed."""
         with contextlib.suppress(OSError):
-            self._failure_file(shard).unlink()
-
-    def _failure_file(self, shard: int) -> Path:
-        return self.root / FAILED / f"s{shard:07d}.json"
+            self.objects.remove(_failure_key(shard))
 
     def _require(self, name: str, found: str, recorded: str) -> None:
         if found != recorded:
             raise errors.StoreError(
-                f"{str(self.root / name)!r} is not the file this run was made with (its digest differs): "
+                f"{join(self.root, name)!r} is not the file this run was made with (its digest differs): "
                 "put the original back, or extract to another --out"
             )
 
 
-def file_digest(path: Path) -> str:
+def file_digest(objects: Objects, key: str) -> str:
     """Return the sha256 of a small file of the run folder.
 
     Raises:
         StoreError: it cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(objects.read(key)).hexdigest()
     except OSError as error:
-        raise errors.StoreError(f"cannot read {str(path)!r}: {error.strerror}; the run folder is damaged") from error
+        raise errors.StoreError(
+            f"cannot read {join(objects.name, key)!r}: {error.strerror}; the run folder is damaged"
+        ) from error
+
+
+def _is_run(objects: Objects) -> bool:
+    """Return whether there is anything of a run; what is wrong with it is told when it is opened."""
+    if isinstance(objects, local.LocalObjects):
+        return objects.path("_txn").is_dir()
+    try:
+        return objects.size("_txn/store.json") is not None
+    except OSError as error:
+        raise errors.InputError(f"{objects.name!r} cannot be reached: {error.strerror or error}") from error
+
+
+def _manifest(objects: Objects) -> manifest.Manifest:
+    if isinstance(objects, local.LocalObjects):
+        return manifest.Manifest.open(objects.path(MANIFEST))
+    opener = functools.partial(objects.open, MANIFEST)
+    return manifest.Manifest.open(Path(join(objects.name, MANIFEST)), opener=opener)
+
+
+def _failure_key(shard: int) -> str:
+    return f"{FAILED}/s{shard:07d}.json"
 
 
 def _parameters(stored: dict[str, object]) -> run_parameters.ExtractParameters:

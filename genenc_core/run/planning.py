@@ -1,14 +1,9 @@
 """Makes a run folder: images listed, model resolved, shapes worked out, store created, before any data flows."""
 
-import contextlib
 import dataclasses
-import fcntl
 import logging
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from genenc_core import errors, spec
@@ -16,15 +11,14 @@ from genenc_core.encoding import batching, control, products, shards, tile_plan
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
-from genenc_core.run import encoders, model_files, records, store_plan, tiles
+from genenc_core.run import encoders, model_files, out_folder, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETERS, file_digest
-from genenc_core.store import layout, run_store
+from genenc_core.run.folder import MANIFEST, MODEL_SPEC, PARAMETERS, RunFolder, file_digest
+from genenc_core.store import creation, layout, local, publication, run_store
+from genenc_core.store.objects import Root, is_remote, open_objects
 
 LOGGER = logging.getLogger(__name__)
-CLAIM = ".claim"
 _NOT_NORMALISED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-OWN_NAMES = frozenset((MANIFEST, MODEL_SPEC, MODEL_FOLDER, "README.md", "features.zarr", "_txn", "provenance"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +33,8 @@ class Design:
     tiles: tile_plan.TilePlan | None = None
 
 
-def create_run(given: run_parameters.ExtractParameters) -> Path:
-    """Create the run folder that the parameters describe, or find it already made; return its path.
+def create_run(given: run_parameters.ExtractParameters) -> Root:
+    """Create the run folder that the parameters describe, or find it already made; return where it is.
 
     Raises:
         InputError: something given cannot be used; nothing is left behind.
@@ -48,20 +42,21 @@ def create_run(given: run_parameters.ExtractParameters) -> Path:
     """
     source = check_parameters(given)
     table = None if given.points is None else points.read_points(Path(given.points))
-    root = Path(given.out)
-    with _claimed(root):
-        _sweep(root)
-        with tempfile.TemporaryDirectory(prefix=".plan-", dir=root) as scratch:
-            exists = run_store.RunStore.exists(root)
-            design = make_design(given, table, export_to=None if exists else Path(scratch))
-            control.current().checkpoint()
-            listed = manifest.write_manifest(Path(scratch) / MANIFEST, source, points=design.points, limit=given.limit)
-            control.current().checkpoint()
-            if exists:
-                _refuse_other_run(root, design, listed)
-            else:
-                run_store.RunStore.discard_unfinished(root)
-                _create(root, given, design, listed)
+    root: Root = given.out if is_remote(given.out) else Path(given.out)
+    with out_folder.planning_folder(given.out) as scratch:
+        exists = run_store.RunStore.exists(root)
+        design = make_design(given, table, export_to=None if exists else scratch)
+        control.current().checkpoint()
+        listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
+        control.current().checkpoint()
+        if exists:
+            _refuse_other_run(root, design, listed)
+        elif isinstance(root, Path):
+            creation.discard_unfinished(local.LocalObjects(root))
+            _create(root, given, design, listed)
+        else:
+            _create(scratch / "run", given, design, listed)
+            publication.publish(local.LocalObjects(scratch / "run"), open_objects(root))
     return root
 
 
@@ -78,7 +73,7 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
     for text in given.products:
         products.parse_product(text, dtype=given.dtype)
     backends.resolve_device(given.device)
-    _check_out(Path(given.out))
+    out_folder.check(given.out)
     return sources.open_source(given.images, image_column=given.image_column)
 
 
@@ -132,24 +127,26 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
 def _create(root: Path, given: run_parameters.ExtractParameters, design: Design, listed: manifest.Manifest) -> None:
     """Write the folder's files, the store last: without it the folder is no run, and the next call starts again."""
     identity = make_identity(design, listed, artifact=_artifact(design))
+    objects = local.LocalObjects(root)
+    root.mkdir(exist_ok=True)
     listed.path.replace(root / MANIFEST)
     listed = manifest.Manifest.open(root / MANIFEST)
-    local = model_files.localised(design.model.spec, root, eager=design.model.backend == "eager")
-    records.write_text(root / MODEL_SPEC, local.to_json())
-    records.write_json(root / PARAMETERS, given.model_dump(mode="json"))
-    records.write_text(root / "README.md", store_plan.readme(identity, listed, design.products))
+    own_spec = model_files.localised(design.model.spec, root, eager=design.model.backend == "eager")
+    records.write_text(objects, MODEL_SPEC, own_spec.to_json())
+    records.write_json(objects, PARAMETERS, given.model_dump(mode="json"))
+    records.write_text(objects, "README.md", store_plan.readme(identity, listed, design.products))
     plan = store_plan.make_plan(
         design.products,
         listed,
         identity=identity,
-        made={"fingerprint": environment.digest(identity), "model_spec_sha256": file_digest(root / MODEL_SPEC)},
+        made={"fingerprint": environment.digest(identity), "model_spec_sha256": file_digest(objects, MODEL_SPEC)},
         shard_rows=min(given.shard_rows or _default_shard_rows(design, listed.rows), listed.rows),
     )
     store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
-    LOGGER.info("%s: %d images in %d shards", root, listed.rows, store.shard_count)
+    LOGGER.info("%s: %d images in %d shards", given.out, listed.rows, store.shard_count)
 
 
-def _refuse_other_run(root: Path, design: Design, listed: manifest.Manifest) -> None:
+def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> None:
     """Raise `StoreError` naming every difference when the folder holds a run with another identity."""
     old = dict(run_store.RunStore.open(root).plan.identity)
     exported_here = design.model.backend != "eager" and not design.model.spec.weights_path
@@ -159,7 +156,7 @@ def _refuse_other_run(root: Path, design: Design, listed: manifest.Manifest) -> 
     told = layout.describe_identity(_without_images(old), _without_images(identity))
     lines = [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", told)]
     if old["images"] != identity["images"]:
-        lines.append(manifest.describe_difference(manifest.Manifest.open(root / MANIFEST), listed))
+        lines.append(manifest.describe_difference(RunFolder(root).manifest, listed))
     raise errors.StoreError(
         f"{str(root)!r} holds another run, and a run never changes what it means. It differs in "
         + "; ".join(line for line in lines if line)
@@ -211,68 +208,3 @@ def _preprocessing(
 
 def _without_images(identity: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in identity.items() if key != "images"}
-
-
-def _check_out(root: Path) -> None:
-    """Refuse an output folder that cannot be made or that holds something else."""
-    if root == Path():
-        raise errors.InputError("--out is empty or the working directory itself: name a folder of its own")
-    if root.is_symlink() and not root.exists():
-        raise errors.InputError(f"--out {str(root)!r} is a link to nowhere: give a folder")
-    if root.exists() and not root.is_dir():
-        raise errors.InputError(f"--out {str(root)!r} is a file: give a folder")
-    if root.is_dir() and not run_store.RunStore.exists(root):
-        foreign = sorted(item.name for item in root.iterdir() if item.name not in OWN_NAMES and item.name[0] != ".")
-        if foreign:
-            raise errors.InputError(
-                f"--out {str(root)!r} is not empty and not a run folder (it holds {foreign[0]!r}): give a new folder"
-            )
-    nearest = next(item for item in (root, *root.absolute().parents) if item.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise errors.InputError(f"--out {str(root)!r} cannot be written: {str(nearest)!r} is not a writable folder")
-
-
-@contextlib.contextmanager
-def _claimed(root: Path) -> Iterator[None]:
-    """Make the folder and be the only one to plan in it; a folder made for nothing is taken back.
-
-    The lock is the kernel's and ends with the process, so a kill leaves no claim.
-    """
-    existed = root.exists()
-    claim = _locked(root)
-    try:
-        yield
-    except BaseException:
-        if not existed and not run_store.RunStore.exists(root):
-            shutil.rmtree(root, ignore_errors=True)
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            (root / CLAIM).unlink()
-        os.close(claim)
-
-
-def _locked(root: Path) -> int:
-    """Return an open, locked descriptor of the folder's claim file."""
-    while True:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            # Writable, because network file systems lock only what is.
-            claim = os.open(root / CLAIM, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(claim, fcntl.LOCK_EX)
-        except OSError as error:
-            raise errors.InputError(f"--out {str(root)!r} cannot be written: {error.strerror or error}") from error
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(claim), (root / CLAIM).stat()):
-                return claim
-        # The one before us is done and took the claim file away: make it anew.
-        os.close(claim)
-
-
-def _sweep(root: Path) -> None:
-    """Remove what killed creations left; whoever holds the claim is the only one to plan here."""
-    for stale in root.glob(".plan-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    for folder in (root, root / "provenance"):
-        for partial in folder.glob(".*.partial"):
-            partial.unlink(missing_ok=True)

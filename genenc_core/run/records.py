@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
 import uuid
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from genenc_core import errors
 from genenc_core.run import parameters
+from genenc_core.store import objects as objects_module
+from genenc_core.store.objects import Objects
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,62 +101,59 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Replace a JSON file as `write_text` does."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+def write_json(objects: Objects, key: str, record: Mapping[str, object]) -> None:
+    """Replace a JSON file of a run folder, as `write_text` does."""
+    write_text(objects, key, _text(record))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: whole old content or whole new content after any crash.
+def write_text(objects: Objects, key: str, text: str) -> None:
+    """Replace a file of a run folder: whole old content or whole new content after any crash.
 
     Raises:
         StoreError: it cannot be written.
     """
-    partial = _partial(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise errors.StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    with _faults("write", objects, key):
+        objects.replace(key, text.encode())
 
 
-def create_json(path: Path, record: Mapping[str, object]) -> dict[str, object]:
+def create_json(objects: Objects, key: str, record: Mapping[str, object]) -> dict[str, object]:
     """Create a JSON file unless it exists; return what it then holds, the first writer's record."""
-    partial = _partial(path)
-    write_json(partial, record)
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(partial, path)
-    except OSError as error:
-        raise errors.StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return read_json(path)
+    folder, _, name = key.rpartition("/")
+    via = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.partial"
+    with _faults("write", objects, key):
+        objects.make_folder(folder)
+        try:
+            with contextlib.suppress(FileExistsError):
+                objects.create(key, _text(record).encode(), via=via)
+        finally:
+            objects.remove(via)
+    return read_json(objects, key)
 
 
-def _partial(path: Path) -> Path:
-    """Return a name beside `path` for a file in the making; the dot keeps it out of sight if a kill leaves it."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-
-
-def read_json(path: Path) -> dict[str, object]:
+def read_json(objects: Objects, key: str) -> dict[str, object]:
     """Return a JSON object from a file of the run folder.
 
     Raises:
         StoreError: missing, unreadable or damaged.
     """
+    where = objects_module.join(objects.name, key)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise errors.StoreError(
-            f"cannot read {str(path)!r}: {error}; the run folder is damaged or incomplete"
-        ) from error
+        value = json.loads(objects.read(key))
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.StoreError(f"cannot read {where!r}: {error}; the run folder is damaged or incomplete") from error
     if not isinstance(value, dict):
-        raise errors.StoreError(f"{str(path)!r} holds {type(value).__name__}, not an object: the run folder is damaged")
+        raise errors.StoreError(f"{where!r} holds {type(value).__name__}, not an object: the run folder is damaged")
     return value
+
+
+def _text(record: Mapping[str, object]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+@contextlib.contextmanager
+def _faults(what: str, objects: Objects, key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = objects_module.join(objects.name, key)
+        raise errors.StoreError(f"cannot {what} {where!r}: {error.strerror or error}") from error

@@ -3,18 +3,18 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.provenance import environment
 from genenc_core.run import records
+from genenc_core.store.objects import Root, open_objects
 
 RUNS = "provenance/runs"
 ENVIRONMENTS = "provenance/env"
 
 
 @contextlib.contextmanager
-def recorded(root: Path, options: records.Options, *, command: str) -> Iterator[None]:
+def recorded(root: Root, options: records.Options, *, command: str) -> Iterator[None]:
     """Record that a session starts, and how it ended if an exception ends it; `end` tells any other ending."""
     _begin(root, options, command)
     try:
@@ -27,23 +27,25 @@ def recorded(root: Path, options: records.Options, *, command: str) -> Iterator[
 
 
 def end(
-    root: Path, session: str, *, state: str, status: records.RunStatus | None = None, reason: str | None = None
+    root: Root, session: str, *, state: str, status: records.RunStatus | None = None, reason: str | None = None
 ) -> None:
     """Complete a session's record: when and how it ended, and where the run stands."""
-    record = records.read_json(_file(root, session))
+    objects = open_objects(root)
+    record = records.read_json(objects, _key(session))
     record |= {"state": state, "ended": records.now()}
     if reason is not None:
         record["reason"] = reason
     if status is not None:
         record["run"] = {key: value for key, value in dataclasses.asdict(status).items() if key != "root"}
-    records.write_json(_file(root, session), record)
+    records.write_json(objects, _key(session), record)
 
 
-def _begin(root: Path, options: records.Options, command: str) -> None:
+def _begin(root: Root, options: records.Options, command: str) -> None:
     """Write `provenance/runs/<session>.json` and the environment that it names."""
     found = environment.describe_environment()
     digest = environment.digest(found)
-    records.create_json(root / ENVIRONMENTS / f"{digest}.json", found)
+    objects = open_objects(root)
+    records.create_json(objects, f"{ENVIRONMENTS}/{digest}.json", found)
     record = {
         "session": options.session,
         "command": command,
@@ -52,8 +54,8 @@ def _begin(root: Path, options: records.Options, command: str) -> None:
         "started": records.now(),
         "state": "running",
     }
-    records.write_json(_file(root, options.session), record)
+    records.write_json(objects, _key(options.session), record)
 
 
-def _file(root: Path, session: str) -> Path:
-    return root / RUNS / f"{session}.json"
+def _key(session: str) -> str:
+    return f"{RUNS}/{session}.json"

@@ -3,13 +3,13 @@
 import dataclasses
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from genenc_core import errors
 from genenc_core.run import records
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, verify
+from genenc_core.store.objects import Root
 from genenc_core.store.records import CommitRecord
 
 
@@ -37,7 +37,7 @@ class Survey:
     unreadable: tuple[dict[str, Any], ...]
 
 
-def survey(root: Path) -> Survey:
+def survey(root: Root) -> Survey:
     """Read a run's commit records."""
     folder = RunFolder(root)
     committed, failed = folder.store.committed(), set(folder.failed())
@@ -71,7 +71,7 @@ def describe(found: records.RunStatus) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "pending": found.pending, "complete": found.complete}
 
 
-def run_status(root: Path) -> records.RunStatus:
+def run_status(root: Root) -> records.RunStatus:
     """Return the counts of a run, from its commit records."""
     return survey(root).status
 
@@ -102,7 +102,7 @@ def select_shards(folder: RunFolder, text: str) -> list[int]:
     return sorted(named & set(pending))
 
 
-def verify_run(root: Path, *, content: bool = False) -> verify.VerifyReport:
+def verify_run(root: Root, *, content: bool = False) -> verify.VerifyReport:
     """Check every committed object against its record, the metadata and the manifest.
 
     Raises:
@@ -112,7 +112,7 @@ def verify_run(root: Path, *, content: bool = False) -> verify.VerifyReport:
     return verify.verify_store(folder.store, content=content)
 
 
-def repair_run(root: Path, *, content: bool = False) -> repair.Repaired:
+def repair_run(root: Root, *, content: bool = False) -> repair.Repaired:
     """Put right what `verify_run` finds: damaged shards become pending, metadata is written anew.
 
     Raises:
@@ -125,7 +125,7 @@ def repair_run(root: Path, *, content: bool = False) -> repair.Repaired:
     return repair.repair_store(folder.store, coordinates=store_plan.coordinates(folder.manifest), content=content)
 
 
-def require_intact(root: Path) -> int:
+def require_intact(root: Root) -> int:
     """Return the number of committed shards, all of them checked.
 
     Raises:

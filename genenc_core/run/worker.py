@@ -16,6 +16,7 @@ from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
 from genenc_core.run import engines, records
 from genenc_core.run.folder import RunFolder
+from genenc_core.store.objects import Root, is_remote
 
 LOGGER = logging.getLogger(__name__)
 LANES = 2
@@ -25,7 +26,7 @@ WINDOW_BYTES = 512 * 2**20
 class Worker:
     """Encodes and commits shards of one run; `encode` may be called from several threads at once."""
 
-    def __init__(self, root: Path, options: records.Options) -> None:
+    def __init__(self, root: Root, options: records.Options) -> None:
         self.folder = RunFolder(root)
         self.options = options
         self.budget = shards.FailureBudget.parse(options.max_failures)
@@ -114,20 +115,20 @@ class WorkerCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._workers: dict[tuple[Path, records.Options], Worker] = {}
+        self._workers: dict[tuple[str, records.Options], Worker] = {}
 
-    def get(self, root: Path, options: records.Options) -> Worker:
+    def get(self, root: Root, options: records.Options) -> Worker:
         """Return the worker of a run for these options, made at the first call."""
-        key = (root.resolve(), options)
+        key = (_key(root), options)
         with self._lock:
             if key not in self._workers:
                 self._workers[key] = Worker(root, options)
             return self._workers[key]
 
-    def release(self, root: Path, options: records.Options) -> None:
+    def release(self, root: Root, options: records.Options) -> None:
         """Close the session's worker, if there is one."""
         with self._lock:
-            worker = self._workers.pop((root.resolve(), options), None)
+            worker = self._workers.pop((_key(root), options), None)
         if worker is not None:
             worker.close()
 
@@ -136,7 +137,7 @@ WORKERS = WorkerCache()
 
 
 @contextlib.contextmanager
-def working(root: Path, options: records.Options) -> Iterator[None]:
+def working(root: Root, options: records.Options) -> Iterator[None]:
     """Close the session's worker at the end, whatever happens."""
     try:
         yield
@@ -152,7 +153,7 @@ class Outcome:
     failures: tuple[errors.ShardError, ...]
 
 
-def encode_shards(root: Path, wanted: Sequence[int], options: records.Options, *, lanes: int = LANES) -> Outcome:
+def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *, lanes: int = LANES) -> Outcome:
     """Encode and commit shards, `lanes` at a time: one is read and written while another is encoded.
 
     A failed shard does not stop the others.
@@ -178,6 +179,10 @@ def encode_shards(root: Path, wanted: Sequence[int], options: records.Options, *
         reports=tuple(sorted(reports, key=lambda report: report.shard)),
         failures=tuple(sorted(failures, key=lambda error: error.shard)),
     )
+
+
+def _key(root: Root) -> str:
+    return str(root) if is_remote(root) else str(Path(root).resolve())
 
 
 def _window(preprocessing: spec.Preprocessing, *, batch: int, threads: int) -> int:

@@ -1,4 +1,4 @@
-"""Creating a run folder once, whichever process is first and wherever it is killed.
+"""Creating a local run folder once, whichever process is first and wherever it is killed.
 
 The group is built and made durable under a private name; then `store.json` is linked exclusively, which decides which
 run this folder is; then the group is renamed into place, which finishes the creation. Both files mean a complete store.
@@ -10,11 +10,12 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from genenc_core import errors
-from genenc_core.store import files, layout, sealed, zarr_arrays
-from genenc_core.store.places import Places
+from genenc_core.store import files, layout, places, sealed, zarr_arrays
+from genenc_core.store.local import LocalObjects
+from genenc_core.store.objects import Objects
 
 SCHEMA: Final = "genenc.store/1"
 _BUILDING: Final = "creating-"
@@ -29,7 +30,7 @@ class StoreFile:
     """Every file of the group as created: key -> (bytes, sha256)."""
 
 
-def create(places: Places, plan: layout.StorePlan, coordinates: Iterable[layout.CoordinatePlan]) -> StoreFile:
+def create(target: LocalObjects, plan: layout.StorePlan, coordinates: Iterable[layout.CoordinatePlan]) -> StoreFile:
     """Create the run folder, or finish a creation that was killed, or find it done.
 
     Raises:
@@ -38,70 +39,85 @@ def create(places: Places, plan: layout.StorePlan, coordinates: Iterable[layout.
     """
     plan = layout.plan_from_json(layout.plan_to_json(plan))  # as every later reader will have it
     try:
-        if not places.root.is_dir():
-            files.make_folder(places.root)
-        for folder in (places.transactions, places.commits, places.staging):
-            files.make_folder(folder)
-        stored = read(places)
-        if stored is None or not places.zarr.is_dir():
-            stored = _build(places, plan, stored, coordinates)
-        _refuse_other(places, stored.plan, plan)
-        for left in places.transactions.glob(f"{_BUILDING}*"):
-            files.remove_tree(left)
+        if not target.root.is_dir():
+            files.make_folder(target.root)
+        for folder in (places.TRANSACTIONS, places.COMMITS, places.STAGING):
+            target.make_folder(folder)
+        stored = read(target)
+        if stored is None or not target.has_group(places.GROUP):
+            stored = _build(target, plan, stored, coordinates)
+        refuse_other(target, stored.plan, plan)
+        for left in target.names(places.TRANSACTIONS, _BUILDING):
+            target.remove_tree(f"{places.TRANSACTIONS}/{left}")
     except OSError as error:
         raise errors.InputError(
-            f"cannot create a run in {str(places.root)!r}: {error.strerror or error}; "
+            f"cannot create a run in {target.name!r}: {error.strerror or error}; "
             "choose another --out, or make this one a writable folder with free space"
         ) from error
     return stored
 
 
-def read(places: Places) -> StoreFile | None:
+def discard_unfinished(target: LocalObjects) -> None:
+    """Forget a creation that was killed before its store stood; only for a caller that no other creates beside."""
+    commits = target.path(places.COMMITS)
+    if target.has_group(places.GROUP) or (commits.is_dir() and any(commits.iterdir())):
+        return
+    target.remove(places.STORE_FILE)
+    for stale in target.path(places.TRANSACTIONS).glob(f"{_BUILDING}*"):
+        files.remove_tree(stale)
+
+
+def read(objects: Objects) -> StoreFile | None:
     """Return the content of `store.json`, or None when there is none.
 
     Raises:
         StoreError: it is damaged.
     """
     try:
-        data = places.store_file.read_bytes()
+        data = objects.read(places.STORE_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    content = sealed.loads(data, schema=SCHEMA, subject=f"store file {str(places.store_file)!r}")
+    content = sealed.loads(data, schema=SCHEMA, subject=f"store file {places.STORE_FILE!r} of {objects.name!r}")
     created: dict[str, tuple[int, str]] = {key: (size, found) for key, (size, found) in content["created"].items()}
     return StoreFile(plan=layout.plan_from_json(content["plan"]), created=created)
 
 
+def document(stored: StoreFile) -> bytes:
+    """Return the bytes of `store.json`."""
+    return sealed.dumps(SCHEMA, {"plan": layout.plan_to_json(stored.plan), "created": stored.created})
+
+
 def _build(
-    places: Places, plan: layout.StorePlan, stored: StoreFile | None, coordinates: Iterable[layout.CoordinatePlan]
+    target: LocalObjects, plan: layout.StorePlan, stored: StoreFile | None, coordinates: Iterable[layout.CoordinatePlan]
 ) -> StoreFile:
-    if stored is None and places.zarr.exists():
+    if stored is None and target.size(places.GROUP) is not None:
         raise errors.StoreError(
-            f"{str(places.zarr)!r} exists, but {str(places.store_file)!r}, which says which run it belongs to, does "
-            "not; choose another --out, or move it away"
+            f"{str(target.path(places.GROUP))!r} exists, but {places.STORE_FILE!r}, which says which run it belongs "
+            "to, does not; choose another --out, or move it away"
         )
     if stored is not None:
-        _refuse_other(places, stored.plan, plan)
+        refuse_other(target, stored.plan, plan)
         plan = stored.plan  # the claim stands: its shards and attributes count, not ours
-    building = places.transactions / f"{_BUILDING}{uuid.uuid4().hex}"
+    building = target.path(f"{places.TRANSACTIONS}/{_BUILDING}{uuid.uuid4().hex}")
     try:
         building.mkdir()
         _refuse_without_links(building)  # zarr needs them too, and its message would not say so
-        group = building / places.zarr.name
+        group = building / places.GROUP
         zarr_arrays.create_group(group, plan, coordinates)
         files.sync_tree(group)
         created = {key: files.digest(group / key) for key, _ in sorted(files.walk(group))}
-        winner = _claim(places, building, StoreFile(plan=plan, created=created))
+        winner = _claim(target, building, StoreFile(plan=plan, created=created))
         if winner.created == created and layout.plan_to_json(winner.plan) == layout.plan_to_json(plan):
-            _install(places, group)
+            _install(target, group)
         else:
-            _wait_for(places.zarr)
+            wait_for_group(target)
     except FileNotFoundError:
         # Whoever finished first has removed our folder under us.
-        if not places.zarr.is_dir():
+        if not target.has_group(places.GROUP):
             raise
     finally:
         files.remove_tree(building)
-    return _finished(places, plan)
+    return finished(target, plan)
 
 
 def _refuse_without_links(folder: Path) -> None:
@@ -109,60 +125,65 @@ def _refuse_without_links(folder: Path) -> None:
     files.link_exclusive(folder / "probe", folder / "probe.link")
 
 
-def _claim(places: Places, building: Path, mine: StoreFile) -> StoreFile:
+def _claim(target: LocalObjects, building: Path, mine: StoreFile) -> StoreFile:
     """Return what the folder is from now on: `mine`, or what an earlier creator made it."""
-    document: dict[str, Any] = {"plan": layout.plan_to_json(mine.plan), "created": mine.created}
-    files.write_new(building / "store.json", sealed.dumps(SCHEMA, document))
+    via = f"{places.TRANSACTIONS}/{building.name}/store.json"
     with contextlib.suppress(FileExistsError):
-        files.link_exclusive(building / "store.json", places.store_file)
-    files.sync_folder(places.transactions)
-    winner = read(places)
+        target.create(places.STORE_FILE, document(mine), via=via)
+    target.sync(places.TRANSACTIONS)
+    winner = read(target)
     if winner is None:
-        raise errors.StoreError(f"{str(places.store_file)!r} vanished while it was created; run the command again")
+        raise errors.StoreError(
+            f"{places.STORE_FILE!r} of {target.name!r} vanished while it was created; run the command again"
+        )
     return winner
 
 
-def _install(places: Places, group: Path) -> None:
+def _install(target: LocalObjects, group: Path) -> None:
     try:
-        group.rename(places.zarr)
+        group.rename(target.path(places.GROUP))
     except OSError:
-        if not places.zarr.is_dir():  # only another creator's group, equal to ours, may stand there
+        if not target.has_group(places.GROUP):  # only another creator's group, equal to ours, may stand there
             raise
-    files.sync_folder(places.root)
+    files.sync_folder(target.root)
 
 
-def _wait_for(path: Path, *, seconds: float = 5.0) -> None:
-    """Give the creator that won the time between its two last steps."""
+def wait_for_group(objects: Objects, *, seconds: float = 5.0) -> None:
+    """Give the creator that won the time between its first and its last step."""
     deadline = time.monotonic() + seconds
-    while not path.is_dir() and time.monotonic() < deadline:
+    while not objects.has_group(places.GROUP) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def _finished(places: Places, plan: layout.StorePlan) -> StoreFile:
-    stored = read(places)
+def finished(objects: Objects, plan: layout.StorePlan) -> StoreFile:
+    """Return the store that stands.
+
+    Raises:
+        StoreError: it is another run, or its creation was not finished.
+    """
+    stored = read(objects)
     if stored is None:
-        raise errors.StoreError(f"{str(places.root)!r} lost its store.json while it was created; choose another --out")
-    _refuse_other(places, stored.plan, plan)
-    if not places.zarr.is_dir():
+        raise errors.StoreError(f"{objects.name!r} lost its store.json while it was created; choose another --out")
+    refuse_other(objects, stored.plan, plan)
+    if not objects.has_group(places.GROUP):
         raise errors.StoreError(
-            f"another process began to create {str(places.root)!r} and did not finish, and this one makes other bytes "
+            f"another process began to create {objects.name!r} and did not finish, and this one makes other bytes "
             "of it; run the command again. If this stays, that process had another zarr version or other coordinates: "
             "remove the folder (no features were stored in it) and start over"
         )
     return stored
 
 
-def _refuse_other(places: Places, old: layout.StorePlan, new: layout.StorePlan) -> None:
+def refuse_other(objects: Objects, old: layout.StorePlan, new: layout.StorePlan) -> None:
     """Raise unless both plans are the same run."""
     if old.fingerprint != new.fingerprint:
         changes = layout.describe_identity(old.identity, new.identity) or f"{old.fingerprint} -> {new.fingerprint}"
         raise errors.StoreError(
-            f"{str(places.root)!r} holds another run, and a run never changes what it means ({changes}); "
+            f"{objects.name!r} holds another run, and a run never changes what it means ({changes}); "
             "choose another --out"
         )
     before, after = ([(a.name, a.shape, a.dtype) for a in plan.arrays] for plan in (old, new))
     if before != after:
         raise errors.StoreError(
-            f"{str(places.root)!r} has the same fingerprint but other arrays ({before} -> {after}); "
-            "choose another --out"
+            f"{objects.name!r} has the same fingerprint but other arrays ({before} -> {after}); choose another --out"
         )

@@ -2,12 +2,23 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 Observer = Callable[[str], None]
 """Called with the name of each point of the protocol as it is passed, e.g. `commit:before`."""
+
+GROUP: Final = "features.zarr"
+"""The Zarr group; only Zarr nodes inside."""
+TRANSACTIONS: Final = "_txn"
+"""Everything of the protocol, outside the Zarr group."""
+STORE_FILE: Final = "_txn/store.json"
+"""The document that says which run this folder is."""
+COMMITS: Final = "_txn/commits"
+"""One record per committed shard."""
+STAGING: Final = "_txn/staging"
+"""One folder per running attempt."""
+SET_ASIDE: Final = "_txn/set-aside"
+"""What repairs moved away."""
 
 _SHARD_NAME: Final = re.compile(r"s(\d{7,})(?:\.json|-\w+)")
 
@@ -16,49 +27,14 @@ def silent(_point: str) -> None:
     """Observe nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """The paths of one run folder."""
+def record(shard: int) -> str:
+    """Return the key of a shard's commit record."""
+    return f"{COMMITS}/s{shard:07d}.json"
 
-    root: Path
 
-    @property
-    def zarr(self) -> Path:
-        """The Zarr group; only Zarr nodes inside."""
-        return self.root / "features.zarr"
-
-    @property
-    def transactions(self) -> Path:
-        """Everything of the protocol, outside the Zarr group."""
-        return self.root / "_txn"
-
-    @property
-    def store_file(self) -> Path:
-        """The document that says which run this folder is."""
-        return self.transactions / "store.json"
-
-    @property
-    def commits(self) -> Path:
-        """One record per committed shard."""
-        return self.transactions / "commits"
-
-    @property
-    def staging(self) -> Path:
-        """One folder per running attempt."""
-        return self.transactions / "staging"
-
-    @property
-    def set_aside(self) -> Path:
-        """What repairs moved away."""
-        return self.transactions / "set-aside"
-
-    def record(self, shard: int) -> Path:
-        """The commit record of a shard."""
-        return self.commits / f"s{shard:07d}.json"
-
-    def attempt(self, shard: int, attempt: str) -> Path:
-        """The folder of one attempt at a shard."""
-        return self.staging / f"s{shard:07d}-{attempt}"
+def attempt(shard: int, name: str = "") -> str:
+    """Return the folder of one attempt at a shard; without a name, what the folders of all attempts begin with."""
+    return f"{STAGING}/s{shard:07d}-{name}"
 
 
 def shard_of(name: str) -> int | None:

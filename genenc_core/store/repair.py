@@ -7,12 +7,13 @@ objects is damage itself. A shard without a record is pending, and `resume` enco
 """
 
 import contextlib
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from genenc_core.store import files, layout, run_store, verify, zarr_arrays
+from genenc_core.store import files, layout, places, run_store, verify, zarr_arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,8 @@ class Repaired:
     """Metadata and coordinate files written anew, relative to the Zarr group."""
     set_aside: tuple[str, ...]
     """What was moved away, relative to `folder`."""
-    folder: Path
-    """Where to; does not exist when nothing was moved."""
+    folder: str
+    """Where to, in the run folder; does not exist when nothing was moved."""
     unrepaired: tuple[verify.Problem, ...]
     """What could not be put right, with the reason in `what`."""
 
@@ -46,11 +47,11 @@ def repair_store(
     Raises:
         StoreError: the disk failed.
     """
-    aside = _Aside(store, store.places.set_aside / uuid.uuid4().hex[:12])
+    aside = _Aside(store, f"{places.SET_ASIDE}/{uuid.uuid4().hex[:12]}")
     restored: list[str] = []
     unrepaired: list[verify.Problem] = []
     problems = verify.verify_store(store, content=content).problems
-    with run_store.disk_errors(f"repair of {str(store.root)!r}"):
+    with run_store.disk_errors(f"repair of {store.name!r}"):
         damaged = [problem for problem in problems if problem.key in store.created]
         if damaged:
             restored, unrepaired = _restore(store, damaged, coordinates, aside)
@@ -73,41 +74,44 @@ def repair_store(
     )
 
 
-def _home(store: run_store.RunStore, name: str) -> Path:
+def _home(store: run_store.RunStore, name: str) -> str:
     """Return the folder that a foreign file lies in: among the records, else in the group."""
-    commits = store.places.commits
-    return commits if "/" not in name and (commits / name).exists() else store.zarr_path
+    among = "/" not in name and store.objects.size(f"{places.COMMITS}/{name}") is not None
+    return places.COMMITS if among else places.GROUP
 
 
 class _Aside:
     """Moves files away, durably, and remembers which."""
 
-    def __init__(self, store: run_store.RunStore, folder: Path) -> None:
+    def __init__(self, store: run_store.RunStore, folder: str) -> None:
         self.store = store
         self.folder = folder
         self.moved: list[str] = []
 
-    def move(self, root: Path, key: str) -> None:
-        """Move `root/key` to the same place below `folder/<name of root>`; nothing if it is not there."""
-        source, name = root / key, f"{root.name}/{key}"
-        if not source.exists() and not source.is_symlink():
+    def move(self, home: str, key: str) -> None:
+        """Move `home/key` to the same place below `folder/<name of home>`; nothing if it is not there."""
+        objects, source = self.store.objects, f"{home}/{key}"
+        if objects.size(source) is None:
             return
-        target = self.folder / name
-        files.make_folder(target.parent)
+        name = f"{home.rpartition('/')[2]}/{key}"
+        target = f"{self.folder}/{name}"
+        objects.make_folder(_folder(target))
         with contextlib.suppress(FileNotFoundError):  # another repair was faster
-            source.rename(target)
-            files.sync_folder(target.parent)
-            files.sync_folder(source.parent)
+            objects.take_away(source, target)
+            objects.sync(_folder(target), _folder(source))
             self.moved.append(name)
         self.store.observer("repair:moved")
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]
 
 
 def _take_down(store: run_store.RunStore, shard: int, aside: _Aside) -> None:
     """Make a shard pending: its status goes first, its record last."""
     for array in reversed(store.plan.all_arrays):
-        aside.move(store.zarr_path, layout.chunk_key(array, shard))
-    record = store.places.record(shard)
-    aside.move(record.parent, record.name)
+        aside.move(places.GROUP, layout.chunk_key(array, shard))
+    aside.move(*places.record(shard).rsplit("/", 1))
 
 
 def _restore(
@@ -119,14 +123,11 @@ def _restore(
     """Write the created files of `damaged` again, where the same bytes come out as at the creation."""
     restored: list[str] = []
     unrepaired: list[verify.Problem] = []
-    building = store.places.transactions / f"creating-{uuid.uuid4().hex}"
-    try:
-        building.mkdir()
-        group = building / store.zarr_path.name
+    with tempfile.TemporaryDirectory(prefix="genenc-repair-") as building:
+        group = Path(building) / places.GROUP
         zarr_arrays.create_group(group, store.plan, coordinates)
-        files.sync_tree(group)
         for problem in damaged:
-            fresh, target = group / problem.key, store.zarr_path / problem.key
+            fresh = group / problem.key
             if not fresh.is_file() or files.digest(fresh) != store.created[problem.key]:
                 what = (
                     f"{problem.what}; it cannot be written anew, because this version of zarr or genenc makes other "
@@ -135,11 +136,8 @@ def _restore(
                 found = verify.Problem(shard=None, rows=None, key=problem.key, what=what)
                 unrepaired.append(found)
                 continue
-            aside.move(store.zarr_path, problem.key)
-            files.make_folder(target.parent)
-            fresh.replace(target)
-            files.sync_folder(target.parent)
+            aside.move(places.GROUP, problem.key)
+            store.objects.make_folder(_folder(f"{places.GROUP}/{problem.key}"))
+            store.objects.replace(f"{places.GROUP}/{problem.key}", fresh.read_bytes())
             restored.append(problem.key)
-    finally:
-        files.remove_tree(building)
     return restored, unrepaired

@@ -1,29 +1,27 @@
 """The store of one run: create it, commit whole shards, find out what is there, finish what was killed."""
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import creation, files, layout, records, sealed, transaction, zarr_arrays
-from genenc_core.store.places import Observer, Places, shard_of, silent
+from genenc_core.store import creation, files, layout, local, places, records, sealed, transaction, zarr_arrays
+from genenc_core.store.objects import Objects, Root, open_objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStore:
     """A created run folder; holds no state of its own, so any number of threads and processes may share it."""
 
-    places: Places
+    objects: Objects
     plan: layout.StorePlan
     created: Mapping[str, tuple[int, str]]
     """Every file of the Zarr group as created: key -> (bytes, sha256)."""
-    observer: Observer
+    observer: places.Observer
 
     @classmethod
     def create(
@@ -32,9 +30,9 @@ class RunStore:
         plan: layout.StorePlan,
         *,
         coordinates: Sequence[layout.CoordinatePlan],
-        observer: Observer = silent,
+        observer: places.Observer = places.silent,
     ) -> Self:
-        """Create the run folder, or open it when it already holds this run (same fingerprint).
+        """Create a local run folder, or open it when it already holds this run (same fingerprint).
 
         An existing folder keeps its own plan (`shard_rows`, attributes). The values of `coordinates` are consumed
         only when they are needed.
@@ -43,60 +41,50 @@ class RunStore:
             InputError: the folder cannot be written.
             StoreError: it holds another run; the message says which identity entries differ.
         """
-        places = Places(root=root)
-        stored = creation.create(places, plan, coordinates)
-        return cls(places=places, plan=stored.plan, created=stored.created, observer=observer)
+        objects = local.LocalObjects(root)
+        stored = creation.create(objects, plan, coordinates)
+        return cls(objects=objects, plan=stored.plan, created=stored.created, observer=observer)
 
     @classmethod
-    def open(cls, root: Path, *, observer: Observer = silent) -> Self:
+    def open(cls, root: Root | Objects, *, observer: places.Observer = places.silent) -> Self:
         """Open a created run folder.
 
         Raises:
             StoreError: not a run folder, creation not finished, or damaged.
         """
-        places = Places(root=root)
+        objects = open_objects(root) if isinstance(root, Path | str) else root
         try:
-            stored = creation.read(places)
+            stored = creation.read(objects)
+            finished = objects.has_group(places.GROUP)
         except OSError as error:
             raise errors.StoreError(
-                f"the run folder {str(root)!r} cannot be read: {error.strerror or error}"
+                f"the run folder {objects.name!r} cannot be read: {error.strerror or error}"
             ) from error
         if stored is None:
             raise errors.StoreError(
-                f"{str(root)!r} is not a run folder: it has no _txn/store.json; name the folder given as --out"
+                f"{objects.name!r} is not a run folder: it has no _txn/store.json; name the folder given as --out"
             )
-        if not places.zarr.is_dir():
+        if not finished:
             raise errors.StoreError(
-                f"{str(root)!r} has no features.zarr: its creation was interrupted, or it was moved away; "
+                f"{objects.name!r} has no features.zarr: its creation was interrupted, or it was moved away; "
                 "give the command that made this run again"
             )
-        return cls(places=places, plan=stored.plan, created=stored.created, observer=observer)
+        return cls(objects=objects, plan=stored.plan, created=stored.created, observer=observer)
 
     @classmethod
-    def exists(cls, root: Path) -> bool:
+    def exists(cls, root: Root) -> bool:
         """Whether a finished store stands in the folder; says nothing of whose it is."""
-        places = Places(root=root)
-        return places.store_file.is_file() and places.zarr.is_dir()
-
-    @classmethod
-    def discard_unfinished(cls, root: Path) -> None:
-        """Forget a creation that was killed before its store stood; only for a caller that no other creates beside."""
-        places = Places(root=root)
-        if places.zarr.is_dir() or (places.commits.is_dir() and any(places.commits.iterdir())):
-            return
-        places.store_file.unlink(missing_ok=True)
-        for stale in places.transactions.glob("creating-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        objects = open_objects(root)
+        return objects.size(places.STORE_FILE) is not None and objects.has_group(places.GROUP)
 
     @property
-    def root(self) -> Path:
-        """The run folder."""
-        return self.places.root
+    def name(self) -> str:
+        """The run folder as a person names it."""
+        return self.objects.name
 
-    @property
-    def zarr_path(self) -> Path:
-        """The Zarr group."""
-        return self.places.zarr
+    def zarr_store(self) -> Any:
+        """Return a read-only Zarr store of the group, for `zarr.open_group` or `xarray.open_zarr`."""
+        return self.objects.zarr_store(places.GROUP)
 
     @property
     def shard_count(self) -> int:
@@ -113,8 +101,7 @@ class RunStore:
 
     def committed(self) -> set[int]:
         """Return the shards that have a commit record; reads one folder, no record."""
-        with os.scandir(self.places.commits) as entries:
-            found = {shard_of(entry.name) for entry in entries if entry.name.endswith(".json")}
+        found = {places.shard_of(name) for name in self.objects.names(places.COMMITS) if name.endswith(".json")}
         return {shard for shard in found if shard is not None}
 
     def pending(self) -> list[int]:
@@ -129,7 +116,7 @@ class RunStore:
             StoreError: no such shard, or the record is damaged.
         """
         self.shard_range(shard)
-        return transaction.read_record(self.places, shard)
+        return transaction.read_record(self.objects, shard)
 
     def commit(
         self, shard: int, arrays: Mapping[str, np.ndarray], status: np.ndarray, *, details: Mapping[str, object]
@@ -154,8 +141,8 @@ class RunStore:
         if found:
             raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
         sealed.dumps(records.SCHEMA, details)  # refuses details that are not JSON before anything is written
-        with disk_errors(f"shard {shard:05d} of {str(self.root)!r}"):
-            record = transaction.read_record(self.places, shard)
+        with disk_errors(f"shard {shard:05d} of {self.name!r}"):
+            record = transaction.read_record(self.objects, shard)
             if record is None:
                 record = self._attempt(shard, blocks, details)
             self._finish(record)
@@ -173,10 +160,9 @@ class RunStore:
             StoreError: committed objects are lost or a record is damaged; every other shard is finished first.
         """
         committed = self.committed()
-        with disk_errors(f"recovery of {str(self.root)!r}"):
-            staged = {shard_of(path.name) for path in self.places.staging.iterdir()}
-            status_folder = self.zarr_path / layout.STATUS
-            in_place = {path.name for path in status_folder.iterdir()}
+        with disk_errors(f"recovery of {self.name!r}"):
+            staged = {places.shard_of(name) for name in self.objects.names(places.STAGING)}
+            in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
             finished, lost = [], []
             for shard in sorted(committed):
                 key = layout.chunk_key(layout.status_plan(self.plan), shard)
@@ -204,12 +190,12 @@ class RunStore:
             layout.STATUS_MEANINGS[value]: int(np.count_nonzero(status == value))
             for value in (layout.OK, layout.UNREADABLE)
         }
-        attempt = transaction.Attempt.new(self.places, self.plan, shard, observe=self.observer)
+        attempt = transaction.Attempt.new(self.objects, self.plan, shard, observe=self.observer)
         try:
             record = attempt.stage(blocks, metadata, status_counts=counts, details=details)
         except BaseException as error:
             attempt.discard()
-            winner = transaction.read_record(self.places, shard) if isinstance(error, FileNotFoundError) else None
+            winner = transaction.read_record(self.objects, shard) if isinstance(error, FileNotFoundError) else None
             if winner is None:
                 raise
             return winner  # it removed our staging when it cleaned its own
@@ -217,16 +203,16 @@ class RunStore:
 
     def _finish(self, record: records.CommitRecord) -> None:
         # The record may be another's, seen before its folder was fsynced: nothing may be visible before it is durable.
-        files.sync_folder(self.places.commits)
-        transaction.promote(self.places, record, observe=self.observer)
-        transaction.clean(self.places, record.shard, observe=self.observer)
+        self.objects.sync(places.COMMITS)
+        transaction.promote(self.objects, record, observe=self.observer)
+        transaction.clean(self.objects, record.shard, observe=self.observer)
 
     def _metadata(self, name: str) -> bytes:
         key = f"{name}/{zarr_arrays.METADATA}"
-        data = (self.zarr_path / key).read_bytes()
+        data = self.objects.read(f"{places.GROUP}/{key}")
         if (len(data), files.sha256(data)) != self.created.get(key):
             raise errors.StoreError(
-                f"{key!r} of {str(self.zarr_path)!r} changed since the run was created, so nothing more is written to "
+                f"{key!r} of {self.name!r} changed since the run was created, so nothing more is written to "
                 "it; restore it from a copy or make the run again with another --out"
             )
         return data

@@ -6,7 +6,6 @@ a key is only ever filled by renaming the file that the one record names, so its
 """
 
 import contextlib
-import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,24 +14,24 @@ from typing import Any, Self
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import files, layout, records, zarr_arrays
-from genenc_core.store.places import Observer, Places, shard_of
+from genenc_core.store import files, layout, places, records, zarr_arrays
+from genenc_core.store.objects import Objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One try at one shard, in a folder of its own."""
 
-    places: Places
-    observe: Observer
+    objects: Objects
+    observe: places.Observer
     plan: layout.StorePlan
     shard: int
     name: str
 
     @classmethod
-    def new(cls, places: Places, plan: layout.StorePlan, shard: int, *, observe: Observer) -> Self:
+    def new(cls, objects: Objects, plan: layout.StorePlan, shard: int, *, observe: places.Observer) -> Self:
         """Return an attempt whose name no other has."""
-        return cls(places=places, observe=observe, plan=plan, shard=shard, name=uuid.uuid4().hex)
+        return cls(objects=objects, observe=observe, plan=plan, shard=shard, name=uuid.uuid4().hex)
 
     def stage(
         self,
@@ -42,7 +41,7 @@ class Attempt:
         status_counts: Mapping[str, int],
         details: Mapping[str, Any],
     ) -> records.CommitRecord:
-        """Write every object and the record into the attempt's folder, durable; nothing of it counts yet.
+        """Write every object into the attempt's folder, durable, and return the record; nothing of it counts yet.
 
         Args:
             blocks: the shard's rows of every array of the plan, `status` included.
@@ -51,11 +50,10 @@ class Attempt:
             details: the caller's JSON for the record.
         """
         self.observe("stage:before")
-        folder = self.places.attempt(self.shard, self.name)
-        folder.mkdir()
+        self.objects.make_folder(self._folder)
         objects = []
         for index, array in enumerate(self.plan.all_arrays):
-            objects.append(self._stage_object(array, f"{folder.name}/{index}", blocks[array.name], metadata))
+            objects.append(self._stage_object(array, f"{self._folder}/{index}", blocks[array.name], metadata))
             self.observe("stage:object")
         record = records.CommitRecord(
             schema=records.SCHEMA,
@@ -67,12 +65,9 @@ class Attempt:
             objects=tuple(objects),
             details=details,
         )
-        text = record.to_json()
-        files.write_new(folder / "record.json", text)
-        files.sync_folder(folder)
-        files.sync_folder(self.places.staging)
+        self.objects.sync(self._folder)
         self.observe("stage:after")
-        return records.CommitRecord.from_json(text)
+        return records.CommitRecord.from_json(record.to_json())
 
     def commit(self, record: records.CommitRecord) -> records.CommitRecord:
         """Make `record` the shard's record unless it has one; return the one it has from now on, durable.
@@ -81,23 +76,26 @@ class Attempt:
             OSError: there is no record, or it may not be durable yet; staging must stay either way.
         """
         self.observe("commit:before")
-        staged = self.places.attempt(self.shard, self.name) / "record.json"
         try:
-            files.link_exclusive(staged, self.places.record(self.shard))
+            self.objects.create(places.record(self.shard), record.to_json(), via=f"{self._folder}/record.json")
             won = record
         except (OSError, errors.StoreError):
-            # A lost answer looks like a conflict, and a failed call may have linked: only the record tells.
-            found = read_record(self.places, self.shard)
+            # A lost answer looks like a conflict, and a failed call may have created: only the record tells.
+            found = read_record(self.objects, self.shard)
             if found is None:
                 raise
             won = found
-        files.sync_folder(self.places.commits)
+        self.objects.sync(places.COMMITS)
         self.observe("commit:after")
         return won
 
     def discard(self) -> None:
         """Delete the attempt's folder; only before `commit` was called."""
-        files.remove_tree(self.places.attempt(self.shard, self.name))
+        self.objects.remove_tree(self._folder)
+
+    @property
+    def _folder(self) -> str:
+        return places.attempt(self.shard, self.name)
 
     def _stage_object(
         self, array: layout.ArrayPlan, staged: str, block: np.ndarray, metadata: Mapping[str, bytes]
@@ -105,31 +103,31 @@ class Attempt:
         key = layout.chunk_key(array, self.shard)
         start, _ = self.plan.shard_range(self.shard)
         data = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
-        files.write_new(self.places.staging / staged, data)
+        self.objects.write_new(staged, data)
         return records.ObjectRecord(
             key=key,
-            staged=staged,
+            staged=staged.removeprefix(f"{places.STAGING}/"),
             size=len(data),
             sha256=files.sha256(data),
             content_sha256=zarr_arrays.content_sha256(block),
         )
 
 
-def read_record(places: Places, shard: int) -> records.CommitRecord | None:
+def read_record(objects: Objects, shard: int) -> records.CommitRecord | None:
     """Return a shard's record, or None when it is not committed.
 
     Raises:
         StoreError: the record is damaged.
     """
-    path = places.record(shard)
+    key = places.record(shard)
     try:
-        data = path.read_bytes()
+        data = objects.read(key)
     except FileNotFoundError:
         return None
-    return records.CommitRecord.from_json(data, subject=f"commit record {str(path)!r}")
+    return records.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
 
 
-def promote(places: Places, record: records.CommitRecord, *, observe: Observer) -> None:
+def promote(objects: Objects, record: records.CommitRecord, *, observe: places.Observer) -> None:
     """Move a committed shard's objects to their Zarr keys, `status` last; again, or by several at once, is harmless.
 
     The caller has made sure that the record is durable.
@@ -139,39 +137,35 @@ def promote(places: Places, record: records.CommitRecord, *, observe: Observer) 
     """
     *data, status = record.objects
     for item in data:
-        _place(places, record, item)
+        _place(objects, record, item)
         observe("promote:object")
-    for folder in sorted({(places.zarr / item.key).parent for item in data}):
-        files.sync_folder(folder)
+    objects.sync(*sorted({_folder_of(item) for item in data}))
     observe("promote:before-status")
-    _place(places, record, status)
-    files.sync_folder((places.zarr / status.key).parent)
+    _place(objects, record, status)
+    objects.sync(_folder_of(status))
     observe("promote:after")
 
 
-def clean(places: Places, shard: int, *, observe: Observer) -> None:
+def clean(objects: Objects, shard: int, *, observe: places.Observer) -> None:
     """Delete all staging of a promoted shard, also what killed or beaten attempts left.
 
     Never call it for a shard without a promoted record: a slow writer may still commit what it staged.
     """
-    with os.scandir(places.staging) as entries:
-        left = [entry.name for entry in entries if shard_of(entry.name) == shard]
-    for name in left:
-        files.remove_tree(places.staging / name)
+    for name in objects.names(places.STAGING, places.attempt(shard).rpartition("/")[2]):
+        objects.remove_tree(f"{places.STAGING}/{name}")
     observe("clean:after")
 
 
-def _place(places: Places, record: records.CommitRecord, item: records.ObjectRecord) -> None:
-    staged, target = places.staging / item.staged, places.zarr / item.key
+def _folder_of(item: records.ObjectRecord) -> str:
+    return f"{places.GROUP}/{item.key}".rpartition("/")[0]
+
+
+def _place(objects: Objects, record: records.CommitRecord, item: records.ObjectRecord) -> None:
+    target = f"{places.GROUP}/{item.key}"
     with contextlib.suppress(FileNotFoundError):  # moved by whoever promoted before or beside us
-        size = staged.stat().st_size
-        if size != item.size:
-            raise errors.StoreError(
-                f"shard {record.shard:05d}: staged object {str(staged)!r} has {size} bytes, its record says "
-                f"{item.size}; the file system lost committed data, make the run again with another --out"
-            )
-        staged.replace(target)
-    if not target.exists():
+        objects.move(f"{places.STAGING}/{item.staged}", target, size=item.size)
+        return
+    if objects.size(target) is None:
         raise errors.StoreError(
             f"shard {record.shard:05d}: object {item.key!r} is committed but neither in place nor staged; somebody "
             "deleted it. genenc verify --repair makes the shard pending, so that it is encoded again"

@@ -1,20 +1,18 @@
 """Re-reads a run folder against what it says about itself: every file of the group, every commit record."""
 
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import files, layout, records, run_store, transaction, zarr_arrays
-from genenc_core.store.places import shard_of
+from genenc_core.store import layout, places, records, run_store, transaction, zarr_arrays
 
 _UNPROMOTED: Final = "committed but not in place yet"
+_MISSING: Final = "missing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,7 @@ def verify_store(store: run_store.RunStore, *, content: bool = False, threads: i
         content: also decode every object and compare the values' digest, which finds a codec that changed.
         threads: shards read at the same time.
     """
-    present = {key for key, _ in files.walk(store.zarr_path)}  # before the records: a key in it must have one
+    present = {key for key, _ in store.objects.walk(places.GROUP)}  # before the records: a key in it must have one
     committed = sorted(store.committed())
     expected = {key for shard in committed for key in _keys(store.plan, shard)}
     problems = [*_created_problems(store), *_foreign(store, sorted(present - expected)), *_foreign_records(store)]
@@ -82,7 +80,7 @@ def shard_problems(store: run_store.RunStore, shard: int, *, content: bool = Fal
     if shard in store.committed():
         found = _shard_problems(store, shard, content=content)
         return [problem for problem in found if problem.what != _UNPROMOTED]
-    present = [key for key in _keys(store.plan, shard) if os.path.lexists(store.zarr_path / key)]
+    present = [key for key in _keys(store.plan, shard) if store.objects.size(f"{places.GROUP}/{key}") is not None]
     return list(_foreign(store, present))
 
 
@@ -93,7 +91,7 @@ def _keys(plan: layout.StorePlan, shard: int) -> list[str]:
 def _created_problems(store: run_store.RunStore) -> Iterator[Problem]:
     """Yield what happened to the metadata and coordinates."""
     for key, stated in store.created.items():
-        what = _difference(store.zarr_path / key, *stated)
+        what = _difference(store, key, *stated)
         if what:
             yield Problem(shard=None, rows=None, key=key, what=f"{what} since the run was created")
 
@@ -113,19 +111,19 @@ def _foreign(store: run_store.RunStore, keys: list[str]) -> Iterator[Problem]:
 
 
 def _foreign_records(store: run_store.RunStore) -> Iterator[Problem]:
-    for path in sorted(store.places.commits.iterdir()):
-        shard = shard_of(path.name)
-        if shard is None or shard >= store.shard_count or path != store.places.record(shard):
-            yield Problem(shard=None, rows=None, key=path.name, what="foreign file among the commit records")
+    for name in sorted(store.objects.names(places.COMMITS)):
+        shard = places.shard_of(name)
+        if shard is None or shard >= store.shard_count or f"{places.COMMITS}/{name}" != places.record(shard):
+            yield Problem(shard=None, rows=None, key=name, what="foreign file among the commit records")
 
 
 def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> list[Problem]:
     if shard >= store.shard_count:
         return []  # named by _foreign_records
     rows = store.shard_range(shard)
-    name = store.places.record(shard).name
+    name = places.record(shard).rpartition("/")[2]
     try:
-        record = transaction.read_record(store.places, shard)
+        record = transaction.read_record(store.objects, shard)
         what = "the record vanished" if record is None else _record_problem(store, shard, record)
     except (errors.StoreError, OSError) as error:
         record, what = None, str(error)
@@ -157,16 +155,17 @@ def _object_problem(
     content: bool,
 ) -> str:
     """Return what is wrong with one object, "" if nothing is."""
-    path = store.zarr_path / item.key
-    # In place, else staged, else in place again: a worker may promote it between two looks.
-    if not path.exists() and (store.places.staging / item.staged).exists() and not path.exists():
+    what = _difference(store, item.key, item.size, item.sha256)
+    if what == _MISSING and store.objects.size(f"{places.STAGING}/{item.staged}") is not None:
         return _UNPROMOTED
-    what = _difference(path, item.size, item.sha256)
+    if what == _MISSING:  # looked at again: a worker may have put it in place between the two looks
+        what = _difference(store, item.key, item.size, item.sha256)
     if what or not (content or array.name == layout.STATUS):
         return f"{what} since it was committed" if what else ""
     try:
-        metadata = (store.zarr_path / array.name / zarr_arrays.METADATA).read_bytes()
-        block = zarr_arrays.decode(metadata, item.key.partition("/")[2], path.read_bytes(), record.rows)
+        metadata = store.objects.read(f"{places.GROUP}/{array.name}/{zarr_arrays.METADATA}")
+        data = store.objects.read(f"{places.GROUP}/{item.key}")
+        block = zarr_arrays.decode(metadata, item.key.partition("/")[2], data, record.rows)
     except Exception as error:  # zarr and its codecs raise anything at damaged metadata; the report says what
         return f"cannot be decoded: {error!r}"
     if zarr_arrays.content_sha256(block) != item.content_sha256:
@@ -182,12 +181,12 @@ def _status_problem(status: np.ndarray, record: records.CommitRecord) -> str:
     return "" if counts == stated else f"status says {counts}, the record says {stated}"
 
 
-def _difference(path: Path, size: int, sha256: str) -> str:
-    """Return how a file differs from its record, "" if it does not."""
+def _difference(store: run_store.RunStore, key: str, size: int, sha256: str) -> str:
+    """Return how a file of the group differs from its record, "" if it does not."""
     try:
-        found_size, found = files.digest(path)
+        found_size, found = store.objects.digest(f"{places.GROUP}/{key}")
     except FileNotFoundError:
-        return "missing"
+        return _MISSING
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if found_size != size:

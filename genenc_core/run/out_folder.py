@@ -1,0 +1,126 @@
+"""The place where a run is to be made: checked first, claimed while it is planned, swept after kills."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from genenc_core import errors
+from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC
+from genenc_core.store import places, run_store
+from genenc_core.store.objects import Objects, is_remote, open_objects
+
+CLAIM = ".claim"
+OWN_NAMES = frozenset(
+    (MANIFEST, MODEL_SPEC, MODEL_FOLDER, "README.md", places.GROUP, places.TRANSACTIONS, "provenance")
+)
+
+
+def check(out: str) -> None:
+    """Refuse a place that cannot be made or that holds something else.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
+    if is_remote(out):
+        _check_remote(open_objects(out))
+    else:
+        _check_local(Path(out))
+
+
+@contextlib.contextmanager
+def planning_folder(out: str) -> Iterator[Path]:
+    """Give a local folder to plan in, on the run folder's own file system where that is local; gone at the end.
+
+    In a local run folder the caller is the only one to plan; on S3 the first to publish decides.
+    """
+    if is_remote(out):
+        with tempfile.TemporaryDirectory(prefix="genenc-plan-") as scratch:
+            yield Path(scratch)
+        return
+    with _claimed(Path(out)):
+        _sweep(Path(out))
+        with tempfile.TemporaryDirectory(prefix=".plan-", dir=out) as scratch:
+            yield Path(scratch)
+
+
+def _check_remote(objects: Objects) -> None:
+    try:
+        foreign = sorted(name for name in objects.names("") if name not in OWN_NAMES)
+    except OSError as error:
+        raise errors.InputError(
+            f"--out {objects.name!r} cannot be read: {error.strerror or error}; check the bucket, the credentials and "
+            "the endpoint (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION)"
+        ) from error
+    if foreign:
+        raise errors.InputError(
+            f"--out {objects.name!r} is not empty and not a run (it holds {foreign[0]!r}): give a prefix of its own"
+        )
+
+
+def _check_local(root: Path) -> None:
+    """Refuse an output folder that cannot be made or that holds something else."""
+    if root == Path():
+        raise errors.InputError("--out is empty or the working directory itself: name a folder of its own")
+    if root.is_symlink() and not root.exists():
+        raise errors.InputError(f"--out {str(root)!r} is a link to nowhere: give a folder")
+    if root.exists() and not root.is_dir():
+        raise errors.InputError(f"--out {str(root)!r} is a file: give a folder")
+    if root.is_dir() and not run_store.RunStore.exists(root):
+        foreign = sorted(item.name for item in root.iterdir() if item.name not in OWN_NAMES and item.name[0] != ".")
+        if foreign:
+            raise errors.InputError(
+                f"--out {str(root)!r} is not empty and not a run folder (it holds {foreign[0]!r}): give a new folder"
+            )
+    nearest = next(item for item in (root, *root.absolute().parents) if item.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise errors.InputError(f"--out {str(root)!r} cannot be written: {str(nearest)!r} is not a writable folder")
+
+
+@contextlib.contextmanager
+def _claimed(root: Path) -> Iterator[None]:
+    """Make the folder and be the only one to plan in it; a folder made for nothing is taken back.
+
+    The lock is the kernel's and ends with the process, so a kill leaves no claim.
+    """
+    existed = root.exists()
+    claim = _locked(root)
+    try:
+        yield
+    except BaseException:
+        if not existed and not run_store.RunStore.exists(root):
+            shutil.rmtree(root, ignore_errors=True)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            (root / CLAIM).unlink()
+        os.close(claim)
+
+
+def _locked(root: Path) -> int:
+    """Return an open, locked descriptor of the folder's claim file."""
+    while True:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            # Writable, because network file systems lock only what is.
+            claim = os.open(root / CLAIM, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(claim, fcntl.LOCK_EX)
+        except OSError as error:
+            raise errors.InputError(f"--out {str(root)!r} cannot be written: {error.strerror or error}") from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(claim), (root / CLAIM).stat()):
+                return claim
+        # The one before us is done and took the claim file away: make it anew.
+        os.close(claim)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed creations left; whoever holds the claim is the only one to plan here."""
+    for stale in root.glob(".plan-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    for folder in (root, root / "provenance"):
+        for partial in folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)

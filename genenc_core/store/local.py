@@ -1,0 +1,121 @@
+"""A run folder on a local file system, or on one that is mounted: hard links, atomic renames, fsync."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from genenc_core import errors
+from genenc_core.store import files
+
+
+class LocalObjects:
+    """The files below a folder; see `objects.Objects`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def name(self) -> str:
+        """The folder's path."""
+        return str(self.root)
+
+    def path(self, key: str) -> Path:
+        """Return a file's path."""
+        return self.root / key
+
+    def read(self, key: str) -> bytes:
+        """Return a file's bytes."""
+        return self.path(key).read_bytes()
+
+    def open(self, key: str) -> BinaryIO:
+        """Return the opened file."""
+        return self.path(key).open("rb")
+
+    def size(self, key: str) -> int | None:
+        """Return the size of a file, a link or a folder itself; None when nothing has that name."""
+        try:
+            return os.lstat(self.path(key)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def digest(self, key: str) -> tuple[int, str]:
+        """Return a file's size in bytes and its sha256."""
+        return files.digest(self.path(key))
+
+    def has_group(self, folder: str) -> bool:
+        """Return whether the folder is there: creation renames it into place whole."""
+        return self.path(folder).is_dir()
+
+    def names(self, folder: str, prefix: str = "") -> list[str]:
+        """Return the names in a folder that begin with `prefix`."""
+        with os.scandir(self.path(folder)) as entries:
+            return [entry.name for entry in entries if entry.name.startswith(prefix)]
+
+    def walk(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Yield every file below a folder with its size."""
+        return files.walk(self.path(folder))
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder and its parents."""
+        files.make_folder(self.path(folder))
+
+    def write_new(self, key: str, data: bytes | memoryview) -> None:
+        """Write and fsync a file that must not exist, in a folder that does."""
+        files.write_new(self.path(key), data)
+
+    def create(self, key: str, data: bytes, *, via: str) -> None:
+        """Write and fsync the file under the private name, then link it to its own."""
+        self.write_new(via, data)
+        files.link_exclusive(self.path(via), self.path(key))
+
+    def replace(self, key: str, data: bytes) -> None:
+        """Write and fsync a file beside the name, then rename it."""
+        path = self.path(key)
+        # The dot keeps it out of sight if a kill leaves it.
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_new(partial, data)
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+        files.sync_folder(path.parent)
+
+    def move(self, source: str, target: str, *, size: int | None = None) -> None:
+        """Rename a file; a file system that lost some of its bytes is found out first."""
+        staged = self.path(source)
+        found = os.lstat(staged).st_size
+        if size is not None and found != size:
+            raise errors.StoreError(
+                f"staged object {str(staged)!r} has {found} bytes, its record says {size}; the file system lost "
+                "committed data, make the run again with another --out"
+            )
+        staged.replace(self.path(target))
+
+    def take_away(self, source: str, target: str) -> None:
+        """Rename a file."""
+        self.path(source).rename(self.path(target))
+
+    def remove(self, key: str) -> None:
+        """Delete a file, if it is there."""
+        self.path(key).unlink(missing_ok=True)
+
+    def remove_tree(self, folder: str) -> None:
+        """Delete a folder."""
+        files.remove_tree(self.path(folder))
+
+    def sync(self, *folders: str) -> None:
+        """Fsync folders."""
+        for folder in folders:
+            files.sync_folder(self.path(folder))
+
+    def zarr_store(self, folder: str) -> Any:
+        """Return a `zarr.storage.LocalStore`."""
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.path(folder), read_only=True)
