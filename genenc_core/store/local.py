@@ -17,6 +17,9 @@ class LocalObjects:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def __repr__(self) -> str:
+        return f"LocalObjects({str(self.root)!r})"
+
     @property
     def name(self) -> str:
         """The folder's path."""

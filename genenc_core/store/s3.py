@@ -38,6 +38,9 @@ class S3Objects:
         with self._faults(prefix):
             self._store = _opened(bucket, prefix)
 
+    def __repr__(self) -> str:
+        return f"S3Objects({self.bucket!r}, {self.prefix!r})"
+
     @property
     def name(self) -> str:
         """The address."""

@@ -1,62 +1,88 @@
-"""Every way in which a test damages a committed run, with what `verify` must say of it."""
+"""Every way in which a test damages a committed run, here or on S3, with what `verify` must say of it."""
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import zarr
 
-from genenc_core.store import records, run_store
+from genenc_core.store import local, places, records, run_store, zarr_arrays
 
 Damage = Callable[[run_store.RunStore], object]
 
 
-def flip(path: Path, *, at: int = 3) -> None:
-    data = bytearray(path.read_bytes())
+def read(store: run_store.RunStore, key: str) -> bytes:
+    return store.objects.read(f"{places.GROUP}/{key}")
+
+
+def write(store: run_store.RunStore, key: str, data: bytes) -> None:
+    store.objects.replace(f"{places.GROUP}/{key}", data)
+
+
+def remove(store: run_store.RunStore, key: str) -> None:
+    store.objects.remove(f"{places.GROUP}/{key}")
+
+
+def flip(store: run_store.RunStore, key: str, *, at: int = 3) -> None:
+    data = bytearray(read(store, key))
     data[at] ^= 1
-    path.write_bytes(bytes(data))
+    write(store, key, bytes(data))
+
+
+def edit_record(store: run_store.RunStore) -> None:
+    text = store.objects.read(places.record(1))
+    store.objects.replace(places.record(1), text.replace(b'"salt": 0', b'"salt": 9'))
 
 
 def rewrite_record(store: run_store.RunStore, **changes: object) -> None:
     """Change a record with a right seal, as only somebody who means to can."""
     record = store.record(1)
     fields = {name: getattr(record, name) for name in records.CommitRecord.__dataclass_fields__}
-    path = store.places.record(1)
-    path.write_bytes(records.CommitRecord(**{**fields, **changes}).to_json())
+    store.objects.replace(places.record(1), records.CommitRecord(**{**fields, **changes}).to_json())
 
 
-def rewrite_through_zarr(store: run_store.RunStore) -> None:
-    zarr.open_array(store.zarr_path / "features", mode="r+")[8:16] = 0
-
-
-def swap_data(store: run_store.RunStore) -> None:
-    shutil.copy(store.zarr_path / "features/c.0.0", store.zarr_path / "features/c.1.0")
+def rewrite_array(store: run_store.RunStore, shard: int, *, value: float = 0) -> None:
+    """Write a shard's rows of `features` with the bytes that a program that opens the run with zarr would write."""
+    start, stop = store.shard_range(shard)
+    block = zarr.open_array(store.zarr_store(), path="features", mode="r")[start:stop]
+    block[...] = value
+    metadata, key = read(store, "features/zarr.json"), f"c.{shard}.0"
+    write(store, f"features/{key}", bytes(zarr_arrays.encode(metadata, key, start, block)))
 
 
 def folder_instead(store: run_store.RunStore) -> None:
-    path = store.zarr_path / "status/c.1"
+    assert isinstance(store.objects, local.LocalObjects)
+    path = store.objects.path(f"{places.GROUP}/status/c.1")
     path.unlink()
     path.mkdir()
 
 
 CASES: dict[str, tuple[Damage, int | None, str, str]] = {
-    "flipped bit": (lambda s: flip(s.zarr_path / "features/c.1.0"), 1, "features/c.1.0", "sha256 is"),
-    "deleted object": (lambda s: (s.zarr_path / "probes/c.1.0.0").unlink(), 1, "probes/c.1.0.0", "missing"),
-    "deleted status": (lambda s: (s.zarr_path / "status/c.1").unlink(), 1, "status/c.1", "missing"),
+    "flipped bit": (lambda s: flip(s, "features/c.1.0"), 1, "features/c.1.0", "sha256 is"),
+    "deleted object": (
+        lambda s: remove(s, "probes/c.1.0.0"),
+        1,
+        "probes/c.1.0.0",
+        "missing",
+    ),
+    "deleted status": (lambda s: remove(s, "status/c.1"), 1, "status/c.1", "missing"),
     "zero-length object": (
-        lambda s: (s.zarr_path / "features/c.1.0").write_bytes(b""),
+        lambda s: write(s, "features/c.1.0", b""),
         1,
         "features/c.1.0",
         "has 0 bytes instead of",
     ),
     "truncated object": (
-        lambda s: (s.zarr_path / "features/c.1.0").write_bytes((s.zarr_path / "features/c.1.0").read_bytes()[:-1]),
+        lambda s: write(s, "features/c.1.0", read(s, "features/c.1.0")[:-1]),
         1,
         "features/c.1.0",
         "bytes instead of",
     ),
-    "rewritten through zarr": (rewrite_through_zarr, 1, "features/c.1.0", "changed since it was committed"),
-    "another shard's object": (swap_data, 1, "features/c.1.0", "changed since it was committed"),
+    "rewritten through zarr": (lambda s: rewrite_array(s, 1), 1, "features/c.1.0", "changed since it was committed"),
+    "another shard's object": (
+        lambda s: write(s, "features/c.1.0", read(s, "features/c.0.0")),
+        1,
+        "features/c.1.0",
+        "changed since it was committed",
+    ),
     "object is a folder": (
         folder_instead,
         1,
@@ -64,12 +90,12 @@ CASES: dict[str, tuple[Damage, int | None, str, str]] = {
         "cannot be read",
     ),
     "edited record": (
-        lambda s: s.places.record(1).write_text(s.places.record(1).read_text().replace('"salt": 0', '"salt": 9')),
+        edit_record,
         1,
         "s0000001.json",
         "changed after it was written",
     ),
-    "empty record": (lambda s: s.places.record(1).write_bytes(b""), 1, "s0000001.json", "damaged"),
+    "empty record": (lambda s: s.objects.replace(places.record(1), b""), 1, "s0000001.json", "damaged"),
     "record of another run": (
         lambda s: rewrite_record(s, fingerprint="f9"),
         1,
@@ -77,7 +103,7 @@ CASES: dict[str, tuple[Damage, int | None, str, str]] = {
         "of another run: fingerprint f9",
     ),
     "record of another shard": (
-        lambda s: s.places.record(1).write_bytes(s.places.record(0).read_bytes()),
+        lambda s: s.objects.replace(places.record(1), s.objects.read(places.record(0))),
         1,
         "s0000001.json",
         "the record is of shard 0",
@@ -94,12 +120,32 @@ CASES: dict[str, tuple[Damage, int | None, str, str]] = {
         "status/c.1",
         "status says {'ok': 7, 'unreadable': 1}, the record says {'ok': 8}",
     ),
-    "changed metadata": (lambda s: flip(s.zarr_path / "features/zarr.json"), None, "features/zarr.json", "sha256 is"),
-    "changed coordinate": (lambda s: flip(s.zarr_path / "image_id/c.0"), None, "image_id/c.0", "sha256 is"),
-    "deleted coordinate": (lambda s: (s.zarr_path / "point_x/c.0.0").unlink(), None, "point_x/c.0.0", "missing"),
-    "foreign file": (lambda s: (s.zarr_path / "notes.txt").write_text("x"), None, "notes.txt", "foreign file"),
+    "changed metadata": (
+        lambda s: flip(s, "features/zarr.json"),
+        None,
+        "features/zarr.json",
+        "sha256 is",
+    ),
+    "changed coordinate": (
+        lambda s: flip(s, "image_id/c.0"),
+        None,
+        "image_id/c.0",
+        "sha256 is",
+    ),
+    "deleted coordinate": (
+        lambda s: remove(s, "point_x/c.0.0"),
+        None,
+        "point_x/c.0.0",
+        "missing",
+    ),
+    "foreign file": (
+        lambda s: write(s, "notes.txt", b"x"),
+        None,
+        "notes.txt",
+        "foreign file",
+    ),
     "foreign record": (
-        lambda s: (s.places.commits / "s0000009.json").write_text("{}"),
+        lambda s: s.objects.replace(places.record(9), b"{}"),
         None,
         "s0000009.json",
         "foreign file among the commit records",

@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import files, layout, places, repair, run_store, transaction, verify
+from genenc_core.store import files, layout, local, places, repair, run_store, transaction, verify
 
 ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
 
@@ -323,11 +323,11 @@ def _finish_and_check(root: Path) -> None:
 def status_first(real: Callable[..., None]) -> Callable[..., None]:
     """A deliberately broken promotion, which the checker must find."""
 
-    def promote(at: places.Places, record: object, *, observe: places.Observer) -> None:
+    def promote(at: local.LocalObjects, record: object, *, observe: places.Observer) -> None:
         status = record.objects[-1]
-        staged = at.staging / status.staged
+        staged = at.path(places.STAGING) / status.staged
         if staged.exists():
-            staged.replace(at.zarr / status.key)
+            staged.replace(at.path(places.GROUP) / status.key)
         real(at, record, observe=observe)
 
     return promote

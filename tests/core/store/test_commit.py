@@ -9,18 +9,20 @@ import pytest
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import files, layout, records, run_store
+from genenc_core.store import files, layout, places, records, run_store
 
 
 def test_objects_are_the_bytes_that_zarr_writes(small: ModuleType, full: run_store.RunStore, tmp_path: Path) -> None:
     """Whole shards and the short last one, compressed or not, sharded or not."""
     other = small.create(tmp_path / "zarr")
     for name in ("features", "probes", "image_height", "status"):
-        array = zarr.open_array(other.zarr_path / name, mode="r+").with_config({"write_empty_chunks": True})
+        array = zarr.open_array(other.objects.path(places.GROUP) / name, mode="r+").with_config(
+            {"write_empty_chunks": True}
+        )
         for shard in range(small.SHARDS):
             arrays, status = small.content(shard)
             array[slice(*full.shard_range(shard))] = {**arrays, "status": status}[name]
-    assert small.tree(full.root) == small.tree(other.root)
+    assert small.tree(full.objects.root) == small.tree(other.objects.root)
 
 
 def test_a_shard_of_fill_values_is_a_real_object(small: ModuleType, store: run_store.RunStore) -> None:
@@ -34,7 +36,7 @@ def test_a_shard_of_fill_values_is_a_real_object(small: ModuleType, store: run_s
         "status/c.0",
     ]
     for item in record.objects:
-        assert files.digest(store.zarr_path / item.key) == (item.size, item.sha256)
+        assert files.digest(store.objects.path(places.GROUP) / item.key) == (item.size, item.sha256)
         assert item.size > 0
     assert record.status_counts == {"ok": 0, "unreadable": 8}
 
@@ -44,7 +46,7 @@ def test_arrays_that_are_not_contiguous_are_stored_by_value(small: ModuleType, s
     strided = {name: np.asfortranarray(block) for name, block in arrays.items()}
     doubled = np.repeat(status, 2)[::2]
     store.commit(0, strided, doubled, details={})
-    group = zarr.open_group(store.zarr_path, mode="r")
+    group = zarr.open_group(store.objects.path(places.GROUP), mode="r")
     for name, block in arrays.items():
         np.testing.assert_array_equal(group[name][:8], block)
 
@@ -56,16 +58,18 @@ def test_inputs_are_neither_changed_nor_kept(small: ModuleType, store: run_store
     for name, block in given.items():
         np.testing.assert_array_equal(block, arrays[name])
         block[...] = 0
-    np.testing.assert_array_equal(zarr.open_array(store.zarr_path / "features")[:8], arrays["features"])
+    np.testing.assert_array_equal(
+        zarr.open_array(store.zarr_store(), path="features", mode="r")[:8], arrays["features"]
+    )
 
 
 def test_the_first_commit_wins_for_ever(small: ModuleType, full: run_store.RunStore) -> None:
-    before, first = small.tree(full.root), full.record(1)
+    before, first = small.tree(full.objects.root), full.record(1)
     arrays, status = small.content(1, salt=5)
     again = full.commit(1, arrays, status, details={"salt": 5})
     assert again == first
     assert again.details == {"salt": 0}
-    assert small.tree(full.root) == before
+    assert small.tree(full.objects.root) == before
 
 
 def wrong(small: ModuleType, change: str) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, object]]:
@@ -112,11 +116,11 @@ def wrong(small: ModuleType, change: str) -> tuple[dict[str, np.ndarray], np.nda
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     small: ModuleType, store: run_store.RunStore, change: str, message: str
 ) -> None:
-    before = sorted(store.root.rglob("*"))
+    before = sorted(store.objects.root.rglob("*"))
     arrays, status, details = wrong(small, change)
     with pytest.raises(errors.StoreError, match=message):
         store.commit(0, arrays, status, details=details)
-    assert sorted(store.root.rglob("*")) == before
+    assert sorted(store.objects.root.rglob("*")) == before
 
 
 @pytest.mark.parametrize("shard", [-1, 3])
@@ -127,7 +131,7 @@ def test_a_shard_that_does_not_exist_is_refused(small: ModuleType, store: run_st
 
 
 def test_nothing_is_written_with_changed_metadata(small: ModuleType, store: run_store.RunStore) -> None:
-    path = store.zarr_path / "features" / "zarr.json"
+    path = store.objects.path(places.GROUP) / "features" / "zarr.json"
     path.write_text(path.read_text().replace('"level": 1', '"level": 9'))
     with pytest.raises(errors.StoreError, match="changed since the run was created"):
         small.commit(store, 0)
@@ -145,7 +149,7 @@ def test_a_disk_that_fails_while_staging_leaves_no_trace_and_can_be_tried_again(
         with pytest.raises(errors.StoreError, match=r"No space left on device.*resume"):
             small.commit(store, 0)
     assert store.pending() == [0, 1, 2]
-    assert list(store.places.staging.iterdir()) == []
+    assert list(store.objects.path(places.STAGING).iterdir()) == []
     small.commit(store, 0)
     assert store.committed() == {0}
 
@@ -180,12 +184,12 @@ def test_an_uncertain_link_is_resolved_by_reading_the_record(
         else:
             with pytest.raises(errors.StoreError, match="File exists"):
                 small.commit(store, 0)
-            assert [path.name[:8] for path in store.places.staging.iterdir()] == ["s0000000"]
+            assert [path.name[:8] for path in store.objects.path(places.STAGING).iterdir()] == ["s0000000"]
     assert store.committed() == ({0} if made else set())
-    small.resume(store.root)
-    small.check_readable(store.root)
+    small.resume(store.objects.root)
+    small.check_readable(store.objects.root)
     assert store.pending() == []
-    assert list(store.places.staging.iterdir()) == []
+    assert list(store.objects.path(places.STAGING).iterdir()) == []
 
 
 def test_a_record_says_what_was_stored(small: ModuleType, full: run_store.RunStore) -> None:
@@ -201,7 +205,7 @@ def test_a_record_says_what_was_stored(small: ModuleType, full: run_store.RunSto
 
 
 def test_a_damaged_or_edited_record_is_refused(full: run_store.RunStore) -> None:
-    path = full.places.record(0)
+    path = full.objects.path(places.record(0))
     text = path.read_text()
     value = json.loads(text)
     for damaged in (
@@ -242,4 +246,4 @@ def test_one_array_of_one_row_is_a_run(tmp_path: Path) -> None:
     plan = layout.StorePlan(rows=1, shard_rows=1, arrays=(array,), fingerprint="f", identity={}, attributes={})
     store = run_store.RunStore.create(tmp_path, plan, coordinates=[])
     store.commit(0, {"features": np.array([[2.5]], np.float32)}, np.ones(1, np.uint8), details={})
-    assert zarr.open_array(store.zarr_path / "features")[0, 0] == 2.5
+    assert zarr.open_array(store.objects.path(places.GROUP) / "features")[0, 0] == 2.5

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from genenc_core.store import run_store
+from genenc_core.store import places, run_store
 
 POINTS = (
     "stage:before",
@@ -124,7 +124,7 @@ def test_a_beaten_attempt_finishes_the_winner_and_leaves_nothing(small: ModuleTy
     record = mine.commit(1, arrays, status, details={"salt": 8})
     assert record.details == {"salt": 7}
     small.check_readable(root)
-    assert list(mine.places.staging.iterdir()) == []
+    assert list(mine.objects.path(places.STAGING).iterdir()) == []
 
 
 def test_an_attempt_whose_staging_the_winner_cleaned_returns_the_winner(small: ModuleType, tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def test_an_attempt_whose_staging_the_winner_cleaned_returns_the_winner(small: M
     arrays, status = small.content(1, salt=8)
     assert mine.commit(1, arrays, status, details={"salt": 8}).details == {"salt": 7}
     small.check_readable(root)
-    assert list(mine.places.staging.iterdir()) == []
+    assert list(mine.objects.path(places.STAGING).iterdir()) == []
 
 
 def test_recover_keeps_the_staging_of_uncommitted_shards(small: ModuleType, store: run_store.RunStore) -> None:
     """A slow writer may still commit what it staged."""
     small.commit(store, 0)
-    slow = store.places.attempt(1, "slow")
-    left = store.places.attempt(0, "killed")
+    slow = store.objects.path(places.attempt(1, "slow"))
+    left = store.objects.path(places.attempt(0, "killed"))
     slow.mkdir()
     left.mkdir()
     assert store.recover() == []

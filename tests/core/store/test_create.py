@@ -16,13 +16,13 @@ import xarray
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import creation, layout, run_store, zarr_arrays
+from genenc_core.store import creation, layout, places, run_store, zarr_arrays
 
 
 def test_xarray_shows_named_dimensions_and_coordinates(small: ModuleType, full: run_store.RunStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # e.g. a foreign file in the group, or a data type outside the specification
-        data = xarray.open_zarr(full.zarr_path, consolidated=False, chunks=None)
+        data = xarray.open_zarr(full.objects.path(places.GROUP), consolidated=False, chunks=None)
     assert data["features"].dims == ("image", "feature")
     assert data["probes"].dims == ("image", "point", "feature_probe")
     assert {"image_id", "point", "point_x"} <= set(data["features"].coords) | set(data.coords)
@@ -37,7 +37,7 @@ def test_xarray_shows_named_dimensions_and_coordinates(small: ModuleType, full: 
 
 
 def test_an_empty_run_reads_as_fill_values(store: run_store.RunStore) -> None:
-    group = zarr.open_group(store.zarr_path, mode="r")
+    group = zarr.open_group(store.objects.path(places.GROUP), mode="r")
     assert np.isnan(group["features"][:]).all()
     assert (group["image_height"][:] == -1).all()
     assert (group["status"][:] == 0).all()
@@ -46,13 +46,13 @@ def test_an_empty_run_reads_as_fill_values(store: run_store.RunStore) -> None:
 
 
 def test_only_zarr_nodes_lie_in_the_group(full: run_store.RunStore) -> None:
-    for path in full.zarr_path.rglob("*"):
+    for path in full.objects.path(places.GROUP).rglob("*"):
         assert path.is_dir() or path.name == "zarr.json" or path.name.startswith("c.")
 
 
 def test_arrays_have_the_stated_codecs(store: run_store.RunStore) -> None:
     codecs = {
-        name: json.loads((store.zarr_path / name / "zarr.json").read_text())["codecs"]
+        name: json.loads((store.objects.path(places.GROUP) / name / "zarr.json").read_text())["codecs"]
         for name in ("features", "probes")
     }
     inner = {name: [codec["name"] for codec in found[0]["configuration"]["codecs"]] for name, found in codecs.items()}
@@ -63,22 +63,22 @@ def test_arrays_have_the_stated_codecs(store: run_store.RunStore) -> None:
 
 
 def test_create_again_opens_and_keeps_what_is_stored(small: ModuleType, full: run_store.RunStore) -> None:
-    before = small.tree(full.root)
+    before = small.tree(full.objects.root)
 
     def never() -> Iterator[list[str]]:
         raise AssertionError("coordinates are not consumed when the run exists")
         yield []
 
     lazy = layout.CoordinatePlan(name="image_id", dims=("image",), values=never(), kind="string")
-    again = run_store.RunStore.create(full.root, small.plan(), coordinates=[lazy])
-    assert repr(again) == repr(full) == repr(run_store.RunStore.open(full.root))
-    assert small.tree(full.root) == before
+    again = run_store.RunStore.create(full.objects.root, small.plan(), coordinates=[lazy])
+    assert repr(again) == repr(full) == repr(run_store.RunStore.open(full.objects.root))
+    assert small.tree(full.objects.root) == before
     assert again.pending() == []
 
 
 def test_an_existing_run_keeps_its_own_shard_size(small: ModuleType, store: run_store.RunStore) -> None:
     other = small.plan(shard_rows=16)
-    assert run_store.RunStore.create(store.root, other, coordinates=[]).plan.shard_rows == 8
+    assert run_store.RunStore.create(store.objects.root, other, coordinates=[]).plan.shard_rows == 8
 
 
 def test_another_fingerprint_is_refused_with_the_differing_entries(
@@ -86,7 +86,7 @@ def test_another_fingerprint_is_refused_with_the_differing_entries(
 ) -> None:
     other = small.plan(fingerprint="f2", identity={"model": {"name": "vit", "weights": "random:0"}, "images": "d1"})
     with pytest.raises(errors.StoreError, match=r"model\.name: 'resnet18' -> 'vit'") as caught:
-        run_store.RunStore.create(store.root, other, coordinates=[])
+        run_store.RunStore.create(store.objects.root, other, coordinates=[])
     assert "images" not in str(caught.value)
     assert "--out" in str(caught.value)
 
@@ -94,7 +94,7 @@ def test_another_fingerprint_is_refused_with_the_differing_entries(
 def test_the_same_fingerprint_with_other_arrays_is_refused(small: ModuleType, store: run_store.RunStore) -> None:
     other = small.plan(arrays=small.plan().arrays[:1])
     with pytest.raises(errors.StoreError, match="same fingerprint but other arrays"):
-        run_store.RunStore.create(store.root, other, coordinates=[])
+        run_store.RunStore.create(store.objects.root, other, coordinates=[])
 
 
 def test_a_group_that_no_run_owns_is_left_alone(small: ModuleType, tmp_path: Path) -> None:
@@ -116,16 +116,16 @@ def test_open_refuses_what_is_not_a_finished_run(small: ModuleType, tmp_path: Pa
     with pytest.raises(errors.StoreError, match="not a run folder"):
         run_store.RunStore.open(tmp_path)
     store = small.create(tmp_path / "run")
-    shutil.rmtree(store.zarr_path)
+    shutil.rmtree(store.objects.path(places.GROUP))
     with pytest.raises(errors.StoreError, match="creation was interrupted"):
-        run_store.RunStore.open(store.root)
+        run_store.RunStore.open(store.objects.root)
 
 
 def test_an_edited_store_file_is_refused(store: run_store.RunStore) -> None:
-    path = store.places.store_file
+    path = store.objects.path(places.STORE_FILE)
     path.write_text(path.read_text().replace('"rows": 20', '"rows": 30'))
     with pytest.raises(errors.StoreError, match="changed after it was written"):
-        run_store.RunStore.open(store.root)
+        run_store.RunStore.open(store.objects.root)
 
 
 @pytest.mark.parametrize("sizes", [[20], [1] * 20, [7, 7, 6], [3, 0, 17]])
@@ -139,7 +139,7 @@ def test_coordinates_come_in_blocks_of_any_size(
     blocks = (values[end - size : end] for size, end in zip(sizes, ends, strict=True))
     coordinate = layout.CoordinatePlan(name="n", dims=("image",), values=blocks, kind="int64")
     store = run_store.RunStore.create(tmp_path / "run", small.plan(), coordinates=[coordinate])
-    array = zarr.open_group(store.zarr_path, mode="r")["n"]
+    array = zarr.open_group(store.objects.path(places.GROUP), mode="r")["n"]
     assert array.chunks == (6,)
     np.testing.assert_array_equal(array[:], values)
 
@@ -179,23 +179,23 @@ def test_a_kill_anywhere_in_create_is_made_good_by_creating_again(
 def test_a_claim_without_a_group_is_finished_with_the_first_plan(small: ModuleType, tmp_path: Path) -> None:
     """Killed between its two last steps, a creation is finished as begun, whatever shard size the next one asks."""
     store = small.create(tmp_path / "run")
-    whole = small.tree(store.root)
-    shutil.rmtree(store.zarr_path)
+    whole = small.tree(store.objects.root)
+    shutil.rmtree(store.objects.path(places.GROUP))
     asked = small.plan(shard_rows=16, attributes={"title": "another"})
-    again = run_store.RunStore.create(store.root, asked, coordinates=small.coordinates())
+    again = run_store.RunStore.create(store.objects.root, asked, coordinates=small.coordinates())
     assert again.plan.shard_rows == 8
-    assert small.tree(store.root) == whole
+    assert small.tree(store.objects.root) == whole
 
 
 def test_a_claim_is_not_finished_with_other_coordinates(
     small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = small.create(tmp_path / "run")
-    shutil.rmtree(store.zarr_path)
-    monkeypatch.setattr(creation, "_wait_for", lambda _: None)
+    shutil.rmtree(store.objects.path(places.GROUP))
+    monkeypatch.setattr(creation, "wait_for_group", lambda _: None)
     with pytest.raises(errors.StoreError, match="makes other bytes"):
-        run_store.RunStore.create(store.root, small.plan(), coordinates=[])
-    assert not store.zarr_path.exists()
+        run_store.RunStore.create(store.objects.root, small.plan(), coordinates=[])
+    assert not store.objects.path(places.GROUP).exists()
 
 
 def test_racing_creators_all_succeed(
@@ -206,7 +206,7 @@ def test_racing_creators_all_succeed(
     go.touch()
     ends = [(racer.communicate(timeout=60)[1], racer.returncode) for racer in racers]
     assert ends == [("", 0)] * 4
-    assert small.tree(root) == small.tree(small.create(tmp_path / "alone").root)
+    assert small.tree(root) == small.tree(small.create(tmp_path / "alone").objects.root)
     assert sorted(path.name for path in (root / "_txn").iterdir()) == ["commits", "staging", "store.json"]
 
 

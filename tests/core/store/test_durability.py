@@ -46,11 +46,11 @@ def test_the_real_calls_of_a_commit_come_in_the_order_of_the_protocol(
     zarr, txn = "features.zarr", "_txn"
     staged = f"{txn}/staging/ATTEMPT"
     data = ["features/c.1.0", "probes/c.1.0.0", "image_height/c.1"]
-    expected = ["stage:before", f"mkdir {staged}"]
+    expected = ["stage:before", f"mkdir {staged}", f"fsync {txn}/staging"]
     for index in range(4):
         expected += [f"fsync {staged}/{index}", "stage:object"]
-    expected += [f"fsync {staged}/record.json", f"fsync {staged}", f"fsync {txn}/staging", "stage:after"]
-    expected += ["commit:before", f"link {staged}/record.json -> {txn}/commits/s0000001.json"]
+    expected += [f"fsync {staged}", "stage:after", "commit:before", f"fsync {staged}/record.json"]
+    expected += [f"link {staged}/record.json -> {txn}/commits/s0000001.json"]
     expected += [f"fsync {txn}/commits", "commit:after"]
     expected += [f"fsync {txn}/commits"]  # again, because a record may be another process's
     for index, key in enumerate(data):
@@ -191,7 +191,7 @@ def restore(tree: dict[str, bytes | None], root: Path) -> Path:
 @pytest.fixture
 def whole(small: ModuleType, tmp_path: Path) -> dict[str, bytes]:
     """The bytes of a run that nothing happened to."""
-    return small.tree(small.resume(tmp_path / "whole").root)  # type: ignore[no-any-return]
+    return small.tree(small.resume(tmp_path / "whole").objects.root)  # type: ignore[no-any-return]
 
 
 def violations(
@@ -212,7 +212,7 @@ def test_a_power_loss_in_a_commit_loses_no_promise(
     small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = small.create(tmp_path / "run")
-    trees = power_losses(store.root, lambda: small.commit(store, 1), monkeypatch)
+    trees = power_losses(store.objects.root, lambda: small.commit(store, 1), monkeypatch)
     assert len(trees) > 12
     assert list(violations(small, trees, whole, tmp_path)) == []
 
@@ -251,5 +251,5 @@ def test_the_power_loss_check_sees_a_broken_order(
             patch.setattr(files, "sync_folder", lambda _: None)
         else:
             patch.setattr(transaction, "promote", small.status_first(transaction.promote))
-        trees = power_losses(store.root, lambda: small.commit(store, 1), monkeypatch)
+        trees = power_losses(store.objects.root, lambda: small.commit(store, 1), monkeypatch)
     assert next(violations(small, trees, whole, tmp_path), None)

@@ -9,7 +9,7 @@ import pytest
 
 import store_damage
 from genenc_core import errors
-from genenc_core.store import repair, run_store, verify
+from genenc_core.store import places, repair, run_store, verify
 
 
 def mend(small: ModuleType, store: run_store.RunStore) -> repair.Repaired:
@@ -20,37 +20,37 @@ def mend(small: ModuleType, store: run_store.RunStore) -> repair.Repaired:
 def test_every_damage_is_put_right_and_nothing_else_is_touched(
     small: ModuleType, full: run_store.RunStore, case: str
 ) -> None:
-    before = small.tree(full.root)
+    before = small.tree(full.objects.root)
     damage, shard, *_ = store_damage.CASES[case]
     damage(full)
-    untouched = {number: full.places.record(number).read_bytes() for number in (0, 2)}
+    untouched = {number: full.objects.path(places.record(number)).read_bytes() for number in (0, 2)}
     done = mend(small, full)
     assert done.unrepaired == ()
     assert done.requeued == (() if shard is None else (shard,))
     report = verify.verify_store(full, content=True)
     assert report.problems == ()
     assert report.pending == done.requeued
-    small.check_readable(full.root)
-    assert {number: full.places.record(number).read_bytes() for number in (0, 2)} == untouched
-    assert small.resume(full.root).pending() == []
-    assert small.tree(full.root) == before
+    small.check_readable(full.objects.root)
+    assert {number: full.objects.path(places.record(number)).read_bytes() for number in (0, 2)} == untouched
+    assert small.resume(full.objects.root).pending() == []
+    assert small.tree(full.objects.root) == before
     assert verify.verify_store(full, content=True).ok
 
 
 def test_an_intact_run_is_not_touched(small: ModuleType, full: run_store.RunStore) -> None:
-    before = {path: path.stat().st_mtime_ns for path in sorted(full.root.rglob("*"))}
+    before = {path: path.stat().st_mtime_ns for path in sorted(full.objects.root.rglob("*"))}
     done = mend(small, full)
     assert (done.requeued, done.restored, done.set_aside) == ((), (), ())
-    assert {path: path.stat().st_mtime_ns for path in sorted(full.root.rglob("*"))} == before
+    assert {path: path.stat().st_mtime_ns for path in sorted(full.objects.root.rglob("*"))} == before
 
 
 def test_what_was_wrong_is_kept(small: ModuleType, full: run_store.RunStore) -> None:
-    store_damage.flip(full.zarr_path / "features/c.1.0")
-    wrong = (full.zarr_path / "features/c.1.0").read_bytes()
-    record = full.places.record(1).read_bytes()
+    store_damage.flip(full, "features/c.1.0")
+    wrong = (full.objects.path(places.GROUP) / "features/c.1.0").read_bytes()
+    record = full.objects.path(places.record(1)).read_bytes()
     done = mend(small, full)
-    assert (done.folder / "features.zarr/features/c.1.0").read_bytes() == wrong
-    assert (done.folder / "commits/s0000001.json").read_bytes() == record
+    assert (full.objects.path(done.folder) / "features.zarr/features/c.1.0").read_bytes() == wrong
+    assert (full.objects.path(done.folder) / "commits/s0000001.json").read_bytes() == record
     assert sorted(done.set_aside) == [
         "commits/s0000001.json",
         "features.zarr/features/c.1.0",
@@ -65,23 +65,23 @@ def test_objects_that_no_record_stands_for_are_taken_from_the_readers(
 ) -> None:
     small.commit(store, 0)
     small.commit(store, 1)
-    store.places.record(0).unlink()
+    store.objects.path(places.record(0)).unlink()
     done = mend(small, store)
     assert done.requeued == (0,)
-    assert not (store.zarr_path / "status/c.0").exists()
+    assert not (store.objects.path(places.GROUP) / "status/c.0").exists()
     assert verify.verify_store(store).ok
 
 
 def test_metadata_that_would_come_out_otherwise_is_left_and_named(small: ModuleType, full: run_store.RunStore) -> None:
     """Coordinates that are not the run's own do not replace what is there."""
-    store_damage.flip(full.zarr_path / "image_id/c.0")
+    store_damage.flip(full, "image_id/c.0")
     other = [item for item in small.coordinates() if item.name != "image_id"]
     done = repair.repair_store(full, coordinates=other)
     (problem,) = done.unrepaired
     assert problem.key == "image_id/c.0"
     assert "restore it from a copy" in problem.what
-    assert (full.zarr_path / "image_id/c.0").exists()
-    assert not list(full.places.transactions.glob("creating-*"))
+    assert (full.objects.path(places.GROUP) / "image_id/c.0").exists()
+    assert not list(full.objects.path(places.TRANSACTIONS).glob("creating-*"))
 
 
 @pytest.mark.parametrize("nth", range(1, 6))
@@ -98,7 +98,7 @@ def test_a_kill_during_repair_leaves_fill_or_final_values_and_the_next_repair_go
     process = start("repair", root, "--point", "repair:moved", "--nth", str(nth))
     _, error = process.communicate(timeout=60)
     assert process.returncode == -9, error
-    assert not (store.zarr_path / "status/c.1").exists()
+    assert not (store.objects.path(places.GROUP) / "status/c.1").exists()
     if nth < 5:
         with pytest.raises(errors.StoreError, match=r"s0000001\.json|genenc verify --repair"):
             store.recover()
@@ -113,7 +113,7 @@ def test_a_kill_during_repair_leaves_fill_or_final_values_and_the_next_repair_go
 def test_a_disk_that_fails_is_said_in_words(
     small: ModuleType, full: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store_damage.flip(full.zarr_path / "features/c.1.0")
+    store_damage.flip(full, "features/c.1.0")
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "x")
@@ -129,7 +129,7 @@ def test_a_shard_that_a_worker_commits_meanwhile_is_left_alone(
     """Verifying takes minutes on a large run, and a shard without a record is what workers take up."""
     small.commit(store, 0)
     small.commit(store, 1)
-    store.places.record(0).unlink()
+    store.objects.path(places.record(0)).unlink()
     look = verify.verify_store
 
     def look_slowly(*given: run_store.RunStore, **options: bool) -> verify.VerifyReport:

@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 import store_damage
-from genenc_core.store import run_store, verify
+from genenc_core.store import places, run_store, verify
 
 
 @pytest.mark.parametrize("content", [False, True])
@@ -41,8 +41,8 @@ def test_pending_shards_are_no_problem(small: ModuleType, store: run_store.RunSt
 def test_objects_without_a_record_are_foreign(small: ModuleType, store: run_store.RunStore) -> None:
     """What a program that writes through zarr, or a deleted record, leaves: readers see it, nothing stands for it."""
     small.commit(store, 0)
-    zarr.open_array(store.zarr_path / "features", mode="r+")[8:16] = 1
-    store.places.record(0).unlink()
+    zarr.open_array(store.objects.path(places.GROUP) / "features", mode="r+")[8:16] = 1
+    store.objects.path(places.record(0)).unlink()
     problems = verify.verify_store(store).problems
     assert {(p.shard, p.rows, p.key) for p in problems} == {
         (0, (0, 8), "features/c.0.0"),
@@ -65,7 +65,7 @@ def test_a_shard_that_is_not_in_place_yet_is_unpromoted_not_damaged(
         if passed == point:
             raise Stop
 
-    stopped = run_store.RunStore.open(store.root, observer=stop)
+    stopped = run_store.RunStore.open(store.objects.root, observer=stop)
     with pytest.raises(Stop):
         small.commit(stopped, 1)
     report = verify.verify_store(store)
@@ -76,7 +76,7 @@ def test_a_shard_that_is_not_in_place_yet_is_unpromoted_not_damaged(
 
 
 def test_content_finds_metadata_that_gives_the_same_bytes_another_meaning(full: run_store.RunStore) -> None:
-    path = full.zarr_path / "image_height" / "zarr.json"
+    path = full.objects.path(places.GROUP) / "image_height" / "zarr.json"
     path.write_text(path.read_text().replace('"little"', '"big"', 1))  # the values', not the shard index's
     assert {p.key for p in verify.verify_store(full).problems} == {"image_height/zarr.json"}
     keys = {p.key for p in verify.verify_store(full, content=True).problems if "other values" in p.what}
@@ -85,16 +85,16 @@ def test_content_finds_metadata_that_gives_the_same_bytes_another_meaning(full: 
 
 def test_what_zarr_reads_silently_as_fill_values_is_found(full: run_store.RunStore) -> None:
     """A zero-length shard, as a power loss leaves without fsync, reads as NaN without any error."""
-    path = full.zarr_path / "features" / "c.0.0"
+    path = full.objects.path(places.GROUP) / "features" / "c.0.0"
     path.write_bytes(b"")
-    assert np.isnan(zarr.open_array(full.zarr_path / "features", mode="r")[0:8]).all()
+    assert np.isnan(zarr.open_array(full.objects.path(places.GROUP) / "features", mode="r")[0:8]).all()
     assert [p.key for p in verify.verify_store(full).problems] == ["features/c.0.0"]
 
 
 def test_recover_finishes_the_others_and_names_a_lost_shard(small: ModuleType, store: run_store.RunStore) -> None:
     small.commit(store, 0)
     small.commit(store, 2)
-    (store.zarr_path / "status/c.0").unlink()
+    (store.objects.path(places.GROUP) / "status/c.0").unlink()
     with pytest.raises(Exception, match=r"shard 00000: object 'status/c\.0' is committed but neither in place nor"):
         store.recover()
     assert [p.key for p in verify.verify_store(store).problems] == ["status/c.0"]
