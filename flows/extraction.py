@@ -72,7 +72,7 @@ def _work(root: str, which: str, options: records.Options, shards_per_task: int,
     ):
         if groups:
             extraction.prepare_encoder(root, options)
-            reports = _encode_all(root, groups, options, watch)
+            reports = _encode_all(root, groups, options, watch, shards_per_task)
             extraction.verify_run(root)
             reporting.publish_report(root, reports)
         result = extraction.write_provenance(root, asked, options)
@@ -95,37 +95,58 @@ def _final_state(result: driver.Result) -> State[Any]:
 
 
 def _encode_all(
-    root: str, groups: Sequence[extraction.ShardGroup], options: records.Options, watch: control.Control
+    root: str, groups: list[extraction.ShardGroup], options: records.Options, watch: control.Control, per_task: int
 ) -> list[records.ShardReport]:
-    """Run every group, whatever becomes of the others; what failed is told by the run folder."""
+    """Run every group, whatever becomes of the others; what failed is told by the run folder.
+
+    Other processes may be at the same run: what they hold is waited for at the end, and done here if they fail to.
+    """
     reports: list[records.ShardReport] = []
-    others: list[BaseException] = []
-    futures = [extraction.encode_shards.submit(group, options) for group in groups]
-    with _watched(root, watch):
-        try:
-            _collect(futures, reports, others)
-        except TerminationSignal:
-            # A worker or scheduler ends us: the running shards stop within a batch, and the flow ends Cancelled.
-            watch.stop()
-            _collect(futures, reports, others)
-    if others:
-        raise others[0]
+    with _watched(root, watch), contextlib.suppress(errors.Stopped):
+        while groups:
+            held = _encode_round(groups, options, watch, reports)
+            watch.checkpoint()
+            groups = extraction.wait_for_others(root, held, options, per_task) if held else []
     return reports
+
+
+def _encode_round(
+    groups: Sequence[extraction.ShardGroup],
+    options: records.Options,
+    watch: control.Control,
+    reports: list[records.ShardReport],
+) -> list[int]:
+    """Run every group once; add the reports of what is done, return the shards that others are at."""
+    futures = [extraction.encode_shards.submit(group, options) for group in groups]
+    try:
+        results = _collect(futures)
+    except TerminationSignal:
+        # A worker or scheduler ends us: the running shards stop within a batch, and the flow ends Cancelled.
+        watch.stop()
+        results = _collect(futures)
+    held: list[int] = []
+    for group, result in zip(groups, results, strict=True):
+        if isinstance(result, errors.ShardError):
+            # It says nothing of the group's others; those that are done or failed are quickly seen to be.
+            held += [shard for shard in group.shards if shard != result.shard]
+        elif isinstance(result, BaseException):
+            if not isinstance(result, errors.Stopped):
+                raise result
+        else:
+            reports += [report for report in result if not report.held]
+            held += [report.shard for report in result if report.held]
+    return held
 
 
 def _collect(
     futures: list[PrefectFuture[list[records.ShardReport]]],
-    reports: list[records.ShardReport],
-    others: list[BaseException],
-) -> None:
-    """Take each task run's reports as it ends, and exceptions that are neither a failed shard nor a stop."""
-    reports.clear()
+) -> list[list[records.ShardReport] | BaseException]:
+    """Return what each task run came to, in the order of the futures, when all have ended."""
     for future in as_completed(futures):
-        result = cast("list[records.ShardReport] | BaseException", future.result(raise_on_failure=False))
-        if isinstance(result, list):
-            reports += result
-        elif not isinstance(result, errors.ShardError | errors.Stopped):
-            others.append(result)
+        future.wait()
+    return [
+        cast("list[records.ShardReport] | BaseException", future.result(raise_on_failure=False)) for future in futures
+    ]
 
 
 @contextlib.contextmanager

@@ -41,9 +41,7 @@ def create_store(given: parameters.ExtractParameters) -> str:
 def plan_shards(root: str, which: str, shards_per_task: int) -> list[ShardGroup]:
     """Return the shards to do, grouped; from the commit records, never from Prefect's states."""
     wanted = driver.plan(root, which)
-    folder = RunFolder(root)
-    groups = [wanted[at : at + shards_per_task] for at in range(0, len(wanted), shards_per_task)]
-    return [_group(folder, tuple(shards)) for shards in groups]
+    return _groups(RunFolder(root), wanted, shards_per_task)
 
 
 @task(task_run_name="prepare the encoder of {root}", cache_policy=NO_CACHE, tags=["genenc"])
@@ -61,11 +59,20 @@ def prepare_encoder(root: str, options: records.Options) -> None:
     retry_condition_fn=is_passing_fault,
 )
 def encode_shards(group: ShardGroup, options: records.Options) -> list[records.ShardReport]:
-    """Load, encode, reduce and commit a group of shards; raise the first failure after trying all."""
+    """Load, encode, reduce and commit a group of shards; raise the first failure after trying all.
+
+    A shard that another process is at is reported as held.
+    """
     outcome = worker.encode_shards(group.root, group.shards, options, lanes=1)
     if outcome.failures:
         raise outcome.failures[0]
     return list(outcome.reports)
+
+
+@task(task_run_name="wait for {held} that other processes are at", cache_policy=NO_CACHE, tags=["genenc"])
+def wait_for_others(root: str, held: list[int], options: records.Options, shards_per_task: int) -> list[ShardGroup]:
+    """Return the shards that are left to do, grouped, once some are; none when the others have done them all."""
+    return _groups(RunFolder(root), worker.WORKERS.get(root, options).wait_for(held), shards_per_task)
 
 
 @task(task_run_name="verify {root}", cache_policy=NO_CACHE, tags=["genenc"])
@@ -78,6 +85,11 @@ def verify_run(root: str) -> int:
 def write_provenance(root: str, asked: list[int], options: records.Options) -> driver.Result:
     """Complete the session's record; return what it came to and where the run stands."""
     return driver.finish(root, asked, options)
+
+
+def _groups(folder: RunFolder, wanted: Sequence[int], shards_per_task: int) -> list[ShardGroup]:
+    cut = [wanted[at : at + shards_per_task] for at in range(0, len(wanted), shards_per_task)]
+    return [_group(folder, tuple(shards)) for shards in cut]
 
 
 def _group(folder: RunFolder, shards: Sequence[int]) -> ShardGroup:

@@ -8,6 +8,7 @@ from genenc_core.encoding import control
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run import planning, records, sessions, status, worker
 from genenc_core.run.folder import RunFolder
+from genenc_core.store import claims
 from genenc_core.store.objects import Root
 
 
@@ -56,7 +57,7 @@ def resume(root: Root, shards: str, options: records.Options, *, command: str = 
     with sessions.recorded(root, options, command=command), worker.working(root, options):
         if wanted:
             worker.WORKERS.get(root, options).prepare()
-            worker.encode_shards(root, wanted, options)
+            worker.encode_all(root, wanted, options)
             status.require_intact(root)
         return finish(root, wanted, options)
 
@@ -65,6 +66,8 @@ def plan(root: Root, shards: str) -> list[int]:
     """Finish what was committed but not put in place; return the shards to do and tell whoever watches."""
     folder = RunFolder.open_for_work(root)
     wanted = status.select_shards(folder, shards)
+    if not folder.store.pending():
+        claims.Claims(folder.objects).sweep()
     control.current().on_plan(folder.rows_of(wanted), folder.store.plan.rows)
     return wanted
 

@@ -114,12 +114,19 @@ class RunFolder:
         return sorted({int(match[1]) for match in found if match} - self.store.committed())
 
     def failure(self, shard: int, *, session: str | None = None) -> str:
-        """Return the reason of a shard's last failed attempt (of this session, if named), or that there was none."""
+        """Return the reason of a shard's last failed attempt; it says so when that was not in the session named."""
         key = _failure_key(shard)
         found = records.read_json(self.objects, key) if self.objects.size(key) is not None else {}
-        if not found or (session is not None and found.get("session") != session):
+        if not found:
             return "it was not reached"
-        return str(found.get("reason", ""))
+        others = session is not None and found.get("session") != session
+        return f"{'in another session: ' if others else ''}{found.get('reason', '')}"
+
+    def failure_note(self, shard: int) -> str:
+        """Return what tells one failed attempt at a shard from another, "" where there is none."""
+        with contextlib.suppress(OSError):
+            return self.objects.read(_failure_key(shard)).decode(errors="replace")
+        return ""
 
     def note_failure(self, shard: int, reason: str, session: str) -> None:
         """Record why an attempt at a shard failed; a full disk must not hide the reason itself."""

@@ -39,13 +39,17 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
-    """What became of one shard in one attempt; `skipped` when it had been committed before."""
+    """What became of one shard in one attempt.
+
+    `skipped` when it had been committed before; `held` when another process is at it, and nothing was done.
+    """
 
     shard: int
     start: int
     stop: int
     unreadable: int
     skipped: bool = False
+    held: bool = False
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -122,11 +126,8 @@ def create_json(objects: Objects, key: str, record: Mapping[str, object]) -> dic
     via = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.partial"
     with _faults("write", objects, key):
         objects.make_folder(folder)
-        try:
-            with contextlib.suppress(FileExistsError):
-                objects.create(key, _text(record).encode(), via=via)
-        finally:
-            objects.remove(via)
+        with contextlib.suppress(FileExistsError):
+            objects.create(key, _text(record).encode(), via=via)
     return read_json(objects, key)
 
 

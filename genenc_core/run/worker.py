@@ -16,10 +16,12 @@ from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
 from genenc_core.run import engines, records
 from genenc_core.run.folder import RunFolder
+from genenc_core.store import claims
 from genenc_core.store.objects import Root, is_remote
 
 LOGGER = logging.getLogger(__name__)
 LANES = 2
+WAIT_SECONDS = 1.0
 WINDOW_BYTES = 512 * 2**20
 
 
@@ -30,12 +32,17 @@ class Worker:
         self.folder = RunFolder(root)
         self.options = options
         self.budget = shards.FailureBudget.parse(options.max_failures)
+        self.claims = claims.Claims(self.folder.objects)
+        self._noted: dict[int, str] = {}
         self._ready = threading.Lock()
         self._engine: engine.Engine | None = None
         self._loader: loader.ImageLoader | None = None
 
     def close(self) -> None:
-        """End the decoding threads."""
+        """End the decoding threads, and give up what is claimed."""
+        self.claims.close()
+        if not self.folder.store.pending():
+            self.claims.sweep()
         if self._loader is not None:
             self._loader.close()
 
@@ -49,18 +56,59 @@ class Worker:
         self._prepared()
 
     def encode(self, shard: int) -> records.ShardReport:
-        """Encode and commit one shard, unless it is committed already.
+        """Encode and commit one shard, unless it is committed already or another process is at it.
 
         Raises:
             ShardError: too many images failed, or the encoder or the store did; recorded in the run folder.
             Stopped: the end was asked for; the shard is left as it was.
         """
         start, stop = self.folder.store.shard_range(shard)
-        known = self.folder.store.record(shard)
-        if known is not None:
-            unreadable = known.status_counts["unreadable"]
-            return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=unreadable, skipped=True)
+        done = self._done(shard)
+        if done is not None:
+            return done
         control.current().checkpoint()
+        if not self.claims.take(shard):
+            self._noted.setdefault(shard, self.folder.failure_note(shard))
+            return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=0, held=True)
+        try:
+            return self._done(shard) or self._encode_claimed(shard, start, stop)
+        finally:
+            self.claims.release(shard)
+
+    def wait_for(self, held: Sequence[int]) -> list[int]:
+        """Return the shards that can be worked on again; wait while other processes are at all of them.
+
+        Those that they committed or failed at are left out.
+
+        Raises:
+            Stopped: the end was asked for.
+        """
+        while held:
+            control.current().checkpoint()
+            committed = self.folder.store.committed()
+            held = [shard for shard in held if shard not in committed]
+            busy = [shard for shard in held if self.claims.holder(shard)]
+            # A shard that another process just failed at would fail here, too.
+            free = [s for s in held if s not in busy and self._noted.get(s) == self.folder.failure_note(s)]
+            if free:
+                return sorted(free + busy)
+            held = busy
+            if held:
+                time.sleep(WAIT_SECONDS)
+        return []
+
+    def _done(self, shard: int) -> records.ShardReport | None:
+        """Return the report of a shard that is committed."""
+        known = self.folder.store.record(shard)
+        if known is None:
+            return None
+        start, stop = known.rows
+        unreadable = known.status_counts["unreadable"]
+        if known.details.get("session") != self.options.session:
+            control.current().on_rows(stop - start - unreadable, unreadable)
+        return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=unreadable, skipped=True)
+
+    def _encode_claimed(self, shard: int, start: int, stop: int) -> records.ShardReport:
         try:
             return self._encode(shard, start, stop)
         except errors.Stopped:
@@ -145,18 +193,35 @@ def working(root: Root, options: records.Options) -> Iterator[None]:
         WORKERS.release(root, options)
 
 
+def encode_all(root: Root, wanted: Sequence[int], options: records.Options) -> None:
+    """Encode and commit shards, sharing them with every other process that is at this run.
+
+    What failed is told by the run folder.
+
+    Raises:
+        Stopped: the end was asked for; shards done by then are committed.
+    """
+    while wanted:
+        wanted = WORKERS.get(root, options).wait_for(encode_shards(root, wanted, options).held)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a set of shards came to: reports of those done, errors of those that were not."""
+    """What a set of shards came to: reports of those done or held by others, errors of those that failed."""
 
     reports: tuple[records.ShardReport, ...]
     failures: tuple[errors.ShardError, ...]
+
+    @property
+    def held(self) -> list[int]:
+        """The shards that other processes are at."""
+        return [report.shard for report in self.reports if report.held]
 
 
 def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *, lanes: int = LANES) -> Outcome:
     """Encode and commit shards, `lanes` at a time: one is read and written while another is encoded.
 
-    A failed shard does not stop the others.
+    A failed shard does not stop the others. Those that other processes are at are named, not waited for.
 
     Raises:
         Stopped: the end was asked for; shards done by then are committed.

@@ -72,7 +72,10 @@ class LocalObjects:
     def create(self, key: str, data: bytes, *, via: str) -> None:
         """Write and fsync the file under the private name, then link it to its own."""
         self.write_new(via, data)
-        files.link_exclusive(self.path(via), self.path(key))
+        try:
+            files.link_exclusive(self.path(via), self.path(key))
+        finally:
+            self.remove(via)
 
     def replace(self, key: str, data: bytes) -> None:
         """Write and fsync a file beside the name, then rename it."""

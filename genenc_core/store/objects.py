@@ -58,7 +58,7 @@ class Objects(Protocol):
         Args:
             key: the name that one caller gets.
             data: its bytes.
-            via: a name that only the caller uses, in a folder that is there; a file may be left under it.
+            via: a name that only the caller uses, in a folder that is there; only a kill leaves a file under it.
 
         Raises:
             FileExistsError: the name is taken (over a network also by our own call, when its answer was lost).

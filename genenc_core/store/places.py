@@ -17,6 +17,8 @@ COMMITS: Final = "_txn/commits"
 """One record per committed shard."""
 STAGING: Final = "_txn/staging"
 """One folder per running attempt."""
+CLAIMS: Final = "_txn/claims"
+"""Who is at which shard."""
 SET_ASIDE: Final = "_txn/set-aside"
 """What repairs moved away."""
 

@@ -12,8 +12,10 @@ from prefect.states import State
 import pictures
 from flows import extraction, model
 from genenc_core.encoding import control
-from genenc_core.run import driver, model_export
+from genenc_core.run import driver, model_export, planning, worker
+from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
+from genenc_core.store import claims
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -197,3 +199,26 @@ def test_every_failed_shard_of_a_group_is_named_and_the_progress_is_true(tmp_pat
     assert state.message == "2 of 5 shards not done: 1, 3"
     with get_client(sync_client=True) as client:
         assert artifacts(client, flow_run(client, state).id)["progress"]["data"] == 60
+
+
+def test_a_shard_that_another_process_holds_is_waited_for_and_done(tmp_path: Path) -> None:
+    """It is given up after the others are done, so this flow does it in a second round."""
+    given = parameters(tmp_path)
+    root = planning.create_run(given)
+    other = claims.Claims(RunFolder(root).objects)
+    assert other.take(1)
+    rounds: list[list[int]] = []
+    wait_for = worker.Worker.wait_for
+
+    def give_up(mine: worker.Worker, held: list[int]) -> list[int]:
+        rounds.append(list(held))
+        other.release(1)
+        return wait_for(mine, held)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.Worker, "wait_for", give_up)
+        result = extraction.extract_features(given)
+    assert rounds == [[1]]
+    assert result.status.complete
+    assert not result.failures
+    other.close()

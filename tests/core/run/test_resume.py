@@ -25,7 +25,7 @@ import tiny_models
 from genenc_core import errors
 from genenc_core.encoding import batching, control
 from genenc_core.encoding.shards import FailureBudget
-from genenc_core.run import driver, encoders, planning, records, status
+from genenc_core.run import driver, encoders, out_folder, planning, records, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 
@@ -398,6 +398,6 @@ def test_a_folder_that_cannot_be_locked_is_said(
     def refuse(_descriptor: int, _how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(planning.fcntl, "flock", refuse)
+    monkeypatch.setattr(out_folder.fcntl, "flock", refuse)
     with pytest.raises(errors.InputError, match="cannot be written: No locks available"):
         extract()
