@@ -24,7 +24,7 @@ def test_every_package_is_listed() -> None:
 
 def test_ci_takes_its_commands_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, ending in (("demo", "genenc demo"), ("tests", "pytest")):
+    for name, ending in (("demo", "genenc demo"), ("tests", "pytest -n 2")):
         blocks = re.findall(rf"<!-- ci: {name} -->\n```sh\n(.*?)\n```", readme, flags=re.S)
         assert len(blocks) == 1
         assert blocks[0].endswith(ending)
