@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from genenc_core import errors
+from genenc_core.models import trust
 from genenc_core.run import parameters
 
 
@@ -33,7 +34,8 @@ class Options:
             batch_size=None if given.batch_size == "auto" else given.batch_size,
             max_failures=given.max_failures,
             decode_threads=given.decode_threads,
-            trust=given.trust,
+            # What is named as the model itself is the user's own word for that code.
+            trust=given.trust or trust.dotted(given.model) is not None,
         )
 
 
