@@ -57,6 +57,7 @@ class FlowRunner:
                 device=options.device,
                 batch_size=options.batch_size,
                 max_failures=options.max_failures,
+                trust=options.trust,
                 return_state=True,
             )
 

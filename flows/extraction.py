@@ -31,7 +31,7 @@ WATCH_SECONDS = 2.0
 
 @flow(
     name="extract_features",
-    flow_run_name="extract {given.images} with {given.model}",
+    flow_run_name="extract {given.title}",
     task_runner=LANE_RUNNER,
 )
 def extract_features(
@@ -45,7 +45,7 @@ def extract_features(
 
 @flow(
     name="rerun_shards",
-    flow_run_name="rerun {shards} shards of {run}",
+    flow_run_name="rerun {shards!r} shards of {run!r}",
     task_runner=LANE_RUNNER,
 )
 def rerun_shards(
@@ -54,10 +54,11 @@ def rerun_shards(
     device: str | None = Field(default=None, description="auto, cpu, or cuda:N; none: as the run was made."),
     batch_size: int | None = Field(default=None, ge=1, description="Images per call; none: the run's own."),
     max_failures: str | None = Field(default=None, description="12, 5% or 0.05; none: as the run was made."),
+    trust: bool = Field(default=False, description="Import the code that the run folder names."),
     shards_per_task: int = Field(default=1, ge=1, description="Shards in one task run."),
 ) -> State[Any]:
     """Encode failed, pending or named shards of a run; the run folder alone is enough."""
-    options = driver.options_for(run, device=device, batch_size=batch_size, max_failures=max_failures)
+    options = driver.options_for(run, device=device, batch_size=batch_size, max_failures=max_failures, trust=trust)
     return _work(run, shards, options, shards_per_task, command="resume")
 
 

@@ -7,7 +7,7 @@ from genenc_core.run import model_export
 from tasks import model
 
 
-@flow(name="export_model", flow_run_name="export {given.model}")
+@flow(name="export_model", flow_run_name="export {given.title}")
 def export_model(given: model_export.ExportParameters) -> list[exporting.ExportedModel]:
     """Export a model in every format asked for; return what was written."""
     done = model.export_artifacts(given)

@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 
+from genenc_core import text
+
 
 class GenencError(Exception):
-    """Anything genenc refuses or fails at; the command line prints it as one paragraph and exits 1."""
+    """Anything genenc refuses or fails at; the command line prints it as one paragraph and exits 1.
+
+    Credentials of addresses in the message are hidden: it goes to logs, records and screens.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(text.redacted(message))
 
 
 class InputError(GenencError):

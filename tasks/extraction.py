@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from genenc_core.run import driver, parameters, planning, records, status, worker
 from genenc_core.run.folder import RunFolder
+from tasks.names import named
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,27 +32,27 @@ def is_passing_fault(_task: Task[..., Any], _run: TaskRun, state: State[Any]) ->
     return any(isinstance(item, OSError) for item in seen)
 
 
-@task(task_run_name="create {given.out}", cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("create {given.out}"), cache_policy=NO_CACHE, tags=["genenc"])
 def create_store(given: parameters.ExtractParameters) -> str:
     """List the images, resolve the model and create the run folder, or find it made; return its path."""
     return str(planning.create_run(given))
 
 
-@task(task_run_name="plan {which} shards of {root}", cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("plan {which} shards of {root}"), cache_policy=NO_CACHE, tags=["genenc"])
 def plan_shards(root: str, which: str, shards_per_task: int) -> list[ShardGroup]:
     """Return the shards to do, grouped; from the commit records, never from Prefect's states."""
     wanted = driver.plan(root, which)
     return _groups(RunFolder(root), wanted, shards_per_task)
 
 
-@task(task_run_name="prepare the encoder of {root}", cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("prepare the encoder of {root}"), cache_policy=NO_CACHE, tags=["genenc"])
 def prepare_encoder(root: str, options: records.Options) -> None:
     """Load the model and find the batch size, so that what is wrong with them is said once."""
     worker.WORKERS.get(root, options).prepare()
 
 
 @task(
-    task_run_name="encode {group.label}",
+    task_run_name=named("encode {group.label}"),
     cache_policy=NO_CACHE,
     tags=["genenc", "encode"],
     retries=2,
@@ -69,19 +70,19 @@ def encode_shards(group: ShardGroup, options: records.Options) -> list[records.S
     return list(outcome.reports)
 
 
-@task(task_run_name="wait for {held} that other processes are at", cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("wait for {held} that other processes are at"), cache_policy=NO_CACHE, tags=["genenc"])
 def wait_for_others(root: str, held: list[int], options: records.Options, shards_per_task: int) -> list[ShardGroup]:
     """Return the shards that are left to do, grouped, once some are; none when the others have done them all."""
     return _groups(RunFolder(root), worker.WORKERS.get(root, options).wait_for(held), shards_per_task)
 
 
-@task(task_run_name="verify {root}", cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("verify {root}"), cache_policy=NO_CACHE, tags=["genenc"])
 def verify_run(root: str) -> int:
     """Check every committed object against its record; return the number of shards checked."""
     return status.require_intact(root)
 
 
-@task(task_run_name="write provenance of {root}", cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("write provenance of {root}"), cache_policy=NO_CACHE, tags=["genenc"])
 def write_provenance(root: str, asked: list[int], options: records.Options) -> driver.Result:
     """Complete the session's record; return what it came to and where the run stands."""
     return driver.finish(root, asked, options)

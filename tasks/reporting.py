@@ -13,8 +13,10 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
+from genenc_core import text
 from genenc_core.run import records, status
 from genenc_core.store import objects, places
+from tasks.names import named
 
 MOST_ROWS = 200
 
@@ -30,7 +32,7 @@ def show_progress(artifact: UUID, root: str, done: int, shards: int) -> None:
     update_progress_artifact(artifact, progress=_percent(done, shards), description=_words(root, done, shards))
 
 
-@task(task_run_name="report {root}", cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("report {root}"), cache_policy=NO_CACHE, tags=["genenc"])
 def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
     """Write the tables of shards and of unreadable images and the summary to the UI; `reports` are this session's."""
     found = status.survey(root)
@@ -38,7 +40,7 @@ def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> re
     shards = shard_table(found, reports)
     create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
     if images:
-        table = [{key: escape(str(value)) for key, value in item.items()} for item in images]
+        table = [{key: text.markdown(str(value)) for key, value in item.items()} for item in images]
         count = status.plural(found.status.unreadable, "unreadable image")
         create_table_artifact(table=table, key="failed-images", description=count)
     create_markdown_artifact(summary(found), key="report", description="Where the run stands")
@@ -62,7 +64,7 @@ def shard_table(found: status.Survey, reports: Sequence[records.ShardReport] = (
             "images/s": "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
             **{f"{stage} s": f"{seconds:.2f}" for stage, seconds in row.seconds.items()},
             "commit s": f"{commits[row.shard]:.2f}" if row.shard in commits else "",
-            "reason": escape(row.reason),
+            "reason": text.markdown(row.reason),
         }
         for row in rows[:MOST_ROWS]
     ]
@@ -70,18 +72,10 @@ def shard_table(found: status.Survey, reports: Sequence[records.ShardReport] = (
 
 def summary(found: status.Survey) -> str:
     """Return the run's summary as Markdown."""
-    lines = [f"- {escape(line)}" for line in status.summary_lines(found)]
+    lines = [f"- {text.markdown(line)}" for line in status.summary_lines(found)]
     store = objects.join(found.status.root, places.GROUP)
-    code = ["```python", "import xarray", f"run = xarray.open_zarr({store!r}, consolidated=False)", "```"]
-    return "\n".join([*lines, "", *code, ""])
-
-
-def escape(text: str) -> str:
-    """Return text that Markdown and HTML show as it is: names of files are not to be trusted."""
-    for char in "\\`*_{}[]()#+!|":
-        text = text.replace(char, "\\" + char)
-    cleaned = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    return cleaned.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    code = text.code_block(f"import xarray\nrun = xarray.open_zarr({store!r}, consolidated=False)", "python")
+    return "\n".join([*lines, "", code, ""])
 
 
 def _percent(done: int, shards: int) -> float:
@@ -89,4 +83,4 @@ def _percent(done: int, shards: int) -> float:
 
 
 def _words(root: str, done: int, shards: int) -> str:
-    return f"{root}: {done} of {shards} shards committed"
+    return f"{text.markdown(root)}: {done} of {shards} shards committed"

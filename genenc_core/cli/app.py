@@ -18,6 +18,7 @@ Models = Annotated[
     list[str] | None,
     typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
 ]
+Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown digest, and code that files name.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
 RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
 
@@ -90,6 +91,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Take a range of image sizes.")] = False,
         size_min: Annotated[str | None, typer.Option(help="Smallest size of that range, H or HxW.")] = None,
         size_max: Annotated[str | None, typer.Option(help="Largest size of that range, H or HxW.")] = None,
+        trust: Trust = False,
         json: Json = False,
         plain: Plain = False,
     ) -> None:
@@ -111,6 +113,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 dynamic_size=dynamic_size,
                 size_min=size_min,
                 size_max=size_max,
+                trust=trust,
             )
             done = who.export(given)
             if json:
@@ -150,7 +153,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         ] = None,
         tile_blend: Annotated[str | None, typer.Option(help="cosine, average or none.")] = None,
         backend: Annotated[str | None, typer.Option(help="auto, eager, or the format of an artifact.")] = None,
-        trust: Annotated[bool | None, typer.Option("--trust", help="Load an artifact of unknown digest.")] = None,
+        trust: Trust = False,
         shard_rows: Annotated[int | None, typer.Option(help="Images per shard.")] = None,
         batch_size: Annotated[str | None, typer.Option(help="Images (with --canvas: tiles) per call, or auto.")] = None,
         device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
@@ -185,7 +188,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "tile_trim": tile_trim,
             "tile_blend": tile_blend,
             "backend": backend,
-            "trust": trust,
+            "trust": trust or None,
             "shard_rows": shard_rows,
             "batch_size": options.batch_size(batch_size),
             "device": device,
@@ -208,6 +211,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N; none: the run's own.")] = None,
         batch_size: Annotated[int | None, typer.Option(help="Images per call; none: the run's own.", min=1)] = None,
         max_failures: Annotated[str | None, typer.Option(help="12, 5% or 0.05; none: the run's own.")] = None,
+        trust: Trust = False,
         json: Json = False,
         plain: Plain = False,
     ) -> None:
@@ -216,7 +220,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         with output.errors_as_words(as_json=json), who.session():
             from genenc_core.cli import extraction
 
-            options = extraction.ResumeOptions(device=device, batch_size=batch_size, max_failures=max_failures)
+            options = extraction.ResumeOptions(
+                device=device, batch_size=batch_size, max_failures=max_failures, trust=trust
+            )
             raise typer.Exit(extraction.resume(run, shards, options, who, as_json=json))
 
     _add_inspection(app)
@@ -255,13 +261,14 @@ def _add_inspection(app: typer.Typer) -> None:
             str, typer.Argument(help="A run folder, a spec JSON, or a model's name or id.", metavar="RUN|SPEC|MODEL")
         ],
         models: Models = None,
+        trust: Trust = False,
         json: Json = False,
     ) -> None:
         """Say what a run holds, or what a model is: slots, batches, preprocessing; no weights are loaded for it."""
         with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
-            inspection.info(target, tuple(models or ()), as_json=json)
+            inspection.info(target, tuple(models or ()), trust=trust, as_json=json)
 
     @app.command("models")
     def list_models(

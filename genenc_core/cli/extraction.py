@@ -24,6 +24,7 @@ class ResumeOptions:
     device: str | None = None
     batch_size: int | None = None
     max_failures: str | None = None
+    trust: bool = False
 
 
 def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
@@ -36,7 +37,11 @@ def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
 def resume(root: str, shards: str, changes: ResumeOptions, runner: "Runner", *, as_json: bool) -> int:
     """Continue a run; return the exit code."""
     options = driver.options_for(
-        root, device=changes.device, batch_size=changes.batch_size, max_failures=changes.max_failures
+        root,
+        device=changes.device,
+        batch_size=changes.batch_size,
+        max_failures=changes.max_failures,
+        trust=changes.trust,
     )
     budget.FailureBudget.parse(options.max_failures)
     status.select_shards(RunFolder(root), shards)
@@ -57,7 +62,7 @@ def _watch(root: Root, work: Callable[[], driver.Result], *, as_json: bool) -> i
 
 def _tell_result(root: Root, result: driver.Result, *, as_json: bool) -> int:
     for failure in result.failures:
-        output.error_console().print(f"failed: {output.printable(str(failure))}", markup=False)
+        output.tell(f"failed: {failure}")
     found = status.survey(root)
     if as_json:
         failures = [{"shard": item.shard, "reason": item.reason} for item in result.failures]
@@ -78,7 +83,7 @@ def _tell_stop(root: Root, error: BaseException, *, as_json: bool) -> int:
         found = status.run_status(root)
     except (errors.StoreError, errors.InputError):
         text = f"{words} before the run folder was made: nothing is stored"
-        output.error_console().print(text)
+        output.tell(text)
         if as_json:
             output.say_json({"error": text, "exit_code": errors.Stopped.exit_code})
         return errors.Stopped.exit_code
@@ -86,5 +91,5 @@ def _tell_stop(root: Root, error: BaseException, *, as_json: bool) -> int:
         output.say_json({**status.describe(found), "stopped": True})
     how = f"go on with: genenc resume {root}"
     text = f"{words}: {found.committed} of {found.shards} shards are stored; {how}"
-    output.error_console().print(output.printable(text), markup=False)
+    output.tell(text)
     return errors.Stopped.exit_code

@@ -69,7 +69,7 @@ def _problem_line(problem: Problem) -> str:
     return f"{shard}{rows} {problem.key}: {problem.what}".strip()
 
 
-def info(target: str, folders: tuple[str, ...], *, as_json: bool) -> None:
+def info(target: str, folders: tuple[str, ...], *, trust: bool = False, as_json: bool) -> None:
     """Print what a run holds, or what a model is: a spec file, the id of one in `folders`, or a name."""
     if is_remote(target) or Path(target).is_dir():
         _info_run(RunFolder(target), as_json=as_json)
@@ -79,7 +79,7 @@ def info(target: str, folders: tuple[str, ...], *, as_json: bool) -> None:
     # Imports torch, which takes seconds; what a run holds is told without.
     from genenc_core.run import model_info
 
-    found = model_info.find(target, folders)
+    found = model_info.find(target, folders, trust=trust)
     if as_json:
         output.say_json(model_info.as_json(found))
     else:

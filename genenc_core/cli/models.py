@@ -37,7 +37,7 @@ def run(search: str | None, source: str | None, folders: tuple[str, ...], *, eve
     _check_source(source, folders)
     rows = [row for row in _rows(known) if _fits(row, search, source)]
     for path, problem in problems.items():
-        output.error_console().print(f"left out: {output.printable(f'{path}: {problem}')}", markup=False)
+        output.tell(f"left out: {path}: {problem}")
     shaped = every_shape or len(rows) <= FEW
     if shaped:
         rows = _with_shapes(rows, known)
@@ -47,10 +47,10 @@ def run(search: str | None, source: str | None, folders: tuple[str, ...], *, eve
     count = len(_HEADINGS) if shaped else 3
     output.say_table(_HEADINGS[:count], [_cells(row)[:count] for row in rows])
     if not rows:
-        output.error_console().print("no model fits", markup=False)
+        output.tell("no model fits")
     elif not shaped:
         hint = f"{len(rows)} models; --search TEXT shows the slots of up to {FEW}, --shapes those of all"
-        output.error_console().print(hint, markup=False)
+        output.tell(hint)
 
 
 def _check_source(source: str | None, folders: tuple[str, ...]) -> None:

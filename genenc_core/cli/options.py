@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from genenc_core import errors
 from genenc_core.cli import output
+from genenc_core.models import trust
 
 
 def batch_size(text: str | None) -> int | Literal["auto"] | None:
@@ -41,6 +42,15 @@ def _known_option(key: str, config: Path) -> str:
     return name
 
 
+def _refuse_trust(config: Path, found: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Leave the user's word for code to the command line: a file may be somebody else's."""
+    if "trust" in found:
+        raise errors.InputError(f"--config {str(config)!r} cannot give trust: say --trust on the command line")
+    model = found.get("model")
+    if isinstance(model, str) and flags.get("model") is None:
+        trust.require(trust.dotted(model), who=f"--config {str(config)!r}", trust=bool(flags.get("trust")))
+
+
 def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of a TOML file, overridden by the flags that were given."""
     found: dict[str, Any] = {}
@@ -52,6 +62,7 @@ def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise errors.InputError(f"--config {str(config)!r} is not TOML: {error}") from error
         found = {_known_option(key, config): value for key, value in found.items()}
+        _refuse_trust(config, found, flags)
     merged = {**found, **{key: value for key, value in flags.items() if value is not None}}
     for name in ("model", "out"):
         if name not in merged:

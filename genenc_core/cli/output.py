@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import signal
 import sys
 import warnings
@@ -12,29 +11,37 @@ from typing import Any, TextIO
 
 import pydantic
 import rich.console
-import rich.markup
 import rich.progress
 import rich.table
+import rich.text
 import typer
 
-from genenc_core import errors
+from genenc_core import errors, text
+
+LONGEST_MESSAGE = 4000
 
 
 def error_console() -> rich.console.Console:
     """Return the console on standard error."""
-    return rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    return rich.console.Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def tell(words: str, *, label: str = "", style: str = "") -> None:
+    """Write one paragraph to standard error, after a coloured label; nothing in it is markup or steers a terminal."""
+    shown = text.shortened(text.printable(text.redacted(words)), LONGEST_MESSAGE)
+    error_console().print(rich.text.Text.assemble((label, style), " " if label else "", shown))
 
 
 def say(lines: Sequence[str]) -> None:
     """Write lines to standard output; control characters in them are shown, not sent."""
     for line in lines:
-        sys.stdout.write(printable(line) + "\n")
+        sys.stdout.write(text.printable(line) + "\n")
 
 
 def say_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a table to standard output: drawn on a terminal, with tabs between the columns to anything else."""
-    lines = [[printable(cell) for cell in row] for row in rows]
-    console = rich.console.Console(highlight=False)
+    lines = [[text.printable(cell) for cell in row] for row in rows]
+    console = rich.console.Console(highlight=False, emoji=False)
     if not console.is_terminal:
         sys.stdout.write("".join("\t".join(line) + "\n" for line in (headings, *lines)))
         return
@@ -42,7 +49,7 @@ def say_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for line in lines:
-        table.add_row(*map(rich.markup.escape, line))
+        table.add_row(*map(rich.text.Text, line))
     console.print(table)
 
 
@@ -50,12 +57,7 @@ def say_json(value: Any) -> None:
     """Write one JSON document to standard output."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def printable(text: str) -> str:
-    """Return text without characters that could steer a terminal."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    sys.stdout.write(text.json_document(value) + "\n")
 
 
 @contextlib.contextmanager
@@ -88,11 +90,11 @@ def _problem(item: dict[str, Any]) -> str:
     return f"{option} {item['input']!r} cannot be used: it should be {said}"
 
 
-def fail(text: str, code: int, *, as_json: bool = False) -> None:
+def fail(words: str, code: int, *, as_json: bool = False) -> None:
     """Write an error and leave."""
     if as_json:
-        say_json({"error": text, "exit_code": code})
-    error_console().print(f"[bold red]error:[/] {rich.markup.escape(printable(text))}")
+        say_json({"error": text.redacted(words), "exit_code": code})
+    tell(words, label="error:", style="bold red")
     raise typer.Exit(code)
 
 
@@ -105,7 +107,7 @@ def _show_warning(
     line: str | None = None,  # noqa: ARG001
 ) -> None:
     if category.__module__.startswith("genenc_core"):
-        error_console().print(f"[yellow]warning:[/] {rich.markup.escape(printable(str(message)))}")
+        tell(str(message), label="warning:", style="yellow")
 
 
 class ProgressLine:
@@ -157,7 +159,7 @@ def stop_on_signal(stop: Any) -> Iterator[None]:
             raise KeyboardInterrupt
         asked = True
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        error_console().print(f"{name}: ending at the next batch, whole shards are kept; once more to abort at once")
+        tell(f"{name}: ending at the next batch, whole shards are kept; once more to abort at once")
         stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,7 +1,10 @@
 """Exported files: what kind a file is, told from its content, and its digest; nothing of it is run."""
 
+import contextlib
 import hashlib
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +23,32 @@ def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def private_copy(path: Path, folder: Path | None) -> Iterator[tuple[Path, str]]:
+    """Give a copy of a file that nobody else can change, and the sha256 of its bytes; it is gone afterwards.
+
+    The copy has no name in any folder (in `folder`, else the system's temporary one, it only takes space), so none is
+    left by a process that is killed.
+
+    Raises:
+        InputError: the file cannot be read, or there is no space for the copy.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as source, tempfile.TemporaryFile(dir=folder) as copy:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                copy.write(block)
+            copy.flush()
+            copy.seek(0)
+            yield Path(f"/dev/fd/{copy.fileno()}"), digest.hexdigest()
+    except OSError as error:
+        raise errors.InputError(
+            f"the artifact {str(path)!r} cannot be copied to {str(folder or tempfile.gettempdir())!r} to be loaded: "
+            f"{error.strerror or error}. Make it readable, and have as much space there (TMPDIR names another folder)."
+        ) from error
 
 
 def artifact_kind(path: Path) -> ArtifactKind | None:

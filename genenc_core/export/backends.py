@@ -1,6 +1,7 @@
 """One `Encoder` for eager modules and artifacts alike, which checks every call and what comes back."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from genenc_core.export import describe, loading
 from genenc_core.export.devices import resolve_device
 from genenc_core.export.formats import record, table
 from genenc_core.models import sources, wording
+from genenc_core.models import trust as trust_rules
 
 __all__ = ["BackendKind", "Encoder", "choose_backend", "eager_encoder", "load_encoder", "resized", "resolve_device"]
 
@@ -109,12 +111,14 @@ def load_encoder(
     device: str = "auto",
     trust: bool = False,
     scratch: Path | None = None,
+    digests: Mapping[int, str] | None = None,
 ) -> Encoder:
     """Load what a spec names: its artifact or variants, or (`eager`, and `auto` without any) the model it was made of.
 
-    All but ONNX files can run code, so they are loaded only with the digest that the spec records, or on `trust`.
-    `device` `auto` is the first CUDA device where the backend can use one. `scratch` is where an AOTInductor package
-    is unpacked for a moment.
+    All but ONNX files can run code, so they are loaded only with the digest that the spec records (or the caller, in
+    `digests`, with the keys of `loading.artifact_files`), or on `trust`. Code that the spec names needs `trust`.
+    `device` `auto` is the first CUDA device where the backend can use one. `scratch` is where files are copied for a
+    moment.
 
     Raises:
         InputError: missing, changed, unknown, untrusted or foreign artifact, another platform, or unusable weights.
@@ -123,8 +127,8 @@ def load_encoder(
     describe.check_image_spec(model_spec)
     kind = choose_backend(model_spec, backend)
     if kind == "eager":
-        return _eager(_rebuilt(model_spec), model_spec, resolve_device(device))
-    run, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch)
+        return _eager(_rebuilt(model_spec, trusted=trust), model_spec, resolve_device(device))
+    run, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch, digests=digests)
     return Encoder(model_spec, run, backend=kind, device=where)
 
 
@@ -184,7 +188,8 @@ def resized(
         )
     changed = describe.at_size(model_spec, size)
     if backend == "eager":
-        return changed.model_copy(update={"outputs": sources.build_encoder(_request(changed)).outputs})
+        built = sources.build_encoder(_request(changed, trusted=trust))
+        return changed.model_copy(update={"outputs": built.outputs})
     run, where = loading.load(changed, device=device, trust=trust, scratch=None)
     return changed.model_copy(update={"outputs": _measured(changed, run, where)})
 
@@ -211,7 +216,7 @@ def _measured(model_spec: spec.RuntimeModelSpec, run: record.Runner, device: tor
     )
 
 
-def _rebuilt(model_spec: spec.RuntimeModelSpec) -> sources.BuiltEncoder:
+def _rebuilt(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.BuiltEncoder:
     """Build the eager model that the spec was made of, and check that it is the same one."""
     block = model_spec.genenc
     if block is None or block.source is None:
@@ -219,7 +224,7 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec) -> sources.BuiltEncoder:
             f"model spec {model_spec.model_id!r} does not say which model it was made of, so it cannot run eager. Use "
             "--backend auto for its artifact, or give the model by its name."
         )
-    request = _request(model_spec)
+    request = _request(model_spec, trusted=trusted)
     built = sources.build_encoder(request)
     name, origin = request.name, block.source
     if block.weights_sha256 and built.weights_sha256 != block.weights_sha256:
@@ -237,11 +242,22 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec) -> sources.BuiltEncoder:
     return built
 
 
-def _request(model_spec: spec.RuntimeModelSpec) -> sources.ModelRequest:
-    """Return the request that builds the eager model of a spec whose source is known."""
+def _request(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.ModelRequest:
+    """Return the request that builds the eager model of a spec whose source is known.
+
+    Raises:
+        InputError: it names code that is neither `trusted` nor known.
+    """
     assert model_spec.genenc is not None
     assert model_spec.genenc.source is not None
     origin, size = model_spec.genenc.source, describe.preprocessing_of(model_spec)
+    if origin.kind == "factory" and origin.arguments is None:
+        raise errors.InputError(
+            f"model spec {model_spec.model_id!r} is of a model file, whose arguments it does not hold. Export the "
+            "model file again with genenc export."
+        )
+    code = trust_rules.code_of(origin.kind, origin.name, origin.arguments)
+    trust_rules.require(code, who=f"model spec {model_spec.model_id!r}", trust=trusted)
     return sources.ModelRequest(
         name=origin.name if origin.kind == "python" else f"{origin.kind}/{origin.name}",
         weights=origin.weights,

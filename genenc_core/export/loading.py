@@ -60,36 +60,57 @@ def _file(
 
 
 def load(
-    model_spec: spec.RuntimeModelSpec, *, device: str, trust: bool, scratch: Path | None
+    model_spec: spec.RuntimeModelSpec,
+    *,
+    device: str,
+    trust: bool,
+    scratch: Path | None,
+    digests: Mapping[int, str] | None = None,
 ) -> tuple[record.Runner, torch.device]:
     """Return what runs a spec's artifact or variants, and the device it runs on.
 
-    Every file is checked at once; variants are loaded when they are first needed.
+    Every file is checked at once; variants are loaded when they are first needed. What is loaded is a copy that nobody
+    else can write to, with the digest that was checked: a file replaced meanwhile is refused. `digests` are sha256 that
+    the caller knows, by the keys of `artifact_files`; they stand for those that a spec records.
 
     Raises:
         InputError: a missing, changed, unknown, untrusted or foreign file, another platform, or no such device.
     """
     files = artifact_files(model_spec)
-    for file in files.values():
-        _check(model_spec, file, trust=trust)
+    known = {size: file.recorded.sha256 for size, file in files.items() if file.recorded} | dict(digests or {})
+    found = {size: _check(model_spec, file, known.get(size), trust=trust) for size, file in files.items()}
     where = device_for(files, device)
     loaders: dict[int, Callable[[], record.Runner]] = {
-        size: partial(table.FORMATS[file.format].load, file.path, where, scratch) for size, file in files.items()
+        size: partial(_loaded, file, found[size], where, scratch) for size, file in files.items()
     }
     return (loaders[0]() if 0 in loaders else variants.VariantRunner(loaders)), where
 
 
-def _check(model_spec: spec.RuntimeModelSpec, file: ArtifactFile, *, trust: bool) -> None:
+def _loaded(file: ArtifactFile, digest: str, device: torch.device, scratch: Path | None) -> record.Runner:
+    """Load a file that was checked."""
+    with artifacts.private_copy(file.path, scratch) as (copy, found):
+        _require_digest(file.path, found, digest)
+        try:
+            return table.FORMATS[file.format].load(copy, device, scratch)
+        except errors.InputError as error:
+            raise errors.InputError(str(error).replace(str(copy), str(file.path))) from error
+
+
+def _require_digest(path: Path, found: str, recorded: str) -> None:
+    if found != recorded:
+        raise errors.InputError(
+            f"the artifact {str(path)!r} is not the one its spec was written for: sha256 {found[:12]}..., recorded "
+            f"{recorded[:12]}.... It was changed or damaged; export the model again with genenc export."
+        )
+
+
+def _check(model_spec: spec.RuntimeModelSpec, file: ArtifactFile, recorded: str | None, *, trust: bool) -> str:
+    """Return the digest of a file that may be loaded."""
     known = table.FORMATS[file.format]
     artifacts.require_kind(file.path, known.kind)
-    if file.recorded is not None:
-        found = artifacts.file_sha256(file.path)
-        if found != file.recorded.sha256:
-            raise errors.InputError(
-                f"the artifact {str(file.path)!r} is not the one its spec was written for: sha256 {found[:12]}..., "
-                f"recorded {file.recorded.sha256[:12]}.... It was changed or damaged; export the model again with "
-                "genenc export."
-            )
+    digest = artifacts.file_sha256(file.path)
+    if recorded is not None:
+        _require_digest(file.path, digest, recorded)
     elif known.runs_code and not trust:
         raise errors.InputError(
             f"model spec {model_spec.model_id!r} records no digest of {str(file.path)!r}, and loading that file runs "
@@ -100,6 +121,7 @@ def _check(model_spec: spec.RuntimeModelSpec, file: ArtifactFile, *, trust: bool
     # What the file itself says counts most: it is what will run.
     facts = {**told, **known.facts(file.path)}
     platforms.check(file.path, facts, kind=known.kind, torch_rule=known.torch_rule)
+    return digest
 
 
 def device_for(files: Mapping[int, ArtifactFile], device: str) -> torch.device:

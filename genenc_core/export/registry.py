@@ -131,13 +131,13 @@ class ModelRegistry:
             )
         return ModelInfo(model_id=model_id, source="json", spec=entry.spec, path=entry.path)
 
-    def info(self, model_id: str) -> ModelInfo:
-        """Describe a model without loading, downloading or computing any weights.
+    def info(self, model_id: str, *, trust: bool = False) -> ModelInfo:
+        """Describe a model without loading, downloading or computing any weights; `trust` as in `create`.
 
         Raises:
             InputError: an unknown id (the nearest are offered), one in two specs, or a model whose code needs numbers.
         """
-        return self.find(model_id) or _info_of_name(self._known(model_id))
+        return self.find(model_id) or _info_of_name(self._known(model_id), trust=trust)
 
     def create(
         self,
@@ -151,7 +151,8 @@ class ModelRegistry:
         """Return a new encoder, ready to run; it shares no weights with any other.
 
         `weights` and `image_size` are for names (`pretrained` and the model's own size without them); for
-        `general_encoder` the weights are the artifact.
+        `general_encoder` the weights are the artifact. `trust` loads an artifact of unknown digest, and imports code
+        that a spec or a model file names.
 
         Raises:
             InputError: as `info`; options that do not go with a spec; or as `load_encoder` and `build_encoder`.
@@ -167,7 +168,7 @@ class ModelRegistry:
             described = general.spec_of(Path(weights or ""), image_size=image_size, trust=trust)
             return backends.load_encoder(described, device=device, trust=trust)
         request = sources.ModelRequest(
-            name=self._known(model_id), weights=weights or "pretrained", image_size=image_size
+            name=self._known(model_id), weights=weights or "pretrained", image_size=image_size, trust=trust
         )
         return backends.eager_encoder(sources.build_encoder(request), device=device)
 
@@ -228,8 +229,8 @@ def _read(path: Path) -> spec.RuntimeModelSpec:
     return model_spec
 
 
-def _info_of_name(name: str) -> ModelInfo:
-    found = shapes.measure(name)
+def _info_of_name(name: str, *, trust: bool) -> ModelInfo:
+    found = shapes.measure(name, trust=trust)
     size = found.preprocessing
     image = spec.SlotSpec(name="image", shape=(3, size.height, size.width), recommended_encoder="ImageEncoder")
     described = spec.RuntimeModelSpec(

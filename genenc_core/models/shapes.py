@@ -33,7 +33,12 @@ class ModelShapes:
 
 
 def measure(
-    name: str, *, image_size: tuple[int, int] | None = None, layers: tuple[str, ...] = (), arguments: str | None = None
+    name: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    layers: tuple[str, ...] = (),
+    arguments: str | None = None,
+    trust: bool = False,
 ) -> ModelShapes:
     """Build the model `name` without numbers and run two images through it.
 
@@ -41,7 +46,7 @@ def measure(
         InputError: as `sources.build_encoder`, or a model whose code needs numbers; such a one must be built for real.
     """
     request = sources.ModelRequest(
-        name=name, weights="random:0", image_size=image_size, layers=layers, arguments=arguments
+        name=name, weights="random:0", image_size=image_size, layers=layers, arguments=arguments, trust=trust
     )
     resolved_name = sources.resolve_name(name)[1]
     with _without_numbers(name) as mode:

@@ -16,6 +16,7 @@ from genenc_core.models import (
     python_source,
     timm_source,
     torchvision_source,
+    trust,
     weights,
 )
 from genenc_core.models.factory import model_file
@@ -34,6 +35,13 @@ class ModelRequest:
     """modules by name, or indices of the model's stages, whose outputs become the slots; none: its own outputs"""
     arguments: str | None = None
     """factory models only: the model file's content as canonical JSON; None until `resolved` has read the file"""
+    trust: bool = False
+    """import the code that a model file names; what `name` itself names is the caller's own word"""
+
+    @property
+    def code(self) -> str | None:
+        """The dotted path that building the model imports; None for none, or while its file was not read."""
+        return trust.code_of(*resolve_name(self.name), self.arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +112,7 @@ def resolved(request: ModelRequest) -> ModelRequest:
         InputError: the model file cannot be read, or is no description of a model.
     """
     if request.arguments is None and Path(request.name).suffix.lower() in MODEL_FILE_SUFFIXES:
-        return dataclasses.replace(request, arguments=model_file.read(Path(request.name)))
+        return dataclasses.replace(request, arguments=model_file.read(Path(request.name), trusted=request.trust))
     return request
 
 

@@ -86,13 +86,19 @@ def finish(root: Root, asked: Sequence[int], options: records.Options) -> Result
 
 
 def options_for(
-    root: Root, *, device: str | None = None, batch_size: int | None = None, max_failures: str | None = None
+    root: Root,
+    *,
+    device: str | None = None,
+    batch_size: int | None = None,
+    max_failures: str | None = None,
+    trust: bool = False,
 ) -> records.Options:
-    """Return the options to continue a run with: those given, else the ones it was made with."""
+    """Return the options to continue a run with: those given, else the ones it was made with; `trust` only if given."""
     made_with = records.Options.of(RunFolder(root).given)
     return dataclasses.replace(
         made_with,
         device=device or made_with.device,
         batch_size=batch_size or made_with.batch_size,
         max_failures=max_failures or made_with.max_failures,
+        trust=trust,
     )

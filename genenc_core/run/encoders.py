@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from genenc_core import errors, spec
 from genenc_core.export import backends, describe, exporting, loading
 from genenc_core.export.formats import table
 from genenc_core.models import sources, wording
+from genenc_core.models import trust as trust_rules
 from genenc_core.run import model_files, named_models
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
@@ -25,6 +27,8 @@ class ResolvedModel:
 
     spec: spec.RuntimeModelSpec
     backend: backends.BackendKind
+    digests: Mapping[int, str] | None = None
+    """sha256 of the artifacts that a run was made with"""
 
 
 class EncoderCache:
@@ -46,6 +50,7 @@ class EncoderCache:
                 # torch.hub writes the progress of a download to standard output, which may be a JSON document.
                 with contextlib.redirect_stdout(sys.stderr):
                     self._built[key] = sources.build_encoder(request)
+                trust_rules.remember(request.code)
                 _drop_oldest(self._built, self._kept)
             return self._built[key]
 
@@ -72,7 +77,12 @@ class EncoderCache:
         ]
         if known:
             return backends.eager_encoder(known[0], device=device)
-        return backends.load_encoder(model.spec, backend=model.backend, device=device, trust=trust)
+        encoder = backends.load_encoder(
+            model.spec, backend=model.backend, device=device, trust=trust, digests=model.digests
+        )
+        if model.backend == "eager":
+            trust_rules.remember(_code(model.spec))
+        return encoder
 
 
 CACHE = EncoderCache()
@@ -112,17 +122,34 @@ def run_model(folder: RunFolder) -> ResolvedModel:
 
     Raises:
         InputError: a file of its artifact is not there.
-        StoreError: one of them is not the one that the run was made with.
+        StoreError: one of them, or the model, is not the one that the run was made with.
     """
     place = folder.model_files()
     found = model_files.read_run_spec(place / MODEL_SPEC)
+    source = found.genenc.source if found.genenc else None
+    named = found.model_id if source is None else f"{source.kind}/{source.name}"
+    arguments = source.arguments if source else None
+    # The one is compared with what a user asks for, the other is run.
+    if (named, arguments) != (folder.identity["model"], folder.identity.get("arguments")):
+        raise errors.StoreError(
+            f"{join(folder.root, MODEL_SPEC)!r} is of the model {named!r}, but the run is of "
+            f"{folder.identity['model']!r}: somebody put another model there; extract to another --out"
+        )
+    eager = folder.backend == "eager"
     # A spec from elsewhere may record no digest of its file; the run's identity has it always.
-    if model_files.identity_digest(found, eager=folder.backend == "eager") != folder.identity["artifact"]:
+    digests = None if eager else model_files.artifact_digests(found)
+    if model_files.identity_digest(digests) != folder.identity["artifact"]:
         raise errors.StoreError(
             f"the model's files in {join(folder.root, MODEL_FOLDER)!r} are not those this run was made with (their "
             "digest differs): put the originals back, or extract to another --out"
         )
-    return ResolvedModel(spec=found, backend=cast(backends.BackendKind, folder.backend))
+    return ResolvedModel(spec=found, backend=cast(backends.BackendKind, folder.backend), digests=digests)
+
+
+def _code(found: spec.RuntimeModelSpec) -> str | None:
+    """Return the dotted path that building a spec's eager model imports."""
+    source = found.genenc.source if found.genenc else None
+    return None if source is None else trust_rules.code_of(source.kind, source.name, source.arguments)
 
 
 def warm(given: run_parameters.ExtractParameters) -> None:
@@ -134,7 +161,11 @@ def warm(given: run_parameters.ExtractParameters) -> None:
 def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
     size = None if given.image_size is None else run_parameters.parse_image_size(given.image_size)
     return sources.ModelRequest(
-        name=given.model, weights=given.weights or "pretrained", image_size=size, layers=given.layers
+        name=given.model,
+        weights=given.weights or "pretrained",
+        image_size=size,
+        layers=given.layers,
+        trust=given.trust,
     )
 
 

@@ -5,7 +5,7 @@ from typing import cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, text
 from genenc_core.export import exporting, sizes
 from genenc_core.models import sources
 from genenc_core.run import encoders
@@ -35,6 +35,12 @@ class ExportParameters(BaseModel):
     dynamic_size: bool = Field(default=False, description="The artifact takes a range of image sizes.")
     size_min: str | None = Field(default=None, description="Smallest size, H or HxW; none: half of the model's.")
     size_max: str | None = Field(default=None, description="Largest size, H or HxW; none: twice the model's.")
+    trust: bool = Field(default=False, description="Import the code that a model file names.")
+
+    @property
+    def title(self) -> str:
+        """What is exported, as a name to be shown."""
+        return text.title(self.model)
 
 
 def parse_variants(text: str) -> tuple[int, ...]:
@@ -68,7 +74,11 @@ def export(given: ExportParameters) -> list[exporting.ExportedModel]:
     """Build the model and export it; raises as `sources.build_encoder` and `exporting.export_encoder`."""
     _check(given)
     request = sources.ModelRequest(
-        name=given.model, weights=given.weights, image_size=_parsed(given.image_size), layers=given.layers
+        name=given.model,
+        weights=given.weights,
+        image_size=_parsed(given.image_size),
+        layers=given.layers,
+        trust=given.trust,
     )
     built = encoders.CACHE.build(request)
     ranged = sizes.size_range(built, _parsed(given.size_min), _parsed(given.size_max)) if given.dynamic_size else None

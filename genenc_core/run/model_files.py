@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from genenc_core import errors, spec
@@ -27,11 +27,10 @@ def artifact_digests(found: spec.RuntimeModelSpec) -> dict[int, str]:
     return {size: artifacts.file_sha256(file.path) for size, file in sorted(files.items())}
 
 
-def identity_digest(found: spec.RuntimeModelSpec, *, eager: bool) -> str | None:
-    """Return the digest of the artifact, or one over those of all variants; None for an eager model."""
-    if eager:
+def identity_digest(digests: Mapping[int, str] | None) -> str | None:
+    """Return the digest of the artifact, or one over those of all variants; None for an eager model, without any."""
+    if digests is None:
         return None
-    digests = artifact_digests(found)
     if set(digests) <= {0}:
         return digests.get(0)
     return environment.digest({str(size): digest for size, digest in digests.items()})

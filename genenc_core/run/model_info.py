@@ -18,8 +18,10 @@ class EffectiveSlot:
     shape: tuple[int, ...]
 
 
-def find(target: str, folders: tuple[str, ...]) -> registry.ModelInfo:
+def find(target: str, folders: tuple[str, ...], *, trust: bool = False) -> registry.ModelInfo:
     """Return what is known of a spec file, of a spec's id in one of `folders`, or of a model's name, without weights.
+
+    `trust` imports the code that a model file names.
 
     Raises:
         SpecError: a spec file that breaks a rule.
@@ -28,7 +30,7 @@ def find(target: str, folders: tuple[str, ...]) -> registry.ModelInfo:
     path = named_models.spec_file(target, folders)
     if path is None:
         try:
-            return registry.ModelRegistry().info(target)
+            return registry.ModelRegistry().info(target, trust=trust)
         except errors.InputError as error:
             raise errors.InputError(f"{target!r} is no run folder and no spec here, and {error}") from error
     found = spec.load_spec(path)

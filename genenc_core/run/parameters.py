@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, text
 from genenc_core.encoding.tile_plan import Blend
 
 Backend = Literal["auto", "eager", spec.ExportFormat]
@@ -56,7 +56,9 @@ class ExtractParameters(BaseModel):
     )
     tile_blend: Blend | None = Field(default=None, description="How tiles that overlap are weighed; none: cosine.")
     backend: Backend = Field(default="auto", description="What runs the model; auto: a spec's artifact, else eager.")
-    trust: bool = Field(default=False, description="Load an artifact whose digest its spec does not record.")
+    trust: bool = Field(
+        default=False, description="Load an artifact of unknown digest, and import code that a file names."
+    )
     device: str = Field(default="auto", description="auto, cpu, or cuda:N.")
     dtype: Literal["float16", "float32"] = Field(default="float32", description="How vectors are stored.")
     image_column: str | None = Field(default=None, description="The list's column of image paths.")
@@ -72,6 +74,11 @@ class ExtractParameters(BaseModel):
         default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."
     )
     decode_threads: int | None = Field(default=None, ge=1, le=256, description="Decoding threads; none: one per core.")
+
+    @property
+    def title(self) -> str:
+        """What is extracted with what, as a name to be shown."""
+        return text.title(f"{self.images} with {self.model}")
 
 
 def parse_image_size(text: str, *, name: str = "image size") -> tuple[int, int]:

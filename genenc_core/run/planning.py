@@ -181,7 +181,8 @@ def _outside_name(block: spec.GenencBlock) -> dict[str, object]:
 
 
 def _artifact(design: Design) -> str | None:
-    return model_files.identity_digest(design.model.spec, eager=design.model.backend == "eager")
+    eager = design.model.backend == "eager"
+    return model_files.identity_digest(None if eager else model_files.artifact_digests(design.model.spec))
 
 
 def _default_shard_rows(design: Design, rows: int) -> int:

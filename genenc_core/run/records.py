@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 
 from genenc_core import errors
+from genenc_core.models import trust
 from genenc_core.run import parameters
 from genenc_core.store import objects as objects_module
 from genenc_core.store.objects import Objects
@@ -33,7 +34,8 @@ class Options:
             batch_size=None if given.batch_size == "auto" else given.batch_size,
             max_failures=given.max_failures,
             decode_threads=given.decode_threads,
-            trust=given.trust,
+            # What is named as the model itself is the user's own word for that code.
+            trust=given.trust or trust.dotted(given.model) is not None,
         )
 
 

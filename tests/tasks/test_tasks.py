@@ -118,18 +118,6 @@ def test_shard_table_puts_trouble_first(given: ExtractParameters) -> None:
     assert {"load_wait s", "encode s", "reduce s", "images/s"} <= set(table[2])
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("<img src=x onerror=alert(1)>.jpg", "&lt;img src=x onerror=alert\\(1\\)&gt;.jpg"),
-        ("a|b`c`.jpg", "a\\|b\\`c\\`.jpg"),
-        ("a\x1b[31m\n.jpg", "a\N{REPLACEMENT CHARACTER}\\[31m\N{REPLACEMENT CHARACTER}.jpg"),
-    ],
-)
-def test_names_of_files_are_shown_as_they_are(name: str, shown: str) -> None:
-    assert reporting.escape(name) == shown
-
-
 def test_every_task_has_a_name_a_tag_and_no_cache() -> None:
     tasks: list[Callable[..., object]] = [
         extraction.create_store,

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from genenc_core import errors, spec
-from genenc_core.models import wording
+from genenc_core.models import trust, wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.factory import backbones, checkpoints, plan, registries, registry, sizes, trunk
 from genenc_core.models.factory import build as builder
@@ -26,22 +26,35 @@ _WORDS = {"fit": ("stretch", "crop", "pad"), "interpolation": ("bilinear", "bicu
 _FACTORY = "EncoderDecoderFactory"
 
 
-def read(path: Path) -> str:
+def read(path: Path, *, trusted: bool = False) -> str:
     """Return the content of a model file as canonical JSON text (sorted keys, backbone and decoder with prefixes).
 
     The arguments of `build_model` stand at the top level, under `model_args`, or where a TerraTorch configuration
     has them (`model.init_args.model_args`); beside them our own keys `image_size`, `mean`, `std`, `fit`,
-    `interpolation` and `outputs`.
+    `interpolation` and `outputs`. A backbone of somebody's own code is imported for it, if that is `trusted`.
 
     Raises:
-        InputError: the file cannot be read, or does not describe a model; the key is named.
+        InputError: the file cannot be read, does not describe a model (the key is named), or names unknown code.
     """
+    arguments = _flattened_of(path)
+    named = arguments.get("backbone")
+    trust.require(trust.dotted(named) if isinstance(named, str) else None, who=_who(path), trust=trusted)
     try:
-        arguments = _flattened(_content(path))
         _checked(arguments)
         return canonical(arguments)
     except errors.InputError as error:
-        raise errors.InputError(f"model file {str(path)!r}: {error}") from error
+        raise errors.InputError(f"{_who(path)}: {error}") from error
+
+
+def _who(path: Path) -> str:
+    return f"model file {str(path)!r}"
+
+
+def _flattened_of(path: Path) -> dict[str, Any]:
+    try:
+        return _flattened(_content(path))
+    except errors.InputError as error:
+        raise errors.InputError(f"{_who(path)}: {error}") from error
 
 
 def canonical(arguments: Mapping[str, Any]) -> str:

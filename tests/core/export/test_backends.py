@@ -23,7 +23,7 @@ Exported = dict[str, exporting.ExportedModel]
 @pytest.fixture(scope="session")
 def encoders(tiny: sources.BuiltEncoder, exported: Exported) -> dict[str, backends.Encoder]:
     """The tiny model through every backend, with the bounds 1 to 6."""
-    eager = backends.load_encoder(exported["torchscript"].spec, backend="eager", device="cpu")
+    eager = backends.load_encoder(exported["torchscript"].spec, backend="eager", device="cpu", trust=True)
     loaded = {kind: backends.load_encoder(model.spec, device="cpu") for kind, model in exported.items()}
     return {"eager": eager} | loaded
 
@@ -118,7 +118,7 @@ def test_eager_encoder_takes_any_batch_and_describes_the_model(tiny: sources.Bui
 
 
 def test_a_spec_without_an_artifact_runs_the_model_it_was_made_of(tiny: sources.BuiltEncoder) -> None:
-    encoder = backends.load_encoder(exporting.spec_for(tiny, model_id="again"), device="cpu")
+    encoder = backends.load_encoder(exporting.spec_for(tiny, model_id="again"), device="cpu", trust=True)
     assert encoder.backend == "eager"
     assert torch.equal(encoder(images())["fine"], tiny.module(images())[1])
 
@@ -127,7 +127,7 @@ def test_eager_with_other_weights_than_the_spec_is_refused(tiny: sources.BuiltEn
     made = exporting.spec_for(tiny, model_id="other")
     source = made.genenc.source.model_copy(update={"weights": "random:2"})
     with pytest.raises(errors.InputError, match="are not those of model spec"):
-        backends.load_encoder(changed(made, genenc=made.genenc.model_copy(update={"source": source})))
+        backends.load_encoder(changed(made, genenc=made.genenc.model_copy(update={"source": source})), trust=True)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -1,0 +1,100 @@
+"""Text of unknown origin made safe for where it goes: a terminal, Markdown, JSON; and credentials taken out of it."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HIDDEN = "***"
+SECRET_WORDS = (
+    r"(?:[\w.-]*(?:token|secret|signature|credential|password|passwd|api[_-]?key|access[_-]?key)[\w.-]*"
+    r"|(?:AWSAccessKey|X-Amz-[A-Za-z]+)[\w.-]*|sig|se|sv|key|pwd|auth)"
+)
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+# `user:password@host` of an address; the password may hold any character but a slash, a blank or a quote.
+_USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
+_QUERY = re.compile(rf"([?&;]{SECRET_WORDS}=)[^&\s'\"<>;#]*", re.IGNORECASE)
+
+
+def printable(text: str) -> str:
+    """Return text on one line without characters that steer a terminal: each is shown as its escape.
+
+    These are control characters, line breaks, marks that turn the direction of writing, and lone surrogates.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def markdown(text: str) -> str:
+    """Return text that Markdown and HTML show as it is: nothing in it is a link, an image, a tag or a new line."""
+    shown = printable(text)
+    shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(r"\\\1", shown)
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Return a fenced Markdown block whose fence is longer than any run of backquotes in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    shown = "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
+    return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def redacted(text: str) -> str:
+    """Return text with the credentials of addresses hidden: `user:password@`, and values of signed queries."""
+    if "://" not in text and "=" not in text:
+        return text
+    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+
+
+def holds_credentials(text: str) -> bool:
+    """Tell whether `redacted` would hide something of an address."""
+    return redacted(text) != text
+
+
+def shortened(text: str, most: int) -> str:
+    """Return text of at most `most` characters; what is left out of its middle is told by `...`."""
+    if len(text) <= most:
+        return text
+    half = (most - 3) // 2
+    return f"{text[:half]}...{text[-half:]}"
+
+
+def title(text: str, most: int = 200) -> str:
+    """Return text as a name to be shown: on one line, printable, without credentials, shortened."""
+    return shortened(printable(redacted(text)), most)
+
+
+def json_document(value: Any) -> str:
+    """Return valid JSON that is also safe to print: NaN and infinities are null, unprintable characters escaped."""
+    written = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    if written.replace("\n", "").isprintable():
+        return written
+    return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in written)
+
+
+def _escaped(char: str) -> str:
+    # Astral characters are two escapes in JSON, which json.dumps knows; DEL is ASCII to it.
+    return json.dumps(char)[1:-1] if ord(char) > 0x7F else f"\\u{ord(char):04x}"
+
+
+def _plain(value: Any) -> Any:
+    """Return only what JSON has."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return str(value) if isinstance(value, Path) else _plain_other(value)
+
+
+def _plain_other(value: Any) -> Any:
+    number = getattr(value, "item", None)
+    return _plain(number()) if callable(number) else str(value)
