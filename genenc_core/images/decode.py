@@ -112,9 +112,7 @@ def _decode_plain_jpeg(data: bytes | bytearray) -> torch.Tensor | None:
     return pixels
 
 
-def _decode_with_pillow(
-    data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int
-) -> Decoded:
+def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
     with plugin(io.BytesIO(data)) as image:
         _check_size(image.height, image.width, max_pixels)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None

@@ -1,9 +1,12 @@
-"""A process of its own for images that a process died of or a thread hangs on: it may crash, hang or be killed."""
+"""Processes of their own for images that a process died of or a thread hangs on: they may crash, hang or be killed.
+
+A child imports what loading takes, which needs seconds, and forks once per image, which needs milliseconds. It has one
+thread, so that forking it is safe.
+"""
 
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import queue
 import signal
@@ -21,12 +24,13 @@ from genenc_core.images import geometry, reading
 from genenc_core.images.limits import Limits
 
 STARTING_SECONDS = 120.0
+_GRACE_SECONDS = 10.0
 _CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from genenc_core.images import isolated; {}"
 _SERVE = "isolated.serve()"
 
 
 class IsolatedLoader:
-    """Loads images in a child process, one at a time; started when first needed, and again after it died."""
+    """Loads images outside this process, one at a time; the child is started when first needed."""
 
     def __init__(self, preprocessing: spec.Preprocessing, limits: Limits) -> None:
         self._preprocessing = preprocessing
@@ -34,7 +38,6 @@ class IsolatedLoader:
         self._program = _CHILD.format(_SERVE)
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def load(self, request: reading.Request) -> reading.LoadedImage:
@@ -45,41 +48,41 @@ class IsolatedLoader:
         """
         with self._turn:
             process = self._started()
-            asked = {"row": request.row, "path": str(request.path), "bytes": request.planned_bytes}
-            answer = self._ask(process, asked, self._limits.seconds)
-            if answer is None:
-                return reading.unreadable(request.row, self._end(process, hung=True))
-            if not answer:
-                return reading.unreadable(request.row, self._end(process, hung=False))
-            return _unpacked(request.row, answer)
+            asked: dict[str, Any] = {"row": request.row, "path": str(request.path), "bytes": request.planned_bytes}
+            asked["limits"] = dataclasses.asdict(self._limits)
+            answer = self._ask(process, asked, self._limits.seconds + _GRACE_SECONDS)
+            if answer:
+                return _unpacked(request.row, answer, self._limits)
+            code = self._end(process, kill=answer is None)
+            return reading.unreadable(
+                request.row, _ending(signal.SIGALRM if answer is None else -code, "", self._limits)
+            )
 
     def close(self) -> None:
         """End the child process."""
         with self._turn:
             if self._process is not None:
-                self._end(self._process, hung=False)
+                self._end(self._process, kill=True)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
         if self._process is not None:
-            self._end(self._process, hung=False)
-        self._errors = tempfile.TemporaryFile()
+            self._end(self._process)
         self._process = subprocess.Popen(
             [sys.executable, "-c", self._program, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
             start_new_session=True,  # a Ctrl-C is the parent's to answer
         )
         self._answers = queue.SimpleQueue()
         threading.Thread(
             target=_listen, args=(self._process, self._answers), name="genenc-isolated", daemon=True
         ).start()
-        told = {"preprocessing": self._preprocessing.model_dump_json(), "limits": dataclasses.asdict(self._limits)}
+        told = {"preprocessing": self._preprocessing.model_dump_json()}
         if not self._ask(self._process, told, STARTING_SECONDS):
-            reason = self._end(self._process, hung=False)
-            raise ChildProcessError(f"the process that loads suspect images alone did not start: {reason}")
+            code = self._end(self._process, kill=True)
+            raise ChildProcessError(f"the process that loads suspect images alone did not start (exit code {code})")
         return self._process
 
     def _ask(self, process: subprocess.Popen[bytes], message: dict[str, Any], seconds: float) -> bytes | None:
@@ -95,35 +98,19 @@ class IsolatedLoader:
         except queue.Empty:
             return None
 
-    def _end(self, process: subprocess.Popen[bytes], *, hung: bool) -> str:
-        """End the child; return in words how it came to that."""
-        if hung:
+    def _end(self, process: subprocess.Popen[bytes], *, kill: bool = False) -> int:
+        """End the child and return its exit code; 0 when it waits inside the kernel and cannot be ended."""
+        if kill:
             process.kill()
         with contextlib.suppress(OSError):
             assert process.stdin is not None
             process.stdin.close()
-        try:
-            code = process.wait(timeout=5)
-        except subprocess.TimeoutExpired:  # it waits inside the kernel, for a volume that does not answer
-            process.kill()
-            code = 0
         self._process = None
-        if hung:
-            return (
-                f"gave no result within {self._limits.seconds:g} s, in a process of its own: write the file anew, or "
-                "allow more time with --image-timeout"
-            )
-        return f"its decoder ends the process ({_signal_name(code)}{self._last_words()}): write the file anew"
-
-    def _last_words(self) -> str:
-        if self._errors is None:
-            return ""
-        with self._errors as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 2000, 0))
-            lines = file.read().decode(errors="replace").split("\n")
-        self._errors = None
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-        return f": {last[:120]}" if last else ""
+        try:
+            return process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return 0
 
 
 def serve() -> None:
@@ -135,14 +122,31 @@ def serve() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     told = json.loads(requests.readline())
     preprocessing = spec.Preprocessing.model_validate_json(told["preprocessing"])
-    limits = Limits(**told["limits"])
     _answer(answers, b"ready")
     for line in requests:
         asked = json.loads(line)
-        signal.alarm(math.ceil(limits.seconds) + 5)  # should the parent be gone by then
         request = reading.Request(asked["row"], Path(asked["path"]), asked["bytes"])
-        _answer(answers, _packed(request, preprocessing, limits))
-        signal.alarm(0)
+        _answer(answers, _forked(request, preprocessing, Limits(**asked["limits"])))
+
+
+def _forked(request: reading.Request, preprocessing: spec.Preprocessing, limits: Limits) -> bytes:
+    """Return the answer of a forked process, or how it ended."""
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
+        process = os.fork()
+        if process == 0:
+            os.dup2(said.fileno(), 2)
+            signal.setitimer(signal.ITIMER_REAL, limits.seconds)  # its signal ends even what computes in C
+            answer.write(_packed(request, preprocessing, limits))
+            answer.flush()
+            os._exit(0)
+        _process, status = os.waitpid(process, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            answer.seek(0)
+            return answer.read()
+        said.seek(0)
+        words = said.read(2000).decode(errors="replace").strip().partition("\n")[0]
+        return json.dumps({"ended": -code, "said": words[:120]}).encode()
 
 
 def _packed(request: reading.Request, preprocessing: spec.Preprocessing, limits: Limits) -> bytes:
@@ -157,9 +161,11 @@ def _packed(request: reading.Request, preprocessing: spec.Preprocessing, limits:
     return json.dumps(fields).encode() + b"\n" + (b"" if pixels is None else pixels.numpy().tobytes())
 
 
-def _unpacked(row: int, answer: bytes) -> reading.LoadedImage:
+def _unpacked(row: int, answer: bytes, limits: Limits) -> reading.LoadedImage:
     head, _, body = answer.partition(b"\n")
     fields = json.loads(head)
+    if "ended" in fields:
+        return reading.unreadable(row, _ending(fields["ended"], fields["said"], limits))
     if "errno" in fields:
         raise OSError(fields["errno"], fields["words"])
     shape = fields.pop("shape")
@@ -186,8 +192,13 @@ def _listen(process: subprocess.Popen[bytes], answers: "queue.SimpleQueue[bytes]
             answers.put(content)
 
 
-def _signal_name(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
-    return f"{name}, perhaps out of memory" if code == -signal.SIGKILL else name
+def _ending(number: int, said: str, limits: Limits) -> str:
+    """Return why an image is unreadable whose process ended with a signal (an exit code, when it is negative)."""
+    if number == signal.SIGALRM:
+        return (
+            f"gave no result within {limits.seconds:g} s, in a process of its own: write the file anew, or allow "
+            "more time with --image-timeout"
+        )
+    name = signal.Signals(number).name if number in {*signal.Signals} else f"exit code {-number}"
+    more = ", perhaps for want of memory" if number == signal.SIGKILL else f": {said}" if said else ""
+    return f"its decoder ends the process ({name}{more}): write the file anew"

@@ -96,7 +96,7 @@ class ImageLoader:
                     future.cancel()
 
     def settle(self, start: int, stop: int) -> None:
-        """Tell that the rows from `start` up to `stop` are stored, so that no process is asked what it died of there."""
+        """Tell that the rows from `start` up to `stop` are stored: none of them is a suspect any more."""
         with self._settling:
             self._journal.settle(start, stop)
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from genenc_core import errors, spec
-from genenc_core.images import decode, geometry, limits, loader, manifest, reading, sources
+from genenc_core.images import decode, geometry, loader, manifest, reading, sources
 
 SQUARE = spec.Preprocessing(height=24, width=32, fit="crop")
 
