@@ -162,6 +162,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
         max_failures: Annotated[str | None, typer.Option(help="Unreadable images allowed per shard: 12 or 5%.")] = None,
         decode_threads: Annotated[int | None, typer.Option(help="Decoding threads.")] = None,
+        image_timeout: Annotated[float | None, typer.Option(help="Seconds an image may take.")] = None,
+        max_megapixels: Annotated[float | None, typer.Option(help="Largest image, in millions of pixels.")] = None,
         config: Annotated[Path | None, typer.Option(help="A TOML file of these options; flags win.")] = None,
         json: Json = False,
         plain: Plain = False,
@@ -197,6 +199,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "limit": limit,
             "max_failures": max_failures,
             "decode_threads": decode_threads,
+            "image_timeout": image_timeout,
+            "max_megapixels": max_megapixels,
         }
         who = runner(plain)
         with output.errors_as_words(as_json=json), who.session():

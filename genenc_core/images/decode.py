@@ -55,7 +55,7 @@ class Decoded:
     """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
 
 
-def decode_image(data: bytes | bytearray) -> Decoded:
+def decode_image(data: bytes | bytearray, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode JPEG, PNG, GIF, TIFF, BMP, WebP or PPM bytes; thread-safe, the codecs release the GIL.
 
     Grey is replicated; 1 bit becomes 0 or 255; a palette becomes RGB; alpha and transparent colours are composited
@@ -65,7 +65,7 @@ def decode_image(data: bytes | bytearray) -> Decoded:
     profiles are ignored. Of several frames or pages the first is taken. The EXIF orientation is applied.
 
     Raises:
-        ImageUnreadable: empty, truncated, no image, over 400 megapixels (before they are allocated), a refused mode.
+        ImageUnreadable: empty, truncated, no image, more than `max_pixels` (before they are allocated), a refused mode.
     """
     if not data:
         raise ImageUnreadable("empty file (0 bytes)")
@@ -73,12 +73,12 @@ def decode_image(data: bytes | bytearray) -> Decoded:
     plugin = _plugin_for(data)
     header = headers.jpeg_header(data)
     if header is not None and header.components in (1, 3) and header.bits == 8:
-        _check_size(header.height, header.width)
+        _check_size(header.height, header.width, max_pixels)
         pixels = _decode_plain_jpeg(data)
         if pixels is not None:
             return Decoded(pixels=_upright(pixels, header.orientation), orientation=header.orientation)
     try:
-        return _decode_with_pillow(data, plugin)
+        return _decode_with_pillow(data, plugin, max_pixels)
     except (ImageUnreadable, MemoryError):
         raise
     except Exception as error:  # hostile bytes make Pillow raise nearly anything
@@ -93,9 +93,10 @@ def _plugin_for(data: bytes | bytearray) -> type[ImageFile.ImageFile]:
     return plugin
 
 
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ImageUnreadable(f"{width} x {height} pixels, above the limit of {MAX_PIXELS // 10**6} megapixels")
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        limit = f"{max_pixels / 1e6:g} megapixels"
+        raise ImageUnreadable(f"{width} x {height} pixels, above the limit of {limit}; --max-megapixels allows more")
 
 
 def _decode_plain_jpeg(data: bytes | bytearray) -> torch.Tensor | None:
@@ -111,9 +112,9 @@ def _decode_plain_jpeg(data: bytes | bytearray) -> torch.Tensor | None:
     return pixels
 
 
-def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile]) -> Decoded:
+def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
     with plugin(io.BytesIO(data)) as image:
-        _check_size(image.height, image.width)
+        _check_size(image.height, image.width, max_pixels)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
         image.load()  # turns a TIFF upright by itself; a PNG may have its EXIF behind its pixels
         pixels = torch.from_numpy(_rgb_array(image, data)).permute(2, 0, 1)

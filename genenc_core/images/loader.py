@@ -1,73 +1,61 @@
 """Images of a manifest as model-sized pixels: read, decode and fit in a pool of threads, in row order."""
 
 import errno
-import hashlib
-import os
-import stat
+import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from genenc_core import errors, spec
-from genenc_core.images import decode, geometry
+from genenc_core.images import inflight, isolated, pool, reading
+from genenc_core.images.limits import Limits
 from genenc_core.images.manifest import Manifest
+from genenc_core.images.reading import LoadedImage, Request
 
-MAX_BYTES = 4 * 2**30
+__all__ = ["ImageLoader", "LoadedImage"]
+
+LOGGER = logging.getLogger(__name__)
 _BLOCK_ROWS = 4096
-_NOT_THE_IMAGES_FAULT = frozenset((errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN))
-
-# torch.set_num_threads also sets a process-wide default, so only one loader at a time may start its threads.
-_STARTING = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedImage:
-    """One row: its pixels and geometry, or why there are none."""
-
-    row: int
-    pixels: torch.Tensor | None
-    """uint8 contiguous [3, model height, model width]; None when the image is unreadable."""
-    height: int
-    """Of the upright source in pixels; -1 when unreadable."""
-    width: int
-    """Of the upright source in pixels; -1 when unreadable."""
-    affine: geometry.Affine | None
-    """Source to model pixels; None when unreadable."""
-    orientation: int
-    """EXIF orientation 1 to 8, already applied; 0 when unreadable."""
-    sha256: str
-    """Of the file's bytes; empty when they could not be read."""
-    failure: str | None
-    """Why the image is unreadable, one short line; None when it is not."""
-    changed: str | None
-    """How the file's size differs from the manifest's; None when it does not. What was read is what `sha256` says."""
-    seconds: float
-    """CPU time of its thread for reading, decoding and fitting."""
 
 
 class ImageLoader:
     """A pool of threads that turns manifest rows into pixels; use as a context manager, or close it.
 
     Each worker thread runs torch operations on one thread; the threads of the rest of the process keep theirs.
+
+    An image that outlasts `limits.seconds` gets a second chance in a process of its own; its thread is given up and
+    replaced. So does, at once, an image that a process which died had in work: `journal` is the folder where loaders
+    of the same manifest note that, and None keeps no notes.
     """
 
     def __init__(
-        self, manifest: Manifest, preprocessing: spec.Preprocessing, *, threads: int = 2, window: int = 64
+        self,
+        manifest: Manifest,
+        preprocessing: spec.Preprocessing,
+        *,
+        threads: int = 2,
+        window: int = 64,
+        limits: Limits | None = None,
+        journal: Path | None = None,
     ) -> None:
         if threads < 1 or window < 1:
             raise errors.InputError(f"the loader needs at least one thread and a window of one: {threads=}, {window=}")
+        chosen = limits or Limits()
         self._manifest = manifest
-        self._preprocessing = preprocessing
         self._window = window
-        self._pool = _single_threaded_pool(threads)
+        self._alone = isolated.IsolatedLoader(preprocessing, chosen)
+        self._journal = inflight.Journal(journal, pool.slots(threads))
+        self._settling = threading.Lock()
+        self._pool = pool.DecodePool(
+            lambda request: reading.load(request, preprocessing, chosen),
+            threads=threads,
+            seconds=chosen.seconds,
+            journal=self._journal,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -85,133 +73,60 @@ class ImageLoader:
 
         Raises:
             StoreError: rows that the manifest does not have.
+            TooManyHung: more images hang than there are threads.
             OSError: a fault of the process or the volume that says nothing of an image: the images' folder is gone,
                 too many open files, a stale or silent network file system.
         """
-        pending: deque[Future[LoadedImage]] = deque()
+        pending: deque[tuple[Request, Future[LoadedImage] | None]] = deque()
         if not self._manifest.root.is_dir():
             raise FileNotFoundError(
                 errno.ENOENT, "the images' folder is not there: put it back or mount it", str(self._manifest.root)
             )
+        suspects = self._suspects(start, stop)
         try:
-            for row, path, planned_bytes in self._entries(start, stop):
+            for request in self._requests(start, stop):
                 if len(pending) == self._window:
-                    yield pending.popleft().result()
-                pending.append(self._pool.submit(_load, row, path, planned_bytes, self._preprocessing))
+                    yield self._loaded(*pending.popleft())
+                pending.append((request, None if request.row in suspects else self._pool.submit(request)))
             while pending:
-                yield pending.popleft().result()
+                yield self._loaded(*pending.popleft())
         finally:
-            for future in pending:
-                future.cancel()
+            for _request, future in pending:
+                if future is not None:
+                    future.cancel()
+
+    def settle(self, start: int, stop: int) -> None:
+        """Tell that the rows from `start` up to `stop` are stored: none of them is a suspect any more."""
+        with self._settling:
+            self._journal.settle(start, stop)
 
     def close(self) -> None:
-        """Cancel what has not begun, wait for what has, and end the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Cancel what has not begun, wait a little for what has, and end the threads; one that hangs is left behind."""
+        self._alone.close()
+        if self._pool.close():
+            self._journal.close()
 
-    def _entries(self, start: int, stop: int) -> Iterator[tuple[int, Path, int]]:
+    def _suspects(self, start: int, stop: int) -> set[int]:
+        with self._settling:
+            found = {row for row in self._journal.suspects() if start <= row < stop}
+        if found:
+            LOGGER.warning(
+                "rows %s were being decoded when an earlier process ended: they are decoded in a process of their own",
+                ", ".join(map(str, sorted(found)[:20])),
+            )
+        return found
+
+    def _loaded(self, request: Request, future: Future[LoadedImage] | None) -> LoadedImage:
+        if future is None:
+            return self._alone.load(request)
+        try:
+            return self._pool.wait(future)
+        except pool.Overdue:
+            LOGGER.warning("%s gave no result in time: it is tried in a process of its own", request.path)
+            return self._alone.load(request)
+
+    def _requests(self, start: int, stop: int) -> Iterator[Request]:
         for first in range(start, stop, _BLOCK_ROWS):
             block = self._manifest.read(first, min(first + _BLOCK_ROWS, stop))
-            yield from zip(range(first, stop), block.paths, block.bytes, strict=False)
-
-
-def _single_threaded_pool(threads: int) -> ThreadPoolExecutor:
-    """Start a pool whose threads run torch operations alone, and leave every other thread's number as it is."""
-    with _STARTING:
-        with ThreadPoolExecutor(1) as new_thread:
-            default = new_thread.submit(torch.get_num_threads).result()
-        started = threading.Barrier(threads + 1)
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="genenc-images", initializer=_use_one_thread)
-        for _ in range(threads):
-            pool.submit(started.wait)
-        started.wait()
-        with ThreadPoolExecutor(1) as new_thread:
-            new_thread.submit(torch.set_num_threads, default).result()
-    return pool
-
-
-def _use_one_thread() -> None:
-    torch.get_num_threads()  # makes torch set this thread up now; it would overwrite the 1 later
-    torch.set_num_threads(1)
-
-
-def _load(row: int, path: Path, planned_bytes: int, preprocessing: spec.Preprocessing) -> LoadedImage:
-    begin = time.thread_time()
-    digest, changed = "", None
-    try:
-        data = _read(path)
-        changed = None if len(data) == planned_bytes else _change(planned_bytes, len(data))
-        digest = hashlib.sha256(data).hexdigest()
-        image = decode.decode_image(data)
-        height, width = image.pixels.shape[1:]
-        plan = geometry.plan_fit(height, width, preprocessing)
-        pixels = geometry.apply_fit(image.pixels, plan, preprocessing)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _NOT_THE_IMAGES_FAULT:
-            raise
-        # one image must never end the others; the reason is kept with its row
-        return LoadedImage(
-            row=row,
-            pixels=None,
-            height=-1,
-            width=-1,
-            affine=None,
-            orientation=0,
-            sha256=digest,
-            failure=_reason(error),
-            changed=changed,
-            seconds=time.thread_time() - begin,
-        )
-    return LoadedImage(
-        row=row,
-        pixels=pixels,
-        height=height,
-        width=width,
-        affine=plan.affine,
-        orientation=image.orientation,
-        sha256=digest,
-        failure=None,
-        changed=changed,
-        seconds=time.thread_time() - begin,
-    )
-
-
-def _read(path: Path) -> bytearray:
-    """Return a regular file's bytes.
-
-    Raises:
-        ImageUnreadable: no regular file, or too large.
-        OSError: it cannot be opened or read.
-    """
-    # Without O_NONBLOCK, opening a FIFO would wait for its writer for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise decode.ImageUnreadable("not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise decode.ImageUnreadable(f"file of {status.st_size} bytes, above the limit of {MAX_BYTES}")
-        data = bytearray(status.st_size)
-        filled = 0
-        while filled < len(data):
-            count = os.readv(descriptor, [memoryview(data)[filled:]])
-            if not count:
-                raise decode.ImageUnreadable(f"ended after {filled} of {len(data)} bytes while it was read")
-            filled += count
-    finally:
-        os.close(descriptor)
-    return data
-
-
-def _change(planned_bytes: int, found_bytes: int) -> str:
-    was = "missing" if planned_bytes < 0 else f"{planned_bytes} bytes"
-    return f"was {was} when the run was planned, {found_bytes} bytes when it was read"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, decode.ImageUnreadable):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "not enough memory for this image"
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            for row, path, planned_bytes in zip(range(first, stop), block.paths, block.bytes, strict=False):
+                yield Request(row, path, planned_bytes)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genenc_core import errors, spec, text
 from genenc_core.encoding.tile_plan import Blend
+from genenc_core.images import limits
 
 Backend = Literal["auto", "eager", spec.ExportFormat]
 _SIZE = re.compile(r"(\d+)(?:[xX](\d+))?\Z")
@@ -74,6 +75,15 @@ class ExtractParameters(BaseModel):
         default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."
     )
     decode_threads: int | None = Field(default=None, ge=1, le=256, description="Decoding threads; none: one per core.")
+    image_timeout: float = Field(
+        default=60.0, gt=0, le=86400, description="Seconds an image may take before its row is recorded as unreadable."
+    )
+    max_megapixels: float = Field(
+        default=400.0,
+        gt=0,
+        le=limits.LARGEST_MEGAPIXELS,
+        description="Width x height in millions that a file may announce; larger ones are recorded as unreadable.",
+    )
 
     @property
     def title(self) -> str:

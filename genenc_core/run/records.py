@@ -23,6 +23,8 @@ class Options:
     batch_size: int | None = None
     max_failures: str | None = None
     decode_threads: int | None = None
+    image_timeout: float = 60.0
+    max_megapixels: float = 400.0
     trust: bool = False
 
     @classmethod
@@ -34,6 +36,8 @@ class Options:
             batch_size=None if given.batch_size == "auto" else given.batch_size,
             max_failures=given.max_failures,
             decode_threads=given.decode_threads,
+            image_timeout=given.image_timeout,
+            max_megapixels=given.max_megapixels,
             # What is named as the model itself is the user's own word for that code.
             trust=given.trust or trust.dotted(given.model) is not None,
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
+from genenc_core.images.limits import Limits
 from genenc_core.run import engines, records
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import claims
@@ -23,6 +24,7 @@ LOGGER = logging.getLogger(__name__)
 LANES = 2
 WAIT_SECONDS = 1.0
 WINDOW_BYTES = 512 * 2**20
+DECODING = "provenance/decoding"
 
 
 class Worker:
@@ -135,6 +137,7 @@ class Worker:
         details = {"session": self.options.session, "started": started, "device": device, **done.details}
         record = self.folder.store.commit(shard, done.arrays, done.status, details=details)
         self.folder.forget_failure(shard)
+        images.settle(start, stop)
         ended = time.perf_counter()
         seconds = {name: shard_encoder.seconds[name] for name in ("load_wait", "encode", "reduce")}
         seconds |= {"commit": ended - encoded, "total": ended - began}
@@ -154,7 +157,14 @@ class Worker:
                 threads = self.options.decode_threads or os.cpu_count() or 1
                 preprocessing = self.folder.preprocessing
                 window = _window(preprocessing, batch=self._engine.sizer.size, threads=threads)
-                self._loader = loader.ImageLoader(self.folder.manifest, preprocessing, threads=threads, window=window)
+                self._loader = loader.ImageLoader(
+                    self.folder.manifest,
+                    preprocessing,
+                    threads=threads,
+                    window=window,
+                    limits=Limits(seconds=self.options.image_timeout, megapixels=self.options.max_megapixels),
+                    journal=self.folder.root / DECODING,
+                )
             return self._engine, self._loader
 
 

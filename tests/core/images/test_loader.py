@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from genenc_core import errors, spec
-from genenc_core.images import decode, geometry, loader, manifest, sources
+from genenc_core.images import decode, geometry, loader, manifest, reading, sources
 
 SQUARE = spec.Preprocessing(height=24, width=32, fit="crop")
 
@@ -146,10 +146,10 @@ def test_any_error_is_one_row(
     poison = (folder / "a03.png").read_bytes()
     real = decode.decode_image
 
-    def failing(data: bytearray) -> decode.Decoded:
+    def failing(data: bytearray, **options: int) -> decode.Decoded:
         if data == poison:
             raise error
-        return real(data)
+        return real(data, **options)
 
     monkeypatch.setattr(decode, "decode_image", failing)
     with loader.ImageLoader(listed, SQUARE) as images:
@@ -162,13 +162,13 @@ def test_any_error_is_one_row(
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows whose loading began, in the order in which they did."""
     begun: list[int] = []
-    real = loader._load
+    real = reading.load
 
-    def counting(row: int, path: Path, planned_bytes: int, preprocessing: spec.Preprocessing) -> loader.LoadedImage:
-        begun.append(row)
-        return real(row, path, planned_bytes, preprocessing)
+    def counting(request: reading.Request, *more: object) -> loader.LoadedImage:
+        begun.append(request.row)
+        return real(request, *more)
 
-    monkeypatch.setattr(loader, "_load", counting)
+    monkeypatch.setattr(reading, "load", counting)
     return begun
 
 
@@ -186,14 +186,14 @@ def test_closing_early_cancels_what_has_not_begun(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:
     release = threading.Event()
-    real = loader._load
+    real = reading.load
 
-    def slow(row: int, path: Path, planned_bytes: int, preprocessing: spec.Preprocessing) -> loader.LoadedImage:
-        if row > 0:
+    def slow(request: reading.Request, *more: object) -> loader.LoadedImage:
+        if request.row > 0:
             release.wait(10)
-        return real(row, path, planned_bytes, preprocessing)
+        return real(request, *more)
 
-    monkeypatch.setattr(loader, "_load", slow)
+    monkeypatch.setattr(reading, "load", slow)
     with loader.ImageLoader(manifest_of(folder, tmp_path), SQUARE, threads=2, window=10) as images:
         iterator = images.iter_rows(0, 12)
         assert next(iterator).row == 0
@@ -229,9 +229,9 @@ def test_workers_use_one_torch_thread_and_nobody_else_is_changed(
     seen: list[int] = []
     real = decode.decode_image
 
-    def watching(data: bytearray) -> decode.Decoded:
+    def watching(data: bytearray, **options: int) -> decode.Decoded:
         seen.append(torch.get_num_threads())
-        return real(data)
+        return real(data, **options)
 
     monkeypatch.setattr(decode, "decode_image", watching)
     mine = torch.get_num_threads()

@@ -1,0 +1,121 @@
+"""Which rows a process is decoding, kept outside it, so that its successor knows what it died of.
+
+Every loader has one small file: a row number per thread, -1 when it is idle, written with `pwrite` before and after
+each image. The process holds a kernel lock on it, so a file without a lock is a dead process's, and the rows in it are
+suspects. What survives a crash of the process need not survive one of the machine: nothing is synced.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import struct
+from pathlib import Path
+
+_IDLE = struct.pack("<q", -1)
+_SUFFIX = ".rows"
+
+
+class Journal:
+    """This process's file and those that dead processes left; `None` as the folder keeps nothing."""
+
+    def __init__(self, folder: Path | None, slots: int) -> None:
+        self._folder = folder
+        self._path: Path | None = None
+        self._descriptor = -1
+        self._left: dict[Path, set[int]] = {}
+        if folder is not None:
+            with contextlib.suppress(OSError):  # a file system that cannot lock or is full: work goes on without it
+                self._create(folder, slots)
+
+    def begin(self, slot: int, row: int) -> None:
+        """Note that a thread begins with a row."""
+        self._put(slot, struct.pack("<q", row))
+
+    def end(self, slot: int) -> None:
+        """Note that a thread is idle."""
+        self._put(slot, _IDLE)
+
+    def suspects(self) -> set[int]:
+        """Return the rows that dead processes had in work, and that are not settled."""
+        with contextlib.suppress(OSError):
+            self._look()
+        return set().union(*self._left.values())
+
+    def settle(self, start: int, stop: int) -> None:
+        """Forget the rows from `start` up to `stop`: they are stored."""
+        done = range(start, stop)
+        with contextlib.suppress(OSError):
+            for path, rows in list(self._left.items()):
+                rows.difference_update(done)
+                if not rows:
+                    path.unlink(missing_ok=True)
+                    del self._left[path]
+        if self._descriptor >= 0:
+            for slot, row in enumerate(_rows(self._descriptor)):
+                if row in done:
+                    self.end(slot)
+
+    def close(self) -> None:
+        """Remove this process's file and let go of it; only for who knows that no thread notes anything any more."""
+        if self._descriptor < 0 or self._path is None:
+            return
+        os.close(self._descriptor)
+        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+            self._path.parent.rmdir()
+
+    def _create(self, folder: Path, slots: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        partial, path = folder / f".{name}.partial", folder / f"{name}{_SUFFIX}"
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.pwrite(descriptor, _IDLE * slots, 0)
+            partial.rename(path)
+        except OSError:
+            os.close(descriptor)
+            partial.unlink(missing_ok=True)
+            raise
+        self._descriptor, self._path = descriptor, path
+
+    def _put(self, slot: int, value: bytes) -> None:
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._descriptor, value, slot * len(_IDLE))
+
+    def _look(self) -> None:
+        """Take in the files of dead processes that were not seen yet."""
+        if self._folder is None:
+            return
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            if path == self._path or path in self._left:
+                continue
+            rows = _left_behind(path)
+            if rows:
+                self._left[path] = rows
+            elif rows is not None:
+                path.unlink(missing_ok=True)
+
+
+def _left_behind(path: Path) -> set[int] | None:
+    """Return the rows that a dead process had in work; None when the process lives, or another one was faster."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        # Shared, so that two that look at once do not take each other for the owner.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return {row for row in _rows(descriptor) if row >= 0}
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _rows(descriptor: int) -> list[int]:
+    content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    return [row for (row,) in struct.iter_unpack("<q", content[: len(content) // 8 * 8])]
