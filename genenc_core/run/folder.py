@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -81,6 +82,13 @@ class RunFolder:
     def preprocessing(self) -> spec.Preprocessing:
         """The run's preprocessing, the user's `fit` included."""
         return spec.Preprocessing.model_validate_json(json.dumps(self.identity["preprocessing"]))
+
+    def local_folder(self, key: str) -> Path:
+        """Return where on this machine small notes of the work on this run lie: in it, or in the user's cache for S3."""
+        if isinstance(self.objects, local.LocalObjects):
+            return self.objects.path(key)
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "genenc" / hashlib.sha256(self.root.encode()).hexdigest()[:16] / key
 
     @property
     def tiles(self) -> tile_plan.TilePlan | None:

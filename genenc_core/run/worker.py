@@ -163,7 +163,7 @@ class Worker:
                     threads=threads,
                     window=window,
                     limits=Limits(seconds=self.options.image_timeout, megapixels=self.options.max_megapixels),
-                    journal=self.folder.root / DECODING,
+                    journal=self.folder.local_folder(DECODING),
                 )
             return self._engine, self._loader
 
