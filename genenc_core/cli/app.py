@@ -10,17 +10,9 @@ from typing import Annotated
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import options, output
+from genenc_core.cli import options, output, reading
+from genenc_core.cli.options import Json, Models, Plain, RunArgument, Trust
 from genenc_core.cli.runners import PlainRunner, Runner
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
-]
-Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown digest, and code that files name.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
-RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
 
 
 def run(flows: Runner | None = None) -> None:
@@ -229,77 +221,5 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             )
             raise typer.Exit(extraction.resume(run, shards, options, who, as_json=json))
 
-    _add_inspection(app)
+    reading.add_to(app)
     return app
-
-
-def _add_inspection(app: typer.Typer) -> None:
-    """Add the commands that only read."""
-
-    @app.command()
-    def status(run: RunArgument, json: Json = False) -> None:
-        """Say where a run stands; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
-        with output.errors_as_words(as_json=json):
-            from genenc_core.cli import inspection
-
-            raise typer.Exit(inspection.status(run, as_json=json))
-
-    @app.command()
-    def verify(
-        run: RunArgument,
-        content: Annotated[bool, typer.Option("--content", help="Also decode every object.")] = False,
-        repair: Annotated[
-            bool, typer.Option("--repair", help="Make damaged shards pending (resume encodes them), restore metadata.")
-        ] = False,
-        json: Json = False,
-    ) -> None:
-        """Check every committed object against its commit record; exit code 0 intact or repaired, 1 damaged."""
-        with output.errors_as_words(as_json=json):
-            from genenc_core.cli import inspection
-
-            raise typer.Exit(inspection.verify(run, content=content, repair=repair, as_json=json))
-
-    @app.command()
-    def info(
-        target: Annotated[
-            str, typer.Argument(help="A run folder, a spec JSON, or a model's name or id.", metavar="RUN|SPEC|MODEL")
-        ],
-        models: Models = None,
-        trust: Trust = False,
-        json: Json = False,
-    ) -> None:
-        """Say what a run holds, or what a model is: slots, batches, preprocessing; no weights are loaded for it."""
-        with output.errors_as_words(as_json=json):
-            from genenc_core.cli import inspection
-
-            inspection.info(target, tuple(models or ()), trust=trust, as_json=json)
-
-    @app.command("models")
-    def list_models(
-        search: Annotated[str | None, typer.Option(help="Only names that hold this text; with * a pattern.")] = None,
-        source: Annotated[str | None, typer.Option(help="genenc, json, torchvision or timm.")] = None,
-        shapes: Annotated[bool, typer.Option("--shapes", help="Find the channels of every row, however many.")] = False,
-        models: Models = None,
-        json: Json = False,
-    ) -> None:
-        """List the encoders that a name reaches; channels come from a run without weights when the rows are few."""
-        with output.errors_as_words(as_json=json):
-            from genenc_core.cli import models as models_command
-
-            models_command.run(search, source, tuple(models or ()), every_shape=shapes, as_json=json)
-
-    @app.command()
-    def schema(
-        out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
-    ) -> None:
-        """Print the JSON Schema of a RuntimeModelSpec."""
-        from genenc_core import spec
-
-        with output.errors_as_words():
-            if out is None:
-                output.say(spec.json_schema().splitlines())
-                return
-            try:
-                out.write_text(spec.json_schema(), encoding="utf-8")
-            except OSError as error:
-                raise errors.InputError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error

@@ -84,7 +84,7 @@ class RunFolder:
         return spec.Preprocessing.model_validate_json(json.dumps(self.identity["preprocessing"]))
 
     def local_folder(self, key: str) -> Path:
-        """Return where on this machine small notes of the work on this run lie: in it, or in the user's cache for S3."""
+        """Return where notes of this machine's work on the run lie: in it, or for S3 in the user's cache."""
         if isinstance(self.objects, local.LocalObjects):
             return self.objects.path(key)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
