@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ import numpy as np
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import files, layout, local, places, repair, run_store, transaction, verify
+from genenc_core.store import files, layout, local, places, publication, repair, run_store, transaction, verify
+from genenc_core.store.objects import Root, is_remote, open_objects
 
 ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
 
@@ -92,9 +94,15 @@ def content(shard: int, *, salt: int = 0) -> tuple[dict[str, np.ndarray], np.nda
     return arrays, status
 
 
-def create(root: Path, *, observer: places.Observer = places.silent) -> run_store.RunStore:
-    """Create or open the run."""
-    return run_store.RunStore.create(root, plan(), coordinates=coordinates(), observer=observer)
+def create(root: Root, *, observer: places.Observer = places.silent, **changes: object) -> run_store.RunStore:
+    """Create or open the run; on S3 it is made in a local folder and published."""
+    if not is_remote(root):
+        return run_store.RunStore.create(Path(root), plan(**changes), coordinates=coordinates(), observer=observer)
+    if not run_store.RunStore.exists(root):
+        with tempfile.TemporaryDirectory() as scratch:
+            run_store.RunStore.create(Path(scratch), plan(**changes), coordinates=coordinates())
+            publication.publish(local.LocalObjects(Path(scratch)), open_objects(root))
+    return run_store.RunStore.open(root, observer=observer)
 
 
 def commit(store: run_store.RunStore, shard: int, *, salt: int = 0) -> None:
@@ -103,7 +111,7 @@ def commit(store: run_store.RunStore, shard: int, *, salt: int = 0) -> None:
     store.commit(shard, arrays, status, details={"salt": salt})
 
 
-def resume(root: Path, *, observer: places.Observer = places.silent) -> run_store.RunStore:
+def resume(root: Root, *, observer: places.Observer = places.silent) -> run_store.RunStore:
     """What a user's second command does: create or open, recover, commit what is pending."""
     store = create(root, observer=observer)
     store.recover()
@@ -112,18 +120,18 @@ def resume(root: Path, *, observer: places.Observer = places.silent) -> run_stor
     return store
 
 
-def tree(root: Path) -> dict[str, bytes]:
+def tree(root: Root) -> dict[str, bytes]:
     """Every file of the Zarr group."""
-    group = root / "features.zarr"
-    return {str(path.relative_to(group)): path.read_bytes() for path in sorted(group.rglob("*")) if path.is_file()}
+    objects = open_objects(root)
+    return {key: objects.read(f"{places.GROUP}/{key}") for key, _ in sorted(objects.walk(places.GROUP))}
 
 
-def check_readable(root: Path) -> None:
+def check_readable(root: Root) -> None:
     """S1 and S2 through plain zarr: fill or final values; a row with a status is whole and is its record's."""
-    if not (root / "features.zarr").is_dir():
+    if not open_objects(root).has_group(places.GROUP):
         return
     store = run_store.RunStore.open(root)
-    group = zarr.open_group(root / "features.zarr", mode="r")
+    group = zarr.open_group(store.zarr_store(), mode="r")
     for shard in range(SHARDS):
         start, stop = store.shard_range(shard)
         status = group["status"][start:stop]  # first: what it promises must hold for what is read later
@@ -140,15 +148,26 @@ def check_readable(root: Path) -> None:
             assert final or (empty and not whole), f"{shard=} {planned.name} {status=} {block=}"
 
 
-def check_finished(root: Path, expected: dict[str, bytes]) -> None:
+def check_finished(root: Root, expected: dict[str, bytes]) -> None:
     """S4: the same bytes as an uninterrupted run, verified, and nothing left in staging."""
     assert tree(root) == expected
-    report = verify.verify_store(run_store.RunStore.open(root), content=True)
+    store = run_store.RunStore.open(root)
+    report = verify.verify_store(store, content=True)
     assert report.ok, report.problems
     assert not report.pending
     assert not report.unpromoted
-    assert not list((root / "_txn" / "staging").iterdir())
-    assert sorted(path.name for path in (root / "_txn").iterdir()) == ["commits", "staging", "store.json"]
+    assert litter(store) == []
+
+
+def litter(store: run_store.RunStore) -> list[str]:
+    """What lies in `_txn/` beside the documents of a finished run."""
+    allowed = {"store.json", *(places.record(shard).removeprefix("_txn/") for shard in range(SHARDS))}
+    return sorted({key for key, _ in store.objects.walk(places.TRANSACTIONS)} - allowed | _folders(store))
+
+
+def _folders(store: run_store.RunStore) -> set[str]:
+    """What lies in staging as folders, which a walk over files does not show."""
+    return set(store.objects.names(places.STAGING)) if isinstance(store.objects, local.LocalObjects) else set()
 
 
 def kill_self() -> None:
@@ -304,7 +323,7 @@ def chaos(scratch: Path, *, seed: int, seconds: float) -> Iterator[str]:
     yield f"counts {kills} {checks} {runs}"
 
 
-def want_all(root: Path, *, salt: int) -> None:
+def want_all(root: Root, *, salt: int) -> None:
     """Commit every shard in an order of its own, dawdling at every point so that others and kills come between."""
     if files.link_exclusive is last_wins:
         transaction.read_record = lambda *_: None
@@ -314,7 +333,7 @@ def want_all(root: Path, *, salt: int) -> None:
         commit(store, shard, salt=salt)
 
 
-def _finish_and_check(root: Path) -> None:
+def _finish_and_check(root: Root) -> None:
     run_store.RunStore.open(root).recover()
     check_readable(root)
     check_finished(root, tree(root))
@@ -340,7 +359,7 @@ def last_wins(source: Path, target: Path) -> None:
     private.replace(target)
 
 
-def race(root: Path, *, salt: int, go: Path) -> None:
+def race(root: Root, *, salt: int, go: Path) -> None:
     """Create the run and want every shard with own bytes; start together with the other racers."""
     while not go.exists():
         time.sleep(0.001)
@@ -352,7 +371,7 @@ def main() -> None:
     """Run one of the programs above."""
     parser = argparse.ArgumentParser()
     parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create", "repair"])
-    parser.add_argument("root", type=Path)
+    parser.add_argument("root", type=lambda text: text if is_remote(text) else Path(text))
     parser.add_argument("--point", default="")
     parser.add_argument("--nth", type=int, default=1)
     parser.add_argument("--stage", default="commit")
@@ -385,8 +404,7 @@ def main() -> None:
         while not asked.go.exists():
             time.sleep(0.001)
         try:
-            wanted = plan(fingerprint=asked.fingerprint)
-            run_store.RunStore.create(asked.root, wanted, coordinates=coordinates())
+            create(asked.root, fingerprint=asked.fingerprint)
         except errors.StoreError as error:
             sys.exit(f"refused: {error}")
 
