@@ -19,6 +19,8 @@ STAGING: Final = "_txn/staging"
 """One folder per running attempt."""
 SET_ASIDE: Final = "_txn/set-aside"
 """What repairs moved away."""
+REPAIR: Final = "_txn/repair.json"
+"""Held by the one repair that runs."""
 
 _SHARD_NAME: Final = re.compile(r"s(\d{7,})(?:\.json|-\w+)")
 

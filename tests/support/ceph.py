@@ -1,14 +1,13 @@
 """A real S3 server for tests: Ceph's gateway from Debian's packages, unpacked in a cache, on loopback, no root needed.
 
 Mocks must not judge commits: the servers that are a `pip install` away let every `If-None-Match: *` win, or are a
-dictionary behind a lock. `serve` is a program of its own, so that the server ends with its last user, also a killed one.
+dictionary behind a lock. `serve` is a program of its own, so the server ends with its last user, also a killed one.
 """
 
 import contextlib
 import ctypes
 import datetime
 import fcntl
-import os
 import shutil
 import signal
 import socket
@@ -195,7 +194,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def serve(cache: Path, shared: Path) -> None:
-    """Run the server while any process holds `shared/users`; its endpoint, or why there is none, is in `shared/said`."""
+    """Run the server while any process holds `shared/users`; its endpoint, or why there is none, is in `said`."""
 
     def say(text: str) -> None:
         partial = shared / "said.partial"
