@@ -1,11 +1,15 @@
-"""What every test shares: quiet, private Prefect settings, and one test server per session where it is asked for."""
+"""What every test shares: quiet, private Prefect settings, one test server and one S3 server per session, if needed."""
 
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
 
 import pytest
 
+import ceph
+import s3_server
 from flows import local_server
 
 # Set before anything imports Prefect, which reads them once.
@@ -15,6 +19,8 @@ os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
 _STATE = tempfile.TemporaryDirectory(prefix="genenc-test-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
 
+_USES: list[IO[str]] = []
+
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
@@ -23,3 +29,39 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the S3 server in the background, where a test wants it: it takes half a minute."""
+    wanted = any("s3" in _marks(item) for item in session.items)
+    if wanted and not session.config.option.collectonly and not os.environ.get("GENENC_TEST_S3"):
+        _USES.append(s3_server.begin(_shared(session.config)))
+
+
+def _marks(item: pytest.Item) -> tuple[object, ...]:
+    """Return what says that a test needs the server: a fixture of it, or S3 as its backend."""
+    call = getattr(item, "callspec", None)
+    return (*getattr(item, "fixturenames", ()), call.params.get("backend") if call else None)
+
+
+def _shared(config: pytest.Config) -> Path:
+    """Return the folder that the pytest-xdist workers of one session share."""
+    base = Path(config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
+    return (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "s3-server"
+
+
+@pytest.fixture(scope="session")
+def s3(request: pytest.FixtureRequest) -> Iterator[s3_server.Server]:
+    """An S3 server that the environment names (`AWS_*`) from now on."""
+    address = os.environ.get("GENENC_TEST_S3")
+    try:
+        if not address and not _USES:
+            _USES.append(s3_server.begin(_shared(request.config)))
+        server = s3_server.named(address) if address else s3_server.wait(_shared(request.config))
+    except ceph.Unavailable as error:
+        s3_server.refuse(str(error))
+        raise
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in server.environment.items():
+            environment.setenv(name, value)
+        yield server

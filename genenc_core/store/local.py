@@ -1,6 +1,8 @@
 """A run folder on a local file system, or on one that is mounted: hard links, atomic renames, fsync."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -106,6 +108,34 @@ class LocalObjects:
     def take_away(self, source: str, target: str) -> None:
         """Rename a file."""
         self.path(source).rename(self.path(target))
+
+    @contextlib.contextmanager
+    def alone(self, key: str, note: bytes) -> Iterator[None]:
+        """Hold the kernel's lock of a file, which is gone afterwards."""
+        path = self.path(key)
+        lock = self._locked(path)
+        try:
+            os.truncate(lock, 0)
+            os.write(lock, note)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+
+    def _locked(self, path: Path) -> int:
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    return lock
+            except BlockingIOError as error:
+                os.close(lock)
+                raise FileExistsError(errno.EEXIST, "another process works on it", str(path)) from error
+            except FileNotFoundError:
+                os.close(lock)  # the holder before us took the name away: make it anew
+                continue
+            os.close(lock)
 
     def remove(self, key: str) -> None:
         """Delete a file, if it is there."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -79,7 +80,17 @@ class Objects(Protocol):
     def take_away(self, source: str, target: str) -> None:
         """Move a file to a free name, and leave nothing at its old one; durable after `sync` of both folders.
 
-        One step on a local file system. On S3 a copy and a deletion, so one caller at a time.
+        One step on a local file system. On S3 a copy and a deletion, so one caller at a time, and the deletion is asked
+        for once only: a repeated one could meet what was created meanwhile.
+        """
+
+    def alone(self, key: str, note: bytes) -> AbstractContextManager[None]:
+        """Be the only one in the block, of all that give this key; the note tells who.
+
+        On a local file system the lock ends with the process. On S3 it is an object, which a kill leaves.
+
+        Raises:
+            FileExistsError: another is in its block, or was killed there.
         """
 
     def remove(self, key: str) -> None:

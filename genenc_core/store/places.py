@@ -21,6 +21,8 @@ CLAIMS: Final = "_txn/claims"
 """Who is at which shard."""
 SET_ASIDE: Final = "_txn/set-aside"
 """What repairs moved away."""
+REPAIR: Final = "_txn/repair.json"
+"""Held by the one repair that runs."""
 
 _SHARD_NAME: Final = re.compile(r"s(\d{7,})(?:\.json|-\w+)")
 

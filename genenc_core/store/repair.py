@@ -4,16 +4,28 @@ Nothing is deleted: what was wrong is moved to `_txn/set-aside/<repair>/`, under
 the reverse order of its promotion, so S1 and S2 hold at any instant: its `status` first (from then on its rows count as
 not written), then its data, its record last. Killed anywhere, the next repair goes on, because a record without its
 objects is damage itself. A shard without a record is pending, and `resume` encodes it again.
+
+Nobody else changes a shard meanwhile: `_txn/repair.json` keeps other repairs away, and a record keeps workers from
+committing; a shard that has none gets a mark in its place first.
 """
 
 import contextlib
+import os
+import socket
 import tempfile
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from genenc_core.store import files, layout, places, run_store, verify, zarr_arrays
+from genenc_core import errors
+from genenc_core.store import files, layout, places, run_store, sealed, verify, zarr_arrays
+from genenc_core.store.objects import join
+
+_MARK: Final = "genenc.taken-down"
+"""Schema of what stands in for a record that is not there, while its shard is taken down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +49,7 @@ def repair_store(
 ) -> Repaired:
     """Verify the run and put right what is wrong; what is intact is not touched.
 
-    Safe beside readers and workers, and again after a kill.
+    Safe beside readers and workers, and again after a kill; a second repair at the same time is refused.
 
     Args:
         store: the run.
@@ -45,13 +57,15 @@ def repair_store(
         content: verify by decoding, too.
 
     Raises:
-        StoreError: the disk failed.
+        StoreError: the disk failed, or another repair is at work.
     """
     aside = _Aside(store, f"{places.SET_ASIDE}/{uuid.uuid4().hex[:12]}")
     restored: list[str] = []
     unrepaired: list[verify.Problem] = []
     problems = verify.verify_store(store, content=content).problems
-    with run_store.disk_errors(f"repair of {store.name!r}"):
+    if not problems:
+        return Repaired(requeued=(), restored=(), set_aside=(), folder=aside.folder, unrepaired=())
+    with run_store.disk_errors(f"repair of {store.name!r}"), _alone(store, aside):
         damaged = [problem for problem in problems if problem.key in store.created]
         if damaged:
             restored, unrepaired = _restore(store, damaged, coordinates, aside)
@@ -59,9 +73,8 @@ def repair_store(
             problems = verify.verify_store(store, content=content).problems
         suspects = sorted({problem.shard for problem in problems if problem.shard is not None})
         # Looked at again: a worker may have committed a shard that had objects but no record.
-        shards = [shard for shard in suspects if verify.shard_problems(store, shard, content=content)]
-        for shard in shards:
-            _take_down(store, shard, aside)
+        found = [shard for shard in suspects if verify.shard_problems(store, shard, content=content)]
+        shards = [shard for shard in found if _take_down(store, shard, aside)]
         for problem in problems:
             if problem.shard is None and problem.key not in store.created:
                 aside.move(_home(store, problem.key), problem.key)
@@ -71,6 +84,31 @@ def repair_store(
         set_aside=tuple(aside.moved),
         folder=aside.folder,
         unrepaired=tuple(unrepaired),
+    )
+
+
+@contextlib.contextmanager
+def _alone(store: run_store.RunStore, aside: "_Aside") -> Iterator[None]:
+    """Keep other repairs away: one that is late would take down what was committed after the first."""
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    who = f"{aside.folder}, process {os.getpid()} on {socket.gethostname()}, since {since}"
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(store.objects.alone(places.REPAIR, f"{who}\n".encode()))
+        except FileExistsError as error:
+            raise errors.StoreError(_said(store)) from error
+        yield
+
+
+def _said(store: run_store.RunStore) -> str:
+    where = join(store.name, places.REPAIR)
+    try:
+        holder = store.objects.read(places.REPAIR).decode(errors="replace").strip()[:200]
+    except FileNotFoundError:
+        holder = "it has just ended"
+    return (
+        f"another repair of {store.name!r} is at work ({holder}): wait for it and give the command again. If that "
+        f"process is gone, it was killed: delete {where!r} first"
     )
 
 
@@ -107,11 +145,24 @@ def _folder(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def _take_down(store: run_store.RunStore, shard: int, aside: _Aside) -> None:
-    """Make a shard pending: its status goes first, its record last."""
+def _take_down(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:
+    """Make a shard pending: its status goes first, its record last. False when a worker has just committed it."""
+    record = places.record(shard)
+    mark = sealed.dumps(_MARK, {"repair": aside.folder})
+    if store.objects.size(record) is None:
+        via = f"{places.TRANSACTIONS}/taken-down-{uuid.uuid4().hex}"
+        try:
+            store.objects.create(record, mark, via=via)
+        except FileExistsError:
+            if store.objects.read(record) != mark:  # ours, when the first answer was lost
+                return False
+        finally:
+            store.objects.remove(via)
+        store.objects.sync(places.COMMITS)
     for array in reversed(store.plan.all_arrays):
         aside.move(places.GROUP, layout.chunk_key(array, shard))
-    aside.move(*places.record(shard).rsplit("/", 1))
+    aside.move(*record.rsplit("/", 1))
+    return True
 
 
 def _restore(

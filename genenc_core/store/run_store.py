@@ -223,6 +223,11 @@ def disk_errors(what: str) -> Iterator[None]:
     """Raise an `OSError` of the block as a `StoreError` that says what was done and how to go on."""
     try:
         yield
+    except ConnectionError as error:
+        raise errors.StoreError(
+            f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "
+            "is not final. When S3 can be reached again, give the command again or resume the run"
+        ) from error
     except OSError as error:
         raise errors.StoreError(
             f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "

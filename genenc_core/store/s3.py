@@ -1,6 +1,7 @@
 """A run folder on S3, or on a server that speaks it: conditional creation, server-side copies, nothing to fsync.
 
 Needed of the server: a PUT is whole or not at all, `If-None-Match: *` has one winner, and what was written is read.
+Any number of threads may share an `S3Objects`. A process forked from one that used it cannot talk to S3.
 """
 
 import contextlib
@@ -9,9 +10,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 from genenc_core import errors
 from genenc_core.store import zarr_arrays
@@ -23,10 +24,37 @@ try:
 except ImportError as error:
     raise errors.InputError("a run folder on S3 needs the package obstore: pip install 'genenc[s3]'") from error
 
+Answer = TypeVar("Answer")
 LARGEST_OBJECT: Final = 5 * 10**9
 """Bytes of one PUT or one COPY; larger ones need several requests, which have no single winner."""
-_RETRY: Final = {"max_retries": 8, "retry_timeout": timedelta(seconds=120)}
-_CLIENT: Final = {"timeout": timedelta(seconds=120), "connect_timeout": timedelta(seconds=10)}
+_RETRY: Final = {
+    "max_retries": 7,
+    "retry_timeout": timedelta(seconds=60),
+    # Half a minute in all; obstore's own values give up after two seconds.
+    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=8), "base": 4},
+}
+_CLIENT: Final = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=5)}
+_BULK: Final = {"timeout": timedelta(minutes=15), "connect_timeout": timedelta(seconds=5)}
+"""Of requests that move an object's bytes, which may be many."""
+_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_HINTS: Final = {
+    "InvalidAccessKeyId": "the server does not know this AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY is not the one of this AWS_ACCESS_KEY_ID",
+    "AccessDenied": "the key needs the rights to list the bucket, and to get, put and delete objects",
+    "NoSuchBucket": "there is no such bucket",
+    "ExpiredToken": "AWS_SESSION_TOKEN has expired",
+    "InvalidToken": "AWS_SESSION_TOKEN is not valid",
+    "AuthorizationHeaderMalformed": "AWS_REGION is not the bucket's region",
+    "PermanentRedirect": "AWS_REGION is not the bucket's region",
+    "IllegalLocationConstraintException": "AWS_REGION is not the bucket's region",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "169.254.169.254": "no AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set; files in ~/.aws are not read",
+    "Generic HTTP client error": "no answer from the server: check the endpoint and the network",
+    "error sending request": "no answer from the server: check the endpoint and the network",
+}
+"""What an error code, or a part of a message, means for the user."""
+_PROCESSES: Final[set[int]] = set()
+"""This process, once it used S3, and those that it was forked from."""
 
 
 class S3Objects:
@@ -35,8 +63,8 @@ class S3Objects:
     def __init__(self, bucket: str, prefix: str) -> None:
         self.bucket = bucket
         self.prefix = prefix
-        with self._faults(prefix):
-            self._store = _opened(bucket, prefix)
+        self._store = _opened(bucket, prefix)
+        self._bulk = _opened(bucket, prefix, client=_BULK)
 
     def __repr__(self) -> str:
         return f"S3Objects({self.bucket!r}, {self.prefix!r})"
@@ -48,8 +76,7 @@ class S3Objects:
 
     def read(self, key: str) -> bytes:
         """Return an object's bytes: one GET."""
-        with self._faults(key):
-            return bytes(obstore.get(self._store, key).bytes())
+        return self._whole(key, lambda: bytes(obstore.get(self._bulk, key).bytes()))
 
     def open(self, key: str) -> BinaryIO:
         """Return a file whose reads are ranged GETs."""
@@ -60,8 +87,7 @@ class S3Objects:
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return a part of an object: one GET."""
-        with self._faults(key):
-            return bytes(obstore.get_range(self._store, key, start=start, length=length))
+        return self._whole(key, lambda: bytes(obstore.get_range(self._bulk, key, start=start, length=length)))
 
     def size(self, key: str) -> int | None:
         """Return an object's size: one HEAD."""
@@ -72,13 +98,16 @@ class S3Objects:
             return None
 
     def digest(self, key: str) -> tuple[int, str]:
-        """Return an object's size and sha256: one GET, in parts of memory."""
-        hashed, size = hashlib.sha256(), 0
-        with self._faults(key):
-            for part in obstore.get(self._store, key).stream(min_chunk_size=2**20):
+        """Return an object's size and sha256: one GET, in constant memory."""
+
+        def read() -> tuple[int, str]:
+            hashed, size = hashlib.sha256(), 0
+            for part in obstore.get(self._bulk, key).stream(min_chunk_size=2**20):
                 hashed.update(part)
                 size += len(part)
-        return size, hashed.hexdigest()
+            return size, hashed.hexdigest()
+
+        return self._whole(key, read)
 
     def has_group(self, folder: str) -> bool:
         """Return whether the group's own metadata is there: its creator writes it last."""
@@ -86,17 +115,15 @@ class S3Objects:
 
     def names(self, folder: str, prefix: str = "") -> list[str]:
         """Return the names in a folder that begin with `prefix`: a LIST for every thousand of all its names."""
-        with self._faults(folder):
-            found = obstore.list_with_delimiter(self._store, folder)
-            keys = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
+        found = self._whole(folder, lambda: obstore.list_with_delimiter(self._store, folder))
+        keys = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
         names = (key.rstrip("/").rpartition("/")[2] for key in keys)
         return [name for name in names if name.startswith(prefix)]
 
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield every object below a folder with its size: a LIST for every thousand."""
-        with self._faults(folder):
-            for page in obstore.list(self._store, folder):
-                yield from ((item["path"].removeprefix(f"{folder}/"), int(item["size"])) for item in page)
+        for path, size in self._listed(folder):
+            yield path.removeprefix(f"{folder}/"), size
 
     def make_folder(self, folder: str) -> None:
         """Do nothing: there are no folders."""
@@ -117,12 +144,30 @@ class S3Objects:
     def move(self, source: str, target: str, *, size: int | None = None) -> None:  # noqa: ARG002 (a PUT is whole)
         """Copy an object on the server; the source stays for whoever does the same."""
         with self._faults(source):
-            obstore.copy(self._store, source, target)
+            obstore.copy(self._bulk, source, target)
 
     def take_away(self, source: str, target: str) -> None:
-        """Copy an object on the server, then delete it."""
+        """Copy an object on the server, then delete it, by one request that is not repeated."""
         self.move(source, target)
-        self.remove(source)
+        try:
+            with self._faults(source):
+                obstore.delete(_opened(self.bucket, self.prefix, retry={**_RETRY, "max_retries": 0}), source)
+        except ConnectionError:
+            if self.size(source) is not None:
+                raise
+
+    @contextlib.contextmanager
+    def alone(self, key: str, note: bytes) -> Iterator[None]:
+        """Hold an object that one process can create."""
+        try:
+            self.create(key, note, via="")
+        except FileExistsError:
+            if self.read(key) != note:  # ours, when the first answer was lost
+                raise
+        try:
+            yield
+        finally:
+            self.remove(key)
 
     def remove(self, key: str) -> None:
         """Delete an object, if it is there."""
@@ -131,10 +176,11 @@ class S3Objects:
 
     def remove_tree(self, folder: str) -> None:
         """Delete every object below a folder; like its local twin it leaves what it cannot delete."""
-        with contextlib.suppress(OSError), self._faults(folder):
-            keys = [item["path"] for page in obstore.list(self._store, folder) for item in page]
+        with contextlib.suppress(OSError):
+            keys = [key for key, _ in self._listed(folder)]
             if keys:
-                obstore.delete(self._store, keys)
+                with self._faults(folder):
+                    obstore.delete(self._store, keys)
 
     def sync(self, *folders: str) -> None:
         """Do nothing: what was answered is durable."""
@@ -145,26 +191,43 @@ class S3Objects:
 
         return ObjectStore(_opened(self.bucket, f"{self.prefix}/{folder}"), read_only=True)
 
+    def _listed(self, folder: str) -> list[tuple[str, int]]:
+        """Return every object below a folder: its key and its size."""
+        return self._whole(
+            folder, lambda: [(i["path"], int(i["size"])) for page in obstore.list(self._store, folder) for i in page]
+        )
+
+    def _whole(self, key: str, read: Callable[[], Answer]) -> Answer:
+        """Return what `read` returns; obstore asks again by itself, but not when the connection ends in an answer."""
+        for _ in range(3):
+            try:
+                with self._faults(key):
+                    return read()
+            except ConnectionError as error:
+                if "response body" not in str(error.strerror):
+                    raise
+                broken = error
+        raise broken
+
     def _put(self, key: str, data: bytes | memoryview) -> None:
         with self._faults(key):
-            obstore.put(self._store, key, data, use_multipart=False)
+            obstore.put(self._bulk, key, data, use_multipart=False)
 
     def _address(self, key: str) -> str:
         return f"{self.name}/{key}"
 
     @contextlib.contextmanager
     def _faults(self, key: str) -> Iterator[None]:
-        """Raise obstore's exceptions as the `OSError`s that file systems raise."""
+        """Raise obstore's exceptions as `OSError`s; what says nothing of the object is a `ConnectionError`."""
         try:
             yield
-        except (exceptions.NotFoundError, FileNotFoundError) as error:
-            raise FileNotFoundError(errno.ENOENT, "no such object", self._address(key)) from error
         except exceptions.AlreadyExistsError as error:
             raise FileExistsError(errno.EEXIST, "the object exists", self._address(key)) from error
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise PermissionError(errno.EACCES, _words(error), self._address(key)) from error
-        except exceptions.BaseError as error:
-            raise OSError(errno.EIO, _words(error), self._address(key)) from error
+        except (exceptions.BaseError, FileNotFoundError) as error:
+            missing = isinstance(error, exceptions.NotFoundError | FileNotFoundError)
+            if missing and "NoSuchBucket" not in str(error):
+                raise FileNotFoundError(errno.ENOENT, "no such object", self._address(key)) from error
+            raise ConnectionError(errno.EIO, _words(error), self._address(key)) from error
 
 
 class _RangeReader(io.RawIOBase):
@@ -200,19 +263,42 @@ class _RangeReader(io.RawIOBase):
         return length
 
 
-def _opened(bucket: str, prefix: str) -> S3Store:
-    endpoints = (os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"))
-    plain = next(filter(None, endpoints), "").startswith("http://")
-    client: Any = {**_CLIENT, "allow_http": plain}
-    retry: Any = _RETRY
-    return S3Store(bucket, prefix=prefix, client_options=client, retry_config=retry)
+def _opened(
+    bucket: str, prefix: str, *, client: Mapping[str, Any] = _CLIENT, retry: Mapping[str, Any] = _RETRY
+) -> S3Store:
+    endpoint = next(filter(None, (os.environ.get(name, "") for name in _ENDPOINTS)), "")
+    # obstore panics at these.
+    if endpoint and not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?/?", endpoint, re.ASCII):
+        raise errors.InputError(
+            "the endpoint in AWS_ENDPOINT_URL is not an address: give http://HOST:PORT or https://HOST:PORT, with the "
+            "credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if not re.fullmatch(r"[\w.-]{3,255}", bucket, re.ASCII):
+        raise errors.InputError(f"{bucket!r} is not a bucket's name: it has 3 to 63 letters, digits, dots or dashes")
+    if _PROCESSES and os.getpid() not in _PROCESSES:
+        raise errors.InputError(
+            "this process was forked from one that had used S3, and its connections do not live on: start processes "
+            "with multiprocessing's 'spawn' or 'forkserver'"
+        )
+    _PROCESSES.add(os.getpid())
+    options: Any = {**client, "allow_http": endpoint.startswith("http://")}
+    patience: Any = retry
+    try:
+        return S3Store(bucket, prefix=prefix, client_options=options, retry_config=patience)
+    except (exceptions.BaseError, ValueError) as error:
+        raise errors.InputError(f"'s3://{bucket}/{prefix}' cannot be opened: {_words(error)}") from error
 
 
 def _words(error: Exception) -> str:
     """Return what the server or the client said, in one line, without the client's dump of itself."""
     text = str(error).partition("Debug source:")[0]
+    hint = next((meaning for sign, meaning in _HINTS.items() if sign in text), "")
     code = re.search(r"<Code>(\w+)</Code>", text)
     text = " ".join(text.partition("<?xml")[0].split()).rstrip(": ")
-    if code:
-        text = f"{text}: {code[1]}"
-    return text if len(text) < 300 else text[:300] + "..."
+    status = re.search(r"non-2xx status code: (\d+[\w ]*)", text)
+    tries = re.search(r"after (\d+) retries", text)
+    said = f"S3 answered {status[1].strip()}" if status else text if len(text) < 300 else text[:300] + "..."
+    said = ": ".join([said, *([code[1]] if code else [])])
+    if tries and status:
+        said += f", also when asked {tries[1]} times more"
+    return f"{hint} ({said})" if hint else said

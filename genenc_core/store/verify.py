@@ -54,7 +54,15 @@ def verify_store(store: run_store.RunStore, *, content: bool = False, threads: i
         store: the run.
         content: also decode every object and compare the values' digest, which finds a codec that changed.
         threads: shards read at the same time.
+
+    Raises:
+        StoreError: the run folder cannot be reached, which says nothing of what is in it.
     """
+    with run_store.disk_errors(f"verification of {store.name!r}"):
+        return _verify(store, content=content, threads=threads)
+
+
+def _verify(store: run_store.RunStore, *, content: bool, threads: int) -> VerifyReport:
     present = {key for key, _ in store.objects.walk(places.GROUP)}  # before the records: a key in it must have one
     committed = sorted(store.committed())
     expected = {key for shard in committed for key in _keys(store.plan, shard)}
@@ -125,6 +133,8 @@ def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> 
     try:
         record = transaction.read_record(store.objects, shard)
         what = "the record vanished" if record is None else _record_problem(store, shard, record)
+    except ConnectionError:
+        raise
     except (errors.StoreError, OSError) as error:
         record, what = None, str(error)
     if record is None or what:
@@ -166,6 +176,8 @@ def _object_problem(
         metadata = store.objects.read(f"{places.GROUP}/{array.name}/{zarr_arrays.METADATA}")
         data = store.objects.read(f"{places.GROUP}/{item.key}")
         block = zarr_arrays.decode(metadata, item.key.partition("/")[2], data, record.rows)
+    except ConnectionError:
+        raise
     except Exception as error:  # zarr and its codecs raise anything at damaged metadata; the report says what
         return f"cannot be decoded: {error!r}"
     if zarr_arrays.content_sha256(block) != item.content_sha256:
@@ -187,6 +199,8 @@ def _difference(store: run_store.RunStore, key: str, size: int, sha256: str) -> 
         found_size, found = store.objects.digest(f"{places.GROUP}/{key}")
     except FileNotFoundError:
         return _MISSING
+    except ConnectionError:  # an object that the network keeps from us is not damaged, and is not to be made again
+        raise
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if found_size != size:

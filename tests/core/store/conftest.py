@@ -1,9 +1,10 @@
-"""The small run that all store tests use, and the programs that their processes run."""
+"""The small run that all store tests use, on a local folder or on S3, and the programs that their processes run."""
 
 import importlib.util
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from genenc_core.store import run_store
+from genenc_core.store.objects import Root
 
 WORKER = Path(__file__).with_name("store_worker.py")
 
@@ -27,9 +29,24 @@ def small() -> ModuleType:
 
 
 @pytest.fixture
-def store(small: ModuleType, tmp_path: Path) -> run_store.RunStore:
+def backend(request: pytest.FixtureRequest) -> str:
+    """Where runs of the test lie: `local`, or what `s3_server.ON_BOTH` says."""
+    return str(getattr(request, "param", "local"))
+
+
+@pytest.fixture
+def root(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    """A place for a run, where nothing is yet."""
+    if backend == "local":
+        return tmp_path / "run"
+    server = request.getfixturevalue("s3")
+    return f"s3://{server.bucket}/tests/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def store(small: ModuleType, root: Root) -> run_store.RunStore:
     """A created run with nothing committed."""
-    created: run_store.RunStore = small.create(tmp_path / "run")
+    created: run_store.RunStore = small.create(root)
     return created
 
 
@@ -45,7 +62,7 @@ def full(small: ModuleType, store: run_store.RunStore) -> run_store.RunStore:
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Start a program of `store_worker.py` in its own process."""
 
-    def begin(program: str, root: Path, *arguments: str) -> subprocess.Popen[str]:
+    def begin(program: str, root: Root, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(WORKER), program, str(root), *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -56,8 +73,9 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 def report(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., list[str]]:
     """Run a program of `store_worker.py` to its end and return the lines it found."""
 
-    def run(program: str, root: Path, *arguments: str) -> list[str]:
-        root.mkdir(exist_ok=True)
+    def run(program: str, root: Root, *arguments: str) -> list[str]:
+        if isinstance(root, Path):
+            root.mkdir(exist_ok=True)
         output, error = start(program, root, *arguments).communicate(timeout=120)
         assert output, error
         found: list[str] = json.loads(output)

@@ -1,22 +1,27 @@
 """A small run that tests create, kill, resume and check; also the program that their processes run (no torch)."""
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
+import pickle
 import random
-import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import files, layout, local, places, repair, run_store, transaction, verify
+from genenc_core.store import files, layout, local, places, publication, repair, run_store, transaction, verify
+from genenc_core.store.objects import Objects, Root, is_remote, join, open_objects
 
 ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
 
@@ -92,9 +97,15 @@ def content(shard: int, *, salt: int = 0) -> tuple[dict[str, np.ndarray], np.nda
     return arrays, status
 
 
-def create(root: Path, *, observer: places.Observer = places.silent) -> run_store.RunStore:
-    """Create or open the run."""
-    return run_store.RunStore.create(root, plan(), coordinates=coordinates(), observer=observer)
+def create(root: Root, *, observer: places.Observer = places.silent, **changes: object) -> run_store.RunStore:
+    """Create or open the run; on S3 it is made in a local folder and published."""
+    if not is_remote(root):
+        return run_store.RunStore.create(Path(root), plan(**changes), coordinates=coordinates(), observer=observer)
+    if not run_store.RunStore.exists(root):
+        with tempfile.TemporaryDirectory() as scratch:
+            run_store.RunStore.create(Path(scratch), plan(**changes), coordinates=coordinates())
+            publication.publish(local.LocalObjects(Path(scratch)), open_objects(root))
+    return run_store.RunStore.open(root, observer=observer)
 
 
 def commit(store: run_store.RunStore, shard: int, *, salt: int = 0) -> None:
@@ -103,7 +114,7 @@ def commit(store: run_store.RunStore, shard: int, *, salt: int = 0) -> None:
     store.commit(shard, arrays, status, details={"salt": salt})
 
 
-def resume(root: Path, *, observer: places.Observer = places.silent) -> run_store.RunStore:
+def resume(root: Root, *, observer: places.Observer = places.silent) -> run_store.RunStore:
     """What a user's second command does: create or open, recover, commit what is pending."""
     store = create(root, observer=observer)
     store.recover()
@@ -112,18 +123,18 @@ def resume(root: Path, *, observer: places.Observer = places.silent) -> run_stor
     return store
 
 
-def tree(root: Path) -> dict[str, bytes]:
+def tree(root: Root) -> dict[str, bytes]:
     """Every file of the Zarr group."""
-    group = root / "features.zarr"
-    return {str(path.relative_to(group)): path.read_bytes() for path in sorted(group.rglob("*")) if path.is_file()}
+    objects = open_objects(root)
+    return {key: objects.read(f"{places.GROUP}/{key}") for key, _ in sorted(objects.walk(places.GROUP))}
 
 
-def check_readable(root: Path) -> None:
+def check_readable(root: Root) -> None:
     """S1 and S2 through plain zarr: fill or final values; a row with a status is whole and is its record's."""
-    if not (root / "features.zarr").is_dir():
+    if not open_objects(root).has_group(places.GROUP):
         return
     store = run_store.RunStore.open(root)
-    group = zarr.open_group(root / "features.zarr", mode="r")
+    group = zarr.open_group(store.zarr_store(), mode="r")
     for shard in range(SHARDS):
         start, stop = store.shard_range(shard)
         status = group["status"][start:stop]  # first: what it promises must hold for what is read later
@@ -140,15 +151,29 @@ def check_readable(root: Path) -> None:
             assert final or (empty and not whole), f"{shard=} {planned.name} {status=} {block=}"
 
 
-def check_finished(root: Path, expected: dict[str, bytes]) -> None:
+def check_finished(root: Root, expected: dict[str, bytes]) -> None:
     """S4: the same bytes as an uninterrupted run, verified, and nothing left in staging."""
     assert tree(root) == expected
-    report = verify.verify_store(run_store.RunStore.open(root), content=True)
+    store = run_store.RunStore.open(root)
+    report = verify.verify_store(store, content=True)
     assert report.ok, report.problems
     assert not report.pending
     assert not report.unpromoted
-    assert not list((root / "_txn" / "staging").iterdir())
-    assert sorted(path.name for path in (root / "_txn").iterdir()) == ["commits", "staging", "store.json"]
+    assert litter(store) == []
+
+
+def litter(store: run_store.RunStore) -> list[str]:
+    """What lies in `_txn/` beside the documents of a finished run."""
+    allowed = {"store.json", *(places.record(shard).removeprefix("_txn/") for shard in range(SHARDS))}
+    return sorted({key for key, _ in store.objects.walk(places.TRANSACTIONS)} - allowed | _folders(store))
+
+
+def _folders(store: run_store.RunStore) -> set[str]:
+    """What lies in staging as folders, which a walk over files does not show."""
+    if not isinstance(store.objects, local.LocalObjects):
+        return set()
+    kept = {"commits", "staging", "store.json"}
+    return {*store.objects.names(places.STAGING), *store.objects.names(places.TRANSACTIONS)} - kept
 
 
 def kill_self() -> None:
@@ -171,9 +196,11 @@ def killer(name: str, nth: int) -> places.Observer:
 
 CALLS = ("mkdir", "rmdir", "unlink", "link", "rename", "replace")
 """The calls between which a kill can be told apart from outside; an fsync changes nothing that a process sees."""
+REQUESTS = ("put", "copy", "delete")
+"""The same of S3; one deletion may be of many objects."""
 
 
-def count_calls(on_call: Callable[[int], object]) -> None:
+def count_calls(root: Root, on_call: Callable[[int], object]) -> None:
     """Call `on_call(n)` before the nth call in this process that changes a folder."""
     made = 0
 
@@ -186,8 +213,9 @@ def count_calls(on_call: Callable[[int], object]) -> None:
 
         return call
 
-    for name in CALLS:
-        setattr(os, name, wrap(getattr(os, name)))
+    changing, module = (REQUESTS, importlib.import_module("obstore")) if is_remote(root) else (CALLS, os)
+    for name in changing:
+        setattr(module, name, wrap(getattr(module, name)))
 
 
 def start_child(work: Callable[[], object]) -> tuple[int, int]:
@@ -220,37 +248,56 @@ def in_child(work: Callable[[], object]) -> tuple[int, str]:
     return end_child(*start_child(work))
 
 
-def exhaust(scratch: Path, stage: str) -> Iterator[str]:
+def ask(work: Callable[[], Any]) -> Any:
+    """Return what `work` returns in a forked process: a process that talked to S3 cannot be forked any more."""
+    read, write = os.pipe()
+    child, errors_of = start_child(lambda: os.fdopen(write, "wb").write(pickle.dumps(work())))
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        data = pipe.read()
+    status, text = end_child(child, errors_of)
+    assert status == 0, text
+    return pickle.loads(data)
+
+
+def exhaust(scratch: Root, stage: str, *, every: int) -> Iterator[str]:
     """Kill before the folder-changing calls of a stage, check, resume, check; yield what is wrong, then `points N`.
 
     A commit is killed before every call; a create before each of its last calls, and before every fifth of the many
-    that only build what nobody can see yet.
+    that only build what nobody can see yet. `every` leaves more out.
     """
-    ready, whole = scratch / "ready", scratch / "whole"
+    ready, whole = below(scratch, "ready"), below(scratch, "whole")
     results = [in_child(lambda: resume(whole)), in_child(lambda: create(ready))]
     assert all(status == 0 for status, _ in results), results
-    expected = tree(whole)
+    expected = ask(lambda: tree(whole))
 
-    def victim(root: Path, on_call: Callable[[int], object]) -> None:
-        count_calls(on_call)
+    def victim(root: Root, on_call: Callable[[int], object]) -> None:
+        count_calls(root, on_call)
         if stage == "create":
             create(root)
         else:
             commit(run_store.RunStore.open(root), SHARDS - 1)
 
-    def survivor(root: Path) -> None:
+    def survivor(root: Root) -> None:
         check_readable(root)
         resume(root)
         check_finished(root, expected)
+        open_objects(root).remove_tree("")
 
-    def prepare(name: str) -> Path:
-        root = scratch / name
-        return root if stage == "create" else Path(shutil.copytree(ready, root))
+    def prepare(name: str) -> Root:
+        root = below(scratch, name)
+        if stage != "create":
+            assert in_child(lambda: create(root)) == (0, "")
+        return root
 
-    counted, counter = prepare("counted"), scratch / "counter"
-    assert in_child(lambda: victim(counted, lambda n: counter.write_text(str(n)))) == (0, "")
-    made = int(counter.read_text())
-    chosen = [n for n in range(1, made + 1) if stage == "commit" or n > made - 10 or n % 5 == 0]
+    def count() -> int:
+        calls = []
+        victim(prepared, calls.append)
+        return len(calls)
+
+    prepared = prepare("counted")
+    made = ask(count)
+    chosen = [n for n in range(1, made + 1) if stage == "commit" or n > made - 10 or n % 5 == 0][::every]
     for at in chosen:
         root = prepare(f"at{at:03d}")
         status, text = in_child(lambda root=root, at=at: victim(root, lambda n: kill_self() if n == at else None))
@@ -259,24 +306,23 @@ def exhaust(scratch: Path, stage: str) -> Iterator[str]:
         status, text = in_child(lambda root=root: survivor(root))
         if status:
             yield f"killed before call {at}: {text}"
-        shutil.rmtree(root)
     yield f"points {len(chosen)}"
 
 
-def chaos(scratch: Path, *, seed: int, seconds: float) -> Iterator[str]:
+def chaos(scratch: Root, *, seed: int, seconds: float) -> Iterator[str]:
     """Workers that want every shard with bytes of their own, killed at random times, read while they live."""
     draw = random.Random(seed)
     deadline = time.monotonic() + seconds
     kills = checks = runs = salt = 0
     while time.monotonic() < deadline:
-        root = scratch / f"run{runs}"
+        root = below(scratch, f"run{runs}")
         status, text = in_child(lambda root=root: create(root))
         assert status == 0, text
         final: dict[str, bytes] = {}
         patience = 0.0
-        while run_store.RunStore.open(root).pending():
+        while ask(lambda root=root: run_store.RunStore.open(root).pending()):
             salt += 3
-            patience += 0.03  # so that a loaded machine gets through in the end
+            patience += 0.3 if is_remote(root) else 0.03  # so that a loaded machine gets through in the end
             workers = [start_child(lambda root=root, salt=salt + n: want_all(root, salt=salt)) for n in range(3)]
             reader = start_child(lambda root=root: check_readable(root))
             time.sleep(draw.uniform(0, patience))
@@ -286,61 +332,75 @@ def chaos(scratch: Path, *, seed: int, seconds: float) -> Iterator[str]:
                 status, text = end_child(*worker)
                 kills += os.WIFSIGNALED(status)
                 if text:
-                    yield f"worker, {root.name}: {text}"
+                    yield f"worker, {root}: {text}"
             for status, text in (end_child(*reader), in_child(lambda root=root: check_readable(root))):
                 checks += 1
                 if status:
-                    yield f"{root.name}: {text}"
-            now = tree(root)
+                    yield f"{root}: {text}"
+            now = ask(lambda root=root: tree(root))
             changed = [key for key, data in final.items() if now.get(key) != data]
             if changed:
-                yield f"{root.name}: final objects changed: {changed}"
+                yield f"{root}: final objects changed: {changed}"
             final = now
         status, text = in_child(lambda root=root: _finish_and_check(root))
         if status:
-            yield f"finished, {root.name}: {text}"
-        shutil.rmtree(root)
+            yield f"finished, {root}: {text}"
         runs += 1
     yield f"counts {kills} {checks} {runs}"
 
 
-def want_all(root: Path, *, salt: int) -> None:
+def below(root: Root, name: str) -> Root:
+    """Return a place for a run below a folder."""
+    return join(root, name) if is_remote(root) else Path(root) / name
+
+
+def want_all(root: Root, *, salt: int) -> None:
     """Commit every shard in an order of its own, dawdling at every point so that others and kills come between."""
-    if files.link_exclusive is last_wins:
-        transaction.read_record = lambda *_: None
+    if os.environ.get("STORE_WORKER_BROKEN") == "last-wins":
+        break_commit()
     draw = random.Random(salt)
     store = run_store.RunStore.open(root, observer=lambda _: time.sleep(draw.uniform(0, 0.004)))
     for shard in draw.sample(range(SHARDS), SHARDS):
         commit(store, shard, salt=salt)
 
 
-def _finish_and_check(root: Path) -> None:
+def _finish_and_check(root: Root) -> None:
     run_store.RunStore.open(root).recover()
     check_readable(root)
     check_finished(root, tree(root))
+    open_objects(root).remove_tree("")
 
 
 def status_first(real: Callable[..., None]) -> Callable[..., None]:
     """A deliberately broken promotion, which the checker must find."""
 
-    def promote(at: local.LocalObjects, record: object, *, observe: places.Observer) -> None:
+    def promote(at: Objects, record: object, *, observe: places.Observer) -> None:
         status = record.objects[-1]
-        staged = at.path(places.STAGING) / status.staged
-        if staged.exists():
-            staged.replace(at.path(places.GROUP) / status.key)
+        staged = f"{places.STAGING}/{status.staged}"
+        if at.size(staged) is not None:
+            at.move(staged, f"{places.GROUP}/{status.key}")
         real(at, record, observe=observe)
 
     return promote
 
 
+def break_commit() -> None:
+    """Make writers look at no record and replace the one that was there."""
+    transaction.read_record = lambda *_: None
+    files.link_exclusive = last_wins
+    if importlib.util.find_spec("obstore"):
+        s3 = importlib.import_module("genenc_core.store.s3")
+        s3.S3Objects.create = lambda self, key, data, **_: self.replace(key, data)
+
+
 def last_wins(source: Path, target: Path) -> None:
-    """A deliberately broken commit, by writers that look at no record and replace the one that was there."""
+    """A link that replaces what was there."""
     private = source.with_name("again.json")
     os.link(source, private)
     private.replace(target)
 
 
-def race(root: Path, *, salt: int, go: Path) -> None:
+def race(root: Root, *, salt: int, go: Path) -> None:
     """Create the run and want every shard with own bytes; start together with the other racers."""
     while not go.exists():
         time.sleep(0.001)
@@ -352,11 +412,12 @@ def main() -> None:
     """Run one of the programs above."""
     parser = argparse.ArgumentParser()
     parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create", "repair"])
-    parser.add_argument("root", type=Path)
+    parser.add_argument("root", type=lambda text: text if is_remote(text) else Path(text))
     parser.add_argument("--point", default="")
     parser.add_argument("--nth", type=int, default=1)
     parser.add_argument("--stage", default="commit")
     parser.add_argument("--salt", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--go", type=Path)
@@ -366,15 +427,14 @@ def main() -> None:
     assert "torch" not in sys.modules, "the store must not need torch"
     if asked.broken == "status-first":
         transaction.promote = status_first(transaction.promote)
-    if asked.broken == "last-wins":
-        files.link_exclusive = last_wins
+    os.environ["STORE_WORKER_BROKEN"] = asked.broken or ""
     if asked.program == "resume":
         resume(asked.root, observer=killer(asked.point, asked.nth))
     elif asked.program == "repair":
         mended = run_store.RunStore.open(asked.root, observer=killer(asked.point, asked.nth))
         repair.repair_store(mended, coordinates=coordinates())
     elif asked.program == "exhaust":
-        json.dump(list(exhaust(asked.root, asked.stage)), sys.stdout)
+        json.dump(list(exhaust(asked.root, asked.stage, every=asked.every)), sys.stdout)
     elif asked.program == "chaos":
         found = chaos(asked.root, seed=asked.seed, seconds=asked.seconds)
         seen = [next(item for item in found if not item.startswith("worker"))] if asked.broken else list(found)
@@ -385,8 +445,7 @@ def main() -> None:
         while not asked.go.exists():
             time.sleep(0.001)
         try:
-            wanted = plan(fingerprint=asked.fingerprint)
-            run_store.RunStore.create(asked.root, wanted, coordinates=coordinates())
+            create(asked.root, fingerprint=asked.fingerprint)
         except errors.StoreError as error:
             sys.exit(f"refused: {error}")
 

@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 
 from genenc_core.store import places, run_store
+from genenc_core.store.objects import Root
+from s3_server import ON_BOTH, ON_S3
 
 POINTS = (
     "stage:before",
@@ -31,9 +33,10 @@ def uninterrupted(small: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
     return tree
 
 
-def test_the_points_are_passed_in_this_order(small: ModuleType, tmp_path: Path) -> None:
+@ON_BOTH
+def test_the_points_are_passed_in_this_order(small: ModuleType, root: Root) -> None:
     passed: list[str] = []
-    store = small.create(tmp_path / "run", observer=passed.append)
+    store = small.create(root, observer=passed.append)
     assert passed == []
     small.commit(store, 0)
     objects = len(store.plan.all_arrays)
@@ -54,11 +57,10 @@ def test_the_points_are_passed_in_this_order(small: ModuleType, tmp_path: Path) 
 def test_a_kill_at_a_named_point_then_resume_gives_the_same_bytes(
     small: ModuleType,
     start: Callable[..., subprocess.Popen[str]],
-    tmp_path: Path,
+    root: Root,
     uninterrupted: dict[str, bytes],
     point: str,
 ) -> None:
-    root = tmp_path / "run"
     nth = 6 if point in ("stage:object", "promote:object") else 2  # in the middle of the second shard
     process = start("resume", root, "--point", point, "--nth", str(nth))
     _, error = process.communicate(timeout=60)
@@ -101,10 +103,11 @@ def test_the_racing_check_sees_a_record_that_is_replaced(report: Callable[..., l
     assert not found[0].startswith("counts"), found
 
 
+@ON_BOTH
 def test_processes_that_race_for_every_shard_leave_one_winner_each(
-    small: ModuleType, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    small: ModuleType, start: Callable[..., subprocess.Popen[str]], root: Root, tmp_path: Path
 ) -> None:
-    root, go = tmp_path / "run", tmp_path / "go"
+    go = tmp_path / "go"
     racers = [start("race", root, "--go", str(go), "--salt", str(salt)) for salt in (1, 2, 3)]
     go.touch()
     ends = [(racer.communicate(timeout=60)[1], racer.returncode) for racer in racers]
@@ -115,35 +118,79 @@ def test_processes_that_race_for_every_shard_leave_one_winner_each(
     assert {store.record(shard).details["salt"] for shard in range(small.SHARDS)} <= {1, 2, 3}  # type: ignore[union-attr]
 
 
-def test_a_beaten_attempt_finishes_the_winner_and_leaves_nothing(small: ModuleType, tmp_path: Path) -> None:
+@ON_BOTH
+def test_a_beaten_attempt_finishes_the_winner_and_leaves_nothing(small: ModuleType, root: Root) -> None:
     """Another process commits the shard just before our link, and dies there."""
-    root = tmp_path / "run"
     other = small.create(root)
     mine = small.create(root, observer=lambda point: point == "commit:before" and small.commit(other, 1, salt=7))
     arrays, status = small.content(1, salt=8)
     record = mine.commit(1, arrays, status, details={"salt": 8})
     assert record.details == {"salt": 7}
     small.check_readable(root)
-    assert list(mine.objects.path(places.STAGING).iterdir()) == []
+    assert small.litter(mine) == []
 
 
-def test_an_attempt_whose_staging_the_winner_cleaned_returns_the_winner(small: ModuleType, tmp_path: Path) -> None:
-    root = tmp_path / "run"
+@ON_BOTH
+def test_an_attempt_whose_staging_the_winner_cleaned_returns_the_winner(small: ModuleType, root: Root) -> None:
     other = small.create(root)
     mine = small.create(root, observer=lambda point: point == "stage:object" and small.commit(other, 1, salt=7))
     arrays, status = small.content(1, salt=8)
     assert mine.commit(1, arrays, status, details={"salt": 8}).details == {"salt": 7}
     small.check_readable(root)
-    assert list(mine.objects.path(places.STAGING).iterdir()) == []
+    assert small.litter(mine) == []
 
 
+@ON_BOTH
 def test_recover_keeps_the_staging_of_uncommitted_shards(small: ModuleType, store: run_store.RunStore) -> None:
     """A slow writer may still commit what it staged."""
     small.commit(store, 0)
-    slow = store.objects.path(places.attempt(1, "slow"))
-    left = store.objects.path(places.attempt(0, "killed"))
-    slow.mkdir()
-    left.mkdir()
+    slow, left = places.attempt(1, "slow"), places.attempt(0, "killed")
+    for folder in (slow, left):
+        store.objects.make_folder(folder)
+        store.objects.write_new(f"{folder}/0", b"x")
     assert store.recover() == []
-    assert slow.is_dir()
-    assert not left.exists()
+    assert store.objects.size(f"{slow}/0") == 1
+    assert store.objects.size(f"{left}/0") is None
+
+
+@ON_S3
+def test_a_run_on_s3_killed_at_one_named_point_after_the_other_gives_the_same_bytes(
+    small: ModuleType,
+    start: Callable[..., subprocess.Popen[str]],
+    root: Root,
+    uninterrupted: dict[str, bytes],
+) -> None:
+    """From the first commit on it is a recovery that is killed; `store_worker.py exhaust` kills at every request."""
+    store = small.create(root)
+    for point in POINTS:
+        process = start("resume", root, "--point", point, "--nth", "1")
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == -9, (point, error)
+        small.check_readable(root)
+        assert store.committed() == (set() if POINTS.index(point) < POINTS.index("commit:after") else {0}), point
+    small.resume(root)
+    small.check_finished(root, uninterrupted)
+
+
+@ON_S3
+def test_racing_workers_on_s3_killed_at_random_times_and_read_while_they_live(
+    report: Callable[..., list[str]], root: Root
+) -> None:
+    """`store_worker.py chaos s3://BUCKET/PREFIX --seconds 600` goes on for longer."""
+    *violations, counts = report("chaos", root, "--seconds", "1")
+    assert violations == []
+    kills, checks, _ = (int(count) for count in counts.split()[1:])
+    assert kills >= 3
+    assert checks >= 2
+
+
+@ON_S3
+def test_a_create_without_its_condition_is_seen(small: ModuleType, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a server that ignores `If-None-Match`: the record is replaced, and readers see two winners' rows."""
+    other = small.create(root)
+    mine = small.create(root, observer=lambda point: point == "commit:before" and small.commit(other, 1, salt=7))
+    monkeypatch.setattr(type(mine.objects), "create", lambda self, key, data, **_: self.replace(key, data))
+    arrays, status = small.content(1, salt=8)
+    mine.commit(1, arrays, status, details={"salt": 8})
+    with pytest.raises(AssertionError, match="shard=1"):
+        small.check_readable(root)
