@@ -149,7 +149,7 @@ class RunStore:
         return record
 
     def recover(self) -> list[int]:
-        """Finish what killed processes left: put committed shards in place, delete their staging.
+        """Finish what killed processes left: put committed shards in place, delete their staging and unused creations.
 
         Safe at any time, beside running workers and other recoveries.
 
@@ -161,6 +161,7 @@ class RunStore:
         """
         committed = self.committed()
         with disk_errors(f"recovery of {self.name!r}"):
+            creation.sweep(self.objects)
             staged = {places.shard_of(name) for name in self.objects.names(places.STAGING)}
             in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
             finished, lost = [], []
