@@ -65,7 +65,7 @@ def lost(store: run_store.RunStore) -> Iterator[str]:
     """Yield committed objects that are neither in place nor staged as recorded, and objects without a record."""
     present = {key for key, _ in store.objects.walk(places.GROUP)}
     committed = store.committed()
-    for shard in range(small.SHARDS):
+    for shard in range(store.shard_count):
         objects_of = {layout.chunk_key(array, shard) for array in store.plan.all_arrays}
         if shard not in committed and present & objects_of:
             yield f"shard {shard}: {sorted(present & objects_of)} in place without a record"
@@ -189,6 +189,7 @@ def _reversed(
     if at.size(f"{places.STAGING}/{status.staged}") is not None:
         at.move(f"{places.STAGING}/{status.staged}", f"{places.GROUP}/{status.key}")
     observe("promote:object")
+    time.sleep(0.005)
     return record
 
 

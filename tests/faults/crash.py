@@ -72,6 +72,10 @@ class Tally:
         """Number of kills."""
         return sum(self.kills.values())
 
+    def result(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return vars(self) | {"kills": dict(sorted(self.kills.items())), "total": self.total}
+
 
 @dataclass(frozen=True)
 class Child:
@@ -362,31 +366,36 @@ def main() -> int:
     parser.add_argument("--root", help="a folder or s3://bucket/prefix for the runs; a temporary folder if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--product", action="store_true", help="kill the command genenc itself, with a tiny encoder")
-    parser.add_argument("--broken", choices=checks.BROKEN, default="", help="a protocol broken on purpose")
+    parser.add_argument("--broken", choices=(*checks.BROKEN, "all"), default="", help="a protocol broken on purpose")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     asked = parser.parse_args()
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="genenc-crash-") as scratch:
         base = asked.root or scratch
-        if asked.product:
-            import product_crash
+        if not objects.is_remote(base):
+            Path(base).mkdir(parents=True, exist_ok=True)
+        for broken in checks.BROKEN if asked.broken == "all" else (asked.broken,):
+            if asked.product:
+                import product_crash
 
-            campaign: Campaign = product_crash.ProductCampaign(base, seed=asked.seed)
-        else:
-            campaign = Campaign(base, seed=asked.seed, broken=asked.broken)
-        campaign.run(kills=asked.kills, progress=lambda line: say(line))
-    result = vars(campaign.tally) | {
-        "kills": dict(campaign.tally.kills),
-        "total": campaign.tally.total,
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    say(table(result))
-    if asked.json:
-        known = json.loads(asked.json.read_text()) if asked.json.exists() else {}
-        command = "python tests/faults/crash.py " + " ".join(part for part in sys.argv[1:] if part != str(asked.json))
-        command = command.replace(" --json", "")
-        asked.json.write_text(json.dumps({**known, command: result}, indent=1) + "\n")
+                campaign: Campaign = product_crash.ProductCampaign(base, seed=asked.seed)
+            else:
+                campaign = Campaign(base, seed=asked.seed, broken=broken)
+            began = time.monotonic()
+            campaign.run(kills=asked.kills, progress=say)
+            result = campaign.tally.result() | {"seconds": round(time.monotonic() - began, 1)}
+            say(table(result))
+            if asked.json:
+                write(asked.json, asked, broken, result)
     return 1 if campaign.tally.violations else 0
+
+
+def write(path: Path, asked: argparse.Namespace, broken: str, result: dict[str, Any]) -> None:
+    """Put a result beside the others in a file, under its command."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    words = ["python tests/faults/crash.py", f"--kills {asked.kills}", f"--seed {asked.seed}"]
+    words += [f"--root {asked.root}"] * objects.is_remote(asked.root or "") + ["--product"] * asked.product
+    words += [f"--broken {broken}"] * bool(broken)
+    path.write_text(json.dumps({**known, " ".join(words): result}, indent=1) + "\n")
 
 
 def say(text: str) -> None:
@@ -397,7 +406,7 @@ def say(text: str) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """Return the result as a Markdown table and what was wrong."""
-    rows = [f"| {name} | {count} |" for name, count in sorted(result["kills"].items())]
+    rows = [f"| {name} | {count} |" for name, count in result["kills"].items()]
     lines = ["| killed at | kills |", "|---|---|", *rows, f"| all | {result['total']} |"]
     lines += [
         f"runs: {result['runs']}; checks by readers beside living workers: {result['live_checks']}; checks of a run "
