@@ -72,7 +72,14 @@ class LocalObjects:
     def create(self, key: str, data: bytes, *, via: str) -> None:
         """Write and fsync the file under the private name, then link it to its own."""
         self.write_new(via, data)
-        files.link_exclusive(self.path(via), self.path(key))
+        try:
+            files.link_exclusive(self.path(via), self.path(key))
+        except FileNotFoundError:
+            if self.size(via) is not None:
+                raise
+            # A command that swept the folder took our file for a dead process's.
+            self.write_new(via, data)
+            files.link_exclusive(self.path(via), self.path(key))
 
     def replace(self, key: str, data: bytes) -> None:
         """Write and fsync a file beside the name, then rename it."""
@@ -82,7 +89,12 @@ class LocalObjects:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_new(partial, data)
-            partial.replace(path)
+            try:
+                partial.replace(path)
+            except FileNotFoundError:
+                # A command that swept the folder took our file for a dead process's.
+                files.write_new(partial, data)
+                partial.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 partial.unlink()

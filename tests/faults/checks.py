@@ -3,7 +3,7 @@
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +156,7 @@ def break_protocol(how: str) -> None:
     elif how == "last-wins":
         transaction.read_record = lambda *_: None
         for owner in owners:
-            owner.create = lambda self, key, data, *, via: self.replace(key, data)  # noqa: ARG005
+            owner.create = _replacing(owner.create)
     elif how == "torn-move":
         for owner in owners:
             owner.move = _torn_move
@@ -191,6 +191,18 @@ def _reversed(
     observe("promote:object")
     time.sleep(0.005)
     return record
+
+
+def _replacing(real: Callable[..., None]) -> Callable[..., None]:
+    """Replace the commit record that is there."""
+
+    def create(self: objects.Objects, key: str, data: bytes, *, via: str) -> None:
+        if key.startswith(places.COMMITS):
+            self.replace(key, data)
+        else:
+            real(self, key, data, via=via)
+
+    return create
 
 
 def _torn_move(self: objects.Objects, source: str, target: str, *, size: int | None = None) -> None:
