@@ -77,6 +77,10 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
     except pydantic.ValidationError as error:
         problems = "; ".join(_problem(dict(item)) for item in error.errors())
         fail(problems, errors.InputError.exit_code, as_json=as_json)
+    except OSError as error:
+        where = f"{error.filename!r}: " if error.filename else ""
+        text = f"{where}{error.strerror or error}; mend the disk, the mount or the rights, then give the command again"
+        fail(text, errors.GenencError.exit_code, as_json=as_json)
     except KeyboardInterrupt:
         fail("stopped before anything was made", errors.Stopped.exit_code, as_json=as_json)
 

@@ -112,7 +112,9 @@ class ShardEncoder:
         self.given = given
         self.runner = runner
         self.preprocessing = preprocessing
+        self.budget = budget
         self.allowed = budget.allows(len(given))
+        self.encoder_failures = 0
         self.arrays = empty_arrays(len(given), runner.products, given.points.shape[1])
         self.status = np.zeros(len(given), dtype=np.uint8)
         self.digests = [""] * len(given)
@@ -143,6 +145,7 @@ class ShardEncoder:
             self._encode(waiting)
         if not self.status.all():
             raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
+        self._refuse_a_broken_encoder()
         return EncodedShard(arrays=self.arrays, status=self.status, details=self._details())
 
     def _take(self, image: loader.LoadedImage) -> bool:
@@ -175,6 +178,15 @@ class ShardEncoder:
                 "mend the files, or allow more with --max-failures",
             )
 
+    def _refuse_a_broken_encoder(self) -> None:
+        """Raise when the encoder failed for every image: the default allowance is for broken images, not for that."""
+        if self.budget.at_least and self.encoder_failures > 1 and not (self.status == layout.OK).any():
+            raise errors.ShardError(
+                self.given.shard,
+                f"the encoder failed for all of its {self.encoder_failures} images ({self.failures[-1].reason}), so "
+                "nothing is stored: mend the model or the device, or allow it with --max-failures 100%",
+            )
+
     def _encode(self, images: Sequence[loader.LoadedImage]) -> None:
         self.control.checkpoint()
         rows = np.array([image.row for image in images]) - self.given.start
@@ -186,6 +198,7 @@ class ShardEncoder:
         for piece in isolation.encode_pieces(self.runner, batch, may_fail=self.allowed - len(self.failures)):
             part = slice(piece.start, piece.stop)
             if piece.reduced is None:
+                self.encoder_failures += 1
                 self._fail(images[piece.start].row, piece.failure or "the encoder failed for this image")
                 continue
             self._keep(images[part], rows[part], point_status[part], piece.reduced)
@@ -227,6 +240,7 @@ class ShardEncoder:
                 self.arrays[product.name][at] = np.nan
             if "point_status" in self.arrays:
                 self.arrays["point_status"][at] = POINT_UNREADABLE
+            self.encoder_failures += 1
             self._fail(image.row, "the encoder returned NaN or infinite values for this image")
 
     def _point_counts(self) -> dict[str, int]:

@@ -42,9 +42,23 @@ def planning_folder(out: str) -> Iterator[Path]:
             yield Path(scratch)
         return
     with _claimed(Path(out)):
-        _sweep(Path(out))
-        with tempfile.TemporaryDirectory(prefix=".plan-", dir=out) as scratch:
-            yield Path(scratch)
+        with writing(Path(out)):
+            _sweep(Path(out))
+            scratch = tempfile.TemporaryDirectory(prefix=".plan-", dir=out, ignore_cleanup_errors=True)
+        with scratch:
+            yield Path(scratch.name)
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Raise an `OSError` of the block as an `InputError` that says which folder no run can be made in."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.InputError(
+            f"cannot create a run in {str(root)!r}: {error.strerror or error} ({error.filename or 'no file named'}); "
+            "choose another --out, or make this one a writable folder with free space"
+        ) from error
 
 
 def _check_remote(objects: Objects) -> None:
@@ -121,6 +135,6 @@ def _sweep(root: Path) -> None:
     """Remove what killed creations left; whoever holds the claim is the only one to plan here."""
     for stale in root.glob(".plan-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    for folder in (root, root / "provenance"):
-        for partial in folder.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+    # A living process whose file goes with them writes it anew.
+    for partial in (*root.glob(".*.partial"), *(root / "provenance").rglob(".*.partial")):
+        partial.unlink(missing_ok=True)

@@ -52,7 +52,8 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         if exists:
             _refuse_other_run(root, design, listed)
         elif isinstance(root, Path):
-            creation.discard_unfinished(local.LocalObjects(root))
+            with out_folder.writing(root):
+                creation.discard_unfinished(local.LocalObjects(root))
             _create(root, given, design, listed)
         else:
             _create(scratch / "run", given, design, listed)
@@ -128,8 +129,9 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     """Write the folder's files, the store last: without it the folder is no run, and the next call starts again."""
     identity = make_identity(design, listed, artifact=_artifact(design))
     objects = local.LocalObjects(root)
-    root.mkdir(exist_ok=True)
-    listed.path.replace(root / MANIFEST)
+    with out_folder.writing(root):
+        root.mkdir(exist_ok=True)
+        listed.path.replace(root / MANIFEST)
     listed = manifest.Manifest.open(root / MANIFEST)
     own_spec = model_files.localised(design.model.spec, root, eager=design.model.backend == "eager")
     records.write_text(objects, MODEL_SPEC, own_spec.to_json())

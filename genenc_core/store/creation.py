@@ -47,8 +47,7 @@ def create(target: LocalObjects, plan: layout.StorePlan, coordinates: Iterable[l
         if stored is None or not target.has_group(places.GROUP):
             stored = _build(target, plan, stored, coordinates)
         refuse_other(target, stored.plan, plan)
-        for left in target.names(places.TRANSACTIONS, _BUILDING):
-            target.remove_tree(f"{places.TRANSACTIONS}/{left}")
+        sweep(target)
     except OSError as error:
         raise errors.InputError(
             f"cannot create a run in {target.name!r}: {error.strerror or error}; "
@@ -65,6 +64,12 @@ def discard_unfinished(target: LocalObjects) -> None:
     target.remove(places.STORE_FILE)
     for stale in target.path(places.TRANSACTIONS).glob(f"{_BUILDING}*"):
         files.remove_tree(stale)
+
+
+def sweep(target: Objects) -> None:
+    """Delete what killed creators built in private; only where the group stands, which nobody builds any more."""
+    for left in target.names(places.TRANSACTIONS, _BUILDING):
+        target.remove_tree(f"{places.TRANSACTIONS}/{left}")
 
 
 def read(objects: Objects) -> StoreFile | None:

@@ -75,9 +75,19 @@ class LocalObjects:
         """Write and fsync the file under the private name, then link it to its own."""
         self.write_new(via, data)
         try:
-            files.link_exclusive(self.path(via), self.path(key))
+            self._link(via, key, data)
         finally:
             self.remove(via)
+
+    def _link(self, via: str, key: str, data: bytes) -> None:
+        try:
+            files.link_exclusive(self.path(via), self.path(key))
+        except FileNotFoundError:
+            if self.size(via) is not None:
+                raise
+            # A command that swept the folder took our file for a dead process's.
+            self.write_new(via, data)
+            files.link_exclusive(self.path(via), self.path(key))
 
     def replace(self, key: str, data: bytes) -> None:
         """Write and fsync a file beside the name, then rename it."""
@@ -87,7 +97,12 @@ class LocalObjects:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_new(partial, data)
-            partial.replace(path)
+            try:
+                partial.replace(path)
+            except FileNotFoundError:
+                # A command that swept the folder took our file for a dead process's.
+                files.write_new(partial, data)
+                partial.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 partial.unlink()

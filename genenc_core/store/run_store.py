@@ -53,13 +53,9 @@ class RunStore:
             StoreError: not a run folder, creation not finished, or damaged.
         """
         objects = open_objects(root) if isinstance(root, Path | str) else root
-        try:
+        with read_errors(objects.name):
             stored = creation.read(objects)
             finished = objects.has_group(places.GROUP)
-        except OSError as error:
-            raise errors.StoreError(
-                f"the run folder {objects.name!r} cannot be read: {error.strerror or error}"
-            ) from error
         if stored is None:
             raise errors.StoreError(
                 f"{objects.name!r} is not a run folder: it has no _txn/store.json; name the folder given as --out"
@@ -73,9 +69,14 @@ class RunStore:
 
     @classmethod
     def exists(cls, root: Root) -> bool:
-        """Whether a finished store stands in the folder; says nothing of whose it is."""
+        """Whether a finished store stands in the folder; says nothing of whose it is.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
         objects = open_objects(root)
-        return objects.size(places.STORE_FILE) is not None and objects.has_group(places.GROUP)
+        with read_errors(objects.name):
+            return objects.size(places.STORE_FILE) is not None and objects.has_group(places.GROUP)
 
     @property
     def name(self) -> str:
@@ -100,8 +101,13 @@ class RunStore:
         return self.plan.shard_range(shard)
 
     def committed(self) -> set[int]:
-        """Return the shards that have a commit record; reads one folder, no record."""
-        found = {places.shard_of(name) for name in self.objects.names(places.COMMITS) if name.endswith(".json")}
+        """Return the shards that have a commit record; reads one folder, no record.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        with read_errors(self.name):
+            found = {places.shard_of(name) for name in self.objects.names(places.COMMITS) if name.endswith(".json")}
         return {shard for shard in found if shard is not None}
 
     def pending(self) -> list[int]:
@@ -113,10 +119,11 @@ class RunStore:
         """Return a shard's commit record, None when it is pending.
 
         Raises:
-            StoreError: no such shard, or the record is damaged.
+            StoreError: no such shard, or the record is damaged or cannot be read.
         """
         self.shard_range(shard)
-        return transaction.read_record(self.objects, shard)
+        with read_errors(self.name):
+            return transaction.read_record(self.objects, shard)
 
     def commit(
         self, shard: int, arrays: Mapping[str, np.ndarray], status: np.ndarray, *, details: Mapping[str, object]
@@ -149,7 +156,7 @@ class RunStore:
         return record
 
     def recover(self) -> list[int]:
-        """Finish what killed processes left: put committed shards in place, delete their staging.
+        """Finish what killed processes left: put committed shards in place, delete their staging and unused creations.
 
         Safe at any time, beside running workers and other recoveries.
 
@@ -161,6 +168,7 @@ class RunStore:
         """
         committed = self.committed()
         with disk_errors(f"recovery of {self.name!r}"):
+            creation.sweep(self.objects)
             staged = {places.shard_of(name) for name in self.objects.names(places.STAGING)}
             in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
             finished, lost = [], []
@@ -232,6 +240,23 @@ def disk_errors(what: str) -> Iterator[None]:
         raise errors.StoreError(
             f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "
             "is not final. Make the folder writable with free space, then resume the run"
+        ) from error
+
+
+@contextlib.contextmanager
+def read_errors(name: str) -> Iterator[None]:
+    """Raise an `OSError` of the block as a `StoreError` that says which run cannot be read, and how to go on."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise errors.StoreError(
+            f"the run folder {name!r} cannot be reached: {error.strerror or error} "
+            f"({error.filename or 'no file named'}); when S3 can be reached again, give the command again"
+        ) from error
+    except OSError as error:
+        raise errors.StoreError(
+            f"the run folder {name!r} cannot be read: {error.strerror or error} ({error.filename or 'no file named'}); "
+            "mend its disk, its mount or its rights, then give the command again"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """Re-reads a run folder against what it says about itself: every file of the group, every commit record."""
 
+import errno
 import functools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,11 @@ import numpy as np
 
 from genenc_core import errors
 from genenc_core.store import layout, places, records, run_store, transaction, zarr_arrays
+from genenc_core.store.objects import is_remote
 
 _UNPROMOTED: Final = "committed but not in place yet"
 _MISSING: Final = "missing"
+_OF_THE_FILE: Final = frozenset((errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EUCLEAN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +59,9 @@ def verify_store(store: run_store.RunStore, *, content: bool = False, threads: i
         threads: shards read at the same time.
 
     Raises:
-        StoreError: the run folder cannot be reached, which says nothing of what is in it.
+        StoreError: the folder itself cannot be read.
     """
-    with run_store.disk_errors(f"verification of {store.name!r}"):
+    with run_store.read_errors(store.name):
         return _verify(store, content=content, threads=threads)
 
 
@@ -133,9 +136,8 @@ def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> 
     try:
         record = transaction.read_record(store.objects, shard)
         what = "the record vanished" if record is None else _record_problem(store, shard, record)
-    except ConnectionError:
-        raise
     except (errors.StoreError, OSError) as error:
+        _refuse_passing(store, error)
         record, what = None, str(error)
     if record is None or what:
         return [Problem(shard=shard, rows=rows, key=name, what=what)]
@@ -176,13 +178,18 @@ def _object_problem(
         metadata = store.objects.read(f"{places.GROUP}/{array.name}/{zarr_arrays.METADATA}")
         data = store.objects.read(f"{places.GROUP}/{item.key}")
         block = zarr_arrays.decode(metadata, item.key.partition("/")[2], data, record.rows)
-    except ConnectionError:
-        raise
     except Exception as error:  # zarr and its codecs raise anything at damaged metadata; the report says what
+        _refuse_passing(store, error)
         return f"cannot be decoded: {error!r}"
     if zarr_arrays.content_sha256(block) != item.content_sha256:
         return "decodes to other values than were committed: the array's metadata or the codec changed"
     return _status_problem(block, record) if array.name == layout.STATUS else ""
+
+
+def _refuse_passing(store: run_store.RunStore, error: Exception) -> None:
+    """Raise a fault that says nothing of the file that was read: repair must not take it for damage."""
+    if isinstance(error, OSError) and (is_remote(store.name) or error.errno not in _OF_THE_FILE):
+        raise error
 
 
 def _status_problem(status: np.ndarray, record: records.CommitRecord) -> str:
@@ -199,9 +206,8 @@ def _difference(store: run_store.RunStore, key: str, size: int, sha256: str) -> 
         found_size, found = store.objects.digest(f"{places.GROUP}/{key}")
     except FileNotFoundError:
         return _MISSING
-    except ConnectionError:  # an object that the network keeps from us is not damaged, and is not to be made again
-        raise
     except OSError as error:
+        _refuse_passing(store, error)
         return f"cannot be read ({error.strerror or error})"
     if found_size != size:
         return f"has {found_size} bytes instead of {size}: changed"

@@ -1,0 +1,233 @@
+"""Every kind of fault at every boundary of a run: what is said, what readers see, and what comes after."""
+
+import dataclasses
+import errno
+
+import pytest
+import torch
+import zarr
+
+import faulty
+import faulty_models
+import scene
+from faulty import Rule
+from genenc_core.run.folder import RunFolder
+
+MODEL = "faulty_models:told"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """Faults of one command: its exit code, and words of what it says."""
+
+    rules: tuple[Rule, ...]
+    code: int
+    words: tuple[str, ...] = ()
+
+
+FULL, BROKEN, FILES = "No space left on device", "Input/output error", "Too many open files"
+RESUME, CHOOSE = "then resume the run", "choose another --out"
+
+CASES = {
+    "creating: disk full": Case(
+        rules=(Rule(call="os.fsync", nth=1, fault=faulty.fails(errno.ENOSPC)),), code=2, words=(FULL, CHOOSE)
+    ),
+    "creating: claim written, answer lost": Case(
+        rules=(Rule(call="os.link", key="*store.json*", fault=faulty.fails_after(errno.EIO)),), code=2, words=(BROKEN,)
+    ),
+    "creating: read-only": Case(
+        rules=(Rule(call="objects.replace", key="*README.md", fault=faulty.fails(errno.EROFS)),),
+        code=1,
+        words=("Read-only file system", "README.md"),
+    ),
+    "creating: group cannot be put in place": Case(
+        rules=(Rule(call="os.rename", key="*features.zarr*", fault=faulty.fails(errno.EACCES)),),
+        code=2,
+        words=("Permission denied", CHOOSE),
+    ),
+    "staging: disk full": Case(
+        rules=(Rule(call="objects.write_new", key="*staging*", fault=faulty.fails(errno.ENOSPC)),),
+        code=1,
+        words=("shard 00000", FULL, RESUME),
+    ),
+    "staging: half an object, then disk full": Case(
+        rules=(Rule(call="files.write_new", key="*staging*", nth=2, fault=faulty.half_written(errno.ENOSPC)),),
+        code=1,
+        words=(FULL, RESUME),
+    ),
+    "staging: no more descriptors": Case(
+        rules=(Rule(call="objects.write_new", key="*staging*", nth=1, fault=faulty.fails(errno.EMFILE)),),
+        code=1,
+        words=(FILES, RESUME),
+    ),
+    "staging: folder vanishes": Case(
+        rules=(Rule(call="objects.write_new", key="*staging*", nth=1, fault=faulty.missing),), code=1, words=(RESUME,)
+    ),
+    "staging: metadata half read": Case(
+        rules=(Rule(call="objects.read", key="*features/zarr.json", fault=faulty.half_read),),
+        code=1,
+        words=("changed since the run was created",),
+    ),
+    "commit: answer lost": Case(
+        rules=(Rule(call="objects.create", key="*commits*", fault=faulty.fails_after(errno.EIO)),), code=0
+    ),
+    "commit: fails": Case(
+        rules=(Rule(call="objects.create", key="*commits*", nth=1, fault=faulty.fails(errno.EIO)),),
+        code=1,
+        words=(BROKEN, RESUME),
+    ),
+    "commit: its own link looks like another's": Case(
+        rules=(Rule(call="objects.create", key="*commits*", fault=faulty.fails_after(errno.EEXIST)),), code=0
+    ),
+    "promotion: move fails": Case(
+        rules=(Rule(call="objects.move", nth=2, fault=faulty.fails(errno.EIO)),), code=1, words=(BROKEN, RESUME)
+    ),
+    "promotion: moved, answer lost": Case(
+        rules=(Rule(call="objects.move", nth=2, fault=faulty.fails_after(errno.EIO)),), code=1, words=(BROKEN,)
+    ),
+    "promotion: staged object not seen for a moment": Case(
+        rules=(Rule(call="objects.move", nth=1, fault=faulty.missing),), code=1, words=("neither in place nor staged",)
+    ),
+    "promotion: folder cannot be made durable": Case(
+        rules=(Rule(call="objects.sync", key="*features.zarr*", fault=faulty.fails(errno.EIO)),),
+        code=1,
+        words=(BROKEN,),
+    ),
+    "cleaning: nothing can be deleted": Case(
+        rules=(Rule(call="objects.names", key="*staging*", fault=faulty.fails(errno.EIO)),), code=1, words=(BROKEN,)
+    ),
+    "everything slow": Case(rules=(Rule(call="objects.*", fault=faulty.slow(0.002)),), code=0),
+    "session record: disk full": Case(
+        rules=(Rule(call="objects.replace", key="*provenance/runs*", fault=faulty.fails(errno.ENOSPC)),),
+        code=1,
+        words=(FULL, "provenance/runs"),
+    ),
+    "record of a shard cannot be read": Case(
+        rules=(Rule(call="objects.read", key="*commits*", nth=1, fault=faulty.fails(errno.ESTALE)),),
+        code=1,
+        words=("Stale file handle", "give the command again"),
+    ),
+    "the records' folder cannot be listed": Case(
+        rules=(Rule(call="objects.names", key="*commits*", nth=1, fault=faulty.fails(errno.EMFILE)),),
+        code=1,
+        words=(FILES, "give the command again"),
+    ),
+    "image: too many open files": Case(
+        rules=(Rule(call="image.read", key="*img_005.png", fault=faulty.fails(errno.EMFILE)),),
+        code=1,
+        words=("shard 00001", FILES),
+    ),
+    "image: stale handle": Case(
+        rules=(Rule(call="image.read", key="*img_005.png", fault=faulty.fails(errno.ESTALE)),),
+        code=1,
+        words=("shard 00001", "Stale file handle"),
+    ),
+    "image: slow": Case(rules=(Rule(call="image.read", fault=faulty.slow(0.02)),), code=0),
+    "at random, again and again": Case(
+        rules=(Rule(call="objects.[wcms]*", key="*_txn/[cs]*", chance=0.05, fault=faulty.fails(errno.EIO)),), code=1
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_fault_is_told_changes_nothing_that_readers_see_and_the_same_command_makes_the_run(
+    at: scene.Scene, case: str
+) -> None:
+    expected = CASES[case]
+    said = at.genenc(at.command(), *expected.rules, seed=1)
+    assert said.injector.hits
+    assert (said.code, [word for word in expected.words if word not in said.err]) == (expected.code, []), said.err
+    assert scene.problems_of(said) == []
+    assert at.wrong_rows() == []
+    again = at.genenc(at.command())
+    assert (again.code, again.err) == (0, "")
+    assert at.not_whole() == []
+
+
+def test_the_readers_check_sees_wrong_rows_and_the_end_check_other_bytes(at: scene.Scene) -> None:
+    assert at.genenc(at.command()).code == 0
+    group = zarr.open_group(at.root / "features.zarr", mode="r+")
+    group["features"][5] = 7.0
+    assert at.wrong_rows() == ["features[5]"]
+    assert at.not_whole()
+    (at.root / ".x.partial").write_text("")
+    assert any("left behind" in what for what in at.not_whole())
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (faulty.fails(errno.EIO), "cannot be read: Input/output error"),
+        (faulty.half_read, ""),
+        (faulty.raises(MemoryError()), "not enough memory for this image"),
+    ],
+    ids=["EIO", "short read", "host memory"],
+)
+def test_a_fault_of_one_image_costs_its_row_and_no_other(at: scene.Scene, fault: faulty.Fault, reason: str) -> None:
+    said = at.genenc(at.command(), Rule(call="image.read", key="*img_005.png", fault=fault))
+    assert said.code == 3
+    assert "row 5: img_005.png: " in said.out
+    assert reason in said.out
+    assert all("[5]" in row for row in at.wrong_rows())
+
+
+ALL = torch.ones_like
+OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (faulty_models.fits(0, OUT), "out of memory at batch size 1, and the model takes no fewer"),
+        (faulty_models.fits(0, MemoryError("no host memory")), "out of memory at batch size 1"),
+        (faulty_models.nan_for(lambda images: ALL(images[:, 0, 0, 0], dtype=torch.bool)), "NaN or infinite"),
+        (faulty_models.raising(RuntimeError("device lost"), lambda images: ALL(images)), "device lost"),
+        (lambda _, maps: maps[:, :3], "shape"),
+        (lambda _, maps: maps[:1], ""),
+        (lambda _, maps: maps.double(), "float64"),
+        (lambda _, maps: [1, 2], ""),
+    ],
+    ids=["device memory", "host memory", "NaN always", "raises always", "channels", "rows", "dtype", "no tensor"],
+)
+def test_an_encoder_that_breaks_fails_its_shards_and_no_row_is_recorded_for_it(
+    at: scene.Scene, behaviour: faulty_models.Behaviour, words: str
+) -> None:
+    command = at.command(model=MODEL)
+    assert at.genenc([*command, "--limit", "11"]).code == 0
+    group = zarr.open_group(at.root / "features.zarr", mode="r")
+    expected = group["features"][:]
+    at.clear()
+    # The run is made while the encoder is well: what breaks at once is refused before there is a run.
+    rules = [Rule(call="objects.write_new", key="*staging*", fault=faulty.fails(errno.EIO))]
+    assert at.genenc(command, *rules).code == 1
+    with faulty_models.behaving(behaviour):
+        said = at.genenc(["resume", str(at.root), "--plain"])
+    assert said.code == 1, said
+    assert words in said.err
+    assert scene.problems_of(said) == []
+    assert RunFolder(at.root).store.committed() == set()
+    assert at.genenc(["resume", str(at.root), "--plain"]).code == 0
+    assert (zarr.open_group(at.root / "features.zarr", mode="r")["features"][:] == expected).all()
+
+
+@pytest.mark.parametrize("error", [OUT, MemoryError("no host memory"), RuntimeError("can't allocate memory: 12 bytes")])
+def test_out_of_memory_halves_the_batch_remembers_it_and_goes_on(at: scene.Scene, error: Exception) -> None:
+    command = at.command(model=MODEL)
+    assert at.genenc(command).code == 0
+    expected = zarr.open_group(at.root / "features.zarr", mode="r")["features"][:]
+    at.clear()
+    tried: list[int] = []
+
+    def behave(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        tried.append(len(images))
+        return faulty_models.fits(1, error)(images, maps)
+
+    with faulty_models.behaving(behave):
+        assert at.genenc(command).code == 0
+    assert max(tried) <= 3
+    assert sum(size > 1 for size in tried) <= 4  # two lanes may have one batch each on the way
+    folder = RunFolder(at.root)
+    sizes = [set(folder.store.record(shard).details["batch_sizes"]) for shard in range(3)]  # type: ignore[union-attr]
+    assert sizes == [{"1"}] * 3
+    found = zarr.open_group(at.root / "features.zarr", mode="r")["features"][:]
+    torch.testing.assert_close(torch.from_numpy(found), torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
