@@ -9,8 +9,8 @@ from pathlib import Path
 from genenc_core import errors, spec
 from genenc_core.encoding import tile_plan
 from genenc_core.images import manifest
+from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run import records
 from genenc_core.store import run_store
 
 MANIFEST = "images.parquet"
@@ -34,8 +34,10 @@ class RunFolder:
             raise errors.InputError(f"{str(root)!r} is not a run folder: name a folder that was given as --out")
         self.store = run_store.RunStore.open(root)
         self.identity = self.store.plan.identity
+        identity.check_identity(self.identity, subject=f"the identity of the run {str(root)!r}")
         self.manifest = manifest.Manifest.open(root / MANIFEST)
         self._require(MANIFEST, self.manifest.digest, self.identity["images"]["digest"])
+        self._require(MANIFEST, str(self.manifest.rows), str(self.store.plan.rows))
         self._require(MODEL_SPEC, file_digest(root / MODEL_SPEC), self._recorded("model_spec_sha256"))
         self.given = _parameters(records.read_json(root / PARAMETERS))
 

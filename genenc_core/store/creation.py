@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from genenc_core import errors
-from genenc_core.store import files, layout, sealed, zarr_arrays
+from genenc_core.store import files, forms, layout, sealed, zarr_arrays
 from genenc_core.store.places import Places
 
 SCHEMA: Final = "genenc.store/1"
@@ -67,8 +67,14 @@ def read(places: Places) -> StoreFile | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     content = sealed.loads(data, schema=SCHEMA, subject=f"store file {str(places.store_file)!r}")
-    created: dict[str, tuple[int, str]] = {key: (size, found) for key, (size, found) in content["created"].items()}
-    return StoreFile(plan=layout.plan_from_json(content["plan"]), created=created)
+    try:
+        created = {
+            forms.relative(key): (forms.count(size), forms.sha256(found))
+            for key, (size, found) in forms.mapping(content["created"]).items()
+        }
+        return StoreFile(plan=layout.plan_from_json(forms.mapping(content["plan"])), created=created)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.StoreError(f"store file {str(places.store_file)!r} is damaged: {str(error)[:300]}") from error
 
 
 def _build(
