@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -90,7 +91,10 @@ def server() -> Iterator[Server]:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         said = Path(folder) / "server.log"
         loopback = ",".join(filter(None, (os.environ.get("NO_PROXY", os.environ.get("no_proxy")), "127.0.0.1")))
-        with _environment(PREFECT_API_URL=url, NO_PROXY=loopback, no_proxy=loopback):
+        # Other users of the machine reach loopback too; the word is in no file and no argument.
+        word = f"genenc:{secrets.token_urlsafe(24)}"
+        locked = {"PREFECT_SERVER_API_AUTH_STRING": word, "PREFECT_API_AUTH_STRING": word}
+        with _environment(PREFECT_API_URL=url, NO_PROXY=loopback, no_proxy=loopback, **locked):
             process = _started(listening, said)
             try:
                 yield Server(url, process, said)

@@ -24,11 +24,14 @@ class InputError(GenencError):
 
 
 class SpecError(InputError):
-    """A RuntimeModelSpec that cannot be parsed or breaks its rules; `problems` lists every one."""
+    """A RuntimeModelSpec that cannot be parsed or breaks its rules; `problems` lists every one, the text the first."""
+
+    shown = 30
 
     def __init__(self, subject: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        super().__init__(f"{subject}: " + "; ".join(self.problems))
+        more = [f"and {len(self.problems) - self.shown} more"] if len(self.problems) > self.shown else []
+        super().__init__(f"{subject}: " + "; ".join([*self.problems[: self.shown], *more]))
 
 
 class ExportError(GenencError):

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from genenc_core import errors, spec_rules
+from genenc_core import errors, small_files, spec_rules
 from genenc_core.spec_block import (
     ArtifactInfo,
     ExportFormat,
@@ -40,6 +40,9 @@ BACKEND_BY_EXTENSION: Mapping[str, BackendName] = {
     ".pte": "ExecuTorch",
     ".onnx": "ONNX",
 }
+
+
+_SHOWN_KEYS = 20
 
 
 class UnknownKeyWarning(UserWarning):
@@ -140,9 +143,9 @@ class RuntimeModelSpec(Record):
             spec = cls.model_validate_json(text)
         except ValidationError as error:
             raise errors.SpecError(subject, [_parse_message(item) for item in error.errors()]) from error
-        unknown = list(_unknown_keys(json.loads(text), cls))
+        unknown = _unknown_names(text, cls)
         if unknown:
-            names = ", ".join(repr(name) for name in unknown)
+            names = ", ".join(repr(name) for name in unknown[:_SHOWN_KEYS])
             warnings.warn(f"{subject}: unknown keys ignored: {names}", UnknownKeyWarning, stacklevel=2)
         return spec
 
@@ -154,8 +157,8 @@ class RuntimeModelSpec(Record):
             SpecError: the file cannot be opened, or as `from_json`.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = small_files.read_text(path)
+        except errors.InputError as error:
             raise errors.SpecError("model spec", [f"Failed to open {str(path)!r}: {error}"]) from error
         return cls.from_json(text, subject=f"model spec {str(path)!r}").resolved(path.parent)
 
@@ -238,6 +241,14 @@ def _parse_message(item: Mapping[str, Any]) -> str:
     if item["type"] == "missing":
         return f"missing required field {where!r}"
     return f"{where}: {item['msg']}" if where else str(item["msg"])
+
+
+def _unknown_names(text: str, model: type[BaseModel]) -> list[str]:
+    try:
+        return list(_unknown_keys(json.loads(text), model))
+    except (ValueError, RecursionError):
+        # What no record has a place for may be deeper or longer than Python's reader takes.
+        return ["(nested too deeply to be named)"]
 
 
 def _unknown_keys(value: Any, model: type[BaseModel], prefix: str = "") -> Iterator[str]:

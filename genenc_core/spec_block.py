@@ -12,7 +12,7 @@ ExportFormat = Literal["torchscript", "aotinductor", "exported_program", "onnx"]
 class Record(BaseModel):
     """Base of every spec record: immutable, strict about types, unknown keys reported by the parser."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
 
 class Preprocessing(Record):

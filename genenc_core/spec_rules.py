@@ -1,10 +1,18 @@
 """The rules of a RuntimeModelSpec: WhiskerToolbox's with their messages, in their order, then the ones it lacks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from genenc_core.spec import BatchModeSpec, RuntimeModelSpec, SlotSpec, WeightsVariant
+
+LARGEST_SIDE = 16384
+"""pixels of an image that a model takes"""
+LARGEST_SIZE = 2**31 - 1
+"""of one dimension"""
+LARGEST_VALUES = 2**31
+"""in one tensor of one image: 8 GiB of float32"""
 
 BackendName = Literal["TorchScript", "AOTInductor", "ExecuTorch", "ExportedProgram", "ONNX", "Auto"]
 
@@ -90,12 +98,22 @@ def _variant_problems(variants: "Sequence[WeightsVariant]") -> list[str]:
 
 def _own_problems(spec: "RuntimeModelSpec") -> list[str]:
     """Return the problems that WhiskerToolbox lets through and that would fail later, or silently."""
-    found = [
-        f"{label}[{index}]: shape dimensions must be >= 1, got {list(slot.shape)}"
+    slots = [
+        (f"{label}[{index}]", slot.shape)
         for label, slots in (("inputs", spec.inputs), ("outputs", spec.outputs))
         for index, slot in enumerate(slots)
-        if any(size < 1 for size in slot.shape)
     ]
+    found = [
+        f"{where}: shape dimensions must be >= 1, got {_shape(shape)}"
+        for where, shape in slots
+        if any(size < 1 for size in shape)
+    ]
+    found += [
+        f"{where}: shape {_shape(shape)} is absurd: a tensor has at most {LARGEST_VALUES} values for one image"
+        for where, shape in slots
+        if any(size > LARGEST_SIZE for size in shape) or math.prod(shape) > LARGEST_VALUES
+    ]
+    found += _batch_limits(spec)
     named = [("backend", spec.backend)]
     named += [(f"weights_variants[{i}].backend", v.backend) for i, v in enumerate(spec.weights_variants or ())]
     known = ", ".join(sorted(BACKEND_ALIASES))
@@ -109,3 +127,22 @@ def _own_problems(spec: "RuntimeModelSpec") -> list[str]:
         if slot.sequence_dim is not None and slot.sequence_dim < -1:
             found.append(f"inputs[{index}]: sequence_dim must be >= -1, got {slot.sequence_dim}")
     return found
+
+
+def _batch_limits(spec: "RuntimeModelSpec") -> list[str]:
+    mode, dynamic = spec.batch_mode, spec.batch_mode.dynamic if spec.batch_mode else None
+    stated = {
+        "preferred_batch_size": spec.preferred_batch_size,
+        "max_batch_size": spec.max_batch_size,
+        "batch_mode.fixed": mode and mode.fixed,
+        "batch_mode.dynamic.min": dynamic and dynamic.min,
+        "batch_mode.dynamic.max": dynamic and dynamic.max,
+    }
+    stated |= {f"weights_variants[{i}].batch_size": v.batch_size for i, v in enumerate(spec.weights_variants or ())}
+    return [f"{name} must be <= {LARGEST_SIZE}" for name, size in stated.items() if size and size > LARGEST_SIZE]
+
+
+def _shape(shape: "Sequence[int]") -> str:
+    """Return a shape in words, however many and long its numbers are."""
+    told = [str(size) if abs(size) < 10**18 else "a huge number" for size in shape[:8]]
+    return f"[{', '.join([*told, '...'] if len(shape) > 8 else told)}]"

@@ -20,6 +20,8 @@ def run(flows: Runner | None = None) -> None:
     code: object = 1
     # Until the work sets its own way to stop, a SIGTERM ends the command as a Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Names of files are not always writable in the terminal's encoding.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         build_app(flows)()
     except SystemExit as leaving:

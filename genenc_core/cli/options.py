@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from genenc_core import errors
+from genenc_core import errors, small_files
 from genenc_core.cli import output
 from genenc_core.models import trust
 
@@ -19,6 +19,7 @@ Models = Annotated[
 Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown digest, and code that files name.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
 RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
+LARGEST_CONFIG = 2**20
 
 
 def batch_size(text: str | None) -> int | Literal["auto"] | None:
@@ -67,10 +68,10 @@ def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if config is not None:
         try:
-            found = tomllib.loads(config.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise errors.InputError(f"--config {str(config)!r} cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            found = tomllib.loads(small_files.read_text(config, most=LARGEST_CONFIG))
+        except errors.InputError as error:
+            raise errors.InputError(f"--config {str(config)!r} cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
             raise errors.InputError(f"--config {str(config)!r} is not TOML: {error}") from error
         found = {_known_option(key, config): value for key, value in found.items()}
         _refuse_trust(config, found, flags)

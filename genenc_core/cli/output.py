@@ -90,6 +90,10 @@ def _problem(item: dict[str, Any]) -> str:
     option = f"--{str(item['loc'][0]).replace('_', '-')}" if item["loc"] else "options"
     if item["type"] == "literal_error":
         return f"{option} {item['input']!r} is unknown: give {item['ctx']['expected']}"
+    if item["type"] == "string_unicode":
+        return f"{option} {item['input']!r} holds bytes that are not UTF-8: rename the file or folder, or link to it"
+    if item["type"] == "value_error":
+        return f"{option} {item['input']!r} cannot be used: {item['ctx']['error']}"
     said = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     return f"{option} {item['input']!r} cannot be used: it should be {said}"
 

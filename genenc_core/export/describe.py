@@ -4,7 +4,7 @@ import importlib.metadata
 import re
 from pathlib import Path
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, spec_rules
 from genenc_core.models import sources
 
 INPUT_SLOT = "image"
@@ -90,13 +90,31 @@ def check_image_spec(model_spec: spec.RuntimeModelSpec) -> None:
     shapes = [list(slot.shape) for slot in model_spec.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3:
         found.append(f"an image encoder has one input slot [3, height, width], this one has {shapes}")
-    elif model_spec.genenc is not None and model_spec.genenc.preprocessing is not None:
-        size = model_spec.genenc.preprocessing
-        if shapes[0][1:] != [size.height, size.width]:
-            found.append(f"genenc.preprocessing gives {size.height} x {size.width} pixels, inputs[0] {shapes[0]}")
+    else:
+        found += _size_problems(model_spec)
     if not model_spec.outputs:
         found.append("an image encoder has at least one output slot")
     if model_spec.genenc is not None and not model_spec.genenc.normalization_inside:
         found.append("genenc.normalization_inside is false, but images are given to encoders in [0, 1]")
     if found:
         raise errors.SpecError(f"model spec {model_spec.model_id!r}", found)
+
+
+def _size_problems(model_spec: spec.RuntimeModelSpec) -> list[str]:
+    """Return what is wrong with the images of a spec: sizes against each other, and what no memory holds."""
+    most, (_, height, width) = spec_rules.LARGEST_SIDE, model_spec.inputs[0].shape
+    if max(height, width) > most:
+        return [f"inputs[0] are images of {height} x {width} pixels; each side is at most {most}"]
+    found, least = [], model_spec.resolved_batch_mode().min
+    if least * 3 * height * width > spec_rules.LARGEST_VALUES:
+        found.append(f"its smallest batch is {least} images of {height} x {width} pixels, which no memory is meant for")
+    size = model_spec.genenc.preprocessing if model_spec.genenc else None
+    if size is None:
+        return found
+    if (height, width) != (size.height, size.width):
+        found.append(f"genenc.preprocessing gives {size.height} x {size.width} pixels, inputs[0] {height} x {width}")
+    if (size.resize_short or 0) > 4 * most:
+        found.append(f"genenc.preprocessing.resize_short is {size.resize_short}; it is at most {4 * most} pixels")
+    if not all(0 <= value <= 255 for value in size.pad_value):
+        found.append(f"genenc.preprocessing.pad_value {list(size.pad_value)} is not three numbers from 0 to 255")
+    return found

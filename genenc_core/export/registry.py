@@ -20,7 +20,8 @@ class RegistrationError(errors.SpecError):
 
     def __init__(self, path: Path, problems: tuple[str, ...]) -> None:
         super().__init__(str(path), problems)
-        self.args = (f"model spec {str(path)!r}: Validation failed:" + "".join(f" {item};" for item in problems),)
+        told = "".join(f" {item};" for item in problems[: self.shown])
+        self.args = (f"model spec {str(path)!r}: Validation failed:{told}",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from genenc_core import errors
 from genenc_core.images import tables
 
 TIDY_COLUMNS = ("image", "point", "x", "y")
+LARGEST_TABLE = 2**26
+"""images times names; 1 GiB of positions"""
 DLC_HEADER = ("scorer", "individuals", "bodyparts", "coords")
 
 
@@ -124,13 +126,15 @@ def _dlc_columns(path: Path, header: dict[str, list[str]], index_columns: int) -
 def _number(path: Path, row: int, column: str, cell: object) -> float:
     if cell is None or cell == "":
         return math.nan
+    text = str(cell)
     try:
-        value = float(str(cell))
+        # Python's own way to group digits is nobody's in a table.
+        value = math.inf if "_" in text else float(text)
     except ValueError:
         value = math.inf
     if math.isinf(value):
         raise errors.InputError(
-            f"{path}: row {row}: {column} is {str(cell)!r}, not a finite number; leave it empty if missing"
+            f"{path}: row {row}: {column} is {text[:80]!r}, not a finite number; leave it empty if missing"
         )
     return value
 
@@ -141,6 +145,11 @@ def _table(path: Path, points: Iterable[_Point]) -> PointTable:
     placed: dict[tuple[int, int], tuple[float, float]] = {}
     for point in points:
         key = images.setdefault(point.image, len(images)), names.setdefault(point.name, len(names))
+        if len(images) * len(names) > LARGEST_TABLE:
+            raise errors.InputError(
+                f"{path}: row {point.row}: {len(images)} images by {len(names)} names of points are more than "
+                f"{LARGEST_TABLE:,} places. A name stands for one point in every image: do not number them through"
+            )
         if key in placed:
             raise errors.InputError(
                 f"{path}: row {point.row} gives the point {point.name!r} of {point.image!r} a second time; keep one"

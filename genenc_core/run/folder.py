@@ -14,8 +14,8 @@ from pathlib import Path
 from genenc_core import errors, spec
 from genenc_core.encoding import tile_plan
 from genenc_core.images import manifest
+from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run import records
 from genenc_core.store import local, run_store
 from genenc_core.store.objects import Objects, Root, join, open_objects
 
@@ -41,8 +41,10 @@ class RunFolder:
             raise errors.InputError(f"{self.root!r} is not a run folder: name a folder that was given as --out")
         self.store = run_store.RunStore.open(self.objects)
         self.identity = self.store.plan.identity
+        identity.check_identity(self.identity, subject=f"the identity of the run {self.root!r}")
         self.manifest = _manifest(self.objects)
         self._require(MANIFEST, self.manifest.digest, self.identity["images"]["digest"])
+        self._require(MANIFEST, str(self.manifest.rows), str(self.store.plan.rows))
         self._require(MODEL_SPEC, file_digest(self.objects, MODEL_SPEC), self._recorded("model_spec_sha256"))
         self.given = _parameters(records.read_json(self.objects, PARAMETERS))
         self._copy: tempfile.TemporaryDirectory[str] | None = None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from genenc_core import errors, spec, text
 from genenc_core.export import exporting, sizes
@@ -36,6 +36,11 @@ class ExportParameters(BaseModel):
     size_min: str | None = Field(default=None, description="Smallest size, H or HxW; none: half of the model's.")
     size_max: str | None = Field(default=None, description="Largest size, H or HxW; none: twice the model's.")
     trust: bool = Field(default=False, description="Import the code that a model file names.")
+
+    @field_validator("*")
+    @classmethod
+    def _texts_are_usable(cls, value: object) -> object:
+        return run_parameters.usable(value)
 
     @property
     def title(self) -> str:

@@ -3,15 +3,14 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from genenc_core import errors, spec, text
+from genenc_core import errors, spec, spec_rules, text
 from genenc_core.encoding.tile_plan import Blend
 from genenc_core.images import limits
 
 Backend = Literal["auto", "eager", spec.ExportFormat]
 _SIZE = re.compile(r"(\d+)(?:[xX](\d+))?\Z")
-LARGEST_SIDE = 16384
 
 
 class ExtractParameters(BaseModel):
@@ -85,10 +84,34 @@ class ExtractParameters(BaseModel):
         description="Width x height in millions that a file may announce; larger ones are recorded as unreadable.",
     )
 
+    @field_validator("*")
+    @classmethod
+    def _texts_are_usable(cls, value: object) -> object:
+        return usable(value)
+
     @property
     def title(self) -> str:
         """What is extracted with what, as a name to be shown."""
         return text.title(f"{self.images} with {self.model}")
+
+
+def usable(value: object) -> object:
+    """Return an option's value if its texts can be kept and shown.
+
+    Raises:
+        ValueError: a NUL character, or an address with credentials in it.
+    """
+    for item in value if isinstance(value, tuple) else (value,):
+        if not isinstance(item, str):
+            continue
+        if "\0" in item:
+            raise ValueError("it holds a NUL character")
+        if "://" in item and text.holds_credentials(item):
+            raise ValueError(
+                "it holds credentials, which would be kept in the run's records: leave them out, and give them as the "
+                "service's own tools take them (environment variables or a profile)"
+            )
+    return value
 
 
 def parse_image_size(text: str, *, name: str = "image size") -> tuple[int, int]:
@@ -102,6 +125,6 @@ def parse_image_size(text: str, *, name: str = "image size") -> tuple[int, int]:
         raise errors.InputError(f"{name} {text!r} is not of the form H or HxW, e.g. 224 or 480x640")
     height = int(match.group(1))
     width = int(match.group(2) or height)
-    if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
-        raise errors.InputError(f"{name} {text!r} is out of range: each side is 1 to {LARGEST_SIDE} pixels")
+    if not 0 < min(height, width) <= max(height, width) <= spec_rules.LARGEST_SIDE:
+        raise errors.InputError(f"{name} {text!r} is out of range: each side is 1 to {spec_rules.LARGEST_SIDE} pixels")
     return height, width

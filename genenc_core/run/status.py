@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from genenc_core import errors
-from genenc_core.run import records
+from genenc_core.run import identity, records
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, verify
 from genenc_core.store.objects import Root
@@ -47,6 +47,8 @@ def survey(root: Root) -> Survey:
     unreadable: list[dict[str, Any]] = []
     for shard in range(folder.store.shard_count):
         record = folder.store.record(shard) if shard in committed else None
+        if record is not None:
+            identity.check_details(record.details, subject=f"the commit record of shard {shard} of {str(root)!r}")
         rows.append(_shard_row(folder, shard, record, failed))
         if record is not None:
             states.update(record.status_counts)
@@ -181,7 +183,7 @@ def _shard_row(folder: RunFolder, shard: int, record: CommitRecord | None, faile
         start=start,
         stop=stop,
         state="committed",
-        unreadable=record.status_counts["unreadable"],
+        unreadable=record.status_counts.get("unreadable", 0),
         images_per_second=(stop - start) / busy if busy else None,
         seconds=seconds,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from genenc_core import spec
+from genenc_core import spec, text
 from genenc_core.encoding import products, shards
 from genenc_core.images import manifest
 from genenc_core.store import layout
@@ -103,7 +103,7 @@ def readme(identity: Mapping[str, Any], listed: manifest.Manifest, wanted: Seque
     first = wanted[0].name
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
     preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
-    return f"""# Features of {listed.rows} images from {identity["model"]}
+    return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
 0 not written, 1 ok, 2 unreadable (NaN). Check the folder with `genenc verify .`; go on with `genenc resume .`.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from genenc_core import errors
-from genenc_core.store import files, layout, places, sealed, zarr_arrays
+from genenc_core.store import files, forms, layout, places, sealed, zarr_arrays
 from genenc_core.store.local import LocalObjects
 from genenc_core.store.objects import Objects
 
@@ -82,9 +82,16 @@ def read(objects: Objects) -> StoreFile | None:
         data = objects.read(places.STORE_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    content = sealed.loads(data, schema=SCHEMA, subject=f"store file {places.STORE_FILE!r} of {objects.name!r}")
-    created: dict[str, tuple[int, str]] = {key: (size, found) for key, (size, found) in content["created"].items()}
-    return StoreFile(plan=layout.plan_from_json(content["plan"]), created=created)
+    subject = f"store file {places.STORE_FILE!r} of {objects.name!r}"
+    content = sealed.loads(data, schema=SCHEMA, subject=subject)
+    try:
+        created = {
+            forms.relative(key): (forms.count(size), forms.sha256(found))
+            for key, (size, found) in forms.mapping(content["created"]).items()
+        }
+        return StoreFile(plan=layout.plan_from_json(forms.mapping(content["plan"])), created=created)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.StoreError(f"{subject} is damaged: {str(error)[:300]}") from error
 
 
 def document(stored: StoreFile) -> bytes:

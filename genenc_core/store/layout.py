@@ -10,11 +10,13 @@ from typing import Any, Final
 import numpy as np
 
 from genenc_core import errors
+from genenc_core.store import forms
 
 STATUS: Final = "status"
 NOT_WRITTEN: Final = 0
 OK: Final = 1
 UNREADABLE: Final = 2
+LARGEST_SHARDS: Final = 2**24
 STATUS_MEANINGS: Final = ("not_written", "ok", "unreadable")
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
@@ -151,9 +153,30 @@ def plan_from_json(value: Mapping[str, Any]) -> StorePlan:
             )
             for array in value["arrays"]
         )
+        _check_types(value, arrays)
         return StorePlan(**{**value, "arrays": arrays})
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.StoreError(f"the stored plan cannot be read ({error!r}); the run folder is damaged") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        told = repr(error)[:300]
+        raise errors.StoreError(f"the stored plan cannot be read ({told}); the run folder is damaged") from error
+
+
+def _check_types(value: Mapping[str, Any], arrays: Sequence[ArrayPlan]) -> None:
+    """Raise `ValueError` when a stored entry is not of its type."""
+    for number in (value["rows"], value["shard_rows"]):
+        forms.count(number)
+    if value["rows"] > LARGEST_SHARDS * max(value["shard_rows"], 1):
+        raise ValueError(f"more than {LARGEST_SHARDS} shards")
+    forms.word(value["fingerprint"])
+    for array in arrays:
+        for size in (*array.shape, array.chunk_rows):
+            forms.count(size)
+        for text in (array.name, array.dtype, *array.dims):
+            forms.word(text)
+        forms.mapping(array.attributes)
+        if not isinstance(array.compress, bool):
+            raise ValueError(f"array {array.name!r}: compress is true or false")
+    for entry in ("identity", "attributes"):
+        forms.mapping(value[entry])
 
 
 def describe_identity(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 from genenc_core import errors
-from genenc_core.store import sealed
+from genenc_core.store import forms, sealed
 
 SCHEMA: Final = "genenc.commit/1"
 
@@ -62,8 +62,32 @@ class CommitRecord:
         """
         content = sealed.loads(data, schema=SCHEMA, subject=subject)
         try:
-            start, stop = content.pop("rows")
-            objects = tuple(ObjectRecord(**item) for item in content.pop("objects"))
-            return cls(schema=SCHEMA, rows=(start, stop), objects=objects, **content)
+            start, stop = map(forms.count, content.pop("rows"))
+            objects = tuple(_object(item) for item in content.pop("objects"))
+            record = cls(schema=SCHEMA, rows=(start, stop), objects=objects, **content)
+            _check(record)
+            return record
         except (KeyError, TypeError, ValueError) as error:
-            raise errors.StoreError(f"{subject} is damaged: {error!r}") from error
+            raise errors.StoreError(f"{subject} is damaged: {str(error)[:300]}") from error
+
+
+def _object(item: Mapping[str, Any]) -> ObjectRecord:
+    found = ObjectRecord(**item)
+    for path in (found.key, found.staged):
+        forms.relative(path)
+    for digest in (found.sha256, found.content_sha256):
+        forms.sha256(digest)
+    forms.count(found.size)
+    return found
+
+
+def _check(record: CommitRecord) -> None:
+    """Raise `ValueError` when an entry is not of its type; a digest says only that nobody edited the document."""
+    forms.count(record.shard)
+    for text in (record.attempt, record.fingerprint):
+        forms.word(text)
+    if not record.objects:
+        raise ValueError("it names no objects")
+    for number in forms.mapping(record.status_counts).values():
+        forms.count(number)
+    forms.mapping(record.details)

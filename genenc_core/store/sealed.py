@@ -31,14 +31,19 @@ def loads(data: bytes, *, schema: str, subject: str) -> dict[str, Any]:
         body = json.loads(data)
         stated = body.pop("sha256")
         found = body.pop("schema")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise errors.StoreError(f"{subject} is damaged: not a {schema} document ({error!r})") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        told = repr(error)[:200]
+        raise errors.StoreError(f"{subject} is damaged: not a {schema} document ({told})") from error
     if found != schema:
-        raise errors.StoreError(f"{subject} is of schema {found!r}, but this genenc reads {schema!r}")
-    actual = _digest({"schema": schema, **body})
+        raise errors.StoreError(f"{subject} is of schema {str(found)[:80]!r}, but this genenc reads {schema!r}")
+    try:
+        actual = _digest({"schema": schema, **body})
+    except (ValueError, RecursionError) as error:
+        raise errors.StoreError(f"{subject} is damaged: {error}") from error
     if actual != stated:
         raise errors.StoreError(
-            f"{subject} was changed after it was written: its content has sha256 {actual}, but it states {stated}"
+            f"{subject} was changed after it was written: its content has sha256 {actual}, but it states "
+            f"{str(stated)[:80]}"
         )
     content: dict[str, Any] = body
     return content

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,7 @@ def compile_package(module: nn.Module, target: record.Target, path: Path) -> Non
         ExportError: a model that torch.export or the compiler refuses.
     """
     _import_inductor()
+    _own_cache()
     program = target.program(module)
     try:
         torch._inductor.aoti_compile_and_package(
@@ -115,6 +117,24 @@ def load(path: Path, _device: torch.device, scratch: Path | None) -> record.Runn
         return outputs
 
     return run
+
+
+def _own_cache() -> None:
+    """Make sure that the compiler's cache is the user's: its name in the temporary folder can be guessed by anybody.
+
+    Raises:
+        ExportError: it belongs to somebody else, or others may write to it.
+    """
+    from torch._inductor.runtime import cache_dir_utils
+
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_dir_utils.default_cache_dir())
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        raise errors.ExportError(
+            f"the compiler's cache {str(folder)!r} is a link, another user's, or can be written by others, so code in "
+            "it is not to be trusted. Remove it, or set TORCHINDUCTOR_CACHE_DIR to a folder of your own."
+        )
 
 
 def _import_inductor() -> None:

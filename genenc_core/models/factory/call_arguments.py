@@ -15,6 +15,8 @@ def split(arguments: Mapping[str, Any], words: Iterable[str]) -> tuple[dict[str,
     Raises:
         InputError: the same argument both ways.
     """
+    if not isinstance(arguments, Mapping):
+        raise errors.InputError(f"{arguments!r} must be names and values.")
     found: dict[str, Options] = {}
     left = dict(arguments)
     for word in words:

@@ -1,17 +1,14 @@
 """A model file: the arguments of `build_model` as TOML or YAML, and the encoder that it describes."""
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genenc_core import errors, spec
-from genenc_core.models import trust, wording
+from genenc_core.models import trust
 from genenc_core.models.encoder import Parts
-from genenc_core.models.factory import backbones, checkpoints, plan, registries, registry, sizes, trunk
+from genenc_core.models.factory import backbones, checkpoints, file_content, plan, registries, registry, sizes, trunk
 from genenc_core.models.factory import build as builder
 from genenc_core.models.factory import features as feats
 from genenc_core.models.weights import WeightsChoice, construction_rng
@@ -52,7 +49,7 @@ def _who(path: Path) -> str:
 
 def _flattened_of(path: Path) -> dict[str, Any]:
     try:
-        return _flattened(_content(path))
+        return _flattened(file_content.content(path))
     except errors.InputError as error:
         raise errors.InputError(f"{_who(path)}: {error}") from error
 
@@ -108,17 +105,6 @@ def build(arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | N
         std=std,
         padded_inside=None if padded == wanted else padded,
     )
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text) if path.suffix.lower() == ".toml" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise errors.InputError(f"it cannot be read: {wording.reason(error)}.") from error
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise errors.InputError("it holds no names and values. Give task, backbone and decoder at least.")
-    return found
 
 
 def _flattened(content: dict[str, Any]) -> dict[str, Any]:

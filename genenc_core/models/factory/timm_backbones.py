@@ -13,6 +13,7 @@ from genenc_core.models import timm_source, wording
 from genenc_core.models.factory import features as feats
 
 Output = Literal["maps", "tokens"]
+_WEIGHTS_OF_TIMM = frozenset(("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"))
 
 
 class TimmBackbone(nn.Module):
@@ -73,6 +74,7 @@ class TimmBackbones:
         """
         if output not in ("maps", "tokens"):
             raise errors.InputError(f"backbone_output {output!r} must be 'maps' or 'tokens'.")
+        _refuse_weights(kwargs)
         inputs = _inputs(name, kwargs)
         if output == "tokens":
             indices = kwargs.pop("out_indices", None)
@@ -96,6 +98,13 @@ class TimmBackbones:
 
     def __len__(self) -> int:
         return len(timm_source.names())
+
+
+def _refuse_weights(options: dict[str, Any]) -> None:
+    """Leave weights to --weights: timm would take them from any file or address, and older ones unpickle them."""
+    stray = sorted(_WEIGHTS_OF_TIMM & options.keys())
+    if stray:
+        raise errors.InputError(f"backbone_{stray[0]} is not taken: weights are given with --weights.")
 
 
 def _created(name: str, *, pretrained: bool, **options: Any) -> Any:

@@ -1,0 +1,84 @@
+"""What a run folder's documents hold for the run itself, checked when they are read: anybody may have written them."""
+
+from typing import Any
+
+import pydantic
+
+from genenc_core import errors, spec
+
+
+class _Images(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    rows: int
+    digest: str
+    points: list[str]
+
+
+class _Tiles(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    size: tuple[pydantic.PositiveInt, pydantic.PositiveInt]
+    overlap: pydantic.NonNegativeInt
+    trim: pydantic.NonNegativeInt
+    blend: str
+
+
+class _Identity(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    model: str
+    backend: str
+    artifact: str | None
+    weights: str | None
+    preprocessing: spec.Preprocessing
+    tiles: _Tiles | None = None
+    products: list[str]
+    images: _Images
+
+
+class _Unreadable(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    row: int
+    image_id: str
+    reason: str
+
+
+class _Details(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    points: dict[str, int]
+    unreadable: list[_Unreadable]
+    seconds: dict[str, float]
+
+
+def check_identity(identity: Any, *, subject: str) -> None:
+    """Check that a run's identity has every entry that its folder is read by, of its type.
+
+    Raises:
+        StoreError: it has not.
+    """
+    _validated(_Identity, identity, subject)
+
+
+def check_details(details: Any, *, subject: str) -> None:
+    """Check that a commit record has the details that a survey counts.
+
+    Raises:
+        StoreError: it has not.
+    """
+    _validated(_Details, details, subject)
+
+
+def _validated(kind: type[pydantic.BaseModel], value: Any, subject: str) -> None:
+    try:
+        # Through JSON, where lists stand for tuples.
+        kind.model_validate_json(pydantic.TypeAdapter(Any).dump_json(value))
+    except (pydantic.ValidationError, ValueError) as error:
+        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, first["loc"]))
+        raise errors.StoreError(
+            f"{subject} is not what genenc writes ({where}: {str(first['msg'])[:200]}): the run folder is damaged, or "
+            "made by another program"
+        ) from error

@@ -1,0 +1,34 @@
+"""Descriptions read whole: specs, configurations, model files; never a device, a pipe or a file of gigabytes."""
+
+import os
+import stat
+from pathlib import Path
+
+from genenc_core import errors
+
+LARGEST_BYTES = 16 * 2**20
+
+
+def read_text(path: Path, *, most: int = LARGEST_BYTES) -> str:
+    """Return a regular file's UTF-8 text of at most `most` bytes.
+
+    Raises:
+        InputError: the reason, without the file's name: not there, not readable, no file, too large, or not UTF-8.
+    """
+    try:
+        # A pipe would keep the opener waiting for whoever writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise errors.InputError("it is no regular file: give one")
+            data = file.read(most + 1)
+    except OSError as error:
+        raise errors.InputError(error.strerror or str(error)) from error
+    except ValueError as error:
+        raise errors.InputError(f"its name cannot be one of a file: {error}") from error
+    if len(data) > most:
+        raise errors.InputError(f"it is larger than {most:,} bytes, so it is no such description: give the right file")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise errors.InputError(f"it is not UTF-8 text: {error}") from error

@@ -1,0 +1,83 @@
+"""Runs mutated inputs one by one under limits of time and memory, and tells what they came to."""
+
+import contextlib
+import random
+import resource
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import fuzz_targets
+
+SECONDS = 10.0
+GROWTH_BYTES = 1 << 30
+
+
+class Hang(BaseException):
+    """A case took longer than the limit; no `except Exception` may swallow it."""
+
+
+def _hang(_number: int, _frame: FrameType | None) -> None:
+    raise Hang
+
+
+@contextlib.contextmanager
+def limited(more: int = 3 << 30) -> Iterator[None]:
+    """Allow this process at most `more` bytes of address space beyond what it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run(target: Any, *, seed: int, start: int, count: int, before: Any = None) -> dict[str, Any]:
+    """Run the cases `start` to `start + count` of a seed; each has a generator of its own, so any can be repeated.
+
+    Returns outcomes by name, the slowest case, the growth of memory, and for every failure the case and its traceback.
+    """
+    outcomes: Counter[str] = Counter()
+    failures: list[dict[str, Any]] = []
+    slowest, begun, peak = 0.0, time.monotonic(), _peak_bytes()
+    previous = signal.signal(signal.SIGALRM, _hang)
+    with fuzz_targets.quiet(), limited():
+        for index in range(start, start + count):
+            if before is not None:
+                before(index)
+            data = target.case(random.Random(f"{seed}:{index}"))
+            clock = time.monotonic()
+            grown = _peak_bytes()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, SECONDS)
+                outcomes[target.run(data)] += 1
+            except (Exception, Hang) as error:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                outcomes["failed"] += 1
+                told = traceback.format_exception(error)
+                failures.append({"index": index, "error": repr(error)[:300], "traceback": "".join(told)[-3000:]})
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            slowest = max(slowest, time.monotonic() - clock)
+            if _peak_bytes() - grown > GROWTH_BYTES:
+                outcomes["failed"] += 1
+                failures.append({"index": index, "error": f"memory grew by {_peak_bytes() - grown:,} bytes"})
+    signal.signal(signal.SIGALRM, previous)
+    return {
+        "cases": count,
+        "outcomes": dict(sorted(outcomes.items())),
+        "slowest_seconds": round(slowest, 2),
+        "growth_mib": (_peak_bytes() - peak) >> 20,
+        "seconds": round(time.monotonic() - begun, 1),
+        "failures": failures,
+    }
