@@ -171,9 +171,7 @@ def _rgb_array(image: ImageFile.ImageFile, data: bytes | bytearray) -> np.ndarra
         # Pillow takes the inks of every CMYK JPEG as inverted; libjpeg's notes say that only Adobe inverts them.
         return np.array(ImageChops.invert(image).convert("RGB"))
     if image.mode in ("RGBa", "La") or image.has_transparency_data:
-        # Premultiplied colour is the composite over black.
-        premultiplied = image if image.mode == "RGBa" else image.convert("RGBA").convert("RGBa")
-        return np.array(np.asarray(premultiplied)[..., :3], order="C")
+        return _over_black(image)
     return _interleaved(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -184,6 +182,16 @@ def _interleaved(image: Image.Image) -> np.ndarray:
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for band in _bands(image.height, image.width):
         pixels[band] = np.asarray(image.crop((0, band.start, image.width, band.stop)))
+    return pixels
+
+
+def _over_black(image: Image.Image) -> np.ndarray:
+    """Return an image with transparency as [H, W, 3]: premultiplied colour is the composite over black."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for rows in _bands(image.height, image.width):
+        band = image.crop((0, rows.start, image.width, rows.stop))
+        premultiplied = band if band.mode == "RGBa" else band.convert("RGBA").convert("RGBa")
+        pixels[rows] = np.asarray(premultiplied)[..., :3]
     return pixels
 
 
