@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ from torchvision import io as tvio
 from genenc_core.images import headers
 
 MAX_PIXELS = 400_000_000
+MAX_SCANS = 500
+"""Of one JPEG; encoders write about ten, and each costs a pass over all pixels, however few bytes it has."""
 BAND_PIXELS = 2**20
 
 _DECODER_MODULES = r"PIL\.|torchvision\.io\."
@@ -65,23 +67,42 @@ def decode_image(data: bytes | bytearray, *, max_pixels: int = MAX_PIXELS) -> De
     profiles are ignored. Of several frames or pages the first is taken. The EXIF orientation is applied.
 
     Raises:
-        ImageUnreadable: empty, truncated, no image, more than `max_pixels` (before they are allocated), a refused mode.
+        ImageUnreadable: empty, truncated, no image, more than `max_pixels` (before they are allocated), a JPEG of more
+            than 500 scans, a refused mode.
     """
     if not data:
         raise ImageUnreadable("empty file (0 bytes)")
     _silence_decoders()
     plugin = _plugin_for(data)
-    header = headers.jpeg_header(data)
-    if header is not None and header.components in (1, 3) and header.bits == 8:
-        _check_size(header.height, header.width, max_pixels)
-        pixels = _decode_plain_jpeg(data)
-        if pixels is not None:
-            return Decoded(pixels=_upright(pixels, header.orientation), orientation=header.orientation)
+    if plugin is JpegImagePlugin.JpegImageFile:
+        header = headers.jpeg_header(data)
+        if header is None or header.many_scans:
+            _check_scans(data)
+        if header is not None and header.components in (1, 3) and header.bits == 8:
+            _check_size(header.height, header.width, max_pixels)
+            pixels = _decode_plain_jpeg(data)
+            if pixels is not None:
+                return Decoded(pixels=_upright(pixels, header.orientation), orientation=header.orientation)
+    return _decode_in_words(data, plugin, max_pixels)
+
+
+def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
+    """Decode with Pillow; whatever it raises for hostile bytes, which is nearly anything, becomes a reason."""
     try:
-        return _decode_with_pillow(data, plugin, max_pixels)
+        try:
+            return _decode_with_pillow(data, plugin, max_pixels)
+        except (SyntaxError, ValueError):
+            bare = headers.png_without_texts(data) if plugin is PngImagePlugin.PngImageFile else data
+            if len(bare) == len(data):
+                raise
+            return _decode_with_pillow(bare, plugin, max_pixels)
     except (ImageUnreadable, MemoryError):
         raise
-    except Exception as error:  # hostile bytes make Pillow raise nearly anything
+    except Image.DecompressionBombError as error:
+        raise ImageUnreadable(
+            f"more pixels than Pillow decodes of a {plugin.format} (179 megapixels): write it as PNG, TIFF or JPEG"
+        ) from error
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageUnreadable(f"damaged or unsupported {plugin.format}: {reason[:200]}") from error
 
@@ -97,6 +118,12 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         limit = f"{max_pixels / 1e6:g} megapixels"
         raise ImageUnreadable(f"{width} x {height} pixels, above the limit of {limit}; --max-megapixels allows more")
+
+
+def _check_scans(data: bytes | bytearray) -> None:
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ImageUnreadable(f"a JPEG of {scans} scans, above the limit of {MAX_SCANS}: write the file anew")
 
 
 def _decode_plain_jpeg(data: bytes | bytearray) -> torch.Tensor | None:
@@ -144,22 +171,35 @@ def _rgb_array(image: ImageFile.ImageFile, data: bytes | bytearray) -> np.ndarra
         # Pillow takes the inks of every CMYK JPEG as inverted; libjpeg's notes say that only Adobe inverts them.
         return np.array(ImageChops.invert(image).convert("RGB"))
     if image.mode in ("RGBa", "La") or image.has_transparency_data:
-        # Premultiplied colour is the composite over black.
-        premultiplied = image if image.mode == "RGBa" else image.convert("RGBA").convert("RGBa")
-        return np.array(np.asarray(premultiplied)[..., :3], order="C")
+        return _over_black(image)
     return _interleaved(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _interleaved(image: Image.Image) -> np.ndarray:
     """Return an RGB image as [H, W, 3]; in bands, because of a whole image Pillow makes two more copies at once."""
-    rows = max(1, BAND_PIXELS // image.width)
-    if rows >= image.height:
+    if image.height * image.width <= BAND_PIXELS:
         return np.array(image)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    for band in _bands(image.height, image.width):
+        pixels[band] = np.asarray(image.crop((0, band.start, image.width, band.stop)))
     return pixels
+
+
+def _over_black(image: Image.Image) -> np.ndarray:
+    """Return an image with transparency as [H, W, 3]: premultiplied colour is the composite over black."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for rows in _bands(image.height, image.width):
+        band = image.crop((0, rows.start, image.width, rows.stop))
+        premultiplied = band if band.mode == "RGBa" else band.convert("RGBA").convert("RGBa")
+        pixels[rows] = np.asarray(premultiplied)[..., :3]
+    return pixels
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Yield slices of rows, of about a megapixel each: what is worked out in them needs little memory at once."""
+    rows = max(1, BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
 
 
 def _rgb_from_grey(values: np.ndarray, transparent: object) -> np.ndarray:
@@ -180,18 +220,24 @@ def _rgb_from_grey(values: np.ndarray, transparent: object) -> np.ndarray:
 
 
 def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Return round(v * 255 / 65535) of values in [0, 65535]; a shift instead of the division, exact for every value."""
-    return ((values.astype(np.uint32) * 255 + 32895) >> 16).astype(np.uint8)
+    """Return round(v * 255 / 65535) of values [H, W] in [0, 65535]; a shift instead of the division, exact."""
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for rows in _bands(*values.shape):
+        scaled[rows] = (values[rows].astype(np.uint32) * 255 + 32895) >> 16
+    return scaled
 
 
 def _rgb_from_png16(data: bytes | bytearray, transparent: object) -> np.ndarray:
     """Return a 16-bit RGB, grey + alpha or RGBA PNG as uint8 [H, W, 3]; Pillow would drop the low bytes."""
     buffer = torch.frombuffer(bytearray(headers.essential_png(data)), dtype=torch.uint8)
-    channels = tvio.decode_png(buffer, mode=tvio.ImageReadMode.UNCHANGED).numpy().astype(np.uint32)
-    colour = channels if len(channels) == 3 else channels[:-1] * channels[-1:] // 65535
-    rgb = np.array(np.broadcast_to(_scaled_to_8_bit(colour), (3, *colour.shape[1:])).transpose(1, 2, 0), order="C")
-    if isinstance(transparent, tuple) and len(channels) == 3:
-        rgb[(channels == np.array(transparent, dtype=np.uint32)[:, None, None]).all(axis=0)] = 0
+    channels = tvio.decode_png(buffer, mode=tvio.ImageReadMode.UNCHANGED).numpy()
+    rgb = np.empty((*channels.shape[1:], 3), dtype=np.uint8)
+    for rows in _bands(*channels.shape[1:]):
+        band = channels[:, rows].astype(np.uint32)
+        colour = band if len(band) == 3 else band[:-1] * band[-1:] // 65535
+        rgb[rows] = np.moveaxis((colour * 255 + 32895) >> 16, 0, 2)
+        if isinstance(transparent, tuple) and len(band) == 3:
+            rgb[rows][(band == np.array(transparent, dtype=np.uint32)[:, None, None]).all(axis=0)] = 0
     return rgb
 
 

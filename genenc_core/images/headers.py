@@ -34,13 +34,19 @@ class JpegHeader:
     components: int
     bits: int
     orientation: int
+    many_scans: bool
+    """Whether a decoder goes on reading scans after the first: progressive, or not all components in one scan."""
 
 
 def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
-    """Return the frame of a JPEG, or None when `data` is no JPEG or has no plain marker sequence up to its pixels."""
+    """Return the frame of a JPEG, or None when `data` is no JPEG or has no plain marker sequence up to its pixels.
+
+    What libjpeg could read otherwise than this function (markers without a length, a second frame) is not plain.
+    """
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     frame: tuple[int, int, int, int] | None = None
+    progressive = False
     orientation = 1
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -48,16 +54,28 @@ def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
+            return None
         if marker == _SOS_MARKER:
             break
-        if marker in _SOF_MARKERS and at + 10 <= len(data):
+        if marker in _SOF_MARKERS:
+            if frame is not None or at + 10 > len(data):
+                return None
             frame = struct.unpack_from(">BHHB", data, at + 4)
+            progressive = marker & 0x03 == 0x02
         elif marker == _APP1_MARKER and data.startswith(b"Exif\0\0", at + 4):
             orientation = exif_orientation(bytes(data[at + 4 : at + 2 + length]))
         at += 2 + length
-    if frame is None or 0 in frame:
+    if frame is None or 0 in frame or at + 5 > len(data) or data[at + 1] != _SOS_MARKER:
         return None
-    return JpegHeader(bits=frame[0], height=frame[1], width=frame[2], components=frame[3], orientation=orientation)
+    return JpegHeader(
+        bits=frame[0],
+        height=frame[1],
+        width=frame[2],
+        components=frame[3],
+        orientation=orientation,
+        many_scans=progressive or data[at + 4] < frame[3],
+    )
 
 
 def exif_orientation(exif: bytes) -> int:
@@ -86,6 +104,18 @@ def valid_orientation(value: object) -> int:
 def is_png16_colour(data: bytes | bytearray) -> bool:
     """Return whether `data` is a PNG of 16 bits per channel with more than a grey channel."""
     return data.startswith(PNG_SIGNATURE) and len(data) > 25 and data[24] == 16 and data[25] != PNG_GREY
+
+
+def png_without_texts(data: bytes | bytearray) -> bytes:
+    """Return the PNG without its texts and colour profile: what says nothing of the pixels may be large or damaged."""
+    kept = [bytes(data[: len(PNG_SIGNATURE)])]
+    at = len(PNG_SIGNATURE)
+    while at < len(data):
+        length = 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(bytes(data[at : at + length]))
+        at += length
+    return b"".join(kept)
 
 
 def essential_png(data: bytes | bytearray) -> bytes:

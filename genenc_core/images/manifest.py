@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images import differences, matching, rows, sources
+from genenc_core.images import differences, matching, names, rows, sources
 from genenc_core.images.points import PointTable
 
 
@@ -63,7 +63,7 @@ class Manifest:
             raise errors.StoreError(f"{path} is a Parquet file but no genenc manifest of version {rows.VERSION}")
         return cls(
             path=path,
-            root=Path(stored[b"genenc.root"].decode()),
+            root=Path(names.to_path(stored[b"genenc.root"].decode())),
             rows=count,
             digest=stored[b"genenc.digest"].decode(),
             point_names=tuple(json.loads(stored[b"genenc.point_names"])),
@@ -86,7 +86,7 @@ class Manifest:
         return Rows(
             start=start,
             image_ids=table.column("image_id").to_pylist(),
-            paths=[self.root / path for path in table.column("path").to_pylist()],
+            paths=[self.root / names.to_path(path) for path in table.column("path").to_pylist()],
             bytes=table.column("bytes").to_pylist(),
             points=xy,
         )
@@ -162,13 +162,13 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
     """
     if old.digest == new.digest:
         return "no difference"
-    names = (old.point_names, new.point_names)
+    point_names = (old.point_names, new.point_names)
     columns = ["image_id", "path", "bytes", "mtime_ns"]
     tables = []
     for manifest in (old, new):
         wanted = columns + (list(rows.POINT_COLUMNS) if manifest.point_names else [])
         tables.append(pa.Table.from_batches(manifest.iter_columns(wanted)))
-    return differences.describe(tables[0], tables[1], point_names=names)
+    return differences.describe(tables[0], tables[1], point_names=point_names)
 
 
 def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[sources.ImageFile]:
@@ -194,7 +194,7 @@ def _write(
             writer.add_key_value_metadata(
                 {
                     "genenc.version": rows.VERSION,
-                    "genenc.root": str(source.root),
+                    "genenc.root": names.to_text(str(source.root)),
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
                 }

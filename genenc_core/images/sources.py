@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+import warnings
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.images import tables
+from genenc_core.images import names, tables
 
 EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "tif", "tiff", "bmp", "dib"),
@@ -29,7 +30,7 @@ class ImageFile:
     image_id: str
     """Same as `path`, or the list's `image_id` column."""
     path: str
-    """POSIX; relative to the source's root when it lies under it, else absolute."""
+    """POSIX; relative to the source's root when it lies under it, else absolute; as `names.to_text` writes it."""
     bytes: int
     """File size; -1 when there is no such file."""
     mtime_ns: int
@@ -51,6 +52,10 @@ class ImageSource:
     def describe(self) -> str:
         """Return the source in words, for messages."""
         return f"the {self.kind} {self.location!r}"
+
+
+class LinkedFolderNotEntered(UserWarning):
+    """Images behind a link to a folder outside the source are left out."""
 
 
 def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
@@ -88,13 +93,14 @@ def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
 def iter_images(source: ImageSource, *, limit: int | None = None) -> Iterator[ImageFile]:
     """Yield the images in the order of their rows, at most `limit`.
 
-    Folders and globs are sorted by path and streamed one directory at a time; hidden files and folders are skipped,
-    linked folders are not entered. A list keeps its own order; its relative paths start at the list's folder, and a
-    file that does not exist is still yielded, with bytes and mtime_ns -1. Memory for a list: 8 bytes a row.
+    Folders and globs are sorted by path and streamed one directory at a time; hidden files and folders are skipped.
+    Links to files are followed wherever they lead; links to folders are not entered, with a warning when they lead
+    out of the source. A list keeps its own order; its relative paths start at the list's folder, and a file that does
+    not exist is still yielded, with bytes and mtime_ns -1. Memory for a list: 8 bytes a row.
 
     Raises:
-        InputError: a folder that cannot be listed, a name that is not UTF-8, an empty or repeated entry of a list
-            (a repeated one once the list is through).
+        InputError: a folder that cannot be listed, an empty or repeated entry of a list (a repeated one once the list
+            is through).
     """
     if source.kind == "list":
         yield from _iter_list(source, limit)
@@ -103,7 +109,7 @@ def iter_images(source: ImageSource, *, limit: int | None = None) -> Iterator[Im
     if source.kind == "glob":
         pattern = Path(source.location).parts[len(source.root.parts) :]
     for path in islice(_walk(source.root, pattern), limit):
-        yield _image_file(source.root, path, image_id=path)
+        yield _image_file(source.root, path, image_id=names.to_text(path))
 
 
 def _readable_folder(path: Path) -> Path:
@@ -126,13 +132,13 @@ def _glob_source(pattern: str) -> ImageSource:
 
 
 def _list_source(path: Path, image_column: str | None) -> ImageSource:
-    names = tables.column_names(path)
+    columns = tables.column_names(path)
     candidates = IMAGE_COLUMNS if image_column is None else (image_column,)
-    column = next((name for name in candidates if name in names), None)
+    column = next((name for name in candidates if name in columns), None)
     if column is None:
         raise errors.InputError(
             f"the list {str(path)!r} has no image column: looked for {', '.join(candidates)}; its columns are: "
-            f"{', '.join(names) or 'none'}. Name the right one with --image-column"
+            f"{', '.join(columns) or 'none'}. Name the right one with --image-column"
         )
     file = path.resolve()
     return ImageSource(kind="list", root=file.parent, location=str(file), image_column=column)
@@ -147,16 +153,18 @@ def _check_utf8(name: str) -> None:
         name.encode("utf-8")
     except UnicodeEncodeError:
         raise errors.InputError(
-            f"the name {name!r} is not valid UTF-8, so it cannot be stored as text; rename the file or folder"
+            f"{name!r} is not valid UTF-8, so it cannot be recorded as it was given: change into the folder and give "
+            "'.', or rename it (names below it may be anything)"
         ) from None
 
 
 def _image_file(root: Path, path: str, *, image_id: str) -> ImageFile:
+    text = names.to_text(path)
     try:
         status = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 -- a Path per file would double the cost
     except (OSError, ValueError):
-        return ImageFile(image_id=image_id, path=path, bytes=-1, mtime_ns=-1)
-    return ImageFile(image_id=image_id, path=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+        return ImageFile(image_id=image_id, path=text, bytes=-1, mtime_ns=-1)
+    return ImageFile(image_id=image_id, path=text, bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 def _walk(root: Path, pattern: Sequence[str]) -> Iterator[str]:
@@ -174,24 +182,42 @@ def _children(root: Path, folder: str, pattern: Sequence[str]) -> list[str]:
     """Return image files and folders (with a final slash, which makes string order the path order), last first."""
     try:
         with os.scandir(root / folder) as entries:
-            found = [folder + name for entry in entries if (name := _wanted(entry))]
+            found = [folder + name for entry in entries if (name := _wanted(entry, root))]
     except OSError as error:
         raise errors.InputError(
             f"cannot list the folder {str(root / folder)!r}: {error.strerror}; make it readable or give a list"
         ) from error
-    for path in found:
-        if not path.isascii():
-            _check_utf8(path)
     wanted = [path for path in found if path[-1] != "/" or _leads_to(path[:-1].split("/"), pattern)]
     return sorted(wanted, reverse=True)
 
 
-def _wanted(entry: os.DirEntry[str]) -> str | None:
+def _wanted(entry: os.DirEntry[str], root: Path) -> str | None:
     if entry.name.startswith("."):
         return None
     if entry.is_dir(follow_symlinks=False):
         return entry.name + "/"
-    return entry.name if _has_image_extension(entry.name) and not entry.is_dir() else None
+    if entry.is_symlink() and _is_linked_folder(entry):
+        _tell_linked(Path(entry.path), root)
+        return None
+    return entry.name if _has_image_extension(entry.name) else None
+
+
+def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: one unreadable image
+        return False
+
+
+def _tell_linked(link: Path, root: Path) -> None:
+    target = link.resolve()
+    if not target.is_relative_to(root):
+        warnings.warn(
+            f"{str(link)!r} leads to the folder {str(target)!r}, outside {str(root)!r}: it is not entered; give that "
+            "folder itself, link its files, or give a list",
+            LinkedFolderNotEntered,
+            stacklevel=2,
+        )
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -229,10 +255,17 @@ def _iter_entries(source: ImageSource) -> Iterator[tuple[str, str]]:
         texts = ["" if cell is None else str(cell) for cell in cells]
         if not all(texts) or any("\0" in text for text in texts):
             raise errors.InputError(f"{path}: row {number} has an empty {column!r} or image_id (or a NUL in it)")
-        for text in texts:
-            _check_utf8(text)
-        full = os.path.normpath(source.root / texts[0])
-        yield texts[1] if with_ids else full.removeprefix(prefix), full.removeprefix(prefix)
+        full = _listed_path(source.root, texts[0]).removeprefix(prefix)
+        yield texts[1] if with_ids else names.to_text(full), full
+
+
+def _listed_path(root: Path, entry: str) -> str:
+    """Return the path of a list's entry: as it stands, or, when there is no such file, as the text of an odd name."""
+    full = os.path.normpath(root / entry)
+    if names.has_escape(entry) and not Path(full).exists():
+        odd = os.path.normpath(root / names.to_path(entry))
+        return odd if Path(odd).exists() else full
+    return full
 
 
 def _refuse_duplicates(source: ImageSource, hashes: "array[int]", limit: int | None) -> None:

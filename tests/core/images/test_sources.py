@@ -57,7 +57,12 @@ def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) ->
     (tmp_path / "data/loop").symlink_to(tmp_path / "data")
     (tmp_path / "data/folder.png").symlink_to(tmp_path / "other")
     (tmp_path / "data/c.png").symlink_to(tmp_path / "other/b.png")
-    assert ids(str(tmp_path / "data")) == ["a.png", "c.png"]
+    (tmp_path / "data/round.png").symlink_to(tmp_path / "data/round.png")
+    with pytest.warns(sources.LinkedFolderNotEntered, match=r"folder\.png' leads to .*other', outside") as told:
+        assert ids(str(tmp_path / "data")) == ["a.png", "c.png", "round.png"]
+    assert len(told) == 1, "a link back into the source leaves nothing out"
+    (tmp_path / "data/round.png").unlink()
+    (tmp_path / "data/folder.png").unlink()
     assert ids(str(tmp_path / "data/**/*.png")) == ["a.png", "c.png"]
 
 
@@ -182,10 +187,25 @@ def test_image_column_needs_a_list(tmp_path: Path) -> None:
         sources.open_source(str(tmp_path), image_column="image")
 
 
-def test_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"bad\xff.png")).write_bytes(b"x")
-    with pytest.raises(errors.InputError, match=r"bad\\udcff\.png"):
-        ids(str(tmp_path))
+def test_odd_names_are_rows_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not UTF-8, in a folder that is not UTF-8, and one that looks like what is written for such a name."""
+    root = tmp_path / os.fsdecode(b"r\xe9sum\xe9")
+    touch(root, os.fsdecode(b"bad\xff.png"), r"bad\xff.png", os.fsdecode(b"d\xfe/\xc3\xa9.png"), "line\nbreak.png")
+    monkeypatch.chdir(root)
+    found = list(sources.iter_images(sources.open_source(".")))
+    assert {image.path for image in found} == {r"bad\xff.png", r"bad\x5cxff.png", r"d\xfe/é.png", "line\nbreak.png"}
+    assert all(image.bytes == 1 and image.image_id == image.path for image in found)
+    with pytest.raises(errors.InputError, match=r"is not valid UTF-8.*change into the folder"):
+        sources.open_source(str(root))
+
+
+def test_a_list_names_odd_files_by_their_text(tmp_path: Path) -> None:
+    """What a run recorded can be listed again; a file that has that very name goes first."""
+    touch(tmp_path, os.fsdecode(b"a\xff.png"), os.fsdecode(b"b\xff.png"), r"b\xff.png")
+    path = write_list(tmp_path / "l.csv", {"image": [r"a\xff.png", r"b\xff.png", r"c\xff.png"]})
+    found = list(sources.iter_images(sources.open_source(str(path))))
+    assert [image.path for image in found] == [r"a\xff.png", r"b\x5cxff.png", r"c\x5cxff.png"]
+    assert [image.bytes for image in found] == [1, 1, -1]
 
 
 def test_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

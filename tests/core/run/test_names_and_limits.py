@@ -1,0 +1,72 @@
+"""File names of every kind, and images at the limits, through a whole run."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from genenc_core.images import names
+from genenc_core.run import driver, status
+from genenc_core.run.folder import RunFolder
+
+ODD = [
+    b"\xff\xfe.png",
+    b"caf\xe9.png",
+    rb"caf\xe9.png",
+    "日本語.png".encode(),
+    "e\u0301.png".encode(),
+    "é.png".encode(),
+    "\u202egnp.exe.png".encode(),
+    b"new\nline.png",
+    b"tab\t\x1b[31m.png",
+    b" space .png",
+    b"%s {} $(x) <b>&'\".png",
+    ("ä" * 125 + "x.png").encode(),
+    b"n" * 251 + b".png",
+]
+
+
+def test_odd_names_are_traceable_from_row_to_file(
+    extract: Callable[..., driver.Result], tmp_path: Path, photos: Path
+) -> None:
+    """Manifest, Zarr, commit records and status give one text, and it leads back to the file's bytes."""
+    source = sorted(photos.iterdir())
+    root = tmp_path / "odd"
+    root.mkdir()
+    for index, name in enumerate(ODD):
+        shutil.copy(source[index % len(source)], root / os.fsdecode(name))
+    (root / os.fsdecode(b"broken\xff\n.png")).write_bytes(b"no image")
+    result = extract(images=str(root))
+    assert (result.status.ok, result.status.unreadable) == (len(ODD), 1)
+    folder = RunFolder(tmp_path / "run")
+    group = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")
+    ids = [str(value) for value in group["image_id"][:]]
+    assert ids == folder.manifest.read(0, len(ODD) + 1).image_ids
+    assert {os.fsencode(names.to_path(text)) for text in ids} == {*ODD, b"broken\xff\n.png"}
+    for row, path in enumerate(folder.manifest.read(0, len(ids)).paths):
+        assert path == root / names.to_path(ids[row])
+        assert path.is_file()
+    survey = status.survey(tmp_path / "run")
+    (broken,) = json.loads(json.dumps(survey.unreadable, ensure_ascii=False).encode().decode())
+    assert broken["image_id"] == "broken\\xff\n.png"
+    assert status.verify_run(tmp_path / "run", content=True).ok
+
+
+def test_ten_thousand_points_in_one_image(extract: Callable[..., driver.Result], tmp_path: Path, photos: Path) -> None:
+    """A point per row of the table, each with the vector of its own cell."""
+    count, image = 10_000, sorted(photos.iterdir())[0].name
+    x, y = np.arange(count) % 80 + 0.5, np.arange(count) // 80 % 60 + 0.5
+    lines = [f"{image},p{index},{x[index]},{y[index]}" for index in range(count)]
+    (tmp_path / "points.csv").write_text("image,point,x,y\n" + "\n".join(lines))
+    result = extract(points=str(tmp_path / "points.csv"), products=("tips=spatial_point(cell)", "m=none@float32"))
+    assert result.status.points["ok"] == count
+    group = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")
+    tips, maps = np.asarray(group["tips"][0]), np.asarray(group["m"][0])
+    assert tips.shape[0] == count
+    rows, columns = maps.shape[1:]
+    cells = maps[:, (y * rows / 60).astype(int), (x * columns / 80).astype(int)].T
+    np.testing.assert_array_equal(tips, cells)
