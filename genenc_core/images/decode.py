@@ -21,7 +21,7 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import headers
+from genenc_core.images import headers, png16
 
 MAX_PIXELS = 400_000_000
 MAX_SCANS = 500
@@ -229,7 +229,7 @@ def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
 
 def _rgb_from_png16(data: bytes | bytearray, transparent: object) -> np.ndarray:
     """Return a 16-bit RGB, grey + alpha or RGBA PNG as uint8 [H, W, 3]; Pillow would drop the low bytes."""
-    buffer = torch.frombuffer(bytearray(headers.essential_png(data)), dtype=torch.uint8)
+    buffer = torch.frombuffer(bytearray(png16.essential(data)), dtype=torch.uint8)
     channels = tvio.decode_png(buffer, mode=tvio.ImageReadMode.UNCHANGED).numpy()
     rgb = np.empty((*channels.shape[1:], 3), dtype=np.uint8)
     for rows in _bands(*channels.shape[1:]):

@@ -1,7 +1,6 @@
 """What the first bytes of an image file say: a JPEG's frame, an EXIF orientation, or that it is no image at all."""
 
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -115,25 +114,6 @@ def png_without_texts(data: bytes | bytearray) -> bytes:
         if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
             kept.append(bytes(data[at : at + length]))
         at += length
-    return b"".join(kept)
-
-
-def essential_png(data: bytes | bytearray) -> bytes:
-    """Return the PNG with only its IHDR, IDAT and IEND chunks, so that a decoder has nothing to complain about.
-
-    Raises:
-        ValueError: a chunk is cut off, or its checksum is wrong.
-    """
-    kept = [PNG_SIGNATURE]
-    at = len(PNG_SIGNATURE)
-    while at < len(data):
-        length, name = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
-        chunk = bytes(data[at : at + 12 + length])
-        if name in (b"IHDR", b"IDAT", b"IEND"):
-            if len(chunk) < 12 + length or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-                raise ValueError(f"the PNG chunk {name.decode()} is cut off or damaged")
-            kept.append(chunk)
-        at += 12 + length
     return b"".join(kept)
 
 

@@ -127,7 +127,7 @@ def test_a_damaged_text_chunk_is_no_damage_to_the_pixels(
 
 
 def test_memory_of_a_large_image() -> None:
-    """Bytes a pixel at the peak, in a process of its own; tests/fuzz/README.md has those of 20,000 x 20,000."""
+    """Bytes a pixel at the peak, in a process of its own; tests/fuzz/images.md has those of 20,000 x 20,000."""
     program = Path(__file__).parents[2] / "fuzz" / "large_image.py"
     done = subprocess.run(
         [sys.executable, str(program), "PNG", "RGB", "3000"],
