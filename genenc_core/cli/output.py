@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import signal
 import sys
 import warnings
@@ -77,6 +78,11 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
     except pydantic.ValidationError as error:
         problems = "; ".join(_problem(dict(item)) for item in error.errors())
         fail(problems, errors.InputError.exit_code, as_json=as_json)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        named = "" if error.filename is None else f": {str(error.filename)!r}"
+        fail(f"{error.strerror or error}{named}", errors.GenencError.exit_code, as_json=as_json)
     except KeyboardInterrupt:
         fail("stopped before anything was made", errors.Stopped.exit_code, as_json=as_json)
 
