@@ -14,8 +14,8 @@ SECRET_WORDS = (
 )
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
-# `user:password@host` of an address; the password may hold any character but a slash, a blank or a quote.
-_USER = re.compile(r"(?<=://)[^/\s'\"<>]*@")
+# `user:password@host` of an address; keys of S3 hold slashes, and pathlib makes one slash of two.
+_USER = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+:/{1,2})(?:[^/\s:@'\"<>]*:(?!\d+(?:/|\Z))[^\s'\"<>]*|[^/\s'\"<>]*)@")
 _QUERY = re.compile(rf"([?&;]{SECRET_WORDS}=)[^&\s'\"<>;#]*", re.IGNORECASE)
 
 
@@ -46,9 +46,9 @@ def code_block(text: str, language: str = "") -> str:
 
 def redacted(text: str) -> str:
     """Return text with the credentials of addresses hidden: `user:password@`, and values of signed queries."""
-    if "://" not in text and "=" not in text:
+    if ":/" not in text and "=" not in text:
         return text
-    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+    return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
 
 
 def holds_credentials(text: str) -> bool:

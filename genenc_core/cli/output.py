@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import signal
 import sys
 import warnings
@@ -78,6 +79,8 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
         problems = "; ".join(_problem(dict(item)) for item in error.errors())
         fail(problems, errors.InputError.exit_code, as_json=as_json)
     except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
         where = f"{error.filename!r}: " if error.filename else ""
         text = f"{where}{error.strerror or error}; mend the disk, the mount or the rights, then give the command again"
         fail(text, errors.GenencError.exit_code, as_json=as_json)

@@ -81,7 +81,7 @@ def _existing(path: Path, columns: Sequence[str], names: Sequence[str]) -> Seque
 def _open_parquet(path: Path) -> parquet.ParquetFile:
     try:
         return parquet.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise errors.InputError(f"cannot read {path} as Parquet: {error}") from error
 
 
@@ -93,5 +93,5 @@ def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tup
                 cells = [batch.column(column).to_pylist() for column in columns]
                 yield from enumerate(zip(*cells, strict=True), start=first)
                 first += batch.num_rows
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise errors.InputError(f"cannot read {path} as Parquet: {error}") from error

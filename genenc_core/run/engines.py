@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from genenc_core import text
 from genenc_core.encoding import batching, control, engine, products, tiling
 from genenc_core.run import encoders, records, tiles
 from genenc_core.run.folder import RunFolder
@@ -38,7 +39,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
         together = tiling.canvases_per_call(plan, slots, sizer.size)
         runner = engine.Engine(tiled, wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), together))
         words = f"tiles {plan.describe()}, {sizer.size} a batch, of {together} images together"
-    LOGGER.info("%s on %s (%s), %s", model.spec.model_id, device, folder.backend, words)
+    LOGGER.info("%s on %s (%s), %s", text.title(model.spec.model_id), device, folder.backend, words)
     return runner
 
 

@@ -106,7 +106,7 @@ def usable(value: object) -> object:
             continue
         if "\0" in item:
             raise ValueError("it holds a NUL character")
-        if "://" in item and text.holds_credentials(item):
+        if ":/" in item and text.holds_credentials(item):
             raise ValueError(
                 "it holds credentials, which would be kept in the run's records: leave them out, and give them as the "
                 "service's own tools take them (environment variables or a profile)"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, text
 from genenc_core.encoding import batching, control, products, shards, tile_plan
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
@@ -71,8 +71,8 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:
         raise errors.InputError(f"--shard-rows {given.shard_rows} is too small: give at least 1")
-    for text in given.products:
-        products.parse_product(text, dtype=given.dtype)
+    for product in given.products:
+        products.parse_product(product, dtype=given.dtype)
     backends.resolve_device(given.device)
     out_folder.check(given.out)
     return sources.open_source(given.images, image_column=given.image_column)
@@ -145,7 +145,7 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
         shard_rows=min(given.shard_rows or _default_shard_rows(design, listed.rows), listed.rows),
     )
     store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
-    LOGGER.info("%s: %d images in %d shards", given.out, listed.rows, store.shard_count)
+    LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
 
 
 def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> None:

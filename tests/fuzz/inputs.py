@@ -94,8 +94,7 @@ def main() -> None:
             sys.stdout.write(f"{data[:4000]!r}\n")
             sys.stdout.write(f"{target.run(data)}\n")
         return
-    path = HERE / "inputs.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    told: dict[str, Any] = {}
     failed = False
     for kind in kinds:
         found = _kind(kind, given.seed, given.count)
@@ -104,15 +103,17 @@ def main() -> None:
         groups: dict[str, list[int]] = {}
         for failure in found["failures"]:
             groups.setdefault(failure.get("traceback", failure["error"])[-700:], []).append(failure["index"])
-        for told, cases in list(groups.items())[:12]:
-            sys.stdout.write(f"  {len(cases)} cases, first {cases[:3]}: ...{told}\n")
+        for end, cases in list(groups.items())[:12]:
+            sys.stdout.write(f"  {len(cases)} cases, first {cases[:3]}: ...{end}\n")
         sys.stdout.flush()
-        kept[kind] = {**found, "failures": [item["error"] for item in found["failures"]][:20], "seed": given.seed}
+        told[kind] = {**found, "failures": [item["error"] for item in found["failures"]][:20], "seed": given.seed}
     if given.write:
-        kept["command"] = f"python tests/fuzz/inputs.py --count {given.count} --seed {given.seed} --write"
-        kept["python"] = platform.python_version()
-        kept["date"] = datetime.date.today().isoformat()
-        path.write_text(json.dumps(kept, indent=1) + "\n")
+        path = HERE / "inputs.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        command = f"python tests/fuzz/inputs.py --count {given.count} --seed {given.seed}"
+        about = {"python": platform.python_version(), "date": datetime.date.today().isoformat()}
+        kept |= {kind: {"command": f"{command} --only {kind}", **about, **found} for kind, found in told.items()}
+        path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     sys.exit(1 if failed else 0)
 
 

@@ -427,7 +427,9 @@ class CommandLines:
                 ("resnet18", "cpu", "pad", "1,2", "0-3", "v=global_avg_pool", "224", "64x64", "5%", "--json")
             )
         # An operating system passes no NUL and no longer word than this.
-        return rng.choice(mutations.WORDS).replace("\x00", "")[:50_000]
+        word = rng.choice(mutations.WORDS).replace("\x00", "")[:50_000]
+        # What is typed is the user's own word, and this one ends the process.
+        return word if word != "os:abort" else "os.path:join"
 
     def run(self, data: bytes) -> str:
         arguments = json.loads(data)
@@ -435,7 +437,7 @@ class CommandLines:
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         assert done.exit_code in (0, 1, 2, 3), done.exit_code
-        told = (done.stdout + done.stderr).replace("\n", "")
+        told = (done.stdout + done.stderr).replace("\n", "").replace("\t", "")
         assert told.isprintable(), f"control characters in {told[:200]!r}"
         if "--json" in arguments and done.exit_code in (0, 1, 3) and done.stdout.startswith("{"):
             json.loads(done.stdout)

@@ -102,3 +102,22 @@ def test_wrong_file(tmp_path: Path) -> None:
     (tmp_path / "p.h5").write_bytes(b"x")
     with pytest.raises(errors.InputError, match=r"not a \.csv"):
         points.read_points(tmp_path / "p.h5")
+
+
+def test_names_that_are_numbered_through_are_refused_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every name is a column of every image: a thousand of each are a million places for a thousand points."""
+    monkeypatch.setattr(points, "LARGEST_TABLE", 999_999)
+    path = tmp_path / "points.csv"
+    path.write_text("image,point,x,y\n" + "".join(f"img_{i}.png,p{i},1,2\n" for i in range(1000)))
+    with pytest.raises(errors.InputError, match=r"1000 images by 1000 names.*do not number them through"):
+        points.read_points(path)
+
+
+@pytest.mark.parametrize("cell", ["1_0", "1e999", "0x10", "9" * 400, "-inf"])
+def test_cells_that_only_python_takes_for_numbers_are_refused(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(f"image,point,x,y\na.png,p,{cell},2\n")
+    with pytest.raises(errors.InputError, match="not a finite number"):
+        points.read_points(path)
