@@ -23,6 +23,8 @@ class Rule:
     kind: str
     fault: str
     times: int = 1
+    part: str = ""
+    """What the path has in it."""
     used: int = 0
 
 
@@ -37,11 +39,11 @@ class Plan:
     """(kind, path, bytes of the body)."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fail(self, kind: str, fault: str, *, times: int = 1) -> Rule:
+    def fail(self, kind: str, fault: str, *, times: int = 1, part: str = "") -> Rule:
         """Add a rule."""
         assert kind in KINDS, kind
         assert fault in FAULTS, fault
-        self.rules.append(Rule(kind=kind, fault=fault, times=times))
+        self.rules.append(Rule(kind=kind, fault=fault, times=times, part=part))
         return self.rules[-1]
 
     def count(self) -> Counter[str]:
@@ -53,7 +55,7 @@ class Plan:
         with self.lock:
             self.seen.append((kind, path, size))
             for rule in self.rules:
-                if rule.kind == kind and rule.used < rule.times:
+                if rule.kind == kind and rule.used < rule.times and rule.part in path:
                     rule.used += 1
                     return rule.fault
         return ""
