@@ -88,9 +88,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[64, 512, 2048])
     asked = parser.parse_args()
     write = sys.stdout.write
-    write(
-        "| rows per shard | MB per shard | place | ms per shard | MB/s | CPU ms per shard |\n|---|---|---|---|---|---|\n"
-    )
+    write("| rows per shard | MB per shard | place | ms per shard | MB/s | CPU ms |\n|---|---|---|---|---|---|\n")
     counts = ""
     with server() as endpoint, tempfile.TemporaryDirectory() as scratch:
         for rows in asked.rows:

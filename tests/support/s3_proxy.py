@@ -24,7 +24,7 @@ class Rule:
     fault: str
     times: int = 1
     part: str = ""
-    """What the path has in it."""
+    """What the path, or the body of a deletion, has in it."""
     used: int = 0
 
 
@@ -50,12 +50,12 @@ class Plan:
         """Return requests by kind."""
         return Counter(kind for kind, _, _ in self.seen)
 
-    def take(self, kind: str, path: str, size: int) -> str:
+    def take(self, kind: str, path: str, body: bytes) -> str:
         """Note a request; return the fault that is due."""
         with self.lock:
-            self.seen.append((kind, path, size))
+            self.seen.append((kind, path, len(body)))
             for rule in self.rules:
-                if rule.kind == kind and rule.used < rule.times and rule.part in path:
+                if rule.kind == kind and rule.used < rule.times and (rule.part in path or rule.part.encode() in body):
                     rule.used += 1
                     return rule.fault
         return ""
@@ -89,7 +89,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         kind = kind_of(self.command, self.path, self.headers)
-        fault = self.plan.take(kind, self.path, len(body))
+        fault = self.plan.take(kind, self.path, body)
         if fault.endswith("before") or fault in ("409", "412"):
             self._answer(int(fault[:3]), [], _xml({"409": "ConditionalRequestConflict"}.get(fault, "Invented")))
             return
