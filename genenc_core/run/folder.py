@@ -176,7 +176,10 @@ def _is_run(objects: Objects) -> bool:
     if isinstance(objects, local.LocalObjects):
         return objects.path("_txn").is_dir()
     try:
-        return objects.size("_txn/store.json") is not None
+        objects.read("_txn/store.json")  # the answer to a HEAD does not say when it is the bucket that is missing
+        return True
+    except FileNotFoundError:
+        return False
     except OSError as error:
         raise errors.InputError(f"{objects.name!r} cannot be reached: {error.strerror or error}") from error
 

@@ -136,7 +136,7 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     own_spec = model_files.localised(design.model.spec, root, eager=design.model.backend == "eager")
     records.write_text(objects, MODEL_SPEC, own_spec.to_json())
     records.write_json(objects, PARAMETERS, given.model_dump(mode="json"))
-    records.write_text(objects, "README.md", store_plan.readme(identity, listed, design.products))
+    records.write_text(objects, "README.md", store_plan.readme(identity, listed, design.products, out=given.out))
     plan = store_plan.make_plan(
         design.products,
         listed,

@@ -11,6 +11,7 @@ from genenc_core import spec, text
 from genenc_core.encoding import products, shards
 from genenc_core.images import manifest
 from genenc_core.store import layout
+from genenc_core.store.objects import is_remote
 
 GPU_SHARD_ROWS = 4096
 CPU_SHARD_ROWS = 256
@@ -97,8 +98,17 @@ def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
     return plans
 
 
-def readme(identity: Mapping[str, Any], listed: manifest.Manifest, wanted: Sequence[products.Product]) -> str:
-    """Return the text that a person who finds the folder needs."""
+def readme(
+    identity: Mapping[str, Any], listed: manifest.Manifest, wanted: Sequence[products.Product], *, out: str
+) -> str:
+    """Return the text that a person who finds the folder needs; `out` is where it was asked for."""
+    where, opening = ".", '\nrun = xarray.open_zarr("features.zarr", consolidated=False)'
+    if is_remote(out):
+        where = out
+        opening = f"""from genenc_core.store.run_store import RunStore
+
+# The environment names the server: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL.
+run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"""
     rows = "\n".join(f"| `{item.name}` | {_axes(item)} | {item.dtype} | `{item.text}` |" for item in wanted)
     first = wanted[0].name
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
@@ -106,12 +116,11 @@ def readme(identity: Mapping[str, Any], listed: manifest.Manifest, wanted: Seque
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
-0 not written, 1 ok, 2 unreadable (NaN). Check the folder with `genenc verify .`; go on with `genenc resume .`.
+0 not written, 1 ok, 2 unreadable (NaN). Check the folder with `genenc verify {where}`; go on with `genenc resume {where}`.
 
 ```python
 import xarray
-
-run = xarray.open_zarr("features.zarr", consolidated=False)
+{opening}
 good = run.{first}[(run.status == 1).compute()]
 print(good.sizes, run.image_id.values[:3])
 ```

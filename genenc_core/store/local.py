@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ class LocalObjects:
     def name(self) -> str:
         """The folder's path."""
         return str(self.root)
+
+    @property
+    def largest(self) -> int:
+        """What the file system allows is not known: as good as no limit."""
+        return sys.maxsize
 
     def path(self, key: str) -> Path:
         """Return a file's path."""

@@ -26,6 +26,10 @@ class Objects(Protocol):
     def name(self) -> str:
         """The folder as a person names it."""
 
+    @property
+    def largest(self) -> int:
+        """Bytes that a file can have."""
+
     def read(self, key: str) -> bytes:
         """Return a file's bytes."""
 

@@ -5,8 +5,11 @@ any order and by anyone whose run is equal byte for byte. The Zarr group's own m
 """
 
 import contextlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+
+import numpy as np
 
 from genenc_core import errors
 from genenc_core.store import creation, layout, places, zarr_arrays
@@ -21,11 +24,12 @@ def publish(made: LocalObjects, target: Objects) -> None:
     """Write a whole local run, in which nothing is committed, to an empty prefix; or finish a killed publication of it.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: the place cannot be written, or not in objects of this size.
         StoreError: it is another run, or one whose creation another version began.
     """
     mine = creation.read(made)
     assert mine is not None
+    _refuse_large(made, target, mine.plan)
     try:
         stored = _claim(target, mine)
         creation.refuse_other(target, stored.plan, mine.plan)
@@ -42,6 +46,23 @@ def publish(made: LocalObjects, target: Objects) -> None:
             f"cannot create a run in {target.name!r}: {error.strerror or error} ({error.filename}); check that the "
             "bucket exists and may be written"
         ) from error
+
+
+def _refuse_large(made: LocalObjects, target: Objects, plan: layout.StorePlan) -> None:
+    for array in plan.all_arrays:
+        row = math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize
+        rows = min(plan.shard_rows, plan.rows)
+        if row * rows > target.largest:
+            raise errors.InputError(
+                f"array {array.name!r} has {row} bytes in each of the {rows} rows of a shard, and S3 takes "
+                f"{target.largest} bytes in one request, which is all that a commit can use: give --shard-rows "
+                f"{target.largest // row} or less"
+            )
+    for key, size in made.walk(""):
+        if size > target.largest:
+            raise errors.InputError(
+                f"{key!r} has {size} bytes, and S3 takes {target.largest} in one request: use a local --out"
+            )
 
 
 def _claim(target: Objects, mine: creation.StoreFile) -> creation.StoreFile:

@@ -72,9 +72,7 @@ def repair_store(
             # Objects are decoded with the array's metadata: what is wrong with them shows only now.
             problems = verify.verify_store(store, content=content).problems
         suspects = sorted({problem.shard for problem in problems if problem.shard is not None})
-        # Looked at again: a worker may have committed a shard that had objects but no record.
-        found = [shard for shard in suspects if verify.shard_problems(store, shard, content=content)]
-        shards = [shard for shard in found if _take_down(store, shard, aside)]
+        shards = [shard for shard in suspects if _take_down(store, shard, aside, content=content)]
         for problem in problems:
             if problem.shard is None and problem.key not in store.created:
                 aside.move(_home(store, problem.key), problem.key)
@@ -145,23 +143,28 @@ def _folder(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def _take_down(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:
+def _take_down(store: run_store.RunStore, shard: int, aside: _Aside, *, content: bool) -> bool:
     """Make a shard pending: its status goes first, its record last. False when a worker has just committed it."""
-    record = places.record(shard)
-    mark = sealed.dumps(_MARK, {"repair": aside.folder})
-    if store.objects.size(record) is None:
-        via = f"{places.TRANSACTIONS}/taken-down-{uuid.uuid4().hex}"
-        try:
-            store.objects.create(record, mark, via=via)
-        except FileExistsError:
-            if store.objects.read(record) != mark:  # ours, when the first answer was lost
-                return False
-        finally:
-            store.objects.remove(via)
-        store.objects.sync(places.COMMITS)
+    # Looked at again, now that nobody can commit it.
+    if not _marked(store, shard, aside) and not verify.shard_problems(store, shard, content=content):
+        return False
     for array in reversed(store.plan.all_arrays):
         aside.move(places.GROUP, layout.chunk_key(array, shard))
-    aside.move(*record.rsplit("/", 1))
+    aside.move(*places.record(shard).rsplit("/", 1))
+    return True
+
+
+def _marked(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:
+    """Put a mark where a shard's record is missing, so that no worker commits it; return whether there was none."""
+    record, mark = places.record(shard), sealed.dumps(_MARK, {"repair": aside.folder})
+    via = f"{places.TRANSACTIONS}/taken-down-{uuid.uuid4().hex}"
+    try:
+        store.objects.create(record, mark, via=via)
+    except FileExistsError:
+        return store.objects.read(record) == mark  # ours, when the first answer was lost
+    finally:
+        store.objects.remove(via)
+        store.objects.sync(places.COMMITS)
     return True
 
 

@@ -25,8 +25,6 @@ except ImportError as error:
     raise errors.InputError("a run folder on S3 needs the package obstore: pip install 'genenc[s3]'") from error
 
 Answer = TypeVar("Answer")
-LARGEST_OBJECT: Final = 5 * 10**9
-"""Bytes of one PUT or one COPY; larger ones need several requests, which have no single winner."""
 _RETRY: Final = {
     "max_retries": 7,
     "retry_timeout": timedelta(seconds=60),
@@ -73,6 +71,11 @@ class S3Objects:
     def name(self) -> str:
         """The address."""
         return f"s3://{self.bucket}/{self.prefix}"
+
+    @property
+    def largest(self) -> int:
+        """Bytes of one PUT or one COPY; more take several requests, which have no single winner."""
+        return 5 * 10**9
 
     def read(self, key: str) -> bytes:
         """Return an object's bytes: one GET."""

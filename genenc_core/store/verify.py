@@ -168,9 +168,10 @@ def _object_problem(
 ) -> str:
     """Return what is wrong with one object, "" if nothing is."""
     what = _difference(store, item.key, item.size, item.sha256)
-    if what == _MISSING and store.objects.size(f"{places.STAGING}/{item.staged}") is not None:
+    # What is staged is still to be put in place, whatever lies there now.
+    if what and store.objects.size(f"{places.STAGING}/{item.staged}") is not None:
         return _UNPROMOTED
-    if what == _MISSING:  # looked at again: a worker may have put it in place between the two looks
+    if what:  # looked at again: a worker may have put it in place between the two looks
         what = _difference(store, item.key, item.size, item.sha256)
     if what or not (content or array.name == layout.STATUS):
         return f"{what} since it was committed" if what else ""

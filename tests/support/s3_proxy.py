@@ -23,6 +23,8 @@ class Rule:
     kind: str
     fault: str
     times: int = 1
+    part: str = ""
+    """What the path, or the body of a deletion, has in it."""
     used: int = 0
 
 
@@ -37,23 +39,23 @@ class Plan:
     """(kind, path, bytes of the body)."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fail(self, kind: str, fault: str, *, times: int = 1) -> Rule:
+    def fail(self, kind: str, fault: str, *, times: int = 1, part: str = "") -> Rule:
         """Add a rule."""
         assert kind in KINDS, kind
         assert fault in FAULTS, fault
-        self.rules.append(Rule(kind=kind, fault=fault, times=times))
+        self.rules.append(Rule(kind=kind, fault=fault, times=times, part=part))
         return self.rules[-1]
 
     def count(self) -> Counter[str]:
         """Return requests by kind."""
         return Counter(kind for kind, _, _ in self.seen)
 
-    def take(self, kind: str, path: str, size: int) -> str:
+    def take(self, kind: str, path: str, body: bytes) -> str:
         """Note a request; return the fault that is due."""
         with self.lock:
-            self.seen.append((kind, path, size))
+            self.seen.append((kind, path, len(body)))
             for rule in self.rules:
-                if rule.kind == kind and rule.used < rule.times:
+                if rule.kind == kind and rule.used < rule.times and (rule.part in path or rule.part.encode() in body):
                     rule.used += 1
                     return rule.fault
         return ""
@@ -87,7 +89,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         kind = kind_of(self.command, self.path, self.headers)
-        fault = self.plan.take(kind, self.path, len(body))
+        fault = self.plan.take(kind, self.path, body)
         if fault.endswith("before") or fault in ("409", "412"):
             self._answer(int(fault[:3]), [], _xml({"409": "ConditionalRequestConflict"}.get(fault, "Invented")))
             return

@@ -7,9 +7,13 @@ from types import ModuleType
 
 import pytest
 
+import s3_proxy
+import s3_server
 import store_damage
 from genenc_core import errors
 from genenc_core.store import places, repair, run_store, verify
+from genenc_core.store.objects import Root
+from s3_server import ON_BOTH, ON_S3
 
 
 def mend(small: ModuleType, store: run_store.RunStore) -> repair.Repaired:
@@ -142,3 +146,127 @@ def test_a_shard_that_a_worker_commits_meanwhile_is_left_alone(
     assert (done.requeued, done.set_aside) == ((), ())
     assert store.committed() == {0, 1}
     assert look(store, content=True).ok
+
+
+ON_S3_TOO = (
+    "flipped bit",
+    "deleted status",
+    "zero-length object",
+    "edited record",
+    "deleted coordinate",
+    "foreign file",
+)
+
+
+@ON_S3
+def test_damage_on_s3_is_found_and_put_right(small: ModuleType, full: run_store.RunStore) -> None:
+    """One run, damaged, mended and resumed again and again."""
+    whole = small.tree(full.name)
+    for case in ON_S3_TOO:
+        damage, shard, key, what = store_damage.CASES[case]
+        damage(full)
+        (problem,) = verify.verify_store(full).problems
+        assert (problem.shard, problem.key) == (shard, key), case
+        assert what in problem.what
+        done = mend(small, full)
+        assert done.requeued == (() if shard is None else (shard,)), case
+        assert done.unrepaired == ()
+        small.check_readable(full.name)
+        small.resume(full.name)
+        assert small.tree(full.name) == whole, case
+    assert verify.verify_store(full, content=True).ok
+    assert full.objects.size(places.REPAIR) is None
+
+
+@ON_BOTH
+def test_a_second_repair_at_the_same_time_is_refused(small: ModuleType, full: run_store.RunStore, root: Root) -> None:
+    """Late, it would take down what was committed after the first."""
+    refusals = []
+
+    def second(_point: str) -> None:
+        if full.objects.size(places.record(1)) is None:
+            return  # the last step is done
+        with pytest.raises(errors.StoreError, match=r"another repair of .* is at work .*process \d+ on") as refused:
+            mend(small, full)
+        refusals.append(refused.value)
+
+    store_damage.CASES["edited record"][0](full)
+    mend(small, run_store.RunStore.open(root, observer=second))
+    assert len(refusals) == 4
+    assert full.pending() == [1]
+    assert mend(small, full).requeued == ()
+
+
+@ON_BOTH
+def test_no_worker_commits_a_shard_that_is_being_taken_down(
+    small: ModuleType, store: run_store.RunStore, root: Root
+) -> None:
+    """Its objects would go as they come: a status would stand for rows that are not there."""
+    small.commit(store, 1)
+    store.objects.remove(places.record(1))
+    tried = []
+
+    def worker(_point: str) -> None:
+        if store.objects.size(places.record(1)) is not None:
+            with pytest.raises(errors.StoreError, match="taken-down"):
+                small.commit(store, 1, salt=5)
+            tried.append(1)
+
+    done = mend(small, run_store.RunStore.open(root, observer=worker))
+    assert done.requeued == (1,)
+    assert len(tried) == 4
+    small.commit(store, 1, salt=6)
+    small.check_readable(root)
+    assert verify.verify_store(store, content=True).ok
+
+
+@ON_BOTH
+def test_a_shard_that_is_committed_before_it_is_marked_is_left_alone(
+    small: ModuleType, store: run_store.RunStore, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.commit(store, 1)
+    store.objects.remove(places.record(1))
+    look = verify.verify_store
+
+    def look_then_commit(*given: run_store.RunStore, **options: bool) -> verify.VerifyReport:
+        found = look(*given, **options)
+        small.commit(store, 1, salt=6)
+        return found
+
+    monkeypatch.setattr(verify, "verify_store", look_then_commit)
+    assert mend(small, store).requeued == ()
+    assert look(store, content=True).ok
+    small.check_readable(root)
+
+
+@ON_S3
+@pytest.mark.parametrize("nth", [1, 4])
+def test_a_repair_killed_on_s3_is_named_with_the_remedy_and_the_next_goes_on(
+    small: ModuleType, start: Callable[..., subprocess.Popen[str]], full: run_store.RunStore, root: Root, nth: int
+) -> None:
+    whole = small.tree(root)
+    store_damage.CASES["edited record"][0](full)
+    process = start("repair", root, "--point", "repair:moved", "--nth", str(nth))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == -9, error
+    with pytest.raises(errors.StoreError, match=rf"process {process.pid} on .*delete '{root}/_txn/repair\.json'"):
+        mend(small, full)
+    full.objects.remove(places.REPAIR)
+    assert mend(small, full).requeued == (1,)
+    small.resume(root)
+    assert small.tree(root) == whole
+
+
+@ON_S3
+def test_what_is_taken_away_is_deleted_by_one_request(
+    small: ModuleType, s3: s3_server.Server, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deletion whose answer was lost, sent again, could meet the record of a worker that was faster."""
+    with s3_proxy.proxy(s3.endpoint) as (endpoint, plan):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        store = small.resume(root)
+        store_damage.CASES["edited record"][0](store)
+        plan.seen.clear()
+        rules = [plan.fail("DELETE", "drop", times=9, part=part) for part in ("/features.zarr/", "/commits/")]
+        assert mend(small, store).requeued == (1,)
+        assert [rule.used for rule in rules] == [4, 1]
