@@ -148,7 +148,10 @@ def write_manifest(
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise errors.InputError(f"cannot write the manifest {str(path)!r}: {error.strerror or error}") from error
+        raise errors.InputError(
+            f"cannot write the manifest {str(path)!r}: {error.strerror or error}; choose another --out, or make "
+            "this one a writable folder with free space"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
         spool.unlink(missing_ok=True)

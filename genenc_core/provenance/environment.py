@@ -52,7 +52,9 @@ def describe_torch() -> dict[str, object]:
 
 def packages() -> dict[str, str]:
     """Return every installed distribution and its version, sorted by name."""
-    found = {(item.metadata["Name"] or "").lower(): item.version for item in importlib.metadata.distributions()}
+    # One look each: every look parses the whole file again.
+    read = (item.metadata for item in importlib.metadata.distributions())
+    found = {(item["Name"] or "").lower(): item["Version"] for item in read}
     return dict(sorted((name, version) for name, version in found.items() if name))
 
 

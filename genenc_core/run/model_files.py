@@ -10,6 +10,7 @@ from genenc_core import errors, spec
 from genenc_core.export import artifacts, loading
 from genenc_core.provenance import environment
 from genenc_core.run.folder import MODEL_FOLDER
+from genenc_core.store import files
 
 
 def artifact_digests(found: spec.RuntimeModelSpec) -> dict[int, str]:
@@ -98,6 +99,7 @@ def _copied(path: Path, run_folder: Path, name: str) -> str:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(target)
+        files.sync_folder(target.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise errors.InputError(f"cannot copy the model's file {str(path)!r} into the run folder: {error}") from error

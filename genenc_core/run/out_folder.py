@@ -136,5 +136,6 @@ def _sweep(root: Path) -> None:
     for stale in root.glob(".plan-*"):
         shutil.rmtree(stale, ignore_errors=True)
     # A living process whose file goes with them writes it anew.
-    for partial in (*root.glob(".*.partial"), *(root / "provenance").rglob(".*.partial")):
-        partial.unlink(missing_ok=True)
+    for folder in (root, root / MODEL_FOLDER, root / "provenance", *(root / "provenance").glob("*/")):
+        for partial in folder.glob(".*.partial"):
+            partial.unlink(missing_ok=True)

@@ -128,12 +128,14 @@ def repair_run(root: Root, *, content: bool = False) -> repair.Repaired:
 
 
 def require_intact(root: Root) -> int:
-    """Return the number of committed shards, all of them checked.
+    """Return the number of committed shards, all of them checked and in their place.
 
     Raises:
-        StoreError: an object is not what its record says; the first few are named.
+        StoreError: an object is not what its record says, the first few are named; or cannot be put in its place.
     """
     report = verify_run(root)
+    if report.unpromoted:
+        RunFolder(root).store.recover()
     if not report.ok:
         found = "; ".join(f"shard {item.shard}: {item.key}: {item.what}" for item in report.problems[:5])
         raise errors.StoreError(

@@ -239,17 +239,20 @@ def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *
     worker = WORKERS.get(root, options)
     reports: list[records.ShardReport] = []
     failures: list[errors.ShardError] = []
-    with ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="genenc-shard") as pool:
+    pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="genenc-shard")
+    patient = True
+    try:
         running = [pool.submit(contextvars.copy_context().run, worker.encode, shard) for shard in wanted]
-        try:
-            for future in as_completed(running):
-                try:
-                    reports.append(future.result())
-                except errors.ShardError as error:
-                    failures.append(error)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for future in as_completed(running):
+            try:
+                reports.append(future.result())
+            except errors.ShardError as error:
+                failures.append(error)
+    except KeyboardInterrupt:
+        patient = False  # who asks to end at once does not wait for an encoder that hangs
+        raise
+    finally:
+        pool.shutdown(wait=patient, cancel_futures=True)
     return Outcome(
         reports=tuple(sorted(reports, key=lambda report: report.shard)),
         failures=tuple(sorted(failures, key=lambda error: error.shard)),
