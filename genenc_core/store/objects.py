@@ -133,8 +133,10 @@ def open_objects(root: Root) -> Objects:
         raise errors.InputError(
             f"{str(root)!r} is not a place for a run: give s3://BUCKET/PREFIX, with a prefix of the run's own"
         )
-    from genenc_core.store import s3
-
+    try:
+        from genenc_core.store import s3
+    except ImportError as error:
+        raise errors.InputError("a run folder on S3 needs the package obstore: pip install 'genenc[s3]'") from error
     return s3.S3Objects(match["bucket"], prefix)
 
 

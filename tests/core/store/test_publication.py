@@ -13,7 +13,7 @@ import s3_proxy
 import s3_server
 from genenc_core import errors
 from genenc_core.run import out_folder
-from genenc_core.store import local, places, publication, run_store
+from genenc_core.store import local, places, publication, run_store, s3_client
 from genenc_core.store import s3 as s3_module
 from genenc_core.store.objects import Root, open_objects
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_reached_is_told_with_the_remedy(
 
 def test_a_server_that_is_down_is_told(s3: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setitem(s3_module._RETRY, "max_retries", 2)  # as it is, half a minute
+    monkeypatch.setitem(s3_client.RETRY, "max_retries", 2)  # as it is, half a minute
     check_is_told("no answer from the server: check the endpoint")
 
 

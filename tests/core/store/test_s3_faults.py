@@ -9,7 +9,7 @@ import pytest
 import s3_proxy
 import s3_server
 from genenc_core import errors
-from genenc_core.store import places, repair, run_store, s3, verify
+from genenc_core.store import places, repair, run_store, s3_client, verify
 from genenc_core.store.objects import Root
 from s3_server import ON_S3
 
@@ -42,8 +42,8 @@ def test_an_answer_that_is_lost_or_late_costs_nothing(
     fault: str,
 ) -> None:
     """A `PUT` of the record whose answer is lost is sent again, and then refused because it is there: by us."""
-    monkeypatch.setitem(s3._CLIENT, "timeout", timedelta(seconds=1.5))
-    monkeypatch.setitem(s3._BULK, "timeout", timedelta(seconds=1.5))
+    monkeypatch.setitem(s3_client.CLIENT, "timeout", timedelta(seconds=1.5))
+    monkeypatch.setitem(s3_client.BULK, "timeout", timedelta(seconds=1.5))
     store = small.create(root)
     for shard, kinds in enumerate((("PUT staged", "LIST"), ("GET record", "COPY"), ("PUT record", "DELETE"))):
         rules = [plan.fail(kind, fault, times=2 if "before" in fault else 1) for kind in kinds]
@@ -72,7 +72,7 @@ def test_what_cannot_be_reached_is_not_damaged(
     threads: int,
 ) -> None:
     """Repair would make intact shards again, an hour's work for a moment without a network."""
-    monkeypatch.setitem(s3._RETRY, "max_retries", 1)
+    monkeypatch.setitem(s3_client.RETRY, "max_retries", 1)
     store = run_store.RunStore.open(full.name)
     for kind in ("GET other", "GET record"):
         rule = plan.fail(kind, "503 before", times=1000)
@@ -106,7 +106,7 @@ def test_a_conflict_where_nothing_is_does_not_lose_the_shard(
 def test_a_server_that_stays_broken_is_said_and_the_next_command_goes_on(
     small: ModuleType, plan: s3_proxy.Plan, proxied: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(s3._RETRY, "max_retries", 2)
+    monkeypatch.setitem(s3_client.RETRY, "max_retries", 2)
     store = run_store.RunStore.open(proxied.name)
     for kind in ("GET record", "PUT staged", "PUT record", "COPY", "LIST"):
         rule = plan.fail(kind, "503 before", times=1000)
