@@ -44,9 +44,9 @@ def planning_folder(out: str) -> Iterator[Path]:
     with _claimed(Path(out)):
         with writing(Path(out)):
             _sweep(Path(out))
-            scratch = tempfile.TemporaryDirectory(prefix=".plan-", dir=out, ignore_cleanup_errors=True)
-        with scratch:
-            yield Path(scratch.name)
+            made = tempfile.TemporaryDirectory(prefix=".plan-", dir=out, ignore_cleanup_errors=True)
+        with made:
+            yield Path(made.name)
 
 
 @contextlib.contextmanager
