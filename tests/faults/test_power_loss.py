@@ -54,11 +54,8 @@ def test_a_power_loss_in_a_repair_loses_nothing(tmp_path: Path, monkeypatch: pyt
     intact = checks.ledger(store)
     damage, shard, *_ = store_damage.CASES[case]
     damage(store)
-    broken = {
-        data
-        for key, data in _contents(tmp_path / "run").items()
-        if key not in intact or files.sha256(data) != intact[key]
-    }
+    found = _contents(tmp_path / "run")
+    broken = {data for key, data in found.items() if intact.get(key) != files.sha256(data)}
     trees = power_losses(
         tmp_path / "run", lambda: repair.repair_store(store, coordinates=small.coordinates()), monkeypatch
     )

@@ -23,6 +23,7 @@ class Disk:
     contents: dict[int, bytes]
     pending: list[tuple[int, str, int, tuple[int, str] | None]]
     """(folder, name, inode, where a rename took it from)."""
+    held: list[int] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, root: Path) -> "Disk":
@@ -48,6 +49,10 @@ class Disk:
     def name(self, path: Path, *, moved_from: Path | None = None) -> None:
         """Note a new name that is not durable yet."""
         folder, inode = path.parent.stat().st_ino, path.stat().st_ino
+        if folder not in self.folders:
+            return  # scratch elsewhere
+        # Kept open, so that no other file gets its inode when it is deleted.
+        self.held.append(os.open(path, os.O_RDONLY))
         if self.folders.get(folder, {}).get(path.name) == inode:
             return
         source = (moved_from.parent.stat().st_ino, moved_from.name) if moved_from else None
@@ -117,8 +122,12 @@ def power_losses(
         watch(call, lambda source, target: disk.name(Path(target), moved_from=Path(source)))
     watch("fsync", lambda fd: disk.fsync(Path(f"/proc/self/fd/{fd}").readlink()))
     look()
-    work()
-    monkeypatch.undo()
+    try:
+        work()
+    finally:
+        monkeypatch.undo()
+        for descriptor in disk.held:
+            os.close(descriptor)
     return list(found.values())
 
 
