@@ -10,17 +10,9 @@ from typing import Annotated
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import options, output
+from genenc_core.cli import options, output, usage
 from genenc_core.cli.runners import PlainRunner, Runner
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
-]
-Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown digest, and code that files name.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+from genenc_core.cli.usage import Json, Models, Plain, RunArgument, Trust
 
 
 def run(flows: Runner | None = None) -> None:
@@ -47,6 +39,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     """Return the command line; without `flows` every command runs plain."""
     app = typer.Typer(
         name="genenc",
+        cls=usage.Commands,
         help="Turn image sets into features: any encoder, chunked Zarr, every row traceable.",
         no_args_is_help=True,
         invoke_without_command=True,
@@ -220,10 +213,10 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         with output.errors_as_words(as_json=json), who.session():
             from genenc_core.cli import extraction
 
-            options = extraction.ResumeOptions(
+            more = extraction.ResumeOptions(
                 device=device, batch_size=batch_size, max_failures=max_failures, trust=trust
             )
-            raise typer.Exit(extraction.resume(run, shards, options, who, as_json=json))
+            raise typer.Exit(extraction.resume(run, shards, more, who, as_json=json))
 
     _add_inspection(app)
     return app
