@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import options, output, reading
-from genenc_core.cli.options import Json, Models, Plain, RunArgument, Trust
+from genenc_core.cli import options, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
+from genenc_core.cli.usage import Json, Models, Plain, RunArgument, Trust
 
 
 def run(flows: Runner | None = None) -> None:
@@ -39,6 +39,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     """Return the command line; without `flows` every command runs plain."""
     app = typer.Typer(
         name="genenc",
+        cls=usage.Commands,
         help="Turn image sets into features: any encoder, chunked Zarr, every row traceable.",
         no_args_is_help=True,
         invoke_without_command=True,
@@ -218,10 +219,10 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         with output.errors_as_words(as_json=json), who.session():
             from genenc_core.cli import extraction
 
-            options = extraction.ResumeOptions(
+            more = extraction.ResumeOptions(
                 device=device, batch_size=batch_size, max_failures=max_failures, trust=trust
             )
-            raise typer.Exit(extraction.resume(run, shards, options, who, as_json=json))
+            raise typer.Exit(extraction.resume(run, shards, more, who, as_json=json))
 
     reading.add_to(app)
     return app

@@ -1,24 +1,14 @@
-"""The options that commands share, and those that need more than a type: a TOML file under the flags, sizes."""
+"""Options that need more than a type: a TOML file under the flags, and sizes with words."""
 
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 from genenc_core import errors, small_files
 from genenc_core.cli import output
 from genenc_core.models import trust
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
-]
-Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown digest, and code that files name.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
-RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
 LARGEST_CONFIG = 2**20
 
 

@@ -7,7 +7,7 @@ import typer
 
 from genenc_core import errors
 from genenc_core.cli import output
-from genenc_core.cli.options import Json, Models, RunArgument, Trust
+from genenc_core.cli.usage import Json, Models, RunArgument, Trust
 
 
 def add_to(app: typer.Typer) -> None:

@@ -128,3 +128,13 @@ def test_somebody_elses_run_imports_nothing_without_trust(
     assert genenc("resume", out, "--trust").code == 0
     assert record.exists()
     assert genenc("resume", out).code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [("status", "run", "é\u202e\x1b[2J"), ("é\u202e\x1b[2J",), ("status", "--é\u202e")]
+)
+def test_wrong_usage_is_told_in_printable_words(genenc: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    said = genenc(*arguments)
+    assert said.code == 2
+    assert harmless(said.err)
+    assert r"\u202e" in said.err

@@ -10,6 +10,7 @@ from genenc_core import errors, small_files
 from genenc_core.models import wording
 
 LARGEST_BYTES = 2**16
+DEEPEST = 64
 LARGEST_NODES = 20_000
 """values of a YAML file with every alias written out"""
 
@@ -22,6 +23,7 @@ def content(path: Path) -> dict[str, Any]:
     """
     try:
         text = small_files.read_text(path, most=LARGEST_BYTES)
+        _refuse_depth(text)
         found = tomllib.loads(text) if path.suffix.lower() == ".toml" else _yaml(text)
     except errors.InputError as error:
         raise errors.InputError(f"it cannot be read: {error}") from error
@@ -32,6 +34,18 @@ def content(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise errors.InputError("it holds no names and values. Give task, backbone and decoder at least.")
     return found
+
+
+def _refuse_depth(text: str) -> None:
+    """Refuse brackets in brackets before they are parsed: YAML's reader takes time with the square of their depth."""
+    depth = 0
+    for char in text:
+        if char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth = max(depth - 1, 0)
+        if depth > DEEPEST:
+            raise errors.InputError(f"its values are nested too deeply: more than {DEEPEST} brackets are open.")
 
 
 def _yaml(text: str) -> Any:

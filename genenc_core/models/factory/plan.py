@@ -102,12 +102,19 @@ def made(arguments: Mapping[str, Any]) -> Plan:
         temporal=temporal,
         patch_size=patch_size,
         padding=padding,
-        necks=tuple(_neck(item) for item in left.get("necks") or ()),
+        necks=tuple(_neck(item) for item in _listed(left, "necks")),
         main=main,
-        auxiliary=_auxiliary(task, left.get("aux_decoders") or (), num_classes),
+        auxiliary=_auxiliary(task, _listed(left, "aux_decoders"), num_classes),
         rescale=_flag("rescale", left.get("rescale", True)),
         adapter=None if peft is None else adapters.check(peft),
     )
+
+
+def _listed(given: Mapping[str, Any], key: str) -> Sequence[Any]:
+    found = given.get(key) or ()
+    if not isinstance(found, list | tuple):
+        raise errors.InputError(f"{key} must be a list, not {str(found)[:80]!r}.")
+    return found
 
 
 def _task(given: Any) -> str:
