@@ -56,15 +56,22 @@ class Journal:
                 if row in done:
                     self.end(slot)
 
-    def close(self) -> None:
-        """Remove this process's file and let go of it; only for who knows that no thread notes anything any more."""
+    def close(self, *, hung: bool = False) -> None:
+        """Remove this process's file and let go of it.
+
+        With threads that hang it stays open, for they may still note that they ended, and the file stays where it is
+        while a row in it is not settled.
+        """
         if self._descriptor < 0 or self._path is None:
             return
-        os.close(self._descriptor)
-        self._descriptor = -1
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-            self._path.parent.rmdir()
+        idle = all(row < 0 for row in _rows(self._descriptor))
+        if not hung:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if idle or not hung:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+                self._path.parent.rmdir()
 
     def _create(self, folder: Path, slots: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -103,8 +103,7 @@ class ImageLoader:
     def close(self) -> None:
         """Cancel what has not begun, wait a little for what has, and end the threads; one that hangs is left behind."""
         self._alone.close()
-        if self._pool.close():
-            self._journal.close()
+        self._journal.close(hung=not self._pool.close())
 
     def _suspects(self, start: int, stop: int) -> set[int]:
         with self._settling:

@@ -1,7 +1,7 @@
-r"""File names as text, and back: names that are not UTF-8 keep their odd bytes as `\xff`.
+"""File names as text, and back: in names that are not UTF-8 each odd byte becomes a hexadecimal escape.
 
 Nearly all names are their own text. A byte that is not UTF-8 becomes a backslash, an x and two hexadecimal digits; in a
-name that holds such a sequence by itself the backslash becomes `\x5c`, so that every text means one name.
+name that holds such a sequence by itself the backslash becomes such an escape (5c), so that every text means one name.
 """
 
 import os

@@ -64,6 +64,12 @@ def test_a_row_that_was_settled_while_its_thread_hangs_is_no_suspect(tmp_path: P
     assert inflight._left_behind(file) is None, "it is locked by a living process"
     (tmp_path / "copy.rows").write_bytes(file.read_bytes())
     assert inflight.Journal(tmp_path, 1).suspects() == {9}
+    journal.close(hung=True)
+    assert file.exists()
+    journal.settle(8, 10)
+    journal.close(hung=True)
+    assert not file.exists()
+    journal.end(2)
     journal.close()
 
 
