@@ -279,3 +279,15 @@ def begun(at: scene.Scene) -> np.ndarray:
     assert at.genenc(command, full).code == 1
     assert RunFolder(at.root).store.committed() == set()
     return expected
+
+
+@pytest.mark.parametrize("method", ["digest", "read"])
+def test_repair_does_not_take_a_passing_fault_for_damage(at: scene.Scene, method: str) -> None:
+    assert at.genenc(at.command()).code == 0
+    key = "*features/c.1*" if method == "digest" else "*commits/s0000001.json"
+    rule = Rule(call=f"objects.{method}", key=key, fault=faulty.fails(errno.EMFILE))
+    said = at.genenc(["verify", str(at.root), "--repair"], rule)
+    assert said.injector.hits
+    assert said.code == 1
+    assert FILES in said.err
+    assert at.not_whole() == []
