@@ -229,7 +229,7 @@ def _array_problems(array: ArrayPlan, plan: StorePlan) -> Iterable[str]:
     yield from _json_problems("attributes", array.attributes)
     try:
         dtype = np.dtype(array.dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # numpy parses what looks like a list of types
         yield f"unknown dtype {array.dtype!r}"
         return
     fill: object = array.fill  # may come from a caller that no type checker saw, e.g. a numpy scalar
