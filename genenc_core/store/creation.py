@@ -80,15 +80,22 @@ def refuse_remains(target: Objects, identity: Mapping[str, object]) -> None:
             "choose another --out"
         )
     if stored is None:
-        _refuse_ownerless(target)
+        refuse_ownerless(target)
 
 
-def _refuse_ownerless(target: Objects) -> None:
+def refuse_ownerless(target: Objects) -> None:
+    """Refuse a folder with features or records that no `store.json` owns.
+
+    Raises:
+        StoreError: what is there, and what to do.
+    """
     try:
         committed = target.names(places.COMMITS)
     except FileNotFoundError:
         committed = []
-    if target.size(places.GROUP) is not None or committed:
+    group = target.has_group(places.GROUP) or target.size(places.GROUP) is not None
+    # Looked for last: what a creator beside us has just made was owned before it was there.
+    if (group or committed) and target.size(places.STORE_FILE) is None:
         raise errors.StoreError(
             f"{target.name!r} holds features or commit records, but {places.STORE_FILE!r}, which says which run they "
             "belong to, does not exist; put it back, choose another --out, or move the folder away"
@@ -132,7 +139,7 @@ def _build(
     target: LocalObjects, plan: layout.StorePlan, stored: StoreFile | None, coordinates: Iterable[layout.CoordinatePlan]
 ) -> StoreFile:
     if stored is None:
-        _refuse_ownerless(target)
+        refuse_ownerless(target)
     else:
         refuse_other(target, stored.plan, plan)
         plan = stored.plan  # the claim stands: its shards and attributes count, not ours

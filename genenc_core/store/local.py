@@ -71,7 +71,7 @@ class LocalObjects:
 
     def make_folder(self, folder: str) -> None:
         """Make a folder and its parents, but not the root: a run that was moved away does not come back."""
-        os.stat(self.root)
+        self.root.stat()
         files.make_folder(self.path(folder))
 
     def write_new(self, key: str, data: bytes | memoryview) -> None:
@@ -102,7 +102,7 @@ class LocalObjects:
         # The dot keeps it out of sight if a kill leaves it.
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
-            os.stat(self.root)  # one that was moved away does not come back
+            self.root.stat()  # one that was moved away does not come back
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_new(partial, data)
             try:

@@ -412,7 +412,7 @@ def test_what_is_left_of_a_run_is_not_written_over(
     root, away = tmp_path / "run", tmp_path / "away"
     (root / gone).rename(away)
     before = {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-    with pytest.raises(errors.StoreError, match="put (that|it) back"):
+    with pytest.raises(errors.StoreError, match=r"put (that|it) back"):
         extract(weights="random:1", limit=5)
     assert {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()} == before
     away.rename(root / gone)

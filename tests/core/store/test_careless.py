@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from genenc_core import errors
-from genenc_core.store import claims, creation, local, places, run_store, verify
+from genenc_core.store import claims, creation, local, places, publication, run_store, verify
 
 OTHER = {"fingerprint": "f2", "identity": {"model": {"name": "resnet18", "weights": "random:1"}, "images": "d1"}}
 
@@ -53,7 +53,7 @@ def test_a_record_of_another_shard_or_run_counts_as_damage(
     full.objects.path(places.record(1)).write_bytes(record)
     (full.objects.path(places.GROUP) / "status/c.1").unlink()
     for use in (lambda: full.record(1), full.recover, lambda: small.commit(full, 1)):
-        with pytest.raises(errors.StoreError, match=f"the record is of (another )?{strange}.*verify --repair"):
+        with pytest.raises(errors.StoreError, match=rf"the record is of (another )?{strange}.*verify --repair"):
             use()
     assert [problem.shard for problem in verify.verify_store(full).problems if problem.key == "s0000001.json"] == [1]
 
@@ -68,7 +68,7 @@ def test_a_copy_without_empty_folders_is_continued(small: ModuleType, full: run_
 @pytest.mark.parametrize("gone", [places.GROUP, places.STORE_FILE])
 def test_the_rest_of_a_run_is_not_taken_for_an_empty_folder(full: run_store.RunStore, gone: str) -> None:
     full.objects.path(gone).rename(full.objects.root.with_name("elsewhere"))
-    with pytest.raises(errors.StoreError, match="put (that|it) back"):
+    with pytest.raises(errors.StoreError, match=r"put (that|it) back"):
         creation.refuse_remains(full.objects, OTHER["identity"])
 
 
@@ -77,6 +77,21 @@ def test_records_without_an_owner_are_not_inherited(small: ModuleType, full: run
     full.objects.path(places.STORE_FILE).unlink()
     with pytest.raises(errors.StoreError, match="holds features or commit records"):
         small.create(full.objects.root, **OTHER)
+
+
+@pytest.mark.parametrize("gone", [places.COMMITS, places.GROUP])
+def test_a_run_is_not_published_over_what_has_no_owner(
+    small: ModuleType, full: run_store.RunStore, tmp_path: Path, gone: str
+) -> None:
+    full.objects.path(places.STORE_FILE).unlink()
+    shutil.rmtree(full.objects.path(gone))
+    other = small.create(tmp_path / "other", **OTHER)
+    with pytest.raises(errors.StoreError, match="holds features or commit records"):
+        publication.publish(other.objects, full.objects)
+
+
+def test_what_a_creator_beside_us_just_made_has_an_owner(full: run_store.RunStore) -> None:
+    creation.refuse_ownerless(full.objects)
 
 
 class LostAnswers(local.LocalObjects):
