@@ -106,12 +106,25 @@ def _claimed(root: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not existed and not run_store.RunStore.exists(root):
-            shutil.rmtree(root, ignore_errors=True)
+            _take_back(root)
         raise
     finally:
         with contextlib.suppress(OSError):
             (root / CLAIM).unlink()
         os.close(claim)
+
+
+def _take_back(root: Path) -> None:
+    """Delete what this program made in a folder, and the folder when nothing else came into it."""
+    for name in (*OWN_NAMES, CLAIM):
+        path = root / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    with contextlib.suppress(OSError):
+        root.rmdir()
 
 
 def _locked(root: Path) -> int:

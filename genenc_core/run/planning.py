@@ -129,6 +129,7 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     """Write the folder's files, the store last: without it the folder is no run, and the next call starts again."""
     identity = make_identity(design, listed, artifact=_artifact(design))
     objects = local.LocalObjects(root)
+    creation.refuse_remains(objects, identity)
     with out_folder.writing(root):
         root.mkdir(exist_ok=True)
         listed.path.replace(root / MANIFEST)

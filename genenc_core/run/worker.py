@@ -17,7 +17,7 @@ from genenc_core.images import loader
 from genenc_core.images.limits import Limits
 from genenc_core.run import engines, records
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import claims
+from genenc_core.store import claims, run_store
 from genenc_core.store.objects import Root, is_remote
 
 LOGGER = logging.getLogger(__name__)
@@ -43,10 +43,11 @@ class Worker:
     def close(self) -> None:
         """End the decoding threads, and give up what is claimed."""
         self.claims.close()
-        if not self.folder.store.pending():
-            self.claims.sweep()
         if self._loader is not None:
             self._loader.close()
+        with contextlib.suppress(errors.StoreError):  # what ended the work is told, not that the folder is gone
+            if not self.folder.store.pending():
+                self.claims.sweep()
 
     def prepare(self) -> None:
         """Load the encoder and find the batch size, so that what is wrong with them is said once, before any shard.
@@ -89,7 +90,8 @@ class Worker:
             control.current().checkpoint()
             committed = self.folder.store.committed()
             held = [shard for shard in held if shard not in committed]
-            busy = [shard for shard in held if self.claims.holder(shard)]
+            with run_store.read_errors(self.folder.root):
+                busy = [shard for shard in held if self.claims.holder(shard)]
             # A shard that another process just failed at would fail here, too.
             free = [s for s in held if s not in busy and self._noted.get(s) == self.folder.failure_note(s)]
             if free:

@@ -113,6 +113,8 @@ class Claims:
     def _take(self, shard: int) -> str | None:
         """Return the key of the claim that is ours now, None when another's holds."""
         found = self._latest(shard)
+        if found is not None and found[1] == self.owner:
+            return _key(f"s{shard:07d}.{found[0]}")  # the answer to its creation or its removal was lost
         if found is not None and self._alive(found[1]):
             return None
         number = 0 if found is None else found[0] + 1
@@ -120,7 +122,8 @@ class Claims:
         try:
             self._objects.create(key, self.owner.encode(), via=_key(f"new-{self.owner}"))
         except FileExistsError:
-            return None
+            found = self._latest(shard)
+            return key if found == (number, self.owner) else None  # ours, when the first answer was lost
         return key
 
     def _latest(self, shard: int) -> tuple[int, str] | None:

@@ -66,6 +66,42 @@ def discard_unfinished(target: LocalObjects) -> None:
         files.remove_tree(stale)
 
 
+def refuse_remains(target: Objects, identity: Mapping[str, object]) -> None:
+    """Refuse a folder with a part of another run, before a file of it is replaced.
+
+    Raises:
+        StoreError: what is there, and what to do.
+    """
+    stored = read(target)
+    if stored is not None and stored.plan.identity != identity:
+        changes = layout.describe_identity(stored.plan.identity, identity)
+        raise errors.StoreError(
+            f"{target.name!r} holds another run, whose {places.GROUP} is not there ({changes}); put that back, or "
+            "choose another --out"
+        )
+    if stored is None:
+        refuse_ownerless(target)
+
+
+def refuse_ownerless(target: Objects) -> None:
+    """Refuse a folder with features or records that no `store.json` owns.
+
+    Raises:
+        StoreError: what is there, and what to do.
+    """
+    try:
+        committed = target.names(places.COMMITS)
+    except FileNotFoundError:
+        committed = []
+    group = target.has_group(places.GROUP) or target.size(places.GROUP) is not None
+    # Looked for last: what a creator beside us has just made was owned before it was there.
+    if (group or committed) and target.size(places.STORE_FILE) is None:
+        raise errors.StoreError(
+            f"{target.name!r} holds features or commit records, but {places.STORE_FILE!r}, which says which run they "
+            "belong to, does not exist; put it back, choose another --out, or move the folder away"
+        )
+
+
 def sweep(target: Objects) -> None:
     """Delete what killed creators built in private; only where the group stands, which nobody builds any more."""
     for left in target.names(places.TRANSACTIONS, _BUILDING):
@@ -102,12 +138,9 @@ def document(stored: StoreFile) -> bytes:
 def _build(
     target: LocalObjects, plan: layout.StorePlan, stored: StoreFile | None, coordinates: Iterable[layout.CoordinatePlan]
 ) -> StoreFile:
-    if stored is None and target.size(places.GROUP) is not None:
-        raise errors.StoreError(
-            f"{str(target.path(places.GROUP))!r} exists, but {places.STORE_FILE!r}, which says which run it belongs "
-            "to, does not; choose another --out, or move it away"
-        )
-    if stored is not None:
+    if stored is None:
+        refuse_ownerless(target)
+    else:
         refuse_other(target, stored.plan, plan)
         plan = stored.plan  # the claim stands: its shards and attributes count, not ours
     building = target.path(f"{places.TRANSACTIONS}/{_BUILDING}{uuid.uuid4().hex}")

@@ -70,7 +70,8 @@ class LocalObjects:
         return files.walk(self.path(folder))
 
     def make_folder(self, folder: str) -> None:
-        """Make a folder and its parents."""
+        """Make a folder and its parents, but not the root: a run that was moved away does not come back."""
+        self.root.stat()
         files.make_folder(self.path(folder))
 
     def write_new(self, key: str, data: bytes | memoryview) -> None:
@@ -101,6 +102,7 @@ class LocalObjects:
         # The dot keeps it out of sight if a kill leaves it.
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
         try:
+            self.root.stat()  # one that was moved away does not come back
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_new(partial, data)
             try:

@@ -31,6 +31,7 @@ def publish(made: LocalObjects, target: Objects) -> None:
     assert mine is not None
     _refuse_large(made, target, mine.plan)
     try:
+        creation.refuse_ownerless(target)
         stored = _claim(target, mine)
         creation.refuse_other(target, stored.plan, mine.plan)
         if stored.created != mine.created or layout.plan_to_json(stored.plan) != layout.plan_to_json(mine.plan):

@@ -123,7 +123,7 @@ class RunStore:
         """
         self.shard_range(shard)
         with read_errors(self.name):
-            return transaction.read_record(self.objects, shard)
+            return transaction.own_record(self.objects, self.plan, shard)
 
     def commit(
         self, shard: int, arrays: Mapping[str, np.ndarray], status: np.ndarray, *, details: Mapping[str, object]
@@ -149,7 +149,7 @@ class RunStore:
             raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
         sealed.dumps(records.SCHEMA, details)  # refuses details that are not JSON before anything is written
         with disk_errors(f"shard {shard:05d} of {self.name!r}"):
-            record = transaction.read_record(self.objects, shard)
+            record = transaction.own_record(self.objects, self.plan, shard)
             if record is None:
                 record = self._attempt(shard, blocks, details)
             self._finish(record)
@@ -169,7 +169,7 @@ class RunStore:
         committed = self.committed()
         with disk_errors(f"recovery of {self.name!r}"):
             creation.sweep(self.objects)
-            staged = {places.shard_of(name) for name in self.objects.names(places.STAGING)}
+            staged = {places.shard_of(name) for name in transaction.staged(self.objects)}
             in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
             finished, lost = [], []
             for shard in sorted(committed):
@@ -201,13 +201,24 @@ class RunStore:
         attempt = transaction.Attempt.new(self.objects, self.plan, shard, observe=self.observer)
         try:
             record = attempt.stage(blocks, metadata, status_counts=counts, details=details)
+            self._refuse_replaced()
         except BaseException as error:
             attempt.discard()
-            winner = transaction.read_record(self.objects, shard) if isinstance(error, FileNotFoundError) else None
+            own = isinstance(error, FileNotFoundError)
+            winner = transaction.own_record(self.objects, self.plan, shard) if own else None
             if winner is None:
                 raise
             return winner  # it removed our staging when it cleaned its own
         return attempt.commit(record)
+
+    def _refuse_replaced(self) -> None:
+        """Raise `StoreError` when the folder was removed and another run made in its place since it was opened."""
+        now = creation.read(self.objects)
+        if now is None or (now.plan.fingerprint, now.created) != (self.plan.fingerprint, self.created):
+            raise errors.StoreError(
+                f"{self.name!r} is no longer the run that this process works on: it was removed, moved or made anew "
+                "meanwhile, so nothing more is written to it; give the command again"
+            )
 
     def _finish(self, record: records.CommitRecord) -> None:
         # The record may be another's, seen before its folder was fsynced: nothing may be visible before it is durable.

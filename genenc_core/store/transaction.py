@@ -9,13 +9,15 @@ import contextlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 
 from genenc_core import errors
 from genenc_core.store import files, layout, places, records, zarr_arrays
 from genenc_core.store.objects import Objects
+
+_REMEDY: Final = "genenc verify --repair makes the shard pending, so that it is encoded again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class Attempt:
             won = record
         except (OSError, errors.StoreError):
             # A lost answer looks like a conflict, and a failed call may have created: only the record tells.
-            found = read_record(self.objects, self.shard)
+            found = own_record(self.objects, self.plan, self.shard)
             if found is None:
                 raise
             won = found
@@ -124,7 +126,34 @@ def read_record(objects: Objects, shard: int) -> records.CommitRecord | None:
         data = objects.read(key)
     except FileNotFoundError:
         return None
-    return records.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
+    try:
+        return records.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
+    except errors.StoreError as error:
+        raise errors.StoreError(f"{error}; {_REMEDY}") from error
+
+
+def own_record(objects: Objects, plan: layout.StorePlan, shard: int) -> records.CommitRecord | None:
+    """Return a shard's record as `read_record`, but not one that was made for another run or another shard.
+
+    Raises:
+        StoreError: the record is damaged, or not this shard's.
+    """
+    record = read_record(objects, shard)
+    what = "" if record is None else misplaced(record, plan, shard)
+    if what:
+        raise errors.StoreError(f"{what} ({places.record(shard)!r} of {objects.name!r}); {_REMEDY}")
+    return record
+
+
+def misplaced(record: records.CommitRecord, plan: layout.StorePlan, shard: int) -> str:
+    """Return why a record is not one of this shard of this run, "" if it is."""
+    if record.fingerprint != plan.fingerprint:
+        return f"the record is of another run: fingerprint {record.fingerprint}, not {plan.fingerprint}"
+    if (record.shard, record.rows) != (shard, plan.shard_range(shard)):
+        return f"the record is of shard {record.shard}, rows {record.rows}"
+    if [item.key for item in record.objects] != [layout.chunk_key(array, shard) for array in plan.all_arrays]:
+        return f"the record names other objects than the plan: {[item.key for item in record.objects]}"
+    return ""
 
 
 def promote(objects: Objects, record: records.CommitRecord, *, observe: places.Observer) -> None:
@@ -151,9 +180,17 @@ def clean(objects: Objects, shard: int, *, observe: places.Observer) -> None:
 
     Never call it for a shard without a promoted record: a slow writer may still commit what it staged.
     """
-    for name in objects.names(places.STAGING, places.attempt(shard).rpartition("/")[2]):
+    for name in staged(objects, places.attempt(shard).rpartition("/")[2]):
         objects.remove_tree(f"{places.STAGING}/{name}")
     observe("clean:after")
+
+
+def staged(objects: Objects, prefix: str = "") -> list[str]:
+    """Return the names of the attempts' folders that begin with `prefix`."""
+    try:
+        return objects.names(places.STAGING, prefix)
+    except FileNotFoundError:  # a copy of a run may lack what was empty
+        return []
 
 
 def _folder_of(item: records.ObjectRecord) -> str:
@@ -168,5 +205,5 @@ def _place(objects: Objects, record: records.CommitRecord, item: records.ObjectR
     if objects.size(target) is None:
         raise errors.StoreError(
             f"shard {record.shard:05d}: object {item.key!r} is committed but neither in place nor staged; somebody "
-            "deleted it. genenc verify --repair makes the shard pending, so that it is encoded again"
+            f"deleted it. {_REMEDY}"
         )

@@ -135,7 +135,7 @@ def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> 
     name = places.record(shard).rpartition("/")[2]
     try:
         record = transaction.read_record(store.objects, shard)
-        what = "the record vanished" if record is None else _record_problem(store, shard, record)
+        what = "the record vanished" if record is None else transaction.misplaced(record, store.plan, shard)
     except (errors.StoreError, OSError) as error:
         _refuse_passing(store, error)
         record, what = None, str(error)
@@ -146,16 +146,6 @@ def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> 
         for array, item in zip(store.plan.all_arrays, record.objects, strict=True)
         if (what := _object_problem(store, record, array, item, content=content))
     ]
-
-
-def _record_problem(store: run_store.RunStore, shard: int, record: records.CommitRecord) -> str:
-    if record.fingerprint != store.plan.fingerprint:
-        return f"the record is of another run: fingerprint {record.fingerprint}, not {store.plan.fingerprint}"
-    if (record.shard, record.rows) != (shard, store.shard_range(shard)):
-        return f"the record is of shard {record.shard}, rows {record.rows}"
-    if [item.key for item in record.objects] != _keys(store.plan, shard):
-        return f"the record names other objects than the plan: {[item.key for item in record.objects]}"
-    return ""
 
 
 def _object_problem(

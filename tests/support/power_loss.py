@@ -110,16 +110,19 @@ def power_losses(
 
         monkeypatch.setattr(os, call, wrapped)
 
+    def named(path: Any, *, moved_from: Path | None = None) -> None:
+        if root.resolve() in Path(path).resolve().parents:  # not scratch elsewhere
+            disk.name(Path(path), moved_from=moved_from)
+
     def made_folder(path: Any, *_: Any) -> None:
-        if root.resolve() not in Path(path).resolve().parents:
-            return  # scratch elsewhere
-        disk.folders.setdefault(Path(path).stat().st_ino, {})
-        disk.name(Path(path))
+        if root.resolve() in Path(path).resolve().parents:
+            disk.folders.setdefault(Path(path).stat().st_ino, {})
+        named(path)
 
     watch("mkdir", made_folder)
-    watch("link", lambda _, target: disk.name(Path(target)))
+    watch("link", lambda _, target: named(target))
     for call in ("rename", "replace"):
-        watch(call, lambda source, target: disk.name(Path(target), moved_from=Path(source)))
+        watch(call, lambda source, target: named(target, moved_from=Path(source)))
     watch("fsync", lambda fd: disk.fsync(Path(f"/proc/self/fd/{fd}").readlink()))
     look()
     try:

@@ -25,7 +25,7 @@ import tiny_models
 from genenc_core import errors
 from genenc_core.encoding import batching, control
 from genenc_core.encoding.shards import FailureBudget
-from genenc_core.run import driver, encoders, out_folder, planning, records, status
+from genenc_core.run import driver, encoders, out_folder, planning, records, status, worker
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 
@@ -401,3 +401,49 @@ def test_a_folder_that_cannot_be_locked_is_said(
     monkeypatch.setattr(out_folder.fcntl, "flock", refuse)
     with pytest.raises(errors.InputError, match="cannot be written: No locks available"):
         extract()
+
+
+@pytest.mark.parametrize("gone", ["features.zarr", "_txn/store.json"])
+def test_what_is_left_of_a_run_is_not_written_over(
+    extract: Callable[..., driver.Result], tmp_path: Path, gone: str
+) -> None:
+    """Another command at a run whose features were moved away leaves every file of it as it is."""
+    extract()
+    root, away = tmp_path / "run", tmp_path / "away"
+    (root / gone).rename(away)
+    before = {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    with pytest.raises(errors.StoreError, match=r"put (that|it) back"):
+        extract(weights="random:1", limit=5)
+    assert {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()} == before
+    away.rename(root / gone)
+    assert extract().asked == 0
+
+
+def test_a_folder_made_for_nothing_is_taken_back_without_what_others_put_there(
+    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+
+    def fail(*_: object, **__: object) -> None:
+        (root / "notes.txt").write_text("mine")
+        raise errors.InputError("no")
+
+    monkeypatch.setattr(planning, "make_design", fail)
+    with pytest.raises(errors.InputError):
+        extract()
+    assert [path.name for path in root.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_that_vanishes_under_its_worker_hides_no_error(
+    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first error is told, and nothing is made where the run was."""
+
+    def vanish(*_: object, **__: object) -> None:
+        (tmp_path / "run").rename(tmp_path / "moved")
+        raise ValueError("the first error")
+
+    monkeypatch.setattr(worker, "encode_all", vanish)
+    with pytest.raises(ValueError, match="the first error"):
+        extract()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,127 @@
+"""What a careless administrator does to a run folder, beside its workers: nothing wrong is stored or told."""
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from genenc_core import errors
+from genenc_core.store import claims, creation, local, places, publication, run_store, verify
+
+OTHER = {"fingerprint": "f2", "identity": {"model": {"name": "resnet18", "weights": "random:1"}, "images": "d1"}}
+
+
+def test_a_worker_of_a_removed_run_stores_nothing_in_the_one_made_in_its_place(
+    small: ModuleType, store: run_store.RunStore
+) -> None:
+    """Both runs have arrays of the same names, types and shapes: nothing else keeps their rows apart."""
+    root = store.objects.root
+    shutil.rmtree(root)
+    other = small.create(root, **OTHER)
+    before = small.tree(root)
+    with pytest.raises(errors.StoreError, match="no longer the run that this process works on"):
+        small.commit(store, 0)
+    assert small.tree(root) == before
+    assert other.committed() == set()
+    assert list(root.joinpath(places.STAGING).iterdir()) == []
+
+
+def test_a_run_that_was_moved_away_does_not_come_back(small: ModuleType, store: run_store.RunStore) -> None:
+    root = store.objects.root
+    worker = claims.Claims(store.objects)
+    assert worker.take(0)
+    root.rename(root.with_name("elsewhere"))
+    with pytest.raises(errors.StoreError):
+        small.commit(store, 0)
+    for write in (worker._beat, lambda: store.objects.make_folder("provenance/failed")):
+        with pytest.raises(FileNotFoundError):
+            write()
+    worker.close()
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("strange", ["shard", "run"])
+def test_a_record_of_another_shard_or_run_counts_as_damage(
+    small: ModuleType, full: run_store.RunStore, tmp_path: Path, strange: str
+) -> None:
+    source = full
+    if strange == "run":
+        source = small.create(tmp_path / "other", **OTHER)
+        small.commit(source, 0)
+    record = source.objects.path(places.record(0)).read_bytes()
+    full.objects.path(places.record(1)).write_bytes(record)
+    (full.objects.path(places.GROUP) / "status/c.1").unlink()
+    for use in (lambda: full.record(1), full.recover, lambda: small.commit(full, 1)):
+        with pytest.raises(errors.StoreError, match=rf"the record is of (another )?{strange}.*verify --repair"):
+            use()
+    assert [problem.shard for problem in verify.verify_store(full).problems if problem.key == "s0000001.json"] == [1]
+
+
+def test_a_copy_without_empty_folders_is_continued(small: ModuleType, full: run_store.RunStore) -> None:
+    full.objects.path(places.STAGING).rmdir()
+    assert full.recover() == []
+    small.commit(full, 1, salt=3)
+    assert verify.verify_store(full).ok
+
+
+@pytest.mark.parametrize("gone", [places.GROUP, places.STORE_FILE])
+def test_the_rest_of_a_run_is_not_taken_for_an_empty_folder(full: run_store.RunStore, gone: str) -> None:
+    full.objects.path(gone).rename(full.objects.root.with_name("elsewhere"))
+    with pytest.raises(errors.StoreError, match=r"put (that|it) back"):
+        creation.refuse_remains(full.objects, OTHER["identity"])
+
+
+def test_records_without_an_owner_are_not_inherited(small: ModuleType, full: run_store.RunStore) -> None:
+    shutil.rmtree(full.objects.path(places.GROUP))
+    full.objects.path(places.STORE_FILE).unlink()
+    with pytest.raises(errors.StoreError, match="holds features or commit records"):
+        small.create(full.objects.root, **OTHER)
+
+
+@pytest.mark.parametrize("gone", [places.COMMITS, places.GROUP])
+def test_a_run_is_not_published_over_what_has_no_owner(
+    small: ModuleType, full: run_store.RunStore, tmp_path: Path, gone: str
+) -> None:
+    full.objects.path(places.STORE_FILE).unlink()
+    shutil.rmtree(full.objects.path(gone))
+    other = small.create(tmp_path / "other", **OTHER)
+    with pytest.raises(errors.StoreError, match="holds features or commit records"):
+        publication.publish(other.objects, full.objects)
+
+
+def test_what_a_creator_beside_us_just_made_has_an_owner(full: run_store.RunStore) -> None:
+    creation.refuse_ownerless(full.objects)
+
+
+class LostAnswers(local.LocalObjects):
+    """A folder whose creations happen, but are answered as if another had been first, as a repeated PUT is on S3."""
+
+    def create(self, key: str, data: bytes, *, via: str) -> None:
+        super().create(key, data, via=via)
+        super().create(key, data, via=via)
+
+
+def test_a_claim_whose_answer_was_lost_is_held(tmp_path: Path) -> None:
+    worker = claims.Claims(LostAnswers(tmp_path))
+    assert worker.take(3)
+    worker.release(3)
+    assert worker.holder(3) == ""
+    worker.close()
+
+
+def test_a_worker_does_not_wait_for_its_own_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that could not be given up, as when S3 does not answer, is its own again."""
+    objects = local.LocalObjects(tmp_path)
+    worker = claims.Claims(objects)
+    assert worker.take(3)
+
+    def fail(key: str) -> None:
+        raise ConnectionError(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "remove", fail)
+        worker.release(3)
+    assert worker.take(3)
+    worker.close()
+    assert objects.names(places.CLAIMS) == []
