@@ -116,7 +116,8 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
-0 not written, 1 ok, 2 unreadable (NaN). Check the folder with `genenc verify {where}`; go on with `genenc resume {where}`.
+0 not written, 1 ok, 2 unreadable (NaN). Check the folder with `genenc verify {where}`; go on with
+`genenc resume {where}`.
 
 ```python
 import xarray
