@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
+MOST_DIGITS = 18
 SECRET_WORDS = (
-    r"(?:[\w.-]*(?:token|secret|signature|credential|password|passwd|api[_-]?key|access[_-]?key)[\w.-]*"
-    r"|(?:AWSAccessKey|X-Amz-[A-Za-z]+)[\w.-]*|sig|se|sv|key|pwd|auth)"
+    r"(?:[\w.-]{0,100}(?:token|secret|signature|credential|password|passwd|api[_-]?key|access[_-]?key)[\w.-]{0,100}"
+    r"|(?:AWSAccessKey|X-Amz-[A-Za-z]{1,50})[\w.-]{0,100}|sig|se|sv|key|pwd|auth)"
 )
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 # `user:password@host` of an address; keys of S3 hold slashes, and pathlib makes one slash of two.
-_USER = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.\-]+:/{1,2})(?:[^/\s:@'\"<>]*:(?!\d+(?:/|\Z))[^\s'\"<>]*|[^/\s'\"<>]*)@")
+# Every repetition is bounded, since a search begins anew at each `:/`, and texts may be long and somebody else's.
+_USER = re.compile(
+    r"(?<=[A-Za-z0-9+.\-]{2})(:/{1,2})"
+    r"(?:[^/\s:@'\"<>]{0,500}:(?!\d{1,9}(?:/|\Z))[^\s'\"<>]{0,500}|[^/\s'\"<>]{0,500})@"
+)
 _QUERY = re.compile(rf"([?&;]{SECRET_WORDS}=)[^&\s'\"<>;#]*", re.IGNORECASE)
 
 
@@ -49,6 +54,14 @@ def redacted(text: str) -> str:
     if ":/" not in text and "=" not in text:
         return text
     return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that plain digits write, at most 18 of them; None for anything else.
+
+    `int` takes digits of every script, and raises for thousands of them.
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
 
 
 def holds_credentials(text: str) -> bool:

@@ -177,7 +177,6 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "points": points,
             "products": tuple(product) if product else None,
             "maps": maps,
-            "layers": options.layers(layers),
             "image_size": image_size,
             "fit": fit,
             "canvas": canvas,
@@ -187,7 +186,6 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "backend": backend,
             "trust": trust or None,
             "shard_rows": shard_rows,
-            "batch_size": options.batch_size(batch_size),
             "device": device,
             "dtype": dtype,
             "image_column": image_column,
@@ -198,10 +196,12 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "max_megapixels": max_megapixels,
         }
         who = runner(plain)
-        with output.errors_as_words(as_json=json), who.session():
-            from genenc_core.cli import extraction
+        with output.errors_as_words(as_json=json):
+            flags |= {"layers": options.layers(layers), "batch_size": options.batch_size(batch_size)}
+            with who.session():
+                from genenc_core.cli import extraction
 
-            raise typer.Exit(extraction.extract(options.merged(config, flags), who, as_json=json))
+                raise typer.Exit(extraction.extract(options.merged(config, flags), who, as_json=json))
 
     @app.command()
     def resume(

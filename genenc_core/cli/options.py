@@ -5,29 +5,37 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from genenc_core import errors, small_files
-from genenc_core.cli import output
+from genenc_core import errors, small_files, text
 from genenc_core.models import trust
 
 LARGEST_CONFIG = 2**20
 
 
-def batch_size(text: str | None) -> int | Literal["auto"] | None:
-    """Read `auto` or a number of images; leave with an error otherwise."""
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value]
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        output.fail(f"--batch-size {text!r} is neither auto nor a number of images of at least 1", 2)
-    return int(text)
+def batch_size(given: str | None) -> int | Literal["auto"] | None:
+    """Read `auto` or a number of images.
+
+    Raises:
+        InputError: another form.
+    """
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    number = text.whole_number(given)
+    if not number:
+        raise errors.InputError(f"--batch-size {given!r} is neither auto nor a number of images of at least 1")
+    return number
 
 
-def layers(text: str | None) -> tuple[str, ...] | None:
-    """Read `-2,-1` or `layer2,layer4`; leave with an error for another form."""
-    if text is None:
+def layers(given: str | None) -> tuple[str, ...] | None:
+    """Read `-2,-1` or `layer2,layer4`.
+
+    Raises:
+        InputError: another form.
+    """
+    if given is None:
         return None
-    found = tuple(part.strip() for part in text.split(","))
+    found = tuple(part.strip() for part in given.split(","))
     if "" in found or len(set(found)) != len(found):
-        output.fail(f"--layers {text!r}: give names or indices with commas between, each once", 2)
+        raise errors.InputError(f"--layers {given!r}: give names or indices with commas between, each once")
     return found
 
 

@@ -81,11 +81,18 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
-        where = f"{error.filename!r}: " if error.filename else ""
-        text = f"{where}{error.strerror or error}; mend the disk, the mount or the rights, then give the command again"
-        fail(text, errors.GenencError.exit_code, as_json=as_json)
+        fail(*_fault(error), as_json=as_json)
     except KeyboardInterrupt:
         fail("stopped before anything was made", errors.Stopped.exit_code, as_json=as_json)
+
+
+def _fault(error: OSError) -> tuple[str, int]:
+    """Return what the system refused, in words, and the exit code."""
+    where = f"{text.shortened(repr(error.filename), 300)}: " if error.filename else ""
+    said = f"{where}{error.strerror or error}"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{said}; give a shorter one", errors.InputError.exit_code
+    return f"{said}; mend the disk, the mount or the rights, then give the command again", errors.GenencError.exit_code
 
 
 def _problem(item: dict[str, Any]) -> str:
@@ -98,6 +105,8 @@ def _problem(item: dict[str, Any]) -> str:
     if item["type"] == "value_error":
         return f"{option} {item['input']!r} cannot be used: {item['ctx']['error']}"
     said = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    if item["type"] == "tuple_type":
+        said = 'a list, such as ["a", "b"]'
     return f"{option} {item['input']!r} cannot be used: it should be {said}"
 
 

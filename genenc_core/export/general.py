@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, text
 from genenc_core.export import artifact_trial, artifacts
 from genenc_core.export.formats import record, table
 
@@ -57,20 +57,20 @@ def spec_of(
     return draft.model_copy(update={"outputs": _slots(found.outputs), "batch_mode": _batch_mode(found)})
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
+def parse_shape(given: str) -> tuple[int, ...]:
     """Read `768,7,7`: channels, height, width, without the batch.
 
     Raises:
         InputError: anything but whole numbers of at least 1 with commas between; nothing is skipped.
     """
-    parts = [part.strip() for part in text.split(",")]
-    wrong = [part for part in parts if not (part.isascii() and part.isdigit() and int(part) > 0)]
-    if wrong:
+    parts = [part.strip() for part in given.split(",")]
+    sides = tuple(text.whole_number(part) or 0 for part in parts)
+    if 0 in sides:
         raise errors.InputError(
-            f"output shape {text!r} cannot be read: {wrong[0]!r} is no whole number of at least 1. Give sizes with "
-            "commas between, without the batch, such as 768,7,7."
+            f"output shape {given!r} cannot be read: {parts[sides.index(0)]!r} is no whole number of at least "
+            "1. Give sizes with commas between, without the batch, such as 768,7,7."
         )
-    return tuple(int(part) for part in parts)
+    return sides
 
 
 def _format(path: Path) -> record.Format:

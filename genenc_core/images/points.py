@@ -45,6 +45,8 @@ def read_points(path: Path) -> PointTable:
     Raises:
         InputError: unreadable, a column missing, x or y that is no finite number, a point given twice, or no points.
     """
+    if path.exists() and not path.is_file():
+        raise errors.InputError(f"the points file {str(path)!r} is no regular file; give a .csv, .tsv or .parquet")
     if not path.is_file():
         raise errors.InputError(f"the points file {str(path)!r} does not exist")
     if not tables.is_table(path):

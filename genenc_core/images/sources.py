@@ -69,6 +69,10 @@ def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
         InputError: nothing there, an unreadable folder, a file of another kind, or a list without the column.
     """
     _check_utf8(images)
+    if not images:
+        raise errors.InputError(
+            "the images are an empty text, perhaps of a variable that is not set; give '.' for here"
+        )
     path = Path(images)
     if path.is_file() and tables.is_table(path):
         return _list_source(path, image_column)

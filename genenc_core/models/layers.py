@@ -17,7 +17,7 @@ from genenc_core.models.encoder import Parts
 
 Form = Literal["as it is", "channels last", "tokens"]
 
-_INDEX = re.compile(r"[+-]?\d+\Z")
+_INDEX = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _CHANNELS_FIRST = (
     nn.Conv2d,
     nn.ConvTranspose2d,

@@ -58,8 +58,8 @@ def remember(code: str | None) -> None:
     file = getattr(module, "__file__", None)
     if code is None or file is None or known(code):
         return
-    path = _file()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as noted:
@@ -67,7 +67,11 @@ def remember(code: str | None) -> None:
 
 
 def _file() -> Path:
-    """Return where it is noted: in the user's state folder, as the XDG base directory specification has it."""
+    """Return where it is noted: in the user's state folder, as the XDG base directory specification has it.
+
+    Raises:
+        RuntimeError: the user has no home, as in a container under a number without a name.
+    """
     state = os.environ.get("XDG_STATE_HOME", "")
     return (Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state") / _REMEMBERED  # noqa: PTH117
 
@@ -84,7 +88,7 @@ def _remembered() -> set[str]:
             if about.st_uid != os.geteuid() or about.st_mode & _MODES_OF_OTHERS:
                 return set()
             return set(noted.read().splitlines())
-    except OSError:
+    except (OSError, RuntimeError):
         return set()
 
 

@@ -44,7 +44,7 @@ def parse_weights(text: str) -> WeightsChoice:
         InputError: neither `random:SEED`, `pretrained`, `pretrained:TAG` nor an existing file.
     """
     word, _, rest = text.partition(":")
-    if word == "random" and rest.isascii() and rest.isdigit() and int(rest) < 2**63:
+    if word == "random" and rest.isascii() and rest.isdigit() and len(rest) < 20 and int(rest) < 2**63:
         return WeightsChoice(kind="random", seed=int(rest))
     if text == "pretrained" or (word == "pretrained" and rest):
         return WeightsChoice(kind="pretrained", tag=rest or None)

@@ -13,6 +13,8 @@ from genenc_core.run import parameters as run_parameters
 
 Format = spec.ExportFormat
 
+LARGEST_BATCH = 65536
+
 
 class ExportParameters(BaseModel):
     """What to export, and how."""
@@ -28,7 +30,7 @@ class ExportParameters(BaseModel):
     )
     formats: tuple[Format, ...] = Field(default=("torchscript",), min_length=1, description="One artifact each.")
     batch_min: int = Field(default=1, ge=1, description="Fewest images per call.")
-    batch_max: int = Field(default=32, ge=1, description="Most images per call.")
+    batch_max: int = Field(default=32, ge=1, le=LARGEST_BATCH, description="Most images per call.")
     variants: tuple[int, ...] = Field(
         default=(), description="Instead of bounds: one file per batch size, and one spec for all of a format."
     )
@@ -48,18 +50,16 @@ class ExportParameters(BaseModel):
         return text.title(self.model)
 
 
-def parse_variants(text: str) -> tuple[int, ...]:
+def parse_variants(given: str) -> tuple[int, ...]:
     """Read `1,8,32`.
 
     Raises:
         InputError: no whole numbers of at least 1, or one of them twice.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) for part in parts) or len(set(map(int, parts))) < len(
-        parts
-    ):
-        raise errors.InputError(f"--variants {text!r}: give batch sizes of at least 1, each once, such as 1,8,32")
-    return tuple(sorted(int(part) for part in parts))
+    sizes_given = [text.whole_number(part.strip()) or 0 for part in given.split(",")]
+    if not all(sizes_given) or len(set(sizes_given)) < len(sizes_given):
+        raise errors.InputError(f"--variants {given!r}: give batch sizes of at least 1, each once, such as 1,8,32")
+    return tuple(sorted(sizes_given))
 
 
 def parse_formats(text: str) -> tuple[Format, ...]:

@@ -10,7 +10,7 @@ from genenc_core.encoding.tile_plan import Blend
 from genenc_core.images import limits
 
 Backend = Literal["auto", "eager", spec.ExportFormat]
-_SIZE = re.compile(r"(\d+)(?:[xX](\d+))?\Z")
+_SIZE = re.compile(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?\Z")
 
 
 class ExtractParameters(BaseModel):

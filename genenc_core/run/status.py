@@ -91,7 +91,7 @@ def select_shards(folder: RunFolder, text: str) -> list[int]:
         return folder.failed()
     named: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
         if match is None:
             raise errors.InputError(f"--shards {text!r} is neither failed, pending, nor a list like 0,3-7")
         first, last = int(match[1]), int(match[2] or match[1])

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from genenc_core import errors
+from genenc_core import errors, text
 
 Root = Path | str
 """A run folder: a local path, or `s3://bucket/prefix`."""
@@ -119,8 +119,13 @@ def open_objects(root: Root) -> Objects:
     """Return the files of a run folder; nothing is looked at yet.
 
     Raises:
-        InputError: an `s3://` address without a prefix, or S3 support is not installed.
+        InputError: an `s3://` address without a prefix or with credentials, or S3 support is not installed.
     """
+    if is_remote(root) and text.holds_credentials(str(root)):
+        raise errors.InputError(
+            f"{str(root)!r} holds credentials: leave them out, and give them in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY or a profile"
+        )
     match = _S3.fullmatch(str(root))
     if match is None:
         from genenc_core.store import local

@@ -23,6 +23,7 @@ from genenc_core import spec
 from genenc_core.cli import drawing
 
 Call = Callable[..., Any]
+DIGITS = "9" * 5000
 
 
 def status_of(root: Path) -> np.ndarray:
@@ -195,7 +196,7 @@ def test_config_file_with_flags_on_top(genenc: Call, photos: Path, tmp_path: Pat
         'model = "tiny_models:conv"\nweights = "random:0"\nimage_size = "32"\n'
         'limit = 2\nproducts = ["v=global_avg_pool"]\n'
     )
-    said = genenc("extract", photos, "--config", config, "--out", tmp_path / "run", "--limit", 3)
+    said = genenc("extract", photos, "--config", config, "--trust", "--out", tmp_path / "run", "--limit", 3)
     assert said.code == 0
     assert zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")["v"].shape == (3, 6)
     config.write_text("modle = 1\n")
@@ -231,6 +232,15 @@ def test_export_then_extract_by_spec(genenc: Call, photos: Path, tmp_path: Path)
         ({"--shard-rows": "0"}, 2, "at least 1"),
         ({"--batch-size": "0"}, 2, "--batch-size '0'"),
         ({"--batch-size": "many"}, 2, "--batch-size 'many'"),
+        ({"--batch-size": DIGITS}, 2, "neither auto nor a number"),
+        ({"--image-size": DIGITS}, 2, "H or HxW"),
+        ({"--canvas": DIGITS}, 2, "H or HxW"),
+        ({"--layers": DIGITS}, 2, "no layer"),
+        ({"--weights": f"random:{DIGITS}"}, 2, "too long"),
+        ({"--weights": "random:9223372036854775808"}, 2, "the seed is"),
+        ({"images": ""}, 2, "empty text"),
+        ({"images": "n" * 300}, 2, "too long; give a shorter one"),
+        ({"--points": "photos"}, 2, "no regular file"),
         ({"--max-failures": "lots"}, 2, "neither a count"),
         ({"--max-failures": "101%"}, 2, "out of range"),
         ({"--device": "tpu"}, 2, "tpu"),
@@ -264,6 +274,26 @@ def test_wrong_input_is_one_paragraph_and_leaves_nothing(
     assert "Traceback" not in said.err
     assert said.out == ""
     assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("extract", "photos", "--model", "tiny_models:conv", "--out", "run", "--batch-size", "many"),
+        ("extract", "photos", "--model", "tiny_models:conv", "--out", "run", "--layers", ",,"),
+        ("extract", "photos", "--model", "general_encoder", "--out", "run", "--output-shape", DIGITS),
+        ("export", "tiny_models:conv", "--out", "model", "--layers", ",,"),
+        ("export", "tiny_models:conv", "--out", "model", "--variants", DIGITS),
+        ("export", "tiny_models:conv", "--out", "model", "--batch-max", "9" * 18),
+        ("status", "n" * 300),
+    ],
+)
+def test_wrong_usage_is_a_document_too(
+    genenc: Call, photos: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    said = genenc(*change, "--json")
+    assert (said.code, json.loads(said.out)["exit_code"]) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -411,6 +441,8 @@ def test_help_is_quick_to_import() -> None:
         ('limit = "three"', "--limit 'three' cannot be used"),
         ('fit = "zoom"', "--fit 'zoom' is unknown: give 'stretch', 'crop' or 'pad'"),
         ("decode-threads = 100000", "--decode-threads 100000 cannot be used"),
+        ("product = 3", 'it should be a list, such as ["a", "b"]'),
+        ('models = "specs"', "it should be a list"),
     ],
 )
 def test_wrong_config_is_said_in_the_options_words(

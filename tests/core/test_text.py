@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,21 @@ def test_json_is_valid_and_prints_safely() -> None:
 def test_long_text_is_cut_in_its_middle() -> None:
     assert text.shortened("a" * 50 + "b" * 50, 11) == "aaaa...bbbb"
     assert len(text.title("x\n" * 500)) <= 200
+
+
+@pytest.mark.parametrize(
+    "piece", ["a.", "token", "xx://a:", "x:/", "?sig=", "?token", "&api_key.secret", "http://a.b@c:/"]
+)
+def test_long_text_of_any_kind_is_searched_in_bounded_time(piece: str) -> None:
+    begin = time.process_time()
+    text.redacted("?" + piece * 40_000 + ":/ = @")
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("written", "number"),
+    [("0", 0), ("007", 7), ("9" * 18, 10**18 - 1), ("9" * 19, None), ("9" * 5000, None), ("²", None), ("٣", None)]
+    + [(word, None) for word in ("", "-1", "+1", " 1", "1_0", "1.0")],
+)
+def test_whole_numbers_are_plain_digits(written: str, number: int | None) -> None:
+    assert text.whole_number(written) == number

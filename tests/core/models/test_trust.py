@@ -122,3 +122,12 @@ def test_finding_code_imports_no_package(mark: Path) -> None:
     assert not trust.known("evil_package.inner:factory")
     assert not mark.exists()
     assert os.path.realpath(package / "inner.py") == trust._place("evil_package.inner:factory")
+
+
+def test_a_user_without_a_home_is_remembered_nowhere(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    encoders.EncoderCache().build(sources.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
+    assert mark.exists()
+    assert not trust.known(MODEL)
