@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def redacted(text: str) -> str:
     if ":/" not in text and "=" not in text:
         return text
     return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
+
+
+def argument(value: object) -> str:
+    """Return a path or an address as one word of a shell command."""
+    return shlex.quote(str(value))
 
 
 def whole_number(text: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from genenc_core import errors
 from genenc_core.cli import drawing, extraction, inspection, output
 from genenc_core.run import model_export
+from genenc_core.text import argument
 
 if TYPE_CHECKING:
     from genenc_core.cli.runners import Runner
@@ -64,5 +65,5 @@ def _closing(out: Path, root: Path, seconds: float) -> list[str]:
         f"  run = xarray.open_zarr({str(root / 'features.zarr')!r}, consolidated=False)",
         "  run.features[(run.status == 1).compute()]",
         "",
-        f"Next: genenc info {root}    genenc status {root}    genenc extract --help",
+        f"Next: genenc info {argument(root)}    genenc status {argument(root)}    genenc extract --help",
     ]

@@ -12,6 +12,7 @@ from genenc_core.run import driver, parameters, planning, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store.objects import Root, join
 from genenc_core.store.places import GROUP
+from genenc_core.text import argument
 
 if TYPE_CHECKING:
     from genenc_core.cli.runners import Runner
@@ -89,7 +90,7 @@ def _tell_stop(root: Root, error: BaseException, *, as_json: bool) -> int:
         return errors.Stopped.exit_code
     if as_json:
         output.say_json({**status.describe(found), "stopped": True})
-    how = f"go on with: genenc resume {root}"
+    how = f"go on with: genenc resume {argument(root)}"
     text = f"{words}: {found.committed} of {found.shards} shards are stored; {how}"
     output.tell(text)
     return errors.Stopped.exit_code

@@ -11,6 +11,7 @@ from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store.objects import Root, is_remote, join
 from genenc_core.store.repair import Repaired
 from genenc_core.store.verify import Problem, VerifyReport
+from genenc_core.text import argument
 
 LISTED = 20
 
@@ -41,7 +42,8 @@ def verify(root: Root, *, content: bool, repair: bool = False, as_json: bool) ->
         if done is not None:
             _tell_repair(root, done)
         elif not report.ok:
-            output.say([f"to make damaged shards again: genenc verify {root} --repair, then genenc resume {root}"])
+            where = argument(root)
+            output.say([f"to make damaged shards again: genenc verify {where} --repair, then genenc resume {where}"])
     return 0 if report.ok or (done is not None and not done.unrepaired) else 1
 
 
@@ -59,7 +61,7 @@ def _tell_repair(root: Root, done: Repaired) -> None:
         output.say([f"set aside in {join(root, done.folder)}: {run_status.plural(len(done.set_aside), 'file')}"])
     if done.requeued:
         shards = ", ".join(map(str, done.requeued))
-        output.say([f"to be encoded again: shards {shards}: genenc resume {root}"])
+        output.say([f"to be encoded again: shards {shards}: genenc resume {argument(root)}"])
     output.say([f"not repaired: {_problem_line(problem)}" for problem in done.unrepaired])
 
 

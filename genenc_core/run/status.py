@@ -11,6 +11,7 @@ from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, verify
 from genenc_core.store.objects import Root
 from genenc_core.store.records import CommitRecord
+from genenc_core.text import argument
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +140,8 @@ def require_intact(root: Root) -> int:
     if not report.ok:
         found = "; ".join(f"shard {item.shard}: {item.key}: {item.what}" for item in report.problems[:5])
         raise errors.StoreError(
-            f"{str(root)!r} is damaged: {found}; genenc verify {root} lists everything, and with --repair makes "
-            "damaged shards pending"
+            f"{str(root)!r} is damaged: {found}; genenc verify {argument(root)} lists everything, and with --repair "
+            "makes damaged shards pending"
         )
     return report.shards_checked
 
@@ -155,11 +156,12 @@ def summary_lines(found: Survey, *, most: int = 20) -> list[str]:
     status, failures = found.status, found.unreadable[:most]
     where = f"{status.committed} of {plural(status.shards, 'shard')}"
     lines = [f"{status.ok} of {plural(status.rows, 'image')} stored in {where}"]
+    where = argument(status.root)
     if status.unreadable:
         lines.append(f"{status.unreadable} unreadable (rows kept, NaN):")
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
         if len(failures) < status.unreadable:
-            lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {status.root}")
+            lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {where}")
     if status.points:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
         lines.append(f"points: {counts}")
@@ -168,7 +170,7 @@ def summary_lines(found: Survey, *, most: int = 20) -> list[str]:
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
     if not status.complete:
-        lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {status.root}")
+        lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {where}")
     return lines
 
 

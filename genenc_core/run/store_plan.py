@@ -12,6 +12,7 @@ from genenc_core.encoding import products, shards
 from genenc_core.images import manifest
 from genenc_core.store import layout
 from genenc_core.store.objects import is_remote
+from genenc_core.text import argument
 
 GPU_SHARD_ROWS = 4096
 CPU_SHARD_ROWS = 256
@@ -104,7 +105,7 @@ def readme(
     """Return the text that a person who finds the folder needs; `out` is where it was asked for."""
     where, opening = ".", '\nrun = xarray.open_zarr("features.zarr", consolidated=False)'
     if is_remote(out):
-        where = out
+        where = argument(out)
         opening = f"""from genenc_core.store.run_store import RunStore
 
 # The environment names the server: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL.

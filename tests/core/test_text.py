@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -106,3 +107,8 @@ def test_long_text_of_any_kind_is_searched_in_bounded_time(piece: str) -> None:
 )
 def test_whole_numbers_are_plain_digits(written: str, number: int | None) -> None:
     assert text.whole_number(written) == number
+
+
+@pytest.mark.parametrize("path", ["runs/a", "my runs/a", "it's", "s3://bucket/a b", "$HOME;ls"])
+def test_an_argument_is_one_word_of_a_shell_command(path: str) -> None:
+    assert shlex.split(f"genenc resume {text.argument(path)}") == ["genenc", "resume", path]

@@ -136,7 +136,8 @@ def litter(folder: objects.Objects) -> Iterator[str]:
 
 
 def damage(store: run_store.RunStore, shard: int) -> None:
-    """Flip a bit of a committed object."""
+    """Flip a bit of a committed object, in place from now on if a kill left it staged."""
+    store.recover()
     key = f"{places.GROUP}/features/c.{shard}.0"
     data = bytearray(store.objects.read(key))
     data[len(data) // 2] ^= 1
