@@ -12,7 +12,7 @@ from genenc_core import errors, small_files, spec
 from genenc_core.export import describe
 from genenc_core.models.factory import file_content
 from genenc_core.store import creation, records, sealed
-from genenc_core.store.places import Places
+from genenc_core.store.local import LocalObjects
 
 SMALL: dict[str, Any] = {
     "model_id": "m",
@@ -141,7 +141,7 @@ def test_a_forged_store_file_leads_nowhere(tmp_path: Path, created: Any) -> None
     (tmp_path / "_txn").mkdir()
     (tmp_path / "_txn" / "store.json").write_bytes(sealed.dumps(creation.SCHEMA, {"plan": {}, "created": created}))
     with pytest.raises(errors.StoreError, match="is damaged"):
-        creation.read(Places(root=tmp_path))
+        creation.read(LocalObjects(tmp_path))
 
 
 def test_deep_documents_are_damaged_ones() -> None:

@@ -189,10 +189,10 @@ def _boundaries(rules: Sequence[Rule]) -> Iterator[tuple[Any, str, str]]:
     if "files" in kinds:
         yield from ((files, name, f"files.{name}") for name in ("write_new", "sync_folder", "sync_tree"))
     if "image" in kinds:
-        from genenc_core.images import loader
+        from genenc_core.images import reading
 
-        yield loader.os, "open", "image.open"
-        yield loader, "_read", "image.read"
+        yield reading.os, "open", "image.open"
+        yield reading, "_read", "image.read"
 
 
 def _wrapped(injector: Injector, label: str, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -49,6 +49,7 @@ class Tally:
     crashes: dict[str, int] = dataclasses.field(default_factory=dict)
     slowest_seconds: float = 0.0
     peak_mib: int = 0
+    """Of one child, above what its fork began with."""
 
     @property
     def bad(self) -> int:
@@ -128,6 +129,7 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") * 1024 + MEMORY,) * 2)
     caught: list[str] = []
+    begun = _status("VmRSS")  # a fork begins with its parent's memory
     real = decode.decode_image
 
     def watched(data: bytearray, *, max_pixels: int) -> decode.Decoded:
@@ -154,7 +156,7 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
             if not caught and done.affine is not None:
                 geometry.plan_fit(done.height, done.width, PREPROCESSING)
             said = {"failure": done.failure, "error": "; ".join(caught), "seconds": done.seconds}
-            theirs.send({**said, "mib": _status("VmHWM") // 1024})
+            theirs.send({**said, "mib": (_status("VmHWM") - begun) // 1024})
             caught.clear()
     theirs.close()
     os._exit(0)

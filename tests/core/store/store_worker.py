@@ -20,7 +20,7 @@ import numpy as np
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import files, layout, local, places, publication, repair, run_store, transaction, verify
+from genenc_core.store import creation, files, layout, local, places, publication, repair, run_store, transaction, verify
 from genenc_core.store.objects import Objects, Root, is_remote, join, open_objects
 
 ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
@@ -105,7 +105,9 @@ def create(root: Root, *, observer: places.Observer = places.silent, **changes: 
         with tempfile.TemporaryDirectory() as scratch:
             run_store.RunStore.create(Path(scratch), plan(**changes), coordinates=coordinates())
             publication.publish(local.LocalObjects(Path(scratch)), open_objects(root))
-    return run_store.RunStore.open(root, observer=observer)
+    store = run_store.RunStore.open(root, observer=observer)
+    creation.refuse_other(store.objects, store.plan, plan(**changes))
+    return store
 
 
 def commit(store: run_store.RunStore, shard: int, *, salt: int = 0) -> None:
