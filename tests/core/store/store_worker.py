@@ -20,7 +20,18 @@ import numpy as np
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import creation, files, layout, local, places, publication, repair, run_store, transaction, verify
+from genenc_core.store import (
+    creation,
+    files,
+    layout,
+    local,
+    places,
+    publication,
+    repair,
+    run_store,
+    transaction,
+    verify,
+)
 from genenc_core.store.objects import Objects, Root, is_remote, join, open_objects
 
 ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
