@@ -64,6 +64,7 @@ def repair_store(
     unrepaired: list[verify.Problem] = []
     problems = verify.verify_store(store, content=content).problems
     if not problems:
+        _forget_killed(store)
         return Repaired(requeued=(), restored=(), set_aside=(), folder=aside.folder, unrepaired=())
     with run_store.disk_errors(f"repair of {store.name!r}"), _alone(store, aside):
         damaged = [problem for problem in problems if problem.key in store.created]
@@ -96,6 +97,13 @@ def _alone(store: run_store.RunStore, aside: "_Aside") -> Iterator[None]:
         except FileExistsError as error:
             raise errors.StoreError(_said(store)) from error
         yield
+
+
+def _forget_killed(store: run_store.RunStore) -> None:
+    """Remove what a repair left that was killed when all was done; on S3 nobody can tell whether it lives."""
+    if store.objects.size(places.REPAIR) is not None:
+        with contextlib.suppress(OSError), store.objects.alone(places.REPAIR, b""):
+            pass
 
 
 def _said(store: run_store.RunStore) -> str:

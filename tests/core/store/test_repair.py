@@ -108,6 +108,7 @@ def test_a_kill_during_repair_leaves_fill_or_final_values_and_the_next_repair_go
             store.recover()
     done = mend(small, store)
     assert done.requeued == (() if nth == 5 else (1,))
+    assert store.objects.size(places.REPAIR) is None
     small.check_readable(root)
     small.resume(root)
     assert small.tree(root) == whole
