@@ -25,6 +25,7 @@ from genenc_core.store import files, layout, places, run_store, sealed, verify, 
 from genenc_core.store.objects import join
 
 _MARK: Final = "genenc.taken-down"
+_MAKING_MARK: Final = "taken-down-"
 """Schema of what stands in for a record that is not there, while its shard is taken down."""
 
 
@@ -96,14 +97,22 @@ def _alone(store: run_store.RunStore, aside: "_Aside") -> Iterator[None]:
             held.enter_context(store.objects.alone(places.REPAIR, f"{who}\n".encode()))
         except FileExistsError as error:
             raise errors.StoreError(_said(store)) from error
+        _sweep(store)
         yield
 
 
 def _forget_killed(store: run_store.RunStore) -> None:
     """Remove what a repair left that was killed when all was done; on S3 nobody can tell whether it lives."""
-    if store.objects.size(places.REPAIR) is not None:
+    left = store.objects.names(places.TRANSACTIONS, _MAKING_MARK)
+    if left or store.objects.size(places.REPAIR) is not None:
         with contextlib.suppress(OSError), store.objects.alone(places.REPAIR, b""):
-            pass
+            _sweep(store)
+
+
+def _sweep(store: run_store.RunStore) -> None:
+    """Remove what killed repairs left of their marks; only for the one repair that runs."""
+    for name in store.objects.names(places.TRANSACTIONS, _MAKING_MARK):
+        store.objects.remove(f"{places.TRANSACTIONS}/{name}")
 
 
 def _said(store: run_store.RunStore) -> str:
@@ -165,7 +174,7 @@ def _take_down(store: run_store.RunStore, shard: int, aside: _Aside, *, content:
 def _marked(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:
     """Put a mark where a shard's record is missing, so that no worker commits it; return whether there was none."""
     record, mark = places.record(shard), sealed.dumps(_MARK, {"repair": aside.folder})
-    via = f"{places.TRANSACTIONS}/taken-down-{uuid.uuid4().hex}"
+    via = f"{places.TRANSACTIONS}/{_MAKING_MARK}{uuid.uuid4().hex}"
     try:
         store.objects.create(record, mark, via=via)
     except FileExistsError:

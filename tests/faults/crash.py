@@ -157,8 +157,11 @@ class Campaign:
                 return
             scene = SCENES[self.tally.runs % len(SCENES)]
             root = objects.join(self.base, f"run{self.tally.runs:05d}")
+            known = len(self.tally.violations)
             self.one_run(root if objects.is_remote(root) else Path(root), scene)
             self.tally.runs += 1
+            for violation in self.tally.violations[known:]:
+                progress(violation)
             progress(
                 f"{self.tally.total} kills in {self.tally.runs} runs, {self.tally.live_checks} live checks, "
                 f"{len(self.tally.violations)} violations"

@@ -106,9 +106,10 @@ def test_a_kill_during_repair_leaves_fill_or_final_values_and_the_next_repair_go
     if nth < 5:
         with pytest.raises(errors.StoreError, match=r"s0000001\.json|genenc verify --repair"):
             store.recover()
+    (root / places.TRANSACTIONS / "taken-down-killed").write_bytes(b"a mark on its way")
     done = mend(small, store)
     assert done.requeued == (() if nth == 5 else (1,))
-    assert store.objects.size(places.REPAIR) is None
+    assert set(store.objects.names(places.TRANSACTIONS)) == {"commits", "staging", "store.json", "set-aside"}
     small.check_readable(root)
     small.resume(root)
     assert small.tree(root) == whole
