@@ -147,7 +147,7 @@ class RunStore:
         found = list(_problems(self.plan, arrays, status, rows=stop - start))
         if found:
             raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
-        sealed.dumps(records.SCHEMA, details)  # refuses details that are not JSON before anything is written
+        details = sealed.normal(records.SCHEMA, details)
         with disk_errors(f"shard {shard:05d} of {self.name!r}"):
             record = transaction.own_record(self.objects, self.plan, shard)
             if record is None:

@@ -6,17 +6,20 @@ a key is only ever filled by renaming the file that the one record names, so its
 """
 
 import contextlib
+import functools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import files, layout, places, records, zarr_arrays
+from genenc_core.store import digests, layout, places, records, shard_bytes, zarr_arrays
 from genenc_core.store.objects import Objects
 
+_WORTH_THREADS: Final = 2**20
 _REMEDY: Final = "genenc verify --repair makes the shard pending, so that it is encoded again"
 
 
@@ -58,7 +61,6 @@ class Attempt:
             objects.append(self._stage_object(array, f"{self._folder}/{index}", blocks[array.name], metadata))
             self.observe("stage:object")
         record = records.CommitRecord(
-            schema=records.SCHEMA,
             shard=self.shard,
             attempt=self.name,
             fingerprint=self.plan.fingerprint,
@@ -69,7 +71,7 @@ class Attempt:
         )
         self.objects.sync(self._folder)
         self.observe("stage:after")
-        return records.CommitRecord.from_json(record.to_json())
+        return record
 
     def commit(self, record: records.CommitRecord) -> records.CommitRecord:
         """Make `record` the shard's record unless it has one; return the one it has from now on, durable.
@@ -104,15 +106,28 @@ class Attempt:
     ) -> records.ObjectRecord:
         key = layout.chunk_key(array, self.shard)
         start, _ = self.plan.shard_range(self.shard)
-        data = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
-        self.objects.write_new(staged, data)
-        return records.ObjectRecord(
-            key=key,
-            staged=staged.removeprefix(f"{places.STAGING}/"),
-            size=len(data),
-            sha256=files.sha256(data),
-            content_sha256=zarr_arrays.content_sha256(block),
-        )
+        block = shard_bytes.values(block)
+        parts = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
+        with _aside(block.nbytes) as call:
+            digest, content = call(digests.of, parts), call(zarr_arrays.content_digest, block)
+            self.objects.write_new(staged, *parts)
+            return records.ObjectRecord(
+                key=key,
+                staged=staged.removeprefix(f"{places.STAGING}/"),
+                size=sum(map(len, parts)),
+                digest=digest(),
+                content_digest=content(),
+            )
+
+
+@contextlib.contextmanager
+def _aside(size: int) -> Iterator[Callable[..., Callable[[], str]]]:
+    """Give a way to call functions while something else is done: in threads where `size` bytes are worth it."""
+    if size < _WORTH_THREADS:
+        yield functools.partial
+        return
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result
 
 
 def read_record(objects: Objects, shard: int) -> records.CommitRecord | None:

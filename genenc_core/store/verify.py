@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import layout, places, records, run_store, transaction, zarr_arrays
+from genenc_core.store import digests, layout, places, records, run_store, transaction, zarr_arrays
 from genenc_core.store.objects import is_remote
 
 _UNPROMOTED: Final = "committed but not in place yet"
@@ -101,8 +101,8 @@ def _keys(plan: layout.StorePlan, shard: int) -> list[str]:
 
 def _created_problems(store: run_store.RunStore) -> Iterator[Problem]:
     """Yield what happened to the metadata and coordinates."""
-    for key, stated in store.created.items():
-        what = _difference(store, key, *stated)
+    for key, (size, sha256) in store.created.items():
+        what = _difference(store, key, size, f"sha256:{sha256}")
         if what:
             yield Problem(shard=None, rows=None, key=key, what=f"{what} since the run was created")
 
@@ -157,12 +157,12 @@ def _object_problem(
     content: bool,
 ) -> str:
     """Return what is wrong with one object, "" if nothing is."""
-    what = _difference(store, item.key, item.size, item.sha256)
+    what = _difference(store, item.key, item.size, item.digest)
     # What is staged is still to be put in place, whatever lies there now.
     if what and store.objects.size(f"{places.STAGING}/{item.staged}") is not None:
         return _UNPROMOTED
     if what:  # looked at again: a worker may have put it in place between the two looks
-        what = _difference(store, item.key, item.size, item.sha256)
+        what = _difference(store, item.key, item.size, item.digest)
     if what or not (content or array.name == layout.STATUS):
         return f"{what} since it was committed" if what else ""
     try:
@@ -172,7 +172,7 @@ def _object_problem(
     except Exception as error:  # zarr and its codecs raise anything at damaged metadata; the report says what
         _refuse_passing(store, error)
         return f"cannot be decoded: {error!r}"
-    if zarr_arrays.content_sha256(block) != item.content_sha256:
+    if zarr_arrays.content_digest(block, digests.algorithm(item.content_digest)) != item.content_digest:
         return "decodes to other values than were committed: the array's metadata or the codec changed"
     return _status_problem(block, record) if array.name == layout.STATUS else ""
 
@@ -191,10 +191,11 @@ def _status_problem(status: np.ndarray, record: records.CommitRecord) -> str:
     return "" if counts == stated else f"status says {counts}, the record says {stated}"
 
 
-def _difference(store: run_store.RunStore, key: str, size: int, sha256: str) -> str:
+def _difference(store: run_store.RunStore, key: str, size: int, digest: str) -> str:
     """Return how a file of the group differs from its record, "" if it does not."""
+    algorithm, _, stated = digest.partition(":")
     try:
-        found_size, found = store.objects.digest(f"{places.GROUP}/{key}")
+        found_size, found = store.objects.digest(f"{places.GROUP}/{key}", algorithm)
     except FileNotFoundError:
         return _MISSING
     except OSError as error:
@@ -202,4 +203,4 @@ def _difference(store: run_store.RunStore, key: str, size: int, sha256: str) -> 
         return f"cannot be read ({error.strerror or error})"
     if found_size != size:
         return f"has {found_size} bytes instead of {size}: changed"
-    return "" if found == sha256 else f"sha256 is {found} instead of {sha256}: changed"
+    return "" if found == stated else f"{algorithm} is {found} instead of {stated}: changed"

@@ -119,7 +119,7 @@ def test_the_power_loss_check_sees_a_broken_order(
     store = small.create(tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         if broken == "no fsync of staged files":
-            patch.setattr(files, "write_new", lambda path, data: path.write_bytes(data))
+            patch.setattr(files, "write_new", lambda path, *parts: path.write_bytes(b"".join(parts)))
         elif broken == "no fsync of folders":
             patch.setattr(files, "sync_folder", lambda _: None)
         else:
