@@ -20,6 +20,8 @@ from genenc_core.store import digests, layout, places, records, shard_bytes, zar
 from genenc_core.store.objects import Objects
 
 _WORTH_THREADS: Final = 2**20
+_THREADS: Final = 4
+_Call = Callable[..., Callable[[], Any]]
 _REMEDY: Final = "genenc verify --repair makes the shard pending, so that it is encoded again"
 
 
@@ -57,9 +59,14 @@ class Attempt:
         self.observe("stage:before")
         self.objects.make_folder(self._folder)
         objects = []
-        for index, array in enumerate(self.plan.all_arrays):
-            objects.append(self._stage_object(array, f"{self._folder}/{index}", blocks[array.name], metadata))
-            self.observe("stage:object")
+        with _calls(sum(block.nbytes for block in blocks.values())) as call:
+            staging = [
+                self._stage_object(array, f"{self._folder}/{index}", blocks[array.name], metadata, call)
+                for index, array in enumerate(self.plan.all_arrays)
+            ]
+            for ended in staging:
+                objects.append(ended())
+                self.observe("stage:object")
         record = records.CommitRecord(
             shard=self.shard,
             attempt=self.name,
@@ -102,15 +109,18 @@ class Attempt:
         return places.attempt(self.shard, self.name)
 
     def _stage_object(
-        self, array: layout.ArrayPlan, staged: str, block: np.ndarray, metadata: Mapping[str, bytes]
-    ) -> records.ObjectRecord:
+        self, array: layout.ArrayPlan, staged: str, block: np.ndarray, metadata: Mapping[str, bytes], call: _Call
+    ) -> Callable[[], records.ObjectRecord]:
+        """Have an object written and hashed; return what waits for the end of it."""
         key = layout.chunk_key(array, self.shard)
         start, _ = self.plan.shard_range(self.shard)
         block = shard_bytes.values(block)
         parts = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
-        with _aside(block.nbytes) as call:
-            digest, content = call(digests.of, parts), call(zarr_arrays.content_digest, block)
-            self.objects.write_new(staged, *parts)
+        written = call(self.objects.write_new, staged, *parts)
+        digest, content = call(digests.of, parts), call(zarr_arrays.content_digest, block)
+
+        def ended() -> records.ObjectRecord:
+            written()
             return records.ObjectRecord(
                 key=key,
                 staged=staged.removeprefix(f"{places.STAGING}/"),
@@ -119,14 +129,17 @@ class Attempt:
                 content_digest=content(),
             )
 
+        return ended
+
 
 @contextlib.contextmanager
-def _aside(size: int) -> Iterator[Callable[..., Callable[[], str]]]:
-    """Give a way to call functions while something else is done: in threads where `size` bytes are worth it."""
+def _calls(size: int) -> Iterator[_Call]:
+    """Give a way to call functions whose results are asked for later: in threads where `size` bytes are worth them."""
     if size < _WORTH_THREADS:
         yield functools.partial
         return
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    # Waiting for the disk takes no core, and fsyncs at the same time cost little more than one.
+    with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="genenc-stage") as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result
 
 
