@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images import differences, matching, names, rows, sources
+from genenc_core.images import differences, listing, matching, names, rows, sources
 from genenc_core.images.points import PointTable
 
 
@@ -137,7 +137,8 @@ def write_manifest(
     partial, spool = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "spool"))
     try:
         if points is None:
-            _write(partial, rows.blocks(sources.iter_images(source, limit=limit)), source, ())
+            listed = listing.iter_blocks(source, limit=limit, block_rows=rows.GROUP_ROWS)
+            _write(partial, rows.blocks(listed), source, ())
         else:
             matcher = matching.Matcher(points.images)
             _write(spool, rows.blocks(_watched(source, matcher, limit)), source, ())
@@ -174,12 +175,16 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
     return differences.describe(tables[0], tables[1], point_names=point_names)
 
 
-def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[sources.ImageFile]:
+def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[listing.Block]:
     """Yield the first `limit` images, and show all of them to the matcher."""
-    for row, image in enumerate(sources.iter_images(source)):
-        matcher.see(row, image.image_id, f"{source.root}/{image.path}" if image.path[0] != "/" else image.path)
-        if limit is None or row < limit:
-            yield image
+    first = 0
+    for block in listing.iter_blocks(source, block_rows=rows.GROUP_ROWS):
+        for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
+            matcher.see(row, image_id, f"{source.root}/{path}" if path[0] != "/" else path)
+        first += len(block)
+        kept = len(block) if limit is None else limit - (first - len(block))
+        if kept > 0:
+            yield block.first(kept)
 
 
 def _write(
