@@ -97,24 +97,21 @@ def iter_blocks(source: sources.ImageSource, *, limit: int | None = None, block_
             is through).
     """
     listed = _of_list if source.kind == "list" else _of_folder
-    prefix = f"{str(source.root).rstrip('/')}/"
+    prefix = _prefix(source.root)
     waiting: deque[tuple[_Named, list[Future[_Facts]]]] = deque()
     with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="genenc-list") as pool:
         for named in listed(source, limit, block_rows):
-            asked = [[_full(prefix, path) for path in part] for part in _parts(named.files)]
-            waiting.append((named, [pool.submit(_facts, part) for part in asked]))
+            full = [path if path[0] == "/" else prefix + path for path in named.files]
+            parts = (full[at : at + _ASKED] for at in range(0, len(full), _ASKED))
+            waiting.append((named, [pool.submit(_facts, part) for part in parts]))
             if len(waiting) > 2:
                 yield _block(*waiting.popleft())
         while waiting:
             yield _block(*waiting.popleft())
 
 
-def _full(prefix: str, path: str) -> str:
-    return path if path.startswith("/") else prefix + path
-
-
-def _parts(paths: list[str]) -> Iterator[list[str]]:
-    return (paths[at : at + _ASKED] for at in range(0, len(paths), _ASKED))
+def _prefix(root: Path) -> str:
+    return f"{str(root).rstrip('/')}/"
 
 
 def _block(named: _Named, facts: Sequence[Future[_Facts]]) -> Block:
@@ -209,7 +206,7 @@ def _texts(values: Sequence[object]) -> list[str]:
 
 def _files(root: Path, entries: list[str], *, clean: bool) -> tuple[list[str], list[str]]:
     """Return the files that entries of a list name, relative to the root where they lie under it, and their texts."""
-    prefix = f"{str(root).rstrip('/')}/"
+    prefix = _prefix(root)
     if clean:
         files = [entry.removeprefix(prefix) for entry in entries]
         return files, files

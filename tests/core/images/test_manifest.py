@@ -191,6 +191,7 @@ def test_open_refuses_other_files(tmp_path: Path, folder: Path) -> None:
     written.path.write_bytes(data[:-50])
     with pytest.raises(errors.StoreError, match="not a readable manifest"):
         manifest.Manifest.open(written.path)
+    written.path.write_bytes(data[:20])
     with pytest.raises(errors.StoreError, match="damaged"):
         written.read(0, 1)
 
