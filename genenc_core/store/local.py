@@ -66,6 +66,13 @@ class LocalObjects:
         with os.scandir(self.path(folder)) as entries:
             return [entry.name for entry in entries if entry.name.startswith(prefix)]
 
+    def stamps(self, folder: str) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yield the names in a folder, with the bytes of each and when it was last changed, in nanoseconds."""
+        with os.scandir(self.path(folder)) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                yield entry.name, (status.st_size, status.st_mtime_ns)
+
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield every file below a folder with its size."""
         return files.walk(self.path(folder))
