@@ -47,20 +47,22 @@ class Survey:
     unreadable: tuple[dict[str, Any], ...]
 
 
-def survey(root: Root, *, most: int | None = None) -> Survey:
+def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) -> Survey:
     """Return what a run's commit records say; those that are not in its tally are read.
 
     Args:
         root: the run folder.
         most: unreadable images to name with their reasons, which stand in the records alone; None for all.
+        committed_rows: also give the rows of committed shards.
     """
     folder = RunFolder(root)
     committed, failed = folder.store.committed(), set(folder.failed())
     lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed])
-    rows = [_shard_row(folder, shard, lines.get(shard), failed) for shard in range(folder.store.shard_count)]
+    shown = [shard for shard in range(folder.store.shard_count) if committed_rows or shard not in lines]
+    rows = [_shard_row(folder, shard, lines.get(shard), failed) for shard in shown]
     points: Counter[str] = Counter()
-    for line in lines.values():
-        points.update(line.points)
+    for name, count in (item for line in lines.values() for item in line.points.items()):
+        points[name] += count
     found = records.RunStatus(
         root=str(root),
         rows=folder.store.plan.rows,
@@ -72,7 +74,7 @@ def survey(root: Root, *, most: int | None = None) -> Survey:
         points={name: count for name, count in points.items() if count},
     )
     fit = str(folder.identity["preprocessing"]["fit"])
-    unreadable = _unreadable(folder, (row.shard for row in rows if row.unreadable), most)
+    unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
     return Survey(status=found, fit=fit, shards=tuple(rows), unreadable=tuple(unreadable))
 
 
@@ -118,7 +120,7 @@ def describe(found: records.RunStatus) -> dict[str, Any]:
 
 def run_status(root: Root) -> records.RunStatus:
     """Return the counts of a run, from its commit records."""
-    return survey(root, most=0).status
+    return survey(root, most=0, committed_rows=False).status
 
 
 def select_shards(folder: RunFolder, text: str) -> list[int]:
@@ -217,7 +219,8 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
 
 
 def _shard_row(folder: RunFolder, shard: int, line: tally.Line | None, failed: set[int]) -> ShardRow:
-    start, stop = folder.store.shard_range(shard)
+    plan = folder.store.plan
+    start, stop = shard * plan.shard_rows, min((shard + 1) * plan.shard_rows, plan.rows)
     if line is None:
         state = "failed" if shard in failed else "pending"
         reason = folder.failure(shard) if shard in failed else ""

@@ -9,8 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from genenc_core.store import places
 from genenc_core.store.local import LocalObjects
@@ -22,9 +21,8 @@ Stamp = tuple[int, int]
 """Bytes and nanoseconds of the last change of a record."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """What a survey counts of one committed shard."""
+class Line(NamedTuple):
+    """What a survey counts of one committed shard; a tuple, as there may be hundreds of thousands."""
 
     ok: int
     unreadable: int
@@ -86,7 +84,7 @@ def read(objects: Objects, known: Mapping[int, Stamp]) -> dict[int, Line]:
     for row in _rows(text):
         with contextlib.suppress(TypeError, ValueError):
             shard, size, changed, ok, unreadable, points, seconds = row
-            line = Line(ok=ok, unreadable=unreadable, points=points, seconds=seconds)
+            line = Line(ok, unreadable, points, seconds)
             if known.get(shard) == (size, changed) and _sane(line):
                 found[shard] = line
     return found
@@ -116,6 +114,7 @@ def _rows(text: bytes) -> list[Any]:
 
 
 def _sane(line: Line) -> bool:
-    counts = [line.ok, line.unreadable, *line.points.values()] if isinstance(line.points, dict) else [None]
-    times = line.seconds.values() if isinstance(line.seconds, dict) else [None]
-    return all(type(count) is int for count in counts) and all(type(time) in (int, float) for time in times)
+    if type(line.points) is not dict or type(line.seconds) is not dict:
+        return False
+    counts = {type(line.ok), type(line.unreadable), *map(type, line.points.values())}
+    return counts == {int} and set(map(type, line.seconds.values())) <= {int, float}

@@ -187,9 +187,9 @@ class RunStore:
             creation.sweep(self.objects)
             staged = {places.shard_of(name) for name in transaction.staged(self.objects)}
             in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
-            finished, lost = [], []
+            finished, lost, status = [], [], layout.status_plan(self.plan)
             for shard in sorted(committed):
-                key = layout.chunk_key(layout.status_plan(self.plan), shard)
+                key = layout.chunk_key(status, shard)
                 if key.rpartition("/")[2] in in_place and shard not in staged:
                     continue
                 try:

@@ -2,7 +2,7 @@
 
 import errno
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +15,9 @@ from genenc_core.store.objects import is_remote
 
 _UNPROMOTED: Final = "committed but not in place yet"
 _MISSING: Final = "missing"
+_AT_ONCE: Final = 256
+"""Shards whose reports wait for their turn."""
+_LONGEST: Final = len(str(layout.LARGEST_SHARDS))
 _OF_THE_FILE: Final = frozenset((errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EUCLEAN))
 
 
@@ -66,18 +69,19 @@ def verify_store(store: run_store.RunStore, *, content: bool = False, threads: i
 
 
 def _verify(store: run_store.RunStore, *, content: bool, threads: int) -> VerifyReport:
-    present = {key for key, _ in store.objects.walk(places.GROUP)}  # before the records: a key in it must have one
-    committed = sorted(store.committed())
-    expected = {key for shard in committed for key in _keys(store.plan, shard)}
-    problems = [*_created_problems(store), *_foreign(store, sorted(present - expected)), *_foreign_records(store)]
+    foreign = _without_record(store)
+    done = store.committed()
+    committed = sorted(done)
+    problems = [*_created_problems(store), *_foreign(store, foreign, done), *_foreign_records(store)]
     unpromoted = set()
     check = functools.partial(_shard_problems, store, content=content)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for shard, found in zip(committed, pool.map(check, committed), strict=True):
-            problems += [problem for problem in found if problem.what != _UNPROMOTED]
-            if any(problem.what == _UNPROMOTED for problem in found):
-                unpromoted.add(shard)
-    done = set(committed)
+        for first in range(0, len(committed), _AT_ONCE):
+            some = committed[first : first + _AT_ONCE]
+            for shard, found in zip(some, pool.map(check, some), strict=True):
+                problems += [problem for problem in found if problem.what != _UNPROMOTED]
+                if any(problem.what == _UNPROMOTED for problem in found):
+                    unpromoted.add(shard)
     return VerifyReport(
         shards_checked=len(committed),
         pending=tuple(shard for shard in range(store.shard_count) if shard not in done),
@@ -92,7 +96,7 @@ def shard_problems(store: run_store.RunStore, shard: int, *, content: bool = Fal
         found = _shard_problems(store, shard, content=content)
         return [problem for problem in found if problem.what != _UNPROMOTED]
     present = [key for key in _keys(store.plan, shard) if store.objects.size(f"{places.GROUP}/{key}") is not None]
-    return list(_foreign(store, present))
+    return list(_foreign(store, present, set()))
 
 
 def _keys(plan: layout.StorePlan, shard: int) -> list[str]:
@@ -107,13 +111,34 @@ def _created_problems(store: run_store.RunStore) -> Iterator[Problem]:
             yield Problem(shard=None, rows=None, key=key, what=f"{what} since the run was created")
 
 
-def _foreign(store: run_store.RunStore, keys: list[str]) -> Iterator[Problem]:
-    owners: Mapping[str, int] = {}
-    unknown = [key for key in keys if key not in store.created]
-    if unknown:
-        owners = {key: shard for shard in range(store.shard_count) for key in _keys(store.plan, shard)}
-    for key in unknown:
-        shard = owners.get(key)
+def _without_record(store: run_store.RunStore) -> list[str]:
+    """Return the keys of no shard that has a record now; a shard of which is one must have it when we look again."""
+    done, owner = store.committed(), _owners(store.plan)
+    keys = (key for key, _ in store.objects.walk(places.GROUP) if key not in store.created)
+    return sorted(key for key in keys if owner(key) not in done)
+
+
+def _owners(plan: layout.StorePlan) -> Callable[[str], int | None]:
+    """Return what tells the shard that a key belongs to, None for a key that no shard has."""
+    arrays = {array.name: array for array in plan.all_arrays}
+
+    def owner(key: str) -> int | None:
+        name, _, place = key.partition("/")
+        number = f"{place}.".split(".")[1]
+        if name not in arrays or not number.isdecimal() or len(number) > _LONGEST:
+            return None
+        shard = int(number)
+        return shard if shard < plan.shard_count and layout.chunk_key(arrays[name], shard) == key else None
+
+    return owner
+
+
+def _foreign(store: run_store.RunStore, keys: list[str], done: set[int]) -> Iterator[Problem]:
+    owner = _owners(store.plan)
+    for key in keys:
+        shard = owner(key)
+        if shard in done:
+            continue
         if shard is None:
             yield Problem(shard=None, rows=None, key=key, what="foreign file: the store never wrote it")
         else:
