@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import options, output, reading, usage
+from genenc_core.cli import benchmark, options, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
 from genenc_core.cli.usage import Json, Models, Plain, RunArgument, Trust
 
@@ -225,4 +225,5 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             raise typer.Exit(extraction.resume(run, shards, more, who, as_json=json))
 
     reading.add_to(app)
+    benchmark.add_to(app, flows)
     return app

@@ -9,8 +9,6 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 
 def describe_environment() -> dict[str, object]:
     """Return the environment as JSON data; nothing in it names a user, a host or a secret."""
@@ -33,6 +31,8 @@ def digest(record: Mapping[str, object]) -> str:
 
 def describe_torch() -> dict[str, object]:
     """Return what of torch's build and settings can change a number."""
+    import torch
+
     found: dict[str, object] = {
         "version": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
