@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,22 +91,21 @@ def extraction(folder: str, threads: int, out: str) -> Iterator[Once]:
     def once() -> float:
         return float(driver.extract(parameters(folder, f"{out}-{next(numbers)}", threads)).status.rows)
 
-    with keeping_to_itself(out):
-        yield once
+    _alone(out)
+    yield once
 
 
 @contextlib.contextmanager
 def sharing(folder: str, processes: int, threads: int, out: str) -> Iterator[Once]:
     """Plan a run each time and let processes that are up already share its shards."""
     numbers = itertools.count()
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     helper = Way(name="helper", program=f"{HERE}:resuming", arguments={"out": out})
     with contextlib.ExitStack() as stack:
         helpers = [Running(helper) for _ in range(processes)]
         for process in helpers:
             stack.callback(process.close)
             process.prepared()
-        stack.enter_context(keeping_to_itself(out))
+        _alone(out)
 
         def once() -> float:
             root = planning.create_run(parameters(folder, f"{out}-{next(numbers)}", threads, shard_rows=32))
@@ -129,8 +127,8 @@ def resuming(out: str) -> Iterator[Once]:
         root = f"{out}-{next(numbers)}"
         return float(driver.resume(root, "pending", driver.options_for(root, trust=True)).status.rows)
 
-    with keeping_to_itself(out):
-        yield once
+    _alone(out)
+    yield once
 
 
 def parameters(folder: str, out: str, threads: int, **more: object) -> ExtractParameters:
@@ -148,13 +146,10 @@ def parameters(folder: str, out: str, threads: int, **more: object) -> ExtractPa
     )
 
 
-@contextlib.contextmanager
-def keeping_to_itself(out: str) -> Iterator[None]:
-    """Keep what genenc remembers for its user out of the user's folders; torch computes on one thread."""
+def _alone(out: str) -> None:
+    """Make the folder of the runs; torch computes on one thread."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    os.environ["XDG_STATE_HOME"] = str(Path(out).parent.absolute() / "state")
     torch.set_num_threads(1)
-    yield
 
 
 @contextlib.contextmanager

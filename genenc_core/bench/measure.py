@@ -40,9 +40,12 @@ class WayError(errors.GenencError):
 
 
 class Running:
-    """A way's process, prepared and waiting for its turn; close it."""
+    """A way's process, prepared and waiting for its turn; close it.
 
-    def __init__(self, way: Way) -> None:
+    What genenc and Prefect keep for their user goes into `home`; None leaves the environment as it is.
+    """
+
+    def __init__(self, way: Way, home: Path | None = None) -> None:
         self._way = way
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 closed with the process
         self._process = subprocess.Popen(
@@ -51,6 +54,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=self._said,
             start_new_session=True,
+            env=None if home is None else _environment(home),
         )
 
     def prepared(self) -> None:
@@ -108,12 +112,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(ways: Sequence[Way]) -> Iterator[list[Running | str]]:
+def running(ways: Sequence[Way], home: Path) -> Iterator[list[Running | str]]:
     """Start the ways' processes one after the other; in place of one that fails its reason."""
     with contextlib.ExitStack() as stack:
         started: list[Running | str] = []
         for way in ways:
-            process = Running(way)
+            process = Running(way, home)
             stack.callback(process.close)
             try:
                 process.prepared()
@@ -126,7 +130,7 @@ def running(ways: Sequence[Way]) -> Iterator[list[Running | str]]:
 def compare(ways: Sequence[Way], options: Options) -> list[Row]:
     """Measure the ways `options.repeats` times in turn, after one call each that does not count; return their rows."""
     options.tell(f"preparing {', '.join(way.name for way in ways)}")
-    with running(ways) as started:
+    with running(ways, options.folder) as started:
         found: list[list[dict[str, float]]] = [[] for _ in ways]
         for repeat in range(options.repeats + 1):
             for place in range(len(ways)):
@@ -144,6 +148,42 @@ def compare(ways: Sequence[Way], options: Options) -> list[Row]:
                     found[at].append(cost)
             options.tell(f"repeat {repeat} of {options.repeats} done")
         return [_row(way, costs, state) for way, costs, state in zip(ways, found, started, strict=True)]
+
+
+def prepare(way: Way, options: Options) -> None:
+    """Do a way's work once in a process of its own, for what it leaves behind.
+
+    Raises:
+        WayError: it failed.
+    """
+    process = Running(way, options.folder)
+    try:
+        process.prepared()
+        process.start()
+        process.cost()
+    finally:
+        process.close()
+
+
+def minus(name: str, more: Row, less: Row, *, note: str = "") -> Row:
+    """Return what the units cost that one row has more of than another: the fixed part of both is gone."""
+    if not (more.measured and less.measured):
+        return Row(name=name, note=more.note or less.note)
+    return Row(
+        name=name,
+        note=note,
+        count=more.count - less.count,
+        cpu_seconds=tuple(a - b for a, b in zip(more.cpu_seconds, less.cpu_seconds, strict=True)),
+        wall_seconds=tuple(a - b for a, b in zip(more.wall_seconds, less.wall_seconds, strict=True)),
+        peak_bytes=more.peak_bytes,
+        foreign_cores=more.foreign_cores,
+    )
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return this environment with folders of its own for what is remembered, and no Prefect server but its own."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "PREFECT_PROFILE")}
+    return {**kept, "XDG_STATE_HOME": str(home / "state"), "PREFECT_HOME": str(home / "prefect")}
 
 
 def _one(process: Running) -> dict[str, float]:

