@@ -36,11 +36,13 @@ def table(given: Table) -> str:
     lines = [heads, ["---"] * len(heads)]
     for row in given.rows:
         figures = _figures(row, given, scale) if row.measured else [NONE] * (5 + 2 * len(given.baselines))
-        lines.append(
-            [*([row.group] if grouped else []), row.name, *figures, *([row.note.replace("|", "/")] if noted else [])]
-        )
+        lines.append([*([row.group] if grouped else []), row.name, *figures, *([row.note] if noted else [])])
     settings = f"\n\n{given.settings}" if given.settings else ""
-    return f"**{given.title}**{settings}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{given.title}**{settings}\n\n" + "\n".join(map(_line, lines))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _figures(row: Row, given: Table, scale: float) -> list[str]:

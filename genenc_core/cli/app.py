@@ -1,6 +1,5 @@
 """The commands of `genenc`; what needs Prefect comes in as a `Runner`, so that the core stays free of it."""
 
-import importlib.metadata
 import os
 import signal
 import sys
@@ -53,6 +52,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
     ) -> None:
         if version:
+            import importlib.metadata
+
             output.say([importlib.metadata.version("genenc")])
             raise typer.Exit
 

@@ -35,6 +35,9 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
             names = suites.chosen(suite)
             if out is not None and not out.absolute().parent.is_dir():
                 raise errors.InputError(f"--out {str(out)!r}: its folder is not there; make it, or give another")
+            for option, given in (("folder", folder), ("peers", peers)):
+                if given is not None and not given.is_dir():
+                    raise errors.InputError(f"--{option} {str(given)!r} is no folder: make it, or give another")
             with tempfile.TemporaryDirectory(dir=folder, prefix="genenc-bench-") as scratch:
                 options = records.Options(
                     folder=Path(scratch),
