@@ -119,4 +119,7 @@ def _drain() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that the runner can be found by it in other processes.
+    from flows import entry
+
+    entry.main()
