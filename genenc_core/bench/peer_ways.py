@@ -1,8 +1,12 @@
 """The ways of the suite `peers`, run by the interpreters of those tools: nothing of genenc is imported here."""
 
 import contextlib
+import importlib.abc
+import importlib.machinery
 import itertools
 import os
+import sys
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,10 +53,30 @@ def ray_data(folder: str, out: str) -> Iterator[Once]:
     ray.shutdown()
 
 
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for what a tool imports for other kinds of models only."""
+
+    names = ("tensorflow", "torchtyping", "numba", "sklearn", "skimage", "open_clip", "dreamsim", "transformers")
+
+    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        found = name.partition(".")[0] in self.names
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if found else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
+        return unittest.mock.MagicMock(name=spec.name, __spec__=spec, __path__=[], __name__=spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        """Do nothing."""
+
+
 @contextlib.contextmanager
 def thingsvision(folder: str, out: str) -> Iterator[Once]:
     """Extract the activations of a pooling layer into an array."""
+    import numpy
     import torch
+
+    sys.meta_path.append(_Absent())
+    numpy.AxisError = numpy.exceptions.AxisError  # type: ignore[attr-defined]
     from thingsvision import get_extractor
     from thingsvision.utils.data import DataLoader, ImageDataset
 

