@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from flows import local_server
 from genenc_core.cli import app
 
 if TYPE_CHECKING:
+    from flows import local_server
     from genenc_core.export import exporting
     from genenc_core.run import driver, model_export, parameters, records
 
@@ -28,6 +28,8 @@ class FlowRunner:
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         """Start the server, so that it comes up while the command imports torch and checks its arguments."""
+        from flows import local_server
+
         local_server.quiet_environment()
         with local_server.server() as self._server:
             yield
@@ -117,4 +119,7 @@ def _drain() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that the runner can be found by it in other processes.
+    from flows import entry
+
+    entry.main()

@@ -35,8 +35,8 @@ def show_progress(artifact: UUID, root: str, done: int, shards: int) -> None:
 @task(task_run_name=named("report {root}"), cache_policy=NO_CACHE, tags=["genenc"])
 def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
     """Write the tables of shards and of unreadable images and the summary to the UI; `reports` are this session's."""
-    found = status.survey(root)
-    images = found.unreadable[:MOST_ROWS]
+    found = status.survey(root, most=MOST_ROWS)
+    images = found.unreadable
     shards = shard_table(found, reports)
     create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
     if images:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 import pictures
+from genenc_core.bench import table
+from genenc_core.bench.records import Report
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +33,14 @@ def test_ci_takes_its_commands_from_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "readme_command demo" in script
     assert "readme_command tests" in script
+
+
+def test_the_readmes_figures_are_those_of_the_committed_results() -> None:
+    """`python tests/benchmarks/readme.py` writes them."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- bench: begin -->\n(.*?)<!-- bench: end -->", readme, flags=re.DOTALL)
+    results = (ROOT / "tests" / "benchmarks" / "results.json").read_text(encoding="utf-8")
+    assert shown == table.report(Report.from_json(results))
 
 
 def test_modules_stay_readable() -> None:

@@ -1,6 +1,5 @@
 """The commands of `genenc`; what needs Prefect comes in as a `Runner`, so that the core stays free of it."""
 
-import importlib.metadata
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import options, output, reading, usage
+from genenc_core.cli import benchmark, options, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
 from genenc_core.cli.usage import Json, Models, Plain, RunArgument, Trust
 
@@ -53,6 +52,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
     ) -> None:
         if version:
+            import importlib.metadata
+
             output.say([importlib.metadata.version("genenc")])
             raise typer.Exit
 
@@ -225,4 +226,5 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             raise typer.Exit(extraction.resume(run, shards, more, who, as_json=json))
 
     reading.add_to(app)
+    benchmark.add_to(app, flows)
     return app

@@ -64,7 +64,7 @@ def _watch(root: Root, work: Callable[[], driver.Result], *, as_json: bool) -> i
 def _tell_result(root: Root, result: driver.Result, *, as_json: bool) -> int:
     for failure in result.failures:
         output.tell(f"failed: {failure}")
-    found = status.survey(root)
+    found = status.survey(root, most=None if as_json else status.NAMED, committed_rows=False)
     if as_json:
         failures = [{"shard": item.shard, "reason": item.reason} for item in result.failures]
         more = {"asked": result.asked, "failures": failures, "unreadable_images": found.unreadable}

@@ -18,7 +18,7 @@ LISTED = 20
 
 def status(root: Root, *, as_json: bool) -> int:
     """Print where a run stands; return the exit code of its state."""
-    found = run_status.survey(root)
+    found = run_status.survey(root, most=None if as_json else run_status.NAMED, committed_rows=as_json)
     if as_json:
         shards = [dataclasses.asdict(row) for row in found.shards]
         described = run_status.describe(found.status)

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
-import pydantic
 import rich.console
-import rich.progress
 import rich.table
 import rich.text
 import typer
@@ -75,7 +73,11 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
             yield
     except errors.GenencError as error:
         fail(str(error), error.exit_code, as_json=as_json)
-    except pydantic.ValidationError as error:
+    except ValueError as error:
+        import pydantic  # a ValidationError is a ValueError; `genenc --help` is quicker without it
+
+        if not isinstance(error, pydantic.ValidationError):
+            raise
         problems = "; ".join(_problem(dict(item)) for item in error.errors())
         fail(problems, errors.InputError.exit_code, as_json=as_json)
     except OSError as error:
@@ -134,6 +136,8 @@ class ProgressLine:
     """Images done, failures, images per second and time left; nothing where standard error is no terminal."""
 
     def __init__(self) -> None:
+        import rich.progress
+
         self._console = error_console()
         self._progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),

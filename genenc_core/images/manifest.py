@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images import differences, matching, names, rows, sources
+from genenc_core.images import differences, listing, matching, names, rows, sources
 from genenc_core.images.points import PointTable
 
 
@@ -45,6 +45,10 @@ class Manifest:
     point_names: tuple[str, ...]
     opener: Callable[[], BinaryIO] | None = None
     """How to open one that is no local file."""
+    footer: parquet.FileMetaData = field(compare=False, repr=False)
+    """What the file says of its row groups, read once: it grows with the rows."""
+    starts: np.ndarray = field(compare=False, repr=False)
+    """First row of every row group, and the number of rows."""
 
     @classmethod
     def open(cls, path: Path, *, opener: Callable[[], BinaryIO] | None = None) -> Self:
@@ -55,8 +59,9 @@ class Manifest:
         """
         try:
             with parquet.ParquetFile(opener() if opener else path) as file:
-                stored = file.metadata.metadata or {}
-                count = int(file.metadata.num_rows)
+                footer = file.metadata
+                stored = footer.metadata or {}
+                sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
         except (OSError, pa.ArrowException) as error:
             raise errors.StoreError(f"{path} is not a readable manifest: {error}") from error
         if stored.get(b"genenc.version", b"").decode() != rows.VERSION or b"genenc.digest" not in stored:
@@ -64,10 +69,12 @@ class Manifest:
         return cls(
             path=path,
             root=Path(names.to_path(stored[b"genenc.root"].decode())),
-            rows=count,
+            rows=int(footer.num_rows),
             digest=stored[b"genenc.digest"].decode(),
             point_names=tuple(json.loads(stored[b"genenc.point_names"])),
             opener=opener,
+            footer=footer,
+            starts=np.cumsum([0, *sizes]),
         )
 
     def read(self, start: int, stop: int) -> Rows:
@@ -101,19 +108,18 @@ class Manifest:
             raise errors.StoreError(f"{self.path} is damaged: {error}") from error
 
     def _file(self) -> parquet.ParquetFile:
-        return parquet.ParquetFile(self.opener() if self.opener else self.path)
+        return parquet.ParquetFile(self.opener() if self.opener else self.path, metadata=self.footer)
 
     def _read_table(self, start: int, stop: int) -> pa.Table:
         columns = ["image_id", "path", "bytes", *(rows.POINT_COLUMNS if self.point_names else ())]
         try:
+            first = max(int(np.searchsorted(self.starts, start, side="right")) - 1, 0)
+            groups = range(first, int(np.searchsorted(self.starts, stop))) if stop > start else range(0)
             with self._file() as file:
-                sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
-                starts = np.cumsum([0, *sizes])
-                groups = [i for i in range(len(sizes)) if starts[i] < stop and starts[i + 1] > start]
-                table = file.read_row_groups(groups, columns=columns, use_threads=False)
+                table = file.read_row_groups([*groups], columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise errors.StoreError(f"{self.path} is damaged: {error}") from error
-        return table.slice(start - int(starts[groups[0]]) if groups else 0, stop - start)
+        return table.slice(start - int(self.starts[first]) if groups else 0, stop - start)
 
 
 def write_manifest(
@@ -137,7 +143,8 @@ def write_manifest(
     partial, spool = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "spool"))
     try:
         if points is None:
-            _write(partial, rows.blocks(sources.iter_images(source, limit=limit)), source, ())
+            listed = listing.iter_blocks(source, limit=limit, block_rows=rows.GROUP_ROWS)
+            _write(partial, rows.blocks(listed), source, ())
         else:
             matcher = matching.Matcher(points.images)
             _write(spool, rows.blocks(_watched(source, matcher, limit)), source, ())
@@ -174,12 +181,16 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
     return differences.describe(tables[0], tables[1], point_names=point_names)
 
 
-def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[sources.ImageFile]:
+def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[listing.Block]:
     """Yield the first `limit` images, and show all of them to the matcher."""
-    for row, image in enumerate(sources.iter_images(source)):
-        matcher.see(row, image.image_id, f"{source.root}/{image.path}" if image.path[0] != "/" else image.path)
-        if limit is None or row < limit:
-            yield image
+    first = 0
+    for block in listing.iter_blocks(source, block_rows=rows.GROUP_ROWS):
+        for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
+            matcher.see(row, image_id, f"{source.root}/{path}" if path[0] != "/" else path)
+        first += len(block)
+        kept = len(block) if limit is None else limit - (first - len(block))
+        if kept > 0:
+            yield block.first(kept)
 
 
 def _write(

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
-from genenc_core.images import sources
+from genenc_core.images import listing
 
 VERSION = "1"
 GROUP_ROWS = 16384
@@ -29,10 +28,13 @@ class Digest:
 
     def update(self, block: pa.RecordBatch) -> None:
         """Add the next rows."""
+        texts: dict[str, bytes] = {}
         for column, column_hash in self._hashes.items():
             values = block.column(column)
             if column in TEXT_COLUMNS:
-                column_hash.update("".join(f"{value}\0" for value in values.to_pylist()).encode())
+                same = next((other for other in texts if values.equals(block.column(other))), None)
+                texts[column] = texts[same] if same else _joined(values)
+                column_hash.update(texts[column])
             elif column in NUMBER_COLUMNS:
                 column_hash.update(values.to_numpy().astype("<i8").tobytes())
             else:
@@ -48,6 +50,12 @@ class Digest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _joined(values: pa.Array) -> bytes:
+    """Return texts with a NUL behind each, in UTF-8."""
+    texts = values.to_pylist()
+    return ("\0".join(texts) + "\0").encode() if texts else b""
+
+
 def schema(point_names: Sequence[str]) -> pa.Schema:
     """Return the columns of a manifest; points are lists of one value per name, in the order of the names."""
     fields = [
@@ -60,18 +68,18 @@ def schema(point_names: Sequence[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def blocks(images: Iterable[sources.ImageFile]) -> Iterator[pa.RecordBatch]:
+def blocks(listed: Iterable[listing.Block]) -> Iterator[pa.RecordBatch]:
     """Yield images as blocks of rows without points, numbered from 0."""
-    remaining = iter(images)
     start = 0
-    while block := list(islice(remaining, GROUP_ROWS)):
+    for block in listed:
+        ids = pa.array(block.image_ids, pa.string())
         yield pa.record_batch(
             [
-                pa.array(range(start, start + len(block)), pa.int64()),
-                pa.array([image.image_id for image in block], pa.string()),
-                pa.array([image.path for image in block], pa.string()),
-                pa.array([image.bytes for image in block], pa.int64()),
-                pa.array([image.mtime_ns for image in block], pa.int64()),
+                pa.array(np.arange(start, start + len(block))),
+                ids,
+                ids if block.paths == block.image_ids else pa.array(block.paths, pa.string()),
+                pa.array(block.bytes, pa.int64()),
+                pa.array(block.mtime_ns, pa.int64()),
             ],
             schema=schema(()),
         )

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,7 +43,8 @@ def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
     names = column_names(path)
     positions = [names.index(column) for column in _existing(path, columns, names)]
     if path.suffix.lower() in PARQUET_SUFFIXES:
-        yield from _iter_parquet(path, columns)
+        for numbers, block in _iter_parquet_blocks(path, columns, 65536):
+            yield from zip(numbers, zip(*block, strict=True), strict=True)
         return
     lines = iter_csv(path)
     next(lines, None)
@@ -52,6 +54,23 @@ def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
         if max(positions) >= len(cells):
             raise errors.InputError(f"{path}: line {number} has {len(cells)} cells, its header has {len(names)}")
         yield number, tuple(cells[position].strip() for position in positions)
+
+
+def iter_blocks(
+    path: Path, columns: Sequence[str], *, block_rows: int
+) -> Iterator[tuple[Sequence[int], list[Sequence[object]]]]:
+    """Yield (row numbers, the cells of each column) of at most `block_rows` rows, as `iter_cells` has them one by one.
+
+    Raises:
+        InputError: as `iter_cells`.
+    """
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        _existing(path, columns, column_names(path))
+        yield from _iter_parquet_blocks(path, columns, block_rows)
+        return
+    found = iter_cells(path, columns)
+    while block := list(islice(found, block_rows)):
+        yield [number for number, _ in block], list(zip(*(cells for _, cells in block), strict=True))
 
 
 def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -85,13 +104,14 @@ def _open_parquet(path: Path) -> parquet.ParquetFile:
         raise errors.InputError(f"cannot read {path} as Parquet: {error}") from error
 
 
-def _iter_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[object, ...]]]:
+def _iter_parquet_blocks(
+    path: Path, columns: Sequence[str], block_rows: int
+) -> Iterator[tuple[Sequence[int], list[Sequence[object]]]]:
     first = 1
     with _open_parquet(path) as file:
         try:
-            for batch in file.iter_batches(columns=list(columns)):
-                cells = [batch.column(column).to_pylist() for column in columns]
-                yield from enumerate(zip(*cells, strict=True), start=first)
+            for batch in file.iter_batches(batch_size=block_rows, columns=list(columns)):
+                yield range(first, first + batch.num_rows), [batch.column(column).to_pylist() for column in columns]
                 first += batch.num_rows
         except (OSError, ValueError, pa.ArrowException) as error:
             raise errors.InputError(f"cannot read {path} as Parquet: {error}") from error

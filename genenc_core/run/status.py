@@ -3,15 +3,21 @@
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from genenc_core import errors
-from genenc_core.run import identity, records
+from genenc_core.run import identity, records, tally
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import repair, verify
+from genenc_core.store import repair, run_store, verify
 from genenc_core.store.objects import Root
 from genenc_core.store.records import CommitRecord
 from genenc_core.text import argument
+
+NAMED = 20
+"""Unreadable images that a person is told of."""
+_WORTH_NOTING = 256
+_NOTED_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +36,10 @@ class ShardRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """Everything the commit records say, from one reading: counts, a line per shard, and what could not be read."""
+    """Everything the commit records say, from one reading: counts, a line per shard, and what could not be read.
+
+    `unreadable` has the first images only where fewer were asked for.
+    """
 
     status: records.RunStatus
     fit: str
@@ -38,35 +47,70 @@ class Survey:
     unreadable: tuple[dict[str, Any], ...]
 
 
-def survey(root: Root) -> Survey:
-    """Read a run's commit records."""
+def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) -> Survey:
+    """Return what a run's commit records say; those that are not in its tally are read.
+
+    Args:
+        root: the run folder.
+        most: unreadable images to name with their reasons, which stand in the records alone; None for all.
+        committed_rows: also give the rows of committed shards.
+    """
     folder = RunFolder(root)
     committed, failed = folder.store.committed(), set(folder.failed())
-    states: Counter[str] = Counter()
+    lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed])
+    shown = [shard for shard in range(folder.store.shard_count) if committed_rows or shard not in lines]
+    rows = [_shard_row(folder, shard, lines.get(shard), failed) for shard in shown]
     points: Counter[str] = Counter()
-    rows: list[ShardRow] = []
-    unreadable: list[dict[str, Any]] = []
-    for shard in range(folder.store.shard_count):
-        record = folder.store.record(shard) if shard in committed else None
-        if record is not None:
-            identity.check_details(record.details, subject=f"the commit record of shard {shard} of {str(root)!r}")
-        rows.append(_shard_row(folder, shard, record, failed))
-        if record is not None:
-            states.update(record.status_counts)
-            points.update(record.details["points"])
-            unreadable += record.details["unreadable"]
+    for name, count in (item for line in lines.values() for item in line.points.items()):
+        points[name] += count
     found = records.RunStatus(
         root=str(root),
         rows=folder.store.plan.rows,
         shards=folder.store.shard_count,
         committed=len(committed),
         failed=tuple(sorted(failed)),
-        ok=states["ok"],
-        unreadable=states["unreadable"],
+        ok=sum(line.ok for line in lines.values()),
+        unreadable=sum(line.unreadable for line in lines.values()),
         points={name: count for name, count in points.items() if count},
     )
     fit = str(folder.identity["preprocessing"]["fit"])
+    unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
     return Survey(status=found, fit=fit, shards=tuple(rows), unreadable=tuple(unreadable))
+
+
+def _lines(folder: RunFolder, committed: Sequence[int]) -> dict[int, tally.Line]:
+    """Return the lines of committed shards: of the tally, or of records, which are noted when they are many."""
+    with run_store.read_errors(folder.root):
+        stamps = tally.stamps(folder.objects)
+        known = tally.read(folder.objects, stamps)
+    lines = {shard: known[shard] for shard in committed if shard in known}
+    missing = [shard for shard in committed if shard not in lines]
+    for first in range(0, len(missing), _NOTED_AT_ONCE):
+        found = filter(None, (_record(folder, shard) for shard in missing[first : first + _NOTED_AT_ONCE]))
+        records_read = {record.shard: record for record in found}
+        lines |= {shard: tally.Line.of(record) for shard, record in records_read.items()}
+        if len(missing) >= _WORTH_NOTING:
+            tally.note(folder.objects, records_read.values(), stamps)
+    return lines
+
+
+def _record(folder: RunFolder, shard: int) -> CommitRecord | None:
+    record = folder.store.record(shard)
+    if record is not None:
+        subject = f"the commit record of shard {shard} of {folder.root!r}"
+        identity.check_details(record.details, subject=subject)
+    return record
+
+
+def _unreadable(folder: RunFolder, shards: Iterable[int], most: int | None) -> list[dict[str, Any]]:
+    """Return the first `most` unreadable images; reads the records of shards that have some."""
+    found: list[dict[str, Any]] = []
+    for shard in shards:
+        if most is not None and len(found) >= most:
+            break
+        record = _record(folder, shard)
+        found += [] if record is None else record.details["unreadable"]
+    return found[:most]
 
 
 def describe(found: records.RunStatus) -> dict[str, Any]:
@@ -76,7 +120,7 @@ def describe(found: records.RunStatus) -> dict[str, Any]:
 
 def run_status(root: Root) -> records.RunStatus:
     """Return the counts of a run, from its commit records."""
-    return survey(root).status
+    return survey(root, most=0, committed_rows=False).status
 
 
 def select_shards(folder: RunFolder, text: str) -> list[int]:
@@ -151,7 +195,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def summary_lines(found: Survey, *, most: int = 20) -> list[str]:
+def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
     """Return what to tell a person about a run: counts, then at most `most` unreadable images with reasons."""
     status, failures = found.status, found.unreadable[:most]
     where = f"{status.committed} of {plural(status.shards, 'shard')}"
@@ -174,20 +218,21 @@ def summary_lines(found: Survey, *, most: int = 20) -> list[str]:
     return lines
 
 
-def _shard_row(folder: RunFolder, shard: int, record: CommitRecord | None, failed: set[int]) -> ShardRow:
-    start, stop = folder.store.shard_range(shard)
-    if record is None:
+def _shard_row(folder: RunFolder, shard: int, line: tally.Line | None, failed: set[int]) -> ShardRow:
+    plan = folder.store.plan
+    start, stop = shard * plan.shard_rows, min((shard + 1) * plan.shard_rows, plan.rows)
+    if line is None:
         state = "failed" if shard in failed else "pending"
         reason = folder.failure(shard) if shard in failed else ""
         return ShardRow(shard=shard, start=start, stop=stop, state=state, reason=reason)
-    seconds = {key: float(value) for key, value in record.details["seconds"].items()}
+    seconds = {key: float(value) for key, value in line.seconds.items()}
     busy = seconds.get("load_wait", 0.0) + seconds.get("encode", 0.0) + seconds.get("reduce", 0.0)
     return ShardRow(
         shard=shard,
         start=start,
         stop=stop,
         state="committed",
-        unreadable=record.status_counts.get("unreadable", 0),
+        unreadable=line.unreadable,
         images_per_second=(stop - start) / busy if busy else None,
         seconds=seconds,
     )

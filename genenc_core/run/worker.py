@@ -15,7 +15,7 @@ from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
 from genenc_core.images.limits import Limits
-from genenc_core.run import engines, records
+from genenc_core.run import engines, records, tally
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import claims, run_store
 from genenc_core.store.objects import Root, is_remote
@@ -138,6 +138,7 @@ class Worker:
         device = str(runner.encoder.device)
         details = {"session": self.options.session, "started": started, "device": device, **done.details}
         record = self.folder.store.commit(shard, done.arrays, done.status, details=details)
+        tally.note(self.folder.objects, [record])
         self.folder.forget_failure(shard)
         images.settle(start, stop)
         ended = time.perf_counter()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from genenc_core import errors
-from genenc_core.store import files, forms, layout, places, sealed, zarr_arrays
+from genenc_core.store import digests, files, forms, layout, places, sealed, zarr_arrays
 from genenc_core.store.local import LocalObjects
 from genenc_core.store.objects import Objects
 
@@ -28,6 +28,8 @@ class StoreFile:
     plan: layout.StorePlan
     created: Mapping[str, tuple[int, str]]
     """Every file of the group as created: key -> (bytes, sha256)."""
+    digest: str = ""
+    """Of the document that was read."""
 
 
 def create(target: LocalObjects, plan: layout.StorePlan, coordinates: Iterable[layout.CoordinatePlan]) -> StoreFile:
@@ -125,7 +127,8 @@ def read(objects: Objects) -> StoreFile | None:
             forms.relative(key): (forms.count(size), forms.sha256(found))
             for key, (size, found) in forms.mapping(content["created"]).items()
         }
-        return StoreFile(plan=layout.plan_from_json(forms.mapping(content["plan"])), created=created)
+        plan = layout.plan_from_json(forms.mapping(content["plan"]))
+        return StoreFile(plan=plan, created=created, digest=digests.of([data]))
     except (KeyError, TypeError, ValueError) as error:
         raise errors.StoreError(f"{subject} is damaged: {str(error)[:300]}") from error
 

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genenc_core import errors
+from genenc_core.store import digests
+from genenc_core.store.digests import Buffer
 
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-def write_new(path: Path, data: bytes | memoryview) -> None:
+def write_new(path: Path, *parts: Buffer) -> None:
     """Write a file that must not exist and fsync it; its name is durable after `sync_folder` on its folder."""
     with path.open("xb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
 
@@ -77,11 +79,10 @@ def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def digest(path: Path) -> tuple[int, str]:
-    """Return a file's size in bytes and the sha256 of its bytes, in constant memory."""
+def digest(path: Path, algorithm: str = digests.SHA256) -> tuple[int, str]:
+    """Return a file's size in bytes and the digest of its bytes in hexadecimal, in constant memory."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), found
+        return digests.of_file(file, algorithm)
 
 
 def walk(root: Path) -> Iterator[tuple[str, int]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"(sha256|blake3):[0-9a-f]{64}")
 _COMPONENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9_.\-]+")
 LARGEST = 2**53
 
@@ -50,6 +51,17 @@ def sha256(value: Any) -> str:
     """
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise ValueError(f"{str(value)[:80]!r} is not a sha256")
+    return value
+
+
+def digest(value: Any) -> str:
+    """Return a digest with the name of its algorithm: `blake3:` or `sha256:` and 64 hexadecimal digits.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"{str(value)[:80]!r} is not a digest that this genenc knows (blake3:... or sha256:...)")
     return value
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from genenc_core import errors
-from genenc_core.store import files
+from genenc_core.store import digests, files
+from genenc_core.store.digests import Buffer
 
 
 class LocalObjects:
@@ -52,9 +53,9 @@ class LocalObjects:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def digest(self, key: str) -> tuple[int, str]:
-        """Return a file's size in bytes and its sha256."""
-        return files.digest(self.path(key))
+    def digest(self, key: str, algorithm: str = digests.SHA256) -> tuple[int, str]:
+        """Return a file's size in bytes and its digest."""
+        return files.digest(self.path(key), algorithm)
 
     def has_group(self, folder: str) -> bool:
         """Return whether the folder is there: creation renames it into place whole."""
@@ -65,6 +66,13 @@ class LocalObjects:
         with os.scandir(self.path(folder)) as entries:
             return [entry.name for entry in entries if entry.name.startswith(prefix)]
 
+    def stamps(self, folder: str) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yield the names in a folder, with the bytes of each and when it was last changed, in nanoseconds."""
+        with os.scandir(self.path(folder)) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                yield entry.name, (status.st_size, status.st_mtime_ns)
+
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield every file below a folder with its size."""
         return files.walk(self.path(folder))
@@ -74,9 +82,9 @@ class LocalObjects:
         self.root.stat()
         files.make_folder(self.path(folder))
 
-    def write_new(self, key: str, data: bytes | memoryview) -> None:
+    def write_new(self, key: str, *parts: Buffer) -> None:
         """Write and fsync a file that must not exist, in a folder that does."""
-        files.write_new(self.path(key), data)
+        files.write_new(self.path(key), *parts)
 
     def create(self, key: str, data: bytes, *, via: str) -> None:
         """Write and fsync the file under the private name, then link it to its own."""

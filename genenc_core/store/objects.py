@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from genenc_core import errors, text
+from genenc_core.store import digests
+from genenc_core.store.digests import Buffer
 
 Root = Path | str
 """A run folder: a local path, or `s3://bucket/prefix`."""
@@ -39,8 +41,8 @@ class Objects(Protocol):
     def size(self, key: str) -> int | None:
         """Return a file's size in bytes, None when nothing has that name."""
 
-    def digest(self, key: str) -> tuple[int, str]:
-        """Return a file's size in bytes and its sha256, in constant memory."""
+    def digest(self, key: str, algorithm: str = digests.SHA256) -> tuple[int, str]:
+        """Return a file's size in bytes and its digest in hexadecimal, in constant memory."""
 
     def has_group(self, folder: str) -> bool:
         """Return whether a Zarr group stands there, finished by its creator."""
@@ -54,8 +56,8 @@ class Objects(Protocol):
     def make_folder(self, folder: str) -> None:
         """Make a folder and its parents, durable; also where it is."""
 
-    def write_new(self, key: str, data: bytes | memoryview) -> None:
-        """Write a file under a name that only the caller uses; durable after `sync` of its folder."""
+    def write_new(self, key: str, *parts: Buffer) -> None:
+        """Write a file, given in parts, under a name that only the caller uses; durable after `sync` of its folder."""
 
     def create(self, key: str, data: bytes, *, via: str) -> None:
         """Give a file a name that nothing has, whole; durable after `sync` of its folder.

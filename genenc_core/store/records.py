@@ -1,13 +1,18 @@
 """The commit record: the document that makes a shard true."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
 from genenc_core import errors
 from genenc_core.store import forms, sealed
 
-SCHEMA: Final = "genenc.commit/1"
+SCHEMA: Final = "genenc.commit/2"
+OLDER: Final = ("genenc.commit/1",)
+"""Digests of these are sha256 without a name."""
+
+
+_OLD_NAMES: Final = {"digest": "sha256", "content_digest": "content_sha256"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +25,9 @@ class ObjectRecord:
     """Where the attempt wrote it, relative to the staging folder."""
     size: int
     """Bytes."""
-    sha256: str
-    """Of the bytes as stored."""
-    content_sha256: str
+    digest: str
+    """Of the bytes as stored, with its algorithm: `blake3:...`."""
+    content_digest: str
     """Of the decoded rows, little-endian, C order: the same for any codec."""
 
 
@@ -30,7 +35,6 @@ class ObjectRecord:
 class CommitRecord:
     """What one shard holds, who made it, and how to check it."""
 
-    schema: str
     shard: int
     attempt: str
     fingerprint: str
@@ -41,17 +45,11 @@ class CommitRecord:
     objects: tuple[ObjectRecord, ...]
     """Data first, `status` last: the order of promotion."""
     details: Mapping[str, Any]
-    """The caller's own JSON."""
+    """The caller's own JSON, as `sealed.normal` returns it."""
 
     def to_json(self) -> bytes:
-        """Return the sealed document.
-
-        Raises:
-            StoreError: the details are not JSON.
-        """
-        content = asdict(self)
-        del content["schema"]
-        return sealed.dumps(self.schema, content)
+        """Return the sealed document, on one line."""
+        return sealed.compact(SCHEMA, {**_shallow(self), "objects": [_shallow(item) for item in self.objects]})
 
     @classmethod
     def from_json(cls, data: bytes, *, subject: str = "commit record") -> Self:
@@ -60,23 +58,31 @@ class CommitRecord:
         Raises:
             StoreError: damaged or edited.
         """
-        content = sealed.loads(data, schema=SCHEMA, subject=subject)
+        content = sealed.loads(data, schema=SCHEMA, subject=subject, older=OLDER)
         try:
             start, stop = map(forms.count, content.pop("rows"))
             objects = tuple(_object(item) for item in content.pop("objects"))
-            record = cls(schema=SCHEMA, rows=(start, stop), objects=objects, **content)
+            record = cls(rows=(start, stop), objects=objects, **content)
             _check(record)
             return record
         except (KeyError, TypeError, ValueError) as error:
             raise errors.StoreError(f"{subject} is damaged: {str(error)[:300]}") from error
 
 
+def _shallow(record: Any) -> dict[str, Any]:
+    """Return a record's fields; `asdict` would copy every value of the details."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
 def _object(item: Mapping[str, Any]) -> ObjectRecord:
+    if "sha256" in item:
+        digests = {name: f"sha256:{item[old]}" for name, old in _OLD_NAMES.items()}
+        item = {**{key: item[key] for key in item if key not in _OLD_NAMES.values()}, **digests}
     found = ObjectRecord(**item)
     for path in (found.key, found.staged):
         forms.relative(path)
-    for digest in (found.sha256, found.content_sha256):
-        forms.sha256(digest)
+    for digest in (found.digest, found.content_digest):
+        forms.digest(digest)
     forms.count(found.size)
     return found
 

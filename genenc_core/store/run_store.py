@@ -9,7 +9,19 @@ from typing import Any, Self
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import creation, files, layout, local, places, records, sealed, transaction, zarr_arrays
+from genenc_core.store import (
+    creation,
+    digests,
+    files,
+    fitting,
+    layout,
+    local,
+    places,
+    records,
+    sealed,
+    transaction,
+    zarr_arrays,
+)
 from genenc_core.store.objects import Objects, Root, open_objects
 
 
@@ -21,6 +33,8 @@ class RunStore:
     plan: layout.StorePlan
     created: Mapping[str, tuple[int, str]]
     """Every file of the Zarr group as created: key -> (bytes, sha256)."""
+    document: str
+    """Digest of the `store.json` that was opened."""
     observer: places.Observer
 
     @classmethod
@@ -43,7 +57,7 @@ class RunStore:
         """
         objects = local.LocalObjects(root)
         stored = creation.create(objects, plan, coordinates)
-        return cls(objects=objects, plan=stored.plan, created=stored.created, observer=observer)
+        return cls(objects=objects, plan=stored.plan, created=stored.created, document=stored.digest, observer=observer)
 
     @classmethod
     def open(cls, root: Root | Objects, *, observer: places.Observer = places.silent) -> Self:
@@ -65,7 +79,7 @@ class RunStore:
                 f"{objects.name!r} has no features.zarr: its creation was interrupted, or it was moved away; "
                 "give the command that made this run again"
             )
-        return cls(objects=objects, plan=stored.plan, created=stored.created, observer=observer)
+        return cls(objects=objects, plan=stored.plan, created=stored.created, document=stored.digest, observer=observer)
 
     @classmethod
     def exists(cls, root: Root) -> bool:
@@ -144,14 +158,16 @@ class RunStore:
         """
         start, stop = self.shard_range(shard)
         blocks = {**arrays, layout.STATUS: status}
-        found = list(_problems(self.plan, arrays, status, rows=stop - start))
+        found = list(fitting.problems(self.plan, arrays, status, rows=stop - start))
         if found:
             raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
-        sealed.dumps(records.SCHEMA, details)  # refuses details that are not JSON before anything is written
+        details = sealed.normal(records.SCHEMA, details)
         with disk_errors(f"shard {shard:05d} of {self.name!r}"):
             record = transaction.own_record(self.objects, self.plan, shard)
             if record is None:
                 record = self._attempt(shard, blocks, details)
+            else:
+                self.objects.sync(places.COMMITS)
             self._finish(record)
         return record
 
@@ -171,14 +187,15 @@ class RunStore:
             creation.sweep(self.objects)
             staged = {places.shard_of(name) for name in transaction.staged(self.objects)}
             in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
-            finished, lost = [], []
+            finished, lost, status = [], [], layout.status_plan(self.plan)
             for shard in sorted(committed):
-                key = layout.chunk_key(layout.status_plan(self.plan), shard)
+                key = layout.chunk_key(status, shard)
                 if key.rpartition("/")[2] in in_place and shard not in staged:
                     continue
                 try:
                     record = self.record(shard)
                     if record is not None:
+                        self.objects.sync(places.COMMITS)
                         self._finish(record)
                 except errors.StoreError as error:
                     lost.append(str(error))
@@ -208,11 +225,15 @@ class RunStore:
             winner = transaction.own_record(self.objects, self.plan, shard) if own else None
             if winner is None:
                 raise
+            self.objects.sync(places.COMMITS)
             return winner  # it removed our staging when it cleaned its own
         return attempt.commit(record)
 
     def _refuse_replaced(self) -> None:
         """Raise `StoreError` when the folder was removed and another run made in its place since it was opened."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if digests.of([self.objects.read(places.STORE_FILE)]) == self.document:
+                return
         now = creation.read(self.objects)
         if now is None or (now.plan.fingerprint, now.created) != (self.plan.fingerprint, self.created):
             raise errors.StoreError(
@@ -221,8 +242,7 @@ class RunStore:
             )
 
     def _finish(self, record: records.CommitRecord) -> None:
-        # The record may be another's, seen before its folder was fsynced: nothing may be visible before it is durable.
-        self.objects.sync(places.COMMITS)
+        """Put a shard in place; its record's folder was fsynced, as nothing may be visible before it is durable."""
         transaction.promote(self.objects, record, observe=self.observer)
         transaction.clean(self.objects, record.shard, observe=self.observer)
 
@@ -269,27 +289,3 @@ def read_errors(name: str) -> Iterator[None]:
             f"the run folder {name!r} cannot be read: {error.strerror or error} ({error.filename or 'no file named'}); "
             "mend its disk, its mount or its rights, then give the command again"
         ) from error
-
-
-def _problems(
-    plan: layout.StorePlan, blocks: Mapping[str, np.ndarray], status: np.ndarray, *, rows: int
-) -> Iterator[str]:
-    planned = {array.name: array for array in plan.arrays}
-    yield from (f"array {name!r} is missing" for name in planned if name not in blocks)
-    yield from (f"array {name!r} is not planned" for name in blocks if name not in planned)
-    for name in sorted(planned.keys() & blocks.keys()):
-        yield from _block_problems(name, blocks[name], (rows, *planned[name].shape[1:]), planned[name].dtype)
-    wrong = list(_block_problems(layout.STATUS, status, (rows,), "uint8"))
-    yield from wrong
-    if not wrong and not np.isin(status, (layout.OK, layout.UNREADABLE)).all():
-        yield f"status must be {layout.OK} (ok) or {layout.UNREADABLE} (unreadable) in every row"
-
-
-def _block_problems(name: str, block: object, shape: tuple[int, ...], dtype: str) -> Iterator[str]:
-    if not isinstance(block, np.ndarray):
-        yield f"{name!r} must be a numpy array, got {type(block).__name__}"
-        return
-    if block.shape != shape:
-        yield f"{name!r} must have shape {shape}, got {block.shape}"
-    if block.dtype != np.dtype(dtype):
-        yield f"{name!r} must be {dtype}, got {block.dtype}"

@@ -6,7 +6,6 @@ Any number of threads may share an `S3Objects`. A process forked from one that u
 
 import contextlib
 import errno
-import hashlib
 import io
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
@@ -14,7 +13,8 @@ from typing import Any, BinaryIO, TypeVar
 import obstore
 from obstore import exceptions
 
-from genenc_core.store import s3_client, zarr_arrays
+from genenc_core.store import digests, s3_client, zarr_arrays
+from genenc_core.store.digests import Buffer
 
 Answer = TypeVar("Answer")
 
@@ -64,15 +64,15 @@ class S3Objects:
         except FileNotFoundError:
             return None
 
-    def digest(self, key: str) -> tuple[int, str]:
-        """Return an object's size and sha256: one GET, in constant memory."""
+    def digest(self, key: str, algorithm: str = digests.SHA256) -> tuple[int, str]:
+        """Return an object's size and digest: one GET, in constant memory."""
 
         def read() -> tuple[int, str]:
-            hashed, size = hashlib.sha256(), 0
+            hashed, size = digests.new(algorithm), 0
             for part in obstore.get(self._bulk, key).stream(min_chunk_size=2**20):
                 hashed.update(part)
                 size += len(part)
-            return size, hashed.hexdigest()
+            return size, str(hashed.hexdigest())
 
         return self._whole(key, read)
 
@@ -95,9 +95,9 @@ class S3Objects:
     def make_folder(self, folder: str) -> None:
         """Do nothing: there are no folders."""
 
-    def write_new(self, key: str, data: bytes | memoryview) -> None:
+    def write_new(self, key: str, *parts: Buffer) -> None:
         """Write an object: one PUT, whole or not at all."""
-        self._put(key, data)
+        self._put(key, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def create(self, key: str, data: bytes, *, via: str) -> None:  # noqa: ARG002 (local file systems need it)
         """Write an object unless there is one: one PUT with `If-None-Match: *`, never in several parts."""
@@ -178,7 +178,7 @@ class S3Objects:
                 broken = error
         raise broken
 
-    def _put(self, key: str, data: bytes | memoryview) -> None:
+    def _put(self, key: str, data: Buffer) -> None:
         with self._faults(key):
             obstore.put(self._bulk, key, data, use_multipart=False)
 

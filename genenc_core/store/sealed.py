@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genenc_core import errors
@@ -14,15 +14,31 @@ def dumps(schema: str, content: Mapping[str, Any]) -> bytes:
     Raises:
         StoreError: the content is not JSON (NaN and Infinity are not).
     """
+    body = {"schema": schema, **normal(schema, content)}
+    return (json.dumps({**body, "sha256": _digest(_canonical(body))}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def compact(schema: str, content: Mapping[str, Any]) -> bytes:
+    """Return the document on one line, for content of strings as keys and of JSON's own types, as `normal` returns."""
+    text = _canonical({"schema": schema, **content})
+    return f'{text[:-1]},"sha256":"{_digest(text)}"}}\n'.encode()
+
+
+def normal(schema: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content as it will be read back: lists for tuples, strings as keys.
+
+    Raises:
+        StoreError: the content is not JSON (NaN and Infinity are not).
+    """
     try:
-        body = {"schema": schema, **json.loads(json.dumps(content, allow_nan=False))}
-        return (json.dumps({**body, "sha256": _digest(body)}, indent=1, ensure_ascii=False) + "\n").encode()
+        found: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise errors.StoreError(f"a {schema} document must be JSON: {error}") from error
+    return found
 
 
-def loads(data: bytes, *, schema: str, subject: str) -> dict[str, Any]:
-    """Return the content of a document, checked.
+def loads(data: bytes, *, schema: str, subject: str, older: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the content of a document, checked; `older` schemas are read as well.
 
     Raises:
         StoreError: not such a document, of another schema version, or edited.
@@ -34,10 +50,10 @@ def loads(data: bytes, *, schema: str, subject: str) -> dict[str, Any]:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         told = repr(error)[:200]
         raise errors.StoreError(f"{subject} is damaged: not a {schema} document ({told})") from error
-    if found != schema:
+    if found not in (schema, *older):
         raise errors.StoreError(f"{subject} is of schema {str(found)[:80]!r}, but this genenc reads {schema!r}")
     try:
-        actual = _digest({"schema": schema, **body})
+        actual = _digest(_canonical({"schema": found, **body}))
     except (ValueError, RecursionError) as error:
         raise errors.StoreError(f"{subject} is damaged: {error}") from error
     if actual != stated:
@@ -49,5 +65,9 @@ def loads(data: bytes, *, schema: str, subject: str) -> dict[str, Any]:
     return content
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _canonical(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

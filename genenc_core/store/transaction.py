@@ -6,17 +6,22 @@ a key is only ever filled by renaming the file that the one record names, so its
 """
 
 import contextlib
+import functools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import files, layout, places, records, zarr_arrays
+from genenc_core.store import digests, layout, places, records, shard_bytes, zarr_arrays
 from genenc_core.store.objects import Objects
 
+_WORTH_THREADS: Final = 2**20
+_THREADS: Final = 4
+_Call = Callable[..., Callable[[], Any]]
 _REMEDY: Final = "genenc verify --repair makes the shard pending, so that it is encoded again"
 
 
@@ -54,11 +59,15 @@ class Attempt:
         self.observe("stage:before")
         self.objects.make_folder(self._folder)
         objects = []
-        for index, array in enumerate(self.plan.all_arrays):
-            objects.append(self._stage_object(array, f"{self._folder}/{index}", blocks[array.name], metadata))
-            self.observe("stage:object")
+        with _calls(sum(block.nbytes for block in blocks.values())) as call:
+            staging = [
+                self._stage_object(array, f"{self._folder}/{index}", blocks[array.name], metadata, call)
+                for index, array in enumerate(self.plan.all_arrays)
+            ]
+            for ended in staging:
+                objects.append(ended())
+                self.observe("stage:object")
         record = records.CommitRecord(
-            schema=records.SCHEMA,
             shard=self.shard,
             attempt=self.name,
             fingerprint=self.plan.fingerprint,
@@ -69,7 +78,7 @@ class Attempt:
         )
         self.objects.sync(self._folder)
         self.observe("stage:after")
-        return records.CommitRecord.from_json(record.to_json())
+        return record
 
     def commit(self, record: records.CommitRecord) -> records.CommitRecord:
         """Make `record` the shard's record unless it has one; return the one it has from now on, durable.
@@ -100,19 +109,38 @@ class Attempt:
         return places.attempt(self.shard, self.name)
 
     def _stage_object(
-        self, array: layout.ArrayPlan, staged: str, block: np.ndarray, metadata: Mapping[str, bytes]
-    ) -> records.ObjectRecord:
+        self, array: layout.ArrayPlan, staged: str, block: np.ndarray, metadata: Mapping[str, bytes], call: _Call
+    ) -> Callable[[], records.ObjectRecord]:
+        """Have an object written and hashed; return what waits for the end of it."""
         key = layout.chunk_key(array, self.shard)
         start, _ = self.plan.shard_range(self.shard)
-        data = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
-        self.objects.write_new(staged, data)
-        return records.ObjectRecord(
-            key=key,
-            staged=staged.removeprefix(f"{places.STAGING}/"),
-            size=len(data),
-            sha256=files.sha256(data),
-            content_sha256=zarr_arrays.content_sha256(block),
-        )
+        block = shard_bytes.values(block)
+        parts = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
+        written = call(self.objects.write_new, staged, *parts)
+        digest, content = call(digests.of, parts), call(zarr_arrays.content_digest, block)
+
+        def ended() -> records.ObjectRecord:
+            written()
+            return records.ObjectRecord(
+                key=key,
+                staged=staged.removeprefix(f"{places.STAGING}/"),
+                size=sum(map(len, parts)),
+                digest=digest(),
+                content_digest=content(),
+            )
+
+        return ended
+
+
+@contextlib.contextmanager
+def _calls(size: int) -> Iterator[_Call]:
+    """Give a way to call functions whose results are asked for later: in threads where `size` bytes are worth them."""
+    if size < _WORTH_THREADS:
+        yield functools.partial
+        return
+    # Waiting for the disk takes no core, and fsyncs at the same time cost little more than one.
+    with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="genenc-stage") as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result
 
 
 def read_record(objects: Objects, shard: int) -> records.CommitRecord | None:

@@ -2,7 +2,7 @@
 
 import errno
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -10,11 +10,14 @@ from typing import Final
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import layout, places, records, run_store, transaction, zarr_arrays
+from genenc_core.store import digests, layout, places, records, run_store, transaction, zarr_arrays
 from genenc_core.store.objects import is_remote
 
 _UNPROMOTED: Final = "committed but not in place yet"
 _MISSING: Final = "missing"
+_AT_ONCE: Final = 256
+"""Shards whose reports wait for their turn."""
+_LONGEST: Final = len(str(layout.LARGEST_SHARDS))
 _OF_THE_FILE: Final = frozenset((errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EUCLEAN))
 
 
@@ -66,18 +69,19 @@ def verify_store(store: run_store.RunStore, *, content: bool = False, threads: i
 
 
 def _verify(store: run_store.RunStore, *, content: bool, threads: int) -> VerifyReport:
-    present = {key for key, _ in store.objects.walk(places.GROUP)}  # before the records: a key in it must have one
-    committed = sorted(store.committed())
-    expected = {key for shard in committed for key in _keys(store.plan, shard)}
-    problems = [*_created_problems(store), *_foreign(store, sorted(present - expected)), *_foreign_records(store)]
+    foreign = _without_record(store)
+    done = store.committed()
+    committed = sorted(done)
+    problems = [*_created_problems(store), *_foreign(store, foreign, done), *_foreign_records(store)]
     unpromoted = set()
     check = functools.partial(_shard_problems, store, content=content)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for shard, found in zip(committed, pool.map(check, committed), strict=True):
-            problems += [problem for problem in found if problem.what != _UNPROMOTED]
-            if any(problem.what == _UNPROMOTED for problem in found):
-                unpromoted.add(shard)
-    done = set(committed)
+        for first in range(0, len(committed), _AT_ONCE):
+            some = committed[first : first + _AT_ONCE]
+            for shard, found in zip(some, pool.map(check, some), strict=True):
+                problems += [problem for problem in found if problem.what != _UNPROMOTED]
+                if any(problem.what == _UNPROMOTED for problem in found):
+                    unpromoted.add(shard)
     return VerifyReport(
         shards_checked=len(committed),
         pending=tuple(shard for shard in range(store.shard_count) if shard not in done),
@@ -92,7 +96,7 @@ def shard_problems(store: run_store.RunStore, shard: int, *, content: bool = Fal
         found = _shard_problems(store, shard, content=content)
         return [problem for problem in found if problem.what != _UNPROMOTED]
     present = [key for key in _keys(store.plan, shard) if store.objects.size(f"{places.GROUP}/{key}") is not None]
-    return list(_foreign(store, present))
+    return list(_foreign(store, present, set()))
 
 
 def _keys(plan: layout.StorePlan, shard: int) -> list[str]:
@@ -101,19 +105,40 @@ def _keys(plan: layout.StorePlan, shard: int) -> list[str]:
 
 def _created_problems(store: run_store.RunStore) -> Iterator[Problem]:
     """Yield what happened to the metadata and coordinates."""
-    for key, stated in store.created.items():
-        what = _difference(store, key, *stated)
+    for key, (size, sha256) in store.created.items():
+        what = _difference(store, key, size, f"sha256:{sha256}")
         if what:
             yield Problem(shard=None, rows=None, key=key, what=f"{what} since the run was created")
 
 
-def _foreign(store: run_store.RunStore, keys: list[str]) -> Iterator[Problem]:
-    owners: Mapping[str, int] = {}
-    unknown = [key for key in keys if key not in store.created]
-    if unknown:
-        owners = {key: shard for shard in range(store.shard_count) for key in _keys(store.plan, shard)}
-    for key in unknown:
-        shard = owners.get(key)
+def _without_record(store: run_store.RunStore) -> list[str]:
+    """Return the keys of no shard that has a record now; a shard of which is one must have it when we look again."""
+    done, owner = store.committed(), _owners(store.plan)
+    keys = (key for key, _ in store.objects.walk(places.GROUP) if key not in store.created)
+    return sorted(key for key in keys if owner(key) not in done)
+
+
+def _owners(plan: layout.StorePlan) -> Callable[[str], int | None]:
+    """Return what tells the shard that a key belongs to, None for a key that no shard has."""
+    arrays = {array.name: array for array in plan.all_arrays}
+
+    def owner(key: str) -> int | None:
+        name, _, place = key.partition("/")
+        number = f"{place}.".split(".")[1]
+        if name not in arrays or not number.isdecimal() or len(number) > _LONGEST:
+            return None
+        shard = int(number)
+        return shard if shard < plan.shard_count and layout.chunk_key(arrays[name], shard) == key else None
+
+    return owner
+
+
+def _foreign(store: run_store.RunStore, keys: list[str], done: set[int]) -> Iterator[Problem]:
+    owner = _owners(store.plan)
+    for key in keys:
+        shard = owner(key)
+        if shard in done:
+            continue
         if shard is None:
             yield Problem(shard=None, rows=None, key=key, what="foreign file: the store never wrote it")
         else:
@@ -157,12 +182,12 @@ def _object_problem(
     content: bool,
 ) -> str:
     """Return what is wrong with one object, "" if nothing is."""
-    what = _difference(store, item.key, item.size, item.sha256)
+    what = _difference(store, item.key, item.size, item.digest)
     # What is staged is still to be put in place, whatever lies there now.
     if what and store.objects.size(f"{places.STAGING}/{item.staged}") is not None:
         return _UNPROMOTED
     if what:  # looked at again: a worker may have put it in place between the two looks
-        what = _difference(store, item.key, item.size, item.sha256)
+        what = _difference(store, item.key, item.size, item.digest)
     if what or not (content or array.name == layout.STATUS):
         return f"{what} since it was committed" if what else ""
     try:
@@ -172,7 +197,7 @@ def _object_problem(
     except Exception as error:  # zarr and its codecs raise anything at damaged metadata; the report says what
         _refuse_passing(store, error)
         return f"cannot be decoded: {error!r}"
-    if zarr_arrays.content_sha256(block) != item.content_sha256:
+    if zarr_arrays.content_digest(block, digests.algorithm(item.content_digest)) != item.content_digest:
         return "decodes to other values than were committed: the array's metadata or the codec changed"
     return _status_problem(block, record) if array.name == layout.STATUS else ""
 
@@ -191,10 +216,11 @@ def _status_problem(status: np.ndarray, record: records.CommitRecord) -> str:
     return "" if counts == stated else f"status says {counts}, the record says {stated}"
 
 
-def _difference(store: run_store.RunStore, key: str, size: int, sha256: str) -> str:
+def _difference(store: run_store.RunStore, key: str, size: int, digest: str) -> str:
     """Return how a file of the group differs from its record, "" if it does not."""
+    algorithm, _, stated = digest.partition(":")
     try:
-        found_size, found = store.objects.digest(f"{places.GROUP}/{key}")
+        found_size, found = store.objects.digest(f"{places.GROUP}/{key}", algorithm)
     except FileNotFoundError:
         return _MISSING
     except OSError as error:
@@ -202,4 +228,4 @@ def _difference(store: run_store.RunStore, key: str, size: int, sha256: str) -> 
         return f"cannot be read ({error.strerror or error})"
     if found_size != size:
         return f"has {found_size} bytes instead of {size}: changed"
-    return "" if found == sha256 else f"sha256 is {found} instead of {sha256}: changed"
+    return "" if found == stated else f"{algorithm} is {found} instead of {stated}: changed"

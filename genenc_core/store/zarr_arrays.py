@@ -1,6 +1,5 @@
 """The Zarr side of the store: the empty group with its coordinates, and one shard's object to and from bytes."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final
@@ -8,12 +7,13 @@ from typing import Any, Final
 import numpy as np
 import zarr
 from zarr.abc.buffer import Buffer as AnyBuffer
-from zarr.buffer.cpu import Buffer
+from zarr.buffer.cpu import Buffer as ZarrBuffer
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from genenc_core import errors
-from genenc_core.store import layout
+from genenc_core.store import digests, layout, shard_bytes
+from genenc_core.store.digests import Buffer
 
 METADATA: Final = "zarr.json"
 COORDINATE_ROWS: Final = 65536
@@ -43,19 +43,31 @@ def create_group(path: Path, plan: layout.StorePlan, coordinates: Iterable[layou
         _write_coordinate(store, coordinate, rows=plan.rows)
 
 
-def encode(metadata: bytes, key: str, start: int, block: np.ndarray) -> memoryview:
-    """Return the bytes that zarr would store for rows [start, start + len(block)) of an array, one whole shard.
+def encode(metadata: bytes, key: str, start: int, block: np.ndarray) -> list[Buffer]:
+    """Return the object of rows [start, start + len(block)) of an array, one whole shard, in parts.
 
     Args:
         metadata: the array's own `zarr.json`.
         key: the object's place relative to the array, e.g. `c.3.0`.
         start: first row; a multiple of the shard's rows.
-        block: the shard's rows.
+        block: the shard's rows; the parts look at them when they are what `shard_bytes.values` returned.
 
     Raises:
         StoreError: zarr made another object than `key`.
     """
-    objects: _Objects = {METADATA: Buffer.from_bytes(metadata)}
+    form = shard_bytes.read_format(metadata, block)
+    if form is None or start % form.object_rows or f"{key}.".split(".")[1] != str(start // form.object_rows):
+        return [encode_by_zarr(metadata, key, start, block)]
+    return shard_bytes.parts(form, shard_bytes.values(block))
+
+
+def encode_by_zarr(metadata: bytes, key: str, start: int, block: np.ndarray) -> memoryview:
+    """Return the bytes that zarr itself stores for the rows, whatever the array's codecs; arguments as in `encode`.
+
+    Raises:
+        StoreError: zarr made another object than `key`.
+    """
+    objects: _Objects = {METADATA: ZarrBuffer.from_bytes(metadata)}
     array: Any = zarr.open_array(MemoryStore(objects), mode="r+")
     # Without it a shard of nothing but fill values would be no object at all, and nothing to check. open_array's own
     # `config` argument does not reach an existing array (zarr 3.1.6).
@@ -68,16 +80,15 @@ def encode(metadata: bytes, key: str, start: int, block: np.ndarray) -> memoryvi
 
 
 def decode(metadata: bytes, key: str, data: bytes, rows: tuple[int, int]) -> np.ndarray:
-    """Return rows [start, stop) of an array from the bytes of the one object that holds them; inverse of `encode`."""
-    objects: _Objects = {METADATA: Buffer.from_bytes(metadata), key: Buffer.from_bytes(data)}
+    """Return rows [start, stop) of an array from the bytes of the one object that holds them, by zarr itself."""
+    objects: _Objects = {METADATA: ZarrBuffer.from_bytes(metadata), key: ZarrBuffer.from_bytes(data)}
     array: Any = zarr.open_array(MemoryStore(objects), mode="r")
     return np.asarray(array[rows[0] : rows[1]])
 
 
-def content_sha256(block: np.ndarray) -> str:
-    """Return the sha256 of an array's values, little-endian, C order."""
-    little = np.ascontiguousarray(block, dtype=block.dtype.newbyteorder("<"))
-    return hashlib.sha256(little.data.cast("B")).hexdigest()
+def content_digest(block: np.ndarray, algorithm: str = digests.BLAKE3) -> str:
+    """Return the digest of an array's values, little-endian, C order."""
+    return digests.of([shard_bytes.values(block).reshape(-1).view(np.uint8).data], algorithm)
 
 
 def _create_array(store: LocalStore, array: layout.ArrayPlan, *, shard_rows: int) -> None:

@@ -104,7 +104,8 @@ def test_toml_that_python_stumbles_over_is_refused(tmp_path: Path, content: str)
         file_content.content(tmp_path / "m.toml")
 
 
-OBJECT = {"key": "status/c.0", "staged": "s0000000-a/0", "size": 3, "sha256": "0" * 64, "content_sha256": "0" * 64}
+DIGESTS = {"digest": "blake3:" + "0" * 64, "content_digest": "sha256:" + "0" * 64}
+OBJECT = {"key": "status/c.0", "staged": "s0000000-a/0", "size": 3, **DIGESTS}
 RECORD: dict[str, Any] = {
     "shard": 0,
     "attempt": "a",
@@ -126,6 +127,9 @@ RECORD: dict[str, Any] = {
         {"objects": [{**OBJECT, "staged": "../commits/s0000001.json"}]},
         {"objects": []},
         {"objects": [{**OBJECT, "size": -1}]},
+        {"objects": [{**OBJECT, "digest": "0" * 64}]},
+        {"objects": [{**OBJECT, "digest": "md5:" + "0" * 64}]},
+        {"objects": [{**OBJECT, "sha256": "0" * 64}]},
     ]
     + [{"rows": ["a", {}]}, {"rows": [0, 1, 2]}, {"shard": True}, {"details": []}, {"status_counts": {"ok": "2"}}],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 import store_worker as small
-from genenc_core.store import layout, local, objects, places, publication, run_store, transaction, verify
+from genenc_core.store import digests, layout, local, objects, places, publication, run_store, transaction, verify
 
 Ledger = dict[str, str]
 """What is committed: key -> sha256 of the bytes that it must keep for ever."""
@@ -75,11 +75,11 @@ def lost(store: run_store.RunStore) -> Iterator[str]:
             yield f"record of shard {shard} vanished"
             continue
         for item in record.objects:
-            found = set()
+            found, algorithm = set(), digests.algorithm(item.digest)
             for key in (f"{places.GROUP}/{item.key}", f"{places.STAGING}/{item.staged}"):
                 if store.objects.size(key) is not None:
-                    found.add(store.objects.digest(key)[1])
-            if item.sha256 not in found:
+                    found.add(f"{algorithm}:{store.objects.digest(key, algorithm)[1]}")
+            if item.digest not in found:
                 yield f"shard {shard}: {item.key} is committed, and its bytes are nowhere"
 
 

@@ -33,7 +33,7 @@ def test_a_replaced_record_is_whole_old_or_whole_new(tmp_path: Path, monkeypatch
 
 def test_the_check_of_a_replaced_record_sees_a_missing_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_new", lambda path, data: path.write_bytes(data))
+        patch.setattr(files, "write_new", lambda path, *parts: path.write_bytes(b"".join(parts)))
         trees = replaced(tmp_path, monkeypatch)
     assert b"" in {tree.get("provenance/runs/a.json") for tree in trees}
 

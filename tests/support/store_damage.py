@@ -1,7 +1,9 @@
 """Every way in which a test damages a committed run, here or on S3, with what `verify` must say of it."""
 
+import hashlib
 from collections.abc import Callable
 
+import numpy as np
 import zarr
 
 from genenc_core.store import local, places, records, run_store, zarr_arrays
@@ -29,7 +31,7 @@ def flip(store: run_store.RunStore, key: str, *, at: int = 3) -> None:
 
 def edit_record(store: run_store.RunStore) -> None:
     text = store.objects.read(places.record(1))
-    store.objects.replace(places.record(1), text.replace(b'"salt": 0', b'"salt": 9'))
+    store.objects.replace(places.record(1), text.replace(b'"salt":0', b'"salt":9'))
 
 
 def rewrite_record(store: run_store.RunStore, **changes: object) -> None:
@@ -45,7 +47,15 @@ def rewrite_array(store: run_store.RunStore, shard: int, *, value: float = 0) ->
     block = zarr.open_array(store.zarr_store(), path="features", mode="r")[start:stop]
     block[...] = value
     metadata, key = read(store, "features/zarr.json"), f"c.{shard}.0"
-    write(store, f"features/{key}", bytes(zarr_arrays.encode(metadata, key, start, block)))
+    write(store, f"features/{key}", bytes(zarr_arrays.encode_by_zarr(metadata, key, start, block)))
+
+
+def decoded(store: run_store.RunStore, name: str, key: str, rows: tuple[int, int]) -> np.ndarray:
+    return zarr_arrays.decode(read(store, f"{name}/zarr.json"), key.partition("/")[2], read(store, key), rows)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def folder_instead(store: run_store.RunStore) -> None:
@@ -56,7 +66,7 @@ def folder_instead(store: run_store.RunStore) -> None:
 
 
 CASES: dict[str, tuple[Damage, int | None, str, str]] = {
-    "flipped bit": (lambda s: flip(s, "features/c.1.0"), 1, "features/c.1.0", "sha256 is"),
+    "flipped bit": (lambda s: flip(s, "features/c.1.0"), 1, "features/c.1.0", "blake3 is"),
     "deleted object": (
         lambda s: remove(s, "probes/c.1.0.0"),
         1,

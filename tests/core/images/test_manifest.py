@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images import manifest, matching, rows, sources
+from genenc_core.images import listing, manifest, matching, rows, sources
 from genenc_core.images.points import PointTable
 
 NAN = float("nan")
@@ -37,7 +37,7 @@ def test_rows_read_back(tmp_path: Path, folder: Path) -> None:
     """Every range, also across row groups, gives exactly its rows."""
     entries = {"a01.png": [(1.5, 2), (NAN, NAN)], "sub/b03.jpg": [(3, 4), (5, 6)]}
     written = write(tmp_path / "m.parquet", folder, points=table_of(entries))
-    images = list(sources.iter_images(sources.open_source(str(folder))))
+    images = list(listing.iter_images(sources.open_source(str(folder))))
     assert written.rows == len(images) == 12
     assert written.point_names == ("nose", "tail")
     assert written.root == folder
@@ -123,10 +123,12 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path, monkeypatch: pytest.Monk
     source = sources.ImageSource(kind="folder", root=tmp_path, location=str(tmp_path), image_column=None)
 
     def peak(count: int) -> int:
-        def listing(*_: object, **__: object) -> Iterator[sources.ImageFile]:
-            return (sources.ImageFile(image_id=f"{i:040}", path=f"{i:040}", bytes=1, mtime_ns=2) for i in range(count))
+        def listed(*_: object, block_rows: int, **__: object) -> Iterator[listing.Block]:
+            for start in range(0, count, block_rows):
+                ids = [f"{i:040}" for i in range(start, min(start + block_rows, count))]
+                yield listing.Block(image_ids=ids, paths=ids, bytes=[1] * len(ids), mtime_ns=[2] * len(ids))
 
-        monkeypatch.setattr(sources, "iter_images", listing)
+        monkeypatch.setattr(listing, "iter_blocks", listed)
         tracemalloc.start()
         written = manifest.write_manifest(tmp_path / "m.parquet", source)
         used = tracemalloc.get_traced_memory()[1]
@@ -189,6 +191,7 @@ def test_open_refuses_other_files(tmp_path: Path, folder: Path) -> None:
     written.path.write_bytes(data[:-50])
     with pytest.raises(errors.StoreError, match="not a readable manifest"):
         manifest.Manifest.open(written.path)
+    written.path.write_bytes(data[:20])
     with pytest.raises(errors.StoreError, match="damaged"):
         written.read(0, 1)
 

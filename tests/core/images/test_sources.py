@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images import sources
+from genenc_core.images import folders, listing, sources
 
 
 def touch(root: Path, *names: str) -> None:
@@ -22,7 +22,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def ids(images: str, **options: object) -> list[str]:
-    return [image.image_id for image in sources.iter_images(sources.open_source(images), **options)]
+    return [image.image_id for image in listing.iter_images(sources.open_source(images), **options)]
 
 
 def test_folder_is_recursive_sorted_and_only_images(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_order_is_the_string_order(tmp_path_factory: pytest.TempPathFactory, nam
 def test_file_facts(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     os.utime(tmp_path / "a.png", ns=(5, 123456789))
-    (image,) = sources.iter_images(sources.open_source(str(tmp_path)))
-    assert image == sources.ImageFile(image_id="a.png", path="a.png", bytes=1, mtime_ns=123456789)
+    (image,) = listing.iter_images(sources.open_source(str(tmp_path)))
+    assert image == listing.ImageFile(image_id="a.png", path="a.png", bytes=1, mtime_ns=123456789)
 
 
 def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) ->
     (tmp_path / "data/folder.png").symlink_to(tmp_path / "other")
     (tmp_path / "data/c.png").symlink_to(tmp_path / "other/b.png")
     (tmp_path / "data/round.png").symlink_to(tmp_path / "data/round.png")
-    with pytest.warns(sources.LinkedFolderNotEntered, match=r"folder\.png' leads to .*other', outside") as told:
+    with pytest.warns(folders.LinkedFolderNotEntered, match=r"folder\.png' leads to .*other', outside") as told:
         assert ids(str(tmp_path / "data")) == ["a.png", "c.png", "round.png"]
     assert len(told) == 1, "a link back into the source leaves nothing out"
     (tmp_path / "data/round.png").unlink()
@@ -69,7 +69,7 @@ def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) ->
 def test_a_dangling_link_is_a_row(tmp_path: Path) -> None:
     """N rows for N files: what cannot be read is seen later, not left out."""
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    (image,) = sources.iter_images(sources.open_source(str(tmp_path)))
+    (image,) = listing.iter_images(sources.open_source(str(tmp_path)))
     assert (image.bytes, image.mtime_ns) == (-1, -1)
 
 
@@ -122,7 +122,7 @@ def test_list_keeps_its_order(tmp_path: Path, name: str, column: str) -> None:
     touch(tmp_path, "in/b.png", "in/a.png", "out.png")
     entries = ["b.png", "./a.png", "gone.png", "../out.png", str(tmp_path / "in/c.png")]
     path = write_list(tmp_path / "in" / name, {"other": [1, 2, 3, 4, 5], column: entries})
-    found = list(sources.iter_images(sources.open_source(str(path))))
+    found = list(listing.iter_images(sources.open_source(str(path))))
     assert [image.path for image in found] == ["b.png", "a.png", "gone.png", str(tmp_path / "out.png"), "c.png"]
     assert [image.image_id for image in found] == [image.path for image in found]
     assert [image.bytes for image in found] == [1, 1, -1, 1, -1]
@@ -133,7 +133,7 @@ def test_list_with_ids_and_named_column(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     path = write_list(tmp_path / "l.parquet", {"image_id": [7, 8], "where": ["a.png", "a.png"], "image": ["x", "y"]})
     source = sources.open_source(str(path), image_column="where")
-    assert [(image.image_id, image.path) for image in sources.iter_images(source)] == [("7", "a.png"), ("8", "a.png")]
+    assert [(image.image_id, image.path) for image in listing.iter_images(source)] == [("7", "a.png"), ("8", "a.png")]
 
 
 def test_duplicates_in_a_list_are_refused(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_odd_names_are_rows_like_others(tmp_path: Path, monkeypatch: pytest.Monk
     root = tmp_path / os.fsdecode(b"r\xe9sum\xe9")
     touch(root, os.fsdecode(b"bad\xff.png"), r"bad\xff.png", os.fsdecode(b"d\xfe/\xc3\xa9.png"), "line\nbreak.png")
     monkeypatch.chdir(root)
-    found = list(sources.iter_images(sources.open_source(".")))
+    found = list(listing.iter_images(sources.open_source(".")))
     assert {image.path for image in found} == {r"bad\xff.png", r"bad\x5cxff.png", r"d\xfe/é.png", "line\nbreak.png"}
     assert all(image.bytes == 1 and image.image_id == image.path for image in found)
     with pytest.raises(errors.InputError, match=r"is not valid UTF-8.*change into the folder"):
@@ -203,7 +203,7 @@ def test_a_list_names_odd_files_by_their_text(tmp_path: Path) -> None:
     """What a run recorded can be listed again; a file that has that very name goes first."""
     touch(tmp_path, os.fsdecode(b"a\xff.png"), os.fsdecode(b"b\xff.png"), r"b\xff.png")
     path = write_list(tmp_path / "l.csv", {"image": [r"a\xff.png", r"b\xff.png", r"c\xff.png"]})
-    found = list(sources.iter_images(sources.open_source(str(path))))
+    found = list(listing.iter_images(sources.open_source(str(path))))
     assert [image.path for image in found] == [r"a\xff.png", r"b\x5cxff.png", r"c\x5cxff.png"]
     assert [image.bytes for image in found] == [1, 1, -1]
 
@@ -223,3 +223,57 @@ def test_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monkey
         ids(str(tmp_path))
     with pytest.raises(errors.InputError, match=r"locked.*Permission denied"):
         sources.open_source(str(tmp_path / "locked"))
+
+
+def test_blocks_are_of_one_size_whatever_the_lists_row_groups(tmp_path: Path) -> None:
+    """Blocks of a list join its row groups; the limit cuts inside one; facts stay with their images."""
+    names = [f"{number:02d}.png" for number in range(23)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(b"x" * number)
+    parquet.write_table(pa.table({"image": names}), tmp_path / "l.parquet", row_group_size=4)
+    for images in (tmp_path, tmp_path / "l.parquet"):
+        source = sources.open_source(str(images))
+        blocks = list(listing.iter_blocks(source, limit=22, block_rows=10))
+        assert [len(block) for block in blocks] == [10, 10, 2]
+        assert [name for block in blocks for name in block.image_ids] == names[:22]
+        assert [size for block in blocks for size in block.bytes] == list(range(22))
+
+
+ENTRIES = [
+    "a.png",
+    "./a.png",
+    "b//a.png",
+    "b/./a.png",
+    "b/../a.png",
+    "a.png/",
+    "..",
+    ".",
+    "/x/a.png",
+    "ROOT/a.png",
+    "ä\\b",
+]
+
+
+@given(st.lists(st.sampled_from(ENTRIES), min_size=1, max_size=5, unique=True))
+def test_a_clean_block_is_listed_as_its_entries_one_by_one(entries: list[str]) -> None:
+    root = Path("/some/root")
+    named = [entry.replace("ROOT", str(root)) for entry in entries]
+    told = "\0" + "\0".join(named) + "\0"
+    clean = not any(mark in told for mark in listing._UNCLEAN)
+    assert listing._files(root, named, clean=clean) == listing._files(root, named, clean=False)
+
+
+def test_what_one_file_refuses_keeps_no_fact_of_another(tmp_path: Path) -> None:
+    """A block with a name that Arrow cannot ask for, a folder, a loop and a gone file is looked at one by one."""
+    touch(tmp_path, "a.png", os.fsdecode(b"\xff.png"))
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "folder.png").mkdir()
+    paths = [str(tmp_path / name) for name in ("a.png", "loop.png", "gone.png", "folder.png", "x" * 300)]
+    expected = [listing._fact(path) for path in paths]
+    assert expected[0][0] == 1
+    assert expected[1] == expected[2] == expected[4] == (-1, -1)
+    assert listing._facts(paths) == expected
+    odd = str(tmp_path / os.fsdecode(b"\xff.png"))
+    assert listing._facts([*paths, odd]) == [*expected, listing._fact(odd)]
+    for at in range(len(paths)):
+        assert listing._facts(paths[at : at + 1]) == expected[at : at + 1]

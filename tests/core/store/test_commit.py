@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import files, layout, places, records, run_store
+from genenc_core.store import digests, files, layout, places, records, run_store
 
 
 def test_objects_are_the_bytes_that_zarr_writes(small: ModuleType, full: run_store.RunStore, tmp_path: Path) -> None:
@@ -36,7 +36,8 @@ def test_a_shard_of_fill_values_is_a_real_object(small: ModuleType, store: run_s
         "status/c.0",
     ]
     for item in record.objects:
-        assert files.digest(store.objects.path(places.GROUP) / item.key) == (item.size, item.sha256)
+        size, digest = files.digest(store.objects.path(places.GROUP) / item.key, digests.BLAKE3)
+        assert (size, f"blake3:{digest}") == (item.size, item.digest)
         assert item.size > 0
     assert record.status_counts == {"ok": 0, "unreadable": 8}
 
@@ -141,7 +142,7 @@ def test_nothing_is_written_with_changed_metadata(small: ModuleType, store: run_
 def test_a_disk_that_fails_while_staging_leaves_no_trace_and_can_be_tried_again(
     small: ModuleType, store: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full_disk(path: Path, data: bytes) -> None:
+    def full_disk(path: Path, *_: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
@@ -201,7 +202,7 @@ def test_a_record_says_what_was_stored(small: ModuleType, full: run_store.RunSto
     assert records.CommitRecord.from_json(record.to_json()) == record
     arrays, _ = small.content(2)
     by_key = {item.key: item for item in record.objects}
-    assert by_key["features/c.2.0"].content_sha256 == files.sha256(arrays["features"].tobytes())
+    assert by_key["features/c.2.0"].content_digest == digests.of([arrays["features"].tobytes()])
 
 
 def test_a_damaged_or_edited_record_is_refused(full: run_store.RunStore) -> None:
@@ -212,14 +213,14 @@ def test_a_damaged_or_edited_record_is_refused(full: run_store.RunStore) -> None
         "",
         text[:100],
         "[]",
-        text.replace('"salt": 0', '"salt": 1'),
-        json.dumps({**value, "schema": "genenc.commit/2"}),
+        text.replace('"salt":0', '"salt":1'),
+        json.dumps({**value, "schema": "genenc.commit/3"}),
         json.dumps({key: value[key] for key in value if key != "sha256"}),
     ):
         path.write_text(damaged)
         with pytest.raises(errors.StoreError, match=r"s0000000\.json"):
             full.record(0)
-    path.write_text(json.dumps(value))  # other white space is no edit
+    path.write_text(json.dumps(value, indent=1))  # other white space is no edit
     assert full.record(0) is not None
 
 

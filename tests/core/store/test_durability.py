@@ -52,7 +52,6 @@ def test_the_real_calls_of_a_commit_come_in_the_order_of_the_protocol(
     expected += [f"link {staged}/record.json -> {txn}/commits/s0000001.json"]
     expected += [f"unlink {staged}/record.json"]
     expected += [f"fsync {txn}/commits", "commit:after"]
-    expected += [f"fsync {txn}/commits"]  # again, because a record may be another process's
     for index, key in enumerate(data):
         expected += [f"replace {staged}/{index} -> {zarr}/{key}", "promote:object"]
     expected += [f"fsync {zarr}/{array}" for array in ("features", "image_height", "probes")]
@@ -119,7 +118,7 @@ def test_the_power_loss_check_sees_a_broken_order(
     store = small.create(tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
         if broken == "no fsync of staged files":
-            patch.setattr(files, "write_new", lambda path, data: path.write_bytes(data))
+            patch.setattr(files, "write_new", lambda path, *parts: path.write_bytes(b"".join(parts)))
         elif broken == "no fsync of folders":
             patch.setattr(files, "sync_folder", lambda _: None)
         else:

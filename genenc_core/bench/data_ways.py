@@ -1,0 +1,165 @@
+"""The ways of the suite `data`: each prepares, and then does its work once per call; see `worker.py`."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import io, transforms
+from torchvision.transforms.v2 import functional
+
+from genenc_core.bench.measure import Running, Way
+from genenc_core.run import driver, planning
+from genenc_core.run.folder import RunFolder
+from genenc_core.run.parameters import ExtractParameters
+
+Once = Callable[[], float]
+HERE = "genenc_core.bench.data_ways"
+BATCH = 32
+
+
+class AveragePool(nn.Module):
+    """Means of 32 x 32 blocks: a network that costs next to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.genenc = {"image_size": 224, "fit": "crop", "interpolation": "bilinear"}
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, H / 32, W / 32] of [B, 3, H, W]."""
+        return nn.functional.avg_pool2d(pixels, 32)
+
+
+def average_pool() -> nn.Module:
+    """Return the network."""
+    return AveragePool()
+
+
+@contextlib.contextmanager
+def decoding(folder: str, threads: int) -> Iterator[Once]:
+    """Read and decode every file."""
+    with _every_file(folder, threads, lambda path: io.decode_jpeg(io.read_file(str(path)))) as once:
+        yield once
+
+
+@contextlib.contextmanager
+def resizing(folder: str, threads: int) -> Iterator[Once]:
+    """Read, decode, resize the shorter side to 256 and cut out 224 x 224, with torchvision on uint8."""
+
+    def fitted(path: Path) -> object:
+        pixels = functional.resize(io.decode_jpeg(io.read_file(str(path))), [256], antialias=True)
+        return functional.center_crop(pixels, [224, 224])
+
+    with _every_file(folder, threads, fitted) as once:
+        yield once
+
+
+@contextlib.contextmanager
+def plain_loader(folder: str, threads: int) -> Iterator[Once]:
+    """Loop over a DataLoader with torchvision's evaluation transform on Pillow images, as people write it."""
+    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
+    transform = transforms.Compose([*steps, transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    paths = sorted(Path(folder).iterdir())
+
+    class Files(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            with Image.open(paths[index]) as image:
+                return transform(image.convert("RGB"))  # type: ignore[no-any-return]
+
+    def once() -> float:
+        with torch.inference_mode():
+            loader = DataLoader(Files(), batch_size=BATCH, num_workers=threads)
+            return float(sum(len(nn.functional.avg_pool2d(batch, 32)) for batch in loader))
+
+    torch.set_num_threads(1)
+    yield once
+
+
+@contextlib.contextmanager
+def extraction(folder: str, threads: int, out: str) -> Iterator[Once]:
+    """Extract into a new run folder each time: planning, decoding, encoding, commits and verification."""
+    numbers = itertools.count()
+
+    def once() -> float:
+        return float(driver.extract(parameters(folder, f"{out}-{next(numbers)}", threads)).status.rows)
+
+    _alone(out)
+    yield once
+
+
+@contextlib.contextmanager
+def sharing(folder: str, processes: int, threads: int, out: str) -> Iterator[Once]:
+    """Plan a run each time and let processes that are up already share its shards."""
+    numbers = itertools.count()
+    helper = Way(name="helper", program=f"{HERE}:resuming", arguments={"out": out})
+    with contextlib.ExitStack() as stack:
+        helpers = [Running(helper) for _ in range(processes)]
+        for process in helpers:
+            stack.callback(process.close)
+            process.prepared()
+        _alone(out)
+
+        def once() -> float:
+            root = planning.create_run(parameters(folder, f"{out}-{next(numbers)}", threads, shard_rows=32))
+            for process in helpers:
+                process.start()
+            for process in helpers:
+                process.cost()
+            return float(RunFolder(root).store.plan.rows)
+
+        yield once
+
+
+@contextlib.contextmanager
+def resuming(out: str) -> Iterator[Once]:
+    """Continue the next run of a series that another process plans."""
+    numbers = itertools.count()
+
+    def once() -> float:
+        root = f"{out}-{next(numbers)}"
+        return float(driver.resume(root, "pending", driver.options_for(root, trust=True)).status.rows)
+
+    _alone(out)
+    yield once
+
+
+def parameters(folder: str, out: str, threads: int, **more: object) -> ExtractParameters:
+    """Return an extraction with the network that costs nothing."""
+    return ExtractParameters.model_validate(
+        {
+            "images": folder,
+            "model": f"{HERE}:average_pool",
+            "out": out,
+            "batch_size": BATCH,
+            "decode_threads": threads,
+            "device": "cpu",
+            **more,
+        }
+    )
+
+
+def _alone(out: str) -> None:
+    """Make the folder of the runs; torch computes on one thread."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _every_file(folder: str, threads: int, work: Callable[[Path], object]) -> Iterator[Once]:
+    """Do a piece of work for every file of a folder, in threads when more than one is asked for."""
+    paths = sorted(Path(folder).iterdir())
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+        def share(part: int) -> int:
+            with torch.inference_mode():
+                return sum(work(path) is not None for path in paths[part::threads])
+
+        yield lambda: float(sum(pool.map(share, range(threads))))

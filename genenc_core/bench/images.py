@@ -1,0 +1,54 @@
+"""Photograph-like JPEG files drawn from a seed: 1/f noise and edges, of the sizes that photographs have on disk."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WIDTH, HEIGHT = 500, 375
+QUALITY = 90
+DISTINCT = 64
+
+
+def draw(folder: Path, count: int, *, width: int = WIDTH, height: int = HEIGHT, broken_every: int = 0) -> Path:
+    """Write `count` JPEG files (4:2:0, quality 90; 500 x 375 gives about 90 kB) and return their folder.
+
+    Files repeat after 64 drawings, under names of their own. With `broken_every` each that-many-th one ends half way.
+    """
+    folder.mkdir(parents=True)
+    drawn: list[bytes] = []
+    for index in range(count):
+        path = folder / f"{index:06d}.jpg"
+        if index < DISTINCT:
+            Image.fromarray(photograph(width, height, index)).save(path, quality=QUALITY)
+            drawn.append(path.read_bytes())
+        data = drawn[index % DISTINCT]
+        broken = broken_every and index % broken_every == broken_every - 1
+        if broken or index >= DISTINCT:
+            path.write_bytes(data[: len(data) // 2] if broken else data)
+    return folder
+
+
+def photograph(width: int, height: int, seed: int) -> np.ndarray:
+    """Return noise whose power falls with its frequency, cut by edges: uint8 [height, width, 3]."""
+    generator = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequency[0, 0] = 1.0 / max(width, height)
+    base = _noise(generator, frequency**1.1, (height, width))
+    tint = np.stack([_noise(generator, frequency**1.4, (height, width)) for _ in range(3)], axis=-1)
+    pixels = 128 + 38 * base[..., None] + 16 * tint
+    rows, columns = np.mgrid[0:height, 0:width]
+    for _ in range(6):
+        angle, shift, step = generator.uniform(0, np.pi), generator.uniform(0.2, 0.8), generator.uniform(-45, 45)
+        side = (columns / width - shift) * np.cos(angle) + (rows / height - shift) * np.sin(angle) > 0
+        pixels += step * side[..., None]
+    pixels += generator.normal(0, 4.0, size=(height, width, 1))
+    drawn: np.ndarray = pixels.clip(0, 255).astype(np.uint8)
+    return drawn
+
+
+def _noise(generator: np.random.Generator, frequency: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    waves = generator.normal(size=frequency.shape) + 1j * generator.normal(size=frequency.shape)
+    found = np.fft.irfft2(waves / frequency, s=shape)
+    spread: np.ndarray = (found - found.mean()) / found.std()
+    return spread

@@ -1,0 +1,130 @@
+"""The ways of the suite `peers`, run by the interpreters of those tools: nothing of genenc is imported here."""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import itertools
+import os
+import sys
+import unittest.mock
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Once = Callable[[], float]
+BATCH = 32
+
+
+def transform() -> Any:
+    """Return torchvision's evaluation transform for Pillow images."""
+    from torchvision import transforms
+
+    steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
+    return transforms.Compose([*steps, transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+
+
+@contextlib.contextmanager
+def ray_data(folder: str, out: str) -> Iterator[Once]:
+    """Read images, transform them, pool them in an actor, write Parquet."""
+    import logging
+
+    import ray
+    import torch
+    from PIL import Image
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    steps, numbers = transform(), itertools.count()
+
+    def fitted(row: dict[str, Any]) -> dict[str, Any]:
+        return {"pixels": steps(Image.fromarray(row["image"])).numpy()}
+
+    class Pool:
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            pixels = torch.from_numpy(batch["pixels"])
+            return {"features": torch.nn.functional.avg_pool2d(pixels, 32).mean((2, 3)).numpy()}
+
+    def once() -> float:
+        images = ray.data.read_images(folder, mode="RGB").map(fitted)
+        images.map_batches(Pool, batch_size=BATCH, concurrency=1).write_parquet(f"{out}-{next(numbers)}")
+        return float(len(os.listdir(folder)))  # noqa: PTH208
+
+    yield once
+    ray.shutdown()
+
+
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for what a tool imports for other kinds of models only."""
+
+    names = ("tensorflow", "torchtyping", "numba", "sklearn", "skimage", "open_clip", "dreamsim", "transformers")
+
+    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        found = name.partition(".")[0] in self.names
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if found else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
+        return unittest.mock.MagicMock(name=spec.name, __spec__=spec, __path__=[], __name__=spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        """Do nothing."""
+
+
+@contextlib.contextmanager
+def thingsvision(folder: str, out: str) -> Iterator[Once]:
+    """Extract the activations of a pooling layer into an array."""
+    import numpy
+    import torch
+
+    sys.meta_path.append(_Absent())
+    numpy.AxisError = numpy.exceptions.AxisError  # type: ignore[attr-defined]
+    from thingsvision import get_extractor
+    from thingsvision.utils.data import DataLoader, ImageDataset
+
+    extractor = get_extractor(model_name="resnet18", source="torchvision", device="cpu", pretrained=False)
+    extractor.model = torch.nn.Sequential(torch.nn.AvgPool2d(32)).eval()
+    torch.set_num_threads(1)
+
+    def once() -> float:
+        dataset = ImageDataset(root=folder, out_path=out, backend="pt", transforms=transform())
+        batches = DataLoader(dataset=dataset, batch_size=BATCH, backend="pt")
+        found = extractor.extract_features(batches=batches, module_name="0", flatten_acts=True, output_type="ndarray")
+        return float(len(found))
+
+    yield once
+
+
+@contextlib.contextmanager
+def fiftyone(folder: str, out: str) -> Iterator[Once]:
+    """Compute embeddings of a dataset's samples with one loading worker, into its database."""
+    os.environ["FIFTYONE_DATABASE_DIR"] = str(Path(out).absolute() / "database")
+    os.environ["FIFTYONE_DO_NOT_TRACK"] = "true"
+    import fiftyone
+    import fiftyone.core.models
+    import torch
+
+    steps = transform()
+
+    class Pool(fiftyone.core.models.EmbeddingsMixin, fiftyone.core.models.TorchModelMixin, fiftyone.Model):  # type: ignore[misc]
+        media_type = "image"
+        preprocess = False
+        has_embeddings = True
+        ragged_batches = False
+        transforms = steps
+        collate_fn = None
+
+        def embed(self, pixels: Any) -> Any:
+            return self.embed_all(pixels[None])[0]
+
+        def embed_all(self, pixels: Any) -> Any:
+            return torch.nn.functional.avg_pool2d(pixels, 32).mean((2, 3)).numpy()
+
+    paths = sorted(map(str, Path(folder).iterdir()))
+
+    def once() -> float:
+        dataset = fiftyone.Dataset()
+        dataset.add_samples([fiftyone.Sample(filepath=path) for path in paths], progress=False)
+        dataset.compute_embeddings(Pool(), embeddings_field="e", batch_size=BATCH, num_workers=1, progress=False)
+        dataset.delete()
+        return float(len(paths))
+
+    yield once

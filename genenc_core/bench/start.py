@@ -1,0 +1,46 @@
+"""The suite `start`: how long the command takes to begin, next to importing torch and building the model."""
+
+import sys
+
+from genenc_core.bench import images
+from genenc_core.bench.measure import Way, compare
+from genenc_core.bench.records import Options, Row, Table
+
+WAYS = "genenc_core.bench.start_ways"
+MODEL = "resnet18"
+FLOOR = f"import torch, torchvision; torchvision.models.{MODEL}()"
+
+
+def run(options: Options) -> list[Table]:
+    """Measure whole commands, each in a new process."""
+    if options.flows is None:
+        rows: tuple[Row, ...] = (Row(name="genenc", note="this command line has no flows"),)
+    else:
+        rows = tuple(compare(_ways(options, options.flows.partition(":")[0]), options))
+    return [
+        Table(
+            name="start",
+            title="Start-up",
+            unit="call",
+            settings=f"Whole commands; `extract` stores one image with {MODEL} and random weights.",
+            baselines=("import torch, build the model",),
+            rows=rows,
+        )
+    ]
+
+
+def _ways(options: Options, program: str) -> list[Way]:
+    photo = str(images.draw(options.folder / "photo", 1))
+    genenc = [sys.executable, "-m", program]
+    extract = [*genenc, "extract", photo, "--model", MODEL, "--weights", "random:0", "--out"]
+    out = str(options.folder / "run")
+    commands: list[tuple[str, list[str], str | None]] = [
+        ("genenc --help", [*genenc, "--help"], None),
+        ("import torch, build the model", [sys.executable, "-c", FLOOR], None),
+        ("genenc extract --plain", [*extract, f"{out}-plain", "--plain"], f"{out}-plain"),
+        ("genenc extract (Prefect)", [*extract, f"{out}-flow"], f"{out}-flow"),
+    ]
+    return [
+        Way(name=name, program=f"{WAYS}:command", arguments={"line": line, "removed": removed})
+        for name, line, removed in commands
+    ]

@@ -1,0 +1,94 @@
+"""Reports as Markdown: a sentence on the machine, then one table per measurement."""
+
+import statistics
+from collections.abc import Sequence
+
+from genenc_core.bench.records import Report, Row, Table
+
+NONE = "-"
+
+
+def report(found: Report) -> str:
+    """Return a report as Markdown."""
+    machine = found.machine
+    told = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("processor", "cores"))
+    head = f"`{found.command}` on {machine['processor']}, {machine['cores']} cores; {told}."
+    return "\n\n".join([head, *map(table, found.tables)]) + "\n"
+
+
+def table(given: Table) -> str:
+    """Return one table with its title and settings."""
+    measured = [row for row in given.rows if row.measured]
+    scale, prefix = _scale(measured)
+    grouped = any(row.group for row in given.rows)
+    noted = any(row.note for row in given.rows)
+    heads = [
+        *(["what"] if grouped else []),
+        "way",
+        f"CPU {prefix} / {given.unit}",
+        "spread",
+        f"wall {prefix} / {given.unit}",
+        *(f"{kind} / {name}" for name in given.baselines for kind in ("CPU", "wall")),
+        "peak MiB",
+        "foreign cores",
+        *(["note"] if noted else []),
+    ]
+    lines = [heads, ["---"] * len(heads)]
+    for row in given.rows:
+        figures = _figures(row, given, scale) if row.measured else [NONE] * (5 + 2 * len(given.baselines))
+        lines.append([*([row.group] if grouped else []), row.name, *figures, *([row.note] if noted else [])])
+    settings = f"\n\n{given.settings}" if given.settings else ""
+    return f"**{given.title}**{settings}\n\n" + "\n".join(map(_line, lines))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _figures(row: Row, given: Table, scale: float) -> list[str]:
+    ratios = [text for name in given.baselines for text in _ratios(row, _baseline(row, given.rows, name))]
+    return [
+        _number(row.cpu * scale),
+        f"{100 * row.spread:.0f} %",
+        _number(row.wall * scale),
+        *ratios,
+        NONE if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+        NONE if row.foreign_cores is None else f"{row.foreign_cores:.1f}",
+    ]
+
+
+def _baseline(row: Row, rows: Sequence[Row], name: str) -> Row | None:
+    named = [other for other in rows if other.name == name and other.group in (row.group, "") and other.measured]
+    return named[0] if named else None
+
+
+def _ratios(row: Row, base: Row | None) -> tuple[str, str]:
+    """Return CPU and wall per unit as ratios to the baseline's: of each repeat to the same repeat's, the median."""
+    if base is None:
+        return NONE, NONE
+    return ratio(row, base, "cpu_seconds"), ratio(row, base, "wall_seconds")
+
+
+def ratio(row: Row, base: Row, what: str) -> str:
+    """Return one cost per unit as a ratio to the baseline's."""
+    own, other = getattr(row, what), getattr(base, what)
+    if len(own) == len(other):
+        found = statistics.median(a / b if b else 0.0 for a, b in zip(own, other, strict=True))
+    else:
+        found = statistics.median(own) / (statistics.median(other) or 1.0)
+    return f"{found * base.count / row.count:.2f}"
+
+
+def _scale(rows: Sequence[Row]) -> tuple[float, str]:
+    """Return the factor and the unit in which the table's times are readable."""
+    largest = max((max(row.cpu, row.wall) for row in rows), default=0.0)
+    if largest < 1e-3:
+        return 1e6, "µs"
+    return (1e3, "ms") if largest < 10 else (1.0, "s")
+
+
+def _number(value: float) -> str:
+    """Return three significant digits without an exponent."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

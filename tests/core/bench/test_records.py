@@ -1,0 +1,85 @@
+"""Reports: as JSON and back, and as Markdown whose ratios are of the same repeats."""
+
+import pytest
+
+from genenc_core import errors
+from genenc_core.bench import measure, suites, table
+from genenc_core.bench.records import Report, Row, Table
+
+BASE = Row(name="floor", count=10, cpu_seconds=(1.0, 2.0, 4.0), wall_seconds=(1.0, 1.0, 1.0), foreign_cores=0.25)
+TWICE = Row(
+    name="whole | thing", count=5, cpu_seconds=(1.0, 2.0, 4.0), wall_seconds=(1.5, 1.5, 1.5), peak_bytes=3 * 2**20
+)
+ABSENT = Row(name="other", note="not installed")
+
+
+def report(*rows: Row, **more: object) -> Report:
+    given = {"name": "t", "title": "Title", "rows": rows, "baselines": ("floor",), **more}
+    machine = {"processor": "P", "cores": "2", "torch": "2"}
+    return Report(machine=machine, command="genenc bench", seconds=1.5, tables=(Table(**given),))  # type: ignore[arg-type]
+
+
+def test_a_report_survives_json() -> None:
+    found = report(BASE, TWICE, ABSENT)
+    assert Report.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": {}, "command": 3, "seconds": "x", "tables": [1]}'])
+def test_what_is_no_report_is_refused(text: str) -> None:
+    with pytest.raises(errors.InputError, match="no report"):
+        Report.from_json(text)
+
+
+def test_the_table_shows_medians_ratios_and_what_was_not_measured() -> None:
+    lines = table.report(report(BASE, TWICE, ABSENT)).splitlines()
+    assert lines[0] == "`genenc bench` on P, 2 cores; torch 2."
+    assert [line for line in lines if line.startswith("|")] == [
+        "| way | CPU ms / image | spread | wall ms / image | CPU / floor | wall / floor | peak MiB | foreign cores "
+        "| note |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| floor | 200 | 75 % | 100 | 1.00 | 1.00 | - | 0.2 |  |",
+        "| whole / thing | 400 | 75 % | 300 | 2.00 | 3.00 | 3 | - |  |",
+        "| other | - | - | - | - | - | - | - | not installed |",
+    ]
+
+
+def test_a_ratio_is_of_each_repeat_to_the_same_repeat() -> None:
+    """A machine that is four times slower in one repeat is so for both ways."""
+    slow = Row(name="a", count=1, cpu_seconds=(2.0, 8.0, 2.2), wall_seconds=(1.0,))
+    base = Row(name="b", count=1, cpu_seconds=(1.0, 4.0, 4.0), wall_seconds=(1.0,))
+    assert table.ratio(slow, base, "cpu_seconds") == "2.00"
+
+
+def test_a_group_has_its_own_baseline() -> None:
+    rows = [Row(name=name, group=group, count=1, cpu_seconds=(cpu,), wall_seconds=(cpu,)) for group, name, cpu in
+            (("one", "floor", 1.0), ("one", "whole", 2.0), ("two", "floor", 4.0), ("two", "whole", 4.0))]  # fmt: skip
+    lines = table.report(report(*rows)).splitlines()
+    assert [line.split(" | ")[5] for line in lines if line.startswith(("| one", "| two"))] == ["1.00", "2.00"] + [
+        "1.00"
+    ] * 2
+
+
+@pytest.mark.parametrize(("seconds", "prefix"), [(2e-6, "µs"), (0.5, "ms"), (20.0, "s")])
+def test_times_are_in_a_unit_that_is_read_easily(seconds: float, prefix: str) -> None:
+    row = Row(name="a", count=1, cpu_seconds=(seconds,), wall_seconds=(seconds,))
+    assert f"CPU {prefix} / image" in table.report(report(row))
+
+
+def test_a_slope_leaves_the_fixed_part_out() -> None:
+    less = Row(name="8", count=8, cpu_seconds=(1.8, 1.9), wall_seconds=(2.8, 2.8))
+    more = Row(name="40", count=40, cpu_seconds=(5.0, 5.1), wall_seconds=(6.0, 6.0))
+    slope = measure.minus("one more", more, less)
+    assert (slope.count, slope.cpu, slope.wall) == (32, pytest.approx(0.1), pytest.approx(0.1))
+    assert not measure.minus("one more", more, ABSENT).measured
+
+
+def test_suites_are_chosen_by_name() -> None:
+    assert suites.chosen("all") == [*suites.SUITES]
+    assert suites.chosen("model, data") == ["model", "data"]
+    with pytest.raises(errors.InputError, match="'modle' is unknown: give all, or some of data"):
+        suites.chosen("modle")
+
+
+def test_only_what_should_have_been_measured_counts_as_failed() -> None:
+    broken = Row(name="genenc", note="failed: OSError: no space")
+    assert suites.failures(report(BASE, ABSENT, broken)) == ["t: genenc: failed: OSError: no space"]
