@@ -1,5 +1,6 @@
 """Where each source pixel lands in the model's input: the plan, the pixels and the points by one affine map."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -69,6 +70,23 @@ def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitP
     return FitPlan(
         resized=resized, crop_top=crop_top, crop_left=crop_left, pad_top=pad_top, pad_left=pad_left, affine=affine
     )
+
+
+def plan_decoded(image: decode.Decoded, preprocessing: spec.Preprocessing) -> FitPlan:
+    """Return the plan of a decoded image; of a reduced one it knows what the outer pixels hold beyond the source."""
+    plan = plan_fit(*image.size, preprocessing)
+    if image.reduction == 1:
+        return plan
+    scale_y, scale_x = (
+        resized / (side * image.reduction) for resized, side in zip(plan.resized, image.pixels.shape[1:], strict=True)
+    )
+    affine = Affine(
+        scale_x=scale_x,
+        scale_y=scale_y,
+        offset_x=plan.affine.offset_x + image.beyond[1] * scale_x,
+        offset_y=plan.affine.offset_y + image.beyond[0] * scale_y,
+    )
+    return dataclasses.replace(plan, affine=affine)
 
 
 def apply_fit(pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing) -> torch.Tensor:
