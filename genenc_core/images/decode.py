@@ -89,7 +89,6 @@ def decode_image(
     """
     if not data:
         raise ImageUnreadable("empty file (0 bytes)")
-    _silence_decoders()
     plugin = _plugin_for(data)
     if plugin is JpegImagePlugin.JpegImageFile:
         header = headers.jpeg_header(data)
@@ -105,6 +104,7 @@ def decode_image(
 
 def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
     """Decode with Pillow; whatever it raises for hostile bytes, which is nearly anything, becomes a reason."""
+    _silence_decoders()
     try:
         try:
             return _decode_with_pillow(data, plugin, max_pixels)

@@ -171,3 +171,20 @@ def test_grey_is_replicated(tmp_path: Path) -> None:
     loaded = load(saved(Image.fromarray(pictures.texture(400, 300, 1)).convert("L")), tmp_path, SCALED)
     assert loaded.pixels is not None
     assert torch.equal(loaded.pixels[0], loaded.pixels[2])
+
+
+@pytest.mark.parametrize("way", ["scaled", "full"])
+def test_a_file_without_its_end_costs_one_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: spec.DecodeScale
+) -> None:
+    """torchvision would decode all that there is of it before it refuses; Pillow alone tells what is missing."""
+    data = saved(Image.fromarray(pictures.texture(400, 300, 1)))
+    preprocessing = SCALED.model_copy(update={"decode": way})
+    asked: list[object] = []
+    monkeypatch.setattr(plain_jpeg, "_whole", asked.append)
+    monkeypatch.setattr(plain_jpeg, "_reduced", lambda *given: asked.append(given))
+    for cut in (1, 2, 100, len(data) // 2):
+        assert "truncated" in str(load(data[:-cut], tmp_path, preprocessing).failure)
+    assert not asked
+    assert load(data + b"junk behind the end", tmp_path, preprocessing).failure is None
+    assert len(asked) == 1
