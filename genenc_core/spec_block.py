@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Fit = Literal["stretch", "crop", "pad"]
+DecodeScale = Literal["full", "scaled"]
 SourceKind = Literal["torchvision", "timm", "python", "genenc", "factory"]
 ExportFormat = Literal["torchscript", "aotinductor", "exported_program", "onnx"]
 
@@ -32,13 +33,19 @@ class Preprocessing(Record):
         default="center", description="pad only: where the image lies; corner is top left (SAM)."
     )
     pad_value: tuple[int, int, int] = Field(default=(0, 0, 0), description="pad only: RGB, 0 to 255.")
+    decode: DecodeScale = Field(
+        default="full",
+        description="scaled: a JPEG is decoded at the largest of 1/2, 1/4, 1/8 that still covers the size it is "
+        "resized to; other pixels, sooner.",
+    )
 
     def describe(self) -> str:
         """Return the preprocessing in words, e.g. `crop to 224 x 224 (shorter side to 256 first), bilinear`."""
         first = f" (shorter side to {self.resize_short} first)" if self.resize_short and self.fit == "crop" else ""
         bars = f" ({self.pad_position}, bars {list(self.pad_value)})" if self.fit == "pad" else ""
         smooth = "" if self.antialias else ", not antialiased"
-        return f"{self.fit} to {self.height} x {self.width}{first}{bars}, {self.interpolation}{smooth}"
+        scaled = ", JPEG decoded at a reduction" if self.decode == "scaled" else ""
+        return f"{self.fit} to {self.height} x {self.width}{first}{bars}, {self.interpolation}{smooth}{scaled}"
 
 
 class SourceInfo(Record):

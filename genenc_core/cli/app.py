@@ -137,6 +137,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
         image_size: Annotated[str | None, typer.Option(help="Model input, H or HxW in pixels.")] = None,
         fit: Annotated[str | None, typer.Option(help="stretch, crop or pad.")] = None,
+        decode: Annotated[
+            str | None, typer.Option(help="full, or scaled: large JPEG at 1/2, 1/4 or 1/8, sooner, other pixels.")
+        ] = None,
         canvas: Annotated[
             str | None,
             typer.Option(help="Fit images to this size, HxW, and encode it in tiles of the model input."),
@@ -180,6 +183,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "maps": maps,
             "image_size": image_size,
             "fit": fit,
+            "decode": decode,
             "canvas": canvas,
             "tile_overlap": tile_overlap,
             "tile_trim": tile_trim,

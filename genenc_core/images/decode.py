@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import headers, png16
+from genenc_core.images import headers, plain_jpeg, png16
 
 MAX_PIXELS = 400_000_000
 MAX_SCANS = 500
@@ -55,9 +55,23 @@ class Decoded:
     """uint8 RGB [3, H, W]; the memory is usually channels-last."""
     orientation: int
     """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
+    size: tuple[int, int]
+    """(height, width) of the upright source in pixels."""
+    reduction: int = 1
+    """Source pixels per pixel and axis: 1, 2, 4 or 8."""
+    beyond: tuple[int, int] = (0, 0)
+    """How many source pixels the first row and column reach beyond the source; what is left over is at the last ones.
+
+    A reduced JPEG has its incomplete pixels at the bottom and right; turning it upright may bring them to the front.
+    """
 
 
-def decode_image(data: bytes | bytearray, *, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode_image(
+    data: bytes | bytearray,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    needed: Callable[[int, int], tuple[int, int]] | None = None,
+) -> Decoded:
     """Decode JPEG, PNG, GIF, TIFF, BMP, WebP or PPM bytes; thread-safe, the codecs release the GIL.
 
     Grey is replicated; 1 bit becomes 0 or 255; a palette becomes RGB; alpha and transparent colours are composited
@@ -66,13 +80,15 @@ def decode_image(data: bytes | bytearray, *, max_pixels: int = MAX_PIXELS) -> De
     255, others are refused. CMYK and YCCK become RGB, with inverted inks where an Adobe marker says so. Colour
     profiles are ignored. Of several frames or pages the first is taken. The EXIF orientation is applied.
 
+    `needed` takes the (height, width) of the upright source and returns those that are enough: a grey or colour JPEG is
+    then decoded at the largest of libjpeg's reductions (1/2, 1/4, 1/8) that keeps as many. None: whole.
+
     Raises:
         ImageUnreadable: empty, truncated, no image, more than `max_pixels` (before they are allocated), a JPEG of more
             than 500 scans, a refused mode.
     """
     if not data:
         raise ImageUnreadable("empty file (0 bytes)")
-    _silence_decoders()
     plugin = _plugin_for(data)
     if plugin is JpegImagePlugin.JpegImageFile:
         header = headers.jpeg_header(data)
@@ -80,14 +96,15 @@ def decode_image(data: bytes | bytearray, *, max_pixels: int = MAX_PIXELS) -> De
             _check_scans(data)
         if header is not None and header.components in (1, 3) and header.bits == 8:
             _check_size(header.height, header.width, max_pixels)
-            pixels = _decode_plain_jpeg(data)
-            if pixels is not None:
-                return Decoded(pixels=_upright(pixels, header.orientation), orientation=header.orientation)
+            found = _decode_plain_jpeg(data, header, needed)
+            if found is not None:
+                return found
     return _decode_in_words(data, plugin, max_pixels)
 
 
 def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
     """Decode with Pillow; whatever it raises for hostile bytes, which is nearly anything, becomes a reason."""
+    _silence_decoders()
     try:
         try:
             return _decode_with_pillow(data, plugin, max_pixels)
@@ -126,17 +143,21 @@ def _check_scans(data: bytes | bytearray) -> None:
         raise ImageUnreadable(f"a JPEG of {scans} scans, above the limit of {MAX_SCANS}: write the file anew")
 
 
-def _decode_plain_jpeg(data: bytes | bytearray) -> torch.Tensor | None:
-    """Return [3, H, W] in channels-last memory, or None when libjpeg refuses; Pillow then names the reason."""
-    # torch warns about read-only memory, so bytes are copied; the loader hands in a bytearray.
-    buffer = data if isinstance(data, bytearray) else bytearray(data)
-    try:
-        pixels: torch.Tensor = tvio.decode_jpeg(
-            torch.frombuffer(buffer, dtype=torch.uint8), mode=tvio.ImageReadMode.RGB
-        )
-    except RuntimeError:
+def _decode_plain_jpeg(
+    data: bytes | bytearray, header: headers.JpegHeader, needed: Callable[[int, int], tuple[int, int]] | None
+) -> Decoded | None:
+    """Return None when libjpeg refuses."""
+    size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+    reduction = 1 if needed is None else plain_jpeg.largest_reduction(*size, needed(*size))
+    pixels = plain_jpeg.decode(data, reduction=reduction)
+    if pixels is None:
         return None
-    return pixels
+    upright = _upright(pixels, header.orientation)
+    if reduction == 1:
+        return _whole(upright, header.orientation)
+    flipped = _FLIPPED_DIMS.get(header.orientation, ())
+    top, left = (-size[axis] % reduction if axis in flipped else 0 for axis in (0, 1))
+    return Decoded(pixels=upright, orientation=header.orientation, size=size, reduction=reduction, beyond=(top, left))
 
 
 def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
@@ -146,9 +167,13 @@ def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFil
         image.load()  # turns a TIFF upright by itself; a PNG may have its EXIF behind its pixels
         pixels = torch.from_numpy(_rgb_array(image, data)).permute(2, 0, 1)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
-            return Decoded(pixels=pixels, orientation=headers.valid_orientation(tiff_orientation))
+            return _whole(pixels, headers.valid_orientation(tiff_orientation))
         orientation = headers.exif_orientation(image.info.get("exif") or b"")
-    return Decoded(pixels=_upright(pixels, orientation), orientation=orientation)
+    return _whole(_upright(pixels, orientation), orientation)
+
+
+def _whole(upright: torch.Tensor, orientation: int) -> Decoded:
+    return Decoded(pixels=upright, orientation=orientation, size=(upright.shape[1], upright.shape[2]))
 
 
 def _silence_decoders() -> None:

@@ -1,22 +1,16 @@
 """Where each source pixel lands in the model's input: the plan, the pixels and the points by one affine map."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from genenc_core import spec
-from genenc_core.images import decode
+from genenc_core.images import decode, resizing
 
 POINT_OK, POINT_OUTSIDE, POINT_MISSING = 1, 2, 4
-
-_INTERPOLATIONS: Mapping[str, InterpolationMode] = {
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +65,23 @@ def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitP
     )
 
 
+def plan_decoded(image: decode.Decoded, preprocessing: spec.Preprocessing) -> FitPlan:
+    """Return the plan of a decoded image; of a reduced one it knows what the outer pixels hold beyond the source."""
+    plan = plan_fit(*image.size, preprocessing)
+    if image.reduction == 1:
+        return plan
+    scale_y, scale_x = (
+        resized / (side * image.reduction) for resized, side in zip(plan.resized, image.pixels.shape[1:], strict=True)
+    )
+    affine = Affine(
+        scale_x=scale_x,
+        scale_y=scale_y,
+        offset_x=plan.affine.offset_x + image.beyond[1] * scale_x,
+        offset_y=plan.affine.offset_y + image.beyond[0] * scale_y,
+    )
+    return dataclasses.replace(plan, affine=affine)
+
+
 def apply_fit(pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing) -> torch.Tensor:
     """Return uint8 [3, H, W] brought to contiguous uint8 [3, model height, model width] as `plan` says.
 
@@ -82,23 +93,19 @@ def apply_fit(pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preproces
             f"{pixels.shape[2]} x {pixels.shape[1]} pixels would be resized to {plan.resized[1]} x {plan.resized[0]} "
             "before the crop: too long a shape"
         )
-    # On channels-last memory, as decoders give it, the resize is 1.6 times faster; planar to 1 x 1 it even fails.
-    channels_last = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    resized: torch.Tensor = transforms.resize(
-        channels_last,
-        list(plan.resized),
-        interpolation=_INTERPOLATIONS[preprocessing.interpolation],
-        antialias=preprocessing.antialias,
+    resized = resizing.resize(
+        pixels, plan.resized, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
     )
     rows, columns = preprocessing.height, preprocessing.width
-    visible = resized[:, plan.crop_top : plan.crop_top + rows, plan.crop_left : plan.crop_left + columns]
-    if visible.shape[1:] == (rows, columns):
-        return visible.contiguous()
-    colour = preprocessing.pad_value if preprocessing.fit == "pad" else (0, 0, 0)
-    canvas = torch.tensor(colour, dtype=torch.uint8)[:, None, None].repeat(1, rows, columns)
+    visible = resized[:, plan.crop_top : plan.crop_top + rows, plan.crop_left : plan.crop_left + columns].numpy()
+    fitted = np.empty((3, rows, columns), dtype=np.uint8)
+    if visible.shape[1:] != (rows, columns):
+        colour = preprocessing.pad_value if preprocessing.fit == "pad" else (0, 0, 0)
+        fitted[:] = np.array(colour, dtype=np.uint8)[:, None, None]
     bottom, right = plan.pad_top + visible.shape[1], plan.pad_left + visible.shape[2]
-    canvas[:, plan.pad_top : bottom, plan.pad_left : right] = visible
-    return canvas
+    # NumPy takes the colours apart three times faster than torch's contiguous().
+    fitted[:, plan.pad_top : bottom, plan.pad_left : right] = visible
+    return torch.from_numpy(fitted)
 
 
 def map_points(

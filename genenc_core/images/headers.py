@@ -8,6 +8,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GREY = 0
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOS_MARKER, _APP1_MARKER = 0xDA, 0xE1
+_SEGMENT = struct.Struct(">BBH")
 _ORIENTATION_TAG = 0x0112
 _TIFF_INTEGERS: Mapping[int, str] = {1: "B", 3: "H", 4: "I"}
 
@@ -48,8 +49,10 @@ def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
     progressive = False
     orientation = 1
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+    while at + 4 <= len(data):
+        prefix, marker, length = _SEGMENT.unpack_from(data, at)
+        if prefix != 0xFF:
+            break
         if marker == 0xFF:  # a fill byte
             at += 1
             continue

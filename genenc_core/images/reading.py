@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,8 @@ def load(request: Request, preprocessing: spec.Preprocessing, limits: Limits) ->
         data = _read(request.path)
         changed = None if len(data) == request.planned_bytes else _change(request.planned_bytes, len(data))
         digest = hashlib.sha256(data).hexdigest()
-        image = decode.decode_image(data, max_pixels=limits.pixels)
-        height, width = image.pixels.shape[1:]
-        plan = geometry.plan_fit(height, width, preprocessing)
+        image = decode.decode_image(data, max_pixels=limits.pixels, needed=_needed(preprocessing))
+        plan = geometry.plan_decoded(image, preprocessing)
         pixels = geometry.apply_fit(image.pixels, plan, preprocessing)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NOT_THE_IMAGES_FAULT:
@@ -77,8 +77,8 @@ def load(request: Request, preprocessing: spec.Preprocessing, limits: Limits) ->
     return LoadedImage(
         row=request.row,
         pixels=pixels,
-        height=height,
-        width=width,
+        height=image.size[0],
+        width=image.size[1],
         affine=plan.affine,
         orientation=image.orientation,
         sha256=digest,
@@ -104,6 +104,13 @@ def unreadable(
         changed=changed,
         seconds=seconds,
     )
+
+
+def _needed(preprocessing: spec.Preprocessing) -> Callable[[int, int], tuple[int, int]] | None:
+    """Return what tells the decoder how many pixels are enough, or None where it decodes all."""
+    if preprocessing.decode == "full":
+        return None
+    return lambda height, width: geometry.plan_fit(height, width, preprocessing).resized
 
 
 def _read(path: Path) -> bytearray:

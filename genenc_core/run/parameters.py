@@ -44,6 +44,11 @@ class ExtractParameters(BaseModel):
         default=None, description="general_encoder only: what its first output should be, such as 768,7,7; compared."
     )
     fit: spec.Fit | None = Field(default=None, description="How images meet the model's size; none: the model's own.")
+    decode: spec.DecodeScale | None = Field(
+        default=None,
+        description="scaled: JPEG at the largest of 1/2, 1/4, 1/8 that covers the model's size, sooner and with "
+        "slightly other pixels; full: as they are; none: the model's own, which is full.",
+    )
     canvas: str | None = Field(
         default=None,
         description="Fit images to this size, H or HxW, and encode it in tiles of the model input; none: no tiles.",

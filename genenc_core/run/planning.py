@@ -111,6 +111,8 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
     found = design.model.spec
     block = found.genenc or spec.GenencBlock()
     slots = [slot.model_dump(mode="json", exclude_none=True) for slot in (*found.inputs, *found.outputs)]
+    # A run made before `decode` could be chosen has no word of it, and is still the same run.
+    usual = {"decode"} if design.preprocessing.decode == "full" else set()
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
         **_outside_name(block),
@@ -118,7 +120,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         "weights": block.weights_sha256 or artifact,
         "backend": design.model.backend,
         "artifact": artifact,
-        "preprocessing": design.preprocessing.model_dump(mode="json"),
+        "preprocessing": design.preprocessing.model_dump(mode="json", exclude=usual),
         **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],
         "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},
@@ -204,6 +206,8 @@ def _preprocessing(
         # The border that a model's own evaluation cuts away is what a canvas is there to keep.
         height, width = tiled.canvas
         preprocessing = preprocessing.model_copy(update={"height": height, "width": width, "resize_short": None})
+    if given.decode is not None:
+        preprocessing = preprocessing.model_copy(update={"decode": given.decode})
     if given.fit is None or given.fit == preprocessing.fit:
         return preprocessing
     # Only a crop has a size to resize to before it.

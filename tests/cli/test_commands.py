@@ -246,6 +246,7 @@ def test_export_then_extract_by_spec(genenc: Call, photos: Path, tmp_path: Path)
         ({"--device": "tpu"}, 2, "tpu"),
         ({"--device": "cuda:7"}, 2, "cuda:7"),
         ({"--fit": "squash"}, 2, "fit"),
+        ({"--decode": "half"}, 2, "decode"),
         ({"--dtype": "int8"}, 2, "dtype"),
         ({"--backend": "tensorrt"}, 2, "backend"),
         ({"--product": "status=none"}, 2, "store uses that name"),

@@ -64,6 +64,7 @@ def test_same_bytes_for_any_lanes_and_order(extract: Callable[..., driver.Result
         ({"model": "tiny_models:two_maps"}, "model"),
         ({"image_size": "40"}, r"preprocessing.height: 32 -> 40"),
         ({"fit": "pad"}, r"preprocessing.fit: 'stretch' -> 'pad'"),
+        ({"decode": "scaled"}, r"preprocessing.decode: 'none' -> 'scaled'"),
         ({"maps": True}, "products"),
         ({"dtype": "float16"}, "products"),
         ({"limit": 5}, "6 images removed"),
