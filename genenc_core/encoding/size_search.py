@@ -1,25 +1,25 @@
-"""Finds the batch size by measuring: at most ten batches, never twice out of memory, within a few percent of the best.
+"""Finds the batch size by measuring: at most ten batches, never twice out of memory, near the fastest.
 
-Sizes grow fourfold while that gains images per second. Then the sizes around the best are measured, and again those
-that come close, and the shortest time of each counts: what disturbs a measurement only ever makes it longer. Chosen is
-the smallest size that is nearly as fast as the fastest.
+Every size is run twice and its shorter time counts: the first run also pays for what is made for that size, and what
+disturbs a measurement only ever makes it longer. From two sizes follow what a batch costs by itself and what an image
+costs, so from which size on the batch's own cost is small; that size and its neighbours are measured. Chosen is the
+smallest size that is nearly as fast as the fastest.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from genenc_core.encoding import batching
 from genenc_core.encoding.device import Memory
 
 MOST_BATCHES = 10
 LARGEST = 1024
-_GROWTH = 4
-_WORTHWHILE = 1.03
-"""gain of a fourfold batch below which larger ones are not tried"""
+_SECOND = 8
+"""the second size, in first sizes"""
+_OWN_COST = 0.012
+"""share of a batch's time that its own cost, beside its images', may have"""
 _AS_GOOD = 0.985
 """share of the best rate at which a smaller batch is preferred"""
-_CLOSE = 0.94
-"""share of the best rate from which on a size is worth a second look"""
 _MEMORY_USED = 0.9
 
 
@@ -27,43 +27,37 @@ class _Search:
     """Times of the sizes tried so far, and what is left to spend."""
 
     def __init__(
-        self, run: Callable[[int], None], bounds: batching.Bounds, budget: int, memory: Callable[[], Memory | None]
+        self, run: Callable[[int], None], bounds: batching.Bounds, images: int, memory: Callable[[], Memory | None]
     ) -> None:
         self.bounds = bounds
-        self.seconds: dict[int, float] = {}
-        self.counts: dict[int, int] = {}
-        self.peaks: dict[int, int] = {}
+        self.images = images
+        self.batches = MOST_BATCHES
         self.largest = bounds.clamp(LARGEST)
+        self.seconds: dict[int, float] = {}
         self._run = run
-        self._images = budget
-        self._batches = MOST_BATCHES
         self._memory = memory
-        self._limit: int | None = None
+        before = memory()
+        # Bytes by batch size; 0 is the model alone.
+        self._peaks = {} if before is None else {0: before.peak}
 
-    def affordable(self, size: int) -> bool:
-        """Whether a batch of `size` may be run."""
-        return self._batches > 0 and size <= self._images and size <= self.largest
-
-    def measure(self, size: int, *, counts: bool = True) -> None:
-        """Run one batch; one that does not fit in memory bounds all that follow."""
-        self._images -= size
-        self._batches -= 1
-        self._memory()
-        start = time.perf_counter()
-        try:
-            self._run(size)
-        except (RuntimeError, MemoryError) as error:
-            if not batching.is_out_of_memory(error):
-                raise
-            self.largest = max((tried for tried in self.seconds if tried < size), default=self.bounds.clamp(1))
-            return
-        seconds = max(time.perf_counter() - start, 1e-9)
-        used = self._memory()
-        if used is not None:
-            self.peaks[size], self._limit = used.peak, used.limit
-        if counts:
+    def measure(self, size: int, times: int = 2) -> None:
+        """Run batches of a size; one that does not fit in memory bounds all that follow."""
+        for _ in range(times):
+            if not (0 < size <= min(self.images, self.largest) and self.batches):
+                return
+            self.images -= size
+            self.batches -= 1
+            start = time.perf_counter()
+            try:
+                self._run(size)
+            except (RuntimeError, MemoryError) as error:
+                if not batching.is_out_of_memory(error):
+                    raise
+                self.largest = max((tried for tried in self.seconds if tried < size), default=self.bounds.clamp(1))
+                return
+            seconds = max(time.perf_counter() - start, 1e-9)
             self.seconds[size] = min(seconds, self.seconds.get(size, seconds))
-            self.counts[size] = self.counts.get(size, 0) + 1
+            self._learn_memory(size)
 
     def rate(self, size: int) -> float:
         """Return images per second."""
@@ -73,50 +67,53 @@ class _Search:
         """Return the fastest size."""
         return max(self.seconds, key=self.rate)
 
-    def fitting(self, size: int) -> int:
-        """Return `size`, or the largest multiple of 8 that should fit by the memory of the two largest sizes tried."""
-        size = min(size, self.largest)
-        if self._limit is None or len(self.peaks) < 2:
-            return size
-        smaller, larger = sorted(self.peaks)[-2:]
-        each = (self.peaks[larger] - self.peaks[smaller]) / (larger - smaller)
+    def sufficient(self) -> int:
+        """Return the power of two from which on a batch's own cost hardly counts, by the two largest sizes."""
+        smaller, larger = sorted(self.seconds)[-2:]
+        each = (self.seconds[larger] - self.seconds[smaller]) / (larger - smaller)
+        own = self.seconds[larger] - each * larger
         if each <= 0:
-            return size
-        most = int(larger + (_MEMORY_USED * self._limit - self.peaks[larger]) / each)
-        return size if most >= size else self.bounds.clamp(most // 8 * 8 if most >= 16 else max(most, 1))
+            return LARGEST
+        wanted = max(own * (1 / _OWN_COST - 1) / each, 1.0)
+        return int(min(2 ** round(min(wanted, LARGEST)).bit_length(), LARGEST)) if wanted > 1 else 1
+
+    def allowed(self, size: int) -> int:
+        """Return the nearest size within bounds, memory and the images left; 0 for none."""
+        size = min(self.bounds.clamp(size), self.largest)
+        while size > self.bounds.min and 2 * size > self.images:
+            size = self.bounds.clamp(size // 2)
+        return size if 2 * size <= self.images else 0
+
+    def _learn_memory(self, size: int) -> None:
+        used = self._memory()
+        if used is None or size in self._peaks:
+            return
+        self._peaks[size] = used.peak
+        base = self._peaks[0]
+        smaller, larger = sorted(self._peaks)[-2:]
+        each = (self._peaks[larger] - self._peaks[smaller]) / (larger - smaller)
+        if each > 0:
+            usable = base + _MEMORY_USED * (used.limit - base)
+            most = int(larger + (usable - self._peaks[larger]) / each)
+            most = most // 8 * 8 if most >= 16 else max(most, 1)
+            self.largest = min(self.largest, self.bounds.clamp(max(most, *self.seconds)))
 
 
-def _grow(search: _Search) -> None:
-    """Measure sizes from the first on, each four times the one before, while that is worthwhile."""
-    size, last = search.bounds.clamp(batching.FIRST_SIZE), 0.0
-    while search.affordable(size):
-        search.measure(size)
-        if size not in search.seconds:
-            return
-        if search.rate(size) < last * _WORTHWHILE and search.affordable(size):
-            # The first batch of a size also pays for what is made for that size.
-            search.measure(size)
-        if size not in search.seconds or search.rate(size) < last * _WORTHWHILE:
-            return
-        last = search.rate(size)
-        larger = search.fitting(search.bounds.clamp(size * _GROWTH))
-        if larger <= size:
-            return
-        size = larger
-
-
-def _refine(search: _Search) -> None:
-    """Measure the sizes beside the best, and once more those that come close to it."""
-    for _ in range(MOST_BATCHES):
-        best = search.best()
-        beside = [search.bounds.clamp(size) for size in (best // 2, best * 2)]
-        wanted = [size for size in beside if size not in search.seconds and size < max(search.seconds)]
-        close = [size for size in search.seconds if search.rate(size) >= _CLOSE * search.rate(best)]
-        wanted += sorted(close, key=lambda size: (search.counts[size], size))
-        size = next((size for size in wanted if size >= 1 and search.affordable(size)), None)
-        if size is None:
-            return
-        search.measure(size)
+def _next_sizes(search: _Search) -> Iterator[int]:
+    """Yield sizes worth a measurement, most promising first."""
+    best, tried = search.best(), sorted(search.seconds)
+    below = 1 << (best - 1).bit_length() >> 1
+    if len(tried) < 2:
+        yield search.allowed(best * _SECOND)
+        yield search.allowed(below)
+        return
+    sufficient = search.sufficient()
+    if sufficient > tried[-1]:
+        yield search.allowed(sufficient)
+    if best != tried[-1] or sufficient > best:
+        yield search.allowed(best * 2)
+    if best != tried[0] or search.rate(best) * _AS_GOOD > search.rate(tried[1]):
+        yield search.allowed(below)
 
 
 def find_size(
@@ -134,12 +131,18 @@ def find_size(
     """
     if bounds.max == bounds.min:
         return bounds.min
+    first = bounds.clamp(batching.FIRST_SIZE)
     search = _Search(run, bounds, max(image_budget, batching.FIRST_SIZE + 1), memory)
-    # The first batch of all also pays for what is made once.
-    search.measure(bounds.clamp(1), counts=False)
-    _grow(search)
+    search.measure(first)
     if not search.seconds:
         return bounds.clamp(1)
-    _refine(search)
+    while search.batches:
+        size = next((size for size in _next_sizes(search) if size and size not in search.seconds), None)
+        if size is None:
+            break
+        search.measure(size)
+    close = [size for size in search.seconds if search.rate(size) >= (2 * _AS_GOOD - 1) * search.rate(search.best())]
+    while search.batches and len(close) > 1 and max(close) <= search.images:
+        search.measure(close[search.batches % len(close)], times=1)
     enough = _AS_GOOD * search.rate(search.best())
     return min(size for size in search.seconds if search.rate(size) >= enough)
