@@ -125,10 +125,14 @@ class Engine:
         wanted: Sequence[products.Product],
         sizer: batching.BatchSizer,
         device: Device | None = None,
+        *,
+        fixed: bool = False,
     ) -> None:
+        """`fixed`: every batch is filled up to the size in force, for an encoder that is made for one size."""
         self.encoder = encoder
         self.products = tuple(wanted)
         self.sizer = sizer
+        self.fixed = fixed
         self.device = device or device_for(encoder.device)
         # One thread, always the same: a compiled model's CUDA graphs belong to the thread that recorded them.
         self._thread = ThreadPoolExecutor(
@@ -201,7 +205,7 @@ class Engine:
         with device.stage("compute"):
             device.follow(arrived, pixels, points, valid)
             started = device.mark()
-            images = _padded(pixels, self.sizer.bounds.min).float().div_(255.0)
+            images = _padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, count)

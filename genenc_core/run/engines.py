@@ -1,8 +1,9 @@
 """The engine of a run: its encoder, tiled where the run says so, its products and its batch size."""
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from genenc_core import errors, text
 from genenc_core.encoding import batching, control, engine, products, size_search, tiling
@@ -33,8 +34,9 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     sizer = batching.BatchSizer(bounds, bounds.clamp(batching.FIRST_SIZE))
     known = _KnownSize(folder, options, bounds, device)
     if plan is None:
-        runner = engine.Engine(encoder, wanted, sizer)
-        sizer.size = known.size(1, runner, lambda count: runner.trial(count, points))
+        runner = engine.Engine(encoder, wanted, sizer, fixed=model.execution.compile)
+        with _uncompiled(runner, model, device, options) as measured:
+            sizer.size = known.size(1, measured, lambda count: measured.trial(count, points))
         words = f"{sizer.size} images a batch"
     else:
         slots = tiles.wanted_slots(model.spec, parsed)
@@ -47,6 +49,24 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     sizer.on_shrink = known.shrink
     LOGGER.info("%s on %s (%s), %s", text.title(model.spec.model_id), device, folder.backend, words)
     return runner
+
+
+@contextlib.contextmanager
+def _uncompiled(
+    runner: engine.Engine, model: encoders.ResolvedModel, device: str, options: records.Options
+) -> Iterator[engine.Engine]:
+    """Give the engine that is measured: every size of a compiled model would have to be compiled first."""
+    if not model.execution.compile or options.batch_size:
+        yield runner
+        return
+    plain = dataclasses.replace(model, execution=dataclasses.replace(model.execution, compile=False))
+    encoder = encoders.CACHE.load(plain, device=device, trust=options.trust)
+    bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
+    measured = engine.Engine(encoder, runner.products, batching.BatchSizer(bounds, bounds.clamp(1)))
+    try:
+        yield measured
+    finally:
+        measured.close()
 
 
 class _KnownSize:

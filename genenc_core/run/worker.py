@@ -15,7 +15,7 @@ from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
 from genenc_core.images.limits import Limits
-from genenc_core.run import engines, records, turns
+from genenc_core.run import accuracy, engines, records, turns
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import claims, run_store
 from genenc_core.store.objects import Root, is_remote
@@ -171,6 +171,7 @@ class Worker:
                     limits=Limits(seconds=self.options.image_timeout, megapixels=self.options.max_megapixels),
                     journal=self.folder.local_folder(DECODING),
                 )
+                accuracy.measure(self.folder, self.options, self._engine, self._loader)
             return self._engine, self._loader
 
 
