@@ -152,6 +152,10 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         ] = None,
         tile_blend: Annotated[str | None, typer.Option(help="cosine, average or none.")] = None,
         backend: Annotated[str | None, typer.Option(help="auto, eager, or the format of an artifact.")] = None,
+        precision: Annotated[
+            str | None, typer.Option(help="float32, tf32, bfloat16 or float16; part of what the run means.")
+        ] = None,
+        compile: Annotated[bool | None, typer.Option("--compile", help="Compile an eager model.")] = None,
         trust: Trust = False,
         shard_rows: Annotated[int | None, typer.Option(help="Images per shard.")] = None,
         batch_size: Annotated[str | None, typer.Option(help="Images (with --canvas: tiles) per call, or auto.")] = None,
@@ -189,6 +193,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "tile_trim": tile_trim,
             "tile_blend": tile_blend,
             "backend": backend,
+            "precision": precision,
+            "compile": compile,
             "trust": trust or None,
             "shard_rows": shard_rows,
             "device": device,

@@ -6,6 +6,7 @@ from typing import Any
 
 from genenc_core import errors, spec
 from genenc_core.cli import output
+from genenc_core.run import precision
 from genenc_core.run import status as run_status
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store.objects import Root, is_remote, join
@@ -103,11 +104,13 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
         return
     source = spec.RuntimeModelSpec.from_json(folder.objects.read(MODEL_SPEC).decode()).genenc
     weights = "of the artifact" if source is None or source.source is None else source.source.weights
+    computed = precision.describe(folder)
     output.say(
         [
             f"model          {identity['model']} ({identity['backend']})",
             f"weights        {weights}, sha256 {identity['weights']}",
             f"preprocessing  {folder.preprocessing.describe()}",
+            *([] if computed is None else [f"precision      {computed}"]),
             *([] if folder.tiles is None else [f"tiles          {folder.tiles.describe()}"]),
             f"images         {identity['images']['rows']} rows, digest {identity['images']['digest'][:16]}",
             f"points         {', '.join(identity['images']['points']) or 'none'}",

@@ -1,17 +1,23 @@
-"""One encoder and its products: uint8 batches in, reduced arrays out, safe to share between threads."""
+"""One encoder and its products: uint8 batches in, reduced arrays out, several batches in flight on one device."""
 
 import contextlib
+import contextvars
 import dataclasses
-import threading
-import time
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
 from genenc_core import errors
 from genenc_core.encoding import batching, post_encoder, products
+from genenc_core.encoding.device import Device, device_for
+
+IN_FLIGHT = 3
+"""Batches that one shard may have on their way: one copied in, one computed, one copied out."""
+
+_Result = TypeVar("_Result")
 
 
 class Encoder(Protocol):
@@ -76,14 +82,75 @@ class Reduced:
     reduce_seconds: float
 
 
-class Engine:
-    """Runs batches through one encoder, one at a time, whatever the number of threads that ask."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Launched:
+    """A part of a batch that the device has been given: where its results will be, and marks of its stages."""
 
-    def __init__(self, encoder: Encoder, wanted: Sequence[products.Product], sizer: batching.BatchSizer) -> None:
+    values: dict[str, torch.Tensor]
+    too_large: dict[str, torch.Tensor]
+    finite: torch.Tensor
+    sizes: tuple[int, ...]
+    started: Any
+    encoded: Any
+    reduced: Any
+    done: Any
+
+
+class Ticket:
+    """A batch on its way through an engine."""
+
+    def __init__(self, launched: Future[list[_Launched]], collect: Callable[[list[_Launched]], Reduced]) -> None:
+        self._launched = launched
+        self._collect = collect
+
+    def result(self) -> Reduced:
+        """Wait for the batch and return it; raises as `Engine.encode`."""
+        return self._collect(self._launched.result())
+
+    def cancel(self) -> None:
+        """Give the batch up, unless it was begun."""
+        self._launched.cancel()
+
+
+class Engine:
+    """Runs batches through one encoder on a thread of its own, one at a time, whatever the number of threads that ask.
+
+    The thread launches; it waits for nothing that the device does. With a device of its own the next batch is copied
+    in, and the last one copied out, while one is computed.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        wanted: Sequence[products.Product],
+        sizer: batching.BatchSizer,
+        device: Device | None = None,
+        *,
+        fixed: bool = False,
+    ) -> None:
+        """`fixed`: every batch is filled up to the size in force, for an encoder that is made for one size."""
         self.encoder = encoder
         self.products = tuple(wanted)
         self.sizer = sizer
-        self._turn = threading.Lock()
+        self.fixed = fixed
+        self.device = device or device_for(encoder.device)
+        # One thread, always the same: a compiled model's CUDA graphs belong to the thread that recorded them.
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="genenc-encoder", initializer=_take_threads, initargs=(torch.get_num_threads(),)
+        )
+
+    def close(self) -> None:
+        """Give up batches that were not begun, and end the thread after the one that was."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
+        """Return what `work` returns on the engine's thread."""
+        return self._thread.submit(contextvars.copy_context().run, work, *arguments).result()
+
+    def submit(self, batch: Batch) -> Ticket:
+        """Queue one batch; what is wrong with it is told by the ticket."""
+        launched = self._thread.submit(contextvars.copy_context().run, self._launch_all, batch)
+        return Ticket(launched, self._collect)
 
     def encode(self, batch: Batch) -> Reduced:
         """Encode and reduce one batch, in smaller parts when memory runs out.
@@ -92,73 +159,115 @@ class Engine:
             EncoderError: the encoder broke its contract, or does not fit in memory at its smallest batch.
             InputError: a value does not fit the stored type.
         """
-        parts: list[Reduced] = []
-        start = 0
-        while start < len(batch):
-            stop = min(start + self.sizer.size, len(batch))
-            done = self._try(batch.part(start, stop))
-            if done is None:
-                # Only now is the traceback gone that kept the failed batch in memory.
-                self._free()
-                continue
-            parts.append(done)
-            start = stop
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return self.submit(batch).result()
 
     def trial(self, size: int, point_count: int) -> None:
         """Encode and throw away `size` images of noise: what `batching.find_size` measures."""
         height, width = self.encoder.input_size
-        pixels = torch.randint(0, 256, (size, 3, height, width), dtype=torch.uint8)
+        noise = torch.randint(0, 256, (size, 3, height, width), dtype=torch.uint8)
         points = torch.zeros(size, point_count, 2, dtype=torch.float64)
+        valid = torch.ones(size, point_count, dtype=torch.bool)
+        batch = Batch(pixels=self.device.stack(list(noise)), points=points, valid=valid)
         # What noise gives need not fit the stored type.
-        with self._turn, contextlib.suppress(errors.InputError):
-            self._run(Batch(pixels=pixels, points=points, valid=torch.ones(size, point_count, dtype=torch.bool)))
+        with contextlib.suppress(errors.InputError):
+            self._collect([self.call(self._launch, batch)])
 
-    @torch.inference_mode()
-    def _run(self, batch: Batch) -> Reduced:
-        started = time.perf_counter()
-        count = len(batch)
-        images = _padded(batch.pixels, self.sizer.bounds.min).to(self.encoder.device)
-        outputs = self.encoder(images.float().div_(255.0))
-        self._wait()
-        encoded = time.perf_counter()
-        points = post_encoder.PointBatch(
-            xy=batch.points.to(self.encoder.device),
-            valid=batch.valid.to(self.encoder.device),
-            input_size=self.encoder.input_size,
-        )
-        arrays: dict[str, np.ndarray] = {}
-        finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
-        for product in self.products:
-            value = product.pipeline.apply(outputs[product.slot][:count], points)
-            finite &= _finite_rows(value, batch.valid if product.needs_points else None)
-            arrays[product.name] = _stored(value, product)
-        return Reduced(
-            arrays=arrays,
-            finite=finite.cpu().numpy(),
-            sizes=self.encoder.calls if isinstance(self.encoder, Rebatching) else (len(images),),
-            encode_seconds=encoded - started,
-            reduce_seconds=time.perf_counter() - encoded,
-        )
+    def _launch_all(self, batch: Batch) -> list[_Launched]:
+        parts: list[_Launched] = []
+        start = 0
+        while start < len(batch):
+            stop = min(start + self.sizer.size, len(batch))
+            launched = self._try(batch.part(start, stop))
+            if launched is None:
+                # Only now is the traceback gone that kept the failed batch in memory.
+                self.device.release()
+                continue
+            parts.append(launched)
+            start = stop
+        return parts
 
-    def _try(self, batch: Batch) -> Reduced | None:
-        """Return the batch's result, or None when it did not fit and a smaller one should be tried."""
+    def _try(self, batch: Batch) -> _Launched | None:
+        """Return the batch on its way, or None when it did not fit and a smaller one should be tried."""
         try:
-            with self._turn:
-                return self._run(batch)
+            return self._launch(batch)
         except (RuntimeError, MemoryError) as error:
             if not batching.is_out_of_memory(error):
                 raise
             self.sizer.out_of_memory(len(batch), error)
             return None
 
-    def _free(self) -> None:
-        if self.encoder.device.type == "cuda":
-            torch.cuda.empty_cache()
+    @torch.inference_mode()
+    def _launch(self, batch: Batch) -> _Launched:
+        device, count = self.device, len(batch)
+        with device.stage("copy_in"):
+            pixels, points, valid = (device.upload(item) for item in (batch.pixels, batch.points, batch.valid))
+            arrived = device.mark()
+        with device.stage("compute"):
+            device.follow(arrived, pixels, points, valid)
+            started = device.mark()
+            images = _padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
+            outputs = self.encoder(images)
+            encoded = device.mark()
+            values, finite = self._reduce(outputs, points, valid, count)
+            stored = {name: value.to(getattr(torch, kind)) for name, (value, kind) in values.items()}
+            too_large = {
+                name: _largest_lost(value, stored[name])
+                for name, (value, kind) in values.items()
+                if kind == "float16" and value.dtype != torch.float16
+            }
+            reduced = device.mark()
+        with device.stage("copy_out"):
+            device.follow(reduced, finite, *stored.values(), *too_large.values())
+            return _Launched(
+                values={name: device.download(stored[name]) for name in stored},
+                too_large={name: device.download(too_large[name]) for name in too_large},
+                finite=device.download(finite),
+                sizes=self.encoder.calls if isinstance(self.encoder, Rebatching) else (len(images),),
+                started=started,
+                encoded=encoded,
+                reduced=reduced,
+                done=device.mark(),
+            )
 
-    def _wait(self) -> None:
-        if self.encoder.device.type == "cuda":
-            torch.cuda.synchronize(self.encoder.device)
+    def _reduce(
+        self, outputs: dict[str, torch.Tensor], points: torch.Tensor, valid: torch.Tensor, count: int
+    ) -> tuple[dict[str, tuple[torch.Tensor, str]], torch.Tensor]:
+        """Return every product's value and stored type, and which images' values are finite, bool `[B]`."""
+        where = post_encoder.PointBatch(xy=points, valid=valid, input_size=self.encoder.input_size)
+        values: dict[str, tuple[torch.Tensor, str]] = {}
+        finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
+        for product in self.products:
+            value = product.pipeline.apply(outputs[product.slot][:count], where)
+            finite &= _finite_rows(value, valid if product.needs_points else None)
+            values[product.name] = value, product.dtype
+        return values, finite
+
+    def _collect(self, launched: list[_Launched]) -> Reduced:
+        parts = [self._collected(item) for item in launched]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _collected(self, item: _Launched) -> Reduced:
+        self.device.wait(item.done)
+        for product in self.products:
+            largest = item.too_large.get(product.name)
+            if largest is not None and largest.item() > 0:
+                raise errors.InputError(
+                    f"product {product.name!r}: a value of {largest.item():.4g} does not fit float16 (largest 65504): "
+                    f"store it as --product '{product.text.partition('@')[0]}@float32', in another --out"
+                )
+        return Reduced(
+            arrays={name: value.numpy() for name, value in item.values.items()},
+            finite=item.finite.numpy(),
+            sizes=item.sizes,
+            encode_seconds=self.device.seconds(item.started, item.encoded),
+            reduce_seconds=self.device.seconds(item.encoded, item.reduced),
+        )
+
+
+def _take_threads(count: int) -> None:
+    """Give this thread's torch operations as many threads as the thread that made the engine has."""
+    torch.get_num_threads()  # makes torch set this thread up now; it would take another default later
+    torch.set_num_threads(count)
 
 
 def _padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
@@ -168,26 +277,14 @@ def _padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
 
 
 def _finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    finite = (
-        torch.isfinite(value).flatten(1) if valid is None else torch.isfinite(value).all(2) | ~valid.to(value.device)
-    )
+    finite = torch.isfinite(value).flatten(1) if valid is None else torch.isfinite(value).all(2) | ~valid
     return finite.all(1)
 
 
-def _stored(value: torch.Tensor, product: products.Product) -> np.ndarray:
-    """Return the value in the product's type on the host.
-
-    Raises:
-        InputError: float16 cannot hold a value that float32 holds.
-    """
-    stored = value.to(getattr(torch, product.dtype))
-    if product.dtype == "float16" and bool((torch.isinf(stored) & torch.isfinite(value)).any()):
-        largest = value[torch.isfinite(value)].abs().max().item()
-        raise errors.InputError(
-            f"product {product.name!r}: a value of {largest:.4g} does not fit float16 (largest 65504): store it as "
-            f"--product '{product.text.partition('@')[0]}@float32', in another --out"
-        )
-    return stored.cpu().numpy()
+def _largest_lost(value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """Return the largest finite magnitude in `value` that became infinite in `stored`, 0 for none, as a scalar."""
+    lost = torch.isinf(stored) & torch.isfinite(value)
+    return torch.where(lost, value.abs(), 0).amax() if value.numel() else value.new_zeros(())
 
 
 def _joined(parts: Sequence[Reduced]) -> Reduced:

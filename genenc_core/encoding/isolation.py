@@ -17,8 +17,10 @@ class Piece:
     failure: str | None = None
 
 
-def encode_pieces(runner: engine.Engine, batch: engine.Batch, *, may_fail: int) -> Iterator[Piece]:
-    """Encode a batch whole; if the encoder raises, halve it until the images that it raises for stand alone.
+def encode_pieces(
+    runner: engine.Engine, batch: engine.Batch, whole: engine.Ticket, *, may_fail: int
+) -> Iterator[Piece]:
+    """Wait for a batch, submitted as `whole`; if the encoder raises, halve it until what it raises for stands alone.
 
     Yields:
         The pieces in order; together they are the whole batch.
@@ -33,7 +35,7 @@ def encode_pieces(runner: engine.Engine, batch: engine.Batch, *, may_fail: int) 
     while waiting:
         start, stop = waiting.pop()
         try:
-            reduced = runner.encode(batch.part(start, stop))
+            reduced = (whole if stop - start == len(batch) else runner.submit(batch.part(start, stop))).result()
         except (errors.InputError, errors.Stopped, OSError):
             raise
         except Exception as error:  # a model may raise anything

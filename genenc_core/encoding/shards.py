@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
@@ -89,6 +89,17 @@ class ShardInput:
         return len(self.image_ids)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """A batch on its way through the engine: its images, where they go, and its ticket."""
+
+    images: Sequence[loader.LoadedImage]
+    rows: np.ndarray
+    point_status: np.ndarray
+    batch: engine.Batch
+    ticket: engine.Ticket
+
+
 def empty_arrays(rows: int, wanted: Sequence[products.Product], point_count: int) -> dict[str, np.ndarray]:
     """Return a shard's arrays as they are before any image: NaN, -1 and 0."""
     arrays: dict[str, np.ndarray] = {
@@ -120,17 +131,31 @@ class ShardEncoder:
         self.digests = [""] * len(given)
         self.failures: list[Failure] = []
         self.changes: list[dict[str, object]] = []
+        self.sent: deque[_Sent] = deque()
         self.sizes: Counter[int] = Counter()
         self.seconds = dict.fromkeys(("load_wait", "load_threads", "encode", "reduce"), 0.0)
         self.control = control.current()
 
     def run(self, images: Iterable[loader.LoadedImage]) -> EncodedShard:
-        """Encode every image.
+        """Encode every image, with at most `engine.IN_FLIGHT` batches on their way.
 
         Raises:
             ShardError: more failures than the budget allows, or rows that the loader did not deliver.
             Stopped: the end was asked for between two batches.
         """
+        try:
+            self._send_all(images)
+            while self.sent:
+                self._collect()
+        finally:
+            for item in self.sent:
+                item.ticket.cancel()
+        if not self.status.all():
+            raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
+        self._refuse_a_broken_encoder()
+        return EncodedShard(arrays=self.arrays, status=self.status, details=self._details())
+
+    def _send_all(self, images: Iterable[loader.LoadedImage]) -> None:
         waiting: list[loader.LoadedImage] = []
         asked = time.perf_counter()
         for image in images:
@@ -138,15 +163,11 @@ class ShardEncoder:
             if self._take(image):
                 waiting.append(image)
             if len(waiting) >= self.runner.sizer.size:
-                self._encode(waiting)
+                self._send(waiting)
                 waiting = []
             asked = time.perf_counter()
         if waiting:
-            self._encode(waiting)
-        if not self.status.all():
-            raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
-        self._refuse_a_broken_encoder()
-        return EncodedShard(arrays=self.arrays, status=self.status, details=self._details())
+            self._send(waiting)
 
     def _take(self, image: loader.LoadedImage) -> bool:
         """Note what is known of an image before it is encoded; return whether it can be."""
@@ -187,21 +208,32 @@ class ShardEncoder:
                 "nothing is stored: mend the model or the device, or allow it with --max-failures 100%",
             )
 
-    def _encode(self, images: Sequence[loader.LoadedImage]) -> None:
+    def _send(self, images: Sequence[loader.LoadedImage]) -> None:
+        """Give the engine one batch; take back what is done, and wait where too many are on their way."""
         self.control.checkpoint()
         rows = np.array([image.row for image in images]) - self.given.start
         points, point_status = self._points(images, rows)
-        pixels = torch.stack([image.pixels for image in images if image.pixels is not None])
         batch = engine.Batch(
-            pixels=pixels, points=torch.from_numpy(points), valid=torch.from_numpy(point_status == geometry.POINT_OK)
+            pixels=self.runner.device.stack([image.pixels for image in images if image.pixels is not None]),
+            points=torch.from_numpy(points),
+            valid=torch.from_numpy(point_status == geometry.POINT_OK),
         )
-        for piece in isolation.encode_pieces(self.runner, batch, may_fail=self.allowed - len(self.failures)):
+        ticket = self.runner.submit(batch)
+        self.sent.append(_Sent(images=images, rows=rows, point_status=point_status, batch=batch, ticket=ticket))
+        while len(self.sent) >= engine.IN_FLIGHT:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Keep what the engine made of the batch that was sent first."""
+        sent = self.sent.popleft()
+        may_fail = self.allowed - len(self.failures)
+        for piece in isolation.encode_pieces(self.runner, sent.batch, sent.ticket, may_fail=may_fail):
             part = slice(piece.start, piece.stop)
             if piece.reduced is None:
                 self.encoder_failures += 1
-                self._fail(images[piece.start].row, piece.failure or "the encoder failed for this image")
+                self._fail(sent.images[piece.start].row, piece.failure or "the encoder failed for this image")
                 continue
-            self._keep(images[part], rows[part], point_status[part], piece.reduced)
+            self._keep(sent.images[part], sent.rows[part], sent.point_status[part], piece.reduced)
 
     def _keep(
         self, images: Sequence[loader.LoadedImage], rows: np.ndarray, point_status: np.ndarray, reduced: engine.Reduced

@@ -1,6 +1,5 @@
 """One `Encoder` for eager modules and artifacts alike, which checks every call and what comes back."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,8 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.export import describe, loading
 from genenc_core.export.devices import resolve_device
+from genenc_core.export.eager import runner
+from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record, table
 from genenc_core.models import sources, wording
 from genenc_core.models import trust as trust_rules
@@ -17,6 +18,7 @@ from genenc_core.models import trust as trust_rules
 __all__ = ["BackendKind", "Encoder", "choose_backend", "eager_encoder", "load_encoder", "resized", "resolve_device"]
 
 BackendKind = Literal["eager", spec.ExportFormat]
+DEFAULT = Execution()
 
 
 class Encoder:
@@ -94,14 +96,14 @@ class Encoder:
         return errors.EncoderError(f"model {self.spec.model_id!r} ({self.backend}): {what}.")
 
 
-def eager_encoder(built: sources.BuiltEncoder, *, device: str = "cpu") -> Encoder:
-    """Run a built model as it is; on another device than the CPU a copy of it runs.
+def eager_encoder(built: sources.BuiltEncoder, *, device: str = "cpu", how: Execution = DEFAULT) -> Encoder:
+    """Run a built model as it is; on another device than the CPU, or compiled, a copy of it runs.
 
     Raises:
-        InputError: no such device.
+        InputError: no such device, or one that cannot compute so.
     """
     model_spec = describe.spec_for(built, model_id=f"{describe.file_stem(built)}_eager")
-    return _eager(built, model_spec, resolve_device(device))
+    return _eager(built, model_spec, resolve_device(device), how)
 
 
 def load_encoder(
@@ -112,6 +114,7 @@ def load_encoder(
     trust: bool = False,
     scratch: Path | None = None,
     digests: Mapping[int, str] | None = None,
+    how: Execution = DEFAULT,
 ) -> Encoder:
     """Load what a spec names: its artifact or variants, or (`eager`, and `auto` without any) the model it was made of.
 
@@ -127,8 +130,9 @@ def load_encoder(
     describe.check_image_spec(model_spec)
     kind = choose_backend(model_spec, backend)
     if kind == "eager":
-        return _eager(_rebuilt(model_spec, trusted=trust), model_spec, resolve_device(device))
+        return _eager(_rebuilt(model_spec, trusted=trust), model_spec, resolve_device(device), how)
     run, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch, digests=digests)
+    how.check(kind, where.type)
     return Encoder(model_spec, run, backend=kind, device=where)
 
 
@@ -267,6 +271,8 @@ def _request(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.Mod
     )
 
 
-def _eager(built: sources.BuiltEncoder, model_spec: spec.RuntimeModelSpec, device: torch.device) -> Encoder:
-    module = built.module if device.type == "cpu" else copy.deepcopy(built.module).to(device)
-    return Encoder(model_spec, module, backend="eager", device=device)
+def _eager(
+    built: sources.BuiltEncoder, model_spec: spec.RuntimeModelSpec, device: torch.device, how: Execution
+) -> Encoder:
+    how.check("eager", device.type)
+    return Encoder(model_spec, runner(built.module, device, how), backend="eager", device=device)

@@ -12,6 +12,7 @@ import torch
 
 from genenc_core import errors, spec
 from genenc_core.export import backends, describe, exporting, loading
+from genenc_core.export.execution import Execution
 from genenc_core.export.formats import table
 from genenc_core.models import sources, wording
 from genenc_core.models import trust as trust_rules
@@ -29,6 +30,7 @@ class ResolvedModel:
     backend: backends.BackendKind
     digests: Mapping[int, str] | None = None
     """sha256 of the artifacts that a run was made with"""
+    execution: Execution = backends.DEFAULT
 
 
 class EncoderCache:
@@ -57,7 +59,8 @@ class EncoderCache:
     def load(self, model: ResolvedModel, *, device: str, trust: bool) -> backends.Encoder:
         """Return the encoder of a resolved model on a device."""
         files = () if model.backend == "eager" else loading.artifact_files(model.spec).values()
-        key = (model.spec.to_json(), model.backend, device, trust, model_files.stamps(file.path for file in files))
+        stamps = model_files.stamps(file.path for file in files)
+        key = (model.spec.to_json(), model.backend, model.execution, device, trust, stamps)
         with self._lock:
             if key not in self._encoders:
                 self._encoders[key] = self._load(model, device, trust)
@@ -76,9 +79,14 @@ class EncoderCache:
             built for built in self._built.values() if model.backend == "eager" and _is_model_of(built, model.spec)
         ]
         if known:
-            return backends.eager_encoder(known[0], device=device)
+            return backends.eager_encoder(known[0], device=device, how=model.execution)
         encoder = backends.load_encoder(
-            model.spec, backend=model.backend, device=device, trust=trust, digests=model.digests
+            model.spec,
+            backend=model.backend,
+            device=device,
+            trust=trust,
+            digests=model.digests,
+            how=model.execution,
         )
         if model.backend == "eager":
             trust_rules.remember(_code(model.spec))
@@ -89,6 +97,18 @@ CACHE = EncoderCache()
 
 
 def resolve_model(given: run_parameters.ExtractParameters, *, export_to: Path | None) -> ResolvedModel:
+    """Return the model that the parameters name, and how it is computed.
+
+    Raises:
+        InputError: as `_resolved`, or a model or device that cannot compute so.
+    """
+    how = Execution(precision=given.precision, compile=given.compile)
+    model = dataclasses.replace(_resolved(given, export_to=export_to), execution=how)
+    how.check(model.backend, device_of(model, given.device))
+    return model
+
+
+def _resolved(given: run_parameters.ExtractParameters, *, export_to: Path | None) -> ResolvedModel:
     """Return the model that the parameters name.
 
     A named model for an artifact backend is exported into `export_to`; with None its artifact is left open, as for a
@@ -143,7 +163,8 @@ def run_model(folder: RunFolder) -> ResolvedModel:
             f"the model's files in {join(folder.root, MODEL_FOLDER)!r} are not those this run was made with (their "
             "digest differs): put the originals back, or extract to another --out"
         )
-    return ResolvedModel(spec=found, backend=cast(backends.BackendKind, folder.backend), digests=digests)
+    backend = cast(backends.BackendKind, folder.backend)
+    return ResolvedModel(spec=found, backend=backend, digests=digests, execution=folder.execution)
 
 
 def _code(found: spec.RuntimeModelSpec) -> str | None:

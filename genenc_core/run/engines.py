@@ -1,14 +1,18 @@
 """The engine of a run: its encoder, tiled where the run says so, its products and its batch size."""
 
+import contextlib
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from genenc_core import text
-from genenc_core.encoding import batching, control, engine, products, tiling
+from genenc_core import errors, text
+from genenc_core.encoding import batching, control, engine, products, size_search, tiling
 from genenc_core.run import encoders, records, tiles
 from genenc_core.run.folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
+SEARCH_SHARE = 50
+"""The search for a batch size may encode one in so many of a run's images."""
 
 
 def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
@@ -28,47 +32,81 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     wanted = products.build_products(parsed, tiles.outputs(model.spec, parsed, plan), point_count=points)
     bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
     sizer = batching.BatchSizer(bounds, bounds.clamp(batching.FIRST_SIZE))
+    known = _KnownSize(folder, options, bounds, device)
     if plan is None:
-        runner = engine.Engine(encoder, wanted, sizer)
-        sizer.size = _size(folder, options, bounds, device, 1, lambda count: runner.trial(count, points))
+        runner = engine.Engine(encoder, wanted, sizer, fixed=model.execution.compile)
+        with _uncompiled(runner, model, device, options) as measured:
+            sizer.size = known.size(1, measured, lambda count: measured.trial(count, points))
         words = f"{sizer.size} images a batch"
     else:
         slots = tiles.wanted_slots(model.spec, parsed)
         tiled = tiling.TiledEncoder(encoder, plan, slots, sizer)
-        sizer.size = _size(folder, options, bounds, device, plan.count, tiled.trial)
+        runner = engine.Engine(tiled, wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), 1))
+        sizer.size = known.size(plan.count, runner, lambda count: runner.call(tiled.trial, count))
         together = tiling.canvases_per_call(plan, slots, sizer.size)
-        runner = engine.Engine(tiled, wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), together))
+        runner.sizer.size = together
         words = f"tiles {plan.describe()}, {sizer.size} a batch, of {together} images together"
+    sizer.on_shrink = known.shrink
     LOGGER.info("%s on %s (%s), %s", text.title(model.spec.model_id), device, folder.backend, words)
     return runner
 
 
-def _size(
-    folder: RunFolder,
-    options: records.Options,
-    bounds: batching.Bounds,
-    device: str,
-    per_image: int,
-    trial: Callable[[int], None],
-) -> int:
-    """Return the batch size asked for, or the run's own on this kind of device: found once, then kept for it.
+@contextlib.contextmanager
+def _uncompiled(
+    runner: engine.Engine, model: encoders.ResolvedModel, device: str, options: records.Options
+) -> Iterator[engine.Engine]:
+    """Give the engine that is measured: every size of a compiled model would have to be compiled first."""
+    if not model.execution.compile or options.batch_size:
+        yield runner
+        return
+    plain = dataclasses.replace(model, execution=dataclasses.replace(model.execution, compile=False))
+    encoder = encoders.CACHE.load(plain, device=device, trust=options.trust)
+    bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
+    measured = engine.Engine(encoder, runner.products, batching.BatchSizer(bounds, bounds.clamp(1)))
+    try:
+        yield measured
+    finally:
+        measured.close()
 
-    It counts what the model is given at once: images, or tiles, of which each image has `per_image`.
+
+class _KnownSize:
+    """The run's own batch size on one kind of device: found once, kept in its folder, lowered when memory runs out.
+
+    It counts what the model is given at once: images, or tiles.
     """
-    if options.batch_size:
-        bounds.refuse_outside(options.batch_size)
-        return options.batch_size
-    key = f"provenance/batch_size-{device.partition(':')[0]}.json"
-    if folder.objects.size(key) is not None:
-        return bounds.clamp(int(str(records.read_json(folder.objects, key)["size"])))
-    plan = folder.store.plan
 
-    def stoppable(count: int) -> None:
-        control.current().checkpoint()
-        trial(count)
+    def __init__(self, folder: RunFolder, options: records.Options, bounds: batching.Bounds, device: str) -> None:
+        self._folder = folder
+        self._options = options
+        self._bounds = bounds
+        self._device = device
+        self._key = f"provenance/batch_size-{device.partition(':')[0]}.json"
 
-    size = batching.find_size(stoppable, bounds, image_budget=plan.rows * per_image // 10)
-    size = bounds.clamp(min(size, plan.shard_rows * per_image))
-    return int(
-        str(records.create_json(folder.objects, key, {"size": size, "device": device, "found": records.now()})["size"])
-    )
+    def size(self, per_image: int, runner: engine.Engine, trial: Callable[[int], None]) -> int:
+        """Return the size asked for, or that in the folder, or what a search finds; an image has `per_image` items."""
+        if self._options.batch_size:
+            self._bounds.refuse_outside(self._options.batch_size)
+            return self._options.batch_size
+        if self._folder.objects.size(self._key) is not None:
+            return self._bounds.clamp(int(str(records.read_json(self._folder.objects, self._key)["size"])))
+        plan = self._folder.store.plan
+
+        def stoppable(count: int) -> None:
+            control.current().checkpoint()
+            trial(count)
+
+        budget = plan.rows * per_image // SEARCH_SHARE
+        size = size_search.find_size(stoppable, self._bounds, image_budget=budget, memory=runner.device.memory)
+        size = self._bounds.clamp(min(size, plan.shard_rows * per_image))
+        record = {"size": size, "device": self._device, "found": records.now()}
+        return int(str(records.create_json(self._folder.objects, self._key, record)["size"]))
+
+    def shrink(self, size: int) -> None:
+        """Keep a size that memory ran out above, for the next session and other processes to start with."""
+        LOGGER.warning("%s ran out of memory: %d a batch from here on", self._device, size)
+        record = {"size": size, "device": self._device, "memory_ran_out_above": size, "found": records.now()}
+        with contextlib.suppress(errors.StoreError):  # the batch goes on without
+            if self._folder.objects.size(self._key) is not None:
+                known = records.read_json(self._folder.objects, self._key)
+                record["size"] = min(size, int(str(known["size"])))
+            records.write_json(self._folder.objects, self._key, record)

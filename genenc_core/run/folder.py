@@ -13,6 +13,7 @@ from pathlib import Path
 
 from genenc_core import errors, spec
 from genenc_core.encoding import tile_plan
+from genenc_core.export.execution import Execution
 from genenc_core.images import manifest
 from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
@@ -79,6 +80,11 @@ class RunFolder:
     def backend(self) -> str:
         """What runs the model: eager, torchscript or aotinductor."""
         return str(self.identity["backend"])
+
+    @property
+    def execution(self) -> Execution:
+        """How an eager model is computed."""
+        return Execution(**self.identity.get("execution", {}))
 
     @property
     def preprocessing(self) -> spec.Preprocessing:

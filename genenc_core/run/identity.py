@@ -5,6 +5,7 @@ from typing import Any
 import pydantic
 
 from genenc_core import errors, spec
+from genenc_core.export.execution import Precision
 
 
 class _Images(pydantic.BaseModel):
@@ -24,6 +25,13 @@ class _Tiles(pydantic.BaseModel):
     blend: str
 
 
+class _Execution(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    precision: Precision = "float32"
+    compile: bool = False
+
+
 class _Identity(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -33,6 +41,7 @@ class _Identity(pydantic.BaseModel):
     weights: str | None
     preprocessing: spec.Preprocessing
     tiles: _Tiles | None = None
+    execution: _Execution | None = None
     products: list[str]
     images: _Images
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from genenc_core import errors, spec, spec_rules, text
 from genenc_core.encoding.tile_plan import Blend
+from genenc_core.export.execution import Precision
 from genenc_core.images import limits
 
 Backend = Literal["auto", "eager", spec.ExportFormat]
@@ -61,6 +62,10 @@ class ExtractParameters(BaseModel):
     )
     tile_blend: Blend | None = Field(default=None, description="How tiles that overlap are weighed; none: cosine.")
     backend: Backend = Field(default="auto", description="What runs the model; auto: a spec's artifact, else eager.")
+    precision: Precision = Field(
+        default="float32", description="What an eager model computes in; part of what the run means. tf32: CUDA only."
+    )
+    compile: bool = Field(default=False, description="Compile an eager model; part of what the run means.")
     trust: bool = Field(
         default=False, description="Load an artifact of unknown digest, and import code that a file names."
     )

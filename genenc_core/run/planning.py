@@ -121,6 +121,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         "backend": design.model.backend,
         "artifact": artifact,
         "preprocessing": design.preprocessing.model_dump(mode="json", exclude=usual),
+        **({"execution": design.model.execution.identity()} if design.model.execution.identity() else {}),
         **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],
         "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},

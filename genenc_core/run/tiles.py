@@ -15,6 +15,8 @@ def check(given: run_parameters.ExtractParameters) -> None:
         InputError: a canvas that is no size, or tile options without one.
     """
     if given.canvas is not None:
+        if given.compile:
+            raise errors.InputError("--compile does not go with --canvas, whose batches differ in size: leave one out")
         run_parameters.parse_image_size(given.canvas, name="canvas")
         return
     alone = {"overlap": given.tile_overlap, "trim": given.tile_trim, "blend": given.tile_blend}

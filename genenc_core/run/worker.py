@@ -15,7 +15,7 @@ from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
 from genenc_core.images.limits import Limits
-from genenc_core.run import engines, records, tally
+from genenc_core.run import accuracy, engines, records, tally, turns
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import claims, run_store
 from genenc_core.store.objects import Root, is_remote
@@ -37,12 +37,16 @@ class Worker:
         self.claims = claims.Claims(self.folder.objects)
         self._noted: dict[int, str] = {}
         self._ready = threading.Lock()
+        self._turns = turns.Turns()
+        self._window = 0
         self._engine: engine.Engine | None = None
         self._loader: loader.ImageLoader | None = None
 
     def close(self) -> None:
-        """End the decoding threads, and give up what is claimed."""
+        """End the threads that decode and encode, and give up what is claimed."""
         self.claims.close()
+        if self._engine is not None:
+            self._engine.close()
         if self._loader is not None:
             self._loader.close()
         with contextlib.suppress(errors.StoreError):  # what ended the work is told, not that the folder is gone
@@ -126,14 +130,14 @@ class Worker:
             raise errors.ShardError(shard, reason) from error
 
     def _encode(self, shard: int, start: int, stop: int) -> records.ShardReport:
-        began = time.perf_counter()
-        started = records.now()
         runner, images = self._prepared()
-        rows = self.folder.manifest.read(start, stop)
-        given = shards.ShardInput(shard=shard, start=start, image_ids=rows.image_ids, points=rows.points)
-        shard_encoder = shards.ShardEncoder(given, runner, self.folder.preprocessing, self.budget)
-        with contextlib.closing(images.iter_rows(start, stop)) as stream:
-            done = shard_encoder.run(stream)
+        with self._turns.turn(stop - start, self._window) as passing:
+            began, started = time.perf_counter(), records.now()
+            rows = self.folder.manifest.read(start, stop)
+            given = shards.ShardInput(shard=shard, start=start, image_ids=rows.image_ids, points=rows.points)
+            shard_encoder = shards.ShardEncoder(given, runner, self.folder.preprocessing, self.budget)
+            with contextlib.closing(images.iter_rows(start, stop)) as stream:
+                done = shard_encoder.run(passing(stream))
         encoded = time.perf_counter()
         device = str(runner.encoder.device)
         details = {"session": self.options.session, "started": started, "device": device, **done.details}
@@ -159,15 +163,16 @@ class Worker:
                 self._engine = engines.make_engine(self.folder, self.options)
                 threads = self.options.decode_threads or os.cpu_count() or 1
                 preprocessing = self.folder.preprocessing
-                window = _window(preprocessing, batch=self._engine.sizer.size, threads=threads)
+                self._window = _window(preprocessing, batch=self._engine.sizer.size, threads=threads)
                 self._loader = loader.ImageLoader(
                     self.folder.manifest,
                     preprocessing,
                     threads=threads,
-                    window=window,
+                    window=self._window,
                     limits=Limits(seconds=self.options.image_timeout, megapixels=self.options.max_megapixels),
                     journal=self.folder.local_folder(DECODING),
                 )
+                accuracy.measure(self.folder, self.options, self._engine, self._loader)
             return self._engine, self._loader
 
 

@@ -36,7 +36,7 @@ def pieces_of(
     batch = engine.Batch(
         pixels=pixels, points=torch.zeros(count, 0, 2, dtype=torch.float64), valid=torch.ones(count, 0).bool()
     )
-    return list(isolation.encode_pieces(runner, batch, may_fail=may_fail)), encoder
+    return list(isolation.encode_pieces(runner, batch, runner.submit(batch), may_fail=may_fail)), encoder
 
 
 def test_a_batch_without_fault_is_one_call() -> None:

@@ -1,0 +1,177 @@
+"""What the engine asks of a device: host memory it copies from, streams, marks in them, copies, and its memory."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+
+Stage = Literal["copy_in", "compute", "copy_out"]
+STAGES: tuple[Stage, ...] = ("copy_in", "compute", "copy_out")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of device memory: the most in use since it was last asked, and how many there are to use in all."""
+
+    peak: int
+    limit: int
+
+
+class Device(Protocol):
+    """Runs work in three stages, each a stream of its own, that wait for each other only where they are told to.
+
+    Work is handed over from one thread; `wait` and `seconds` may be called from any. A `Mark` is a place in a stream.
+    """
+
+    def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return uint8 images `[3, H, W]` as one `[B, 3, H, W]` in host memory that the device copies from."""
+        ...
+
+    def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:
+        """Hand what is called inside to this stage's stream."""
+        ...
+
+    def mark(self) -> Any:
+        """Mark where the current stage's stream is."""
+        ...
+
+    def follow(self, mark: Any, *tensors: torch.Tensor) -> None:
+        """Let the current stage go on only after `mark`; it then uses `tensors` that another stage made."""
+        ...
+
+    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Begin to copy a host tensor to the device, in the current stage."""
+        ...
+
+    def download(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Begin to copy a tensor to host memory, in the current stage; it is there once a later mark is waited for."""
+        ...
+
+    def wait(self, mark: Any) -> None:
+        """Return when the work before `mark` is done."""
+        ...
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """Return the time between two marks that were waited for."""
+        ...
+
+    def release(self) -> None:
+        """Give back memory that is kept for reuse, after an allocation failed."""
+        ...
+
+    def memory(self) -> Memory | None:
+        """Return what its memory is used for, and count the peak anew; None where it cannot be told."""
+        ...
+
+
+class CpuDevice:
+    """The host itself: every stage is done when it is called, and nothing is copied."""
+
+    def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return `[B, 3, H, W]`."""
+        return torch.stack(list(images))
+
+    def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
+        """Do nothing."""
+        return contextlib.nullcontext()
+
+    def mark(self) -> float:
+        """Return the time."""
+        return time.perf_counter()
+
+    def follow(self, mark: float, *tensors: torch.Tensor) -> None:
+        """Do nothing: it is done."""
+
+    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor`."""
+        return tensor
+
+    def download(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor`."""
+        return tensor
+
+    def wait(self, mark: float) -> None:
+        """Do nothing: it is done."""
+
+    def seconds(self, first: float, last: float) -> float:
+        """Return the difference."""
+        return last - first
+
+    def release(self) -> None:
+        """Do nothing: the host's allocator keeps little."""
+
+    def memory(self) -> None:
+        """Return None: what is free on a host changes with everything else that runs there."""
+
+
+class CudaDevice:
+    """A CUDA device with one stream per stage.
+
+    Page-locked host memory comes from torch's caching host allocator, which allocates it once and hands a block out
+    again only when the copies from or to it are done; so does, for the streams told to `follow`, the allocator of the
+    device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # The model was made on the default stream.
+        torch.cuda.synchronize(device)
+        self._streams = {name: torch.cuda.Stream(device) for name in STAGES}  # type: ignore[no-untyped-call]
+
+    def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return `[B, 3, H, W]` in page-locked memory."""
+        slab = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True)
+        return torch.stack(list(images), out=slab)
+
+    def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:
+        """Make the stage's stream the calling thread's current one."""
+        return torch.cuda.stream(self._streams[name])
+
+    def mark(self) -> torch.cuda.Event:
+        """Record an event; waiting for it lets other threads have the core."""
+        event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def follow(self, mark: torch.cuda.Event, *tensors: torch.Tensor) -> None:
+        """Let the current stream wait, and the allocator know that it uses `tensors`."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(mark)
+        for tensor in tensors:
+            tensor.record_stream(stream)
+
+    def upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Begin to copy; from page-locked memory the host does not wait."""
+        return tensor.to(self._device, non_blocking=True)
+
+    def download(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Begin to copy to page-locked memory."""
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        """Wait for an event."""
+        mark.synchronize()
+
+    def seconds(self, first: torch.cuda.Event, last: torch.cuda.Event) -> float:
+        """Return the device's time between two events."""
+        return float(first.elapsed_time(last)) / 1000
+
+    def release(self) -> None:
+        """Empty torch's cache of free blocks."""
+        torch.cuda.empty_cache()
+
+    def memory(self) -> Memory:
+        """Return torch's peak, and what torch has or could have: blocks in use or kept, and what is free."""
+        peak = torch.cuda.max_memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return Memory(peak=peak, limit=torch.cuda.memory_reserved(self._device) + free)
+
+
+def device_for(device: torch.device) -> Device:
+    """Return how the engine talks to a device."""
+    return CudaDevice(device) if device.type == "cuda" else CpuDevice()

@@ -1,0 +1,148 @@
+"""Finds the batch size by measuring: at most ten batches, never twice out of memory, near the fastest.
+
+Every size is run twice and its shorter time counts: the first run also pays for what is made for that size, and what
+disturbs a measurement only ever makes it longer. From two sizes follow what a batch costs by itself and what an image
+costs, so from which size on the batch's own cost is small; that size and its neighbours are measured. Chosen is the
+smallest size that is nearly as fast as the fastest.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+from genenc_core.encoding import batching
+from genenc_core.encoding.device import Memory
+
+MOST_BATCHES = 10
+LARGEST = 1024
+_SECOND = 8
+"""the second size, in first sizes"""
+_OWN_COST = 0.012
+"""share of a batch's time that its own cost, beside its images', may have"""
+_AS_GOOD = 0.985
+"""share of the best rate at which a smaller batch is preferred"""
+_MEMORY_USED = 0.9
+
+
+class _Search:
+    """Times of the sizes tried so far, and what is left to spend."""
+
+    def __init__(
+        self, run: Callable[[int], None], bounds: batching.Bounds, images: int, memory: Callable[[], Memory | None]
+    ) -> None:
+        self.bounds = bounds
+        self.images = images
+        self.batches = MOST_BATCHES
+        self.largest = bounds.clamp(LARGEST)
+        self.seconds: dict[int, float] = {}
+        self._run = run
+        self._memory = memory
+        before = memory()
+        # Bytes by batch size; 0 is the model alone.
+        self._peaks = {} if before is None else {0: before.peak}
+
+    def measure(self, size: int, times: int = 2) -> None:
+        """Run batches of a size; one that does not fit in memory bounds all that follow."""
+        for _ in range(times):
+            if not (0 < size <= min(self.images, self.largest) and self.batches):
+                return
+            self.images -= size
+            self.batches -= 1
+            start = time.perf_counter()
+            try:
+                self._run(size)
+            except (RuntimeError, MemoryError) as error:
+                if not batching.is_out_of_memory(error):
+                    raise
+                self.largest = max((tried for tried in self.seconds if tried < size), default=self.bounds.clamp(1))
+                return
+            seconds = max(time.perf_counter() - start, 1e-9)
+            self.seconds[size] = min(seconds, self.seconds.get(size, seconds))
+            self._learn_memory(size)
+
+    def rate(self, size: int) -> float:
+        """Return images per second."""
+        return size / self.seconds[size]
+
+    def best(self) -> int:
+        """Return the fastest size."""
+        return max(self.seconds, key=self.rate)
+
+    def sufficient(self) -> int:
+        """Return the power of two from which on a batch's own cost hardly counts, by the two largest sizes."""
+        smaller, larger = sorted(self.seconds)[-2:]
+        each = (self.seconds[larger] - self.seconds[smaller]) / (larger - smaller)
+        own = self.seconds[larger] - each * larger
+        if each <= 0:
+            return LARGEST
+        wanted = max(own * (1 / _OWN_COST - 1) / each, 1.0)
+        return int(min(2 ** round(min(wanted, LARGEST)).bit_length(), LARGEST)) if wanted > 1 else 1
+
+    def allowed(self, size: int) -> int:
+        """Return the nearest size within bounds, memory and the images left; 0 for none."""
+        size = min(self.bounds.clamp(size), self.largest)
+        while size > self.bounds.min and 2 * size > self.images:
+            size = self.bounds.clamp(size // 2)
+        return size if 2 * size <= self.images else 0
+
+    def _learn_memory(self, size: int) -> None:
+        used = self._memory()
+        if used is None or size in self._peaks:
+            return
+        self._peaks[size] = used.peak
+        base = self._peaks[0]
+        smaller, larger = sorted(self._peaks)[-2:]
+        each = (self._peaks[larger] - self._peaks[smaller]) / (larger - smaller)
+        if each > 0:
+            usable = base + _MEMORY_USED * (used.limit - base)
+            most = int(larger + (usable - self._peaks[larger]) / each)
+            most = most // 8 * 8 if most >= 16 else max(most, 1)
+            self.largest = min(self.largest, self.bounds.clamp(max(most, *self.seconds)))
+
+
+def _next_sizes(search: _Search) -> Iterator[int]:
+    """Yield sizes worth a measurement, most promising first."""
+    best, tried = search.best(), sorted(search.seconds)
+    below = 1 << (best - 1).bit_length() >> 1
+    if len(tried) < 2:
+        yield search.allowed(best * _SECOND)
+        yield search.allowed(below)
+        return
+    sufficient = search.sufficient()
+    if sufficient > tried[-1]:
+        yield search.allowed(sufficient)
+    if best != tried[-1] or sufficient > best:
+        yield search.allowed(best * 2)
+    if best != tried[0] or search.rate(best) * _AS_GOOD > search.rate(tried[1]):
+        yield search.allowed(below)
+
+
+def find_size(
+    run: Callable[[int], None],
+    bounds: batching.Bounds,
+    *,
+    image_budget: int,
+    memory: Callable[[], Memory | None] = lambda: None,
+) -> int:
+    """Return a batch size that is nearly as fast as the fastest.
+
+    `run(n)` encodes n images and returns when they are done. `memory` tells what the last run used where that is
+    known; then no size is tried that should not fit. At most `image_budget` images are spent, so that a short run does
+    not pay more for the search than it can win.
+    """
+    if bounds.max == bounds.min:
+        return bounds.min
+    first = bounds.clamp(batching.FIRST_SIZE)
+    search = _Search(run, bounds, max(image_budget, batching.FIRST_SIZE + 1), memory)
+    search.measure(first)
+    if not search.seconds:
+        return bounds.clamp(1)
+    while search.batches:
+        size = next((size for size in _next_sizes(search) if size and size not in search.seconds), None)
+        if size is None:
+            break
+        search.measure(size)
+    close = [size for size in search.seconds if search.rate(size) >= (2 * _AS_GOOD - 1) * search.rate(search.best())]
+    while search.batches and len(close) > 1 and max(close) <= search.images:
+        search.measure(close[search.batches % len(close)], times=1)
+    enough = _AS_GOOD * search.rate(search.best())
+    return min(size for size in search.seconds if search.rate(size) >= enough)

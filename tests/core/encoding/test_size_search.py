@@ -1,0 +1,137 @@
+"""The search for a batch size, on devices of known speed: near the best, in few batches, within memory, and steady."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from genenc_core.encoding import size_search
+from genenc_core.encoding.batching import Bounds
+from genenc_core.encoding.device import Memory
+
+ANY = Bounds(min=1, max=None)
+GIB = 2**30
+
+# Seconds of a batch of n images.
+CURVES: dict[str, Callable[[int], float]] = {
+    "overhead and slope": lambda n: 5e-3 + 1e-4 * n,
+    "hardly any overhead": lambda n: 1e-4 + 5e-2 * n,
+    "much overhead": lambda n: 3e-2 + 1e-4 * n,
+    "launches, then work": lambda n: max(8e-3, 5e-5 * n),
+    "steps of 24": lambda n: 1e-3 + 4e-3 * math.ceil(n / 24),
+    "steps of 132": lambda n: 2e-3 + 1e-2 * math.ceil(n / 132),
+    "best at 8, worse beyond": lambda n: 1e-2 + 5e-2 * n * (1 + max(0.0, math.log2(n / 8)) * 0.05),
+    "best at 1": lambda n: 5e-2 * n**1.1,
+}
+
+
+class Simulated:
+    """A device that takes `curve(n)` seconds for n images, on a clock of its own, and has so much memory."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        curve: Callable[[int], float],
+        *,
+        largest: int = 10**9,
+        noise: float = 0.0,
+        first: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.curve, self.largest, self.noise, self.first = curve, largest, noise, first
+        self.now, self.sizes, self.failed = 0.0, list[int](), 0
+        self.random = random.Random(seed)
+        monkeypatch.setattr(size_search.time, "perf_counter", lambda: self.now)
+
+    def run(self, size: int) -> None:
+        new = size not in self.sizes
+        self.sizes.append(size)
+        if size > self.largest:
+            self.failed += 1
+            raise torch.OutOfMemoryError("full")
+        disturbed = 1 + self.noise * self.random.expovariate(1.0)
+        self.now += self.curve(size) * disturbed + self.first * new
+
+    def memory(self) -> Memory:
+        last = self.sizes[-1] if self.sizes else 0
+        return Memory(peak=GIB + last * 2**20, limit=GIB + self.largest * 2**20)
+
+    def loss(self, size: int, bounds: Bounds = ANY) -> float:
+        """Return how much slower than the best batch this one is."""
+        most = min(size_search.LARGEST, self.largest, bounds.max or 10**9)
+        return 1 - size / self.curve(size) / max(n / self.curve(n) for n in range(bounds.min, most + 1))
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_it_ends_near_the_best_batch_in_few_batches(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    device = Simulated(monkeypatch, CURVES[name])
+    found = size_search.find_size(device.run, ANY, image_budget=10**6)
+    assert device.loss(found) <= 0.03, (found, device.sizes)
+    assert len(device.sizes) <= 10
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_what_a_new_size_costs_once_does_not_mislead_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    device = Simulated(monkeypatch, CURVES[name], first=0.1)
+    found = size_search.find_size(device.run, ANY, image_budget=10**6)
+    assert device.loss(found) <= 0.03, (found, device.sizes)
+
+
+@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("largest", [5, 20, 100, 181, 700])
+def test_known_memory_is_used_and_never_exceeded(monkeypatch: pytest.MonkeyPatch, name: str, largest: int) -> None:
+    device = Simulated(monkeypatch, CURVES[name], largest=largest)
+    found = size_search.find_size(device.run, ANY, image_budget=10**6, memory=device.memory)
+    assert device.failed == 0
+    assert len(device.sizes) <= 10
+    # A tenth of the memory is left free, and what is tried beside powers of two is a multiple of 8.
+    usable = 4 if largest < 20 else int(largest * 0.9) // 8 * 8
+    tried = [2**k for k in range(11) if 2**k <= usable] + [usable]
+    assert found / device.curve(found) >= 0.97 * max(n / device.curve(n) for n in tried)
+
+
+@pytest.mark.parametrize("largest", [1, 3, 5, 20, 100, 700])
+def test_unknown_memory_runs_out_once_at_most(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    device = Simulated(monkeypatch, CURVES["much overhead"], largest=largest)
+    found = size_search.find_size(device.run, ANY, image_budget=10**6)
+    assert device.failed == 1
+    assert found <= largest
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_it_is_steady_under_noise(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    curve, found, slow = CURVES[name], list[int](), 0
+    for seed in range(100):
+        device = Simulated(monkeypatch, curve, noise=0.005, first=0.02, seed=seed)
+        found.append(size_search.find_size(device.run, ANY, image_budget=10**6))
+        slow += device.loss(found[-1]) > 0.03
+    assert slow <= 5
+    usual = max(set(found), key=found.count)
+    # Sizes of the same speed are the same answer.
+    same = [size for size in found if abs(size / curve(size) / (usual / curve(usual)) - 1) < 0.005]
+    assert len(same) >= 90, sorted(found)
+
+
+@pytest.mark.parametrize("bounds", [(1, None), (1, 24), (5, 5), (8, 64)])
+def test_it_stays_within_the_bounds(monkeypatch: pytest.MonkeyPatch, bounds: tuple[int, int | None]) -> None:
+    device = Simulated(monkeypatch, lambda _n: 1.0)
+    found = size_search.find_size(device.run, Bounds(min=bounds[0], max=bounds[1]), image_budget=10**6)
+    assert found == (bounds[1] or size_search.LARGEST)
+    assert all(bounds[0] <= size <= found for size in device.sizes)
+
+
+@pytest.mark.parametrize("budget", [0, 5, 40, 400])
+def test_it_spends_no_more_images_than_it_may(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    device = Simulated(monkeypatch, lambda _n: 1.0)
+    size_search.find_size(device.run, ANY, image_budget=budget)
+    assert 0 < sum(device.sizes) <= max(budget, 5)
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_size: int) -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        size_search.find_size(broken, ANY, image_budget=100)

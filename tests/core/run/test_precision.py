@@ -1,0 +1,100 @@
+"""Other number formats and compiled models: part of what a run means, compared with float32, refused where they lie."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from genenc_core import errors
+from genenc_core.run import driver, precision, records
+from genenc_core.run.folder import RunFolder
+
+Extract = Callable[..., driver.Result]
+
+
+def features(root: Path) -> np.ndarray:
+    return zarr.open_group(root / "features.zarr", mode="r")["features"][:]
+
+
+@pytest.mark.parametrize(("format_", "bound"), [("bfloat16", 2**-6), ("float16", 2**-9)])
+def test_half_precision_is_near_float32_and_says_how_near(
+    extract: Extract, tmp_path: Path, format_: str, bound: float
+) -> None:
+    extract(out=str(tmp_path / "plain"))
+    extract(out=str(tmp_path / "half"), precision=format_)
+    plain, half = features(tmp_path / "plain"), features(tmp_path / "half")
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - plain).max() <= bound * np.abs(plain).max()
+    folder = RunFolder(tmp_path / "half")
+    assert folder.identity["execution"] == {"precision": format_}
+    record = records.read_json(folder.objects, precision.RECORD)
+    assert record["images"] == 8
+    error = record["relative_error"]["features"]  # type: ignore[index]
+    assert 0 < error["mean"] <= error["largest"] <= bound
+    assert f"{format_}; against float32 features differs by" in (precision.describe(folder) or "")
+
+
+def test_plain_float32_is_as_it_was(extract: Extract, tmp_path: Path) -> None:
+    extract(precision="float32", compile=False)
+    folder = RunFolder(tmp_path / "run")
+    assert "execution" not in folder.identity
+    assert precision.describe(folder) is None
+    assert folder.objects.size(precision.RECORD) is None
+
+
+def test_it_is_part_of_what_a_run_means_and_a_resumed_run_keeps_it(extract: Extract, tmp_path: Path) -> None:
+    extract(precision="bfloat16", limit=4)
+    with pytest.raises(errors.StoreError, match="execution"):
+        extract(limit=4)
+    before = features(tmp_path / "run")
+    assert extract(precision="bfloat16", limit=4).asked == 0
+    options = driver.options_for(tmp_path / "run")
+    assert driver.resume(tmp_path / "run", "pending", options).asked == 0
+    assert np.array_equal(features(tmp_path / "run"), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "tf32"}, "tf32 is of CUDA devices, and the model would run on cpu: give --precision"),
+        ({"precision": "bfloat16", "backend": "torchscript"}, "--precision bfloat16 goes with --backend eager only"),
+        ({"compile": True, "backend": "torchscript"}, "--compile goes with --backend eager only"),
+        ({"compile": True, "canvas": "64"}, "--compile does not go with --canvas"),
+    ],
+)
+def test_what_cannot_be_computed_so_is_refused(
+    extract: Extract, tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        extract(**changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_compiled_model_sees_one_batch_size_only(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(out=str(tmp_path / "plain"))
+    seen: list[int] = []
+
+    def compiled(module: torch.nn.Module, **options: object) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+        assert options == {"dynamic": False, "mode": None}
+
+        def call(images: torch.Tensor) -> Sequence[torch.Tensor]:
+            seen.append(len(images))
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            return module(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    extract(compile=True)
+    assert len(seen) == 6
+    assert set(seen) == {3}
+    plain = features(tmp_path / "plain")
+    np.testing.assert_allclose(features(tmp_path / "run"), plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
+    told = precision.describe(RunFolder(tmp_path / "run"))
+    assert told is not None
+    assert told.startswith("float32, compiled; against float32")
