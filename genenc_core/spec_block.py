@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 Fit = Literal["stretch", "crop", "pad"]
 DecodeScale = Literal["full", "scaled"]
@@ -38,6 +38,14 @@ class Preprocessing(Record):
         description="scaled: a JPEG is decoded at the largest of 1/2, 1/4, 1/8 that still covers the size it is "
         "resized to; other pixels, sooner.",
     )
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_decode(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out what runs and specs made before it could be chosen have no word of: they stay the same."""
+        told: dict[str, object] = as_usual(self)
+        if self.decode == "full":
+            told.pop("decode", None)
+        return told
 
     def describe(self) -> str:
         """Return the preprocessing in words, e.g. `crop to 224 x 224 (shorter side to 256 first), bilinear`."""

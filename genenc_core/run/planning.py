@@ -111,8 +111,6 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
     found = design.model.spec
     block = found.genenc or spec.GenencBlock()
     slots = [slot.model_dump(mode="json", exclude_none=True) for slot in (*found.inputs, *found.outputs)]
-    # A run made before `decode` could be chosen has no word of it, and is still the same run.
-    usual = {"decode"} if design.preprocessing.decode == "full" else set()
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
         **_outside_name(block),
@@ -120,7 +118,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         "weights": block.weights_sha256 or artifact,
         "backend": design.model.backend,
         "artifact": artifact,
-        "preprocessing": design.preprocessing.model_dump(mode="json", exclude=usual),
+        "preprocessing": design.preprocessing.model_dump(mode="json"),
         **({"execution": design.model.execution.identity()} if design.model.execution.identity() else {}),
         **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],

@@ -286,3 +286,11 @@ def test_schema_accepts_what_the_parser_accepts_and_refuses_wrong_types() -> Non
     assert validator.is_valid(MINIMAL)
     assert not validator.is_valid({**MINIMAL, "inputs": [{"name": "x", "shape": "3x64"}]})
     assert not validator.is_valid({})
+
+
+def test_the_usual_decode_is_not_written() -> None:
+    """Specs and runs made before it could be chosen keep their bytes and their identity."""
+    usual, scaled = (spec.Preprocessing(height=8, width=8, decode=way) for way in ("full", "scaled"))
+    assert "decode" not in usual.model_dump(mode="json")
+    assert spec.Preprocessing.model_validate_json(usual.model_dump_json()) == usual
+    assert spec.Preprocessing.model_validate_json(scaled.model_dump_json()) == scaled

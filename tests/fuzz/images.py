@@ -21,6 +21,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import image_seeds
 import mutation
@@ -132,9 +133,9 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
     begun = _status("VmRSS")  # a fork begins with its parent's memory
     real = decode.decode_image
 
-    def watched(data: bytearray, *, max_pixels: int) -> decode.Decoded:
+    def watched(data: bytearray, *, max_pixels: int, **options: Any) -> decode.Decoded:
         try:
-            done = real(data, max_pixels=max_pixels)
+            done = real(data, max_pixels=max_pixels, **options)
             if done.pixels[0].numel() > max_pixels or done.pixels.dtype != torch.uint8:
                 caught.append(f"{tuple(done.pixels.shape)} {done.pixels.dtype} got past the limits")
         except decode.ImageUnreadable:
