@@ -50,12 +50,13 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
                 )
                 words = f"genenc bench --suite {suite}{' --quick' if quick else ''}"
                 found = suites.measure(names, options, command=words)
-            if out is not None:
-                out.write_text(found.to_json(), encoding="utf-8")
+            # Shown before it is written: a full disk must not cost the figures.
             if json:
                 output.say_json(found)
             else:
                 output.say(table.report(found).splitlines())
+            if out is not None:
+                out.write_text(found.to_json(), encoding="utf-8")
             failed = suites.failures(found)
             for line in failed:
                 output.tell(f"failed: {line}")
