@@ -12,7 +12,7 @@ from genenc_core.run import driver, parameters, planning, records, status, worke
 from genenc_core.run.folder import RunFolder
 from tasks.names import named
 
-MOST_TASK_RUNS = 128
+MOST_TASK_RUNS = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
