@@ -1,6 +1,5 @@
 """`bench`: how fast this machine extracts features, next to what its parts alone cost."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +29,8 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
     ) -> None:
         """Measure this machine: each way beside the others, in turn, as a Markdown table and JSON."""
         with output.errors_as_words(as_json=json):
+            import tempfile
+
             from genenc_core.bench import records, suites, table
 
             names = suites.chosen(suite)
