@@ -58,6 +58,8 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
                 output.say(table.report(found).splitlines())
             if out is not None:
                 out.write_text(found.to_json(), encoding="utf-8")
+            if found.stopped:
+                raise errors.Stopped(f"stopped: {len(found.tables)} tables were done")
             failed = suites.failures(found)
             for line in failed:
                 output.tell(f"failed: {line}")
