@@ -27,6 +27,7 @@ from tasks import extraction, reporting
 LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=worker.LANES))
 LOGGER = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
+PER_TASK = f"Shards in one task run; none: one, or as many as keep the flow run at {extraction.MOST_TASK_RUNS} of them."
 
 
 @flow(
@@ -36,7 +37,7 @@ WATCH_SECONDS = 2.0
 )
 def extract_features(
     given: parameters.ExtractParameters,
-    shards_per_task: int = Field(default=1, ge=1, description="Shards in one task run."),
+    shards_per_task: int | None = Field(default=None, ge=1, description=PER_TASK),
 ) -> State[Any]:
     """Turn images into features: make the run folder or continue it, encode what is not committed, verify, report."""
     root = extraction.create_store(given)
@@ -55,14 +56,14 @@ def rerun_shards(
     batch_size: int | None = Field(default=None, ge=1, description="Images per call; none: the run's own."),
     max_failures: str | None = Field(default=None, description="12, 5% or 0.05; none: as the run was made."),
     trust: bool = Field(default=False, description="Import the code that the run folder names."),
-    shards_per_task: int = Field(default=1, ge=1, description="Shards in one task run."),
+    shards_per_task: int | None = Field(default=None, ge=1, description=PER_TASK),
 ) -> State[Any]:
     """Encode failed, pending or named shards of a run; the run folder alone is enough."""
     options = driver.options_for(run, device=device, batch_size=batch_size, max_failures=max_failures, trust=trust)
     return _work(run, shards, options, shards_per_task, command="resume")
 
 
-def _work(root: str, which: str, options: records.Options, shards_per_task: int, *, command: str) -> State[Any]:
+def _work(root: str, which: str, options: records.Options, shards_per_task: int | None, *, command: str) -> State[Any]:
     """Encode shards of an existing run; end Failed naming the shards that were not done, Completed otherwise."""
     groups = extraction.plan_shards(root, which, shards_per_task)
     asked = [shard for group in groups for shard in group.shards]
@@ -96,7 +97,11 @@ def _final_state(result: driver.Result) -> State[Any]:
 
 
 def _encode_all(
-    root: str, groups: list[extraction.ShardGroup], options: records.Options, watch: control.Control, per_task: int
+    root: str,
+    groups: list[extraction.ShardGroup],
+    options: records.Options,
+    watch: control.Control,
+    per_task: int | None,
 ) -> list[records.ShardReport]:
     """Run every group, whatever becomes of the others; what failed is told by the run folder.
 

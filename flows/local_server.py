@@ -184,7 +184,8 @@ def _serve(descriptor: int) -> None:
     from prefect.server.api.server import create_app
 
     _migrate()
-    uvicorn.run(create_app(), fd=descriptor, log_level="error", lifespan="on")
+    # Without the services of a server that stays (schedules, late runs, workers' health), which cost CPU all the time.
+    uvicorn.run(create_app(ephemeral=True), fd=descriptor, log_level="error", lifespan="on")
 
 
 def _migrate() -> None:

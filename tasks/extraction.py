@@ -12,6 +12,8 @@ from genenc_core.run import driver, parameters, planning, records, status, worke
 from genenc_core.run.folder import RunFolder
 from tasks.names import named
 
+MOST_TASK_RUNS = 32
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardGroup:
@@ -39,7 +41,7 @@ def create_store(given: parameters.ExtractParameters) -> str:
 
 
 @task(task_run_name=named("plan {which} shards of {root}"), cache_policy=NO_CACHE, tags=["genenc"])
-def plan_shards(root: str, which: str, shards_per_task: int) -> list[ShardGroup]:
+def plan_shards(root: str, which: str, shards_per_task: int | None) -> list[ShardGroup]:
     """Return the shards to do, grouped; from the commit records, never from Prefect's states."""
     wanted = driver.plan(root, which)
     return _groups(RunFolder(root), wanted, shards_per_task)
@@ -71,7 +73,9 @@ def encode_shards(group: ShardGroup, options: records.Options) -> list[records.S
 
 
 @task(task_run_name=named("wait for {held} that other processes are at"), cache_policy=NO_CACHE, tags=["genenc"])
-def wait_for_others(root: str, held: list[int], options: records.Options, shards_per_task: int) -> list[ShardGroup]:
+def wait_for_others(
+    root: str, held: list[int], options: records.Options, shards_per_task: int | None
+) -> list[ShardGroup]:
     """Return the shards that are left to do, grouped, once some are; none when the others have done them all."""
     return _groups(RunFolder(root), worker.WORKERS.get(root, options).wait_for(held), shards_per_task)
 
@@ -88,8 +92,10 @@ def write_provenance(root: str, asked: list[int], options: records.Options) -> d
     return driver.finish(root, asked, options)
 
 
-def _groups(folder: RunFolder, wanted: Sequence[int], shards_per_task: int) -> list[ShardGroup]:
-    cut = [wanted[at : at + shards_per_task] for at in range(0, len(wanted), shards_per_task)]
+def _groups(folder: RunFolder, wanted: Sequence[int], shards_per_task: int | None) -> list[ShardGroup]:
+    """Return the shards in groups; None keeps the number of task runs, each of which costs CPU and memory, bounded."""
+    size = shards_per_task or max(-(-len(wanted) // MOST_TASK_RUNS), 1)
+    cut = [wanted[at : at + size] for at in range(0, len(wanted), size)]
     return [_group(folder, tuple(shards)) for shards in cut]
 
 

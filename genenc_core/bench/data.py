@@ -1,5 +1,7 @@
 """The suite `data`: JPEG files to committed rows with a network that costs nothing, next to decoding alone."""
 
+from collections.abc import Iterator
+
 from genenc_core.bench import images
 from genenc_core.bench.measure import Way, compare
 from genenc_core.bench.records import Options, Table
@@ -8,14 +10,15 @@ WAYS = "genenc_core.bench.data_ways"
 THREADS = (1, 2)
 
 
-def run(options: Options) -> list[Table]:
+def run(options: Options) -> Iterator[Table]:
     """Measure decoding, resizing, a plain DataLoader and the extraction, with one thread and with two."""
     count = options.pick(1024, 256)
     options.tell(f"drawing {count} images")
     good = str(images.draw(options.folder / "good", count))
     broken = str(images.draw(options.folder / "broken", count, broken_every=100))
-    tables = [_table(options, good, broken, threads, count) for threads in THREADS]
-    return [*tables, _processes(options, good, count)]
+    for threads in THREADS:
+        yield _table(options, good, broken, threads, count)
+    yield _processes(options, good, count)
 
 
 def _table(options: Options, good: str, broken: str, threads: int, count: int) -> Table:

@@ -1,5 +1,6 @@
 """The suite `end-to-end`: files to committed rows with real encoders, next to their bounds; and what Prefect costs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from genenc_core.bench import data, images, model
@@ -12,12 +13,12 @@ MODELS = ("resnet18", "resnet50", "convnext_tiny")
 SHARD_IMAGES = 1024
 
 
-def run(options: Options) -> list[Table]:
+def run(options: Options) -> Iterator[Table]:
     """Measure extractions with and without Prefect."""
     count = options.pick(128, 64)
     photos = str(images.draw(options.folder / "photos", count))
     rows = [row for name in MODELS[: options.pick(3, 1)] for row in _extractions(options, name, photos, count)]
-    whole = Table(
+    yield Table(
         name="end-to-end",
         title="End to end",
         settings=f"{count} JPEG files of 500 x 375, 90 kB, eager models with random weights, batches of {model.BATCH}. "
@@ -25,7 +26,7 @@ def run(options: Options) -> list[Table]:
         baselines=("bare forward", "decode alone"),
         rows=tuple(rows),
     )
-    return [whole, _prefect(options)]
+    yield _prefect(options)
 
 
 def _extractions(options: Options, name: str, photos: str, count: int) -> list[Row]:

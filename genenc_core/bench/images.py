@@ -1,5 +1,7 @@
 """Photograph-like JPEG files drawn from a seed: 1/f noise and edges, of the sizes that photographs have on disk."""
 
+import functools
+import io
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,18 @@ def draw(folder: Path, count: int, *, width: int = WIDTH, height: int = HEIGHT, 
     Files repeat after 64 drawings, under names of their own. With `broken_every` each that-many-th one ends half way.
     """
     folder.mkdir(parents=True)
-    drawn: list[bytes] = []
     for index in range(count):
-        path = folder / f"{index:06d}.jpg"
-        if index < DISTINCT:
-            Image.fromarray(photograph(width, height, index)).save(path, quality=QUALITY)
-            drawn.append(path.read_bytes())
-        data = drawn[index % DISTINCT]
+        data = _jpeg(width, height, index % DISTINCT)
         broken = broken_every and index % broken_every == broken_every - 1
-        if broken or index >= DISTINCT:
-            path.write_bytes(data[: len(data) // 2] if broken else data)
+        (folder / f"{index:06d}.jpg").write_bytes(data[: len(data) // 2] if broken else data)
     return folder
+
+
+@functools.lru_cache(maxsize=4 * DISTINCT)
+def _jpeg(width: int, height: int, seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(photograph(width, height, seed)).save(file, "jpeg", quality=QUALITY)
+    return file.getvalue()
 
 
 def photograph(width: int, height: int, seed: int) -> np.ndarray:

@@ -64,12 +64,13 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Tables measured on one machine in one call of the command."""
+    """Tables measured on one machine in one call of the command; `stopped` when its user ended it before the last."""
 
     machine: Mapping[str, str]
     command: str
     seconds: float
     tables: tuple[Table, ...]
+    stopped: bool = False
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""

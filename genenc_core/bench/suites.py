@@ -3,7 +3,7 @@
 import importlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ SUITES: Mapping[str, str] = {
     "start": "genenc_core.bench.start",
     "peers": "genenc_core.bench.peers",
 }
-"""Each module has `run(options) -> list[Table]`."""
+"""Each module has `run(options)`, which returns or yields tables."""
 
 
 def chosen(text: str) -> list[str]:
@@ -35,16 +35,23 @@ def chosen(text: str) -> list[str]:
 
 
 def measure(names: Sequence[str], options: Options, *, command: str) -> Report:
-    """Run suites one after the other, each in a folder of its own, and return what they found."""
+    """Run suites one after the other, each in a folder of its own, and return what they found.
+
+    A Ctrl-C ends it; the report then holds the tables that were done, and says so.
+    """
     began = time.perf_counter()
     tables: list[Table] = []
-    for name in names:
-        with tempfile.TemporaryDirectory(dir=options.folder, prefix=f"{name}-") as folder:
-            run: Callable[[Options], list[Table]] = importlib.import_module(SUITES[name]).run
-            tables += run(replace(options, folder=Path(folder), tell=_told(options, name, began)))
-    return Report(
-        machine=machine.describe(), command=command, seconds=round(time.perf_counter() - began, 1), tables=tuple(tables)
-    )
+    stopped = False
+    try:
+        for name in names:
+            with tempfile.TemporaryDirectory(dir=options.folder, prefix=f"{name}-") as folder:
+                run: Callable[[Options], Iterable[Table]] = importlib.import_module(SUITES[name]).run
+                for table in run(replace(options, folder=Path(folder), tell=_told(options, name, began))):
+                    tables.append(table)  # noqa: PERF402 what is done is kept when the next is interrupted
+    except KeyboardInterrupt:
+        stopped = True
+    seconds = round(time.perf_counter() - began, 1)
+    return Report(machine=machine.describe(), command=command, seconds=seconds, tables=tuple(tables), stopped=stopped)
 
 
 def failures(found: Report) -> list[str]:

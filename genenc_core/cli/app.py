@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import benchmark, options, output, reading, usage
+from genenc_core.cli import benchmark, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
 from genenc_core.cli.usage import Json, Models, Plain, RunArgument, Trust
 
@@ -94,6 +94,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         """Export a model, compare the artifact with the eager model, and write its RuntimeModelSpec."""
         who = runner(plain)
         with output.errors_as_words(as_json=json), who.session():
+            from genenc_core.cli import options
             from genenc_core.run import model_export
 
             given = model_export.ExportParameters(
@@ -208,6 +209,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         }
         who = runner(plain)
         with output.errors_as_words(as_json=json):
+            from genenc_core.cli import options
+
             flags |= {"layers": options.layers(layers), "batch_size": options.batch_size(batch_size)}
             with who.session():
                 from genenc_core.cli import extraction

@@ -1,6 +1,5 @@
 """`bench`: how fast this machine extracts features, next to what its parts alone cost."""
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +29,8 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
     ) -> None:
         """Measure this machine: each way beside the others, in turn, as a Markdown table and JSON."""
         with output.errors_as_words(as_json=json):
+            import tempfile
+
             from genenc_core.bench import records, suites, table
 
             names = suites.chosen(suite)
@@ -50,12 +51,15 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
                 )
                 words = f"genenc bench --suite {suite}{' --quick' if quick else ''}"
                 found = suites.measure(names, options, command=words)
-            if out is not None:
-                out.write_text(found.to_json(), encoding="utf-8")
+            # Shown before it is written: a full disk must not cost the figures.
             if json:
                 output.say_json(found)
             else:
                 output.say(table.report(found).splitlines())
+            if out is not None:
+                out.write_text(found.to_json(), encoding="utf-8")
+            if found.stopped:
+                raise errors.Stopped(f"stopped: {len(found.tables)} tables were done")
             failed = suites.failures(found)
             for line in failed:
                 output.tell(f"failed: {line}")

@@ -1,7 +1,7 @@
 """`genenc bench`: what is asked wrongly is refused at once, and figures go where they were asked to go."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +41,21 @@ def test_figures_are_written_and_what_failed_is_the_exit_code(
     assert found.command == "genenc bench --suite tiny --quick"
     assert (tiny[0].repeats, tiny[0].quick, tiny[0].flows) == (3, True, None)
     assert list(tmp_path.iterdir()) == [tmp_path / "found.json"]
+
+
+def test_what_was_measured_before_a_ctrl_c_is_kept(
+    genenc: Callable[..., Any], tiny: list[Options], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run(_options: Options) -> Iterator[Table]:
+        yield Table(name="done", title="D", rows=(Row(name="good", count=1, cpu_seconds=(1.0,), wall_seconds=(1.0,)),))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tiny_suite.run", run)
+    said = genenc("bench", "--out", tmp_path / "found.json")
+    found = Report.from_json((tmp_path / "found.json").read_text())
+    assert ([item.name for item in found.tables], found.stopped) == (["done"], True)
+    assert said.code == 130
+    assert "stopped: 1 tables were done" in said.err
 
 
 def test_json_is_the_report(genenc: Callable[..., Any], tiny: list[Options]) -> None:

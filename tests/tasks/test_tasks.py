@@ -52,6 +52,16 @@ def test_tasks_in_order_make_a_verified_run(given: ExtractParameters) -> None:
     assert [report.skipped for report in again] == [True]
 
 
+def test_many_shards_are_few_task_runs_unless_their_number_is_said(
+    given: ExtractParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = extraction.create_store.fn(given)
+    assert [len(group.shards) for group in extraction.plan_shards.fn(root, "pending", None)] == [1, 1, 1, 1]
+    monkeypatch.setattr(extraction, "MOST_TASK_RUNS", 3)
+    assert [group.shards for group in extraction.plan_shards.fn(root, "pending", None)] == [(0, 1), (2, 3)]
+    assert [len(group.shards) for group in extraction.plan_shards.fn(root, "pending", 1)] == [1, 1, 1, 1]
+
+
 def test_a_failed_shard_raises_after_the_others_of_its_group(given: ExtractParameters) -> None:
     photos = Path(given.images)
     for name in ("img_000.png", "img_001.png"):
