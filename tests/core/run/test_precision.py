@@ -98,3 +98,17 @@ def test_a_compiled_model_sees_one_batch_size_only(
     told = precision.describe(RunFolder(tmp_path / "run"))
     assert told is not None
     assert told.startswith("float32, compiled; against float32")
+
+
+def test_a_model_that_cannot_be_compiled_is_told_before_any_shard(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import Unsupported
+
+    def refuse(_images: torch.Tensor) -> None:
+        raise Unsupported("data-dependent\n branching")
+
+    monkeypatch.setattr(torch, "compile", lambda _module, **_options: refuse)
+    with pytest.raises(errors.InputError, match=r"torch cannot compile this model: data-dep.*Leave --compile out"):
+        extract(compile=True)
+    assert not RunFolder(tmp_path / "run").store.committed()
