@@ -1,6 +1,6 @@
 """Other number formats and compiled models: part of what a run means, compared with float32, refused where they lie."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,18 @@ import torch
 import zarr
 
 from genenc_core import errors
-from genenc_core.run import driver, precision, records
+from genenc_core.run import driver, encoders, precision, records
 from genenc_core.run.folder import RunFolder
 
 Extract = Callable[..., driver.Result]
+
+
+@pytest.fixture(autouse=True)
+def _own_encoders() -> Iterator[None]:
+    """Keep what is made with another `torch.compile` from other tests."""
+    encoders.CACHE.clear()
+    yield
+    encoders.CACHE.clear()
 
 
 def features(root: Path) -> np.ndarray:
