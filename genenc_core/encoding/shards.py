@@ -146,6 +146,7 @@ class ShardEncoder:
         try:
             self._send_all(images)
             while self.sent:
+                self.control.checkpoint()
                 self._collect()
         finally:
             for item in self.sent:

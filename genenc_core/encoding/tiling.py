@@ -98,7 +98,7 @@ class TiledEncoder:
         return found
 
     def trial(self, size: int) -> None:
-        """Encode and throw away `size` tiles of noise: what `batching.find_size` measures."""
+        """Encode and throw away `size` tiles of noise: what `size_search.find_size` measures."""
         with torch.inference_mode():
             self._inner(torch.rand(size, 3, *self.plan.tile, device=self.device))
         if self.device.type == "cuda":

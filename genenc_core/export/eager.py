@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from genenc_core import errors
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record
+from genenc_core.models import wording
 
 
 def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Runner:
@@ -35,8 +37,16 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
             # Of the whole process; torch's own default lets convolutions have tf32, matrices not.
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = how.precision != "float32"
         casting = contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
-        with casting:
-            found = record.tensors(called(images.contiguous(memory_format=layout)))
+        try:
+            with casting:
+                found = record.tensors(called(images.contiguous(memory_format=layout)))
+        except Exception as error:
+            if how.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise errors.InputError(
+                    f"torch cannot compile this model: {wording.reason(error)}. Leave --compile out, and give another "
+                    "--out"
+                ) from error
+            raise
         # The next replay of a CUDA graph writes over what this one returned.
         replayed = how.compile and device.type == "cuda"
         return [item.float() if item.dtype != torch.float32 or not replayed else item.clone() for item in found]

@@ -1,6 +1,6 @@
 """Other number formats and compiled models: part of what a run means, compared with float32, refused where they lie."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,18 @@ import torch
 import zarr
 
 from genenc_core import errors
-from genenc_core.run import driver, precision, records
+from genenc_core.run import driver, encoders, precision, records
 from genenc_core.run.folder import RunFolder
 
 Extract = Callable[..., driver.Result]
+
+
+@pytest.fixture(autouse=True)
+def _own_encoders() -> Iterator[None]:
+    """Keep what is made with another `torch.compile` from other tests."""
+    encoders.CACHE.clear()
+    yield
+    encoders.CACHE.clear()
 
 
 def features(root: Path) -> np.ndarray:
@@ -98,3 +106,17 @@ def test_a_compiled_model_sees_one_batch_size_only(
     told = precision.describe(RunFolder(tmp_path / "run"))
     assert told is not None
     assert told.startswith("float32, compiled; against float32")
+
+
+def test_a_model_that_cannot_be_compiled_is_told_before_any_shard(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import Unsupported
+
+    def refuse(_images: torch.Tensor) -> None:
+        raise Unsupported("data-dependent\n branching")
+
+    monkeypatch.setattr(torch, "compile", lambda _module, **_options: refuse)
+    with pytest.raises(errors.InputError, match=r"torch cannot compile this model: data-dep.*Leave --compile out"):
+        extract(compile=True)
+    assert not RunFolder(tmp_path / "run").store.committed()

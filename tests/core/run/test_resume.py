@@ -23,7 +23,7 @@ from PIL import Image
 import pictures
 import tiny_models
 from genenc_core import errors
-from genenc_core.encoding import batching, control
+from genenc_core.encoding import control, size_search
 from genenc_core.encoding.shards import FailureBudget
 from genenc_core.run import driver, encoders, out_folder, planning, records, status, worker
 from genenc_core.run.folder import RunFolder
@@ -183,12 +183,12 @@ def test_a_kill_while_planning_leaves_a_folder_that_can_be_made_again(
 def test_the_batch_size_that_was_found_is_kept_for_the_run(
     extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "find_size", lambda *_arguments, **_options: 2)
+    monkeypatch.setattr(size_search, "find_size", lambda *_arguments, **_options: 2)
     watch = control.Control()
     watch.on_rows = lambda _done, _failed: watch.stop()
     with control.use(watch), pytest.raises(errors.Stopped):
         extract(batch_size="auto")
-    monkeypatch.setattr(batching, "find_size", lambda *_arguments, **_options: 4)
+    monkeypatch.setattr(size_search, "find_size", lambda *_arguments, **_options: 4)
     extract(batch_size="auto")
     store = RunFolder(tmp_path / "run").store
     sizes = [set(store.record(shard).details["batch_sizes"]) for shard in range(3)]

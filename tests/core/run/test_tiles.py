@@ -198,14 +198,14 @@ def test_the_batch_size_is_found_in_tiles_and_kept(
 ) -> None:
     asked: list[int] = []
 
-    def find(run: Callable[[int], None], _bounds: object, *, image_budget: int) -> int:
+    def find(run: Callable[[int], None], _bounds: object, *, image_budget: int, memory: object) -> int:
         run(3)
         asked.append(image_budget)
         return 5
 
-    monkeypatch.setattr("genenc_core.encoding.batching.find_size", find)
+    monkeypatch.setattr("genenc_core.encoding.size_search.find_size", find)
     extract(**TILES, batch_size="auto", limit=4)
-    assert asked == [4 * 15 // 10]
+    assert asked == [4 * 15 // 50]
     assert json.loads((tmp_path / "run" / "provenance" / "batch_size-cpu.json").read_text())["size"] == 5
     assert RunFolder(tmp_path / "run").store.record(0).details["batch_sizes"] == {"5": 12}
 
