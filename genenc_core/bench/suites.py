@@ -14,8 +14,10 @@ from genenc_core.bench.records import Options, Report, Table
 SUITES: Mapping[str, str] = {
     "data": "genenc_core.bench.data",
     "model": "genenc_core.bench.model",
+    "store": "genenc_core.bench.store",
     "end-to-end": "genenc_core.bench.end_to_end",
     "start": "genenc_core.bench.start",
+    "scale": "genenc_core.bench.scale",
     "peers": "genenc_core.bench.peers",
 }
 """Each module has `run(options)`, which returns or yields tables."""

@@ -117,7 +117,8 @@ class Attempt:
         block = shard_bytes.values(block)
         parts = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
         written = call(self.objects.write_new, staged, *parts)
-        digest, content = call(digests.of, parts), call(zarr_arrays.content_digest, block)
+        hashing = call if block.nbytes >= _WORTH_THREADS else functools.partial
+        digest, content = hashing(digests.of, parts), hashing(zarr_arrays.content_digest, block)
 
         def ended() -> records.ObjectRecord:
             written()

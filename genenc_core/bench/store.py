@@ -1,0 +1,57 @@
+"""The suite `store`: one shard committed, next to a plain write of the same bytes and to what other writers take."""
+
+import importlib.util
+
+from genenc_core.bench.measure import Way, compare
+from genenc_core.bench.records import Options, Table
+
+WAYS = "genenc_core.bench.store_ways"
+
+
+def run(options: Options) -> list[Table]:
+    """Measure shards of vectors and of maps."""
+    return [
+        _table(options, "vectors", "Vectors, float32 [4096, 768]", rows=4096, shape=(768,), dtype="float32", chunk=256),
+        _table(
+            options,
+            "maps",
+            f"Maps, float16 [{options.pick(512, 128)}, 768, 7, 7]",
+            rows=options.pick(512, 128),
+            shape=(768, 7, 7),
+            dtype="float16",
+            chunk=64,
+        ),
+    ]
+
+
+def _table(
+    options: Options, name: str, title: str, *, rows: int, shape: tuple[int, ...], dtype: str, chunk: int
+) -> Table:
+    given = {"rows": rows, "shape": list(shape), "dtype": dtype}
+    libraries = {"zarr-python": "zarr", "tensorstore": "tensorstore"}
+    ways = [
+        Way(name="plain write", program=f"{WAYS}:plain", arguments={**given, "sync": False}),
+        Way(name="plain write, fsync", program=f"{WAYS}:plain", arguments={**given, "sync": True}),
+        Way(name="genenc commit", program=f"{WAYS}:commit", arguments={**given, "chunk_rows": chunk}),
+        *(
+            Way(name=f"{words}, features alone, no fsync", program=f"{WAYS}:{program}", arguments=given)
+            for words, program in libraries.items()
+            if importlib.util.find_spec(program)
+        ),
+    ]
+    ways = [
+        Way(
+            name=way.name, program=way.program, arguments={**way.arguments, "out": str(options.folder / f"{name}-{at}")}
+        )
+        for at, way in enumerate(ways)
+    ]
+    return Table(
+        name=f"store-{name}",
+        title=title,
+        unit="shard",
+        settings="One shard of one product with its five small arrays; a commit also makes checksums, two digests of "
+        "each object, the record and its promotion, all fsynced. Files are removed again after each, which counts for "
+        "all alike. The others write the one array, its chunks sharded and checksummed alike.",
+        baselines=("plain write, fsync",),
+        rows=tuple(compare(ways, options)),
+    )
