@@ -312,8 +312,11 @@ def fill_shards(root: objects.Root, observe: places.Observer, *, salt: int, seed
 
 
 def mend(root: objects.Root, observe: places.Observer = places.silent) -> None:
-    """What `genenc verify --repair` does."""
-    repair.repair_store(run_store.RunStore.open(root, observer=observe), coordinates=small.coordinates())
+    """What `genenc verify --repair` does, after what its message says to do on S3 when a repair was killed."""
+    store = run_store.RunStore.open(root, observer=observe)
+    if objects.is_remote(root):
+        store.objects.remove(places.REPAIR)
+    repair.repair_store(store, coordinates=small.coordinates())
 
 
 def read_until(root: objects.Root, stop: Path, tell: Tell) -> None:
