@@ -1,5 +1,6 @@
 """One process at work on one run folder: its encoder, loader and store, shared by all its shard threads."""
 
+import collections
 import contextlib
 import contextvars
 import dataclasses
@@ -247,19 +248,29 @@ def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *
     worker = WORKERS.get(root, options)
     reports: list[records.ShardReport] = []
     failures: list[errors.ShardError] = []
+    todo = collections.deque(wanted)
+
+    def lane() -> None:
+        while True:
+            try:
+                shard = todo.popleft()
+            except IndexError:
+                return
+            try:
+                reports.append(worker.encode(shard))
+            except errors.ShardError as error:
+                failures.append(error)
+
     pool = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="genenc-shard")
     patient = True
     try:
-        running = [pool.submit(contextvars.copy_context().run, worker.encode, shard) for shard in wanted]
-        for future in as_completed(running):
-            try:
-                reports.append(future.result())
-            except errors.ShardError as error:
-                failures.append(error)
+        for done in as_completed([pool.submit(contextvars.copy_context().run, lane) for _ in range(lanes)]):
+            done.result()
     except KeyboardInterrupt:
         patient = False  # who asks to end at once does not wait for an encoder that hangs
         raise
     finally:
+        todo.clear()
         pool.shutdown(wait=patient, cancel_futures=True)
     return Outcome(
         reports=tuple(sorted(reports, key=lambda report: report.shard)),
