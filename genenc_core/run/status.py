@@ -71,7 +71,7 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
         failed=tuple(sorted(failed)),
         ok=sum(line.ok for line in lines.values()),
         unreadable=sum(line.unreadable for line in lines.values()),
-        points={name: count for name, count in points.items() if count},
+        points={name: points[name] for name in sorted(points, key=lambda name: (name != "ok", name)) if points[name]},
     )
     fit = str(folder.identity["preprocessing"]["fit"])
     unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
