@@ -390,7 +390,8 @@ class CommandLines:
         import typer.main
 
         group: Any = typer.main.get_command(app.build_app(Idle()))
-        self.commands = {name: command.params for name, command in group.commands.items() if name not in ("demo", "bench")}
+        long = {"demo", "bench"}
+        self.commands = {name: command.params for name, command in group.commands.items() if name not in long}
         # Shapes of dozens of models for one command line take a minute, and are no question of the command line.
         models_command._with_shapes = lambda rows, _known: list(rows)  # type: ignore[assignment]
 
