@@ -109,9 +109,12 @@ def violations(
             yield f"{sorted(tree)}: {error!r}"
 
 
+@pytest.mark.parametrize("threads", [False, True])
 def test_a_power_loss_in_a_commit_loses_no_promise(
-    small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
 ) -> None:
+    if threads:
+        monkeypatch.setattr(transaction, "_WORTH_THREADS", 0)
     store = small.create(tmp_path / "run")
     trees = power_losses(store.objects.root, lambda: small.commit(store, 1), monkeypatch)
     assert len(trees) > 12
