@@ -149,6 +149,8 @@ def _decode_plain_jpeg(
     """Return None when libjpeg refuses."""
     size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
     reduction = 1 if needed is None else plain_jpeg.largest_reduction(*size, needed(*size))
+    if reduction > 1:
+        _silence_decoders()  # Pillow decodes it
     pixels = plain_jpeg.decode(data, reduction=reduction)
     if pixels is None:
         return None

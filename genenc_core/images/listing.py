@@ -153,19 +153,10 @@ def _of_folder(source: sources.ImageSource, limit: int | None, block_rows: int) 
 
 def _of_list(source: sources.ImageSource, limit: int | None, block_rows: int) -> Iterator[_Named]:
     hashes = array("q")
-    for named in _regrouped(_limited(_entries(source, block_rows), limit), block_rows):
+    for named in _regrouped(_entries(source, limit, block_rows), block_rows):
         hashes.extend(map(hash, named.image_ids))
         yield named
     _refuse_duplicates(source, hashes, limit)
-
-
-def _limited(blocks: Iterator[_Named], limit: int | None) -> Iterator[_Named]:
-    for block in blocks:
-        if limit is not None and len(block.paths) >= limit:
-            yield _Named(image_ids=block.image_ids[:limit], paths=block.paths[:limit], files=block.files[:limit])
-            return
-        limit = None if limit is None else limit - len(block.paths)
-        yield block
 
 
 def _regrouped(blocks: Iterator[_Named], block_rows: int) -> Iterator[_Named]:
@@ -184,13 +175,13 @@ def _regrouped(blocks: Iterator[_Named], block_rows: int) -> Iterator[_Named]:
         yield _Named(image_ids=ids, paths=paths, files=files)
 
 
-def _entries(source: sources.ImageSource, block_rows: int) -> Iterator[_Named]:
-    """Yield the rows of a list."""
+def _entries(source: sources.ImageSource, limit: int | None, block_rows: int) -> Iterator[_Named]:
+    """Yield the first `limit` rows of a list."""
     path = Path(source.location)
     column = source.image_column or sources.IMAGE_COLUMNS[0]
     with_ids = column != "image_id" and "image_id" in tables.column_names(path)
     columns = [column, "image_id"] if with_ids else [column]
-    for numbers, cells in tables.iter_blocks(path, columns, block_rows=block_rows):
+    for numbers, cells in tables.iter_blocks(path, columns, block_rows=block_rows, limit=limit):
         texts = [_texts(values) for values in cells]
         told = ["\0" + "\0".join(values) + "\0" for values in texts]
         if any(text.count("\0") != len(numbers) + 1 or "\0\0" in text for text in told):
@@ -230,7 +221,7 @@ def _refuse_duplicates(source: sources.ImageSource, hashes: "array[int]", limit:
     if not suspects:
         return
     seen: set[str] = set()
-    for named in _limited(_entries(source, 16384), limit):
+    for named in _entries(source, limit, 16384):
         for image_id in named.image_ids:
             if image_id in seen:
                 raise errors.InputError(

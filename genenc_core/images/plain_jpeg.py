@@ -17,7 +17,9 @@ def largest_reduction(height: int, width: int, needed: tuple[int, int]) -> int:
 
 
 def decode(data: bytes | bytearray, *, reduction: int = 1) -> torch.Tensor | None:
-    """Return uint8 [3, H, W] in channels-last memory, or None when libjpeg refuses; Pillow then names the reason.
+    """Return uint8 [3, H, W] in channels-last memory, or None where Pillow must decode or name the reason.
+
+    That is when libjpeg refuses, and always with a torchvision that was built without its image codecs.
 
     Reduced, each side has a `reduction`-th of its pixels, rounded up: the inverse DCT gives that many of each block.
     """
@@ -34,7 +36,7 @@ def _whole(data: bytes | bytearray) -> torch.Tensor | None:
         pixels: torch.Tensor = torch.ops.image.decode_jpeg(
             torch.frombuffer(buffer, dtype=torch.uint8), tvio.ImageReadMode.RGB.value, False
         )
-    except RuntimeError:
+    except (RuntimeError, AttributeError):  # refused; no such operator
         return None
     return pixels
 

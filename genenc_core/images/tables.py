@@ -1,6 +1,7 @@
 """Rows of a CSV or Parquet table, column by column name, streamed and with row numbers for messages."""
 
 import csv
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -57,20 +58,27 @@ def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
 
 
 def iter_blocks(
-    path: Path, columns: Sequence[str], *, block_rows: int
+    path: Path, columns: Sequence[str], *, block_rows: int, limit: int | None = None
 ) -> Iterator[tuple[Sequence[int], list[Sequence[object]]]]:
     """Yield (row numbers, the cells of each column) of at most `block_rows` rows, as `iter_cells` has them one by one.
+
+    Of the whole table at most the first `limit` rows; what is behind them is not looked at.
 
     Raises:
         InputError: as `iter_cells`.
     """
     if path.suffix.lower() in PARQUET_SUFFIXES:
         _existing(path, columns, column_names(path))
-        yield from _iter_parquet_blocks(path, columns, block_rows)
+        left = sys.maxsize if limit is None else limit
+        blocks = _iter_parquet_blocks(path, columns, block_rows)
+        while left and (block := next(blocks, None)):
+            numbers, cells = block
+            yield numbers[:left], [values[:left] for values in cells]
+            left -= min(left, len(numbers))
         return
-    found = iter_cells(path, columns)
-    while block := list(islice(found, block_rows)):
-        yield [number for number, _ in block], list(zip(*(cells for _, cells in block), strict=True))
+    found = islice(iter_cells(path, columns), limit)
+    while lines := list(islice(found, block_rows)):
+        yield [number for number, _ in lines], list(zip(*(texts for _, texts in lines), strict=True))
 
 
 def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -70,7 +70,10 @@ class LocalObjects:
         """Yield the names in a folder, with the bytes of each and when it was last changed, in nanoseconds."""
         with os.scandir(self.path(folder)) as entries:
             for entry in entries:
-                status = entry.stat(follow_symlinks=False)
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # a repair took it away meanwhile
+                    continue
                 yield entry.name, (status.st_size, status.st_mtime_ns)
 
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:

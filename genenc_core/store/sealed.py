@@ -8,6 +8,10 @@ from typing import Any
 from genenc_core import errors
 
 
+class OtherVersion(errors.StoreError):
+    """A whole document of a version that this genenc does not read: nothing is wrong with it."""
+
+
 def dumps(schema: str, content: Mapping[str, Any]) -> bytes:
     """Return the document: schema, content, then `sha256` of both in canonical JSON.
 
@@ -41,7 +45,8 @@ def loads(data: bytes, *, schema: str, subject: str, older: Sequence[str] = ()) 
     """Return the content of a document, checked; `older` schemas are read as well.
 
     Raises:
-        StoreError: not such a document, of another schema version, or edited.
+        OtherVersion: of another version of the schema.
+        StoreError: not such a document, or edited.
     """
     try:
         body = json.loads(data)
@@ -50,8 +55,10 @@ def loads(data: bytes, *, schema: str, subject: str, older: Sequence[str] = ()) 
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         told = repr(error)[:200]
         raise errors.StoreError(f"{subject} is damaged: not a {schema} document ({told})") from error
-    if found not in (schema, *older):
-        raise errors.StoreError(f"{subject} is of schema {str(found)[:80]!r}, but this genenc reads {schema!r}")
+    known = found in (schema, *older)
+    other = f"{subject} is of schema {str(found)[:80]!r}, but this genenc reads {schema!r}"
+    if not known and str(found).partition("/")[0] != schema.partition("/")[0]:
+        raise errors.StoreError(other)
     try:
         actual = _digest(_canonical({"schema": found, **body}))
     except (ValueError, RecursionError) as error:
@@ -61,6 +68,8 @@ def loads(data: bytes, *, schema: str, subject: str, older: Sequence[str] = ()) 
             f"{subject} was changed after it was written: its content has sha256 {actual}, but it states "
             f"{str(stated)[:80]}"
         )
+    if not known:
+        raise OtherVersion(f"{other}: use the version of genenc that wrote it")
     content: dict[str, Any] = body
     return content
 

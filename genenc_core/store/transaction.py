@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import digests, layout, places, records, shard_bytes, zarr_arrays
+from genenc_core.store import digests, layout, places, records, sealed, shard_bytes, zarr_arrays
 from genenc_core.store.objects import Objects
 
 _WORTH_THREADS: Final = 2**20
@@ -148,6 +148,7 @@ def read_record(objects: Objects, shard: int) -> records.CommitRecord | None:
     """Return a shard's record, or None when it is not committed.
 
     Raises:
+        OtherVersion: the record is of another version of genenc.
         StoreError: the record is damaged.
     """
     key = places.record(shard)
@@ -157,6 +158,8 @@ def read_record(objects: Objects, shard: int) -> records.CommitRecord | None:
         return None
     try:
         return records.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
+    except sealed.OtherVersion:
+        raise
     except errors.StoreError as error:
         raise errors.StoreError(f"{error}; {_REMEDY}") from error
 

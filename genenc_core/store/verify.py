@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import digests, layout, places, records, run_store, transaction, zarr_arrays
+from genenc_core.store import digests, layout, places, records, run_store, sealed, transaction, zarr_arrays
 from genenc_core.store.objects import is_remote
 
 _UNPROMOTED: Final = "committed but not in place yet"
@@ -161,6 +161,8 @@ def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> 
     try:
         record = transaction.read_record(store.objects, shard)
         what = "the record vanished" if record is None else transaction.misplaced(record, store.plan, shard)
+    except sealed.OtherVersion:  # no damage: a repair would take down what is whole
+        raise
     except (errors.StoreError, OSError) as error:
         _refuse_passing(store, error)
         record, what = None, str(error)

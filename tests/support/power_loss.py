@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def power_losses(
     root: Path, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, bytes | None]]:
     """Return every different tree that a power loss during `work` may leave, by the model above."""
-    disk, inode = Disk.of(root), root.stat().st_ino
+    disk, inode, one_by_one = Disk.of(root), root.stat().st_ino, threading.RLock()
     found: dict[int, dict[str, bytes | None]] = {}
 
     def look() -> None:
@@ -103,9 +104,10 @@ def power_losses(
         real = getattr(os, call)
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            result = real(*arguments, **options)
-            note(*arguments)
-            look()
+            with one_by_one:
+                result = real(*arguments, **options)
+                note(*arguments)
+                look()
             return result
 
         monkeypatch.setattr(os, call, wrapped)

@@ -1,6 +1,8 @@
 """JPEGs at libjpeg's reductions: enough pixels, where the affine says, and never another image."""
 
 import io
+import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,6 +167,24 @@ def test_broken_files_have_the_same_reasons(tmp_path: Path, grey: bool) -> None:
         )
         assert found.failure
         assert found.failure == whole.failure
+
+
+def test_without_torchvisions_codecs_pillow_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchvision is where it was built without libjpeg."""
+    data = saved(Image.fromarray(pictures.texture(400, 300, 1)))
+    monkeypatch.setattr(torch.ops, "image", types.SimpleNamespace())
+    found = decode.decode_image(data).pixels
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_odd_metadata_of_a_reduced_file_make_no_word() -> None:
+    data = saved(Image.fromarray(pictures.texture(400, 300, 1)), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\0")
+    jfif = data.index(b"\xff\xe0")  # has the resolution, which Pillow else looks for in the Exif
+    data = data[:jfif] + data[jfif + 18 :]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert decode.decode_image(data, needed=lambda *_: (64, 64)).reduction == 4
+    assert not caught
 
 
 def test_grey_is_replicated(tmp_path: Path) -> None:

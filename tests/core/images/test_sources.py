@@ -239,6 +239,21 @@ def test_blocks_are_of_one_size_whatever_the_lists_row_groups(tmp_path: Path) ->
         assert [size for block in blocks for size in block.bytes] == list(range(22))
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_behind_the_limit_are_not_looked_at(tmp_path: Path, kind: str) -> None:
+    names = [*(f"{number}.png" for number in range(5)), "", "5.png"]
+    path = tmp_path / f"l.{kind}"
+    if kind == "csv":
+        path.write_text("image,weight\n" + "".join(f"{name},1\n" for name in names) + "one,cell,too many\n")
+    else:
+        parquet.write_table(pa.table({"image": names}), path, row_group_size=3)
+    source = sources.open_source(str(path))
+    for limit in range(6):
+        assert sum(map(len, listing.iter_blocks(source, limit=limit))) == limit
+    with pytest.raises(errors.InputError, match="empty 'image'"):
+        list(listing.iter_blocks(source, limit=6))
+
+
 ENTRIES = [
     "a.png",
     "./a.png",

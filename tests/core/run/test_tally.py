@@ -1,5 +1,6 @@
 """The tally spares a survey the reading of records, and never says anything that they do not."""
 
+import contextlib
 import os
 import shutil
 import zlib
@@ -10,7 +11,7 @@ import pytest
 
 from genenc_core import errors
 from genenc_core.run import driver, status, tally
-from genenc_core.store import places, repair, run_store
+from genenc_core.store import local, places, repair, run_store
 
 Extract = Callable[..., driver.Result]
 
@@ -119,6 +120,22 @@ def test_a_copy_and_a_repair_are_read_anew(run: Path, extract: Extract, reading:
     reading.clear()
     assert status.run_status(run).ok == 10
     assert reading == []
+
+
+def test_a_record_that_vanishes_meanwhile_is_passed_over(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a repair beside the survey does."""
+    objects, real = run_store.RunStore.open(run).objects, os.scandir
+    assert isinstance(objects, local.LocalObjects)
+
+    @contextlib.contextmanager
+    def scandir(path: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with real(path) as entries:
+            found = list(entries)
+        (run / places.record(1)).unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert {places.shard_of(name) for name, _ in objects.stamps(places.COMMITS)} == {0, 2}
 
 
 def test_a_folder_that_cannot_be_written_is_surveyed(

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import digests, files, layout, places, records, run_store
+from genenc_core.store import digests, files, layout, places, records, run_store, transaction
 
 
 def test_objects_are_the_bytes_that_zarr_writes(small: ModuleType, full: run_store.RunStore, tmp_path: Path) -> None:
@@ -139,12 +139,19 @@ def test_nothing_is_written_with_changed_metadata(small: ModuleType, store: run_
     assert store.pending() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("threads", [False, True])
 def test_a_disk_that_fails_while_staging_leaves_no_trace_and_can_be_tried_again(
-    small: ModuleType, store: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
+    small: ModuleType, store: run_store.RunStore, monkeypatch: pytest.MonkeyPatch, threads: bool
 ) -> None:
-    def full_disk(path: Path, *_: bytes) -> None:
-        raise OSError(28, "No space left on device", str(path))
+    real = files.write_new
 
+    def full_disk(path: Path, *parts: bytes) -> None:
+        if path.name == "1":
+            raise OSError(28, "No space left on device", str(path))
+        real(path, *parts)
+
+    if threads:
+        monkeypatch.setattr(transaction, "_WORTH_THREADS", 0)
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_new", full_disk)
         with pytest.raises(errors.StoreError, match=r"No space left on device.*resume"):

@@ -1,5 +1,6 @@
 """The order of fsync, link and rename: what a power loss may take, and what it may not."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from genenc_core.store import files, transaction
+from genenc_core import errors
+from genenc_core.store import files, local, places, transaction
 from power_loss import power_losses, restore, without_building
 
 
@@ -60,6 +62,33 @@ def test_the_real_calls_of_a_commit_come_in_the_order_of_the_protocol(
     assert log == expected
 
 
+@pytest.mark.parametrize("how", ["commit", "recover"])
+def test_a_record_of_another_is_durable_before_anything_is_put_in_place(
+    small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its writer may have been killed before it fsynced the folder of the records."""
+    log: list[str] = []
+    store = small.create(tmp_path / "run", observer=log.append)
+    real = local.LocalObjects.sync
+
+    def sync(self: local.LocalObjects, *folders: str) -> None:
+        log.extend(f"fsync {folder}" for folder in folders)
+        if folders == (places.COMMITS,) and "commit:before" in log:
+            raise OSError(errno.EIO, "killed here")
+        real(self, *folders)
+
+    monkeypatch.setattr(local.LocalObjects, "sync", sync)
+    with pytest.raises(errors.StoreError, match="killed here"):
+        small.commit(store, 1)
+    assert store.committed() == {1}
+    log.clear()
+    if how == "commit":
+        small.commit(store, 1)
+    else:
+        assert store.recover() == [1]
+    assert log[:2] == [f"fsync {places.COMMITS}", "promote:object"]
+
+
 @pytest.fixture
 def whole(small: ModuleType, tmp_path: Path) -> dict[str, bytes]:
     """The bytes of a run that nothing happened to."""
@@ -80,9 +109,12 @@ def violations(
             yield f"{sorted(tree)}: {error!r}"
 
 
+@pytest.mark.parametrize("threads", [False, True])
 def test_a_power_loss_in_a_commit_loses_no_promise(
-    small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
 ) -> None:
+    if threads:
+        monkeypatch.setattr(transaction, "_WORTH_THREADS", 0)
     store = small.create(tmp_path / "run")
     trees = power_losses(store.objects.root, lambda: small.commit(store, 1), monkeypatch)
     assert len(trees) > 12

@@ -69,3 +69,20 @@ def test_records_of_unknown_versions_are_refused(full: run_store.RunStore, schem
     content = as_written_before(full, 1)
     with pytest.raises(errors.StoreError, match="is of schema"):
         records.CommitRecord.from_json(sealed.dumps(schema, content))
+
+
+def test_a_record_of_a_later_version_is_no_damage(full: run_store.RunStore) -> None:
+    """A repair by this version would take a whole shard down."""
+    content = as_written_before(full, 1)
+    later = sealed.dumps("genenc.commit/3", {**content, "new": 1})
+    full.objects.replace(places.record(1), later)
+    for use in (
+        lambda: full.record(1),
+        lambda: verify.verify_store(full),
+        lambda: repair.repair_store(full, coordinates=[]),
+    ):
+        with pytest.raises(errors.StoreError, match=r"commit/3.*use the version of genenc that wrote it$"):
+            use()
+    assert full.objects.read(places.record(1)) == later
+    full.objects.replace(places.record(1), later.replace(b'"new": 1', b'"new": 2'))
+    assert [problem.shard for problem in verify.verify_store(full).problems] == [1]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from genenc_core.store import digests, layout, places, run_store, shard_bytes, transaction, verify, zarr_arrays
 from genenc_core.store.digests import Buffer
+from s3_server import ON_BOTH
 
 FILLS: dict[str, tuple[float | int, ...]] = {
     "float16": (float("nan"), 0.0, -1.5, float("inf")),
@@ -131,6 +132,19 @@ def test_a_large_shard_is_hashed_beside_its_writing(tmp_path: Path) -> None:
     assert record.objects[0].content_digest == digests.of([block.tobytes()])
     assert record.objects[0].digest == digests.of([(tmp_path / places.GROUP / "a" / "c.0.0").read_bytes()])
     assert verify.verify_store(store, content=True).ok
+
+
+@ON_BOTH
+def test_threads_stage_the_same_objects(
+    small: ModuleType, store: run_store.RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = small.resume(tmp_path / "other")
+    monkeypatch.setattr(transaction, "_WORTH_THREADS", 0)
+    for shard in range(small.SHARDS):
+        small.commit(store, shard)
+    assert small.tree(store.name) == small.tree(other.objects.root)
+    assert verify.verify_store(store, content=True).ok
+    assert store.objects.names(places.STAGING) == []
 
 
 def test_numbers_of_the_other_byte_order_are_stored_by_value(tmp_path: Path) -> None:
