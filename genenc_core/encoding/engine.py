@@ -200,11 +200,11 @@ class Engine:
         with device.stage("compute"):
             device.follow(arrived, pixels, points, valid)
             started = device.mark()
-            images = _padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
+            images = padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, count)
-            stored = {name: value.to(getattr(torch, kind)) for name, (value, kind) in values.items()}
+            stored = {name: _apart(value.to(getattr(torch, kind)), outputs) for name, (value, kind) in values.items()}
             too_large = {
                 name: _largest_lost(value, stored[name])
                 for name, (value, kind) in values.items()
@@ -259,10 +259,16 @@ class Engine:
         )
 
 
-def _padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
+def padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
     """Return at least `smallest` images; the surplus repeats the last one and is cut off after encoding."""
     missing = smallest - len(pixels)
     return pixels if missing <= 0 else torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+
+
+def _apart(value: torch.Tensor, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a value in memory that is not the model's outputs': a model may write its next ones over these."""
+    shared = {output.untyped_storage().data_ptr() for output in outputs.values()}
+    return value.clone() if value.untyped_storage().data_ptr() in shared else value
 
 
 def _finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
