@@ -33,9 +33,6 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(how.precision)
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
-        if device.type == "cuda":
-            # Of the whole process; torch's own default lets convolutions have tf32, matrices not.
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = how.precision != "float32"
         casting = contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
         try:
             with casting:
