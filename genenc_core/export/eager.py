@@ -38,7 +38,9 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
             with casting:
                 found = record.tensors(called(images.contiguous(memory_format=layout)))
         except Exception as error:
-            if how.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            compiling = how.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+            # Memory that runs out meanwhile says nothing of the model: a smaller batch may do.
+            if compiling and "out of memory" not in str(error):
                 raise errors.InputError(
                     f"torch cannot compile this model: {wording.reason(error)}. Leave --compile out, and give another "
                     "--out"

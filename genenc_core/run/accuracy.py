@@ -34,13 +34,14 @@ def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, 
     own = encoders.CACHE.load(model, device=device, trust=options.trust)
     found = _pixels(folder, images, own.input_size)
     size = (runner.encoder if isinstance(runner.encoder, tiling.TiledEncoder) else runner).sizer.size
+    batches = [found[start : start + size] for start in range(0, len(found), size)]
     least = model.spec.resolved_batch_mode().min
     model = dataclasses.replace(model, execution=Execution())
     try:
         # A compiled model is made for one batch size.
-        values = _values(runner, own, found.split(size), least=size if runner.fixed else least)
+        values = _values(runner, own, batches, least=size if runner.fixed else least)
         other = encoders.CACHE.load(model, device=device, trust=options.trust, keep=False)
-        plain = _values(runner, other, found.split(size), least=least)
+        plain = _values(runner, other, batches, least=least)
     except (RuntimeError, MemoryError) as error:
         if not batching.is_out_of_memory(error):
             raise

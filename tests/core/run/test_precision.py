@@ -143,3 +143,26 @@ def test_a_model_that_cannot_be_compiled_is_told_before_any_shard(
     with pytest.raises(errors.InputError, match=r"torch cannot compile this model: data-dep.*Leave --compile out"):
         extract(compile=True)
     assert not RunFolder(tmp_path / "run").store.committed()
+
+
+def test_memory_that_runs_out_while_a_model_is_compiled_takes_a_smaller_batch(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def compiled(module: torch.nn.Module, **_options: object) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+        def call(images: torch.Tensor) -> Sequence[torch.Tensor]:
+            if len(images) > 2:
+                raise InternalTorchDynamoError("OutOfMemoryError: CUDA out of memory. Tried to allocate")
+            return module(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert extract(compile=True).status.ok == 11
+    assert precision.describe(RunFolder(tmp_path / "run")) == "float32, compiled; not yet compared with float32"
+
+
+@pytest.mark.parametrize("told", [[1], 3, {"features": 1}, {"features": {"mean": "x", "largest": 1}}])
+def test_a_damaged_record_is_said_to_be_one(told: object) -> None:
+    assert precision.words(told) == "the record is damaged"
