@@ -135,7 +135,7 @@ class Engine:
         self._thread = calls.CallThread()
 
     def close(self) -> None:
-        """Give up batches that were not begun, and end the thread after the one that was."""
+        """Give up all batches, and end the thread after the one that was begun."""
         self._thread.close()
 
     def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
@@ -152,7 +152,7 @@ class Engine:
         Raises:
             EncoderError: the encoder broke its contract, or does not fit in memory at its smallest batch.
             InputError: a value does not fit the stored type.
-            Stopped: the engine was closed before the batch was begun.
+            Stopped: the engine was closed.
         """
         return self.submit(batch).result()
 
