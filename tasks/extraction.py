@@ -26,7 +26,10 @@ class ShardGroup:
 
 def is_passing_fault(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether a failure may pass by itself: trouble with files or the network, never with the images or the model."""
-    error = state.result(raise_on_failure=False)
+    return _may_pass(state.result(raise_on_failure=False))
+
+
+def _may_pass(error: object) -> bool:
     seen: list[object] = []
     while isinstance(error, BaseException) and error not in seen:
         seen.append(error)
@@ -62,13 +65,13 @@ def prepare_encoder(root: str, options: records.Options) -> None:
     retry_condition_fn=is_passing_fault,
 )
 def encode_shards(group: ShardGroup, options: records.Options) -> list[records.ShardReport]:
-    """Load, encode, reduce and commit a group of shards; raise the first failure after trying all.
+    """Load, encode, reduce and commit a group of shards; raise one failure after trying all: one that may pass first.
 
     A shard that another process is at is reported as held.
     """
     outcome = worker.encode_shards(group.root, group.shards, options, lanes=1)
     if outcome.failures:
-        raise outcome.failures[0]
+        raise next(filter(_may_pass, outcome.failures), outcome.failures[0])
     return list(outcome.reports)
 
 

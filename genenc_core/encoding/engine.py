@@ -1,17 +1,15 @@
 """One encoder and its products: uint8 batches in, reduced arrays out, several batches in flight on one device."""
 
 import contextlib
-import contextvars
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
 from genenc_core import errors
-from genenc_core.encoding import batching, post_encoder, products
+from genenc_core.encoding import batching, calls, post_encoder, products
 from genenc_core.encoding.device import Device, device_for
 
 IN_FLIGHT = 3
@@ -99,12 +97,12 @@ class _Launched:
 class Ticket:
     """A batch on its way through an engine."""
 
-    def __init__(self, launched: Future[list[_Launched]], collect: Callable[[list[_Launched]], Reduced]) -> None:
+    def __init__(self, launched: calls.Call[list[_Launched]], collect: Callable[[list[_Launched]], Reduced]) -> None:
         self._launched = launched
         self._collect = collect
 
     def result(self) -> Reduced:
-        """Wait for the batch and return it; raises as `Engine.encode`."""
+        """Wait for the batch and return it, once; raises as `Engine.encode`."""
         return self._collect(self._launched.result())
 
     def cancel(self) -> None:
@@ -134,23 +132,19 @@ class Engine:
         self.sizer = sizer
         self.fixed = fixed
         self.device = device or device_for(encoder.device)
-        # One thread, always the same: a compiled model's CUDA graphs belong to the thread that recorded them.
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="genenc-encoder", initializer=_take_threads, initargs=(torch.get_num_threads(),)
-        )
+        self._thread = calls.CallThread()
 
     def close(self) -> None:
-        """Give up batches that were not begun, and end the thread after the one that was."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Give up all batches, and end the thread after the one that was begun."""
+        self._thread.close()
 
     def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         """Return what `work` returns on the engine's thread."""
-        return self._thread.submit(contextvars.copy_context().run, work, *arguments).result()
+        return self._thread.submit(work, *arguments).result()
 
     def submit(self, batch: Batch) -> Ticket:
         """Queue one batch; what is wrong with it is told by the ticket."""
-        launched = self._thread.submit(contextvars.copy_context().run, self._launch_all, batch)
-        return Ticket(launched, self._collect)
+        return Ticket(self._thread.submit(self._launch_all, batch), self._collect)
 
     def encode(self, batch: Batch) -> Reduced:
         """Encode and reduce one batch, in smaller parts when memory runs out.
@@ -158,6 +152,7 @@ class Engine:
         Raises:
             EncoderError: the encoder broke its contract, or does not fit in memory at its smallest batch.
             InputError: a value does not fit the stored type.
+            Stopped: the engine was closed.
         """
         return self.submit(batch).result()
 
@@ -205,11 +200,11 @@ class Engine:
         with device.stage("compute"):
             device.follow(arrived, pixels, points, valid)
             started = device.mark()
-            images = _padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
+            images = padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, count)
-            stored = {name: value.to(getattr(torch, kind)) for name, (value, kind) in values.items()}
+            stored = {name: _apart(value.to(getattr(torch, kind)), outputs) for name, (value, kind) in values.items()}
             too_large = {
                 name: _largest_lost(value, stored[name])
                 for name, (value, kind) in values.items()
@@ -264,16 +259,16 @@ class Engine:
         )
 
 
-def _take_threads(count: int) -> None:
-    """Give this thread's torch operations as many threads as the thread that made the engine has."""
-    torch.get_num_threads()  # makes torch set this thread up now; it would take another default later
-    torch.set_num_threads(count)
-
-
-def _padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
+def padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
     """Return at least `smallest` images; the surplus repeats the last one and is cut off after encoding."""
     missing = smallest - len(pixels)
     return pixels if missing <= 0 else torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+
+
+def _apart(value: torch.Tensor, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a value in memory that is not the model's outputs': a model may write its next ones over these."""
+    shared = {output.untyped_storage().data_ptr() for output in outputs.values()}
+    return value.clone() if value.untyped_storage().data_ptr() in shared else value
 
 
 def _finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:

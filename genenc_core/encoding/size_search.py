@@ -53,7 +53,9 @@ class _Search:
             except (RuntimeError, MemoryError) as error:
                 if not batching.is_out_of_memory(error):
                     raise
-                self.largest = max((tried for tried in self.seconds if tried < size), default=self.bounds.clamp(1))
+                # Memory that did not hold it the second time may not hold it, nor larger ones, in the run either.
+                self.seconds = {tried: best for tried, best in self.seconds.items() if tried < size}
+                self.largest = max(self.seconds, default=self.bounds.clamp(1))
                 return
             seconds = max(time.perf_counter() - start, 1e-9)
             self.seconds[size] = min(seconds, self.seconds.get(size, seconds))
@@ -66,6 +68,10 @@ class _Search:
     def best(self) -> int:
         """Return the fastest size."""
         return max(self.seconds, key=self.rate)
+
+    def good(self, share: float) -> list[int]:
+        """Return the sizes tried that give at least this share of the best rate; none when none was measured."""
+        return [size for size in self.seconds if self.rate(size) >= share * self.rate(self.best())]
 
     def sufficient(self) -> int:
         """Return the power of two from which on a batch's own cost hardly counts, by the two largest sizes."""
@@ -134,15 +140,13 @@ def find_size(
     first = bounds.clamp(batching.FIRST_SIZE)
     search = _Search(run, bounds, max(image_budget, batching.FIRST_SIZE + 1), memory)
     search.measure(first)
-    if not search.seconds:
-        return bounds.clamp(1)
-    while search.batches:
+    while search.batches and search.seconds:
         size = next((size for size in _next_sizes(search) if size and size not in search.seconds), None)
         if size is None:
             break
         search.measure(size)
-    close = [size for size in search.seconds if search.rate(size) >= (2 * _AS_GOOD - 1) * search.rate(search.best())]
+    close = search.good(2 * _AS_GOOD - 1)
     while search.batches and len(close) > 1 and max(close) <= search.images:
         search.measure(close[search.batches % len(close)], times=1)
-    enough = _AS_GOOD * search.rate(search.best())
-    return min(size for size in search.seconds if search.rate(size) >= enough)
+        close = [size for size in close if size in search.seconds]
+    return min(search.good(_AS_GOOD), default=bounds.clamp(1))

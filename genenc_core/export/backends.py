@@ -28,7 +28,13 @@ class Encoder:
     """
 
     def __init__(
-        self, model_spec: spec.RuntimeModelSpec, run: record.Runner, *, backend: BackendKind, device: torch.device
+        self,
+        model_spec: spec.RuntimeModelSpec,
+        run: record.Runner,
+        *,
+        backend: BackendKind,
+        device: torch.device,
+        tf32: bool = False,
     ) -> None:
         self.spec = model_spec
         self.backend = backend
@@ -39,6 +45,7 @@ class Encoder:
         self._slot = model_spec.inputs[0].name
         self._batch = model_spec.resolved_batch_mode()
         self._run = run
+        self._tf32 = tf32
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode float32 RGB [B, 3, H, W] in [0, 1], contiguous, on `device`; return contiguous float32 maps.
@@ -47,6 +54,9 @@ class Encoder:
             EncoderError: rank, shape, dtype, strides, device or batch size against the spec, or outputs against it.
         """
         self._check_input(images)
+        if self.device.type == "cuda":
+            # Of the whole process, so said at every call; torch's own default lets convolutions have tf32.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._tf32
         with torch.inference_mode():
             found = self._run(images)
         if len(found) != len(self.outputs):
@@ -275,4 +285,5 @@ def _eager(
     built: sources.BuiltEncoder, model_spec: spec.RuntimeModelSpec, device: torch.device, how: Execution
 ) -> Encoder:
     how.check("eager", device.type)
-    return Encoder(model_spec, runner(built.module, device, how), backend="eager", device=device)
+    tf32 = how.precision != "float32"
+    return Encoder(model_spec, runner(built.module, device, how), backend="eager", device=device, tf32=tf32)

@@ -33,15 +33,14 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(how.precision)
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
-        if device.type == "cuda":
-            # Of the whole process; torch's own default lets convolutions have tf32, matrices not.
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = how.precision != "float32"
         casting = contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
         try:
             with casting:
                 found = record.tensors(called(images.contiguous(memory_format=layout)))
         except Exception as error:
-            if how.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            compiling = how.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+            # Memory that runs out meanwhile says nothing of the model: a smaller batch may do.
+            if compiling and "out of memory" not in str(error):
                 raise errors.InputError(
                     f"torch cannot compile this model: {wording.reason(error)}. Leave --compile out, and give another "
                     "--out"

@@ -31,7 +31,7 @@ def digest(record: Mapping[str, object]) -> str:
 
 
 def describe_torch() -> dict[str, object]:
-    """Return what of torch's build and settings can change a number."""
+    """Return what of torch's build and settings can change a number; tf32 on CUDA is the run's own, not torch's."""
     import torch
 
     found: dict[str, object] = {
@@ -45,7 +45,6 @@ def describe_torch() -> dict[str, object]:
         found |= {
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-            "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
             "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         }
     return found

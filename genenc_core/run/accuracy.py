@@ -2,10 +2,12 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 import torch
 
-from genenc_core.encoding import engine
+from genenc_core.encoding import batching, engine, tiling
+from genenc_core.export import backends
 from genenc_core.export.execution import Execution
 from genenc_core.images.loader import ImageLoader
 from genenc_core.run import encoders, precision, records
@@ -20,7 +22,7 @@ def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, 
 
     Of each output slot the error is |a - b| / |b| of an image's values, the largest and the mean over the images. A
     run in tiles is measured on its first images squeezed into one tile. Unreadable images are left out; without any
-    other, noise stands for them.
+    other, noise stands for them. Where memory does not hold the model in float32, there is no record.
 
     Raises:
         InputError: the model cannot be had in float32.
@@ -29,33 +31,51 @@ def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, 
         return
     model = encoders.run_model(folder)
     device = encoders.device_of(model, options.device)
-    plain = dataclasses.replace(model, execution=Execution())
-    found, count = _pixels(folder, images, encoders.CACHE.load(model, device=device, trust=options.trust).input_size)
-    if folder.execution.compile:
+    own = encoders.CACHE.load(model, device=device, trust=options.trust)
+    found = _pixels(folder, images, own.input_size)
+    size = (runner.encoder if isinstance(runner.encoder, tiling.TiledEncoder) else runner).sizer.size
+    batches = [found[start : start + size] for start in range(0, len(found), size)]
+    least = model.spec.resolved_batch_mode().min
+    model = dataclasses.replace(model, execution=Execution())
+    try:
         # A compiled model is made for one batch size.
-        found = found[torch.arange(runner.sizer.size) % len(found)]
-    values = {}
-    for name, item in (("own", model), ("plain", plain)):
-        encoder = encoders.CACHE.load(item, device=device, trust=options.trust)
-        made = runner.call(encoder, found.to(encoder.device).float().div_(255.0))
-        values[name] = {slot: value.cpu().double().flatten(1) for slot, value in made.items()}
+        values = _values(runner, own, batches, least=size if runner.fixed else least)
+        other = encoders.CACHE.load(model, device=device, trust=options.trust, keep=False)
+        plain = _values(runner, other, batches, least=least)
+    except (RuntimeError, MemoryError) as error:
+        if not batching.is_out_of_memory(error):
+            raise
+        LOGGER.warning("%s: no memory to compare it with float32: %s", folder.execution.describe(), error)
+        return
     errors = {
-        slot: ((own - values["plain"][slot]).norm(dim=1) / values["plain"][slot].norm(dim=1).clamp_min(1e-30))[:count]
-        for slot, own in values["own"].items()
+        slot: (value - plain[slot]).norm(dim=1) / plain[slot].norm(dim=1).clamp_min(1e-30)
+        for slot, value in values.items()
     }
     told = {slot: {"largest": float(item.max()), "mean": float(item.mean())} for slot, item in errors.items()}
-    record = {"computed": folder.execution.describe(), "device": device, "images": count, "relative_error": told}
+    record = {"computed": folder.execution.describe(), "device": device, "images": len(found), "relative_error": told}
     records.create_json(folder.objects, precision.RECORD, {**record, "measured": records.now()})
     LOGGER.info("%s against float32: %s", folder.execution.describe(), precision.words(told))
 
 
-def _pixels(folder: RunFolder, images: ImageLoader, size: tuple[int, int]) -> tuple[torch.Tensor, int]:
-    """Return uint8 images `[n, 3, H, W]` of the model's size, and how many there are."""
+def _values(
+    runner: engine.Engine, encoder: backends.Encoder, batches: Sequence[torch.Tensor], *, least: int
+) -> dict[str, torch.Tensor]:
+    """Return per slot float64 `[n, values]`; batches of fewer than `least` images are filled up."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        images = engine.padded(batch, least).to(encoder.device).float().div_(255.0)
+        for slot, value in runner.call(encoder, images).items():
+            parts.setdefault(slot, []).append(value[: len(batch)].cpu().double().flatten(1))
+    return {slot: torch.cat(values) for slot, values in parts.items()}
+
+
+def _pixels(folder: RunFolder, images: ImageLoader, size: tuple[int, int]) -> torch.Tensor:
+    """Return uint8 images `[n, 3, H, W]` of the model's size."""
     rows = min(FIRST_IMAGES, folder.store.plan.rows)
     good = [image.pixels for image in images.iter_rows(0, rows) if image.pixels is not None]
     if not good:
-        return torch.randint(0, 256, (rows, 3, *size), dtype=torch.uint8), rows
+        return torch.randint(0, 256, (rows, 3, *size), dtype=torch.uint8)
     found = torch.stack(good)
     if tuple(found.shape[2:]) != size:
         found = torch.nn.functional.interpolate(found.float(), size).to(torch.uint8)
-    return found, len(found)
+    return found

@@ -56,15 +56,16 @@ class EncoderCache:
                 _drop_oldest(self._built, self._kept)
             return self._built[key]
 
-    def load(self, model: ResolvedModel, *, device: str, trust: bool) -> backends.Encoder:
-        """Return the encoder of a resolved model on a device."""
+    def load(self, model: ResolvedModel, *, device: str, trust: bool, keep: bool = True) -> backends.Encoder:
+        """Return the encoder of a resolved model on a device; `keep` is false for one that is needed once only."""
         files = () if model.backend == "eager" else loading.artifact_files(model.spec).values()
         stamps = model_files.stamps(file.path for file in files)
         key = (model.spec.to_json(), model.backend, model.execution, device, trust, stamps)
         with self._lock:
-            if key not in self._encoders:
-                self._encoders[key] = self._load(model, device, trust)
-                _drop_oldest(self._encoders, self._kept)
+            if key in self._encoders or not keep:
+                return self._encoders.get(key) or self._load(model, device, trust)
+            self._encoders[key] = self._load(model, device, trust)
+            _drop_oldest(self._encoders, self._kept)
             return self._encoders[key]
 
     def clear(self) -> None:

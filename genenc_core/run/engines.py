@@ -35,7 +35,8 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     known = _KnownSize(folder, options, bounds, device)
     if plan is None:
         runner = engine.Engine(encoder, wanted, sizer, fixed=model.execution.compile)
-        with _uncompiled(runner, model, device, options) as measured:
+        compiled = model.execution.compile and known.told() is None
+        with _uncompiled(runner, model, device, options) if compiled else contextlib.nullcontext(runner) as measured:
             sizer.size = known.size(1, measured, lambda count: measured.trial(count, points))
         words = f"{sizer.size} images a batch"
     else:
@@ -56,11 +57,8 @@ def _uncompiled(
     runner: engine.Engine, model: encoders.ResolvedModel, device: str, options: records.Options
 ) -> Iterator[engine.Engine]:
     """Give the engine that is measured: every size of a compiled model would have to be compiled first."""
-    if not model.execution.compile or options.batch_size:
-        yield runner
-        return
     plain = dataclasses.replace(model, execution=dataclasses.replace(model.execution, compile=False))
-    encoder = encoders.CACHE.load(plain, device=device, trust=options.trust)
+    encoder = encoders.CACHE.load(plain, device=device, trust=options.trust, keep=False)
     bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
     measured = engine.Engine(encoder, runner.products, batching.BatchSizer(bounds, bounds.clamp(1)))
     try:
@@ -82,13 +80,20 @@ class _KnownSize:
         self._device = device
         self._key = f"provenance/batch_size-{device.partition(':')[0]}.json"
 
-    def size(self, per_image: int, runner: engine.Engine, trial: Callable[[int], None]) -> int:
-        """Return the size asked for, or that in the folder, or what a search finds; an image has `per_image` items."""
+    def told(self) -> int | None:
+        """Return the size asked for, or that in the folder; None for neither."""
         if self._options.batch_size:
             self._bounds.refuse_outside(self._options.batch_size)
             return self._options.batch_size
         if self._folder.objects.size(self._key) is not None:
             return self._bounds.clamp(int(str(records.read_json(self._folder.objects, self._key)["size"])))
+        return None
+
+    def size(self, per_image: int, runner: engine.Engine, trial: Callable[[int], None]) -> int:
+        """Return the size asked for, or that in the folder, or what a search finds; an image has `per_image` items."""
+        told = self.told()
+        if told is not None:
+            return told
         plan = self._folder.store.plan
 
         def stoppable(count: int) -> None:

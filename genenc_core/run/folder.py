@@ -84,7 +84,7 @@ class RunFolder:
     @property
     def execution(self) -> Execution:
         """How an eager model is computed."""
-        return Execution(**self.identity.get("execution", {}))
+        return Execution(**(self.identity.get("execution") or {}))
 
     @property
     def preprocessing(self) -> spec.Preprocessing:

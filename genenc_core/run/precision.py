@@ -21,9 +21,10 @@ def describe(folder: RunFolder) -> str | None:
 
 def words(told: object) -> str:
     """Return the errors of every slot, as the record has them."""
-    if not isinstance(told, dict):
+    try:
+        return ", ".join(
+            f"{text.printable(str(slot))} differs by {float(item['mean']):.2g} (largest {float(item['largest']):.2g})"
+            for slot, item in told.items()  # type: ignore[attr-defined]
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
         return "the record is damaged"
-    return ", ".join(
-        f"{text.printable(str(slot))} differs by {item['mean']:.2g} (largest {item['largest']:.2g})"
-        for slot, item in told.items()
-    )

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pictures
+from genenc_core.encoding import engine
 from genenc_core.images import loader, manifest
-from genenc_core.run import driver, encoders, planning, precision, records, worker
+from genenc_core.run import driver, planning, precision, records, worker
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 
@@ -152,7 +153,7 @@ def measured(name: str, photos: Path, out: Path, arguments: argparse.Namespace) 
         count = folder.store.plan.rows
         extraction = rate(count, lambda: worker.encode_all(root, driver.plan(root, "pending"), options))
         # Its own thread: CUDA graphs belong to the thread that recorded them.
-        bare = runner.call(lambda: bare_rate(folder, options, runner.sizer.size))
+        bare = runner.call(lambda: bare_rate(runner.encoder, runner.sizer.size))
     decode = decode_rate(folder)
     error = precision.describe(folder) or "float32"
     batch = runner.sizer.size
@@ -189,9 +190,8 @@ def rate(count: int, work: Callable[[], object]) -> float:
     return count / (time.perf_counter() - start)
 
 
-def bare_rate(folder: RunFolder, options: records.Options, batch: int, *, seconds: float = 4.0) -> float:
+def bare_rate(encoder: engine.Encoder, batch: int, *, seconds: float = 4.0) -> float:
     """Return the images per second of the run's own encoder on pixels that are on the device."""
-    encoder = encoders.CACHE.load(encoders.run_model(folder), device=options.device, trust=True)
     pixels = torch.randint(0, 256, (batch, 3, *encoder.input_size), dtype=torch.uint8, device=encoder.device)
 
     def run(times: int) -> None:

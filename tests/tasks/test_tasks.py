@@ -8,7 +8,7 @@ from prefect.states import Failed
 
 import pictures
 from genenc_core import errors, spec
-from genenc_core.run import model_export, records, sessions, status
+from genenc_core.run import model_export, records, sessions, status, worker
 from genenc_core.run.parameters import ExtractParameters
 from tasks import extraction, model, reporting
 
@@ -144,3 +144,16 @@ def test_every_task_has_a_name_a_tag_and_no_cache() -> None:
         assert item.task_run_name
         assert "genenc" in item.tags
         assert type(item.cache_policy).__name__ == "_None"
+
+
+def test_a_fault_that_may_pass_is_what_a_group_raises_so_that_it_is_tried_again(
+    given: ExtractParameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = errors.ShardError(1, "stale file handle")
+    passing.__cause__ = OSError(116, "stale file handle")
+    outcome = worker.Outcome(reports=(), failures=(errors.ShardError(0, "all images broken"), passing))
+    monkeypatch.setattr(worker, "encode_shards", lambda *_, **__: outcome)
+    group = extraction.ShardGroup(root=given.out, shards=(0, 1), label="both")
+    with pytest.raises(errors.ShardError) as raised:
+        extraction.encode_shards.fn(group, records.Options(session="s"))
+    assert raised.value is passing

@@ -71,6 +71,13 @@ def options(tmp_path: Path) -> Options:
     return Options(folder=tmp_path, repeats=3)
 
 
+def assert_ends(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_each_way_is_called_once_to_warm_up_and_then_once_a_repeat(
     way: Callable[..., Way], options: Options, tmp_path: Path
 ) -> None:
@@ -104,11 +111,7 @@ def test_what_fails_is_a_row_that_says_why_and_the_others_are_measured(
 
 def test_what_a_way_started_ends_with_it(way: Callable[..., Way], tmp_path: Path) -> None:
     measure.prepare(way("parent", log=str(tmp_path / "log")), Options(folder=tmp_path))
-    pid = int((tmp_path / "log").read_text())
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert_ends(int((tmp_path / "log").read_text()))
 
 
 def test_a_running_childs_cpu_seconds_count_and_count_once_when_it_has_ended() -> None:
@@ -154,3 +157,23 @@ def test_the_machine_is_described_without_names_of_users_or_hosts() -> None:
     assert found["torch"] != "-"
     assert os.uname().nodename not in " ".join(found.values())
     assert machine.version("no-such-package") == "-"
+
+
+def test_a_second_interrupt_while_a_way_is_ended_leaves_no_process(
+    way: Callable[..., Way], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = measure.Running(way("parent", log=str(tmp_path / "log")))
+    running.prepared()
+    wait, asked = running._process.wait, []
+
+    def interrupted(timeout: float | None = None) -> int:
+        asked.append(timeout)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return wait(timeout)
+
+    monkeypatch.setattr(running._process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        running.close()
+    assert running._process.returncode is not None
+    assert_ends(int((tmp_path / "log").read_text()))

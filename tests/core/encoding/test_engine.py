@@ -127,3 +127,18 @@ def test_rows_with_nan_are_told_but_not_for_points_that_do_not_count() -> None:
     assert list(reduced.finite) == [True, False, True]
     assert np.isnan(reduced.arrays["p"][2, 1]).all()
     assert np.isfinite(reduced.arrays["p"][2, 0]).all()
+
+
+def test_a_model_that_writes_every_output_into_the_same_memory_spoils_no_batch_in_flight() -> None:
+    class Thrifty(Encoder):
+        def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            made = super().__call__(images)["features"]
+            self.kept = getattr(self, "kept", torch.empty_like(made))
+            return {"features": self.kept.copy_(made)}
+
+    runner = engine_of(Thrifty(), batching.Bounds(min=1, max=None), 4, "m=none", "v=global_avg_pool")
+    batches = [batch_of(4, seed=seed) for seed in range(3)]
+    tickets = [runner.submit(batch) for batch in batches]
+    for batch, ticket in zip(batches, [ticket.result() for ticket in tickets], strict=True):
+        np.testing.assert_allclose(ticket.arrays["m"].mean((2, 3)), expected(batch), rtol=1e-6)
+        np.testing.assert_allclose(ticket.arrays["v"], expected(batch), rtol=1e-6)

@@ -135,3 +135,23 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
         size_search.find_size(broken, ANY, image_budget=100)
+
+
+@pytest.mark.parametrize("failing", range(1, size_search.MOST_BATCHES + 1))
+@pytest.mark.parametrize("name", CURVES)
+def test_memory_that_is_gone_at_any_moment_ends_the_search_below_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, failing: int
+) -> None:
+    device = Simulated(monkeypatch, CURVES[name])
+    refused: list[int] = []
+
+    def run(size: int) -> None:
+        # Others take memory while the search goes on: from some batch on its size no longer fits.
+        if len(device.sizes) + 1 == failing:
+            refused.append(size)
+            device.largest = size - 1
+        device.run(size)
+        assert len(device.sizes) <= size_search.MOST_BATCHES
+
+    found = size_search.find_size(run, ANY, image_budget=10**6)
+    assert not refused or found < refused[0] or found == 1

@@ -117,6 +117,29 @@ def test_eager_encoder_takes_any_batch_and_describes_the_model(tiny: sources.Bui
     assert torch.equal(encoder(images(40))["deep"], tiny.module(images(40))[0])
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_on_cuda_every_call_says_whether_tf32_counts_whatever_ran_before(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, tf32: bool
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def run(_images: torch.Tensor) -> list[torch.Tensor]:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return []
+
+    monkeypatch.setattr(backends.Encoder, "_check_input", lambda *_: None)
+    model_spec, cuda = exported["torchscript"].spec, torch.device("cuda")
+    encoder = backends.Encoder(model_spec, run, backend="torchscript", device=cuda, tf32=tf32)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not tf32
+        with pytest.raises(errors.EncoderError, match="returned 0 outputs"):
+            encoder(images())
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert seen == [(tf32, tf32)]
+
+
 def test_a_spec_without_an_artifact_runs_the_model_it_was_made_of(tiny: sources.BuiltEncoder) -> None:
     encoder = backends.load_encoder(exporting.spec_for(tiny, model_id="again"), device="cpu", trust=True)
     assert encoder.backend == "eager"

@@ -9,6 +9,7 @@ import torch
 import zarr
 
 from genenc_core import errors
+from genenc_core.export import backends
 from genenc_core.run import driver, encoders, precision, records
 from genenc_core.run.folder import RunFolder
 
@@ -43,6 +44,27 @@ def test_half_precision_is_near_float32_and_says_how_near(
     error = record["relative_error"]["features"]  # type: ignore[index]
     assert 0 < error["mean"] <= error["largest"] <= bound
     assert f"{format_}; against float32 features differs by" in (precision.describe(folder) or "")
+
+
+def test_the_comparison_takes_no_larger_batches_than_the_run_and_goes_without_where_memory_is_short(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    call = backends.Encoder.__call__
+
+    def limited(self: backends.Encoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(len(images))
+        if len(sizes) == 4:
+            raise torch.OutOfMemoryError("full")
+        return call(self, images)
+
+    monkeypatch.setattr(backends.Encoder, "__call__", limited)
+    assert extract(precision="bfloat16").status.complete
+    assert max(sizes) == 3
+    folder = RunFolder(tmp_path / "run")
+    assert precision.describe(folder) == "bfloat16; not yet compared with float32"
+    extract(precision="bfloat16")
+    assert len(encoders.CACHE._encoders) == 1
 
 
 def test_plain_float32_is_as_it_was(extract: Extract, tmp_path: Path) -> None:
@@ -99,12 +121,13 @@ def test_a_compiled_model_sees_one_batch_size_only(
 
     monkeypatch.setattr(torch, "compile", compiled)
     extract(compile=True)
-    assert len(seen) == 6
+    assert len(seen) == 8, "three batches are compared with float32, five are encoded"
     assert set(seen) == {3}
     plain = features(tmp_path / "plain")
     np.testing.assert_allclose(features(tmp_path / "run"), plain, rtol=1e-5, atol=1e-5 * np.abs(plain).max())
     told = precision.describe(RunFolder(tmp_path / "run"))
     assert told is not None
+    assert told.endswith("of 8 images")
     assert told.startswith("float32, compiled; against float32")
 
 
@@ -120,3 +143,26 @@ def test_a_model_that_cannot_be_compiled_is_told_before_any_shard(
     with pytest.raises(errors.InputError, match=r"torch cannot compile this model: data-dep.*Leave --compile out"):
         extract(compile=True)
     assert not RunFolder(tmp_path / "run").store.committed()
+
+
+def test_memory_that_runs_out_while_a_model_is_compiled_takes_a_smaller_batch(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def compiled(module: torch.nn.Module, **_options: object) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+        def call(images: torch.Tensor) -> Sequence[torch.Tensor]:
+            if len(images) > 2:
+                raise InternalTorchDynamoError("OutOfMemoryError: CUDA out of memory. Tried to allocate")
+            return module(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert extract(compile=True).status.ok == 11
+    assert precision.describe(RunFolder(tmp_path / "run")) == "float32, compiled; not yet compared with float32"
+
+
+@pytest.mark.parametrize("told", [[1], 3, {"features": 1}, {"features": {"mean": "x", "largest": 1}}])
+def test_a_damaged_record_is_said_to_be_one(told: object) -> None:
+    assert precision.words(told) == "the record is damaged"

@@ -1,0 +1,85 @@
+"""The one thread that an encoder is called on, and the calls that wait for it."""
+
+import contextvars
+import threading
+from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+
+from genenc_core import errors
+
+_Result = TypeVar("_Result")
+_TICK = 0.5
+
+
+class Call(Generic[_Result]):
+    """A call that waits for its turn on the thread, or has had it."""
+
+    def __init__(self, future: Future[_Result], closed: threading.Event) -> None:
+        self._future: Future[_Result] | None = future
+        self._closed = closed
+
+    def result(self) -> _Result:
+        """Wait for the call and return or raise what it came to; asked for once.
+
+        Raises:
+            Stopped: the thread was closed before its turn, or meanwhile: a call that hangs holds up nobody then.
+        """
+        future, self._future = self._future, None
+        assert future is not None, "a result is asked for once"
+        try:
+            while not futures.wait([future], timeout=_TICK).done:
+                if self._closed.is_set():
+                    raise _closed()
+            return future.result()
+        except CancelledError as error:
+            raise _closed() from error
+        finally:
+            # An exception holds this frame: through the future it would hold itself, and the memory of what failed.
+            del future
+
+    def cancel(self) -> None:
+        """Give the call up, unless it was begun."""
+        if self._future is not None:
+            self._future.cancel()
+
+
+class CallThread:
+    """One thread, always the same: a compiled model's CUDA graphs belong to the thread that recorded them."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+        self._pool = ThreadPoolExecutor(
+            1, thread_name_prefix="genenc-encoder", initializer=_take_threads, initargs=(torch.get_num_threads(),)
+        )
+
+    def submit(self, work: Callable[..., _Result], *arguments: object) -> Call[_Result]:
+        """Queue a call, in a copy of the caller's context.
+
+        Raises:
+            Stopped: the thread is closed. It says nothing of what the call was for.
+        """
+        try:
+            return Call(self._pool.submit(contextvars.copy_context().run, work, *arguments), self._closed)
+        except RuntimeError as error:
+            if not self._closed.is_set():
+                raise
+            raise _closed() from error
+
+    def close(self) -> None:
+        """Give up all calls, and end the thread after the one that was begun."""
+        self._closed.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _closed() -> errors.Stopped:
+    return errors.Stopped("stopped: the encoder is closed")
+
+
+def _take_threads(count: int) -> None:
+    """Give this thread's torch operations as many threads as the thread that made it has."""
+    torch.get_num_threads()  # makes torch set this thread up now; it would take another default later
+    torch.set_num_threads(count)
