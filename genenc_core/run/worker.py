@@ -23,7 +23,7 @@ from genenc_core.store.objects import Root, is_remote
 
 LOGGER = logging.getLogger(__name__)
 LANES = 2
-WAIT_SECONDS = 1.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 1.0
 WINDOW_BYTES = 512 * 2**20
 DECODING = "provenance/decoding"
 
@@ -91,6 +91,7 @@ class Worker:
         Raises:
             Stopped: the end was asked for.
         """
+        patience = FIRST_WAIT_SECONDS
         while held:
             control.current().checkpoint()
             committed = self.folder.store.committed()
@@ -103,7 +104,8 @@ class Worker:
                 return sorted(free + busy)
             held = busy
             if held:
-                time.sleep(WAIT_SECONDS)
+                time.sleep(patience)
+                patience = min(2 * patience, LONGEST_WAIT_SECONDS)
         return []
 
     def _done(self, shard: int) -> records.ShardReport | None:

@@ -151,7 +151,7 @@ def test_a_shard_that_another_process_does_is_waited_for(
 
     monkeypatch.setattr(worker.time, "sleep", commit_meanwhile)
     assert mine.wait_for([4]) == []
-    assert waits[:2] == [worker.WAIT_SECONDS] * 2
+    assert waits[:2] == [worker.FIRST_WAIT_SECONDS, 2 * worker.FIRST_WAIT_SECONDS]
     assert status.run_status(unfinished).complete
     mine.close()
 
