@@ -19,6 +19,9 @@ NAMED = 20
 _WORTH_NOTING = 256
 _NOTED_AT_ONCE = 64
 
+POINT_NAMES = ("ok", "outside_view", "image_unreadable", "no_such_point")
+"""In the order in which they are told: `encoding.shards.POINT_STATES`, which needs torch."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRow:
@@ -71,7 +74,7 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
         failed=tuple(sorted(failed)),
         ok=sum(line.ok for line in lines.values()),
         unreadable=sum(line.unreadable for line in lines.values()),
-        points={name: points[name] for name in sorted(points, key=lambda name: (name != "ok", name)) if points[name]},
+        points={name: points[name] for name in POINT_NAMES if points[name]},
     )
     fit = str(folder.identity["preprocessing"]["fit"])
     unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)

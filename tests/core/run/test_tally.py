@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from genenc_core import errors
+from genenc_core.encoding import shards
 from genenc_core.run import driver, status, tally
 from genenc_core.store import local, places, repair, run_store
 
@@ -152,3 +153,7 @@ def test_a_folder_that_cannot_be_written_is_surveyed(
     reading.clear()
     assert status.run_status(run) == expected.status
     assert reading == []
+
+
+def test_the_names_of_points_are_those_of_the_encoder() -> None:
+    assert tuple(shards.POINT_STATES.values()) == status.POINT_NAMES
