@@ -12,15 +12,8 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, isolation, products
 from genenc_core.images import geometry, loader
+from genenc_core.images.point_states import POINT_OK, POINT_STATES, POINT_UNREADABLE
 from genenc_core.store import layout
-
-POINT_UNREADABLE = 3
-POINT_STATES = {
-    geometry.POINT_OK: "ok",
-    geometry.POINT_OUTSIDE: "outside_view",
-    POINT_UNREADABLE: "image_unreadable",
-    geometry.POINT_MISSING: "no_such_point",
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +210,7 @@ class ShardEncoder:
         batch = engine.Batch(
             pixels=self.runner.device.stack([image.pixels for image in images if image.pixels is not None]),
             points=torch.from_numpy(points),
-            valid=torch.from_numpy(point_status == geometry.POINT_OK),
+            valid=torch.from_numpy(point_status == POINT_OK),
         )
         ticket = self.runner.submit(batch)
         self.sent.append(_Sent(images=images, rows=rows, point_status=point_status, batch=batch, ticket=ticket))

@@ -9,8 +9,7 @@ import torch
 
 from genenc_core import spec
 from genenc_core.images import decode, resizing
-
-POINT_OK, POINT_OUTSIDE, POINT_MISSING = 1, 2, 4
+from genenc_core.images.point_states import POINT_MISSING, POINT_OK, POINT_OUTSIDE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from genenc_core import errors
+from genenc_core.images.point_states import POINT_STATES
 from genenc_core.run import identity, records, tally
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, run_store, verify
@@ -18,9 +19,6 @@ NAMED = 20
 """Unreadable images that a person is told of."""
 _WORTH_NOTING = 256
 _NOTED_AT_ONCE = 64
-
-POINT_NAMES = ("ok", "outside_view", "image_unreadable", "no_such_point")
-"""In the order in which they are told: `encoding.shards.POINT_STATES`, which needs torch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +72,7 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
         failed=tuple(sorted(failed)),
         ok=sum(line.ok for line in lines.values()),
         unreadable=sum(line.unreadable for line in lines.values()),
-        points={name: points[name] for name in POINT_NAMES if points[name]},
+        points={name: points[name] for name in POINT_STATES.values() if points[name]},
     )
     fit = str(folder.identity["preprocessing"]["fit"])
     unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
@@ -203,12 +201,12 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
     status, failures = found.status, found.unreadable[:most]
     where = f"{status.committed} of {plural(status.shards, 'shard')}"
     lines = [f"{status.ok} of {plural(status.rows, 'image')} stored in {where}"]
-    where = argument(status.root)
+    root = argument(status.root)
     if status.unreadable:
         lines.append(f"{status.unreadable} unreadable (rows kept, NaN):")
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
         if len(failures) < status.unreadable:
-            lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {where}")
+            lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {root}")
     if status.points:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
         lines.append(f"points: {counts}")
@@ -217,7 +215,7 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
     if not status.complete:
-        lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {where}")
+        lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {root}")
     return lines
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from genenc_core import spec, text
-from genenc_core.encoding import products, shards
+from genenc_core.encoding import products
 from genenc_core.images import manifest
+from genenc_core.images.point_states import POINT_STATES
 from genenc_core.store import layout
 from genenc_core.store.objects import is_remote
 from genenc_core.text import argument
@@ -191,8 +192,8 @@ def _point_status(rows: int, point_count: int, shard_rows: int) -> layout.ArrayP
         fill=0,
         attributes={
             "long_name": "state of the point",
-            "flag_values": [0, *shards.POINT_STATES],
-            "flag_meanings": " ".join(["not_written", *shards.POINT_STATES.values()]),
+            "flag_values": [0, *POINT_STATES],
+            "flag_meanings": " ".join(["not_written", *POINT_STATES.values()]),
         },
         compress=True,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from genenc_core import errors
-from genenc_core.encoding import shards
+from genenc_core.images.point_states import POINT_STATES
 from genenc_core.run import driver, status, tally
 from genenc_core.store import local, places, repair, run_store
 
@@ -155,5 +155,5 @@ def test_a_folder_that_cannot_be_written_is_surveyed(
     assert reading == []
 
 
-def test_the_names_of_points_are_those_of_the_encoder() -> None:
-    assert tuple(shards.POINT_STATES.values()) == status.POINT_NAMES
+def test_the_names_of_points_stay_what_they_are_in_stored_runs() -> None:
+    assert list(POINT_STATES.items()) == [(1, "ok"), (2, "outside_view"), (3, "image_unreadable"), (4, "no_such_point")]
