@@ -57,6 +57,11 @@ def redacted(text: str) -> str:
     return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
 
 
+def plural(count: int, noun: str) -> str:
+    """Return `1 shard`, `2 shards`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def argument(value: object) -> str:
     """Return a path or an address as one word of a shell command."""
     return shlex.quote(str(value))

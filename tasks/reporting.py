@@ -41,7 +41,7 @@ def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> re
     create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
     if images:
         table = [{key: text.markdown(str(value)) for key, value in item.items()} for item in images]
-        count = status.plural(found.status.unreadable, "unreadable image")
+        count = text.plural(found.status.unreadable, "unreadable image")
         create_table_artifact(table=table, key="failed-images", description=count)
     create_markdown_artifact(summary(found), key="report", description="Where the run stands")
     return found.status

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from genenc_core.bench import images
 from genenc_core.bench.measure import Way, compare
 from genenc_core.bench.records import Options, Table
+from genenc_core.text import plural
 
 WAYS = "genenc_core.bench.data_ways"
 THREADS = (1, 2)
@@ -37,7 +38,7 @@ def _table(options: Options, good: str, broken: str, threads: int, count: int) -
     ]
     return Table(
         name=f"data-{threads}",
-        title=f"Data path, {threads} decoding thread{'' if threads == 1 else 's'}",
+        title=f"Data path, {plural(threads, 'decoding thread')}",
         settings=f"{count} JPEG files of 500 x 375, 90 kB; the network is an average pool; genenc plans, commits and "
         "verifies, the others keep nothing.",
         baselines=("decode alone", "plain DataLoader"),
@@ -49,7 +50,7 @@ def _processes(options: Options, good: str, count: int) -> Table:
     scratch = options.folder / "runs-shared"
     ways = [
         Way(
-            name=f"{processes} process{'' if processes == 1 else 'es'}, {threads} thread{'' if threads == 1 else 's'}",
+            name=f"{processes} process{'' if processes == 1 else 'es'}, {plural(threads, 'thread')}",
             program=f"{WAYS}:sharing",
             arguments={
                 "folder": good,

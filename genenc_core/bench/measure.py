@@ -46,7 +46,6 @@ class Running:
     """
 
     def __init__(self, way: Way, home: Path | None = None) -> None:
-        self._way = way
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 closed with the process
         self._process = subprocess.Popen(
             [way.python, "-P", str(WORKER), way.program, json.dumps(way.arguments)],

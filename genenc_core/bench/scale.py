@@ -1,5 +1,7 @@
 """The suite `scale`: what a row and a shard more cost, and what memory does, as they grow tenfold and tenfold again."""
 
+from typing import Any
+
 from genenc_core.bench import data, images
 from genenc_core.bench.measure import Way, compare
 from genenc_core.bench.records import Options, Table
@@ -13,34 +15,22 @@ def run(options: Options) -> list[Table]:
 
 
 def _planning(options: Options) -> Table:
-    sizes = (options.pick(100_000, 10_000), options.pick(1_000_000, 100_000))
-    ways = [
-        Way(name=f"{rows:,} rows", program=f"{WAYS}:planning", arguments=_sized(options, "plan", rows))
-        for rows in sizes
-    ]
     return Table(
         name="planning",
         title="Planning: a list of images becomes a manifest and an empty store",
         unit="row",
         settings="A Parquet list whose rows are a few real files under other ids; every row's file is asked for.",
-        baselines=(f"{sizes[0]:,} rows",),
-        rows=tuple(compare(ways, options)),
+        **_grown(options, "planning", "rows", options.pick(100_000, 10_000)),
     )
 
 
 def _status(options: Options) -> Table:
-    sizes = (options.pick(10_000, 1_000), options.pick(100_000, 10_000))
-    ways = [
-        Way(name=f"{shards:,} shards", program=f"{WAYS}:surveying", arguments=_sized(options, "status", shards))
-        for shards in sizes
-    ]
     return Table(
         name="status",
         title="The status of a run, by its tally",
         unit="shard",
         settings="A run folder with a record for every shard, in a process that has read it once.",
-        baselines=(f"{sizes[0]:,} shards",),
-        rows=tuple(compare(ways, options)),
+        **_grown(options, "surveying", "shards", options.pick(10_000, 1_000)),
     )
 
 
@@ -61,5 +51,14 @@ def _images(options: Options) -> Table:
     )
 
 
-def _sized(options: Options, name: str, count: int) -> dict[str, object]:
-    return {"count": count, "out": str(options.folder / f"{name}-{count}")}
+def _grown(options: Options, program: str, things: str, fewest: int) -> dict[str, Any]:
+    """Return the rows of a table, and the one they are set against: a way with `fewest` things, and ten times them."""
+    ways = [
+        Way(
+            name=f"{count:,} {things}",
+            program=f"{WAYS}:{program}",
+            arguments={"count": count, "out": str(options.folder / f"{program}-{count}")},
+        )
+        for count in (fewest, 10 * fewest)
+    ]
+    return {"baselines": (ways[0].name,), "rows": tuple(compare(ways, options))}

@@ -50,6 +50,8 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
                     tell=output.tell,
                 )
                 words = f"genenc bench --suite {suite}{' --quick' if quick else ''}"
+                words += f" --repeats {repeats}" if repeats else ""
+                words += " --compiled" if compiled else ""
                 found = suites.measure(names, options, command=words)
             # Shown before it is written: a full disk must not cost the figures.
             if json:

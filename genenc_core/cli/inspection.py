@@ -12,7 +12,7 @@ from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store.objects import Root, is_remote, join
 from genenc_core.store.repair import Repaired
 from genenc_core.store.verify import Problem, VerifyReport
-from genenc_core.text import argument
+from genenc_core.text import argument, plural
 
 LISTED = 20
 
@@ -50,16 +50,16 @@ def verify(root: Root, *, content: bool, repair: bool = False, as_json: bool) ->
 
 def _tell_report(root: Root, report: VerifyReport) -> None:
     output.say([_problem_line(problem) for problem in report.problems])
-    pending = f", {run_status.plural(len(report.pending), 'shard')} not written yet" if report.pending else ""
-    words = "intact" if report.ok else run_status.plural(len(report.problems), "problem")
-    output.say([f"{root}: {run_status.plural(report.shards_checked, 'shard')} checked{pending}: {words}"])
+    pending = f", {plural(len(report.pending), 'shard')} not written yet" if report.pending else ""
+    words = "intact" if report.ok else plural(len(report.problems), "problem")
+    output.say([f"{root}: {plural(report.shards_checked, 'shard')} checked{pending}: {words}"])
 
 
 def _tell_repair(root: Root, done: Repaired) -> None:
     if done.restored:
         output.say([f"written anew: {', '.join(done.restored)}"])
     if done.set_aside:
-        output.say([f"set aside in {join(root, done.folder)}: {run_status.plural(len(done.set_aside), 'file')}"])
+        output.say([f"set aside in {join(root, done.folder)}: {plural(len(done.set_aside), 'file')}"])
     if done.requeued:
         shards = ", ".join(map(str, done.requeued))
         output.say([f"to be encoded again: shards {shards}: genenc resume {argument(root)}"])

@@ -13,7 +13,7 @@ from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, run_store, verify
 from genenc_core.store.objects import Root
 from genenc_core.store.records import CommitRecord
-from genenc_core.text import argument
+from genenc_core.text import argument, plural
 
 NAMED = 20
 """Unreadable images that a person is told of."""
@@ -189,11 +189,6 @@ def require_intact(root: Root) -> int:
             "makes damaged shards pending"
         )
     return report.shards_checked
-
-
-def plural(count: int, noun: str) -> str:
-    """Return `1 shard`, `2 shards`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
