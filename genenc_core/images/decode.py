@@ -21,7 +21,7 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import headers, plain_jpeg, png16
+from genenc_core.images import headers, plain_jpeg, png16, resizing
 
 MAX_PIXELS = 400_000_000
 MAX_SCANS = 500
@@ -48,11 +48,23 @@ class ImageUnreadable(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What becomes of the pixels, for a decoder that can do more in one go."""
+
+    resized: Callable[[int, int], tuple[int, int]]
+    """Takes the (height, width) of the upright source and returns those that it is resized to."""
+    reduce: bool = False
+    """Whether a JPEG may be decoded at a reduction that keeps as many pixels."""
+    interpolation: resizing.Interpolation | None = None
+    """Of the resize, with antialiasing, where the decoder may do it too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
     """One image, upright."""
 
     pixels: torch.Tensor
-    """uint8 RGB [3, H, W]; the memory is usually channels-last."""
+    """uint8 RGB [3, H, W], perhaps resized as the goal says; the memory is usually channels-last."""
     orientation: int
     """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
     size: tuple[int, int]
@@ -70,7 +82,7 @@ def decode_image(
     data: bytes | bytearray,
     *,
     max_pixels: int = MAX_PIXELS,
-    needed: Callable[[int, int], tuple[int, int]] | None = None,
+    goal: Goal | None = None,
 ) -> Decoded:
     """Decode JPEG, PNG, GIF, TIFF, BMP, WebP or PPM bytes; thread-safe, the codecs release the GIL.
 
@@ -80,8 +92,8 @@ def decode_image(
     255, others are refused. CMYK and YCCK become RGB, with inverted inks where an Adobe marker says so. Colour
     profiles are ignored. Of several frames or pages the first is taken. The EXIF orientation is applied.
 
-    `needed` takes the (height, width) of the upright source and returns those that are enough: a grey or colour JPEG is
-    then decoded at the largest of libjpeg's reductions (1/2, 1/4, 1/8) that keeps as many. None: whole.
+    With a `goal` a grey or colour JPEG may come at the largest of libjpeg's reductions (1/2, 1/4, 1/8) that keeps as
+    many pixels, or resized already. None: whole, as it is.
 
     Raises:
         ImageUnreadable: empty, truncated, no image, more than `max_pixels` (before they are allocated), a JPEG of more
@@ -94,9 +106,9 @@ def decode_image(
         header = headers.jpeg_header(data)
         if header is None or header.many_scans:
             _check_scans(data)
-        if header is not None and header.components in (1, 3) and header.bits == 8:
+        if header is not None and header.plain:
             _check_size(header.height, header.width, max_pixels)
-            found = _decode_plain_jpeg(data, header, needed)
+            found = _decode_plain_jpeg(data, header, goal)
             if found is not None:
                 return found
     return _decode_in_words(data, plugin, max_pixels)
@@ -143,12 +155,14 @@ def _check_scans(data: bytes | bytearray) -> None:
         raise ImageUnreadable(f"a JPEG of {scans} scans, above the limit of {MAX_SCANS}: write the file anew")
 
 
-def _decode_plain_jpeg(
-    data: bytes | bytearray, header: headers.JpegHeader, needed: Callable[[int, int], tuple[int, int]] | None
-) -> Decoded | None:
+def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal: Goal | None) -> Decoded | None:
     """Return None when libjpeg refuses."""
     size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
-    reduction = 1 if needed is None else plain_jpeg.largest_reduction(*size, needed(*size))
+    if goal is not None and not goal.reduce and goal.interpolation is not None and header.orientation == 1:
+        resized = _decode_resized(data, size, goal.resized(*size), goal.interpolation)
+        if resized is not None:
+            return Decoded(pixels=resized, orientation=1, size=size)
+    reduction = plain_jpeg.largest_reduction(*size, goal.resized(*size)) if goal is not None and goal.reduce else 1
     if reduction > 1:
         _silence_decoders()  # Pillow decodes it
     pixels = plain_jpeg.decode(data, reduction=reduction)
@@ -160,6 +174,15 @@ def _decode_plain_jpeg(
     flipped = _FLIPPED_DIMS.get(header.orientation, ())
     top, left = (-size[axis] % reduction if axis in flipped else 0 for axis in (0, 1))
     return Decoded(pixels=upright, orientation=header.orientation, size=size, reduction=reduction, beyond=(top, left))
+
+
+def _decode_resized(
+    data: bytes | bytearray, size: tuple[int, int], resized: tuple[int, int], interpolation: resizing.Interpolation
+) -> torch.Tensor | None:
+    """Return a JPEG at another size than its own, or None where decoding and resizing must be two steps."""
+    if resized == size or resized[0] * resized[1] > MAX_PIXELS or not resizing.is_native(interpolation):
+        return None
+    return plain_jpeg.decode_resized(data, size, resized, bicubic=interpolation == "bicubic")
 
 
 def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:

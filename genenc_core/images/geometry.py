@@ -1,6 +1,7 @@
 """Where each source pixel lands in the model's input: the plan, the pixels and the points by one affine map."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class FitPlan:
     affine: Affine
 
 
+@functools.lru_cache(maxsize=1024)
 def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitPlan:
     """Return how an upright image of `height` x `width` pixels is brought to the model's size.
 
@@ -61,6 +63,16 @@ def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitP
     )
     return FitPlan(
         resized=resized, crop_top=crop_top, crop_left=crop_left, pad_top=pad_top, pad_left=pad_left, affine=affine
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def goal(preprocessing: spec.Preprocessing) -> decode.Goal:
+    """Return what the decoder may know of the fit that follows."""
+    return decode.Goal(
+        resized=lambda height, width: plan_fit(height, width, preprocessing).resized,
+        reduce=preprocessing.decode == "scaled",
+        interpolation=preprocessing.interpolation if preprocessing.antialias else None,
     )
 
 
@@ -95,8 +107,13 @@ def apply_fit(pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preproces
     resized = resizing.resize(
         pixels, plan.resized, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
     )
+    return place(resized, plan, preprocessing)
+
+
+def place(resized: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing) -> torch.Tensor:
+    """Return a resized image, uint8 [3, H, W], cut and padded to contiguous uint8 [3, model height, model width]."""
     rows, columns = preprocessing.height, preprocessing.width
-    visible = resized[:, plan.crop_top : plan.crop_top + rows, plan.crop_left : plan.crop_left + columns].numpy()
+    visible = resized.numpy()[:, plan.crop_top : plan.crop_top + rows, plan.crop_left : plan.crop_left + columns]
     fitted = np.empty((3, rows, columns), dtype=np.uint8)
     if visible.shape[1:] != (rows, columns):
         colour = preprocessing.pad_value if preprocessing.fit == "pad" else (0, 0, 0)

@@ -37,6 +37,11 @@ class JpegHeader:
     many_scans: bool
     """Whether a decoder goes on reading scans after the first: progressive, or not all components in one scan."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is grey or colour, of 8 bits."""
+        return self.bits == 8 and self.components in (1, 3)
+
 
 def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
     """Return the frame of a JPEG, or None when `data` is no JPEG or has no plain marker sequence up to its pixels.

@@ -1,8 +1,9 @@
 """Which rows a process is decoding, kept outside it, so that its successor knows what it died of.
 
-Every loader has one small file: a row number per thread, -1 when it is idle, written with `pwrite` before and after
-each image. The process holds a kernel lock on it, so a file without a lock is a dead process's, and the rows in it are
-suspects. What survives a crash of the process need not survive one of the machine: nothing is synced.
+Every loader has one small file: a few row numbers per thread, -1 for none, written with `pwrite` before the thread
+decodes them and when it has nothing more to do. The process holds a kernel lock on it, so a file without a lock is a
+dead process's, and the rows in it are suspects. What survives a crash of the process need not survive one of the
+machine: nothing is synced.
 """
 
 import contextlib
@@ -10,9 +11,12 @@ import fcntl
 import os
 import secrets
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
-_IDLE = struct.pack("<q", -1)
+MOST_ROWS = 8
+"""That a thread may have noted at once."""
+_NONE = struct.pack("<q", -1)
 _SUFFIX = ".rows"
 
 
@@ -28,13 +32,13 @@ class Journal:
             with contextlib.suppress(OSError):  # a file system that cannot lock or is full: work goes on without it
                 self._create(folder, slots)
 
-    def begin(self, slot: int, row: int) -> None:
-        """Note that a thread begins with a row."""
-        self._put(slot, struct.pack("<q", row))
+    def begin(self, slot: int, rows: Sequence[int]) -> None:
+        """Note what a thread begins with, in place of what it had noted: `MOST_ROWS` rows at most."""
+        self._put(slot * MOST_ROWS, struct.pack(f"<{len(rows)}q", *rows) + _NONE * (MOST_ROWS - len(rows)))
 
     def end(self, slot: int) -> None:
         """Note that a thread is idle."""
-        self._put(slot, _IDLE)
+        self.begin(slot, ())
 
     def suspects(self) -> set[int]:
         """Return the rows that dead processes had in work, and that are not settled."""
@@ -52,9 +56,9 @@ class Journal:
                     path.unlink(missing_ok=True)
                     del self._left[path]
         if self._descriptor >= 0:
-            for slot, row in enumerate(_rows(self._descriptor)):
+            for place, row in enumerate(_rows(self._descriptor)):
                 if row in done:
-                    self.end(slot)
+                    self._put(place, _NONE)
 
     def close(self, *, hung: bool = False) -> None:
         """Remove this process's file and let go of it.
@@ -80,7 +84,7 @@ class Journal:
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.pwrite(descriptor, _IDLE * slots, 0)
+            os.pwrite(descriptor, _NONE * MOST_ROWS * slots, 0)
             partial.rename(path)
         except OSError:
             os.close(descriptor)
@@ -88,10 +92,10 @@ class Journal:
             raise
         self._descriptor, self._path = descriptor, path
 
-    def _put(self, slot: int, value: bytes) -> None:
+    def _put(self, place: int, rows: bytes) -> None:
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
-                os.pwrite(self._descriptor, value, slot * len(_IDLE))
+                os.pwrite(self._descriptor, rows, place * len(_NONE))
 
     def _look(self) -> None:
         """Take in the files of dead processes that were not seen yet."""

@@ -48,7 +48,7 @@ class IsolatedLoader:
         """
         with self._turn:
             process = self._started()
-            asked: dict[str, Any] = {"row": request.row, "path": str(request.path), "bytes": request.planned_bytes}
+            asked: dict[str, Any] = {"row": request.row, "path": request.path, "bytes": request.planned_bytes}
             asked["limits"] = dataclasses.asdict(self._limits)
             answer = self._ask(process, asked, self._limits.seconds + _GRACE_SECONDS)
             if answer:
@@ -125,7 +125,7 @@ def serve() -> None:
     _answer(answers, b"ready")
     for line in requests:
         asked = json.loads(line)
-        request = reading.Request(asked["row"], Path(asked["path"]), asked["bytes"])
+        request = reading.Request(asked["row"], asked["path"], asked["bytes"])
         _answer(answers, _forked(request, preprocessing, Limits(**asked["limits"])))
 
 

@@ -23,8 +23,8 @@ class Rows:
 
     start: int
     image_ids: list[str]
-    paths: list[Path]
-    """Absolute."""
+    paths: list[str]
+    """Absolute; as text, for there are many."""
     bytes: list[int]
     """File sizes when the manifest was written; -1 = there was no file."""
     points: np.ndarray
@@ -90,10 +90,11 @@ class Manifest:
         if self.point_names:
             flat = np.stack([rows.flat_points(table.column(name)) for name in rows.POINT_COLUMNS], axis=-1)
             xy = flat.reshape(stop - start, len(self.point_names), 2)
+        root = str(self.root)
         return Rows(
             start=start,
             image_ids=table.column("image_id").to_pylist(),
-            paths=[self.root / names.to_path(path) for path in table.column("path").to_pylist()],
+            paths=[os.path.join(root, names.to_path(path)) for path in table.column("path").to_pylist()],  # noqa: PTH118
             bytes=table.column("bytes").to_pylist(),
             points=xy,
         )

@@ -1,6 +1,9 @@
-"""Grey and colour JPEGs of 8 bits to pixels, whole or at one of libjpeg's reductions."""
+"""Grey and colour JPEGs of 8 bits to pixels: whole, at one of libjpeg's reductions, or resized."""
 
 import io
+import threading
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,6 +12,10 @@ from torchvision import io as tvio
 
 REDUCTIONS = (8, 4, 2)
 _END = b"\xff\xd9"
+
+_DecodeResized = Callable[[torch.Tensor, int, int, int, int, int, bool], torch.Tensor]
+_SCRIPTING = threading.Lock()
+_SCRIPTED: list[_DecodeResized | None] = []
 
 
 def largest_reduction(height: int, width: int, needed: tuple[int, int]) -> int:
@@ -23,9 +30,67 @@ def decode(data: bytes | bytearray, *, reduction: int = 1) -> torch.Tensor | Non
 
     Reduced, each side has a `reduction`-th of its pixels, rounded up: the inverse DCT gives that many of each block.
     """
-    if data.rfind(_END) < 0:  # torchvision would decode what there is, and then refuse it
+    if not _has_end(data):
         return None
     return _reduced(data, reduction) if reduction > 1 else _whole(data)
+
+
+def decode_resized(
+    data: bytes | bytearray, size: tuple[int, int], resized: tuple[int, int], *, bicubic: bool
+) -> torch.Tensor | None:
+    """Return what `resizing.resize` makes of what `decode` returns, bit for bit; None where it must be two steps.
+
+    Each operator called from Python waits for the interpreter's lock afterwards, and with many threads these waits are
+    what limits them; TorchScript runs all of them in one call, which holds no lock.
+
+    Args:
+        data: the file.
+        size: (height, width) that its header says.
+        resized: (height, width) to resize to, with antialiasing; not `size`.
+        bicubic: instead of bilinear.
+    """
+    scripted = _scripted()
+    if scripted is None or not isinstance(data, bytearray) or not _has_end(data):
+        return None
+    buffer = torch.frombuffer(data, dtype=torch.uint8)
+    try:
+        return scripted(buffer, tvio.ImageReadMode.RGB.value, *size, *resized, bicubic)
+    except (RuntimeError, torch.jit.Error):  # libjpeg refuses, or the size is another
+        return None
+
+
+def _has_end(data: bytes | bytearray) -> bool:
+    """Return whether there is an end marker: without one torchvision decodes what there is, and then refuses it."""
+    return data.rfind(_END) >= 0
+
+
+def _scripted() -> _DecodeResized | None:
+    """Return the operators as one, or None where TorchScript or torchvision's decoder is missing."""
+    if not _SCRIPTED:
+        with _SCRIPTING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated; without it there are two steps
+            if not _SCRIPTED:
+                try:
+                    _SCRIPTED.append(torch.jit.script(_decode_resized))
+                except (RuntimeError, AttributeError, OSError):
+                    _SCRIPTED.append(None)
+    return _SCRIPTED[0]
+
+
+def _decode_resized(
+    data: torch.Tensor, mode: int, height: int, width: int, rows: int, columns: int, bicubic: bool
+) -> torch.Tensor:
+    """Be the source of the TorchScript."""
+    pixels = torch.ops.image.decode_jpeg(data, mode, False)
+    assert list(pixels.size()) == [3, height, width], "not what the header says"
+    strides = [3 * height * width, 1, 3 * width, 3]
+    batch = pixels.permute([1, 2, 0]).contiguous().as_strided([1, 3, height, width], strides)
+    if bicubic:
+        batch = torch.ops.aten._upsample_bicubic2d_aa(batch, [rows, columns], False, None, None)
+    else:
+        batch = torch.ops.aten._upsample_bilinear2d_aa(batch, [rows, columns], False, None, None)
+    resized: torch.Tensor = batch[0]
+    return resized
 
 
 def _whole(data: bytes | bytearray) -> torch.Tensor | None:

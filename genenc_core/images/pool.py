@@ -4,18 +4,19 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError
 
 import torch
 
 from genenc_core import errors
-from genenc_core.images.inflight import Journal
+from genenc_core.images.inflight import MOST_ROWS, Journal
 from genenc_core.images.reading import LoadedImage, Request
 
 CLOSING_SECONDS = 5.0
 """How long `close` waits for images in work."""
 _FEWEST_HUNG = 4
 _TICK = 1.0
+_WAITS, _RUNS, _ENDED = range(3)
 
 # torch.set_num_threads also sets a process-wide default, so only one pool at a time may start its threads.
 _STARTING = threading.Lock()
@@ -29,13 +30,28 @@ class TooManyHung(errors.GenencError):
     """More images than threads hang: no image's fault any more."""
 
 
+class Job:
+    """One image to load, and what became of it: a future that costs little, of which few are waited for."""
+
+    __slots__ = ("ended", "outcome", "request", "state")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.state = _WAITS
+        self.outcome: LoadedImage | BaseException | None = None
+        self.ended: threading.Event | None = None
+        """Made when somebody waits."""
+
+
 class _Worker:
-    """One thread: what it works on, since when, and whether it was given up."""
+    """One thread: what it works on, since when, and what it does next."""
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
-        self.job: tuple[Request, Future[LoadedImage]] | None = None
-        self.seen: tuple[Request, Future[LoadedImage]] | None = None
+        self.job: Job | None = None
+        self.next: list[Job] = []
+        """Last first."""
+        self.seen: Job | None = None
         self.age = 0.0
         self.thread: threading.Thread | None = None
 
@@ -59,7 +75,9 @@ class DecodePool:
         self._threads = threads
         self._seconds = seconds
         self._journal = journal
-        self._jobs: queue.SimpleQueue[tuple[Request, Future[LoadedImage]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._changing = threading.Lock()
+        """Held while a job's state is read and changed."""
         self._watching = threading.Lock()
         self._watched = time.monotonic()
         self._workers: list[_Worker] = []
@@ -67,29 +85,46 @@ class DecodePool:
         self._closed = False
         self._start(threads)
 
-    def submit(self, request: Request) -> Future[LoadedImage]:
+    def submit(self, request: Request) -> Job:
         """Queue one image."""
-        future: Future[LoadedImage] = Future()
-        self._jobs.put((request, future))
-        return future
+        job = Job(request)
+        self._jobs.put(job)
+        return job
 
-    def wait(self, future: Future[LoadedImage]) -> LoadedImage:
-        """Return an image once it is loaded.
+    def cancel(self, job: Job) -> None:
+        """Give an image up, unless it was begun."""
+        if self._begin(job):
+            self._end(job, CancelledError())
+
+    def wait(self, job: Job) -> LoadedImage:
+        """Return an image once it is loaded; asked for once.
 
         Raises:
             Overdue: it took longer than the limit.
             TooManyHung: more threads hang than the pool has.
             OSError: as `reading.load`.
+            CancelledError: it was given up.
         """
+        self.wait_for_end(job)
+        outcome, job.outcome = job.outcome, None
+        assert outcome is not None, "an image is asked for once"
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def wait_for_end(self, job: Job) -> None:
+        """Wait until an image is loaded, failed or given up; what came of it is not told.
+
+        Raises:
+            TooManyHung: more threads hang than the pool has.
+        """
+        with self._changing:
+            if job.state == _ENDED:
+                return
+            ended = job.ended = job.ended or threading.Event()
         tick = min(_TICK, self._seconds / 4)
-        while True:
-            try:
-                return future.result(tick)
-            except TimeoutError:
-                # An image's own error may be a TimeoutError as well.
-                if future.done():
-                    return future.result()
-                self._watch(tick)
+        while not ended.wait(tick):
+            self._watch(tick)
 
     def close(self) -> bool:
         """End the threads; return whether all of them did, so that none touches anything any more."""
@@ -100,7 +135,10 @@ class DecodePool:
             except queue.Empty:
                 break
             if job is not None:
-                job[1].cancel()
+                self.cancel(job)
+        for worker in self._workers:
+            for job in list(worker.next):
+                self.cancel(job)
         for _worker in self._workers:
             self._jobs.put(None)
         end = time.monotonic() + CLOSING_SECONDS
@@ -109,25 +147,69 @@ class DecodePool:
         return not any(self._alive([*self._workers, *self._hung]))
 
     def _run(self, worker: _Worker) -> None:
-        while (job := self._jobs.get()) is not None:
-            request, future = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            self._journal.begin(worker.slot, request.row)
-            worker.job = job
+        try:
+            while self._take(worker):
+                self._journal.begin(worker.slot, [job.request.row for job in reversed(worker.next)])
+                while worker.next:
+                    if not self._do(worker, worker.next.pop()):
+                        return
+        finally:
+            self._journal.end(worker.slot)
+
+    def _take(self, worker: _Worker) -> bool:
+        """Wait for work, and take some: more where much is waiting, for each time costs. Return False at the end."""
+        try:
+            job = self._jobs.get_nowait()
+        except queue.Empty:
+            self._journal.end(worker.slot)
+            job = self._jobs.get()
+        taken: list[Job] = []
+        while job is not None:
+            taken.append(job)
+            if len(taken) == MOST_ROWS or self._jobs.qsize() < 2 * self._threads * len(taken):
+                break
             try:
-                try:
-                    done = self._work(request)
-                finally:
-                    worker.job = None
-                    self._journal.end(worker.slot)
-            except BaseException as error:
-                if not _settle(future, error):
-                    return
-            else:
-                if not _settle(future, done):
-                    return
-            del job, request, future
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+        else:
+            if taken:
+                self._jobs.put(None)  # another time
+        worker.next = taken[::-1]
+        return bool(taken)
+
+    def _do(self, worker: _Worker, job: Job) -> bool:
+        """Load one image; return False when the thread was given up meanwhile, and must touch nothing more."""
+        if not self._begin(job):
+            return True
+        worker.job = job
+        try:
+            try:
+                done = self._work(job.request)
+            finally:
+                worker.job = None
+        except BaseException as error:
+            return self._end(job, error)
+        return self._end(job, done)
+
+    def _begin(self, job: Job) -> bool:
+        """Return whether the job is the caller's: nobody has begun it or given it up."""
+        with self._changing:
+            mine = job.state == _WAITS
+            if mine:
+                job.state = _RUNS
+        return mine
+
+    def _end(self, job: Job, outcome: LoadedImage | BaseException) -> bool:
+        """Give a job its outcome; return False when it had one already."""
+        with self._changing:
+            if job.state == _ENDED:
+                return False
+            job.state, job.outcome = _ENDED, outcome
+            ended = job.ended
+        if ended is not None:
+            ended.set()
+        return True
 
     def _watch(self, tick: float) -> None:
         """Let the images in work grow older, and give up the threads of those over the limit."""
@@ -140,11 +222,13 @@ class DecodePool:
                 job = worker.job
                 worker.age = worker.age + passed if job is not None and job is worker.seen else 0.0
                 worker.seen = job
-                if job is not None and worker.age >= self._seconds and _settle(job[1], Overdue()):
+                if job is not None and worker.age >= self._seconds and self._end(job, Overdue()):
                     overdue.append(worker)
             for worker in overdue:
                 self._workers.remove(worker)
                 self._hung.append(worker)
+                for job in reversed(worker.next):
+                    self._jobs.put(job)
             hung = sum(1 for _ in self._alive(self._hung))
             if hung > _most_hung(self._threads):
                 raise TooManyHung(
@@ -157,7 +241,7 @@ class DecodePool:
 
     def _shown(self) -> object:
         job = self._hung[-1].job
-        return job[0].path if job else "gone"
+        return job.request.path if job else "gone"
 
     def _start(self, count: int) -> None:
         """Start threads whose torch operations run alone, and leave every other thread's number as it is."""
@@ -167,14 +251,14 @@ class DecodePool:
             for _ in range(count):
                 worker = _Worker(len(self._workers) + len(self._hung))
                 worker.thread = threading.Thread(
-                    target=self._begin, args=(worker, started), name=f"genenc-images-{worker.slot}", daemon=True
+                    target=self._serve, args=(worker, started), name=f"genenc-images-{worker.slot}", daemon=True
                 )
                 self._workers.append(worker)
                 worker.thread.start()
             started.wait()
             _in_new_thread(lambda: torch.set_num_threads(default))
 
-    def _begin(self, worker: _Worker, started: threading.Barrier) -> None:
+    def _serve(self, worker: _Worker, started: threading.Barrier) -> None:
         torch.get_num_threads()  # makes torch set this thread up now; it would overwrite the 1 later
         torch.set_num_threads(1)
         started.wait()
@@ -187,18 +271,6 @@ class DecodePool:
 
 def _most_hung(threads: int) -> int:
     return max(threads, _FEWEST_HUNG)
-
-
-def _settle(future: Future[LoadedImage], outcome: LoadedImage | BaseException) -> bool:
-    """Give a future its outcome; return False when it had one already."""
-    try:
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except InvalidStateError:
-        return False
-    return True
 
 
 def _in_new_thread(work: Callable[[], int | None]) -> int:

@@ -5,9 +5,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -49,7 +47,7 @@ class Request:
     """One row to load: its file, and the size that the manifest has of it (-1: there was no file)."""
 
     row: int
-    path: Path
+    path: str
     planned_bytes: int
 
 
@@ -65,7 +63,7 @@ def load(request: Request, preprocessing: spec.Preprocessing, limits: Limits) ->
         data = _read(request.path)
         changed = None if len(data) == request.planned_bytes else _change(request.planned_bytes, len(data))
         digest = hashlib.sha256(data).hexdigest()
-        image = decode.decode_image(data, max_pixels=limits.pixels, needed=_needed(preprocessing))
+        image = decode.decode_image(data, max_pixels=limits.pixels, goal=geometry.goal(preprocessing))
         plan = geometry.plan_decoded(image, preprocessing)
         pixels = geometry.apply_fit(image.pixels, plan, preprocessing)
     except Exception as error:
@@ -106,14 +104,7 @@ def unreadable(
     )
 
 
-def _needed(preprocessing: spec.Preprocessing) -> Callable[[int, int], tuple[int, int]] | None:
-    """Return what tells the decoder how many pixels are enough, or None where it decodes all."""
-    if preprocessing.decode == "full":
-        return None
-    return lambda height, width: geometry.plan_fit(height, width, preprocessing).resized
-
-
-def _read(path: Path) -> bytearray:
+def _read(path: str) -> bytearray:
     """Return a regular file's bytes.
 
     Raises:
@@ -121,7 +112,7 @@ def _read(path: Path) -> bytearray:
         OSError: it cannot be opened or read.
     """
     # Asked before it is opened: opening alone can act on a device.
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 -- the Path method costs more than the call
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
         raise decode.ImageUnreadable("not a regular file")
     # Without O_NONBLOCK, opening a FIFO that came in between would wait for its writer for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

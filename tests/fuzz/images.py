@@ -151,7 +151,7 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
             data = mutation.mutated(random.Random(f"{seed} {kind} {number}"), files)
             os.pwrite(file.fileno(), data, 0)
             os.ftruncate(file.fileno(), len(data))
-            done = reading.load(reading.Request(number, Path(file.name), len(data)), PREPROCESSING, LIMITS)
+            done = reading.load(reading.Request(number, file.name, len(data)), PREPROCESSING, LIMITS)
             if not caught and done.failure is None and (done.pixels is None or done.pixels.shape != (3, 32, 32)):
                 caught.append("neither pixels nor a reason")
             if not caught and done.affine is not None:

@@ -27,7 +27,7 @@ def listed(folder: Path, tmp_path: Path) -> manifest.Manifest:
 
 def poison(listed: manifest.Manifest, word: bytes, *rows: int) -> None:
     for row in rows:
-        with listed.read(row, row + 1).paths[0].open("ab") as file:
+        with Path(listed.read(row, row + 1).paths[0]).open("ab") as file:
             file.write(word)
 
 
@@ -194,7 +194,7 @@ def test_a_fault_of_the_volume_stays_one_in_a_process_of_its_own(
     listed: manifest.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "load", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
-    answer = isolated._packed(reading.Request(0, Path("x"), 1), SQUARE, limits.Limits())
+    answer = isolated._packed(reading.Request(0, "x", 1), SQUARE, limits.Limits())
     with pytest.raises(OSError, match="Stale file handle") as caught:
         isolated._unpacked(0, answer, limits.Limits())
     assert caught.value.errno == 116

@@ -13,9 +13,9 @@ from pathlib import Path
 from genenc_core.images import inflight
 
 journal = inflight.Journal(Path(sys.argv[1]), 4)
-journal.begin(0, 11)
-journal.begin(1, 5)
-journal.begin(2, 7)
+journal.begin(0, [11])
+journal.begin(1, [5])
+journal.begin(2, [7])
 journal.end(1)
 sys.stdout.write("noted\\n")
 sys.stdout.flush()
@@ -46,19 +46,19 @@ def test_rows_of_a_killed_process_are_suspects_until_settled(tmp_path: Path) -> 
 
 def test_nothing_is_left_after_a_clean_end(tmp_path: Path) -> None:
     journal = inflight.Journal(tmp_path / "notes", 2)
-    journal.begin(1, 3)
+    journal.begin(1, [3])
     journal.end(1)
     assert list((tmp_path / "notes").iterdir())
     journal.close()
-    journal.begin(0, 1)
+    journal.begin(0, [1])
     assert not (tmp_path / "notes").exists()
 
 
 def test_a_row_that_was_settled_while_its_thread_hangs_is_no_suspect(tmp_path: Path) -> None:
     """Its own process keeps the file, because it cannot end the thread; the next one finds only what is open."""
     journal = inflight.Journal(tmp_path, 3)
-    journal.begin(0, 4)
-    journal.begin(2, 9)
+    journal.begin(0, [4])
+    journal.begin(2, [9])
     journal.settle(0, 8)
     (file,) = tmp_path.glob("*.rows")
     assert inflight._left_behind(file) is None, "it is locked by a living process"
@@ -78,7 +78,7 @@ def test_no_folder_and_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (None, tmp_path / "file" / "notes"):
         journal = inflight.Journal(folder, 2)
-        journal.begin(0, 1)
+        journal.begin(0, [1])
         journal.end(0)
         journal.settle(0, 5)
         assert journal.suspects() == set()

@@ -32,7 +32,7 @@ def test_rows_come_in_order_and_equal_a_plain_loop(tmp_path: Path, folder: Path)
             got = list(images.iter_rows(2, 11))
         assert [image.row for image in got] == list(range(2, 11))
         for image in got:
-            data = entries.paths[image.row].read_bytes()
+            data = Path(entries.paths[image.row]).read_bytes()
             decoded = decode.decode_image(data)
             height, width = decoded.pixels.shape[1:]
             plan = geometry.plan_fit(height, width, SQUARE)
@@ -189,7 +189,7 @@ def test_closing_early_cancels_what_has_not_begun(
     real = reading.load
 
     def slow(request: reading.Request, *more: object) -> loader.LoadedImage:
-        if request.row > 0:
+        if request.row > 1:  # with a window of ten, two are waited for at once
             release.wait(10)
         return real(request, *more)
 
@@ -201,7 +201,7 @@ def test_closing_early_cancels_what_has_not_begun(
         release.set()
         again = [image.row for image in images.iter_rows(5, 8)]
     assert again == [5, 6, 7]
-    assert len([row for row in counted if row not in (0, 5, 6, 7)]) <= 2
+    assert len([row for row in counted if row not in (0, 1, 5, 6, 7)]) <= 2
 
 
 def test_close_ends_the_threads(tmp_path: Path, folder: Path) -> None:

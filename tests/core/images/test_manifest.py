@@ -47,7 +47,7 @@ def test_rows_read_back(tmp_path: Path, folder: Path) -> None:
             got = written.read(start, stop)
             assert got.start == start
             assert got.image_ids == [image.image_id for image in images[start:stop]]
-            assert got.paths == [folder / image.path for image in images[start:stop]]
+            assert got.paths == [str(folder / image.path) for image in images[start:stop]]
             assert got.bytes == [image.bytes for image in images[start:stop]]
             assert got.points.shape == (stop - start, 2, 2)
             wanted = [entries.get(image.image_id, [(NAN, NAN)] * 2) for image in images[start:stop]]

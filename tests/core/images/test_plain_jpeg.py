@@ -13,7 +13,7 @@ from PIL import Image
 
 import pictures
 from genenc_core import spec
-from genenc_core.images import decode, geometry, plain_jpeg, reading
+from genenc_core.images import decode, geometry, plain_jpeg, reading, resizing
 from genenc_core.images.limits import Limits
 
 SCALED = spec.Preprocessing(height=64, width=64, fit="crop", decode="scaled")
@@ -28,7 +28,7 @@ def saved(image: Image.Image, **options: object) -> bytes:
 def load(data: bytes, tmp_path: Path, preprocessing: spec.Preprocessing) -> reading.LoadedImage:
     path = tmp_path / "image.jpg"
     path.write_bytes(data)
-    return reading.load(reading.Request(0, path, len(data)), preprocessing, Limits())
+    return reading.load(reading.Request(0, str(path), len(data)), preprocessing, Limits())
 
 
 def spots(width: int, height: int, at: list[tuple[float, float]], *, sigma: float) -> Image.Image:
@@ -118,7 +118,7 @@ def test_incomplete_pixels_beyond_the_source_count(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(Image.new("RGB", (1001, 997)), exif=exif)
-    image = decode.decode_image(data, needed=lambda _height, _width: (64, 64))
+    image = decode.decode_image(data, goal=decode.Goal(resized=lambda *_: (64, 64), reduce=True))
     assert image.reduction == 8
     plan = geometry.plan_decoded(image, spec.Preprocessing(height=64, width=64))
     affine = plan.affine
@@ -183,7 +183,7 @@ def test_odd_metadata_of_a_reduced_file_make_no_word() -> None:
     data = data[:jfif] + data[jfif + 18 :]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert decode.decode_image(data, needed=lambda *_: (64, 64)).reduction == 4
+        assert decode.decode_image(data, goal=decode.Goal(resized=lambda *_: (64, 64), reduce=True)).reduction == 4
     assert not caught
 
 
@@ -202,9 +202,66 @@ def test_a_file_without_its_end_costs_one_decode(
     preprocessing = SCALED.model_copy(update={"decode": way})
     asked: list[object] = []
     monkeypatch.setattr(plain_jpeg, "_whole", asked.append)
+    monkeypatch.setattr(plain_jpeg, "_scripted", lambda: lambda *given: asked.append(given))
     monkeypatch.setattr(plain_jpeg, "_reduced", lambda *given: asked.append(given))
     for cut in (1, 2, 100, len(data) // 2):
         assert "truncated" in str(load(data[:-cut], tmp_path, preprocessing).failure)
     assert not asked
     assert load(data + b"junk behind the end", tmp_path, preprocessing).failure is None
-    assert len(asked) == 1
+    assert asked
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("size", "resized"), [((101, 203), (64, 128)), ((64, 48), (224, 168)), ((9, 700), (1, 99)), ((33, 17), (33, 16))]
+)
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"mode": "L"}], ids=str)
+def test_decoded_and_resized_at_once_is_bit_for_bit_the_two_steps(
+    size: tuple[int, int], resized: tuple[int, int], interpolation: resizing.Interpolation, options: dict[str, object]
+) -> None:
+    image = Image.fromarray(pictures.texture(size[1], size[0], 3)).convert(str(options.pop("mode", "RGB")))
+    data = bytearray(saved(image, **options))
+    whole = plain_jpeg.decode(data)
+    assert whole is not None
+    steps = resizing.resize(whole, resized, interpolation=interpolation, antialias=True)
+    at_once = plain_jpeg.decode_resized(data, size, resized, bicubic=interpolation == "bicubic")
+    assert at_once is not None, "torch has TorchScript and torchvision its codecs"
+    assert torch.equal(at_once, steps)
+
+
+def test_what_cannot_be_resized_at_once_is_left_to_the_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that lies, a damaged file, bytes that torch cannot share, and no TorchScript: never an exception."""
+    data = bytearray(saved(Image.fromarray(pictures.texture(60, 40, 3))))
+    given = {"size": (40, 60), "resized": (20, 30), "bicubic": False}
+    assert plain_jpeg.decode_resized(data, **given) is not None  # type: ignore[arg-type]
+    assert plain_jpeg.decode_resized(data, (41, 60), (20, 30), bicubic=False) is None
+    assert plain_jpeg.decode_resized(bytes(data), **given) is None  # type: ignore[arg-type]
+    assert plain_jpeg.decode_resized(bytearray(b"\xff\xd8\xff\xd9"), **given) is None  # type: ignore[arg-type]
+    monkeypatch.setattr(plain_jpeg, "_SCRIPTED", [])
+    monkeypatch.setattr(torch.jit, "script", lambda _: (_ for _ in ()).throw(RuntimeError("gone")))
+    assert plain_jpeg.decode_resized(data, **given) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_an_image_loads_the_same_at_once_and_in_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: spec.Fit
+) -> None:
+    """Of every shape, turned and not: pixels, size and affine."""
+    preprocessing = spec.Preprocessing(height=48, width=64, fit=fit, interpolation="bicubic")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    drawn = [Image.fromarray(pictures.texture(*size, 5)) for size in ((500, 375), (20, 90), (64, 48), (300, 300))]
+    files = [saved(image) for image in drawn] + [saved(drawn[0], exif=exif), saved(drawn[0], progressive=True)]
+    at_once = [load(data, tmp_path, preprocessing) for data in files]
+    monkeypatch.setattr(plain_jpeg, "decode_resized", lambda *_, **__: None)
+    for data, loaded in zip(files, at_once, strict=True):
+        steps = load(data, tmp_path, preprocessing)
+        assert loaded.pixels is not None
+        assert steps.pixels is not None
+        assert torch.equal(loaded.pixels, steps.pixels)
+        assert (loaded.affine, loaded.height, loaded.width, loaded.orientation) == (
+            steps.affine,
+            steps.height,
+            steps.width,
+            steps.orientation,
+        )

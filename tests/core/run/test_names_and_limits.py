@@ -49,8 +49,8 @@ def test_odd_names_are_traceable_from_row_to_file(
     assert ids == folder.manifest.read(0, len(ODD) + 1).image_ids
     assert {os.fsencode(names.to_path(text)) for text in ids} == {*ODD, b"broken\xff\n.png"}
     for row, path in enumerate(folder.manifest.read(0, len(ids)).paths):
-        assert path == root / names.to_path(ids[row])
-        assert path.is_file()
+        assert path == str(root / names.to_path(ids[row]))
+        assert Path(path).is_file()
     survey = status.survey(tmp_path / "run")
     (broken,) = json.loads(json.dumps(survey.unreadable, ensure_ascii=False).encode().decode())
     assert broken["image_id"] == "broken\\xff\n.png"
