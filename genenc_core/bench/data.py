@@ -1,71 +1,89 @@
-"""The suite `data`: JPEG files to committed rows with a network that costs nothing, next to decoding alone."""
+"""The suite `data`: what an image more costs from its file to its committed row, with a network that costs nothing.
+
+Slopes between two numbers of images, for a run's fixed costs are those of the suites `start` and `end-to-end`.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from genenc_core.bench import images
-from genenc_core.bench.measure import Way, compare
+from genenc_core.bench.measure import Way, slopes
 from genenc_core.bench.records import Options, Table
 from genenc_core.text import plural
 
 WAYS = "genenc_core.bench.data_ways"
 THREADS = (1, 2)
+SHARED_ROWS = 128
 
 
 def run(options: Options) -> Iterator[Table]:
     """Measure decoding, resizing, a plain DataLoader and the extraction, with one thread and with two."""
-    count = options.pick(1024, 256)
-    options.tell(f"drawing {count} images")
-    good = str(images.draw(options.folder / "good", count))
-    broken = str(images.draw(options.folder / "broken", count, broken_every=100))
+    counts = (256, options.pick(4352, 1280))
+    options.tell(f"drawing {counts[1]} images")
+    for count in counts:
+        images.draw(options.folder / f"good-{count}", count)
+        images.draw(options.folder / f"broken-{count}", count, broken_every=100)
     for threads in THREADS:
-        yield _table(options, good, broken, threads, count)
-    yield _processes(options, good, count)
+        yield _table(options, counts, threads)
+    yield _processes(options, counts)
 
 
-def _table(options: Options, good: str, broken: str, threads: int, count: int) -> Table:
-    scratch = str(options.folder / f"runs-{threads}")
-    both = {"folder": good, "threads": threads}
-    ways = [
-        Way(name="decode alone", program=f"{WAYS}:decoding", arguments=both),
-        Way(name="decode + resize", program=f"{WAYS}:resizing", arguments=both),
-        Way(name="plain DataLoader", program=f"{WAYS}:plain_loader", arguments=both),
-        Way(name="genenc", program=f"{WAYS}:extraction", arguments={**both, "out": f"{scratch}/good"}),
-        Way(
-            name="genenc, 1 % broken files",
-            program=f"{WAYS}:extraction",
-            arguments={"folder": broken, "threads": threads, "out": f"{scratch}/broken"},
-        ),
+def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
+    named = {
+        "decode alone": ("decoding", "good"),
+        "decode + resize": ("resizing", "good"),
+        "plain DataLoader": ("plain_loader", "good"),
+        "genenc": ("extraction", "good"),
+        "genenc, 1 % broken files": ("extraction", "broken"),
+    }
+    pairs = [
+        _pair(options, counts, name, program, images=kind, threads=threads) for name, (program, kind) in named.items()
     ]
     return Table(
         name=f"data-{threads}",
         title=f"Data path, {plural(threads, 'decoding thread')}",
-        settings=f"{count} JPEG files of 500 x 375, 90 kB; the network is an average pool; genenc plans, commits and "
-        "verifies, the others keep nothing.",
-        baselines=("decode alone", "plain DataLoader"),
-        rows=tuple(compare(ways, options)),
+        settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB; the "
+        "network takes the mean; genenc plans, commits and verifies, the others keep nothing.",
+        baselines=("decode alone", "decode + resize", "plain DataLoader"),
+        rows=tuple(slopes(pairs, options)),
     )
 
 
-def _processes(options: Options, good: str, count: int) -> Table:
-    scratch = options.folder / "runs-shared"
-    ways = [
-        Way(
-            name=f"{processes} process{'' if processes == 1 else 'es'}, {plural(threads, 'thread')}",
-            program=f"{WAYS}:sharing",
-            arguments={
-                "folder": good,
-                "processes": processes,
-                "threads": threads,
-                "out": str(scratch / f"{processes}-{threads}"),
-            },
+def _processes(options: Options, counts: tuple[int, int]) -> Table:
+    pairs = [
+        _pair(
+            options,
+            counts,
+            f"{processes} process{'' if processes == 1 else 'es'}, {plural(threads, 'thread')}",
+            "sharing",
+            images="good",
+            threads=threads,
+            processes=processes,
+            shard_rows=SHARED_ROWS,
         )
         for processes, threads in ((1, 1), (2, 1), (1, 2))
     ]
     return Table(
         name="processes",
         title="Several processes on one run",
-        settings=f"{count} JPEG files as above; processes share the run's shards by claims, each with so many decoding "
-        "threads; their start is not measured.",
+        settings=f"What an image more costs, as above; processes share the run's shards of {SHARED_ROWS} rows by "
+        "claims, each with so many decoding threads and as many cores of its own.",
         baselines=("1 process, 1 thread",),
-        rows=tuple(compare(ways, options)),
+        rows=tuple(slopes(pairs, options)),
     )
+
+
+def _pair(
+    options: Options, counts: tuple[int, int], name: str, program: str, *, images: str, **more: object
+) -> tuple[Way, Way]:
+    """Return a way for each number of images."""
+    less, most = (_way(options.folder, count, name, program, images, more) for count in counts)
+    return less, most
+
+
+def _way(folder: Path, count: int, name: str, program: str, images: str, more: dict[str, object]) -> Way:
+    arguments = {"folder": str(folder / f"{images}-{count}"), **more}
+    if program in ("extraction", "sharing"):
+        kept = "-".join(str(value) for value in (program, images, count, *more.values()))
+        arguments["out"] = str(folder / f"runs-{kept}" / "run")
+    return Way(name=name, program=f"{WAYS}:{program}", arguments=arguments)

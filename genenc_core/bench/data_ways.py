@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,19 +97,18 @@ def extraction(folder: str, threads: int, out: str) -> Iterator[Once]:
 
 
 @contextlib.contextmanager
-def sharing(folder: str, processes: int, threads: int, out: str) -> Iterator[Once]:
-    """Plan a run each time and let processes that are up already share its shards."""
+def sharing(folder: str, processes: int, threads: int, shard_rows: int, out: str) -> Iterator[Once]:
+    """Plan a run each time and let processes that are up already share its shards, each on cores of its own."""
     numbers = itertools.count()
-    helper = Way(name="helper", program=f"{HERE}:resuming", arguments={"out": out})
     with contextlib.ExitStack() as stack:
-        helpers = [Running(helper) for _ in range(processes)]
+        helpers = [Running(_helper(out, [at * threads + core for core in range(threads)])) for at in range(processes)]
         for process in helpers:
             stack.callback(process.close)
             process.prepared()
         _alone(out)
 
         def once() -> float:
-            root = planning.create_run(parameters(folder, f"{out}-{next(numbers)}", threads, shard_rows=32))
+            root = planning.create_run(parameters(folder, f"{out}-{next(numbers)}", threads, shard_rows=shard_rows))
             for process in helpers:
                 process.start()
             for process in helpers:
@@ -119,9 +119,12 @@ def sharing(folder: str, processes: int, threads: int, out: str) -> Iterator[Onc
 
 
 @contextlib.contextmanager
-def resuming(out: str) -> Iterator[Once]:
-    """Continue the next run of a series that another process plans."""
+def resuming(out: str, cores: list[int]) -> Iterator[Once]:
+    """Continue the next run of a series that another process plans, on some of this machine's cores."""
     numbers = itertools.count()
+    if hasattr(os, "sched_setaffinity"):  # elsewhere they share all cores
+        usable = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {usable[core % len(usable)] for core in cores})
 
     def once() -> float:
         root = f"{out}-{next(numbers)}"
@@ -144,6 +147,10 @@ def parameters(folder: str, out: str, threads: int, **more: object) -> ExtractPa
             **more,
         }
     )
+
+
+def _helper(out: str, cores: list[int]) -> Way:
+    return Way(name="helper", program=f"{HERE}:resuming", arguments={"out": out, "cores": cores})
 
 
 def _alone(out: str) -> None:

@@ -1,52 +1,64 @@
 """The suite `end-to-end`: files to committed rows with real encoders, next to their bounds; and what Prefect costs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from genenc_core.bench import data, images, model
-from genenc_core.bench.measure import Way, compare, minus
+from genenc_core.bench.measure import Way, compare, minus, slopes
 from genenc_core.bench.records import Options, Row, Table
 
 WAYS = model.WAYS
 PLAIN = "genenc_core.cli.runners:PlainRunner"
-MODELS = ("resnet18", "resnet50", "convnext_tiny")
+MODELS = ("resnet18", "convnext_tiny", "resnet50")
 SHARD_IMAGES = 1024
 
 
 def run(options: Options) -> Iterator[Table]:
     """Measure extractions with and without Prefect."""
-    count = options.pick(128, 64)
-    photos = str(images.draw(options.folder / "photos", count))
-    rows = [row for name in MODELS[: options.pick(3, 1)] for row in _extractions(options, name, photos, count)]
+    counts = (4 * model.BATCH, options.pick(40, 20) * model.BATCH)
+    photos = {count: str(images.draw(options.folder / f"photos-{count}", count)) for count in counts}
+    rows = [row for name in MODELS[: options.pick(3, 2)] for row in _extractions(options, name, photos)]
     yield Table(
         name="end-to-end",
         title="End to end",
-        settings=f"{count} JPEG files of 500 x 375, 90 kB, eager models with random weights, batches of {model.BATCH}. "
-        "Extractions plan, load, encode, commit and verify; no stage can be faster than the bare forward or decoding.",
+        settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB, with "
+        f"eager models of random weights and batches of {model.BATCH}. Extractions plan, load, encode, commit and "
+        "verify; no stage can be faster than the bare forward or decoding.",
         baselines=("bare forward", "decode alone"),
         rows=tuple(rows),
     )
     yield _prefect(options)
 
 
-def _extractions(options: Options, name: str, photos: str, count: int) -> list[Row]:
-    group = name
-    given = {"model": name, "weights": "random:0", "batch_size": model.BATCH}
-    batches = {"model": name, "batch": model.BATCH, "batches": count // model.BATCH}
+def _extractions(options: Options, name: str, photos: Mapping[int, str]) -> list[Row]:
     ways = [
-        Way(name="bare forward", group=group, program=f"{WAYS}:bare", arguments=batches),
-        Way(
-            name="decode alone",
-            group=group,
-            program=f"{data.WAYS}:decoding",
-            arguments={"folder": photos, "threads": 2},
-        ),
-        *(
-            Way(name=words, group=group, program=f"{WAYS}:runs", arguments=_runs(options, name, photos, who) | given)
-            for words, who in _runners(options).items()
-        ),
+        [
+            Way(
+                name="bare forward",
+                group=name,
+                program=f"{WAYS}:bare",
+                arguments={"model": name, "batch": model.BATCH, "batches": count // model.BATCH},
+            ),
+            Way(
+                name="decode alone",
+                group=name,
+                program=f"{data.WAYS}:decoding",
+                arguments={"folder": folder, "threads": 2},
+            ),
+            *(
+                Way(
+                    name=words,
+                    group=name,
+                    program=f"{WAYS}:runs",
+                    arguments=_runs(options, f"{name}-{count}", folder, who)
+                    | {"model": name, "weights": "random:0", "batch_size": model.BATCH},
+                )
+                for words, who in _runners(options).items()
+            ),
+        ]
+        for count, folder in photos.items()
     ]
-    return compare(ways, options)
+    return slopes([(less, more) for less, more in zip(*ways, strict=True)], options)
 
 
 def _prefect(options: Options) -> Table:

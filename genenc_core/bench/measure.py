@@ -151,6 +151,12 @@ def compare(ways: Sequence[Way], options: Options) -> list[Row]:
         return [_row(way, costs, state) for way, costs, state in zip(ways, found, started, strict=True)]
 
 
+def slopes(pairs: Sequence[tuple[Way, Way]], options: Options) -> list[Row]:
+    """Measure ways with fewer and with more units; return what a unit more costs, under the first one's name."""
+    rows = compare([way for pair in pairs for way in pair], options)
+    return [minus(less.name, more, less) for less, more in zip(rows[::2], rows[1::2], strict=True)]
+
+
 def prepare(way: Way, options: Options) -> None:
     """Do a way's work once in a process of its own, for what it leaves behind.
 
@@ -169,9 +175,10 @@ def prepare(way: Way, options: Options) -> None:
 def minus(name: str, more: Row, less: Row, *, note: str = "") -> Row:
     """Return what the units cost that one row has more of than another: the fixed part of both is gone."""
     if not (more.measured and less.measured):
-        return Row(name=name, note=more.note or less.note)
+        return Row(name=name, group=more.group, note=more.note or less.note)
     return Row(
         name=name,
+        group=more.group,
         note=note,
         count=more.count - less.count,
         cpu_seconds=tuple(a - b for a, b in zip(more.cpu_seconds, less.cpu_seconds, strict=True)),

@@ -14,7 +14,7 @@ from genenc_core.bench.measure import Way
 from genenc_core.bench.records import Options
 
 PROGRAM = '''
-import contextlib, os, pathlib, subprocess, sys
+import contextlib, os, pathlib, subprocess, sys, time
 
 @contextlib.contextmanager
 def noisy(log):
@@ -39,6 +39,13 @@ def failing(at):
         if len(calls) == at:
             raise ValueError("no more")
         return 1
+    yield once
+
+@contextlib.contextmanager
+def paced(units):
+    def once():
+        time.sleep(0.05 * units)
+        return units
     yield once
 
 @contextlib.contextmanager
@@ -177,3 +184,13 @@ def test_a_second_interrupt_while_a_way_is_ended_leaves_no_process(
         running.close()
     assert running._process.returncode is not None
     assert_ends(int((tmp_path / "log").read_text()))
+
+
+def test_a_slope_is_what_a_unit_more_costs(way: Callable[..., Way], options: Options) -> None:
+    """Under the way's own name; one half that fails leaves no figures."""
+    pairs = [(way("paced", units=1), way("paced", units=9)), (way("paced", units=1), way("dying"))]
+    good, bad = measure.slopes(pairs, options)
+    assert (good.name, good.count, len(good.wall_seconds)) == ("paced", 8.0, 3)
+    assert all(wall > 0.2 for wall in good.wall_seconds), "eight pauses of 50 ms"
+    assert not bad.measured
+    assert bad.note.startswith("failed: ")

@@ -65,7 +65,7 @@ def test_a_floor_does_not_pass_over_what_it_cannot_decode(photos: str) -> None:
 
 def test_the_network_of_the_data_suite_averages() -> None:
     pixels = torch.arange(2 * 3 * 64 * 64, dtype=torch.float32).reshape(2, 3, 64, 64)
-    assert torch.allclose(data_ways.average_pool()(pixels)[:, :, 0, 0], pixels[:, :, :32, :32].mean((2, 3)))
+    assert torch.allclose(data_ways.average_pool()(pixels)[:, :, 0, 0], pixels.mean((2, 3)))
 
 
 def test_the_engine_and_the_bare_forward_do_the_same_images() -> None:

@@ -1,0 +1,131 @@
+"""The decoding threads: they take several images at once, and lose none of them whatever becomes of one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+from genenc_core.images import inflight, pool, reading
+
+Work = Callable[[reading.Request], reading.LoadedImage]
+
+
+def loaded(request: reading.Request) -> reading.LoadedImage:
+    return reading.unreadable(request.row, "not looked at")
+
+
+@pytest.fixture
+def pools(tmp_path: Path) -> Iterator[Callable[..., pool.DecodePool]]:
+    made: list[pool.DecodePool] = []
+
+    def make(work: Work, *, threads: int = 1, seconds: float = 30.0) -> pool.DecodePool:
+        journal = inflight.Journal(tmp_path / "notes", pool.slots(threads))
+        made.append(pool.DecodePool(work, threads=threads, seconds=seconds, journal=journal))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def requests(count: int) -> list[reading.Request]:
+    return [reading.Request(row, f"{row}.png", 0) for row in range(count)]
+
+
+def noted(folder: Path) -> set[int]:
+    (file,) = (folder / "notes").glob("*.rows")
+    copied = folder / "copied"
+    copied.mkdir(exist_ok=True)
+    (copied / "copy.rows").write_bytes(file.read_bytes())
+    return inflight.Journal(copied, 1).suspects()
+
+
+def test_every_image_is_loaded_once_whoever_takes_it(pools: Callable[..., pool.DecodePool]) -> None:
+    seen: list[int] = []
+
+    def work(request: reading.Request) -> reading.LoadedImage:
+        seen.append(request.row)
+        return loaded(request)
+
+    decoding = pools(work, threads=3)
+    jobs = [decoding.submit(request) for request in requests(200)]
+    assert [decoding.wait(job).row for job in jobs] == list(range(200))
+    assert sorted(seen) == list(range(200))
+    assert decoding.close(), "every thread has ended, the one that drew the end of the queue among its images too"
+
+
+def test_what_a_hanging_thread_had_taken_is_done_by_another(
+    pools: Callable[..., pool.DecodePool], tmp_path: Path
+) -> None:
+    """One thread takes several images and hangs on the second; all that it took is in the notes."""
+    begun, queued, released = threading.Event(), threading.Event(), threading.Event()
+
+    def work(request: reading.Request) -> reading.LoadedImage:
+        if request.row == 0:
+            begun.set()
+            assert queued.wait(10)
+        if request.row == 2:
+            released.wait(30)
+        return loaded(request)
+
+    decoding = pools(work, seconds=0.5)
+    first, *others = requests(40)
+    jobs = [decoding.submit(first)]
+    assert begun.wait(10)
+    jobs += [decoding.submit(request) for request in others]
+    queued.set()
+    assert decoding.wait(jobs[1]).row == 1
+    with pytest.raises(pool.Overdue):
+        decoding.wait(jobs[2])
+    assert 2 in noted(tmp_path)
+    assert len(noted(tmp_path)) <= 2 * inflight.MOST_ROWS
+    assert [decoding.wait(job).row for job in jobs[3:]] == list(range(3, 40))
+    released.set()
+
+
+def test_what_waits_when_the_pool_is_closed_is_given_up_and_said_so(pools: Callable[..., pool.DecodePool]) -> None:
+    """Also what a thread has taken and not begun; who waits for it is not left waiting."""
+    begun, released = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def work(request: reading.Request) -> reading.LoadedImage:
+        seen.append(request.row)
+        begun.set()
+        released.wait(10)
+        return loaded(request)
+
+    decoding = pools(work)
+    jobs = [decoding.submit(request) for request in requests(30)]
+    assert begun.wait(10)
+    closing = threading.Thread(target=decoding.close)
+    closing.start()
+    with pytest.raises(CancelledError):
+        decoding.wait(jobs[-1])
+    released.set()
+    closing.join()
+    assert decoding.wait(jobs[0]).row == 0
+    assert len(seen) <= 2
+    for job in jobs[len(seen) : -1]:
+        with pytest.raises(CancelledError):
+            decoding.wait(job)
+
+
+def test_an_image_that_was_begun_cannot_be_cancelled(pools: Callable[..., pool.DecodePool]) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def work(request: reading.Request) -> reading.LoadedImage:
+        begun.set()
+        released.wait(10)
+        return loaded(request)
+
+    decoding = pools(work)
+    job, waiting = (decoding.submit(request) for request in requests(2))
+    assert begun.wait(10)
+    decoding.cancel(job)
+    decoding.cancel(waiting)
+    released.set()
+    assert decoding.wait(job).row == 0
+    with pytest.raises(CancelledError):
+        decoding.wait(waiting)
