@@ -43,6 +43,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         no_args_is_help=True,
         invoke_without_command=True,
         add_completion=False,
+        rich_markup_mode=None,  # typer's drawn help takes longer to import than all the rest, and reads [] as markup
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -60,7 +61,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     def runner(plain: bool) -> Runner:
         return PlainRunner() if plain or flows is None else flows
 
-    @app.command()
+    @app.command(short_help="Try it: draw images, export a model, extract, verify.")
     def demo(
         out: Annotated[Path, typer.Option(help="Where to put the demo.")] = Path("genenc-demo"), plain: Plain = False
     ) -> None:
@@ -71,7 +72,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
             raise typer.Exit(demo_command.run(out, who))
 
-    @app.command()
+    @app.command(short_help="Write a model as an artifact with its RuntimeModelSpec.")
     def export(
         model: Annotated[
             str, typer.Argument(help="A model name, package.module:factory, or a .toml/.yaml model file.")
@@ -118,7 +119,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             else:
                 output.say([line for item in done for line in model_export.words(item)])
 
-    @app.command()
+    @app.command(short_help="Turn images into features in a run folder, or go on with it.")
     def extract(
         images: Annotated[str, typer.Argument(help="A folder, a glob, or a CSV/Parquet list.")],
         model: Annotated[str | None, typer.Option(help="A model name, a spec JSON, or the model_id of one.")] = None,
@@ -217,7 +218,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
                 raise typer.Exit(extraction.extract(options.merged(config, flags), who, as_json=json))
 
-    @app.command()
+    @app.command(short_help="Continue a run from its folder alone.")
     def resume(
         run: RunArgument,
         shards: Annotated[str, typer.Option(help="pending, failed, or numbers such as 0,3-7.")] = "pending",

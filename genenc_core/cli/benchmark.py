@@ -14,7 +14,7 @@ from genenc_core.cli.usage import Json
 def add_to(app: typer.Typer, flows: Runner | None) -> None:
     """Add the command to the command line."""
 
-    @app.command()
+    @app.command(short_help="Measure this machine, each way beside the others.")
     def bench(
         suite: Annotated[
             str, typer.Option(help="data, model, store, end-to-end, start, scale, peers; commas between; or all.")

@@ -8,25 +8,29 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import rich.console
-import rich.table
-import rich.text
 import typer
 
 from genenc_core import errors, text
 
+if TYPE_CHECKING:
+    import rich.console
+
 LONGEST_MESSAGE = 4000
 
 
-def error_console() -> rich.console.Console:
+def error_console() -> "rich.console.Console":
     """Return the console on standard error."""
+    import rich.console
+
     return rich.console.Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def tell(words: str, *, label: str = "", style: str = "") -> None:
     """Write one paragraph to standard error, after a coloured label; nothing in it is markup or steers a terminal."""
+    import rich.text
+
     shown = text.shortened(text.printable(text.redacted(words)), LONGEST_MESSAGE)
     error_console().print(rich.text.Text.assemble((label, style), " " if label else "", shown))
 
@@ -39,6 +43,10 @@ def say(lines: Sequence[str]) -> None:
 
 def say_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a table to standard output: drawn on a terminal, with tabs between the columns to anything else."""
+    import rich.console
+    import rich.table
+    import rich.text
+
     lines = [[text.printable(cell) for cell in row] for row in rows]
     console = rich.console.Console(highlight=False, emoji=False)
     if not console.is_terminal:

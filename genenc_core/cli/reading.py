@@ -13,7 +13,7 @@ from genenc_core.cli.usage import Json, Models, RunArgument, Trust
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
 
-    @app.command()
+    @app.command(short_help="Say where a run stands.")
     def status(run: RunArgument, json: Json = False) -> None:
         """Say where a run stands; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
         with output.errors_as_words(as_json=json):
@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
             raise typer.Exit(inspection.status(run, as_json=json))
 
-    @app.command()
+    @app.command(short_help="Check every stored object against its record; --repair.")
     def verify(
         run: RunArgument,
         content: Annotated[bool, typer.Option("--content", help="Also decode every object.")] = False,
@@ -36,7 +36,7 @@ def add_to(app: typer.Typer) -> None:
 
             raise typer.Exit(inspection.verify(run, content=content, repair=repair, as_json=json))
 
-    @app.command()
+    @app.command(short_help="Say what a run holds, or what a model is.")
     def info(
         target: Annotated[
             str, typer.Argument(help="A run folder, a spec JSON, or a model's name or id.", metavar="RUN|SPEC|MODEL")
@@ -51,7 +51,7 @@ def add_to(app: typer.Typer) -> None:
 
             inspection.info(target, tuple(models or ()), trust=trust, as_json=json)
 
-    @app.command("models")
+    @app.command("models", short_help="List the encoders that a name reaches.")
     def list_models(
         search: Annotated[str | None, typer.Option(help="Only names that hold this text; with * a pattern.")] = None,
         source: Annotated[str | None, typer.Option(help="genenc, json, torchvision or timm.")] = None,
@@ -65,7 +65,7 @@ def add_to(app: typer.Typer) -> None:
 
             models_command.run(search, source, tuple(models or ()), every_shape=shapes, as_json=json)
 
-    @app.command()
+    @app.command(short_help="Print the JSON Schema of a RuntimeModelSpec.")
     def schema(
         out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
     ) -> None:
