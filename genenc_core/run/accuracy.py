@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from genenc_core.run.folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
 FIRST_IMAGES = 8
+SLOW = 1.5
+"""Times as slow as float32, of which the user is told."""
 
 
 def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, images: ImageLoader) -> None:
@@ -39,9 +42,9 @@ def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, 
     model = dataclasses.replace(model, execution=Execution())
     try:
         # A compiled model is made for one batch size.
-        values = _values(runner, own, batches, least=size if runner.fixed else least)
+        values, seconds = _values(runner, own, batches, least=size if runner.fixed else least)
         other = encoders.CACHE.load(model, device=device, trust=options.trust, keep=False)
-        plain = _values(runner, other, batches, least=least)
+        plain, plain_seconds = _values(runner, other, batches, least=least)
     except (RuntimeError, MemoryError) as error:
         if not batching.is_out_of_memory(error):
             raise
@@ -55,18 +58,28 @@ def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, 
     record = {"computed": folder.execution.describe(), "device": device, "images": len(found), "relative_error": told}
     records.create_json(folder.objects, precision.RECORD, {**record, "measured": records.now()})
     LOGGER.info("%s against float32: %s", folder.execution.describe(), precision.words(told))
+    if not folder.execution.compile and seconds > SLOW * plain_seconds:
+        LOGGER.warning(
+            "%s took %.1f times as long as float32 for %d images on this %s, which may have no instructions for it: "
+            "without --precision a run (another --out) may be faster",
+            folder.execution.describe(),
+            seconds / plain_seconds,
+            len(found),
+            device.partition(":")[0].upper(),
+        )
 
 
 def _values(
     runner: engine.Engine, encoder: backends.Encoder, batches: Sequence[torch.Tensor], *, least: int
-) -> dict[str, torch.Tensor]:
-    """Return per slot float64 `[n, values]`; batches of fewer than `least` images are filled up."""
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Return per slot float64 `[n, values]`, and the seconds; batches of fewer than `least` images are filled up."""
     parts: dict[str, list[torch.Tensor]] = {}
+    began = time.perf_counter()
     for batch in batches:
         images = engine.padded(batch, least).to(encoder.device).float().div_(255.0)
         for slot, value in runner.call(encoder, images).items():
             parts.setdefault(slot, []).append(value[: len(batch)].cpu().double().flatten(1))
-    return {slot: torch.cat(values) for slot, values in parts.items()}
+    return {slot: torch.cat(values) for slot, values in parts.items()}, time.perf_counter() - began
 
 
 def _pixels(folder: RunFolder, images: ImageLoader, size: tuple[int, int]) -> torch.Tensor:

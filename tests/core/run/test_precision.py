@@ -10,7 +10,7 @@ import zarr
 
 from genenc_core import errors
 from genenc_core.export import backends
-from genenc_core.run import driver, encoders, precision, records
+from genenc_core.run import accuracy, driver, encoders, precision, records
 from genenc_core.run.folder import RunFolder
 
 Extract = Callable[..., driver.Result]
@@ -44,6 +44,22 @@ def test_half_precision_is_near_float32_and_says_how_near(
     error = record["relative_error"]["features"]  # type: ignore[index]
     assert 0 < error["mean"] <= error["largest"] <= bound
     assert f"{format_}; against float32 features differs by" in (precision.describe(folder) or "")
+
+
+@pytest.mark.parametrize(("times", "told"), [(1.2, False), (30.0, True)])
+def test_a_number_format_that_this_machine_is_slow_at_is_told(
+    extract: Extract,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    times: float,
+    told: bool,
+) -> None:
+    """By what the comparison took, not by a guess at the CPU."""
+    seconds, real = iter((times, 1.0)), accuracy._values
+    monkeypatch.setattr(accuracy, "_values", lambda *given, **more: (real(*given, **more)[0], next(seconds)))
+    extract(out=str(tmp_path / "half"), precision="bfloat16")
+    assert ("bfloat16 took 30.0 times as long as float32 for 8 images on this CPU" in caplog.text) == told
 
 
 def test_the_comparison_takes_no_larger_batches_than_the_run_and_goes_without_where_memory_is_short(
