@@ -157,8 +157,8 @@ def slopes(pairs: Sequence[tuple[Way, Way]], options: Options) -> list[Row]:
     return [minus(less.name, more, less) for less, more in zip(rows[::2], rows[1::2], strict=True)]
 
 
-def prepare(way: Way, options: Options) -> None:
-    """Do a way's work once in a process of its own, for what it leaves behind.
+def prepare(way: Way, options: Options) -> float:
+    """Do a way's work once in a process of its own, for what it leaves behind; return what it says it did.
 
     Raises:
         WayError: it failed.
@@ -167,7 +167,7 @@ def prepare(way: Way, options: Options) -> None:
     try:
         process.prepared()
         process.start()
-        process.cost()
+        return process.cost()["count"]
     finally:
         process.close()
 

@@ -1,29 +1,65 @@
-"""The suite `model`: genenc's engine on decoded batches, next to the same artifact on tensors in memory."""
+"""The suite `model`: genenc's engine next to the same artifact on tensors in memory, and the batch size it chooses."""
 
-from genenc_core.bench.measure import Way, compare, prepare
+from collections import Counter
+from collections.abc import Iterator
+
+from genenc_core.bench.measure import Way, WayError, compare, prepare
 from genenc_core.bench.records import Options, Row, Table
 
 WAYS = "genenc_core.bench.model_ways"
 MODELS = ("resnet18", "resnet50", "convnext_tiny")
 BATCH = 8
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+RUN_IMAGES = 10_000
 
 
-def run(options: Options) -> list[Table]:
-    """Measure every model eager and as an artifact."""
+def run(options: Options) -> Iterator[Table]:
+    """Measure every model eager and as an artifact, and one in batches of every size."""
     rows: list[Row] = []
     for model in MODELS[: options.pick(3, 2)]:
         for form in ("eager", "torchscript", *(["aotinductor"] if options.compiled else [])):
             rows += _pair(options, model, form)
-    return [
-        Table(
-            name="model",
-            title="Encoders",
-            settings=f"Batches of {BATCH} at 224 x 224, random weights. The bare forward has its tensors in memory "
-            "and keeps nothing; the engine takes decoded bytes and gives vectors on the host.",
-            baselines=("bare forward",),
-            rows=tuple(rows),
+    yield Table(
+        name="model",
+        title="Encoders",
+        settings=f"Batches of {BATCH} at 224 x 224, random weights. The bare forward has its tensors in memory and "
+        "keeps nothing; the engine takes decoded bytes and gives vectors on the host.",
+        baselines=("bare forward",),
+        rows=tuple(rows),
+    )
+    yield _batches(options, MODELS[0])
+
+
+def _batches(options: Options, model: str) -> Table:
+    """Measure every size of batches, and say which of them is chosen, how often."""
+    search = Way(name="search", program=f"{WAYS}:searching", arguments={"model": model, "images": RUN_IMAGES})
+    chosen: Counter[int] = Counter()
+    for at in range(options.repeats):
+        options.tell(f"search {at + 1} of {options.repeats} for a batch size")
+        try:
+            chosen[int(prepare(search, options))] += 1
+        except WayError as error:
+            options.tell(f"the search failed: {error}")
+    sizes = sorted({*SIZES, *chosen})
+    ways = [
+        Way(
+            name=f"batches of {size}",
+            program=f"{WAYS}:engine_alone",
+            arguments={"model": model, "batch": size, "batches": max(SIZES[-1] // size, 1)},
+            note=f"chosen in {chosen[size]} of {options.repeats} searches" if chosen[size] else "",
         )
+        for size in sizes
     ]
+    rows = compare(ways, options)
+    fastest = min((row for row in rows if row.measured), key=lambda row: row.wall, default=rows[0])
+    return Table(
+        name="batch",
+        title="Choosing the batch size",
+        settings=f"{model}, eager, in genenc's engine; each search is for a run of {RUN_IMAGES:,} images, in a process "
+        "of its own, and takes at most ten batches.",
+        baselines=(fastest.name,),
+        rows=tuple(rows),
+    )
 
 
 def _pair(options: Options, model: str, form: str) -> list[Row]:

@@ -1,6 +1,7 @@
 """The ways of the suites `model` and `end-to-end`: an encoder alone, genenc's engine around it, whole extractions."""
 
 import contextlib
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,9 +10,9 @@ from typing import Any
 
 import torch
 
-from genenc_core.encoding import batching, engine, products
+from genenc_core.encoding import batching, engine, products, size_search
 from genenc_core.export import backends
-from genenc_core.run import encoders, model_export
+from genenc_core.run import encoders, engines, model_export
 from genenc_core.run.parameters import ExtractParameters
 
 Once = Callable[[], float]
@@ -59,6 +60,21 @@ def engine_alone(model: str, batch: int, batches: int) -> Iterator[Once]:
         for _ in range(batches):
             runner.encode(decoded)
         return float(batch * batches)
+
+    yield once
+
+
+@contextlib.contextmanager
+def searching(model: str, images: int) -> Iterator[Once]:
+    """Find the batch size for a run of so many images; the size is what is counted."""
+    encoder, wanted = _encoder(model)
+    bounds = batching.Bounds(min=1, max=None)
+    runner = engine.Engine(encoder, wanted, batching.BatchSizer(bounds, 1))
+
+    def once() -> float:
+        budget = images // engines.SEARCH_SHARE
+        trial = functools.partial(runner.trial, point_count=0)
+        return float(size_search.find_size(trial, bounds, image_budget=budget, memory=runner.device.memory))
 
     yield once
 

@@ -42,7 +42,7 @@ def ray_data(folder: str, out: str) -> Iterator[Once]:
     class Pool:
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             pixels = torch.from_numpy(batch["pixels"])
-            return {"features": torch.nn.functional.avg_pool2d(pixels, 32).mean((2, 3)).numpy()}
+            return {"features": pixels.mean((2, 3)).numpy()}
 
     def once() -> float:
         images = ray.data.read_images(folder, mode="RGB").map(fitted)
@@ -81,7 +81,7 @@ def thingsvision(folder: str, out: str) -> Iterator[Once]:
     from thingsvision.utils.data import DataLoader, ImageDataset
 
     extractor = get_extractor(model_name="resnet18", source="torchvision", device="cpu", pretrained=False)
-    extractor.model = torch.nn.Sequential(torch.nn.AvgPool2d(32)).eval()
+    extractor.model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1)).eval()
     torch.set_num_threads(1)
 
     def once() -> float:
@@ -100,7 +100,6 @@ def fiftyone(folder: str, out: str) -> Iterator[Once]:
     os.environ["FIFTYONE_DO_NOT_TRACK"] = "true"
     import fiftyone
     import fiftyone.core.models
-    import torch
 
     steps = transform()
 
@@ -116,7 +115,7 @@ def fiftyone(folder: str, out: str) -> Iterator[Once]:
             return self.embed_all(pixels[None])[0]
 
         def embed_all(self, pixels: Any) -> Any:
-            return torch.nn.functional.avg_pool2d(pixels, 32).mean((2, 3)).numpy()
+            return pixels.mean((2, 3)).numpy()
 
     paths = sorted(map(str, Path(folder).iterdir()))
 

@@ -74,6 +74,11 @@ def test_the_engine_and_the_bare_forward_do_the_same_images() -> None:
             assert once() == 6.0
 
 
+def test_the_search_for_a_batch_size_tells_the_size() -> None:
+    with model_ways.searching(f"{data_ways.HERE}:average_pool", images=2000) as once:
+        assert once() in (1, 2, 4, 8, 16)
+
+
 def test_runs_are_carried_out_by_the_runner_that_is_named(photos: str, tmp_path: Path) -> None:
     given = {"model": f"{data_ways.HERE}:average_pool", "batch_size": 2}
     runner = "genenc_core.cli.runners:PlainRunner"
