@@ -159,9 +159,11 @@ def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal
     """Return None when libjpeg refuses."""
     size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
     if goal is not None and not goal.reduce and goal.interpolation is not None and header.orientation == 1:
-        resized = _decode_resized(data, size, goal.resized(*size), goal.interpolation)
-        if resized is not None:
-            return Decoded(pixels=resized, orientation=1, size=size)
+        rows, columns = goal.resized(*size)
+        if rows * columns <= MAX_PIXELS:
+            resized = plain_jpeg.decode_resized(data, size, (rows, columns), goal.interpolation)
+            if resized is not None:
+                return Decoded(pixels=resized, orientation=1, size=size)
     reduction = plain_jpeg.largest_reduction(*size, goal.resized(*size)) if goal is not None and goal.reduce else 1
     if reduction > 1:
         _silence_decoders()  # Pillow decodes it
@@ -174,15 +176,6 @@ def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal
     flipped = _FLIPPED_DIMS.get(header.orientation, ())
     top, left = (-size[axis] % reduction if axis in flipped else 0 for axis in (0, 1))
     return Decoded(pixels=upright, orientation=header.orientation, size=size, reduction=reduction, beyond=(top, left))
-
-
-def _decode_resized(
-    data: bytes | bytearray, size: tuple[int, int], resized: tuple[int, int], interpolation: resizing.Interpolation
-) -> torch.Tensor | None:
-    """Return a JPEG at another size than its own, or None where decoding and resizing must be two steps."""
-    if resized == size or resized[0] * resized[1] > MAX_PIXELS or not resizing.is_native(interpolation):
-        return None
-    return plain_jpeg.decode_resized(data, size, resized, bicubic=interpolation == "bicubic")
 
 
 def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:

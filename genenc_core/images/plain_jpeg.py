@@ -10,6 +10,8 @@ import torch
 from PIL import JpegImagePlugin
 from torchvision import io as tvio
 
+from genenc_core.images import resizing
+
 REDUCTIONS = (8, 4, 2)
 _END = b"\xff\xd9"
 
@@ -36,7 +38,7 @@ def decode(data: bytes | bytearray, *, reduction: int = 1) -> torch.Tensor | Non
 
 
 def decode_resized(
-    data: bytes | bytearray, size: tuple[int, int], resized: tuple[int, int], *, bicubic: bool
+    data: bytes | bytearray, size: tuple[int, int], resized: tuple[int, int], interpolation: resizing.Interpolation
 ) -> torch.Tensor | None:
     """Return what `resizing.resize` makes of what `decode` returns, bit for bit; None where it must be two steps.
 
@@ -46,15 +48,16 @@ def decode_resized(
     Args:
         data: the file.
         size: (height, width) that its header says.
-        resized: (height, width) to resize to, with antialiasing; not `size`.
-        bicubic: instead of bilinear.
+        resized: (height, width) to resize to.
+        interpolation: of the resize, with antialiasing.
     """
     scripted = _scripted()
-    if scripted is None or not isinstance(data, bytearray) or not _has_end(data):
+    alike = resized != size and resizing.is_native(interpolation)
+    if scripted is None or not alike or not isinstance(data, bytearray) or not _has_end(data):
         return None
     buffer = torch.frombuffer(data, dtype=torch.uint8)
     try:
-        return scripted(buffer, tvio.ImageReadMode.RGB.value, *size, *resized, bicubic)
+        return scripted(buffer, tvio.ImageReadMode.RGB.value, *size, *resized, interpolation == "bicubic")
     except (RuntimeError, torch.jit.Error):  # libjpeg refuses, or the size is another
         return None
 

@@ -46,7 +46,7 @@ def test_the_fuzzer_notices(fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch,
     """A decoder that misbehaves for one input of twenty is found, and that input is kept."""
     real, poison = decode.decode_image, fuzzer.make("gif", 0, 7)
 
-    def broken(data: bytearray, *, max_pixels: int, needed: object = None) -> decode.Decoded:
+    def broken(data: bytearray, *, max_pixels: int, goal: object = None) -> decode.Decoded:
         if data != poison:
             return real(data, max_pixels=max_pixels)
         if fault == "raises":

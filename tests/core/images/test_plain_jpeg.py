@@ -224,7 +224,7 @@ def test_decoded_and_resized_at_once_is_bit_for_bit_the_two_steps(
     whole = plain_jpeg.decode(data)
     assert whole is not None
     steps = resizing.resize(whole, resized, interpolation=interpolation, antialias=True)
-    at_once = plain_jpeg.decode_resized(data, size, resized, bicubic=interpolation == "bicubic")
+    at_once = plain_jpeg.decode_resized(data, size, resized, interpolation)
     assert at_once is not None, "torch has TorchScript and torchvision its codecs"
     assert torch.equal(at_once, steps)
 
@@ -232,14 +232,15 @@ def test_decoded_and_resized_at_once_is_bit_for_bit_the_two_steps(
 def test_what_cannot_be_resized_at_once_is_left_to_the_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that lies, a damaged file, bytes that torch cannot share, and no TorchScript: never an exception."""
     data = bytearray(saved(Image.fromarray(pictures.texture(60, 40, 3))))
-    given = {"size": (40, 60), "resized": (20, 30), "bicubic": False}
-    assert plain_jpeg.decode_resized(data, **given) is not None  # type: ignore[arg-type]
-    assert plain_jpeg.decode_resized(data, (41, 60), (20, 30), bicubic=False) is None
-    assert plain_jpeg.decode_resized(bytes(data), **given) is None  # type: ignore[arg-type]
-    assert plain_jpeg.decode_resized(bytearray(b"\xff\xd8\xff\xd9"), **given) is None  # type: ignore[arg-type]
+    size, resized = (40, 60), (20, 30)
+    assert plain_jpeg.decode_resized(data, size, resized, "bilinear") is not None
+    assert plain_jpeg.decode_resized(data, (41, 60), resized, "bilinear") is None
+    assert plain_jpeg.decode_resized(data, size, size, "bilinear") is None
+    assert plain_jpeg.decode_resized(bytes(data), size, resized, "bilinear") is None
+    assert plain_jpeg.decode_resized(bytearray(b"\xff\xd8\xff\xd9"), size, resized, "bilinear") is None
     monkeypatch.setattr(plain_jpeg, "_SCRIPTED", [])
     monkeypatch.setattr(torch.jit, "script", lambda _: (_ for _ in ()).throw(RuntimeError("gone")))
-    assert plain_jpeg.decode_resized(data, **given) is None  # type: ignore[arg-type]
+    assert plain_jpeg.decode_resized(data, size, resized, "bilinear") is None
 
 
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
