@@ -13,7 +13,7 @@ from genenc_core.text import plural
 
 WAYS = "genenc_core.bench.data_ways"
 THREADS = (1, 2)
-SHARED_ROWS = 128
+SHARED_ROWS = 64
 
 
 def run(options: Options) -> Iterator[Table]:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import struct
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,13 +29,16 @@ class Journal:
         self._path: Path | None = None
         self._descriptor = -1
         self._left: dict[Path, set[int]] = {}
+        self._writing = threading.Lock()
         if folder is not None:
             with contextlib.suppress(OSError):  # a file system that cannot lock or is full: work goes on without it
                 self._create(folder, slots)
 
     def begin(self, slot: int, rows: Sequence[int]) -> None:
         """Note what a thread begins with, in place of what it had noted: `MOST_ROWS` rows at most."""
-        self._put(slot * MOST_ROWS, struct.pack(f"<{len(rows)}q", *rows) + _NONE * (MOST_ROWS - len(rows)))
+        noted = struct.pack(f"<{len(rows)}q", *rows) + _NONE * (MOST_ROWS - len(rows))
+        with self._writing:
+            self._put(slot * MOST_ROWS, noted)
 
     def end(self, slot: int) -> None:
         """Note that a thread is idle."""
@@ -55,10 +59,12 @@ class Journal:
                 if not rows:
                     path.unlink(missing_ok=True)
                     del self._left[path]
-        if self._descriptor >= 0:
-            for place, row in enumerate(_rows(self._descriptor)):
-                if row in done:
-                    self._put(place, _NONE)
+        # Else a thread could note its next rows in the place of one that was read and is being removed.
+        with self._writing:
+            if self._descriptor >= 0:
+                for place, row in enumerate(_rows(self._descriptor)):
+                    if row in done:
+                        self._put(place, _NONE)
 
     def close(self, *, hung: bool = False) -> None:
         """Remove this process's file and let go of it.

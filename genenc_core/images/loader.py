@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from genenc_core import errors, spec
-from genenc_core.images import inflight, isolated, pool, reading
+from genenc_core.images import inflight, isolated, plain_jpeg, pool, reading
 from genenc_core.images.limits import Limits
 from genenc_core.images.manifest import Manifest
 from genenc_core.images.reading import LoadedImage, Request
@@ -45,6 +45,7 @@ class ImageLoader:
         if threads < 1 or window < 1:
             raise errors.InputError(f"the loader needs at least one thread and a window of one: {threads=}, {window=}")
         chosen = limits or Limits()
+        plain_jpeg.prepare()  # here, and not in the isolated process: each of its images would pay for it
         self._manifest = manifest
         self._window = window
         self._alone = isolated.IsolatedLoader(preprocessing, chosen)
@@ -86,10 +87,10 @@ class ImageLoader:
         try:
             for request in self._requests(start, stop):
                 if len(pending) == self._window:
-                    yield from self._first(pending)
+                    yield from self._next_quarter(pending)
                 pending.append((request, None if request.row in suspects else self._pool.submit(request)))
             while pending:
-                yield from self._first(pending)
+                yield from self._next_quarter(pending)
         finally:
             for _request, job in pending:
                 if job is not None:
@@ -105,7 +106,7 @@ class ImageLoader:
         self._alone.close()
         self._journal.close(hung=not self._pool.close())
 
-    def _first(self, pending: _Pending) -> Iterator[LoadedImage]:
+    def _next_quarter(self, pending: _Pending) -> Iterator[LoadedImage]:
         """Take the first quarter of a window: to wake up once for many images is cheaper than for each."""
         some = min(len(pending), max(self._window // 4, 1))
         last = pending[some - 1][1]

@@ -16,8 +16,22 @@ REDUCTIONS = (8, 4, 2)
 _END = b"\xff\xd9"
 
 _DecodeResized = Callable[[torch.Tensor, int, int, int, int, int, bool], torch.Tensor]
-_SCRIPTING = threading.Lock()
-_SCRIPTED: list[_DecodeResized | None] = []
+_PREPARING = threading.Lock()
+_prepared: list[_DecodeResized | None] = []
+
+
+def prepare() -> None:
+    """Let this process decode and resize in one step from here on, where torch can; it takes about 0.1 s."""
+    with _PREPARING:
+        if not _prepared:
+            # torch.jit is deprecated; without it there are two steps. `catch_warnings` would not be thread-safe.
+            warnings.filterwarnings("ignore", message=r"`torch\.jit\.script", module=r"torch\.jit|genenc_core\.images")
+            try:
+                scripted = torch.jit.script(_decode_resized)
+            except (RuntimeError, AttributeError, OSError):
+                scripted = None
+            # With PYTORCH_JIT=0 it is the function itself.
+            _prepared.append(scripted if isinstance(scripted, torch.jit.ScriptFunction) else None)
 
 
 def largest_reduction(height: int, width: int, needed: tuple[int, int]) -> int:
@@ -42,6 +56,8 @@ def decode_resized(
 ) -> torch.Tensor | None:
     """Return what `resizing.resize` makes of what `decode` returns, bit for bit; None where it must be two steps.
 
+    So it is until `prepare` was called.
+
     Each operator called from Python waits for the interpreter's lock afterwards, and with many threads these waits are
     what limits them; TorchScript runs all of them in one call, which holds no lock.
 
@@ -51,7 +67,7 @@ def decode_resized(
         resized: (height, width) to resize to.
         interpolation: of the resize, with antialiasing.
     """
-    scripted = _scripted()
+    scripted = _prepared[0] if _prepared else None
     alike = resized != size and resizing.is_native(interpolation)
     if scripted is None or not alike or not isinstance(data, bytearray) or not _has_end(data):
         return None
@@ -65,19 +81,6 @@ def decode_resized(
 def _has_end(data: bytes | bytearray) -> bool:
     """Return whether there is an end marker: without one torchvision decodes what there is, and then refuses it."""
     return data.rfind(_END) >= 0
-
-
-def _scripted() -> _DecodeResized | None:
-    """Return the operators as one, or None where TorchScript or torchvision's decoder is missing."""
-    if not _SCRIPTED:
-        with _SCRIPTING, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated; without it there are two steps
-            if not _SCRIPTED:
-                try:
-                    _SCRIPTED.append(torch.jit.script(_decode_resized))
-                except (RuntimeError, AttributeError, OSError):
-                    _SCRIPTED.append(None)
-    return _SCRIPTED[0]
 
 
 def _decode_resized(

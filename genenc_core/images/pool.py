@@ -50,7 +50,7 @@ class _Worker:
         self.slot = slot
         self.job: Job | None = None
         self.next: list[Job] = []
-        """Last first."""
+        """Last first. Its thread's own; whoever gives the thread up may read it."""
         self.seen: Job | None = None
         self.age = 0.0
         self.thread: threading.Thread | None = None
@@ -89,12 +89,13 @@ class DecodePool:
         """Queue one image."""
         job = Job(request)
         self._jobs.put(job)
+        if self._closed:  # nobody may be left to take it
+            self.cancel(job)
         return job
 
     def cancel(self, job: Job) -> None:
         """Give an image up, unless it was begun."""
-        if self._begin(job):
-            self._end(job, CancelledError())
+        self._end(job, CancelledError(), only=_WAITS)
 
     def wait(self, job: Job) -> LoadedImage:
         """Return an image once it is loaded; asked for once.
@@ -128,19 +129,20 @@ class DecodePool:
 
     def close(self) -> bool:
         """End the threads; return whether all of them did, so that none touches anything any more."""
-        self._closed = True
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is not None:
-                self.cancel(job)
-        for worker in self._workers:
-            for job in list(worker.next):
-                self.cancel(job)
-        for _worker in self._workers:
-            self._jobs.put(None)
+        with self._watching:  # what is watched meanwhile could be queued again behind the end
+            self._closed = True
+            while True:
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                if job is not None:
+                    self.cancel(job)
+            for worker in self._workers:
+                for job in list(worker.next):
+                    self.cancel(job)
+            for _worker in self._workers:
+                self._jobs.put(None)
         end = time.monotonic() + CLOSING_SECONDS
         for thread in self._alive(self._workers):
             thread.join(max(end - time.monotonic(), 0))
@@ -153,30 +155,36 @@ class DecodePool:
                 while worker.next:
                     if not self._do(worker, worker.next.pop()):
                         return
+        except BaseException as error:  # of the pool itself, for want of memory perhaps
+            for job in worker.next:
+                self._end(job, error)
+            raise
         finally:
             self._journal.end(worker.slot)
 
     def _take(self, worker: _Worker) -> bool:
-        """Wait for work, and take some: more where much is waiting, for each time costs. Return False at the end."""
+        """Wait for work, and take some: more where much is waiting, for each time costs. Return False at the end.
+
+        What is taken is done in its order, and waits for a slow image before it.
+        """
         try:
             job = self._jobs.get_nowait()
         except queue.Empty:
             self._journal.end(worker.slot)
             job = self._jobs.get()
-        taken: list[Job] = []
         while job is not None:
-            taken.append(job)
-            if len(taken) == MOST_ROWS or self._jobs.qsize() < 2 * self._threads * len(taken):
+            worker.next.append(job)
+            if len(worker.next) == MOST_ROWS or self._jobs.qsize() < 2 * self._threads * len(worker.next):
                 break
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 break
         else:
-            if taken:
+            if worker.next:
                 self._jobs.put(None)  # another time
-        worker.next = taken[::-1]
-        return bool(taken)
+        worker.next.reverse()
+        return bool(worker.next)
 
     def _do(self, worker: _Worker, job: Job) -> bool:
         """Load one image; return False when the thread was given up meanwhile, and must touch nothing more."""
@@ -200,10 +208,10 @@ class DecodePool:
                 job.state = _RUNS
         return mine
 
-    def _end(self, job: Job, outcome: LoadedImage | BaseException) -> bool:
-        """Give a job its outcome; return False when it had one already."""
+    def _end(self, job: Job, outcome: LoadedImage | BaseException, *, only: int | None = None) -> bool:
+        """Give a job its outcome; return False when it had one already, or is not in the `only` state that counts."""
         with self._changing:
-            if job.state == _ENDED:
+            if job.state == _ENDED or only not in (None, job.state):
                 return False
             job.state, job.outcome = _ENDED, outcome
             ended = job.ended
@@ -228,7 +236,10 @@ class DecodePool:
                 self._workers.remove(worker)
                 self._hung.append(worker)
                 for job in reversed(worker.next):
-                    self._jobs.put(job)
+                    if self._closed:
+                        self.cancel(job)
+                    else:
+                        self._jobs.put(job)
             hung = sum(1 for _ in self._alive(self._hung))
             if hung > _most_hung(self._threads):
                 raise TooManyHung(
@@ -236,8 +247,10 @@ class DecodePool:
                     f"{str(self._shown())!r}), more than the {self._threads} decoding threads: see whether their "
                     "volume answers, or allow more time with --image-timeout, and run it again"
                 )
-            if overdue and not self._closed:
-                self._start(len(overdue))
+            # Threads that were too many have perhaps come back since, and theirs are still missing.
+            self._workers = [worker for worker in self._workers if worker.thread is None or worker.thread.is_alive()]
+            if len(self._workers) < self._threads and not self._closed:
+                self._start(self._threads - len(self._workers))
 
     def _shown(self) -> object:
         job = self._hung[-1].job

@@ -3,7 +3,10 @@
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+
+import pytest
 
 from genenc_core.images import inflight
 
@@ -70,6 +73,28 @@ def test_a_row_that_was_settled_while_its_thread_hangs_is_no_suspect(tmp_path: P
     journal.close(hung=True)
     assert not file.exists()
     journal.end(2)
+    journal.close()
+
+
+def test_rows_noted_while_others_are_settled_stay_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with its next rows just when those before them, in the same place, were found to be stored."""
+    journal, read = inflight.Journal(tmp_path, 1), inflight._rows
+    begins = threading.Thread(target=journal.begin, args=(0, [100, 101]))
+
+    def found(descriptor: int) -> list[int]:
+        rows = read(descriptor)
+        if not begins.ident:
+            begins.start()
+            begins.join(0.2)
+        return rows
+
+    journal.begin(0, [0, 1, 2])
+    monkeypatch.setattr(inflight, "_rows", found)
+    journal.settle(0, 8)
+    begins.join(10)
+    (file,) = tmp_path.glob("*.rows")
+    (tmp_path / "copy.rows").write_bytes(file.read_bytes())
+    assert inflight.Journal(tmp_path, 1).suspects() == {100, 101}
     journal.close()
 
 

@@ -202,7 +202,7 @@ def test_a_file_without_its_end_costs_one_decode(
     preprocessing = SCALED.model_copy(update={"decode": way})
     asked: list[object] = []
     monkeypatch.setattr(plain_jpeg, "_whole", asked.append)
-    monkeypatch.setattr(plain_jpeg, "_scripted", lambda: lambda *given: asked.append(given))
+    monkeypatch.setattr(plain_jpeg, "_prepared", [lambda *given: asked.append(given)])
     monkeypatch.setattr(plain_jpeg, "_reduced", lambda *given: asked.append(given))
     for cut in (1, 2, 100, len(data) // 2):
         assert "truncated" in str(load(data[:-cut], tmp_path, preprocessing).failure)
@@ -211,6 +211,12 @@ def test_a_file_without_its_end_costs_one_decode(
     assert asked
 
 
+@pytest.fixture
+def prepared() -> None:
+    plain_jpeg.prepare()
+
+
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("size", "resized"), [((101, 203), (64, 128)), ((64, 48), (224, 168)), ((9, 700), (1, 99)), ((33, 17), (33, 16))]
@@ -229,6 +235,7 @@ def test_decoded_and_resized_at_once_is_bit_for_bit_the_two_steps(
     assert torch.equal(at_once, steps)
 
 
+@pytest.mark.usefixtures("prepared")
 def test_what_cannot_be_resized_at_once_is_left_to_the_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that lies, a damaged file, bytes that torch cannot share, and no TorchScript: never an exception."""
     data = bytearray(saved(Image.fromarray(pictures.texture(60, 40, 3))))
@@ -238,11 +245,16 @@ def test_what_cannot_be_resized_at_once_is_left_to_the_two_steps(monkeypatch: py
     assert plain_jpeg.decode_resized(data, size, size, "bilinear") is None
     assert plain_jpeg.decode_resized(bytes(data), size, resized, "bilinear") is None
     assert plain_jpeg.decode_resized(bytearray(b"\xff\xd8\xff\xd9"), size, resized, "bilinear") is None
-    monkeypatch.setattr(plain_jpeg, "_SCRIPTED", [])
-    monkeypatch.setattr(torch.jit, "script", lambda _: (_ for _ in ()).throw(RuntimeError("gone")))
+    for script in (lambda _: (_ for _ in ()).throw(RuntimeError("gone")), lambda function: function):
+        monkeypatch.setattr(plain_jpeg, "_prepared", [])
+        assert plain_jpeg.decode_resized(data, size, resized, "bilinear") is None, "nobody has prepared it"
+        monkeypatch.setattr(torch.jit, "script", script)
+        plain_jpeg.prepare()
+        assert plain_jpeg.decode_resized(data, (41, 60), resized, "bilinear") is None
     assert plain_jpeg.decode_resized(data, size, resized, "bilinear") is None
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_an_image_loads_the_same_at_once_and_in_two_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: spec.Fit
