@@ -5,10 +5,11 @@ written for, and is whole by its checksum; for every other shard the record itse
 """
 
 import contextlib
+import gc
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from genenc_core.store import places
@@ -81,13 +82,26 @@ def read(objects: Objects, known: Mapping[int, Stamp]) -> dict[int, Line]:
     except OSError:
         return {}
     found: dict[int, Line] = {}
-    for row in _rows(text):
-        with contextlib.suppress(TypeError, ValueError):
-            shard, size, changed, ok, unreadable, points, seconds = row
-            line = Line(ok, unreadable, points, seconds)
-            if known.get(shard) == (size, changed) and _sane(line):
-                found[shard] = line
+    with _uncollected():
+        for row in _rows(text):
+            with contextlib.suppress(TypeError, ValueError):
+                shard, size, changed, ok, unreadable, points, seconds = row
+                line = Line(ok, unreadable, points, seconds)
+                if known.get(shard) == (size, changed) and _sane(line):
+                    found[shard] = line
     return found
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking, while hundreds of thousands of lines grow, for cycles that they do not have."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _written(record: CommitRecord, stamp: Stamp) -> str:
