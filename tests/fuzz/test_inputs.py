@@ -62,6 +62,7 @@ def _forever() -> None:
 def test_the_fuzzer_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch, fail: Callable[[], Any], said: str) -> None:
     monkeypatch.setattr(fuzzing, "SECONDS", 3.0)
     monkeypatch.setattr(fuzzing, "GROWTH_BYTES", 1 << 26)
+    bytearray(b"x" * (1 << 28))  # an earlier peak of the process hides nothing
     found = fuzzing.run(_Broken(fail), seed=0, start=0, count=1)
     assert said in found["failures"][0]["error"]
 
