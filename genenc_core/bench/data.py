@@ -3,7 +3,8 @@
 Slopes between two numbers of images, for a run's fixed costs are those of the suites `start` and `end-to-end`.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from genenc_core.bench import images
@@ -36,8 +37,9 @@ def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
         "genenc": ("extraction", "good"),
         "genenc, 1 % broken files": ("extraction", "broken"),
     }
-    pairs = [
-        _pair(options, counts, name, program, images=kind, threads=threads) for name, (program, kind) in named.items()
+    ways = [
+        functools.partial(_way, options.folder, name, program, kind, {"threads": threads})
+        for name, (program, kind) in named.items()
     ]
     return Table(
         name=f"data-{threads}",
@@ -45,21 +47,19 @@ def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
         settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB; the "
         "network takes the mean; genenc plans, commits and verifies, the others keep nothing.",
         baselines=("decode alone", "decode + resize", "plain DataLoader"),
-        rows=tuple(slopes(pairs, options)),
+        rows=tuple(slopes(ways, counts, options)),
     )
 
 
 def _processes(options: Options, counts: tuple[int, int]) -> Table:
-    pairs = [
-        _pair(
-            options,
-            counts,
+    ways = [
+        functools.partial(
+            _way,
+            options.folder,
             f"{processes} process{'' if processes == 1 else 'es'}, {plural(threads, 'thread')}",
             "sharing",
-            images="good",
-            threads=threads,
-            processes=processes,
-            shard_rows=SHARED_ROWS,
+            "good",
+            {"threads": threads, "processes": processes, "shard_rows": SHARED_ROWS},
         )
         for processes, threads in ((1, 1), (2, 1), (1, 2))
     ]
@@ -69,19 +69,11 @@ def _processes(options: Options, counts: tuple[int, int]) -> Table:
         settings=f"What an image more costs, as above; processes share the run's shards of {SHARED_ROWS} rows by "
         "claims, each with so many decoding threads and as many cores of its own.",
         baselines=("1 process, 1 thread",),
-        rows=tuple(slopes(pairs, options)),
+        rows=tuple(slopes(ways, counts, options)),
     )
 
 
-def _pair(
-    options: Options, counts: tuple[int, int], name: str, program: str, *, images: str, **more: object
-) -> tuple[Way, Way]:
-    """Return a way for each number of images."""
-    less, most = (_way(options.folder, count, name, program, images, more) for count in counts)
-    return less, most
-
-
-def _way(folder: Path, count: int, name: str, program: str, images: str, more: dict[str, object]) -> Way:
+def _way(folder: Path, name: str, program: str, images: str, more: Mapping[str, object], count: int) -> Way:
     arguments = {"folder": str(folder / f"{images}-{count}"), **more}
     if program in ("extraction", "sharing"):
         kept = "-".join(str(value) for value in (program, images, count, *more.values()))

@@ -1,10 +1,12 @@
 """The suite `end-to-end`: files to committed rows with real encoders, next to their bounds; and what Prefect costs."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from genenc_core.bench import data, images, model
-from genenc_core.bench.measure import Way, compare, minus, slopes
+from genenc_core.bench.measure import Way, slopes
 from genenc_core.bench.records import Options, Row, Table
 
 WAYS = model.WAYS
@@ -31,77 +33,63 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def _extractions(options: Options, name: str, photos: Mapping[int, str]) -> list[Row]:
-    ways = [
-        [
-            Way(
-                name="bare forward",
-                group=name,
-                program=f"{WAYS}:bare",
-                arguments={"model": name, "batch": model.BATCH, "batches": count // model.BATCH},
-            ),
-            Way(
-                name="decode alone",
-                group=name,
-                program=f"{data.WAYS}:decoding",
-                arguments={"folder": folder, "threads": 2},
-            ),
-            *(
-                Way(
-                    name=words,
-                    group=name,
-                    program=f"{WAYS}:runs",
-                    arguments=_runs(options, f"{name}-{count}", folder, who)
-                    | {"model": name, "weights": "random:0", "batch_size": model.BATCH},
-                )
-                for words, who in _runners(options).items()
-            ),
-        ]
-        for count, folder in photos.items()
+    def bare(count: int) -> Way:
+        given = {"model": name, "batch": model.BATCH, "batches": count // model.BATCH}
+        return Way(name="bare forward", group=name, program=f"{WAYS}:bare", arguments=given)
+
+    def decoding(count: int) -> Way:
+        given = {"folder": photos[count], "threads": 2}
+        return Way(name="decode alone", group=name, program=f"{data.WAYS}:decoding", arguments=given)
+
+    def extraction(words: str, count: int) -> Way:
+        given = {"model": name, "weights": "random:0", "batch_size": model.BATCH}
+        return _run(options, words, f"{name}-{count}", photos[count], given, group=name)
+
+    ways: list[Callable[[int], Way]] = [
+        bare,
+        decoding,
+        *(functools.partial(extraction, words) for words in _runners(options)),
     ]
-    return slopes([(less, more) for less, more in zip(*ways, strict=True)], options)
+    less, most = photos
+    return slopes(ways, (less, most), options)
 
 
 def _prefect(options: Options) -> Table:
     """Measure what a shard more costs, with little in it: the flow's share of it does not depend on what is in it."""
-    most = options.pick(72, 40)
-    tiny = {size: str(images.draw(options.folder / f"tiny-{size}", size, width=64, height=48)) for size in (8, most)}
+    counts = (8, options.pick(72, 40))
+    tiny = {count: str(images.draw(options.folder / f"tiny-{count}", count, width=64, height=48)) for count in counts}
     given = {"model": f"{data.WAYS}:average_pool", "batch_size": 8, "shard_rows": 1}
-    runners = _runners(options)
-    ways = [
-        Way(
-            name=f"{words}, {size} shards",
-            program=f"{WAYS}:runs",
-            arguments=_runs(options, f"tiny-{size}", folder, who) | given,
-        )
-        for words, who in runners.items()
-        for size, folder in tiny.items()
-    ]
-    rows = compare(ways, options)
-    pairs = [(words, rows[2 * at], rows[2 * at + 1]) for at, words in enumerate(runners)]
-    shown = [minus(f"{words}, a shard more", more, less, note=_share(more, less)) for words, less, more in pairs]
+
+    def shards(words: str, count: int) -> Way:
+        return _run(options, words, f"tiny-{count}", tiny[count], given)
+
+    rows = slopes([functools.partial(shards, words) for words in _runners(options)], counts, options)
     return Table(
         name="prefect",
         title="What a shard costs beyond its images",
         unit="shard",
-        settings=f"Shards of one small image: the cost of a shard more is the slope from 8 to {most} shards, and with "
-        f"Prefect includes its server. The note sets it against a shard of {SHARD_IMAGES} images at 2.5 CPU ms.",
-        baselines=("genenc --plain, a shard more",),
-        rows=tuple(shown),
+        settings=f"Shards of one small image: the cost of a shard more is the slope from {counts[0]} to {counts[1]} "
+        f"shards, and with Prefect includes its server. The note sets it against a shard of {SHARD_IMAGES} images at "
+        "2.5 CPU ms.",
+        baselines=("genenc --plain",),
+        rows=tuple(dataclasses.replace(row, note=_share(row)) for row in rows),
     )
 
 
-def _share(more: Row, less: Row) -> str:
-    if not (more.measured and less.measured):
-        return more.note or less.note
-    slope = minus("", more, less).cpu
-    return f"{100 * slope / (SHARD_IMAGES * 2.5e-3):.1f} % of a shard of {SHARD_IMAGES} images"
+def _share(shard: Row) -> str:
+    if not shard.measured:
+        return shard.note
+    return f"{100 * shard.cpu / (SHARD_IMAGES * 2.5e-3):.1f} % of a shard of {SHARD_IMAGES} images"
+
+
+def _run(options: Options, words: str, name: str, folder: str, given: Mapping[str, object], *, group: str = "") -> Way:
+    """Return an extraction by the runner of these words."""
+    runner = _runners(options)[words]
+    out: Path = options.folder / f"runs-{name}-{runner.rpartition(':')[2]}" / "run"
+    arguments = {"folder": folder, "out": str(out), "runner": runner, **given}
+    return Way(name=words, group=group, program=f"{WAYS}:runs", arguments=arguments)
 
 
 def _runners(options: Options) -> dict[str, str]:
     """Return who carries out an extraction, by the words for it."""
     return {"genenc --plain": PLAIN, **({} if options.flows is None else {"genenc (Prefect)": options.flows})}
-
-
-def _runs(options: Options, name: str, folder: str, runner: str) -> dict[str, object]:
-    out: Path = options.folder / f"runs-{name}-{runner.rpartition(':')[2]}" / "run"
-    return {"folder": folder, "out": str(out), "runner": runner}

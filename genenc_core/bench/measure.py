@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +151,10 @@ def compare(ways: Sequence[Way], options: Options) -> list[Row]:
         return [_row(way, costs, state) for way, costs, state in zip(ways, found, started, strict=True)]
 
 
-def slopes(pairs: Sequence[tuple[Way, Way]], options: Options) -> list[Row]:
-    """Measure ways with fewer and with more units; return what a unit more costs, under the first one's name."""
-    rows = compare([way for pair in pairs for way in pair], options)
-    return [minus(less.name, more, less) for less, more in zip(rows[::2], rows[1::2], strict=True)]
+def slopes(ways: Sequence[Callable[[int], Way]], counts: tuple[int, int], options: Options) -> list[Row]:
+    """Measure ways with fewer and with more units; return what a unit more costs in each."""
+    rows = compare([way(count) for way in ways for count in counts], options)
+    return [minus(more, less) for less, more in zip(rows[::2], rows[1::2], strict=True)]
 
 
 def prepare(way: Way, options: Options) -> float:
@@ -172,14 +172,14 @@ def prepare(way: Way, options: Options) -> float:
         process.close()
 
 
-def minus(name: str, more: Row, less: Row, *, note: str = "") -> Row:
+def minus(more: Row, less: Row) -> Row:
     """Return what the units cost that one row has more of than another: the fixed part of both is gone."""
     if not (more.measured and less.measured):
-        return Row(name=name, group=more.group, note=more.note or less.note)
+        return Row(name=more.name, group=more.group, note=less.note if more.measured else more.note)
     return Row(
-        name=name,
+        name=more.name,
         group=more.group,
-        note=note,
+        note=more.note,
         count=more.count - less.count,
         cpu_seconds=tuple(a - b for a, b in zip(more.cpu_seconds, less.cpu_seconds, strict=True)),
         wall_seconds=tuple(a - b for a, b in zip(more.wall_seconds, less.wall_seconds, strict=True)),

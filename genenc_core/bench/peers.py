@@ -1,5 +1,6 @@
 """The suite `peers`: the data path of other tools, where their environments are set up."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -22,12 +23,13 @@ def run(options: Options) -> list[Table]:
         "plain DataLoader": f"{data.WAYS}:plain_loader",
         "genenc": f"{data.WAYS}:extraction",
     }
-    pairs = [_pair(options, counts, name, program) for name, program in known.items()]
+    ways = [functools.partial(_way, options.folder, name, program) for name, program in known.items()]
     absent: list[Row] = []
     for name, function in TOOLS.items():
         python = options.peers and options.peers.absolute() / name / "bin" / "python"
         if python and python.exists():
-            pairs.append(_pair(options, counts, name, f"{PROGRAMS}:{function}", str(python)))
+            program = f"{PROGRAMS}:{function}"
+            ways.append(functools.partial(_way, options.folder, name, program, python=str(python)))
         else:
             absent.append(Row(name=name, note="not installed"))
     return [
@@ -38,27 +40,15 @@ def run(options: Options) -> list[Table]:
             "one loading worker and batches of 32; the network takes means. What each keeps: genenc verified Zarr, Ray "
             "Data Parquet, FiftyOne its database, thingsvision an array, DataLoader nothing.",
             baselines=("genenc", "plain DataLoader"),
-            rows=(*slopes(pairs, options), *absent),
+            rows=(*slopes(ways, counts, options), *absent),
         )
     ]
 
 
-def _pair(
-    options: Options, counts: tuple[int, int], name: str, program: str, python: str = sys.executable
-) -> tuple[Way, Way]:
-    less, most = (
-        Way(
-            name=name,
-            program=program,
-            arguments={"folder": str(options.folder / f"photos-{count}")} | _more(options, name, program, count),
-            python=python,
-        )
-        for count in counts
-    )
-    return less, most
-
-
-def _more(options: Options, name: str, program: str, count: int) -> dict[str, object]:
-    threads = {"threads": 1} if program.startswith(data.WAYS) else {}
-    keeps = name not in ("decode alone", "plain DataLoader")
-    return threads | ({"out": str(options.folder / f"{name}-{count}" / "run")} if keeps else {})
+def _way(folder: Path, name: str, program: str, count: int, *, python: str = sys.executable) -> Way:
+    arguments: dict[str, object] = {"folder": str(folder / f"photos-{count}")}
+    if program.startswith(data.WAYS):
+        arguments["threads"] = 1
+    if name not in ("decode alone", "plain DataLoader"):
+        arguments["out"] = str(folder / f"{name}-{count}" / "run")
+    return Way(name=name, program=program, arguments=arguments, python=python)

@@ -188,8 +188,11 @@ def test_a_second_interrupt_while_a_way_is_ended_leaves_no_process(
 
 def test_a_slope_is_what_a_unit_more_costs(way: Callable[..., Way], options: Options) -> None:
     """Under the way's own name; one half that fails leaves no figures."""
-    pairs = [(way("paced", units=1), way("paced", units=9)), (way("paced", units=1), way("dying"))]
-    good, bad = measure.slopes(pairs, options)
+    ways = [
+        lambda count: way("paced", units=count),
+        lambda count: way("paced", units=1) if count == 1 else way("dying"),
+    ]
+    good, bad = measure.slopes(ways, (1, 9), options)
     assert (good.name, good.count, len(good.wall_seconds)) == ("paced", 8.0, 3)
     assert all(wall > 0.2 for wall in good.wall_seconds), "eight pauses of 50 ms"
     assert not bad.measured

@@ -68,9 +68,9 @@ def test_times_are_in_a_unit_that_is_read_easily(seconds: float, prefix: str) ->
 def test_a_slope_leaves_the_fixed_part_out() -> None:
     less = Row(name="8", count=8, cpu_seconds=(1.8, 1.9), wall_seconds=(2.8, 2.8))
     more = Row(name="40", count=40, cpu_seconds=(5.0, 5.1), wall_seconds=(6.0, 6.0))
-    slope = measure.minus("one more", more, less)
+    slope = measure.minus(more, less)
     assert (slope.count, slope.cpu, slope.wall) == (32, pytest.approx(0.1), pytest.approx(0.1))
-    assert not measure.minus("one more", more, ABSENT).measured
+    assert not measure.minus(more, ABSENT).measured
 
 
 def test_suites_are_chosen_by_name() -> None:
