@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from genenc_core import host
 from genenc_core.provenance import environment
 
 PACKAGES = ("genenc", "torch", "torchvision", "zarr", "prefect", "numpy")
@@ -16,7 +17,7 @@ def describe() -> dict[str, str]:
     """Return the machine's description; nothing in it names a user or a host, and torch is not imported for it."""
     return {
         "processor": environment.cpu_name(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(host.cores()),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "devices": ", ".join(gpus()) or "no GPU",
         "system": f"{platform.system()} {platform.release()}",

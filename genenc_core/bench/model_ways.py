@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genenc_core.encoding import batching, engine, products, size_search
+from genenc_core.encoding import batching, engine, host_memory, products, size_search
 from genenc_core.export import backends
 from genenc_core.run import encoders, engines, model_export
 from genenc_core.run.parameters import ExtractParameters
@@ -30,8 +30,13 @@ def exporting(model: str, form: str, out: str) -> Iterator[Once]:
 
 
 @contextlib.contextmanager
-def bare(model: str, batch: int, batches: int) -> Iterator[Once]:
-    """Encode tensors that are in the device's memory already, and leave the result there."""
+def bare(model: str, batch: int, batches: int, *, keep: bool = True) -> Iterator[Once]:
+    """Encode tensors that are in the device's memory already, and leave the result there.
+
+    `keep`: as in genenc's engine, the host's memory is kept from batch to batch.
+    """
+    if keep:
+        host_memory.keep()
     encoder, _wanted = _encoder(model)
     pixels = torch.rand(batch, 3, *encoder.input_size, device=encoder.device)
 

@@ -1,5 +1,6 @@
 """The one thread that an encoder is called on, and the calls that wait for it."""
 
+import contextlib
 import contextvars
 import threading
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from typing import Generic, TypeVar
 import torch
 
 from genenc_core import errors
+from genenc_core.encoding import host_memory
 
 _Result = TypeVar("_Result")
 _TICK = 0.5
+_THREADS_TRIED = 64
 
 
 class Call(Generic[_Result]):
@@ -50,11 +53,10 @@ class Call(Generic[_Result]):
 class CallThread:
     """One thread, always the same: a compiled model's CUDA graphs belong to the thread that recorded them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_host: bool = False) -> None:
+        """`on_host`: what is called computes in the host's memory, which is kept for it then."""
         self._closed = threading.Event()
-        self._pool = ThreadPoolExecutor(
-            1, thread_name_prefix="genenc-encoder", initializer=_take_threads, initargs=(torch.get_num_threads(),)
-        )
+        self._pool = _keeping_pool() if on_host else _pool()
 
     def submit(self, work: Callable[..., _Result], *arguments: object) -> Call[_Result]:
         """Queue a call, in a copy of the caller's context.
@@ -73,6 +75,23 @@ class CallThread:
         """Give up all calls, and end the thread after the one that was begun."""
         self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pool() -> ThreadPoolExecutor:
+    count = torch.get_num_threads()
+    return ThreadPoolExecutor(1, thread_name_prefix="genenc-encoder", initializer=_take_threads, initargs=(count,))
+
+
+def _keeping_pool() -> ThreadPoolExecutor:
+    """Return a thread that keeps the memory it frees, or any other where there is none."""
+    with contextlib.ExitStack() as others:
+        for _ in range(_THREADS_TRIED if host_memory.keep() else 0):
+            pool = _pool()
+            if pool.submit(host_memory.is_kept_here).result():
+                return pool
+            # It lives until one is found: the next thread would be given what this one had.
+            others.callback(pool.shutdown)
+    return _pool()
 
 
 def _closed() -> errors.Stopped:

@@ -8,6 +8,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from genenc_core import host
+from genenc_core.encoding import host_memory
+
 Stage = Literal["copy_in", "compute", "copy_out"]
 STAGES: tuple[Stage, ...] = ("copy_in", "compute", "copy_out")
 
@@ -101,10 +104,16 @@ class CpuDevice:
         return last - first
 
     def release(self) -> None:
-        """Do nothing: the host's allocator keeps little."""
+        """Give the system what the C library keeps."""
+        host_memory.release()
 
-    def memory(self) -> None:
-        """Return None: what is free on a host changes with everything else that runs there."""
+    def memory(self) -> Memory | None:
+        """Return what this process holds, which is its peak where freed memory is kept, and that and half of the rest.
+
+        The other half is for decoded images, and for what else runs on the host.
+        """
+        held, left = host.resident_bytes(), host.available_bytes()
+        return None if held is None or left is None else Memory(peak=held, limit=held + left // 2)
 
 
 class CudaDevice:

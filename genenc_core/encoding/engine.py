@@ -132,7 +132,7 @@ class Engine:
         self.sizer = sizer
         self.fixed = fixed
         self.device = device or device_for(encoder.device)
-        self._thread = calls.CallThread()
+        self._thread = calls.CallThread(on_host=encoder.device.type == "cpu")
 
     def close(self) -> None:
         """Give up all batches, and end the thread after the one that was begun."""

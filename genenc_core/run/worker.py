@@ -5,14 +5,13 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from genenc_core import errors, spec
+from genenc_core import errors, host, spec
 from genenc_core.encoding import control, engine, shards
 from genenc_core.images import loader
 from genenc_core.images.limits import Limits
@@ -164,7 +163,7 @@ class Worker:
         with self._ready:
             if self._engine is None or self._loader is None:
                 self._engine = engines.make_engine(self.folder, self.options)
-                threads = self.options.decode_threads or os.cpu_count() or 1
+                threads = self.options.decode_threads or host.cores()
                 preprocessing = self.folder.preprocessing
                 self._window = _window(preprocessing, batch=self._engine.sizer.size, threads=threads)
                 self._loader = loader.ImageLoader(

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pictures
+from genenc_core import host
 from genenc_core.encoding import engine
 from genenc_core.images import loader, manifest
 from genenc_core.run import driver, planning, precision, records, worker
@@ -209,7 +210,7 @@ def bare_rate(encoder: engine.Encoder, batch: int, *, seconds: float = 4.0) -> f
 
 def decode_rate(folder: RunFolder) -> float:
     """Return the images per second of reading, decoding and fitting alone, with a thread per core."""
-    listed, threads = manifest.Manifest.open(folder.objects.root / "images.parquet"), os.cpu_count() or 1
+    listed, threads = manifest.Manifest.open(folder.objects.root / "images.parquet"), host.cores()
     count = min(listed.rows, 4096)
     with loader.ImageLoader(listed, folder.preprocessing, threads=threads, window=16 * threads) as images:
         return rate(count, lambda: sum(image.pixels is not None for image in images.iter_rows(0, count)))

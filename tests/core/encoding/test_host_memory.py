@@ -1,0 +1,88 @@
+"""Memory that a CPU encoder frees is kept for its next batch, on the engine's thread, in processes of all kinds."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from genenc_core.encoding import host_memory
+
+PAGES = (96 << 20) // os.sysconf("SC_PAGE_SIZE")
+"""of the tensor that the model below makes of four images"""
+
+PROGRAM = """
+import resource, statistics, sys, threading
+import torch
+from genenc_core import host, spec
+from genenc_core.encoding import batching, engine, host_memory, products
+
+for _ in range(3):  # other threads have been here, and their arenas are free again
+    threading.Thread(target=lambda: [bytearray(5000) for _ in range(100)]).start()
+held = threading.Event()
+for _ in range(int(sys.argv[1])):
+    threading.Thread(target=held.wait).start()
+
+class Large:
+    device, input_size = torch.device("cpu"), (4, 4)
+    def __call__(self, images):
+        return {"features": torch.ones(len(images), 6 << 20).view(len(images), -1, 4, 4)[:, :3].clone()}
+
+slot = spec.SlotSpec(name="features", shape=(3, 4, 4))
+wanted = products.build_products([products.parse_product("v=global_avg_pool")], [slot], point_count=0)
+runner = engine.Engine(Large(), wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), 4))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    runner.trial(4, 0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults = statistics.median(faults() for _ in range(15))  # what is kept grows by a block now and then at first
+resident = host.resident_bytes()
+runner.device.release()
+print(faults, resident - host.resident_bytes())
+runner.close()
+held.set()
+"""
+
+
+def measured(threads: int = 0, **environment: str) -> tuple[int, int]:
+    """Return the page faults of a batch, and the bytes given back on request, in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", PROGRAM, str(threads)]
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True)
+    faults, given_back = done.stdout.split()
+    return int(faults), int(given_back)
+
+
+pytestmark = pytest.mark.skipif(host_memory._glibc() is None, reason="needs glibc's allocator")
+
+
+@pytest.mark.parametrize("threads", [0, 3, 12])
+def test_a_batch_takes_no_new_pages_from_the_system_and_release_gives_them_back(threads: int) -> None:
+    faults, given_back = measured(threads)
+    assert faults < PAGES // 20
+    assert given_back > 90 << 20
+
+
+@pytest.mark.parametrize(
+    "environment", [{"MALLOC_MMAP_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}]
+)
+def test_what_the_user_set_stands(environment: dict[str, str]) -> None:
+    faults, _given_back = measured(**environment)
+    assert faults > PAGES // 2
+
+
+def test_another_limit_on_arenas_is_no_hindrance() -> None:
+    faults, _given_back = measured(12, MALLOC_ARENA_MAX="4")
+    assert faults < PAGES // 20
+
+
+def test_without_glibc_the_encoders_thread_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    from genenc_core.encoding import calls
+
+    monkeypatch.setattr(host_memory, "_glibc", lambda: None)
+    monkeypatch.setattr(host_memory, "keep", host_memory.keep.__wrapped__)
+    assert not host_memory.keep()
+    host_memory.release()
+    thread = calls.CallThread(on_host=True)
+    assert thread.submit(len, "ab").result() == 2
+    thread.close()
