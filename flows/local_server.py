@@ -17,9 +17,14 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genenc_core import errors
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 QUIET: Mapping[str, str] = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -32,6 +37,7 @@ QUIET: Mapping[str, str] = {
 }
 OWN_START_SECONDS = 180.0
 OTHERS_ANSWER_SECONDS = 15.0
+AGAIN_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 def quiet_environment() -> None:
@@ -185,7 +191,65 @@ def _serve(descriptor: int) -> None:
 
     _migrate()
     # Without the services of a server that stays (schedules, late runs, workers' health), which cost CPU all the time.
-    uvicorn.run(create_app(ephemeral=True), fd=descriptor, log_level="error", lifespan="on")
+    uvicorn.run(Patient(create_app(ephemeral=True)), fd=descriptor, log_level="error", lifespan="on")
+
+
+class Patient:
+    """Tries again what the server's database was too busy for, before it tells.
+
+    Prefect answers 503 when two requests write to SQLite at once, which a flow's tasks do all the time, and its client
+    then waits two seconds and more.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self._app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Answer one request, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = await _body(receive)
+        for wait in AGAIN_SECONDS:
+            if await self._answered({**scope}, _repeated(body, receive), send):
+                return
+            await asyncio.sleep(wait)
+        await self._app(scope, _repeated(body, receive), send)
+
+    async def _answered(self, scope: "Scope", receive: "Receive", send: "Send") -> bool:
+        """Let the server answer, unless it is a 503; return whether it did."""
+        busy = False
+
+        async def unless_busy(message: "Message") -> None:
+            nonlocal busy
+            busy = busy or message.get("status") == HTTPStatus.SERVICE_UNAVAILABLE
+            if not busy:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, unless_busy)
+        except Exception:  # what the answer was for is raised as well, to be logged
+            if not busy:
+                raise
+        return not busy
+
+
+async def _body(receive: "Receive") -> "list[Message]":
+    """Return a request's messages up to the last of its body."""
+    messages = [await receive()]
+    while messages[-1].get("more_body"):
+        messages.append(await receive())
+    return messages
+
+
+def _repeated(messages: "list[Message]", receive: "Receive") -> "Receive":
+    """Return what gives these messages, and then those that still come."""
+    given = iter(messages)
+
+    async def repeated() -> "Message":
+        return next(given, None) or await receive()
+
+    return repeated
 
 
 def _migrate() -> None:

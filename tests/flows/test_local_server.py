@@ -1,0 +1,79 @@
+"""The command's own Prefect server: what its database was too busy for is tried again before a client hears of it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from flows import local_server
+
+PARTS = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.request", "body": b"b"}]
+
+
+class Busy:
+    """An ASGI app that refuses the first requests, and raises after it as Starlette does; then it echoes the body."""
+
+    def __init__(self, refusals: int, status: int = 503) -> None:
+        self.refusals, self.status, self.asked = refusals, status, 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked += 1
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        scope["path"] += "/changed"
+        status = 200 if self.asked > self.refusals else self.status
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": body + scope["path"].encode()})
+        if status != 200:
+            raise ConnectionError("database is locked")
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_server, "AGAIN_SECONDS", (0.0, 0.0, 0.0))
+
+
+def answered(app: Any, kind: str = "http") -> tuple[list[Any], Exception | None]:
+    """Return what an app sends for one request, and what it raises."""
+    sent: list[Any] = []
+    parts = iter(PARTS)
+
+    async def receive() -> Any:
+        return next(parts)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    try:
+        asyncio.run(local_server.Patient(app)({"type": kind, "path": "/api"}, receive, send))
+    except ConnectionError as error:
+        return sent, error
+    return sent, None
+
+
+def test_a_refused_request_is_repeated_whole_and_only_the_answer_is_sent() -> None:
+    app = Busy(2)
+    (start, body), raised = answered(app)
+    assert (app.asked, start["status"], body["body"], raised) == (3, 200, b"ab/api/changed", None)
+
+
+@pytest.mark.parametrize(("status", "asked"), [(503, 4), (500, 1)])
+def test_what_stays_refused_and_other_faults_are_told(status: int, asked: int) -> None:
+    app = Busy(100, status)
+    (start, _body), raised = answered(app)
+    assert (app.asked, start["status"]) == (asked, status)
+    assert raised is not None
+
+
+def test_what_is_no_request_passes_untouched() -> None:
+    seen = []
+
+    async def app(scope: Any, receive: Any, _send: Any) -> None:
+        seen.append((scope, await receive()))
+
+    answered(app, "websocket")
+    assert seen == [({"type": "websocket", "path": "/api"}, PARTS[0])]
