@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 
 from genenc_core import host
@@ -74,8 +75,12 @@ class CpuDevice:
     """The host itself: every stage is done when it is called, and nothing is copied."""
 
     def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return `[B, 3, H, W]`."""
-        return torch.stack(list(images))
+        """Return `[B, 3, H, W]`.
+
+        Copied by numpy: a thread whose torch operations run in parallel has helpers of its own, and with more threads
+        than cores OpenMP lets those of the encoder sleep between its operations.
+        """
+        return torch.from_numpy(np.stack([image.numpy() for image in images]))
 
     def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
         """Do nothing."""

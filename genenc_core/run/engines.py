@@ -101,6 +101,7 @@ class _KnownSize:
             trial(count)
 
         budget = plan.rows * per_image // SEARCH_SHARE
+        runner.device.release()  # what was freed before would hide what a batch takes
         size = size_search.find_size(stoppable, self._bounds, image_budget=budget, memory=runner.device.memory)
         size = self._bounds.clamp(min(size, plan.shard_rows * per_image))
         record = {"size": size, "device": self._device, "found": records.now()}

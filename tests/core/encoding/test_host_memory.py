@@ -3,11 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
+import torch
 
-from genenc_core.encoding import host_memory
+from genenc_core import host, spec
+from genenc_core.encoding import batching, calls, device, engine, host_memory, products, size_search
 
+TASKS = Path("/proc/self/task")
 PAGES = (96 << 20) // os.sysconf("SC_PAGE_SIZE")
 """of the tensor that the model below makes of four images"""
 
@@ -76,9 +81,40 @@ def test_another_limit_on_arenas_is_no_hindrance() -> None:
     assert faults < PAGES // 20
 
 
-def test_without_glibc_the_encoders_thread_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    from genenc_core.encoding import calls
+def test_a_search_on_a_cpu_tries_no_size_that_should_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MiB an image, and 1 GiB for all; without the bound the second size would take 2 GiB."""
+    tried: list[int] = []
 
+    class Large:
+        device, input_size = torch.device("cpu"), (4, 4)
+
+        def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            tried.append(len(images))
+            return {"features": torch.ones(len(images), 16 << 20)[:, :48].reshape(-1, 3, 4, 4).clone()}
+
+    slot = spec.SlotSpec(name="features", shape=(3, 4, 4))
+    wanted = products.build_products([products.parse_product("v=global_avg_pool")], [slot], point_count=0)
+    bounds = batching.Bounds(min=1, max=None)
+    runner = engine.Engine(Large(), wanted, batching.BatchSizer(bounds, 4))
+    runner.device.release()
+    monkeypatch.setattr(host, "available_bytes", lambda: 1 << 30)
+    found = size_search.find_size(
+        lambda count: runner.trial(count, 0), bounds, image_budget=10_000, memory=runner.device.memory
+    )
+    runner.close()
+    assert 1 <= found <= max(tried) < 16
+    host_memory.release()
+
+
+def test_what_a_cpu_has_is_what_it_holds_and_half_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "resident_bytes", lambda: 100)
+    monkeypatch.setattr(host, "available_bytes", lambda: 60)
+    assert device.CpuDevice().memory() == device.Memory(peak=100, limit=130)
+    monkeypatch.setattr(host, "available_bytes", lambda: None)
+    assert device.CpuDevice().memory() is None
+
+
+def test_without_glibc_the_encoders_thread_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "_glibc", lambda: None)
     monkeypatch.setattr(host_memory, "keep", host_memory.keep.__wrapped__)
     assert not host_memory.keep()
@@ -86,3 +122,23 @@ def test_without_glibc_the_encoders_thread_is_any(monkeypatch: pytest.MonkeyPatc
     thread = calls.CallThread(on_host=True)
     assert thread.submit(len, "ab").result() == 2
     thread.close()
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="needs /proc")
+def test_a_thread_that_makes_batches_gets_no_helpers_of_its_own() -> None:
+    """With more helpers than cores OpenMP lets the encoder's sleep between operations."""
+    images = list(torch.randint(0, 256, (16, 3, 256, 256), dtype=torch.uint8))
+    found: list[object] = []
+
+    def stack() -> None:
+        before = len(list(TASKS.iterdir()))
+        stacked = device.CpuDevice().stack(images)
+        found.extend([stacked, len(list(TASKS.iterdir())) - before])
+
+    thread = threading.Thread(target=stack)
+    thread.start()
+    thread.join()
+    stacked, more = found
+    assert torch.equal(stacked, torch.stack(images))  # type: ignore[arg-type]
+    assert stacked.is_contiguous()  # type: ignore[attr-defined]
+    assert more <= 0  # type: ignore[operator]
