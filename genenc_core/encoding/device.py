@@ -63,7 +63,7 @@ class Device(Protocol):
         ...
 
     def release(self) -> None:
-        """Give back memory that is kept for reuse, after an allocation failed."""
+        """Give back memory that is kept for reuse and not in use."""
         ...
 
     def memory(self) -> Memory | None:

@@ -72,8 +72,7 @@ def test_a_thread_that_draws_the_end_among_its_images_leaves_it_for_the_others(
     jobs = [decoding.submit(requests(1)[0])]
     assert begun.wait(10)
     jobs += [decoding.submit(request) for request in requests(4)[1:]]
-    decoding._jobs.put(None)
-    for _ in range(20):  # so many that the thread would take more than there are images before the end
+    for _ in range(21):  # so many that the thread would take more than there are images before the end
         decoding._jobs.put(None)
     released.set()
     assert [decoding.wait(job).row for job in jobs] == [0, 1, 2, 3]
