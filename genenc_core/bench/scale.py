@@ -20,7 +20,7 @@ def _planning(options: Options) -> Table:
         title="Planning: a list of images becomes a manifest and an empty store",
         unit="row",
         settings="A Parquet list whose rows are a few real files under other ids; every row's file is asked for.",
-        **_grown(options, "planning", "rows", options.pick(100_000, 10_000)),
+        **_grown(options, "planning", "rows", options.pick(1_000_000, 10_000)),
     )
 
 

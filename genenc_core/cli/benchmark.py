@@ -52,6 +52,7 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
                 words = f"genenc bench --suite {suite}{' --quick' if quick else ''}"
                 words += f" --repeats {repeats}" if repeats else ""
                 words += " --compiled" if compiled else ""
+                words += " --peers FOLDER" if peers else ""
                 found = suites.measure(names, options, command=words)
             # Shown before it is written: a full disk must not cost the figures.
             if json:

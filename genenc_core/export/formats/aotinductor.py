@@ -1,5 +1,6 @@
 """AOTInductor: a package (.pt2) with the model compiled to a library for one kind of CPU and one version of torch."""
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -21,6 +22,9 @@ from genenc_core.models import wording
 
 TORCH_KEY = "GENENC_TORCH"
 """Name under which a package of ours carries the version of torch that compiled it."""
+
+_MANY = 16
+"""Images from which on torch chooses another kernel for a convolution; the package's check keeps its example's side."""
 
 _KEYS = {
     "device": "AOTI_DEVICE_KEY",
@@ -59,7 +63,7 @@ def compile_package(module: nn.Module, target: record.Target, path: Path) -> Non
     """
     _import_inductor()
     _own_cache()
-    program = target.program(module)
+    program = _with_many(target).program(module)
     try:
         torch._inductor.aoti_compile_and_package(
             program,
@@ -75,6 +79,14 @@ def compile_package(module: nn.Module, target: record.Target, path: Path) -> Non
             f"AOTInductor cannot compile this model: {wording.reason(error)}. Use "
             "--formats torchscript, or --backend eager."
         ) from error
+
+
+def _with_many(target: record.Target) -> record.Target:
+    """Give an example of so many images that the package takes more: one made from fewer refuses a convolution's 16."""
+    count = min(target.batch[1], _MANY)
+    if len(target.example) >= count:
+        return target
+    return dataclasses.replace(target, example=target.example[:1].repeat(count, 1, 1, 1))
 
 
 def facts(path: Path) -> Mapping[str, str]:

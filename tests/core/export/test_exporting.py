@@ -54,7 +54,7 @@ def test_the_spec_says_what_whiskertoolbox_and_we_need(
     assert raw.model_id == f"tiny_{kind}"
     assert raw.weights_path == exported[kind].artifact_path.name
     assert raw.resolved_backend() == NAMES[kind]
-    assert raw.resolved_batch_mode().describe() == "Dynamic(1, 6)"
+    assert raw.resolved_batch_mode().describe() == "Dynamic(1, 20)"
     assert [(slot.name, slot.shape, slot.recommended_encoder) for slot in raw.inputs] == [
         ("image", (3, 32, 40), "ImageEncoder")
     ]
@@ -70,7 +70,7 @@ def test_the_spec_says_what_whiskertoolbox_and_we_need(
     assert block.source == spec.SourceInfo(kind="python", name=tiny.request.name, weights="random:1")
     assert block.artifact.sha256 == artifacts.file_sha256(exported[kind].artifact_path)
     assert block.artifact.bytes == exported[kind].artifact_path.stat().st_size
-    assert block.artifact.batches_compared == (1, 3, 6)
+    assert block.artifact.batches_compared == (1, 3, 20)
     assert block.artifact.max_rel_error <= block.artifact.tolerance == 1e-5
     assert block.artifact.platform["torch"] == torch.__version__
 
