@@ -38,6 +38,8 @@ QUIET: Mapping[str, str] = {
 OWN_START_SECONDS = 180.0
 OTHERS_ANSWER_SECONDS = 15.0
 AGAIN_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
+PATIENCE_SECONDS = 5.0
+"""A request that took longer is not tried again: its client may have given up, and sent another."""
 
 
 def quiet_environment() -> None:
@@ -209,12 +211,15 @@ class Patient:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await _body(receive)
+        messages: list[Message] = []
+        begun = time.monotonic()
         for wait in AGAIN_SECONDS:
-            if await self._answered({**scope}, _repeated(body, receive), send):
+            if time.monotonic() - begun > PATIENCE_SECONDS:
+                break
+            if await self._answered({**scope}, _repeated(messages, receive), send):
                 return
             await asyncio.sleep(wait)
-        await self._app(scope, _repeated(body, receive), send)
+        await self._app(scope, _repeated(messages, receive), send)
 
     async def _answered(self, scope: "Scope", receive: "Receive", send: "Send") -> bool:
         """Let the server answer, unless it is a 503; return whether it did."""
@@ -234,20 +239,16 @@ class Patient:
         return not busy
 
 
-async def _body(receive: "Receive") -> "list[Message]":
-    """Return a request's messages up to the last of its body."""
-    messages = [await receive()]
-    while messages[-1].get("more_body"):
-        messages.append(await receive())
-    return messages
-
-
 def _repeated(messages: "list[Message]", receive: "Receive") -> "Receive":
-    """Return what gives these messages, and then those that still come."""
-    given = iter(messages)
+    """Return what gives a request's messages again, and then those that still come, which it adds to them."""
+    given = 0
 
     async def repeated() -> "Message":
-        return next(given, None) or await receive()
+        nonlocal given
+        if given == len(messages):
+            messages.append(await receive())
+        given += 1
+        return messages[given - 1]
 
     return repeated
 

@@ -1,17 +1,46 @@
 """What of its host this process may use: its cores, and memory within the limits of its control groups."""
 
+import dataclasses
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
-_V2 = ("memory.max", "memory.current", "inactive_file")
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_OWN = Path("/proc/self/cgroup")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """The files of a kind of control groups."""
+
+    memory: tuple[str, ...]
+    """Limits on memory, of which the least counts."""
+    used: str
+    droppable: tuple[str, ...]
+    """Entries of memory.stat: files held in memory."""
+    cores: Callable[[Path], tuple[str, str]]
+    """Microseconds of CPU time in a period, and the period."""
+
+
+_V2 = _Kind(
+    memory=("memory.max", "memory.high"),
+    used="memory.current",
+    droppable=("active_file", "inactive_file"),
+    cores=lambda group: _two((group / "cpu.max").read_text().split()),
+)
+_V1 = _Kind(
+    memory=("memory.limit_in_bytes",),
+    used="memory.usage_in_bytes",
+    droppable=("total_active_file", "total_inactive_file"),
+    cores=lambda group: ((group / "cpu.cfs_quota_us").read_text(), (group / "cpu.cfs_period_us").read_text()),
+)
 
 
 def cores() -> int:
-    """Return how many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may keep busy: those it may run on, or what its control groups allow."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([own, *_groups_cores()])
 
 
 def resident_bytes() -> int | None:
@@ -36,31 +65,47 @@ def available_bytes() -> int | None:
     return max(min([system, *_left_in_groups()]), 0)
 
 
-def _left_in_groups(groups: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Yield what each control group of this process has left, of the old kind and of the new; most have no limit."""
+def _left_in_groups(groups: Path = _GROUPS, own: Path = _OWN) -> Iterator[int]:
+    """Yield what each control group of this process has left of its memory; most have no limit."""
+    for group, kind in _own_groups("memory", groups, own):
+        for limit in kind.memory:
+            try:
+                most, used = int((group / limit).read_text()), int((group / kind.used).read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield most - used + sum(int(stat.get(name, 0)) for name in kind.droppable)
+            except (OSError, ValueError):  # "max" is no number
+                continue
+
+
+def _groups_cores(groups: Path = _GROUPS, own: Path = _OWN) -> Iterator[int]:
+    """Yield how many cores each control group of this process may keep busy, rounded up; most have no limit."""
+    for group, kind in _own_groups("cpu", groups, own):
+        try:
+            quota, period = map(int, kind.cores(group))
+        except (OSError, ValueError):
+            continue
+        if quota > 0 and period > 0:
+            yield math.ceil(quota / period)
+
+
+def _own_groups(controller: str, groups: Path, own: Path) -> Iterator[tuple[Path, _Kind]]:
+    """Yield this process's control groups of a controller, of the old kind and of the new, and all above them."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _number, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top, files = (groups / "memory", _V1) if controllers else (groups, _V2)
+        top, kind = (groups / controller, _V1) if controllers else (groups, _V2)
         folder = top / path.lstrip("/")
         for group in [folder, *folder.parents]:
-            left = _left_in(group, *files)
-            if left is not None:
-                yield left
+            yield group, kind
             if group == top:
                 break
 
 
-def _left_in(group: Path, limit: str, usage: str, droppable: str) -> int | None:
-    """Return what a control group has left; None where it has no limit, or none that can be read."""
-    try:
-        most, used = int((group / limit).read_text()), int((group / usage).read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return most - used + int(stat.get(droppable, 0))
-    except (OSError, ValueError):  # "max" is no number
-        return None
+def _two(words: list[str]) -> tuple[str, str]:
+    quota, period = words
+    return quota, period

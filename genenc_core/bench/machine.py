@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from genenc_core import host
@@ -23,6 +24,7 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 

@@ -64,8 +64,11 @@ def _batches(options: Options, model: str) -> Table:
 
 
 def _pair(options: Options, model: str, form: str) -> list[Row]:
-    given = {"model": artifact(options, model, form), "batch": BATCH, "batches": options.pick(4, 2)}
     group = f"{model}, {form}"
+    try:
+        given = {"model": artifact(options, model, form), "batch": BATCH, "batches": options.pick(4, 2)}
+    except WayError as error:
+        return [Row(name="export", group=group, note=f"failed: {error}")]
     plain = given | {"keep": False}
     ways = [
         Way(name="bare forward", group=group, program=f"{WAYS}:bare", arguments=given),

@@ -79,7 +79,9 @@ def searching(model: str, images: int) -> Iterator[Once]:
     def once() -> float:
         budget = images // engines.SEARCH_SHARE
         trial = functools.partial(runner.trial, point_count=0)
-        return float(size_search.find_size(trial, bounds, image_budget=budget, memory=runner.device.memory))
+        device = runner.device
+        found = size_search.find_size(trial, bounds, image_budget=budget, memory=device.memory, release=device.release)
+        return float(found)
 
     yield once
 

@@ -1,4 +1,4 @@
-"""The suite `store`: one shard committed, next to a plain write of the same bytes and to what other writers take."""
+"""The suite `store`: shards committed, next to a plain write of the same bytes and to what other writers take."""
 
 import importlib.util
 
@@ -6,6 +6,7 @@ from genenc_core.bench.measure import Way, compare
 from genenc_core.bench.records import Options, Table
 
 WAYS = "genenc_core.bench.store_ways"
+SHARDS = 16
 
 
 def run(options: Options) -> list[Table]:
@@ -27,7 +28,7 @@ def run(options: Options) -> list[Table]:
 def _table(
     options: Options, name: str, title: str, *, rows: int, shape: tuple[int, ...], dtype: str, chunk: int
 ) -> Table:
-    given = {"rows": rows, "shape": list(shape), "dtype": dtype}
+    given = {"rows": rows, "shape": list(shape), "dtype": dtype, "shards": SHARDS}
     libraries = {"zarr-python": "zarr", "tensorstore": "tensorstore"}
     ways = [
         Way(name="plain write", program=f"{WAYS}:plain", arguments={**given, "sync": False}),
@@ -49,7 +50,7 @@ def _table(
         name=f"store-{name}",
         title=title,
         unit="shard",
-        settings="One shard of one product with its five small arrays; a commit also makes checksums, two digests of "
+        settings="A shard of one product with its five small arrays; a commit also makes checksums, two digests of "
         "each object, the record and its promotion, all fsynced. Files are removed again after each, which counts for "
         "all alike. The others write the one array, its chunks sharded and checksummed alike.",
         baselines=("plain write, fsync",),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.bench import machine
-from genenc_core.bench.records import Options, Report, Table
+from genenc_core.bench.records import Options, Report, Row, Table
 
 SUITES: Mapping[str, str] = {
     "data": "genenc_core.bench.data",
@@ -39,7 +39,8 @@ def chosen(text: str) -> list[str]:
 def measure(names: Sequence[str], options: Options, *, command: str) -> Report:
     """Run suites one after the other, each in a folder of its own, and return what they found.
 
-    A Ctrl-C ends it; the report then holds the tables that were done, and says so.
+    A suite that fails ends with a row that says why, and the next goes on. A Ctrl-C ends all; the report then holds the
+    tables that were done, and says so.
     """
     began = time.perf_counter()
     tables: list[Table] = []
@@ -48,8 +49,11 @@ def measure(names: Sequence[str], options: Options, *, command: str) -> Report:
         for name in names:
             with tempfile.TemporaryDirectory(dir=options.folder, prefix=f"{name}-") as folder:
                 run: Callable[[Options], Iterable[Table]] = importlib.import_module(SUITES[name]).run
-                for table in run(replace(options, folder=Path(folder), tell=_told(options, name, began))):
-                    tables.append(table)  # noqa: PERF402 what is done is kept when the next is interrupted
+                try:
+                    for table in run(replace(options, folder=Path(folder), tell=_told(options, name, began))):
+                        tables.append(table)  # noqa: PERF402 what is done is kept when the next is interrupted
+                except errors.GenencError as error:
+                    tables.append(_failed(name, error))
     except KeyboardInterrupt:
         stopped = True
     seconds = round(time.perf_counter() - began, 1)
@@ -60,6 +64,11 @@ def failures(found: Report) -> list[str]:
     """Return the rows that could not be measured though they should have been."""
     rows = ((table, row) for table in found.tables for row in table.rows)
     return [f"{table.name}: {row.name}: {row.note}" for table, row in rows if row.note.startswith("failed: ")]
+
+
+def _failed(name: str, error: errors.GenencError) -> Table:
+    row = Row(name=name, note=f"failed: {error}")
+    return Table(name=name, title=f"The suite {name}", settings="It could not go on.", baselines=(), rows=(row,))
 
 
 def _told(options: Options, name: str, began: float) -> Callable[[str], None]:

@@ -1,4 +1,4 @@
-"""How many images go into one call: bounds from the spec, a size found by measuring, halving on out-of-memory."""
+"""How many images go into one call: bounds from the spec, and halving when memory runs out."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,7 +7,6 @@ import torch
 
 from genenc_core import errors, spec
 
-FIRST_SIZE = 4
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED")
 
 

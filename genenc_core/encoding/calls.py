@@ -10,12 +10,11 @@ from typing import Generic, TypeVar
 
 import torch
 
-from genenc_core import errors
+from genenc_core import errors, host
 from genenc_core.encoding import host_memory
 
 _Result = TypeVar("_Result")
 _TICK = 0.5
-_THREADS_TRIED = 64
 
 
 class Call(Generic[_Result]):
@@ -78,16 +77,17 @@ class CallThread:
 
 
 def _pool() -> ThreadPoolExecutor:
-    count = torch.get_num_threads()
+    count = min(torch.get_num_threads(), host.cores())  # torch knows of no limit but the affinity
     return ThreadPoolExecutor(1, thread_name_prefix="genenc-encoder", initializer=_take_threads, initargs=(count,))
 
 
 def _keeping_pool() -> ThreadPoolExecutor:
     """Return a thread that keeps the memory it frees, or any other where there is none."""
-    with contextlib.ExitStack() as others:
-        for _ in range(_THREADS_TRIED if host_memory.keep() else 0):
+    with contextlib.ExitStack() as others, contextlib.suppress(RuntimeError):  # no more threads to be had
+        for _ in range(host_memory.most_arenas()):
             pool = _pool()
-            if pool.submit(host_memory.is_kept_here).result():
+            if pool.submit(host_memory.in_main_arena).result():
+                host_memory.keep()
                 return pool
             # It lives until one is found: the next thread would be given what this one had.
             others.callback(pool.shutdown)
@@ -99,6 +99,6 @@ def _closed() -> errors.Stopped:
 
 
 def _take_threads(count: int) -> None:
-    """Give this thread's torch operations as many threads as the thread that made it has."""
+    """Give this thread's torch operations so many threads."""
     torch.get_num_threads()  # makes torch set this thread up now; it would take another default later
     torch.set_num_threads(count)

@@ -186,6 +186,14 @@ class CudaDevice:
         return Memory(peak=peak, limit=torch.cuda.memory_reserved(self._device) + free)
 
 
+def release(device: torch.device) -> None:
+    """Give back memory that is kept for reuse and not in use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        host_memory.release()
+
+
 def device_for(device: torch.device) -> Device:
     """Return how the engine talks to a device."""
     return CudaDevice(device) if device.type == "cuda" else CpuDevice()

@@ -14,6 +14,7 @@ from genenc_core.encoding.device import Memory
 
 MOST_BATCHES = 10
 LARGEST = 1024
+_FIRST = 4
 _SECOND = 8
 """the second size, in first sizes"""
 _OWN_COST = 0.012
@@ -27,7 +28,12 @@ class _Search:
     """Times of the sizes tried so far, and what is left to spend."""
 
     def __init__(
-        self, run: Callable[[int], None], bounds: batching.Bounds, images: int, memory: Callable[[], Memory | None]
+        self,
+        run: Callable[[int], None],
+        bounds: batching.Bounds,
+        images: int,
+        memory: Callable[[], Memory | None],
+        release: Callable[[], None],
     ) -> None:
         self.bounds = bounds
         self.images = images
@@ -36,9 +42,9 @@ class _Search:
         self.seconds: dict[int, float] = {}
         self._run = run
         self._memory = memory
-        before = memory()
-        # Bytes by batch size; 0 is the model alone.
-        self._peaks = {} if before is None else {0: before.peak}
+        self._release = release
+        self._peaks: dict[int, int] = {}
+        """Bytes by batch size; 0 is the model alone."""
 
     def measure(self, size: int, times: int = 2) -> None:
         """Run batches of a size; one that does not fit in memory bounds all that follow."""
@@ -94,6 +100,12 @@ class _Search:
         used = self._memory()
         if used is None or size in self._peaks:
             return
+        if not self._peaks:
+            # What the first batch took once and for all is no batch's, and what it left free would hide what one takes.
+            self._release()
+            alone = self._memory()
+            self._peaks = {} if alone is None else {0: alone.peak}
+            return
         self._peaks[size] = used.peak
         base = self._peaks[0]
         smaller, larger = sorted(self._peaks)[-2:]
@@ -128,17 +140,19 @@ def find_size(
     *,
     image_budget: int,
     memory: Callable[[], Memory | None] = lambda: None,
+    release: Callable[[], None] = lambda: None,
 ) -> int:
     """Return a batch size that is nearly as fast as the fastest.
 
-    `run(n)` encodes n images and returns when they are done. `memory` tells what the last run used where that is
-    known; then no size is tried that should not fit. At most `image_budget` images are spent, so that a short run does
-    not pay more for the search than it can win.
+    `run(n)` encodes n images and returns when they are done; for want of memory it may raise RuntimeError or
+    MemoryError, and whatever else it raises is passed on. `memory` tells what the last run used where that is known;
+    then no size is tried that should not fit. `release` gives back memory that is kept and free. At most `image_budget`
+    images are spent, or one batch of four, so that a short run does not pay more for the search than it can win.
     """
     if bounds.max == bounds.min:
         return bounds.min
-    first = bounds.clamp(batching.FIRST_SIZE)
-    search = _Search(run, bounds, max(image_budget, batching.FIRST_SIZE + 1), memory)
+    first = bounds.clamp(_FIRST)
+    search = _Search(run, bounds, max(image_budget, _FIRST + 1), memory, release)
     search.measure(first)
     while search.batches and search.seconds:
         size = next((size for size in _next_sizes(search) if size and size not in search.seconds), None)

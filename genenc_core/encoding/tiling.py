@@ -29,6 +29,7 @@ import torch
 
 from genenc_core import spec
 from genenc_core.encoding import batching, control, engine
+from genenc_core.encoding.device import release
 from genenc_core.encoding.tile_plan import TilePlan
 
 GROUP_BYTES = 256 * 2**20
@@ -88,8 +89,7 @@ class TiledEncoder:
             outputs = self._try(images, part)
             if outputs is None:
                 # Only now is the traceback gone that kept the failed batch in memory.
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                release(self.device)
                 continue
             self._add(outputs, part, found)
             calls.append(max(len(part), self.sizer.bounds.min))

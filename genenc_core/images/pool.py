@@ -1,5 +1,6 @@
 """Threads that load images; one that hangs is given up and replaced, and never waited for at the end."""
 
+import itertools
 import queue
 import threading
 import time
@@ -57,7 +58,7 @@ class _Worker:
 
 
 def slots(threads: int) -> int:
-    """Return how many threads a pool may have had, those given up included."""
+    """Return how many threads a pool may have at once, those given up included."""
     return 2 * threads + _most_hung(threads) + 1
 
 
@@ -262,7 +263,7 @@ class DecodePool:
             default = _in_new_thread(torch.get_num_threads)
             started = threading.Barrier(count + 1)
             for _ in range(count):
-                worker = _Worker(len(self._workers) + len(self._hung))
+                worker = _Worker(self._free_slot())
                 worker.thread = threading.Thread(
                     target=self._serve, args=(worker, started), name=f"genenc-images-{worker.slot}", daemon=True
                 )
@@ -270,6 +271,12 @@ class DecodePool:
                 worker.thread.start()
             started.wait()
             _in_new_thread(lambda: torch.set_num_threads(default))
+
+    def _free_slot(self) -> int:
+        """Return the first place in the journal that no thread writes to."""
+        writing = [worker for worker in (*self._workers, *self._hung) if worker.thread and worker.thread.is_alive()]
+        taken = {worker.slot for worker in writing}
+        return next(slot for slot in itertools.count() if slot not in taken)
 
     def _serve(self, worker: _Worker, started: threading.Barrier) -> None:
         torch.get_num_threads()  # makes torch set this thread up now; it would overwrite the 1 later

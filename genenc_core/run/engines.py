@@ -31,7 +31,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     points = len(folder.manifest.point_names)
     wanted = products.build_products(parsed, tiles.outputs(model.spec, parsed, plan), point_count=points)
     bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
-    sizer = batching.BatchSizer(bounds, bounds.clamp(batching.FIRST_SIZE))
+    sizer = batching.BatchSizer(bounds, 1)
     known = _KnownSize(folder, options, bounds, device)
     if plan is None:
         runner = engine.Engine(encoder, wanted, sizer, fixed=model.execution.compile)
@@ -60,7 +60,7 @@ def _uncompiled(
     plain = dataclasses.replace(model, execution=dataclasses.replace(model.execution, compile=False))
     encoder = encoders.CACHE.load(plain, device=device, trust=options.trust, keep=False)
     bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
-    measured = engine.Engine(encoder, runner.products, batching.BatchSizer(bounds, bounds.clamp(1)))
+    measured = engine.Engine(encoder, runner.products, batching.BatchSizer(bounds, 1))
     try:
         yield measured
     finally:
@@ -101,8 +101,10 @@ class _KnownSize:
             trial(count)
 
         budget = plan.rows * per_image // SEARCH_SHARE
-        runner.device.release()  # what was freed before would hide what a batch takes
-        size = size_search.find_size(stoppable, self._bounds, image_budget=budget, memory=runner.device.memory)
+        device = runner.device
+        size = size_search.find_size(
+            stoppable, self._bounds, image_budget=budget, memory=device.memory, release=device.release
+        )
         size = self._bounds.clamp(min(size, plan.shard_rows * per_image))
         record = {"size": size, "device": self._device, "found": records.now()}
         return int(str(records.create_json(self._folder.objects, self._key, record)["size"]))

@@ -43,12 +43,14 @@ class Worker:
         self._loader: loader.ImageLoader | None = None
 
     def close(self) -> None:
-        """End the threads that decode and encode, and give up what is claimed."""
+        """End the threads that decode and encode, and give up what is claimed, and memory that is kept and free."""
         self.claims.close()
         if self._engine is not None:
             self._engine.close()
         if self._loader is not None:
             self._loader.close()
+        if self._engine is not None:
+            self._engine.device.release()
         with contextlib.suppress(errors.StoreError):  # what ended the work is told, not that the folder is gone
             if not self.folder.store.pending():
                 self.claims.sweep()

@@ -69,6 +69,32 @@ def test_what_stays_refused_and_other_faults_are_told(status: int, asked: int) -
     assert raised is not None
 
 
+def test_a_request_that_took_long_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client may have given up, and sent another."""
+    monkeypatch.setattr(local_server, "PATIENCE_SECONDS", -1.0)
+    app = Busy(1)
+    (start, body), _raised = answered(app)
+    assert (app.asked, start["status"], body["body"]) == (1, 503, b"ab/api/changed")
+
+
+def test_a_body_that_nobody_asks_for_is_not_read() -> None:
+    """What is refused by its headers must cost no memory."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(local_server.Patient(app)({"type": "http", "path": "/api"}, receive, send))
+    assert [message["status"] for message in sent] == [401]
+
+
 def test_what_is_no_request_passes_untouched() -> None:
     seen = []
 

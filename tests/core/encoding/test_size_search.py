@@ -39,15 +39,18 @@ class Simulated:
         noise: float = 0.0,
         first: float = 0.0,
         seed: int = 0,
+        kept: int = 0,
     ) -> None:
-        self.curve, self.largest, self.noise, self.first = curve, largest, noise, first
-        self.now, self.sizes, self.failed = 0.0, list[int](), 0
+        """`kept`: MiB that the first batch takes and never gives back."""
+        self.curve, self.largest, self.noise, self.first, self.kept = curve, largest, noise, first, kept
+        self.now, self.sizes, self.failed, self.used = 0.0, list[int](), 0, 0
         self.random = random.Random(seed)
         monkeypatch.setattr(size_search.time, "perf_counter", lambda: self.now)
 
     def run(self, size: int) -> None:
         new = size not in self.sizes
         self.sizes.append(size)
+        self.used = size + self.kept
         if size > self.largest:
             self.failed += 1
             raise torch.OutOfMemoryError("full")
@@ -55,8 +58,8 @@ class Simulated:
         self.now += self.curve(size) * disturbed + self.first * new
 
     def memory(self) -> Memory:
-        last = self.sizes[-1] if self.sizes else 0
-        return Memory(peak=GIB + last * 2**20, limit=GIB + self.largest * 2**20)
+        used, self.used = self.used, self.kept
+        return Memory(peak=GIB + used * 2**20, limit=GIB + (self.largest + self.kept) * 2**20)
 
     def loss(self, size: int, bounds: Bounds = ANY) -> float:
         """Return how much slower than the best batch this one is."""
@@ -81,8 +84,11 @@ def test_what_a_new_size_costs_once_does_not_mislead_it(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("largest", [5, 20, 100, 181, 700])
-def test_known_memory_is_used_and_never_exceeded(monkeypatch: pytest.MonkeyPatch, name: str, largest: int) -> None:
-    device = Simulated(monkeypatch, CURVES[name], largest=largest)
+@pytest.mark.parametrize("kept", [0, 1000])
+def test_known_memory_is_used_and_never_exceeded(
+    monkeypatch: pytest.MonkeyPatch, name: str, largest: int, kept: int
+) -> None:
+    device = Simulated(monkeypatch, CURVES[name], largest=largest, kept=kept)
     found = size_search.find_size(device.run, ANY, image_budget=10**6, memory=device.memory)
     assert device.failed == 0
     assert len(device.sizes) <= 10

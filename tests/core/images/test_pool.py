@@ -192,3 +192,36 @@ def test_an_image_that_was_begun_cannot_be_cancelled(pools: Callable[..., pool.D
     assert decoding.wait(job).row == 0
     with pytest.raises(CancelledError):
         decoding.wait(waiting)
+
+
+def test_a_thread_in_place_of_one_that_died_writes_to_no_others_place(
+    pools: Callable[..., pool.DecodePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Want of memory ended it before it had an image; the one that hangs meanwhile keeps its own note."""
+    hold, held = threading.Event(), threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _args: None)
+
+    def work(request: reading.Request) -> reading.LoadedImage:
+        if request.row == 1:
+            held.set()
+            hold.wait(30)
+        return loaded(request)
+
+    decoding = pools(work, threads=2, seconds=0.4)
+    real = decoding._journal.begin
+
+    def begin(slot: int, rows: list[int]) -> None:
+        if rows == [0]:
+            raise MemoryError
+        real(slot, rows)
+
+    monkeypatch.setattr(decoding._journal, "begin", begin)
+    slow = decoding.submit(reading.Request(1, "1.png", 0))
+    assert held.wait(10)
+    with pytest.raises(MemoryError):
+        decoding.wait(decoding.submit(reading.Request(0, "0.png", 0)))
+    with pytest.raises(pool.Overdue):
+        decoding.wait(slow)
+    alive = [worker for worker in (*decoding._workers, *decoding._hung) if worker.thread and worker.thread.is_alive()]
+    assert len({worker.slot for worker in alive}) == len(alive) == 3
+    hold.set()

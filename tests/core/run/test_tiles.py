@@ -198,7 +198,7 @@ def test_the_batch_size_is_found_in_tiles_and_kept(
 ) -> None:
     asked: list[int] = []
 
-    def find(run: Callable[[int], None], _bounds: object, *, image_budget: int, memory: object) -> int:
+    def find(run: Callable[[int], None], _bounds: object, *, image_budget: int, **_memory: object) -> int:
         run(3)
         asked.append(image_budget)
         return 5
