@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from genenc_core import errors
 from genenc_core.cli import output
 from genenc_core.encoding import control
-from genenc_core.encoding import shards as budget
+from genenc_core.encoding.budget import FailureBudget
 from genenc_core.run import driver, parameters, planning, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store.objects import Root, join
@@ -44,7 +44,7 @@ def resume(root: str, shards: str, changes: ResumeOptions, runner: "Runner", *, 
         max_failures=changes.max_failures,
         trust=changes.trust,
     )
-    budget.FailureBudget.parse(options.max_failures)
+    FailureBudget.parse(options.max_failures)
     status.select_shards(RunFolder(root), shards)
     return _watch(root, lambda: runner.resume(root, shards, options), as_json=as_json)
 

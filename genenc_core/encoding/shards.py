@@ -3,52 +3,17 @@
 import dataclasses
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, isolation, products
+from genenc_core.encoding.budget import FailureBudget
 from genenc_core.images import geometry, loader
 from genenc_core.images.point_states import POINT_OK, POINT_STATES, POINT_UNREADABLE
 from genenc_core.store import layout
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FailureBudget:
-    """How many images of one shard may fail before the shard does: a count, or a share of its rows.
-
-    Unless told otherwise 5 %, and always 10 images, so that a few broken files do not fail a small shard.
-    """
-
-    limit: int | Fraction = Fraction(5, 100)
-    at_least: int = 10
-
-    @classmethod
-    def parse(cls, text: str | None) -> "FailureBudget":
-        """Read `12`, `5%` or `0.05`, each taken exactly; None is the default.
-
-        Raises:
-            InputError: another form, or out of range.
-        """
-        if text is None:
-            return cls()
-        try:
-            if text.strip().endswith("%"):
-                limit: int | Fraction = Fraction(text.strip()[:-1]) / 100
-            else:
-                limit = Fraction(text) if "." in text else int(text)
-        except (ValueError, ZeroDivisionError) as error:
-            raise errors.InputError(f"max failures {text!r} is neither a count (12) nor a share (5%, 0.05)") from error
-        if limit < 0 or (isinstance(limit, Fraction) and limit > 1):
-            raise errors.InputError(f"max failures {text!r} is out of range: a count >= 0, or a share of 0 to 100 %")
-        return cls(limit=limit, at_least=0)
-
-    def allows(self, rows: int) -> int:
-        """Return how many of `rows` images may fail."""
-        return max(self.at_least, self.limit if isinstance(self.limit, int) else int(self.limit * rows))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,9 +239,9 @@ class ShardEncoder:
         return {name: int((states == state).sum()) for state, name in POINT_STATES.items()}
 
     def _details(self) -> dict[str, object]:
-        failures: list[Mapping[str, object]] = [dataclasses.asdict(failure) for failure in self.failures]
+        failures = sorted(self.failures, key=lambda failure: failure.row)
         return {
-            "unreadable": sorted(failures, key=lambda item: int(str(item["row"]))),
+            "unreadable": [dataclasses.asdict(failure) for failure in failures],
             "changed_since_planned": self.changes,
             "points": self._point_counts(),
             "input_sha256": self.digests,

@@ -22,13 +22,15 @@ _SUFFIX = ".rows"
 
 
 class Journal:
-    """This process's file and those that dead processes left; `None` as the folder keeps nothing."""
+    """This process's file and those that dead processes left; `None` as the folder keeps nothing. For all threads."""
 
     def __init__(self, folder: Path | None, slots: int) -> None:
         self._folder = folder
         self._path: Path | None = None
         self._descriptor = -1
         self._left: dict[Path, set[int]] = {}
+        self._looking = threading.Lock()
+        """Held while what others left is read and changed: not by threads that decode, for other folders are slow."""
         self._writing = threading.Lock()
         if folder is not None:
             with contextlib.suppress(OSError):  # a file system that cannot lock or is full: work goes on without it
@@ -46,14 +48,15 @@ class Journal:
 
     def suspects(self) -> set[int]:
         """Return the rows that dead processes had in work, and that are not settled."""
-        with contextlib.suppress(OSError):
-            self._look()
-        return set().union(*self._left.values())
+        with self._looking:
+            with contextlib.suppress(OSError):
+                self._look()
+            return set().union(*self._left.values())
 
     def settle(self, start: int, stop: int) -> None:
         """Forget the rows from `start` up to `stop`: they are stored."""
         done = range(start, stop)
-        with contextlib.suppress(OSError):
+        with self._looking, contextlib.suppress(OSError):
             for path, rows in list(self._left.items()):
                 rows.difference_update(done)
                 if not rows:

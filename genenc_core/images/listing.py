@@ -31,27 +31,17 @@ _UNCLEAN = ("//", "/.", "/\0", "\0.", "\\")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFile:
-    """One image to be: its identity and what the file system says about it."""
-
-    image_id: str
-    """Same as `path`, or the list's `image_id` column."""
-    path: str
-    """POSIX; relative to the source's root when it lies under it, else absolute; as `names.to_text` writes it."""
-    bytes: int
-    """File size; -1 when there is no such file."""
-    mtime_ns: int
-    """Modification time in nanoseconds; -1 when there is no such file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Consecutive images: the fields of `ImageFile`, a list each."""
+    """Consecutive images: their identities, and what the file system says about them."""
 
     image_ids: list[str]
+    """Same as `paths`, or the list's `image_id` column."""
     paths: list[str]
+    """POSIX; relative to the source's root when it lies under it, else absolute; as `names.to_text` writes them."""
     bytes: list[int]
+    """File sizes; -1 when there is no such file."""
     mtime_ns: list[int]
+    """Modification times in nanoseconds; -1 when there is no such file."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -75,13 +65,6 @@ class _Named:
     image_ids: list[str]
     paths: list[str]
     files: list[str]
-
-
-def iter_images(source: sources.ImageSource, *, limit: int | None = None) -> Iterator[ImageFile]:
-    """Yield the images one by one, as `iter_blocks` lists them."""
-    for block in iter_blocks(source, limit=limit):
-        for image_id, path, size, mtime in zip(block.image_ids, block.paths, block.bytes, block.mtime_ns, strict=True):
-            yield ImageFile(image_id=image_id, path=path, bytes=size, mtime_ns=mtime)
 
 
 def iter_blocks(source: sources.ImageSource, *, limit: int | None = None, block_rows: int = 16384) -> Iterator[Block]:

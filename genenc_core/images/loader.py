@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -50,7 +49,6 @@ class ImageLoader:
         self._window = window
         self._alone = isolated.IsolatedLoader(preprocessing, chosen)
         self._journal = inflight.Journal(journal, pool.slots(threads))
-        self._settling = threading.Lock()
         self._pool = pool.DecodePool(
             lambda request: reading.load(request, preprocessing, chosen),
             threads=threads,
@@ -98,8 +96,7 @@ class ImageLoader:
 
     def settle(self, start: int, stop: int) -> None:
         """Tell that the rows from `start` up to `stop` are stored: none of them is a suspect any more."""
-        with self._settling:
-            self._journal.settle(start, stop)
+        self._journal.settle(start, stop)
 
     def close(self) -> None:
         """Cancel what has not begun, wait a little for what has, and end the threads; one that hangs is left behind."""
@@ -116,8 +113,7 @@ class ImageLoader:
             yield self._loaded(*pending.popleft())
 
     def _suspects(self, start: int, stop: int) -> set[int]:
-        with self._settling:
-            found = {row for row in self._journal.suspects() if start <= row < stop}
+        found = {row for row in self._journal.suspects() if start <= row < stop}
         if found:
             LOGGER.warning(
                 "rows %s were being decoded when an earlier process ended: they are decoded in a process of their own",

@@ -17,7 +17,7 @@ from genenc_core.export.execution import Execution
 from genenc_core.images import manifest
 from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
-from genenc_core.store import local, run_store
+from genenc_core.store import local, places, run_store
 from genenc_core.store.objects import Objects, Root, join, open_objects
 
 MANIFEST = "images.parquet"
@@ -180,9 +180,9 @@ def file_digest(objects: Objects, key: str) -> str:
 def _is_run(objects: Objects) -> bool:
     """Return whether there is anything of a run; what is wrong with it is told when it is opened."""
     if isinstance(objects, local.LocalObjects):
-        return objects.path("_txn").is_dir()
+        return objects.path(places.TRANSACTIONS).is_dir()
     try:
-        objects.read("_txn/store.json")  # the answer to a HEAD does not say when it is the bucket that is missing
+        objects.read(places.STORE_FILE)  # the answer to a HEAD does not say when it is the bucket that is missing
         return True
     except FileNotFoundError:
         return False

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from genenc_core import errors, spec, text
-from genenc_core.encoding import batching, control, products, shards, tile_plan
+from genenc_core.encoding import batching, control, products, tile_plan
+from genenc_core.encoding.budget import FailureBudget
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
 from genenc_core.provenance import environment
@@ -63,7 +64,7 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
 
 def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSource:
     """Refuse at once what can be refused without a model; return the opened image source."""
-    shards.FailureBudget.parse(given.max_failures)
+    FailureBudget.parse(given.max_failures)
     if given.image_size is not None:
         run_parameters.parse_image_size(given.image_size)
     tiles.check(given)

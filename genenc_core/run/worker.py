@@ -13,6 +13,7 @@ from pathlib import Path
 
 from genenc_core import errors, host, spec
 from genenc_core.encoding import control, engine, shards
+from genenc_core.encoding.budget import FailureBudget
 from genenc_core.images import loader
 from genenc_core.images.limits import Limits
 from genenc_core.run import accuracy, engines, records, tally, turns
@@ -33,7 +34,7 @@ class Worker:
     def __init__(self, root: Root, options: records.Options) -> None:
         self.folder = RunFolder(root)
         self.options = options
-        self.budget = shards.FailureBudget.parse(options.max_failures)
+        self.budget = FailureBudget.parse(options.max_failures)
         self.claims = claims.Claims(self.folder.objects)
         self._noted: dict[int, str] = {}
         self._ready = threading.Lock()

@@ -8,6 +8,7 @@ import torch
 
 from genenc_core import errors, spec
 from genenc_core.encoding import batching, device, engine, products, shards, size_search
+from genenc_core.encoding.budget import FailureBudget
 from genenc_core.images import geometry, loader
 from simulated_device import Latencies, SimulatedDevice, SimulatedEncoder
 
@@ -50,7 +51,7 @@ def encoded(count: int, simulated: SimulatedDevice, runner: engine.Engine, *, de
     """Run one shard; return its vectors."""
     ids = [str(row) for row in range(count)]
     given = shards.ShardInput(shard=0, start=0, image_ids=ids, points=np.zeros((count, 0, 2)))
-    shard = shards.ShardEncoder(given, runner, PREPROCESSING, shards.FailureBudget())
+    shard = shards.ShardEncoder(given, runner, PREPROCESSING, FailureBudget())
     done = shard.run(images(count, simulated, decode=decode))
     assert done.status.all()
     return done.arrays["v"]

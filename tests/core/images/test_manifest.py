@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+import listed
 from genenc_core import errors
 from genenc_core.images import listing, manifest, matching, rows, sources
 from genenc_core.images.points import PointTable
@@ -37,7 +38,7 @@ def test_rows_read_back(tmp_path: Path, folder: Path) -> None:
     """Every range, also across row groups, gives exactly its rows."""
     entries = {"a01.png": [(1.5, 2), (NAN, NAN)], "sub/b03.jpg": [(3, 4), (5, 6)]}
     written = write(tmp_path / "m.parquet", folder, points=table_of(entries))
-    images = list(listing.iter_images(sources.open_source(str(folder))))
+    images = listed.images(sources.open_source(str(folder)))
     assert written.rows == len(images) == 12
     assert written.point_names == ("nose", "tail")
     assert written.root == folder

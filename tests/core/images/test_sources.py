@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+import listed
 from genenc_core import errors
 from genenc_core.images import folders, listing, sources
 
@@ -22,7 +23,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def ids(images: str, **options: object) -> list[str]:
-    return [image.image_id for image in listing.iter_images(sources.open_source(images), **options)]
+    return [image.image_id for image in listed.images(sources.open_source(images), **options)]
 
 
 def test_folder_is_recursive_sorted_and_only_images(tmp_path: Path) -> None:
@@ -48,8 +49,8 @@ def test_order_is_the_string_order(tmp_path_factory: pytest.TempPathFactory, nam
 def test_file_facts(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     os.utime(tmp_path / "a.png", ns=(5, 123456789))
-    (image,) = listing.iter_images(sources.open_source(str(tmp_path)))
-    assert image == listing.ImageFile(image_id="a.png", path="a.png", bytes=1, mtime_ns=123456789)
+    (image,) = listed.images(sources.open_source(str(tmp_path)))
+    assert image == listed.Listed(image_id="a.png", path="a.png", bytes=1, mtime_ns=123456789)
 
 
 def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) ->
 def test_a_dangling_link_is_a_row(tmp_path: Path) -> None:
     """N rows for N files: what cannot be read is seen later, not left out."""
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    (image,) = listing.iter_images(sources.open_source(str(tmp_path)))
+    (image,) = listed.images(sources.open_source(str(tmp_path)))
     assert (image.bytes, image.mtime_ns) == (-1, -1)
 
 
@@ -122,7 +123,7 @@ def test_list_keeps_its_order(tmp_path: Path, name: str, column: str) -> None:
     touch(tmp_path, "in/b.png", "in/a.png", "out.png")
     entries = ["b.png", "./a.png", "gone.png", "../out.png", str(tmp_path / "in/c.png")]
     path = write_list(tmp_path / "in" / name, {"other": [1, 2, 3, 4, 5], column: entries})
-    found = list(listing.iter_images(sources.open_source(str(path))))
+    found = listed.images(sources.open_source(str(path)))
     assert [image.path for image in found] == ["b.png", "a.png", "gone.png", str(tmp_path / "out.png"), "c.png"]
     assert [image.image_id for image in found] == [image.path for image in found]
     assert [image.bytes for image in found] == [1, 1, -1, 1, -1]
@@ -133,7 +134,7 @@ def test_list_with_ids_and_named_column(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     path = write_list(tmp_path / "l.parquet", {"image_id": [7, 8], "where": ["a.png", "a.png"], "image": ["x", "y"]})
     source = sources.open_source(str(path), image_column="where")
-    assert [(image.image_id, image.path) for image in listing.iter_images(source)] == [("7", "a.png"), ("8", "a.png")]
+    assert [(image.image_id, image.path) for image in listed.images(source)] == [("7", "a.png"), ("8", "a.png")]
 
 
 def test_duplicates_in_a_list_are_refused(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_odd_names_are_rows_like_others(tmp_path: Path, monkeypatch: pytest.Monk
     root = tmp_path / os.fsdecode(b"r\xe9sum\xe9")
     touch(root, os.fsdecode(b"bad\xff.png"), r"bad\xff.png", os.fsdecode(b"d\xfe/\xc3\xa9.png"), "line\nbreak.png")
     monkeypatch.chdir(root)
-    found = list(listing.iter_images(sources.open_source(".")))
+    found = listed.images(sources.open_source("."))
     assert {image.path for image in found} == {r"bad\xff.png", r"bad\x5cxff.png", r"d\xfe/é.png", "line\nbreak.png"}
     assert all(image.bytes == 1 and image.image_id == image.path for image in found)
     with pytest.raises(errors.InputError, match=r"is not valid UTF-8.*change into the folder"):
@@ -203,7 +204,7 @@ def test_a_list_names_odd_files_by_their_text(tmp_path: Path) -> None:
     """What a run recorded can be listed again; a file that has that very name goes first."""
     touch(tmp_path, os.fsdecode(b"a\xff.png"), os.fsdecode(b"b\xff.png"), r"b\xff.png")
     path = write_list(tmp_path / "l.csv", {"image": [r"a\xff.png", r"b\xff.png", r"c\xff.png"]})
-    found = list(listing.iter_images(sources.open_source(str(path))))
+    found = listed.images(sources.open_source(str(path)))
     assert [image.path for image in found] == [r"a\xff.png", r"b\x5cxff.png", r"c\x5cxff.png"]
     assert [image.bytes for image in found] == [1, 1, -1]
 

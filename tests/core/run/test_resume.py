@@ -24,7 +24,7 @@ import pictures
 import tiny_models
 from genenc_core import errors
 from genenc_core.encoding import control, size_search
-from genenc_core.encoding.shards import FailureBudget
+from genenc_core.encoding.budget import FailureBudget
 from genenc_core.run import driver, encoders, out_folder, planning, records, status, worker
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flows import local_server
+from flows import server_process
 
 PARTS = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.request", "body": b"b"}]
 
@@ -34,7 +34,7 @@ class Busy:
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_server, "AGAIN_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(server_process, "AGAIN_SECONDS", (0.0, 0.0, 0.0))
 
 
 def answered(app: Any, kind: str = "http") -> tuple[list[Any], Exception | None]:
@@ -49,7 +49,7 @@ def answered(app: Any, kind: str = "http") -> tuple[list[Any], Exception | None]
         sent.append(message)
 
     try:
-        asyncio.run(local_server.Patient(app)({"type": kind, "path": "/api"}, receive, send))
+        asyncio.run(server_process.Patient(app)({"type": kind, "path": "/api"}, receive, send))
     except ConnectionError as error:
         return sent, error
     return sent, None
@@ -71,7 +71,7 @@ def test_what_stays_refused_and_other_faults_are_told(status: int, asked: int) -
 
 def test_a_request_that_took_long_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client may have given up, and sent another."""
-    monkeypatch.setattr(local_server, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(server_process, "PATIENCE_SECONDS", -1.0)
     app = Busy(1)
     (start, body), _raised = answered(app)
     assert (app.asked, start["status"], body["body"]) == (1, 503, b"ab/api/changed")
@@ -91,7 +91,7 @@ def test_a_body_that_nobody_asks_for_is_not_read() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(local_server.Patient(app)({"type": "http", "path": "/api"}, receive, send))
+    asyncio.run(server_process.Patient(app)({"type": "http", "path": "/api"}, receive, send))
     assert [message["status"] for message in sent] == [401]
 
 

@@ -1,0 +1,107 @@
+"""The process of a command's own Prefect server: `python -m flows.server_process DESCRIPTOR` of a listening socket."""
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+AGAIN_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
+PATIENCE_SECONDS = 5.0
+"""A request that took longer is not tried again: its client may have given up, and sent another."""
+
+
+def serve(descriptor: int) -> None:
+    """Run the server until it is told to end, or until the parent's end of standard input closes."""
+
+    def end_with_parent() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    _migrate()
+    # Without the services of a server that stays (schedules, late runs, workers' health), which cost CPU all the time.
+    uvicorn.run(Patient(create_app(ephemeral=True)), fd=descriptor, log_level="error", lifespan="on")
+
+
+class Patient:
+    """Tries again what the server's database was too busy for, before it tells.
+
+    Prefect answers 503 when two requests write to SQLite at once, which a flow's tasks do all the time, and its client
+    then waits two seconds and more.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self._app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Answer one request, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        messages: list[Message] = []
+        begun = time.monotonic()
+        for wait in AGAIN_SECONDS:
+            if time.monotonic() - begun > PATIENCE_SECONDS:
+                break
+            if await self._answered({**scope}, _repeated(messages, receive), send):
+                return
+            await asyncio.sleep(wait)
+        await self._app(scope, _repeated(messages, receive), send)
+
+    async def _answered(self, scope: "Scope", receive: "Receive", send: "Send") -> bool:
+        """Let the server answer, unless it is a 503; return whether it did."""
+        busy = False
+
+        async def unless_busy(message: "Message") -> None:
+            nonlocal busy
+            busy = busy or message.get("status") == HTTPStatus.SERVICE_UNAVAILABLE
+            if not busy:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, unless_busy)
+        except Exception:  # what the answer was for is raised as well, to be logged
+            if not busy:
+                raise
+        return not busy
+
+
+def _repeated(messages: "list[Message]", receive: "Receive") -> "Receive":
+    """Return what gives a request's messages again, and then those that still come, which it adds to them."""
+    given = 0
+
+    async def repeated() -> "Message":
+        nonlocal given
+        if given == len(messages):
+            messages.append(await receive())
+        given += 1
+        return messages[given - 1]
+
+    return repeated
+
+
+def _migrate() -> None:
+    """Bring Prefect's database up to date, one process at a time: two at once fail on a fresh one."""
+    from prefect.server.database.dependencies import provide_database_interface
+    from prefect.settings import PREFECT_HOME
+
+    home = PREFECT_HOME.value()
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "genenc-migration.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        asyncio.run(provide_database_interface().create_db())
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
