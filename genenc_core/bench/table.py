@@ -1,4 +1,4 @@
-"""Reports as Markdown: a sentence on the machine, then one table per measurement."""
+"""Reports as Markdown: a sentence on the machine, then one table per measurement, or one of all that is genenc's."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,14 +6,50 @@ from collections.abc import Sequence
 from genenc_core.bench.records import Report, Row, Table
 
 NONE = "-"
+OURS = "genenc"
 
 
 def report(found: Report) -> str:
     """Return a report as Markdown."""
+    return "\n\n".join([_head(found), *map(table, found.tables)]) + "\n"
+
+
+def brief(found: Report) -> str:
+    """Return, as Markdown, one table of what a report says of genenc itself: costs, and multiples of the baselines'.
+
+    Of a table without rows of genenc's name all count that are no baseline and, where some have notes, have one.
+    """
+    heads = ["what", "way", "CPU", "wall", "CPU / wall, as multiples of", "spread", "peak MiB"]
+    rows = [_shortly(row, given) for given in found.tables for row in _ours(given)]
+    return f"{_head(found)}\n\n" + "\n".join(map(_line, [heads, ["---"] * len(heads), *rows])) + "\n"
+
+
+def _head(found: Report) -> str:
     machine = found.machine
     told = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("processor", "cores"))
-    head = f"`{found.command}` on {machine['processor']}, {machine['cores']} cores; {told}."
-    return "\n\n".join([head, *map(table, found.tables)]) + "\n"
+    return f"`{found.command}` on {machine['processor']}, {machine['cores']} cores; {told}."
+
+
+def _ours(given: Table) -> list[Row]:
+    measured = [row for row in given.rows if row.measured]
+    others = [row for row in measured if row.name not in given.baselines]
+    noted = [row for row in measured if row.note]
+    return [row for row in measured if row.name.startswith(OURS)] or noted or others
+
+
+def _shortly(row: Row, given: Table) -> list[str]:
+    scale, prefix = _scale([row])
+    bases = {name: _baseline(row, given.rows, name) for name in given.baselines if name != row.name}
+    multiples = [f"{' / '.join(_ratios(row, base))} x {name}" for name, base in bases.items() if base is not None]
+    return [
+        f"{given.title}: {row.group}" if row.group else given.title,
+        f"{row.name} ({row.note})" if row.note else row.name,
+        f"{_number(row.cpu * scale)} {prefix} / {given.unit}",
+        f"{_number(row.wall * scale)} {prefix} / {given.unit}",
+        "; ".join(multiples) or NONE,
+        f"{100 * row.spread:.0f} %",
+        NONE if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+    ]
 
 
 def table(given: Table) -> str:

@@ -1,4 +1,4 @@
-"""Puts the committed figures into the README, as `genenc bench` prints them.
+"""Puts the committed figures into the README, in brief, and into RESULTS.md, as `genenc bench` prints them.
 
 Run: genenc bench --out tests/benchmarks/results.json && python tests/benchmarks/readme.py
 """
@@ -10,21 +10,32 @@ from genenc_core.bench import table
 from genenc_core.bench.records import Report
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "tests" / "benchmarks" / "results.json"
+FOLDER = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- bench: begin -->\n).*?(<!-- bench: end -->)", flags=re.DOTALL)
 
 
 def main() -> None:
-    """Write the README anew."""
+    """Write both anew."""
+    found = reports()
     readme = ROOT / "README.md"
-    found = rendered(readme.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8"))
-    readme.write_text(found, encoding="utf-8")
+    readme.write_text(in_brief(readme.read_text(encoding="utf-8"), found), encoding="utf-8")
+    (FOLDER / "RESULTS.md").write_text(in_full(found), encoding="utf-8")
 
 
-def rendered(readme: str, results: str) -> str:
-    """Return the README with these figures in its block."""
-    shown = table.report(Report.from_json(results))
+def reports() -> list[Report]:
+    """Return the committed reports, `results*.json`."""
+    return [Report.from_json(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("results*.json"))]
+
+
+def in_brief(readme: str, found: list[Report]) -> str:
+    """Return the README with these reports in its block."""
+    shown = "\n".join(map(table.brief, found))
     return BLOCK.sub(lambda match: f"{match[1]}{shown}{match[2]}", readme)
+
+
+def in_full(found: list[Report]) -> str:
+    """Return a page of all their tables."""
+    return "# Figures\n\n" + "\n".join(map(table.report, found))
 
 
 if __name__ == "__main__":

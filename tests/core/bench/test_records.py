@@ -1,10 +1,14 @@
 """Reports: as JSON and back, and as Markdown whose ratios are of the same repeats."""
 
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from genenc_core import errors
-from genenc_core.bench import measure, suites, table
-from genenc_core.bench.records import Report, Row, Table
+from genenc_core.bench import measure, model, suites, table
+from genenc_core.bench.records import Options, Report, Row, Table
 
 BASE = Row(name="floor", count=10, cpu_seconds=(1.0, 2.0, 4.0), wall_seconds=(1.0, 1.0, 1.0), foreign_cores=0.25)
 TWICE = Row(
@@ -41,6 +45,19 @@ def test_the_table_shows_medians_ratios_and_what_was_not_measured() -> None:
         "| whole / thing | 400 | 75 % | 300 | 2.00 | 3.00 | 3 | - |  |",
         "| other | - | - | - | - | - | - | - | not installed |",
     ]
+
+
+def test_in_brief_it_is_the_rows_of_genenc_and_their_multiples() -> None:
+    ours = Row(name="genenc", count=10, cpu_seconds=(1.0, 3.0, 4.0), wall_seconds=(2.0, 2.0, 2.0), group="g", note="n")
+    both = table.brief(report(BASE, TWICE, ABSENT, ours, baselines=("floor", "whole | thing"))).splitlines()
+    assert both[0] == "`genenc bench` on P, 2 cores; torch 2."
+    assert both[-1] == "| Title: g | genenc (n) | 300 ms / image | 200 ms / image | 1.00 / 2.00 x floor | 50 % | - |"
+    assert len(both) == 5
+    # Without rows of that name: those with notes, else all but the baselines; never what was not measured.
+    without = table.brief(report(BASE, TWICE, ABSENT)).splitlines()
+    assert [line.split(" | ")[1] for line in without[4:]] == ["whole / thing"]
+    noted = Row(name="b", count=1, cpu_seconds=(1.0,), wall_seconds=(1.0,), note="chosen")
+    assert [line.split(" | ")[1] for line in table.brief(report(BASE, TWICE, noted)).splitlines()[4:]] == ["b (chosen)"]
 
 
 def test_a_ratio_is_of_each_repeat_to_the_same_repeat() -> None:
@@ -83,3 +100,34 @@ def test_suites_are_chosen_by_name() -> None:
 def test_only_what_should_have_been_measured_counts_as_failed() -> None:
     broken = Row(name="genenc", note="failed: OSError: no space")
     assert suites.failures(report(BASE, ABSENT, broken)) == ["t: genenc: failed: OSError: no space"]
+
+
+def test_a_suite_that_fails_keeps_its_tables_and_the_next_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_options: Options) -> Iterator[Table]:
+        yield Table(name="first", title="", rows=(BASE,))
+        raise errors.ExportError("no such batch")
+
+    modules = {"bad": breaks, "good": lambda _options: [Table(name="second", title="", rows=(BASE,))]}
+    monkeypatch.setattr(suites, "SUITES", {name: name for name in modules})
+    monkeypatch.setattr(suites.importlib, "import_module", lambda name: types.SimpleNamespace(run=modules[name]))
+    found = suites.measure(["bad", "good"], Options(folder=tmp_path), command="genenc bench")
+    assert [each.name for each in found.tables] == ["first", "bad", "second"]
+    assert suites.failures(found) == ["bad: bad: failed: no such batch"]
+
+
+def test_a_format_that_cannot_be_exported_costs_only_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def artifact(_options: Options, _model: str, form: str) -> str:
+        if form == "aotinductor":
+            raise measure.WayError("no compiler")
+        return form
+
+    monkeypatch.setattr(model, "artifact", artifact)
+    monkeypatch.setattr(model, "compare", lambda _ways, _options: [BASE])
+    monkeypatch.setattr(model, "_batches", lambda _options, _model: Table(name="batch", title="", rows=()))
+    encoders, _batch = model.run(Options(folder=tmp_path, quick=True, compiled=True))
+    notes = [row.note for row in encoders.rows]
+    assert notes == ["", "", "failed: no compiler"] * 2
