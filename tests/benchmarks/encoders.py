@@ -1,6 +1,6 @@
 """Encoders of every family through `genenc export` and `genenc extract`, each in a process of its own, as one table.
 
-Run: python tests/benchmarks/encoders.py [--only TEXT] [--json FILE] [--readme README.md]
+Run: python tests/benchmarks/encoders.py [--only TEXT] [--json FILE] [--readme genenc_core/export/README.md]
 Weights are random (seed 0). `export` is the wall time of the export alone, `error` the largest relative difference
 between artifact and eager model, `memory` the highest resident size of the exporting process, which holds torch, the
 eager model, the artifact and the batch that they are compared on, but not the C++ compiler that it starts. The artifact
