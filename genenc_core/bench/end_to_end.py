@@ -11,7 +11,6 @@ from genenc_core.bench.records import Options, Row, Table
 
 WAYS = model.WAYS
 PLAIN = "genenc_core.cli.runners:PlainRunner"
-MODELS = ("resnet18", "convnext_tiny", "resnet50")
 SHARD_IMAGES = 1024
 
 
@@ -19,7 +18,7 @@ def run(options: Options) -> Iterator[Table]:
     """Measure extractions with and without Prefect."""
     counts = (4 * model.BATCH, options.pick(40, 20) * model.BATCH)
     photos = {count: str(images.draw(options.folder / f"photos-{count}", count)) for count in counts}
-    rows = [row for name in MODELS[: options.pick(3, 1)] for row in _extractions(options, name, photos)]
+    rows = [row for name in model.MODELS[: options.pick(3, 1)] for row in _extractions(options, name, photos)]
     yield Table(
         name="end-to-end",
         title="End to end",

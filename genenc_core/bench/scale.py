@@ -1,4 +1,4 @@
-"""The suite `scale`: what a row and a shard more cost, and what memory does, as they grow tenfold and tenfold again."""
+"""The suite `scale`: what a row and a shard more cost, and what memory does, as they grow tenfold."""
 
 from typing import Any
 

@@ -157,7 +157,11 @@ class Engine:
         return self.submit(batch).result()
 
     def trial(self, size: int, point_count: int) -> None:
-        """Encode and throw away `size` images of noise: what `size_search.find_size` measures."""
+        """Encode and throw away `size` images of noise: what `size_search.find_size` measures.
+
+        Raises:
+            RuntimeError, MemoryError: for want of memory; whatever else the encoder raises is passed on, too.
+        """
         height, width = self.encoder.input_size
         noise = torch.randint(0, 256, (size, 3, height, width), dtype=torch.uint8)
         points = torch.zeros(size, point_count, 2, dtype=torch.float64)

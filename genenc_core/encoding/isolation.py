@@ -28,6 +28,7 @@ def encode_pieces(
     Raises:
         InputError: a value that does not fit its stored type: no image's fault.
         Stopped: the end was asked for.
+        OSError: at once: it is no image's fault either.
         Exception: whatever the encoder raised, once more than `may_fail` images failed alone: then it is the encoder.
     """
     waiting = [(0, len(batch))]

@@ -99,7 +99,9 @@ class ShardEncoder:
 
         Raises:
             ShardError: more failures than the budget allows, or rows that the loader did not deliver.
+            InputError: a value that does not fit its stored type.
             Stopped: the end was asked for between two batches.
+            Exception: whatever the encoder raises for more images than the budget allows, and `images` while read.
         """
         try:
             self._send_all(images)

@@ -43,7 +43,12 @@ class PostEncoder(Protocol):
         ...
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
-        """Return `[B, ...]` of the signature that `output` told."""
+        """Return `[B, ...]` of the signature that `output` told.
+
+        Raises:
+            InputError: features that are not the given signature's, points that are asked for and missing, a value that
+                a cast cannot hold.
+        """
         ...
 
 

@@ -98,7 +98,11 @@ class TiledEncoder:
         return found
 
     def trial(self, size: int) -> None:
-        """Encode and throw away `size` tiles of noise: what `size_search.find_size` measures."""
+        """Encode and throw away `size` tiles of noise: what `size_search.find_size` measures.
+
+        Raises:
+            RuntimeError, MemoryError: for want of memory; whatever else the encoder raises is passed on, too.
+        """
         with torch.inference_mode():
             self._inner(torch.rand(size, 3, *self.plan.tile, device=self.device))
         if self.device.type == "cuda":

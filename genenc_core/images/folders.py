@@ -15,7 +15,11 @@ class LinkedFolderNotEntered(UserWarning):
 
 
 def walk(root: Path, pattern: Sequence[str]) -> Iterator[str]:
-    """Yield the image files below `root` that match `pattern`, as relative POSIX paths in string order."""
+    """Yield the image files below `root` that match `pattern`, as relative POSIX paths in string order.
+
+    Raises:
+        InputError: a folder that cannot be listed.
+    """
     everything = tuple(pattern) == ("**",)
     stack = _children(root, "", pattern)
     while stack:

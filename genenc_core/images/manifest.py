@@ -100,7 +100,11 @@ class Manifest:
         )
 
     def iter_columns(self, columns: Sequence[str], *, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
-        """Yield the named columns of all rows, in order, in blocks of at most `batch_rows`."""
+        """Yield the named columns of all rows, in order, in blocks of at most `batch_rows`.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
         try:
             with self._file() as file:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns)):
@@ -170,6 +174,9 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
     """Return how two manifests differ, in one line, e.g. `3 images added (a.png, ...), 1 removed (b.png)`.
 
     The root does not count. Memory grows with the number of rows: it is for messages.
+
+    Raises:
+        StoreError: one of the files is damaged.
     """
     if old.digest == new.digest:
         return "no difference"

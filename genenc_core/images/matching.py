@@ -26,6 +26,11 @@ class Matcher:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
+        """Take the names of a points file.
+
+        Raises:
+            InputError: two of them are one image's.
+        """
         self._names = names
         self._matches = [_Match() for _ in names]
         self._by_name: dict[str, int] = {}

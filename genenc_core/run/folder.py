@@ -78,7 +78,7 @@ class RunFolder:
 
     @property
     def backend(self) -> str:
-        """What runs the model: eager, torchscript or aotinductor."""
+        """What runs the model: eager, torchscript, exported_program, onnx or aotinductor."""
         return str(self.identity["backend"])
 
     @property

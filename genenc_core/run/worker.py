@@ -92,6 +92,7 @@ class Worker:
 
         Raises:
             Stopped: the end was asked for.
+            StoreError: the run folder cannot be read any more.
         """
         patience = FIRST_WAIT_SECONDS
         while held:
