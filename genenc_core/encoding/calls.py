@@ -52,10 +52,10 @@ class Call(Generic[_Result]):
 class CallThread:
     """One thread, always the same: a compiled model's CUDA graphs belong to the thread that recorded them."""
 
-    def __init__(self, *, on_host: bool = False) -> None:
-        """`on_host`: what is called computes in the host's memory, which is kept for it then."""
+    def __init__(self, device: torch.device) -> None:
+        """`device`: where what is called computes: the thread's current one, or the host, whose memory it keeps."""
         self._closed = threading.Event()
-        self._pool = _keeping_pool() if on_host else _pool()
+        self._pool = _keeping_pool() if device.type == "cpu" else _pool(device)
 
     def submit(self, work: Callable[..., _Result], *arguments: object) -> Call[_Result]:
         """Queue a call, in a copy of the caller's context.
@@ -76,9 +76,10 @@ class CallThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _pool() -> ThreadPoolExecutor:
+def _pool(device: torch.device | None = None) -> ThreadPoolExecutor:
     count = min(torch.get_num_threads(), host.cores())  # torch knows of no limit but the affinity
-    return ThreadPoolExecutor(1, thread_name_prefix="genenc-encoder", initializer=_take_threads, initargs=(count,))
+    given = (count, device)
+    return ThreadPoolExecutor(1, thread_name_prefix="genenc-encoder", initializer=_prepare, initargs=given)
 
 
 def _keeping_pool() -> ThreadPoolExecutor:
@@ -98,7 +99,9 @@ def _closed() -> errors.Stopped:
     return errors.Stopped("stopped: the encoder is closed")
 
 
-def _take_threads(count: int) -> None:
-    """Give this thread's torch operations so many threads."""
+def _prepare(count: int, device: torch.device | None) -> None:
+    """Give this thread's torch operations so many threads, and make a CUDA device its current one."""
+    if device is not None and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # without it streams are left for the first device's, on which memory is taken
     torch.get_num_threads()  # makes torch set this thread up now; it would take another default later
     torch.set_num_threads(count)

@@ -136,9 +136,10 @@ class CudaDevice:
         self._streams = {name: torch.cuda.Stream(device) for name in STAGES}  # type: ignore[no-untyped-call]
 
     def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return `[B, 3, H, W]` in page-locked memory."""
+        """Return `[B, 3, H, W]` in page-locked memory; copied by numpy, for torch starts threads for each image."""
         slab = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True)
-        return torch.stack(list(images), out=slab)
+        np.stack([image.numpy() for image in images], out=slab.numpy())
+        return slab
 
     def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:
         """Make the stage's stream the calling thread's current one."""

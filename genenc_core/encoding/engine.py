@@ -15,6 +15,7 @@ from genenc_core.encoding.device import Device, device_for
 IN_FLIGHT = 3
 """Batches that one shard may have on their way: one copied in, one computed, one copied out."""
 
+_DRAWN = 8
 _Result = TypeVar("_Result")
 
 
@@ -132,7 +133,7 @@ class Engine:
         self.sizer = sizer
         self.fixed = fixed
         self.device = device or device_for(encoder.device)
-        self._thread = calls.CallThread(on_host=encoder.device.type == "cpu")
+        self._thread = calls.CallThread(encoder.device)
 
     def close(self) -> None:
         """Give up all batches, and end the thread after the one that was begun."""
@@ -163,10 +164,12 @@ class Engine:
             RuntimeError, MemoryError: for want of memory; whatever else the encoder raises is passed on, too.
         """
         height, width = self.encoder.input_size
-        noise = torch.randint(0, 256, (size, 3, height, width), dtype=torch.uint8)
+        # The same few again: to draw every image would take its share of the time that is measured.
+        noise = torch.randint(0, 256, (min(size, _DRAWN), 3, height, width), dtype=torch.uint8)
         points = torch.zeros(size, point_count, 2, dtype=torch.float64)
         valid = torch.ones(size, point_count, dtype=torch.bool)
-        batch = Batch(pixels=self.device.stack(list(noise)), points=points, valid=valid)
+        pixels = self.device.stack([noise[at % len(noise)] for at in range(size)])
+        batch = Batch(pixels=pixels, points=points, valid=valid)
         # What noise gives need not fit the stored type.
         with contextlib.suppress(errors.InputError):
             self._collect([self.call(self._launch, batch)])

@@ -42,10 +42,10 @@ class SpatialPoint:
         if points is None:
             raise errors.InputError("spatial_point needs points: give --points FILE")
         channels, (height, width) = features.shape[1], features.shape[2:]
-        scale = torch.tensor(
-            [width / points.input_size[1], height / points.input_size[0]], dtype=torch.float64, device=features.device
-        )
-        cells = torch.where(points.valid[..., None], points.xy.to(features.device), 0.0) * scale
+        xy = torch.where(points.valid[..., None], points.xy.to(features.device), 0.0)
+        # Numbers, not a tensor of them: to copy one to a device would wait for all that the device has to do.
+        scales = width / points.input_size[1], height / points.input_size[0]
+        cells = torch.stack([xy[..., axis] * scale for axis, scale in enumerate(scales)], -1)
         if self.interpolation == "bilinear":
             sampled = _bilinear(features, cells)
         else:
@@ -66,9 +66,9 @@ def make(arguments: Mapping[str, str], point_count: int) -> PostEncoder:
 
 def _bilinear(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     height, width = features.shape[2:]
-    last = torch.tensor([width - 1, height - 1], dtype=torch.float64, device=features.device)
     # The grid is made in float64 and used in float32: in the features' own half precision it would be off by cells.
-    grid = (2.0 * cells / last - 1.0).to(torch.float32)
+    axes = [2.0 * cells[..., axis] / (size - 1) - 1.0 for axis, size in enumerate((width, height))]
+    grid = torch.stack(axes, -1).to(torch.float32)
     sampled = functional.grid_sample(
         features.float(), grid[:, :, None], mode="bilinear", padding_mode="border", align_corners=True
     )

@@ -76,7 +76,8 @@ def _values(
     parts: dict[str, list[torch.Tensor]] = {}
     began = time.perf_counter()
     for batch in batches:
-        images = engine.padded(batch, least).to(encoder.device).float().div_(255.0)
+        with torch.inference_mode():  # as in the engine: a compiled model would be compiled once more otherwise
+            images = engine.padded(batch, least).to(encoder.device).float().div_(255.0)
         for slot, value in runner.call(encoder, images).items():
             parts.setdefault(slot, []).append(value[: len(batch)].cpu().double().flatten(1))
     return {slot: torch.cat(values) for slot, values in parts.items()}, time.perf_counter() - began

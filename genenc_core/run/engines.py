@@ -37,7 +37,9 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
         runner = engine.Engine(encoder, wanted, sizer, fixed=model.execution.compile)
         compiled = model.execution.compile and known.told() is None
         with _uncompiled(runner, model, device, options) if compiled else contextlib.nullcontext(runner) as measured:
-            sizer.size = known.size(1, measured, lambda count: measured.trial(count, points))
+            sizer.size = known.size(
+                1, measured, lambda count: measured.trial(count, points), evenly=model.execution.compile
+            )
         words = f"{sizer.size} images a batch"
     else:
         slots = tiles.wanted_slots(model.spec, parsed)
@@ -89,8 +91,11 @@ class _KnownSize:
             return self._bounds.clamp(int(str(records.read_json(self._folder.objects, self._key)["size"])))
         return None
 
-    def size(self, per_image: int, runner: engine.Engine, trial: Callable[[int], None]) -> int:
-        """Return the size asked for, or that in the folder, or what a search finds; an image has `per_image` items."""
+    def size(self, per_image: int, runner: engine.Engine, trial: Callable[[int], None], *, evenly: bool = False) -> int:
+        """Return the size asked for, or that in the folder, or what a search finds; an image has `per_image` items.
+
+        `evenly`: every batch is filled up, so a shard is to fill its batches alike.
+        """
         told = self.told()
         if told is not None:
             return told
@@ -105,7 +110,11 @@ class _KnownSize:
         size = size_search.find_size(
             stoppable, self._bounds, image_budget=budget, memory=device.memory, release=device.release
         )
-        size = self._bounds.clamp(min(size, plan.shard_rows * per_image))
+        device.release()  # what was measured with is another's from here on
+        size = min(size, plan.shard_rows * per_image)
+        if evenly:
+            size = -(-plan.shard_rows // -(-plan.shard_rows // size))
+        size = self._bounds.clamp(size)
         record = {"size": size, "device": self._device, "found": records.now()}
         return int(str(records.create_json(self._folder.objects, self._key, record)["size"]))
 

@@ -91,7 +91,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--eager", action="store_true", help="do not compile")
-    parser.add_argument("--batch-size", type=int, help="none: found")
+    parser.add_argument("--batch-size", type=int, default=512, help="0: found, within 2 %% of the images")
     parser.add_argument("--image-size")
     parser.add_argument("--scratch", help="where files are written; none: the system's temporary folder")
     parser.add_argument("--out", help="also write the figures to this JSON file")

@@ -51,7 +51,10 @@ def test_in_brief_it_is_the_rows_of_genenc_and_their_multiples() -> None:
     ours = Row(name="genenc", count=10, cpu_seconds=(1.0, 3.0, 4.0), wall_seconds=(2.0, 2.0, 2.0), group="g", note="n")
     both = table.brief(report(BASE, TWICE, ABSENT, ours, baselines=("floor", "whole | thing"))).splitlines()
     assert both[0] == "`genenc bench` on P, 2 cores; torch 2."
-    assert both[-1] == "| Title: g | genenc (n) | 300 ms / image | 200 ms / image | 1.00 / 2.00 x floor | 50 % | - |"
+    assert both[-1] == (
+        "| Title: g | genenc (n) | 300 ms / image | 200 ms / image | 1.00 / 2.00 x floor; 0.50 / 0.67 x whole / thing "
+        "| 50 % | - |"
+    )
     assert len(both) == 5
     # Without rows of that name: those with notes, else all but the baselines; never what was not measured.
     without = table.brief(report(BASE, TWICE, ABSENT)).splitlines()

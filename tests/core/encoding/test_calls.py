@@ -94,4 +94,4 @@ def test_a_thread_that_cannot_start_is_not_taken_for_a_closed_one(monkeypatch: p
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(RuntimeError, match="new thread"):
-        calls.CallThread().submit(len, ())
+        calls.CallThread(torch.device("cpu")).submit(len, ())

@@ -9,6 +9,7 @@ import torch
 import zarr
 
 from genenc_core import errors
+from genenc_core.encoding import size_search
 from genenc_core.export import backends
 from genenc_core.run import accuracy, driver, encoders, precision, records
 from genenc_core.run.folder import RunFolder
@@ -145,6 +146,16 @@ def test_a_compiled_model_sees_one_batch_size_only(
     assert told is not None
     assert told.endswith("of 8 images")
     assert told.startswith("float32, compiled; against float32")
+
+
+def test_the_batches_of_a_compiled_model_fill_a_shard_alike(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every batch is filled up: of 8 rows 6 and 2 would cost 12 images."""
+    monkeypatch.setattr(size_search, "find_size", lambda *_arguments, **_options: 6)
+    monkeypatch.setattr(torch, "compile", lambda module, **_options: module)
+    extract(compile=True, batch_size="auto", shard_rows=8)
+    assert RunFolder(tmp_path / "run").store.record(0).details["batch_sizes"] == {"4": 2}
 
 
 def test_a_model_that_cannot_be_compiled_is_told_before_any_shard(

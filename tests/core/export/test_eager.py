@@ -1,0 +1,27 @@
+"""How an eager module is run, as far as a machine without a GPU can tell."""
+
+import threading
+
+import pytest
+import torch
+
+from genenc_core.export import eager
+
+
+def test_every_thread_has_what_torch_keeps_its_cuda_graphs_in() -> None:
+    """A thread that did not import torch's module first lacks it before torch 2.13, and torch fails an assertion."""
+    trees = pytest.importorskip("torch._inductor.cudagraph_trees")
+    found: list[object] = []
+
+    def work() -> None:
+        eager.let_thread_have_graphs()
+        containers = trees.get_obj(trees.local, "tree_manager_containers")
+        eager.let_thread_have_graphs()
+        found.append(trees.get_obj(trees.local, "tree_manager_containers") is containers)
+        with trees.get_obj(trees.local, "tree_manager_locks")[0]:
+            found.append(torch._C._is_key_in_tls("tree_manager_containers"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [True, True]
