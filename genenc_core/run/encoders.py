@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import threading
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any, cast
 import torch
 
 from genenc_core import errors, spec
+from genenc_core.encoding import calls
 from genenc_core.export import backends, describe, exporting, loading
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import table
@@ -51,7 +53,7 @@ class EncoderCache:
             if key not in self._built:
                 # torch.hub writes the progress of a download to standard output, which may be a JSON document.
                 with contextlib.redirect_stdout(sys.stderr):
-                    self._built[key] = sources.build_encoder(request)
+                    self._built[key] = calls.alone(sources.build_encoder, request)
                 trust_rules.remember(request.code)
                 _drop_oldest(self._built, self._kept)
             return self._built[key]
@@ -81,7 +83,8 @@ class EncoderCache:
         ]
         if known:
             return backends.eager_encoder(known[0], device=device, how=model.execution)
-        encoder = backends.load_encoder(
+        work = functools.partial(
+            backends.load_encoder,
             model.spec,
             backend=model.backend,
             device=device,
@@ -89,6 +92,7 @@ class EncoderCache:
             digests=model.digests,
             how=model.execution,
         )
+        encoder = calls.alone(work)
         if model.backend == "eager":
             trust_rules.remember(_code(model.spec))
         return encoder
@@ -246,7 +250,7 @@ def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
     encoder = CACHE.load(model, device=device, trust=trust)
     smallest = model.spec.resolved_batch_mode().min
     try:
-        encoder(torch.zeros(smallest, 3, *encoder.input_size, device=encoder.device))
+        calls.alone(encoder, torch.zeros(smallest, 3, *encoder.input_size, device=encoder.device))
     except errors.EncoderError as error:
         raise errors.InputError(str(error)) from error
     except Exception as error:  # every runtime has exceptions of its own

@@ -1,5 +1,6 @@
 """The encoder's thread: one call at a time, and what becomes of calls when it is closed or they fail."""
 
+import contextvars
 import gc
 import threading
 import weakref
@@ -95,3 +96,25 @@ def test_a_thread_that_cannot_start_is_not_taken_for_a_closed_one(monkeypatch: p
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(RuntimeError, match="new thread"):
         calls.CallThread(torch.device("cpu")).submit(len, ())
+
+
+def test_alone_gives_and_raises_what_the_work_does_in_the_callers_context() -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(7)
+    assert calls.alone(lambda more: variable.get() + more, 1) == 8
+    assert calls.alone(threading.current_thread) is not threading.current_thread()
+
+    class Held:
+        pass
+
+    gone: list[weakref.ref[Held]] = []
+
+    def fails() -> None:
+        held = Held()
+        gone.append(weakref.ref(held))
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        calls.alone(fails)
+    gc.collect()
+    assert gone[0]() is None
