@@ -120,7 +120,7 @@ def _scale(rows: Sequence[Row]) -> tuple[float, str]:
     largest = max((max(row.cpu, row.wall) for row in rows), default=0.0)
     if largest < 1e-3:
         return 1e6, "µs"
-    return (1e3, "ms") if largest < 10 else (1.0, "s")
+    return (1e3, "ms") if largest < 1 else (1.0, "s")
 
 
 def _number(value: float) -> str:

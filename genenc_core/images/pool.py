@@ -274,8 +274,7 @@ class DecodePool:
 
     def _free_slot(self) -> int:
         """Return the first place in the journal that no thread writes to."""
-        writing = [worker for worker in (*self._workers, *self._hung) if worker.thread and worker.thread.is_alive()]
-        taken = {worker.slot for worker in writing}
+        taken = {each.slot for each in (*self._workers, *self._hung) if each.thread and each.thread.is_alive()}
         return next(slot for slot in itertools.count() if slot not in taken)
 
     def _serve(self, worker: _Worker, started: threading.Barrier) -> None:
