@@ -59,6 +59,8 @@ def test_in_brief_it_is_the_rows_of_genenc_and_their_multiples() -> None:
     # Without rows of that name: those with notes, else all but the baselines; never what was not measured.
     without = table.brief(report(BASE, TWICE, ABSENT)).splitlines()
     assert [line.split(" | ")[1] for line in without[4:]] == ["whole / thing"]
+    others = table.brief(report(BASE, TWICE, ABSENT, ours, baselines=("genenc",))).splitlines()
+    assert [line.split(" | ")[1] for line in others[4:]] == ["floor", "whole / thing", "genenc (n)"]
     noted = Row(name="b", count=1, cpu_seconds=(1.0,), wall_seconds=(1.0,), note="chosen")
     assert [line.split(" | ")[1] for line in table.brief(report(BASE, TWICE, noted)).splitlines()[4:]] == ["b (chosen)"]
 
