@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -19,21 +19,21 @@ class _Kind:
     used: str
     droppable: tuple[str, ...]
     """Entries of memory.stat: files held in memory."""
-    cores: Callable[[Path], tuple[str, str]]
-    """Microseconds of CPU time in a period, and the period."""
+    cores: tuple[str, ...]
+    """One after the other: microseconds of CPU time in a period, and the period."""
 
 
 _V2 = _Kind(
     memory=("memory.max", "memory.high"),
     used="memory.current",
     droppable=("active_file", "inactive_file"),
-    cores=lambda group: _two((group / "cpu.max").read_text().split()),
+    cores=("cpu.max",),
 )
 _V1 = _Kind(
     memory=("memory.limit_in_bytes",),
     used="memory.usage_in_bytes",
     droppable=("total_active_file", "total_inactive_file"),
-    cores=lambda group: ((group / "cpu.cfs_quota_us").read_text(), (group / "cpu.cfs_period_us").read_text()),
+    cores=("cpu.cfs_quota_us", "cpu.cfs_period_us"),
 )
 
 
@@ -81,7 +81,7 @@ def _groups_cores(groups: Path = _GROUPS, own: Path = _OWN) -> Iterator[int]:
     """Yield how many cores each control group of this process may keep busy, rounded up; most have no limit."""
     for group, kind in _own_groups("cpu", groups, own):
         try:
-            quota, period = map(int, kind.cores(group))
+            quota, period = map(int, " ".join((group / name).read_text() for name in kind.cores).split())
         except (OSError, ValueError):
             continue
         if quota > 0 and period > 0:
@@ -104,8 +104,3 @@ def _own_groups(controller: str, groups: Path, own: Path) -> Iterator[tuple[Path
             yield group, kind
             if group == top:
                 break
-
-
-def _two(words: list[str]) -> tuple[str, str]:
-    quota, period = words
-    return quota, period

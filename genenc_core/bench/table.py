@@ -50,8 +50,8 @@ def _shortly(row: Row, given: Table) -> list[str]:
         f"{_number(row.cpu * scale)} {prefix} / {given.unit}",
         f"{_number(row.wall * scale)} {prefix} / {given.unit}",
         "; ".join(multiples) or NONE,
-        f"{100 * row.spread:.0f} %",
-        NONE if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+        _spread(row),
+        _peak(row),
     ]
 
 
@@ -88,12 +88,20 @@ def _figures(row: Row, given: Table, scale: float) -> list[str]:
     ratios = [text for name in given.baselines for text in _ratios(row, _baseline(row, given.rows, name))]
     return [
         _number(row.cpu * scale),
-        f"{100 * row.spread:.0f} %",
+        _spread(row),
         _number(row.wall * scale),
         *ratios,
-        NONE if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
+        _peak(row),
         NONE if row.foreign_cores is None else f"{row.foreign_cores:.1f}",
     ]
+
+
+def _spread(row: Row) -> str:
+    return f"{100 * row.spread:.0f} %"
+
+
+def _peak(row: Row) -> str:
+    return NONE if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}"
 
 
 def _baseline(row: Row, rows: Sequence[Row], name: str) -> Row | None:

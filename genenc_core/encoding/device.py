@@ -110,7 +110,7 @@ class CpuDevice:
 
     def release(self) -> None:
         """Give the system what the C library keeps."""
-        host_memory.release()
+        release(torch.device("cpu"))
 
     def memory(self) -> Memory | None:
         """Return what this process holds, which is its peak where freed memory is kept, and that and half of the rest.
@@ -177,7 +177,7 @@ class CudaDevice:
 
     def release(self) -> None:
         """Empty torch's cache of free blocks."""
-        torch.cuda.empty_cache()
+        release(self._device)
 
     def memory(self) -> Memory:
         """Return torch's peak, and what torch has or could have: blocks in use or kept, and what is free."""

@@ -68,7 +68,7 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
 def let_thread_have_graphs() -> None:
     """Give the calling thread what torch keeps its CUDA graphs in.
 
-    Before torch 2.13 only the thread has it that imports the module first (https://github.com/pytorch/pytorch/pull/184357).
+    In older torch only the thread has it that imports the module first (https://github.com/pytorch/pytorch/pull/184357).
     """
     trees = importlib.import_module("torch._inductor.cudagraph_trees")
     if not hasattr(trees.local, "tree_manager_containers"):

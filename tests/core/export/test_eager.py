@@ -9,7 +9,7 @@ from genenc_core.export import eager
 
 
 def test_every_thread_has_what_torch_keeps_its_cuda_graphs_in() -> None:
-    """A thread that did not import torch's module first lacks it before torch 2.13, and torch fails an assertion."""
+    """A thread that did not import torch's module first lacks it in older torch, which fails an assertion."""
     trees = pytest.importorskip("torch._inductor.cudagraph_trees")
     found: list[object] = []
 
