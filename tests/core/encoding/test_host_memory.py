@@ -178,16 +178,18 @@ import torch
 from genenc_core.encoding import calls, device
 images = list(torch.randint(0, 256, (16, 3, 256, 256), dtype=torch.uint8))
 def threads():
-    return len(os.listdir("/proc/self/task"))
+    return set(os.listdir("/proc/self/task"))
 def parallel():
     return torch.ones(1 << 22).erfinv_()
 def more(work):
     found = []
     def run():
-        before = threads()
+        before = threads()  # among them any that was joined and has yet to leave
         work()
-        time.sleep(0.3)  # helpers end after their thread
-        found.append(threads() - before)
+        deadline = time.monotonic() + 3
+        while (new := threads() - before) and time.monotonic() < deadline:
+            time.sleep(0.05)  # helpers end after their thread
+        found.append(len(new))
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
