@@ -1,6 +1,7 @@
 """Image bytes to upright RGB pixels, with one stated rule for every kind of file."""
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -51,8 +52,8 @@ class ImageUnreadable(Exception):
 class Goal:
     """What becomes of the pixels, for a decoder that can do more in one go."""
 
-    resized: Callable[[int, int], tuple[int, int]]
-    """Takes the (height, width) of the upright source and returns those that it is resized to."""
+    resized: Callable[[int, int], resizing.Target]
+    """Takes the (height, width) of the upright source and returns what it is resized to."""
     reduce: bool = False
     """Whether a JPEG may be decoded at a reduction that keeps as many pixels."""
     interpolation: resizing.Interpolation | None = None
@@ -64,11 +65,13 @@ class Decoded:
     """One image, upright."""
 
     pixels: torch.Tensor
-    """uint8 RGB [3, H, W], perhaps resized as the goal says; the memory is usually channels-last."""
+    """uint8 RGB [3, H, W]; the memory is usually channels-last."""
     orientation: int
     """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
     size: tuple[int, int]
     """(height, width) of the upright source in pixels."""
+    resized: bool = False
+    """Whether `pixels` are resized already, as the goal says."""
     reduction: int = 1
     """Source pixels per pixel and axis: 1, 2, 4 or 8."""
     beyond: tuple[int, int] = (0, 0)
@@ -159,12 +162,14 @@ def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal
     """Return None when libjpeg refuses."""
     size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
     if goal is not None and not goal.reduce and goal.interpolation is not None and header.orientation == 1:
-        rows, columns = goal.resized(*size)
-        if rows * columns <= MAX_PIXELS:
-            resized = plain_jpeg.decode_resized(data, size, (rows, columns), goal.interpolation)
+        target = goal.resized(*size)
+        if math.prod(target.size) <= MAX_PIXELS:
+            resized = plain_jpeg.decode_resized(data, size, target, goal.interpolation)
             if resized is not None:
-                return Decoded(pixels=resized, orientation=1, size=size)
-    reduction = plain_jpeg.largest_reduction(*size, goal.resized(*size)) if goal is not None and goal.reduce else 1
+                return Decoded(pixels=resized, orientation=1, size=size, resized=True)
+    reduction = 1
+    if goal is not None and goal.reduce:
+        reduction = plain_jpeg.largest_reduction(*size, goal.resized(*size).size)
     if reduction > 1:
         _silence_decoders()  # Pillow decodes it
     pixels = plain_jpeg.decode(data, reduction=reduction)

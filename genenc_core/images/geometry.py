@@ -29,11 +29,18 @@ class FitPlan:
 
     resized: tuple[int, int]
     """(height, width) after the resize."""
+    used: tuple[int, int]
+    """Its rows and columns from the top left to the last one that is not cut off."""
     crop_top: int
     crop_left: int
     pad_top: int
     pad_left: int
     affine: Affine
+
+    @property
+    def target(self) -> resizing.Target:
+        """What the image is resized to."""
+        return resizing.Target(self.resized, self.used)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -62,7 +69,13 @@ def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitP
         offset_y=float(pad_top - crop_top),
     )
     return FitPlan(
-        resized=resized, crop_top=crop_top, crop_left=crop_left, pad_top=pad_top, pad_left=pad_left, affine=affine
+        resized=resized,
+        used=(min(resized[0], crop_top + rows), min(resized[1], crop_left + columns)),
+        crop_top=crop_top,
+        crop_left=crop_left,
+        pad_top=pad_top,
+        pad_left=pad_left,
+        affine=affine,
     )
 
 
@@ -70,7 +83,7 @@ def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitP
 def goal(preprocessing: spec.Preprocessing) -> decode.Goal:
     """Return what the decoder may know of the fit that follows."""
     return decode.Goal(
-        resized=lambda height, width: plan_fit(height, width, preprocessing).resized,
+        resized=lambda height, width: plan_fit(height, width, preprocessing).target,
         reduce=preprocessing.decode == "scaled",
         interpolation=preprocessing.interpolation if preprocessing.antialias else None,
     )
@@ -93,8 +106,12 @@ def plan_decoded(image: decode.Decoded, preprocessing: spec.Preprocessing) -> Fi
     return dataclasses.replace(plan, affine=affine)
 
 
-def apply_fit(pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing) -> torch.Tensor:
+def apply_fit(
+    pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing, *, resized: bool = False
+) -> torch.Tensor:
     """Return uint8 [3, H, W] brought to contiguous uint8 [3, model height, model width] as `plan` says.
+
+    `resized`: that is done already.
 
     Raises:
         ImageUnreadable: a side ratio so extreme that the resized image would exceed the decoder's pixel limit.
@@ -104,14 +121,18 @@ def apply_fit(pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preproces
             f"{pixels.shape[2]} x {pixels.shape[1]} pixels would be resized to {plan.resized[1]} x {plan.resized[0]} "
             "before the crop: too long a shape"
         )
-    resized = resizing.resize(
-        pixels, plan.resized, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
-    )
-    return place(resized, plan, preprocessing)
+    if not resized:
+        pixels = resizing.resize(
+            pixels, plan.target, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
+        )
+    return place(pixels, plan, preprocessing)
 
 
 def place(resized: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing) -> torch.Tensor:
-    """Return a resized image, uint8 [3, H, W], cut and padded to contiguous uint8 [3, model height, model width]."""
+    """Return a resized image, uint8 [3, H, W], cut and padded to contiguous uint8 [3, model height, model width].
+
+    It may lack what is cut off at the bottom and the right.
+    """
     rows, columns = preprocessing.height, preprocessing.width
     visible = resized.numpy()[:, plan.crop_top : plan.crop_top + rows, plan.crop_left : plan.crop_left + columns]
     fitted = np.empty((3, rows, columns), dtype=np.uint8)

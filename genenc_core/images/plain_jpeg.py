@@ -15,7 +15,7 @@ from genenc_core.images import resizing
 REDUCTIONS = (8, 4, 2)
 _END = b"\xff\xd9"
 
-_DecodeResized = Callable[[torch.Tensor, int, int, int, int, int, bool], torch.Tensor]
+_DecodeResized = Callable[[torch.Tensor, int, int, int, int, int, float | None, float | None, bool], torch.Tensor]
 _PREPARING = threading.Lock()
 _prepared: list[_DecodeResized | None] = []
 
@@ -52,7 +52,7 @@ def decode(data: bytes | bytearray, *, reduction: int = 1) -> torch.Tensor | Non
 
 
 def decode_resized(
-    data: bytes | bytearray, size: tuple[int, int], resized: tuple[int, int], interpolation: resizing.Interpolation
+    data: bytes | bytearray, size: tuple[int, int], target: resizing.Target, interpolation: resizing.Interpolation
 ) -> torch.Tensor | None:
     """Return what `resizing.resize` makes of what `decode` returns, bit for bit; None where it must be two steps.
 
@@ -64,16 +64,19 @@ def decode_resized(
     Args:
         data: the file.
         size: (height, width) that its header says.
-        resized: (height, width) to resize to.
+        target: what to resize to.
         interpolation: of the resize, with antialiasing.
     """
     scripted = _prepared[0] if _prepared else None
-    alike = resized != size and resizing.is_native(interpolation)
+    alike = target.size != size and resizing.is_native(interpolation)
     if scripted is None or not alike or not isinstance(data, bytearray) or not _has_end(data):
         return None
     buffer = torch.frombuffer(data, dtype=torch.uint8)
+    down, across = resizing.axes(size, target)
+    pixels = down.pixels, across.pixels
+    bicubic = interpolation == "bicubic"
     try:
-        return scripted(buffer, tvio.ImageReadMode.RGB.value, *size, *resized, interpolation == "bicubic")
+        return scripted(buffer, tvio.ImageReadMode.RGB.value, *size, *pixels, down.scale, across.scale, bicubic)
     except (RuntimeError, torch.jit.Error):  # libjpeg refuses, or the size is another
         return None
 
@@ -84,7 +87,15 @@ def _has_end(data: bytes | bytearray) -> bool:
 
 
 def _decode_resized(
-    data: torch.Tensor, mode: int, height: int, width: int, rows: int, columns: int, bicubic: bool
+    data: torch.Tensor,
+    mode: int,
+    height: int,
+    width: int,
+    rows: int,
+    columns: int,
+    scale_y: float | None,
+    scale_x: float | None,
+    bicubic: bool,
 ) -> torch.Tensor:
     """Be the source of the TorchScript."""
     pixels = torch.ops.image.decode_jpeg(data, mode, False)
@@ -92,9 +103,9 @@ def _decode_resized(
     strides = [3 * height * width, 1, 3 * width, 3]
     batch = pixels.permute([1, 2, 0]).contiguous().as_strided([1, 3, height, width], strides)
     if bicubic:
-        batch = torch.ops.aten._upsample_bicubic2d_aa(batch, [rows, columns], False, None, None)
+        batch = torch.ops.aten._upsample_bicubic2d_aa(batch, [rows, columns], False, scale_y, scale_x)
     else:
-        batch = torch.ops.aten._upsample_bilinear2d_aa(batch, [rows, columns], False, None, None)
+        batch = torch.ops.aten._upsample_bilinear2d_aa(batch, [rows, columns], False, scale_y, scale_x)
     resized: torch.Tensor = batch[0]
     return resized
 

@@ -65,7 +65,7 @@ def load(request: Request, preprocessing: spec.Preprocessing, limits: Limits) ->
         digest = hashlib.sha256(data).hexdigest()
         image = decode.decode_image(data, max_pixels=limits.pixels, goal=geometry.goal(preprocessing))
         plan = geometry.plan_decoded(image, preprocessing)
-        pixels = geometry.apply_fit(image.pixels, plan, preprocessing)
+        pixels = geometry.apply_fit(image.pixels, plan, preprocessing, resized=image.resized)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NOT_THE_IMAGES_FAULT:
             raise

@@ -1,6 +1,6 @@
-"""Resize of 8-bit pixels, bit for bit torchvision's, without what its Python costs."""
+"""Resize of 8-bit pixels, bit for bit torchvision's, without what its Python costs and what is cut off afterwards."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -10,23 +10,57 @@ from torchvision.transforms.v2 import functional as transforms
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-def resize(
-    pixels: torch.Tensor, size: tuple[int, int], *, interpolation: Interpolation, antialias: bool
-) -> torch.Tensor:
-    """Return uint8 [3, H, W] at `size` (height, width)."""
+class Target(NamedTuple):
+    """What an image is resized to, and how much of that is used; (height, width) each."""
+
+    size: tuple[int, int]
+    used: tuple[int, int]
+    """The rows and columns from the top left to the last one that is used."""
+
+
+class Axis(NamedTuple):
+    """How much of an axis is made."""
+
+    pixels: int
+    scale: float | None
+    """Made per source pixel, where it is not what the two numbers of pixels say."""
+
+
+def resize(pixels: torch.Tensor, target: Target, *, interpolation: Interpolation, antialias: bool) -> torch.Tensor:
+    """Return uint8 [3, H, W] at the target's size, or the part of it at the top left that holds what is used."""
     height, width = pixels.shape[1:]
-    if size == (height, width):
+    if target.size == (height, width):
         return pixels
     # On channels-last memory, as decoders give it, the resize is 1.6 times faster; planar to 1 x 1 it even fails.
     interleaved = (1, 3 * width, 3)
     rows = pixels if pixels.stride() == interleaved else pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     if not is_native(interpolation):
         mode = InterpolationMode(interpolation)
-        resized: torch.Tensor = transforms.resize(rows, list(size), interpolation=mode, antialias=antialias)
+        resized: torch.Tensor = transforms.resize(rows, list(target.size), interpolation=mode, antialias=antialias)
         return resized
     # The strides are written out, for where a side is 1 those that torch works out fit planar memory as well.
     batch = rows.as_strided((1, 3, height, width), (3 * height * width, *interleaved))
-    return functional.interpolate(batch, size, mode=interpolation, align_corners=False, antialias=antialias)[0]
+    if not antialias:
+        return functional.interpolate(batch, target.size, mode=interpolation, align_corners=False)[0]
+    upsample = torch.ops.aten._upsample_bilinear2d_aa
+    if interpolation == "bicubic":
+        upsample = torch.ops.aten._upsample_bicubic2d_aa
+    down, across = axes((height, width), target)
+    made: torch.Tensor = upsample(batch, [down.pixels, across.pixels], False, down.scale, across.scale)[0]
+    return made
+
+
+def axes(size: tuple[int, int], target: Target) -> tuple[Axis, Axis]:
+    """Return how much of both axes is made of an image of `size` (height, width).
+
+    torch takes the reciprocal of a scale, which may be off by its last bit; its weights have 16 bits, and are the same.
+    It leaves an axis alone that keeps its number of pixels, so that number is made only where it is the whole.
+    """
+    down, across = (
+        Axis(whole, None) if used == whole or source in (used, whole) else Axis(used, whole / source)
+        for source, whole, used in zip(size, target.size, target.used, strict=True)
+    )
+    return down, across
 
 
 def is_native(interpolation: Interpolation) -> bool:

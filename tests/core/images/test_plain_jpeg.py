@@ -118,7 +118,9 @@ def test_incomplete_pixels_beyond_the_source_count(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(Image.new("RGB", (1001, 997)), exif=exif)
-    image = decode.decode_image(data, goal=decode.Goal(resized=lambda *_: (64, 64), reduce=True))
+    image = decode.decode_image(
+        data, goal=decode.Goal(resized=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
+    )
     assert image.reduction == 8
     plan = geometry.plan_decoded(image, spec.Preprocessing(height=64, width=64))
     affine = plan.affine
@@ -183,7 +185,12 @@ def test_odd_metadata_of_a_reduced_file_make_no_word() -> None:
     data = data[:jfif] + data[jfif + 18 :]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert decode.decode_image(data, goal=decode.Goal(resized=lambda *_: (64, 64), reduce=True)).reduction == 4
+        assert (
+            decode.decode_image(
+                data, goal=decode.Goal(resized=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
+            ).reduction
+            == 4
+        )
     assert not caught
 
 
@@ -229,29 +236,31 @@ def test_decoded_and_resized_at_once_is_bit_for_bit_the_two_steps(
     data = bytearray(saved(image, **options))
     whole = plain_jpeg.decode(data)
     assert whole is not None
-    steps = resizing.resize(whole, resized, interpolation=interpolation, antialias=True)
-    at_once = plain_jpeg.decode_resized(data, size, resized, interpolation)
-    assert at_once is not None, "torch has TorchScript and torchvision its codecs"
-    assert torch.equal(at_once, steps)
+    for used in (resized, ((resized[0] + 1) // 2, (2 * resized[1] + 2) // 3)):
+        target = resizing.Target(resized, used)
+        steps = resizing.resize(whole, target, interpolation=interpolation, antialias=True)
+        at_once = plain_jpeg.decode_resized(data, size, target, interpolation)
+        assert at_once is not None, "torch has TorchScript and torchvision its codecs"
+        assert torch.equal(at_once, steps)
 
 
 @pytest.mark.usefixtures("prepared")
 def test_what_cannot_be_resized_at_once_is_left_to_the_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that lies, a damaged file, bytes that torch cannot share, and no TorchScript: never an exception."""
     data = bytearray(saved(Image.fromarray(pictures.texture(60, 40, 3))))
-    size, resized = (40, 60), (20, 30)
-    assert plain_jpeg.decode_resized(data, size, resized, "bilinear") is not None
-    assert plain_jpeg.decode_resized(data, (41, 60), resized, "bilinear") is None
-    assert plain_jpeg.decode_resized(data, size, size, "bilinear") is None
-    assert plain_jpeg.decode_resized(bytes(data), size, resized, "bilinear") is None
-    assert plain_jpeg.decode_resized(bytearray(b"\xff\xd8\xff\xd9"), size, resized, "bilinear") is None
+    size, target = (40, 60), resizing.Target((20, 30), (20, 20))
+    assert plain_jpeg.decode_resized(data, size, target, "bilinear") is not None
+    assert plain_jpeg.decode_resized(data, (41, 60), target, "bilinear") is None
+    assert plain_jpeg.decode_resized(data, size, resizing.Target(size, size), "bilinear") is None
+    assert plain_jpeg.decode_resized(bytes(data), size, target, "bilinear") is None
+    assert plain_jpeg.decode_resized(bytearray(b"\xff\xd8\xff\xd9"), size, target, "bilinear") is None
     for script in (lambda _: (_ for _ in ()).throw(RuntimeError("gone")), lambda function: function):
         monkeypatch.setattr(plain_jpeg, "_prepared", [])
-        assert plain_jpeg.decode_resized(data, size, resized, "bilinear") is None, "nobody has prepared it"
+        assert plain_jpeg.decode_resized(data, size, target, "bilinear") is None, "nobody has prepared it"
         monkeypatch.setattr(torch.jit, "script", script)
         plain_jpeg.prepare()
-        assert plain_jpeg.decode_resized(data, (41, 60), resized, "bilinear") is None
-    assert plain_jpeg.decode_resized(data, size, resized, "bilinear") is None
+        assert plain_jpeg.decode_resized(data, (41, 60), target, "bilinear") is None
+    assert plain_jpeg.decode_resized(data, size, target, "bilinear") is None
 
 
 @pytest.mark.usefixtures("prepared")
