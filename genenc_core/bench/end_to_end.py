@@ -57,7 +57,8 @@ def _prefect(options: Options) -> Table:
     """Measure what a shard more costs, with little in it: the flow's share of it does not depend on what is in it."""
     counts = (8, options.pick(72, 40))
     tiny = {count: str(images.draw(options.folder / f"tiny-{count}", count, width=64, height=48)) for count in counts}
-    given = {"model": f"{data.WAYS}:average_pool", "batch_size": 8, "shard_rows": 1}
+    # A second thread would only wait, in a loop, after each shard's one image.
+    given = {"model": f"{data.WAYS}:average_pool", "batch_size": 8, "shard_rows": 1, "threads": 1}
 
     def shards(words: str, count: int) -> Way:
         return _run(options, words, f"tiny-{count}", tiny[count], given)
@@ -67,9 +68,9 @@ def _prefect(options: Options) -> Table:
         name="prefect",
         title="What a shard costs beyond its images",
         unit="shard",
-        settings=f"Shards of one small image: the cost of a shard more is the slope from {counts[0]} to {counts[1]} "
-        f"shards, and with Prefect includes its server. The note sets it against a shard of {SHARD_IMAGES} images at "
-        "2.5 CPU ms.",
+        settings=f"Shards of one small image, which torch computes on one thread: the cost of a shard more is the "
+        f"slope from {counts[0]} to {counts[1]} shards, and with Prefect includes its server. The note sets it against "
+        f"a shard of {SHARD_IMAGES} images at 2.5 CPU ms.",
         baselines=("genenc --plain",),
         rows=tuple(dataclasses.replace(row, note=_share(row)) for row in rows),
     )

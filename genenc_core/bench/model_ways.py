@@ -87,8 +87,13 @@ def searching(model: str, images: int) -> Iterator[Once]:
 
 
 @contextlib.contextmanager
-def runs(folder: str, out: str, runner: str, **given: Any) -> Iterator[Once]:
-    """Extract into a new run folder each time, by `runner` (`module:class`), whose session stays open."""
+def runs(folder: str, out: str, runner: str, *, threads: int | None = None, **given: Any) -> Iterator[Once]:
+    """Extract into a new run folder each time, by `runner` (`module:class`), whose session stays open.
+
+    `threads`: that torch computes on; None: as many as it takes by itself.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     module, _, name = runner.partition(":")
     numbers = itertools.count()
     who = getattr(importlib.import_module(module), name)()
