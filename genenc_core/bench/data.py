@@ -18,7 +18,7 @@ SHARED_ROWS = 64
 
 
 def run(options: Options) -> Iterator[Table]:
-    """Measure decoding, resizing, a plain DataLoader and the extraction, with one thread and with two."""
+    """Measure decoding, resizing, a plain DataLoader, the loader and the extraction, with one thread and with two."""
     counts = (256, options.pick(4352, 1280))
     options.tell(f"drawing {counts[1]} images")
     for count in counts:
@@ -34,6 +34,7 @@ def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
         "decode alone": ("decoding", "good"),
         "decode + resize": ("resizing", "good"),
         "plain DataLoader": ("plain_loader", "good"),
+        "genenc, loading alone": ("loading", "good"),
         "genenc": ("extraction", "good"),
         "genenc, 1 % broken files": ("extraction", "broken"),
     }
@@ -45,8 +46,9 @@ def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
         name=f"data-{threads}",
         title=f"Data path, {plural(threads, 'decoding thread')}",
         settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB; the "
-        "network takes the mean; genenc plans, commits and verifies, the others keep nothing.",
-        baselines=("decode alone", "decode + resize", "plain DataLoader"),
+        "network takes the mean; genenc plans, commits and verifies, the others keep nothing. Loading, its slowest "
+        "stage, is reading, hashing, decoding, resizing and cutting out.",
+        baselines=("decode alone", "genenc, loading alone", "plain DataLoader"),
         rows=tuple(slopes(ways, counts, options)),
     )
 
@@ -75,7 +77,7 @@ def _processes(options: Options, counts: tuple[int, int]) -> Table:
 
 def _way(folder: Path, name: str, program: str, images: str, more: Mapping[str, object], count: int) -> Way:
     arguments = {"folder": str(folder / f"{images}-{count}"), **more}
-    if program in ("extraction", "sharing"):
+    if program in ("loading", "extraction", "sharing"):
         kept = "-".join(str(value) for value in (program, images, count, *more.values()))
         arguments["out"] = str(folder / f"runs-{kept}" / "run")
     return Way(name=name, program=f"{WAYS}:{program}", arguments=arguments)

@@ -15,6 +15,7 @@ from torchvision import io, transforms
 from torchvision.transforms.v2 import functional
 
 from genenc_core.bench.measure import Running, Way
+from genenc_core.images import loader
 from genenc_core.run import driver, planning
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
@@ -82,6 +83,15 @@ def plain_loader(folder: str, threads: int) -> Iterator[Once]:
 
     torch.set_num_threads(1)
     yield once
+
+
+@contextlib.contextmanager
+def loading(folder: str, threads: int, out: str) -> Iterator[Once]:
+    """Load the rows of a planned run as an extraction does: read, hash, decode, resize and cut out, in row order."""
+    _alone(out)
+    run = RunFolder(planning.create_run(parameters(folder, out, threads)))
+    with loader.ImageLoader(run.manifest, run.preprocessing, threads=threads, window=2 * BATCH) as images:
+        yield lambda: float(sum(image.pixels is not None for image in images.iter_rows(0, run.manifest.rows)))
 
 
 @contextlib.contextmanager

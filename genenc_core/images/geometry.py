@@ -43,7 +43,32 @@ class FitPlan:
         return resizing.Target(self.resized, self.used)
 
 
-@functools.lru_cache(maxsize=1024)
+class Fitter:
+    """Brings decoded images to the size of one preprocessing; remembers the plans of the sizes that it met."""
+
+    def __init__(self, preprocessing: spec.Preprocessing) -> None:
+        plan = functools.lru_cache(maxsize=1024)(functools.partial(plan_fit, preprocessing=preprocessing))
+        self._preprocessing = preprocessing
+        self._plan: Callable[[int, int], FitPlan] = plan
+        self.goal = decode.Goal(
+            resized=lambda height, width: plan(height, width).target,
+            reduce=preprocessing.decode == "scaled",
+            interpolation=preprocessing.interpolation if preprocessing.antialias else None,
+        )
+        """What the decoder may know of it."""
+
+    def fit(self, image: decode.Decoded) -> tuple[torch.Tensor, Affine]:
+        """Return contiguous uint8 [3, model height, model width], and the map from source to model pixels.
+
+        Raises:
+            ImageUnreadable: as `apply_fit`.
+        """
+        plan = self._plan(*image.size)
+        if image.reduction > 1:
+            plan = _plan_reduced(image, plan)
+        return apply_fit(image.pixels, plan, self._preprocessing, resized=image.resized), plan.affine
+
+
 def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitPlan:
     """Return how an upright image of `height` x `width` pixels is brought to the model's size.
 
@@ -79,21 +104,8 @@ def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitP
     )
 
 
-@functools.lru_cache(maxsize=16)
-def goal(preprocessing: spec.Preprocessing) -> decode.Goal:
-    """Return what the decoder may know of the fit that follows."""
-    return decode.Goal(
-        resized=lambda height, width: plan_fit(height, width, preprocessing).target,
-        reduce=preprocessing.decode == "scaled",
-        interpolation=preprocessing.interpolation if preprocessing.antialias else None,
-    )
-
-
-def plan_decoded(image: decode.Decoded, preprocessing: spec.Preprocessing) -> FitPlan:
-    """Return the plan of a decoded image; of a reduced one it knows what the outer pixels hold beyond the source."""
-    plan = plan_fit(*image.size, preprocessing)
-    if image.reduction == 1:
-        return plan
+def _plan_reduced(image: decode.Decoded, plan: FitPlan) -> FitPlan:
+    """Return the plan of a reduced image, from that of its source; it knows what its outer pixels hold beyond that."""
     scale_y, scale_x = (
         resized / (side * image.reduction) for resized, side in zip(plan.resized, image.pixels.shape[1:], strict=True)
     )

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_GREY = 0
@@ -25,8 +25,7 @@ _NOT_IMAGES: Mapping[bytes, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JpegHeader:
+class JpegHeader(NamedTuple):
     """The frame of a JPEG as stored, before any rotation."""
 
     height: int

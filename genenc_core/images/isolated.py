@@ -121,22 +121,22 @@ def serve() -> None:
     with contextlib.suppress(OSError):  # of all processes the one to go when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
     told = json.loads(requests.readline())
-    preprocessing = spec.Preprocessing.model_validate_json(told["preprocessing"])
+    fitter = geometry.Fitter(spec.Preprocessing.model_validate_json(told["preprocessing"]))
     _answer(answers, b"ready")
     for line in requests:
         asked = json.loads(line)
         request = reading.Request(asked["row"], asked["path"], asked["bytes"])
-        _answer(answers, _forked(request, preprocessing, Limits(**asked["limits"])))
+        _answer(answers, _forked(request, fitter, Limits(**asked["limits"])))
 
 
-def _forked(request: reading.Request, preprocessing: spec.Preprocessing, limits: Limits) -> bytes:
+def _forked(request: reading.Request, fitter: geometry.Fitter, limits: Limits) -> bytes:
     """Return the answer of a forked process, or how it ended."""
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
         process = os.fork()
         if process == 0:
             os.dup2(said.fileno(), 2)
             signal.setitimer(signal.ITIMER_REAL, limits.seconds)  # its signal ends even what computes in C
-            answer.write(_packed(request, preprocessing, limits))
+            answer.write(_packed(request, fitter, limits))
             answer.flush()
             os._exit(0)
         _process, status = os.waitpid(process, 0)
@@ -149,9 +149,9 @@ def _forked(request: reading.Request, preprocessing: spec.Preprocessing, limits:
         return json.dumps({"ended": -code, "said": words[:120]}).encode()
 
 
-def _packed(request: reading.Request, preprocessing: spec.Preprocessing, limits: Limits) -> bytes:
+def _packed(request: reading.Request, fitter: geometry.Fitter, limits: Limits) -> bytes:
     try:
-        done = reading.load(request, preprocessing, limits)
+        done = reading.load(request, fitter, limits)
     except OSError as error:
         return json.dumps({"errno": error.errno, "words": error.strerror}).encode() + b"\n"
     fields = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from genenc_core import errors, spec
-from genenc_core.images import inflight, isolated, plain_jpeg, pool, reading
+from genenc_core.images import geometry, inflight, isolated, plain_jpeg, pool, reading
 from genenc_core.images.limits import Limits
 from genenc_core.images.manifest import Manifest
 from genenc_core.images.reading import LoadedImage, Request
@@ -49,8 +49,9 @@ class ImageLoader:
         self._window = window
         self._alone = isolated.IsolatedLoader(preprocessing, chosen)
         self._journal = inflight.Journal(journal, pool.slots(threads))
+        fitter = geometry.Fitter(preprocessing)
         self._pool = pool.DecodePool(
-            lambda request: reading.load(request, preprocessing, chosen),
+            lambda request: reading.load(request, fitter, chosen),
             threads=threads,
             seconds=chosen.seconds,
             journal=self._journal,

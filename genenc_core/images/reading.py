@@ -6,10 +6,10 @@ import os
 import stat
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from genenc_core import spec
 from genenc_core.images import decode, geometry
 from genenc_core.images.limits import Limits
 
@@ -42,8 +42,7 @@ class LoadedImage:
     """CPU time of its thread for reading, decoding and fitting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One row to load: its file, and the size that the manifest has of it (-1: there was no file)."""
 
     row: int
@@ -51,7 +50,7 @@ class Request:
     planned_bytes: int
 
 
-def load(request: Request, preprocessing: spec.Preprocessing, limits: Limits) -> LoadedImage:
+def load(request: Request, fitter: geometry.Fitter, limits: Limits) -> LoadedImage:
     """Read, decode and fit one image; a broken one is a `LoadedImage` with a failure.
 
     Raises:
@@ -63,9 +62,8 @@ def load(request: Request, preprocessing: spec.Preprocessing, limits: Limits) ->
         data = _read(request.path)
         changed = None if len(data) == request.planned_bytes else _change(request.planned_bytes, len(data))
         digest = hashlib.sha256(data).hexdigest()
-        image = decode.decode_image(data, max_pixels=limits.pixels, goal=geometry.goal(preprocessing))
-        plan = geometry.plan_decoded(image, preprocessing)
-        pixels = geometry.apply_fit(image.pixels, plan, preprocessing, resized=image.resized)
+        image = decode.decode_image(data, max_pixels=limits.pixels, goal=fitter.goal)
+        pixels, affine = fitter.fit(image)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _NOT_THE_IMAGES_FAULT:
             raise
@@ -77,7 +75,7 @@ def load(request: Request, preprocessing: spec.Preprocessing, limits: Limits) ->
         pixels=pixels,
         height=image.size[0],
         width=image.size[1],
-        affine=plan.affine,
+        affine=affine,
         orientation=image.orientation,
         sha256=digest,
         failure=None,

@@ -1,5 +1,6 @@
 """Resize of 8-bit pixels, bit for bit torchvision's, without what its Python costs and what is cut off afterwards."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -63,6 +64,7 @@ def axes(size: tuple[int, int], target: Target) -> tuple[Axis, Axis]:
     return down, across
 
 
+@functools.cache
 def is_native(interpolation: Interpolation) -> bool:
     """Return whether torch resizes bytes as bytes on this CPU; torchvision then calls it as `resize` does."""
     return interpolation == "bicubic" or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

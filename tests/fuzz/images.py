@@ -33,6 +33,7 @@ from genenc_core import spec
 from genenc_core.images import decode, geometry, limits, reading
 
 PREPROCESSING = spec.Preprocessing(height=32, width=32)
+FITTER = geometry.Fitter(PREPROCESSING)
 LIMITS = limits.Limits(seconds=10, megapixels=16)
 MEMORY = 4 * 2**30
 BATCH = 500
@@ -151,7 +152,7 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
             data = mutation.mutated(random.Random(f"{seed} {kind} {number}"), files)
             os.pwrite(file.fileno(), data, 0)
             os.ftruncate(file.fileno(), len(data))
-            done = reading.load(reading.Request(number, file.name, len(data)), PREPROCESSING, LIMITS)
+            done = reading.load(reading.Request(number, file.name, len(data)), FITTER, LIMITS)
             if not caught and done.failure is None and (done.pixels is None or done.pixels.shape != (3, 32, 32)):
                 caught.append("neither pixels nor a reason")
             if not caught and done.affine is not None:

@@ -50,6 +50,11 @@ def test_an_extraction_commits_every_image_and_says_which_are_broken(photos: str
         assert (found.ok, found.unreadable, found.complete) == (4, 1, True)
 
 
+def test_the_loader_alone_gives_every_image_that_can_be_read(photos: str, tmp_path: Path) -> None:
+    with data_ways.loading(photos, threads=2, out=str(tmp_path / "runs" / "run")) as once:
+        assert [once(), once()] == [4.0, 4.0]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_floors_touch_every_image(tmp_path: Path, threads: int) -> None:
     good = str(images.draw(tmp_path / "good", 3))

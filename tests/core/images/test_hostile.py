@@ -12,7 +12,7 @@ import pytest
 
 import hostile_images
 from genenc_core import spec
-from genenc_core.images import decode, inflight, isolated, limits, loader, manifest, pool, reading, sources
+from genenc_core.images import decode, geometry, inflight, isolated, limits, loader, manifest, pool, reading, sources
 
 SQUARE = spec.Preprocessing(height=24, width=32, fit="crop")
 SUPPORT = str(Path(hostile_images.__file__).parent)
@@ -194,7 +194,7 @@ def test_a_fault_of_the_volume_stays_one_in_a_process_of_its_own(
     listed: manifest.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "load", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
-    answer = isolated._packed(reading.Request(0, "x", 1), SQUARE, limits.Limits())
+    answer = isolated._packed(reading.Request(0, "x", 1), geometry.Fitter(SQUARE), limits.Limits())
     with pytest.raises(OSError, match="Stale file handle") as caught:
         isolated._unpacked(0, answer, limits.Limits())
     assert caught.value.errno == 116

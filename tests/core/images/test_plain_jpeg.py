@@ -28,7 +28,7 @@ def saved(image: Image.Image, **options: object) -> bytes:
 def load(data: bytes, tmp_path: Path, preprocessing: spec.Preprocessing) -> reading.LoadedImage:
     path = tmp_path / "image.jpg"
     path.write_bytes(data)
-    return reading.load(reading.Request(0, str(path), len(data)), preprocessing, Limits())
+    return reading.load(reading.Request(0, str(path), len(data)), geometry.Fitter(preprocessing), Limits())
 
 
 def spots(width: int, height: int, at: list[tuple[float, float]], *, sigma: float) -> Image.Image:
@@ -122,8 +122,7 @@ def test_incomplete_pixels_beyond_the_source_count(orientation: int) -> None:
         data, goal=decode.Goal(resized=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
     )
     assert image.reduction == 8
-    plan = geometry.plan_decoded(image, spec.Preprocessing(height=64, width=64))
-    affine = plan.affine
+    _pixels, affine = geometry.Fitter(spec.Preprocessing(height=64, width=64)).fit(image)
     columns, rows = (1008, 1000) if orientation < 5 else (1000, 1008)
     assert (affine.scale_x, affine.scale_y) == (64 / columns, 64 / rows)
     height, width = image.size
