@@ -34,7 +34,7 @@ def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
         "decode alone": ("decoding", "good"),
         "decode + resize": ("resizing", "good"),
         "plain DataLoader": ("plain_loader", "good"),
-        "genenc, loading alone": ("loading", "good"),
+        "loading alone": ("loading", "good"),
         "genenc": ("extraction", "good"),
         "genenc, 1 % broken files": ("extraction", "broken"),
     }
@@ -48,7 +48,7 @@ def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
         settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB; the "
         "network takes the mean; genenc plans, commits and verifies, the others keep nothing. Loading, its slowest "
         "stage, is reading, hashing, decoding, resizing and cutting out.",
-        baselines=("decode alone", "genenc, loading alone", "plain DataLoader"),
+        baselines=("decode alone", "loading alone", "plain DataLoader"),
         rows=tuple(slopes(ways, counts, options)),
     )
 
