@@ -87,7 +87,7 @@ def plain_loader(folder: str, threads: int) -> Iterator[Once]:
 
 @contextlib.contextmanager
 def loading(folder: str, threads: int, out: str) -> Iterator[Once]:
-    """Load the rows of a planned run as an extraction does: read, hash, decode, resize and cut out, in row order."""
+    """Load the rows of a planned run, in their order and with no journal: read, hash, decode, resize and cut out."""
     _alone(out)
     run = RunFolder(planning.create_run(parameters(folder, out, threads)))
     with loader.ImageLoader(run.manifest, run.preprocessing, threads=threads, window=2 * BATCH) as images:

@@ -53,7 +53,7 @@ class ImageUnreadable(Exception):
 class Goal:
     """What becomes of the pixels, for a decoder that can do more in one go."""
 
-    resized: Callable[[int, int], resizing.Target]
+    target: Callable[[int, int], resizing.Target]
     """Takes the (height, width) of the upright source and returns what it is resized to."""
     reduce: bool = False
     """Whether a JPEG may be decoded at a reduction that keeps as many pixels."""
@@ -162,14 +162,14 @@ def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal
     """Return None when libjpeg refuses."""
     size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
     if goal is not None and not goal.reduce and goal.interpolation is not None and header.orientation == 1:
-        target = goal.resized(*size)
+        target = goal.target(*size)
         if math.prod(target.size) <= MAX_PIXELS:
             resized = plain_jpeg.decode_resized(data, size, target, goal.interpolation)
             if resized is not None:
                 return Decoded(pixels=resized, orientation=1, size=size, resized=True)
     reduction = 1
     if goal is not None and goal.reduce:
-        reduction = plain_jpeg.largest_reduction(*size, goal.resized(*size).size)
+        reduction = plain_jpeg.largest_reduction(*size, goal.target(*size).size)
     if reduction > 1:
         _silence_decoders()  # Pillow decodes it
     pixels = plain_jpeg.decode(data, reduction=reduction)

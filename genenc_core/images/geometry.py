@@ -51,7 +51,7 @@ class Fitter:
         self._preprocessing = preprocessing
         self._plan: Callable[[int, int], FitPlan] = plan
         self.goal = decode.Goal(
-            resized=lambda height, width: plan(height, width).target,
+            target=lambda height, width: plan(height, width).target,
             reduce=preprocessing.decode == "scaled",
             interpolation=preprocessing.interpolation if preprocessing.antialias else None,
         )

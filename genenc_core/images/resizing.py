@@ -16,7 +16,7 @@ class Target(NamedTuple):
 
     size: tuple[int, int]
     used: tuple[int, int]
-    """The rows and columns from the top left to the last one that is used."""
+    """The rows and columns from the top left to the last one that is used; the others need not be made."""
 
 
 class Axis(NamedTuple):
@@ -55,10 +55,14 @@ def axes(size: tuple[int, int], target: Target) -> tuple[Axis, Axis]:
     """Return how much of both axes is made of an image of `size` (height, width).
 
     torch takes the reciprocal of a scale, which may be off by its last bit; its weights have 16 bits, and are the same.
-    It leaves an axis alone that keeps its number of pixels, so that number is made only where it is the whole.
+    The largest weight decides how fine they are, and that may be at either end: of an axis of which less than half is
+    used all is made. It leaves an axis alone that keeps its number of pixels, so that number is made only where it is
+    the whole.
     """
     down, across = (
-        Axis(whole, None) if used == whole or source in (used, whole) else Axis(used, whole / source)
+        Axis(whole, None)
+        if used == whole or 2 * used < whole or source in (used, whole)
+        else Axis(used, whole / source)
         for source, whole, used in zip(size, target.size, target.used, strict=True)
     )
     return down, across

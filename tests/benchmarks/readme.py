@@ -1,6 +1,7 @@
 """Puts the committed figures into the README, in brief, and into RESULTS.md, as `genenc bench` prints them.
 
-Run: genenc bench --out tests/benchmarks/results.json && python tests/benchmarks/readme.py
+Run: genenc bench --suite data --out tests/benchmarks/results-data.json && python tests/benchmarks/readme.py
+and so on for the others; a file may hold only some of the tables of its command, where another has newer ones.
 """
 
 import re

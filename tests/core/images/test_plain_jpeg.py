@@ -119,7 +119,7 @@ def test_incomplete_pixels_beyond_the_source_count(orientation: int) -> None:
     exif[0x0112] = orientation
     data = saved(Image.new("RGB", (1001, 997)), exif=exif)
     image = decode.decode_image(
-        data, goal=decode.Goal(resized=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
+        data, goal=decode.Goal(target=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
     )
     assert image.reduction == 8
     _pixels, affine = geometry.Fitter(spec.Preprocessing(height=64, width=64)).fit(image)
@@ -186,7 +186,7 @@ def test_odd_metadata_of_a_reduced_file_make_no_word() -> None:
         warnings.simplefilter("always")
         assert (
             decode.decode_image(
-                data, goal=decode.Goal(resized=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
+                data, goal=decode.Goal(target=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
             ).reduction
             == 4
         )
