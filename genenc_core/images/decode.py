@@ -3,9 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -23,12 +21,15 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import headers, plain_jpeg, png16, resizing
+from genenc_core.images import headers, plain_jpeg, png16
+from genenc_core.images.decoded import Decoded, Goal, ImageUnreadable
 
 MAX_PIXELS = 400_000_000
 MAX_SCANS = 500
 """Of one JPEG; encoders write about ten, and each costs a pass over all pixels, however few bytes it has."""
 BAND_PIXELS = 2**20
+SMALL_PIXELS, SMALL_BYTES = 2**21, 2**23
+"""Of images that are decoded several at once: of larger ones each is work enough, and may take long."""
 
 _DECODER_MODULES = r"PIL\.|torchvision\.io\."
 
@@ -43,42 +44,6 @@ _PLUGINS: Mapping[bytes, type[ImageFile.ImageFile]] = {
     **dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImagePlugin.PpmImageFile),
 }
 _FLIPPED_DIMS: Mapping[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
-
-
-class ImageUnreadable(Exception):
-    """Bytes that are no readable image; the text is the reason, one short line."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goal:
-    """What becomes of the pixels, for a decoder that can do more in one go."""
-
-    target: Callable[[int, int], resizing.Target]
-    """Takes the (height, width) of the upright source and returns what it is resized to."""
-    reduce: bool = False
-    """Whether a JPEG may be decoded at a reduction that keeps as many pixels."""
-    interpolation: resizing.Interpolation | None = None
-    """Of the resize, with antialiasing, where the decoder may do it too."""
-
-
-class Decoded(NamedTuple):
-    """One image, upright."""
-
-    pixels: torch.Tensor
-    """uint8 RGB [3, H, W]; the memory is usually channels-last."""
-    orientation: int
-    """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
-    size: tuple[int, int]
-    """(height, width) of the upright source in pixels."""
-    resized: bool = False
-    """Whether `pixels` are resized already, as the goal says."""
-    reduction: int = 1
-    """Source pixels per pixel and axis: 1, 2, 4 or 8."""
-    beyond: tuple[int, int] = (0, 0)
-    """How many source pixels the first row and column reach beyond the source; what is left over is at the last ones.
-
-    A reduced JPEG has its incomplete pixels at the bottom and right; turning it upright may bring them to the front.
-    """
 
 
 def decode_image(
@@ -115,6 +80,20 @@ def decode_image(
             if found is not None:
                 return found
     return _decode_in_words(data, plugin, max_pixels)
+
+
+def small_jpeg(data: bytes | bytearray, *, max_pixels: int, goal: Goal) -> plain_jpeg.Source | None:
+    """Return an image that `plain_jpeg.decode_resized` can decode together with others; None: `decode_image`."""
+    header = headers.jpeg_header(data)
+    if header is None or header.many_scans or not header.plain:
+        return None
+    small = header.height * header.width <= min(SMALL_PIXELS, max_pixels) and len(data) <= SMALL_BYTES
+    return _resizable(data, header, goal) if small else None
+
+
+def resized_jpeg(pixels: torch.Tensor, source: plain_jpeg.Source) -> Decoded:
+    """Return what `plain_jpeg.decode_resized` made of a source."""
+    return Decoded(pixels=pixels, orientation=1, size=source.size, resized=True)
 
 
 def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
@@ -158,15 +137,24 @@ def _check_scans(data: bytes | bytearray) -> None:
         raise ImageUnreadable(f"a JPEG of {scans} scans, above the limit of {MAX_SCANS}: write the file anew")
 
 
+def _resizable(data: bytes | bytearray, header: headers.JpegHeader, goal: Goal | None) -> plain_jpeg.Source | None:
+    """Return a JPEG that can be decoded and resized in one step."""
+    if goal is None or goal.reduce or goal.interpolation is None or header.orientation != 1:
+        return None
+    size = header.height, header.width
+    target = goal.target(*size)
+    fits = math.prod(target.size) <= MAX_PIXELS
+    return plain_jpeg.source(data, size, target, goal.interpolation) if fits else None
+
+
 def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal: Goal | None) -> Decoded | None:
     """Return None when libjpeg refuses."""
+    source = _resizable(data, header, goal)
+    if source is not None:
+        (resized,) = plain_jpeg.decode_resized([source])
+        if resized is not None:
+            return resized_jpeg(resized, source)
     size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
-    if goal is not None and not goal.reduce and goal.interpolation is not None and header.orientation == 1:
-        target = goal.target(*size)
-        if math.prod(target.size) <= MAX_PIXELS:
-            resized = plain_jpeg.decode_resized(data, size, target, goal.interpolation)
-            if resized is not None:
-                return Decoded(pixels=resized, orientation=1, size=size, resized=True)
     reduction = 1
     if goal is not None and goal.reduce:
         reduction = plain_jpeg.largest_reduction(*size, goal.target(*size).size)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genenc_core import spec
-from genenc_core.images import decode, resizing
+from genenc_core.images import decode, decoded, resizing
 from genenc_core.images.point_states import POINT_MISSING, POINT_OK, POINT_OUTSIDE
 
 
@@ -50,14 +50,14 @@ class Fitter:
         plan = functools.lru_cache(maxsize=1024)(functools.partial(plan_fit, preprocessing=preprocessing))
         self._preprocessing = preprocessing
         self._plan: Callable[[int, int], FitPlan] = plan
-        self.goal = decode.Goal(
+        self.goal = decoded.Goal(
             target=lambda height, width: plan(height, width).target,
             reduce=preprocessing.decode == "scaled",
             interpolation=preprocessing.interpolation if preprocessing.antialias else None,
         )
         """What the decoder may know of it."""
 
-    def fit(self, image: decode.Decoded) -> tuple[torch.Tensor, Affine]:
+    def fit(self, image: decoded.Decoded) -> tuple[torch.Tensor, Affine]:
         """Return contiguous uint8 [3, model height, model width], and the map from source to model pixels.
 
         Raises:
@@ -104,7 +104,7 @@ def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitP
     )
 
 
-def _plan_reduced(image: decode.Decoded, plan: FitPlan) -> FitPlan:
+def _plan_reduced(image: decoded.Decoded, plan: FitPlan) -> FitPlan:
     """Return the plan of a reduced image, from that of its source; it knows what its outer pixels hold beyond that."""
     scale_y, scale_x = (
         resized / (side * image.reduction) for resized, side in zip(plan.resized, image.pixels.shape[1:], strict=True)
@@ -129,7 +129,7 @@ def apply_fit(
         ImageUnreadable: a side ratio so extreme that the resized image would exceed the decoder's pixel limit.
     """
     if plan.resized[0] * plan.resized[1] > decode.MAX_PIXELS:
-        raise decode.ImageUnreadable(
+        raise decoded.ImageUnreadable(
             f"{pixels.shape[2]} x {pixels.shape[1]} pixels would be resized to {plan.resized[1]} x {plan.resized[0]} "
             "before the crop: too long a shape"
         )

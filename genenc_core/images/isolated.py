@@ -41,15 +41,14 @@ class IsolatedLoader:
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def load(self, request: reading.Request) -> reading.LoadedImage:
-        """Return what `reading.load` returns; an image that ends its process or outlasts the limit has that reason.
+        """Return what `Reader.load` returns; an image that ends its process or outlasts the limit has that reason.
 
         Raises:
-            OSError: as `reading.load`, or the child process cannot be started.
+            OSError: as `Reader.load`, or the child process cannot be started.
         """
         with self._turn:
             process = self._started()
-            asked: dict[str, Any] = {"row": request.row, "path": request.path, "bytes": request.planned_bytes}
-            asked["limits"] = dataclasses.asdict(self._limits)
+            asked = {"request": request._asdict(), "limits": dataclasses.asdict(self._limits)}
             answer = self._ask(process, asked, self._limits.seconds + _GRACE_SECONDS)
             if answer:
                 return _unpacked(request.row, answer, self._limits)
@@ -125,8 +124,7 @@ def serve() -> None:
     _answer(answers, b"ready")
     for line in requests:
         asked = json.loads(line)
-        request = reading.Request(asked["row"], asked["path"], asked["bytes"])
-        _answer(answers, _forked(request, fitter, Limits(**asked["limits"])))
+        _answer(answers, _forked(reading.Request(**asked["request"]), fitter, Limits(**asked["limits"])))
 
 
 def _forked(request: reading.Request, fitter: geometry.Fitter, limits: Limits) -> bytes:
@@ -136,7 +134,7 @@ def _forked(request: reading.Request, fitter: geometry.Fitter, limits: Limits) -
         if process == 0:
             os.dup2(said.fileno(), 2)
             signal.setitimer(signal.ITIMER_REAL, limits.seconds)  # its signal ends even what computes in C
-            answer.write(_packed(request, fitter, limits))
+            answer.write(_packed(request, reading.Reader(fitter, limits)))
             answer.flush()
             os._exit(0)
         _process, status = os.waitpid(process, 0)
@@ -149,9 +147,9 @@ def _forked(request: reading.Request, fitter: geometry.Fitter, limits: Limits) -
         return json.dumps({"ended": -code, "said": words[:120]}).encode()
 
 
-def _packed(request: reading.Request, fitter: geometry.Fitter, limits: Limits) -> bytes:
+def _packed(request: reading.Request, reader: reading.Reader) -> bytes:
     try:
-        done = reading.load(request, fitter, limits)
+        done = reader.load(request)
     except OSError as error:
         return json.dumps({"errno": error.errno, "words": error.strerror}).encode() + b"\n"
     fields = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}

@@ -10,6 +10,7 @@ from typing import Self
 
 from genenc_core import errors, spec
 from genenc_core.images import geometry, inflight, isolated, plain_jpeg, pool, reading
+from genenc_core.images.jobs import Job
 from genenc_core.images.limits import Limits
 from genenc_core.images.manifest import Manifest
 from genenc_core.images.reading import LoadedImage, Request
@@ -18,7 +19,7 @@ __all__ = ["ImageLoader", "LoadedImage"]
 
 LOGGER = logging.getLogger(__name__)
 _BLOCK_ROWS = 4096
-_Pending = deque[tuple[Request, pool.Job | None]]
+_Pending = deque[tuple[Request, Job | None]]
 
 
 class ImageLoader:
@@ -49,9 +50,8 @@ class ImageLoader:
         self._window = window
         self._alone = isolated.IsolatedLoader(preprocessing, chosen)
         self._journal = inflight.Journal(journal, pool.slots(threads))
-        fitter = geometry.Fitter(preprocessing)
         self._pool = pool.DecodePool(
-            lambda request: reading.load(request, fitter, chosen),
+            reading.Reader(geometry.Fitter(preprocessing), chosen),
             threads=threads,
             seconds=chosen.seconds,
             journal=self._journal,
@@ -122,7 +122,7 @@ class ImageLoader:
             )
         return found
 
-    def _loaded(self, request: Request, job: pool.Job | None) -> LoadedImage:
+    def _loaded(self, request: Request, job: Job | None) -> LoadedImage:
         if job is None:
             return self._alone.load(request)
         try:

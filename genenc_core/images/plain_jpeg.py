@@ -1,9 +1,10 @@
-"""Grey and colour JPEGs of 8 bits to pixels: whole, at one of libjpeg's reductions, or resized."""
+"""Grey and colour JPEGs of 8 bits to pixels: whole, at one of libjpeg's reductions, or several at once, resized."""
 
 import io
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,19 @@ from genenc_core.images import resizing
 REDUCTIONS = (8, 4, 2)
 _END = b"\xff\xd9"
 
-_DecodeResized = Callable[[torch.Tensor, int, int, int, int, int, float | None, float | None, bool], torch.Tensor]
+_DecodeResized = Callable[
+    [
+        int,
+        Sequence[torch.Tensor],
+        Sequence[torch.Tensor],
+        Sequence[tuple[int, int]],
+        Sequence[tuple[int, int]],
+        Sequence[tuple[float | None, float | None]],
+        int,
+        bool,
+    ],
+    int,
+]
 _PREPARING = threading.Lock()
 _prepared: list[_DecodeResized | None] = []
 
@@ -51,15 +64,26 @@ def decode(data: bytes | bytearray, *, reduction: int = 1) -> torch.Tensor | Non
     return _reduced(data, reduction) if reduction > 1 else _whole(data)
 
 
-def decode_resized(
+class Source(NamedTuple):
+    """A file that `decode_resized` takes."""
+
+    buffer: torch.Tensor
+    """uint8 [bytes], in the memory of the bytearray that was given."""
+    size: tuple[int, int]
+    """(height, width) that its header says."""
+    pixels: tuple[int, int]
+    """Rows and columns that are made."""
+    scales: tuple[float | None, float | None]
+    """Of both axes, as `resizing.Axis` has them."""
+    interpolation: resizing.Interpolation
+
+
+def source(
     data: bytes | bytearray, size: tuple[int, int], target: resizing.Target, interpolation: resizing.Interpolation
-) -> torch.Tensor | None:
-    """Return what `resizing.resize` makes of what `decode` returns, bit for bit; None where it must be two steps.
+) -> Source | None:
+    """Return a file as `decode_resized` takes it; None where there must be two steps.
 
     So it is until `prepare` was called.
-
-    Each operator called from Python waits for the interpreter's lock afterwards, and with many threads these waits are
-    what limits them; TorchScript runs all of them in one call, which holds no lock.
 
     Args:
         data: the file.
@@ -67,18 +91,40 @@ def decode_resized(
         target: what to resize to.
         interpolation: of the resize, with antialiasing.
     """
-    scripted = _prepared[0] if _prepared else None
     alike = target.size != size and resizing.is_native(interpolation)
-    if scripted is None or not alike or not isinstance(data, bytearray) or not _has_end(data):
+    if _script() is None or not alike or not isinstance(data, bytearray) or not _has_end(data):
         return None
-    buffer = torch.frombuffer(data, dtype=torch.uint8)
     down, across = resizing.axes(size, target)
-    pixels = down.pixels, across.pixels
-    bicubic = interpolation == "bicubic"
-    try:
-        return scripted(buffer, tvio.ImageReadMode.RGB.value, *size, *pixels, down.scale, across.scale, bicubic)
-    except (RuntimeError, torch.jit.Error):  # libjpeg refuses, or the size is another
-        return None
+    buffer = torch.frombuffer(data, dtype=torch.uint8)
+    return Source(buffer, size, (down.pixels, across.pixels), (down.scale, across.scale), interpolation)
+
+
+def decode_resized(sources: Sequence[Source]) -> list[torch.Tensor | None]:
+    """Return what `resizing.resize` makes of what `decode` returns, bit for bit; None where that must be two steps.
+
+    That is what libjpeg refuses, or has another size than the header says. All have the same interpolation.
+
+    Each operator called from Python waits for the interpreter's lock afterwards, and with many threads these waits are
+    what limits them; TorchScript runs all of them in one call, which holds no lock. And what Python does for one image
+    costs several times as much just after the pixels of another went through the core's caches.
+    """
+    scripted = _script()
+    made = [torch.empty(0, dtype=torch.uint8) for _ in sources]
+    if scripted is None:
+        return [None for _ in sources]
+    buffers, sizes, pixels, scales, interpolations = zip(*sources, strict=True)
+    mode, bicubic = tvio.ImageReadMode.RGB.value, interpolations[0] == "bicubic"
+    begun = 0
+    while begun < len(sources):
+        try:
+            begun = scripted(begun, buffers, made, sizes, pixels, scales, mode, bicubic)
+        except (RuntimeError, torch.jit.Error):  # at the first that is missing
+            begun = next(at for at in range(begun, len(sources)) if not made[at].numel()) + 1
+    return [each if each.numel() else None for each in made]
+
+
+def _script() -> _DecodeResized | None:
+    return _prepared[0] if _prepared else None
 
 
 def _has_end(data: bytes | bytearray) -> bool:
@@ -87,27 +133,30 @@ def _has_end(data: bytes | bytearray) -> bool:
 
 
 def _decode_resized(
-    data: torch.Tensor,
+    begin: int,
+    buffers: list[torch.Tensor],
+    made: list[torch.Tensor],
+    sizes: list[tuple[int, int]],
+    pixels: list[tuple[int, int]],
+    scales: list[tuple[float | None, float | None]],
     mode: int,
-    height: int,
-    width: int,
-    rows: int,
-    columns: int,
-    scale_y: float | None,
-    scale_x: float | None,
     bicubic: bool,
-) -> torch.Tensor:
-    """Be the source of the TorchScript."""
-    pixels = torch.ops.image.decode_jpeg(data, mode, False)
-    assert list(pixels.size()) == [3, height, width], "not what the header says"
-    strides = [3 * height * width, 1, 3 * width, 3]
-    batch = pixels.permute([1, 2, 0]).contiguous().as_strided([1, 3, height, width], strides)
-    if bicubic:
-        batch = torch.ops.aten._upsample_bicubic2d_aa(batch, [rows, columns], False, scale_y, scale_x)
-    else:
-        batch = torch.ops.aten._upsample_bilinear2d_aa(batch, [rows, columns], False, scale_y, scale_x)
-    resized: torch.Tensor = batch[0]
-    return resized
+) -> int:
+    """Be the source of the TorchScript: fill `made` from `begin` on, and return its length."""
+    for at in range(begin, len(buffers)):
+        height, width = sizes[at]
+        rows, columns = pixels[at]
+        scale_y, scale_x = scales[at]
+        decoded = torch.ops.image.decode_jpeg(buffers[at], mode, False)
+        assert list(decoded.size()) == [3, height, width], "not what the header says"
+        strides = [3 * height * width, 1, 3 * width, 3]
+        batch = decoded.permute([1, 2, 0]).contiguous().as_strided([1, 3, height, width], strides)
+        if bicubic:
+            batch = torch.ops.aten._upsample_bicubic2d_aa(batch, [rows, columns], False, scale_y, scale_x)
+        else:
+            batch = torch.ops.aten._upsample_bilinear2d_aa(batch, [rows, columns], False, scale_y, scale_x)
+        made[at].set_(batch[0])  # a list that is returned would be lost with the first file that is refused
+    return len(buffers)
 
 
 def _whole(data: bytes | bytearray) -> torch.Tensor | None:

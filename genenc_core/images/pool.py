@@ -4,23 +4,18 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 
-import torch
-
-from genenc_core import errors
+from genenc_core import errors, torch_threads
 from genenc_core.images.inflight import MOST_ROWS, Journal
-from genenc_core.images.reading import LoadedImage, Request
+from genenc_core.images.jobs import ENDED, RUNS, WAITS, Job, Work, Worker
+from genenc_core.images.reading import Begun, LoadedImage, Request
 
 CLOSING_SECONDS = 5.0
 """How long `close` waits for images in work."""
 _FEWEST_HUNG = 4
 _TICK = 1.0
-_WAITS, _RUNS, _ENDED = range(3)
-
-# torch.set_num_threads also sets a process-wide default, so only one pool at a time may start its threads.
-_STARTING = threading.Lock()
 
 
 class Overdue(Exception):
@@ -31,58 +26,30 @@ class TooManyHung(errors.GenencError):
     """More images than threads hang: no image's fault any more."""
 
 
-class Job:
-    """One image to load, and what became of it: a future that costs little, of which few are waited for."""
-
-    __slots__ = ("ended", "outcome", "request", "state")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.state = _WAITS
-        self.outcome: LoadedImage | BaseException | None = None
-        self.ended: threading.Event | None = None
-        """Made when somebody waits."""
-
-
-class _Worker:
-    """One thread: what it works on, since when, and what it does next."""
-
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        self.job: Job | None = None
-        self.next: list[Job] = []
-        """Last first. Its thread's own; whoever gives the thread up may read it."""
-        self.seen: Job | None = None
-        self.age = 0.0
-        self.thread: threading.Thread | None = None
-
-
 def slots(threads: int) -> int:
     """Return how many threads a pool may have at once, those given up included."""
     return 2 * threads + _most_hung(threads) + 1
 
 
 class DecodePool:
-    """Daemon threads that run `work`, each with torch operations on itself alone.
+    """Daemon threads that load images, each with torch operations on itself alone.
 
     The limit counts the time in which somebody waited for an image: while nobody does, or the whole process is
     suspended, nothing grows old.
     """
 
-    def __init__(
-        self, work: Callable[[Request], LoadedImage], *, threads: int, seconds: float, journal: Journal
-    ) -> None:
+    def __init__(self, work: Work, *, threads: int, seconds: float, journal: Journal) -> None:
         self._work = work
         self._threads = threads
         self._seconds = seconds
         self._journal = journal
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._changing = threading.Lock()
-        """Held while a job's state is read and changed."""
+        """Held while the state of a job, or what a thread has, is read and changed."""
         self._watching = threading.Lock()
         self._watched = time.monotonic()
-        self._workers: list[_Worker] = []
-        self._hung: list[_Worker] = []
+        self._workers: list[Worker] = []
+        self._hung: list[Worker] = []
         self._closed = False
         self._start(threads)
 
@@ -96,7 +63,7 @@ class DecodePool:
 
     def cancel(self, job: Job) -> None:
         """Give an image up, unless it was begun."""
-        self._end(job, CancelledError(), only=_WAITS)
+        self._end(job, CancelledError(), only=WAITS)
 
     def wait(self, job: Job) -> LoadedImage:
         """Return an image once it is loaded; asked for once.
@@ -104,7 +71,7 @@ class DecodePool:
         Raises:
             Overdue: it took longer than the limit.
             TooManyHung: more threads hang than the pool has.
-            OSError: as `reading.load`.
+            OSError: as `reading.Reader.begin`.
             CancelledError: it was given up.
         """
         self.wait_for_end(job)
@@ -121,7 +88,7 @@ class DecodePool:
             TooManyHung: more threads hang than the pool has.
         """
         with self._changing:
-            if job.state == _ENDED:
+            if job.state == ENDED:
                 return
             ended = job.ended = job.ended or threading.Event()
         tick = min(_TICK, self._seconds / 4)
@@ -149,21 +116,20 @@ class DecodePool:
             thread.join(max(end - time.monotonic(), 0))
         return not any(self._alive([*self._workers, *self._hung]))
 
-    def _run(self, worker: _Worker) -> None:
+    def _run(self, worker: Worker) -> None:
         try:
             while self._take(worker):
                 self._journal.begin(worker.slot, [job.request.row for job in reversed(worker.next)])
-                while worker.next:
-                    if not self._do(worker, worker.next.pop()):
-                        return
+                if not (self._begin_all(worker) and self._finish(worker)):
+                    return
         except BaseException as error:  # of the pool itself, for want of memory perhaps
-            for job in worker.next:
+            for job in [*worker.jobs, *(job for job, _begun in worker.begun), *worker.next]:
                 self._end(job, error)
             raise
         finally:
             self._journal.end(worker.slot)
 
-    def _take(self, worker: _Worker) -> bool:
+    def _take(self, worker: Worker) -> bool:
         """Wait for work, and take some: more where much is waiting, for each time costs. Return False at the end.
 
         What is taken is done in its order, and waits for a slow image before it.
@@ -187,37 +153,77 @@ class DecodePool:
         worker.next.reverse()
         return bool(worker.next)
 
-    def _do(self, worker: _Worker, job: Job) -> bool:
-        """Load one image; return False when the thread was given up meanwhile, and must touch nothing more."""
-        if not self._begin(job):
-            return True
-        worker.job = job
-        try:
+    def _begin_all(self, worker: Worker) -> bool:
+        """Begin with what was taken, image by image; return False when the thread was given up meanwhile."""
+        while worker.next:
+            with self._changing:
+                job = worker.next.pop()
+                if job.state != WAITS:  # given up
+                    continue
+                job.state, worker.jobs = RUNS, (job,)
+            found: LoadedImage | Begun | BaseException
             try:
-                done = self._work(job.request)
-            finally:
-                worker.job = None
+                found = self._work.begin(job.request)
+            except BaseException as error:
+                found = error
+            with self._changing:
+                if worker.given_up:
+                    return False
+                if isinstance(found, Begun):
+                    worker.begun.append((job, found))
+                worker.jobs = ()
+            if not isinstance(found, Begun):
+                self._end(job, found)
+        return True
+
+    def _finish(self, worker: Worker) -> bool:
+        """Load what was begun, all at once; return False when the thread was given up meanwhile."""
+        if not worker.begun:
+            return True
+        jobs, begun = zip(*worker.begun, strict=True)
+        with self._changing:
+            worker.jobs, worker.begun = jobs, []
+        found: list[tuple[Job, LoadedImage | BaseException]]
+        try:
+            found = list(zip(jobs, self._work.finish(begun), strict=True))
         except BaseException as error:
-            return self._end(job, error)
-        return self._end(job, done)
-
-    def _begin(self, job: Job) -> bool:
-        """Return whether the job is the caller's: nobody has begun it or given it up."""
+            found = [(job, error) for job in jobs]
         with self._changing:
-            mine = job.state == _WAITS
-            if mine:
-                job.state = _RUNS
-        return mine
-
-    def _end(self, job: Job, outcome: LoadedImage | BaseException, *, only: int | None = None) -> bool:
-        """Give a job its outcome; return False when it had one already, or is not in the `only` state that counts."""
-        with self._changing:
-            if job.state == _ENDED or only not in (None, job.state):
+            if worker.given_up:
                 return False
-            job.state, job.outcome = _ENDED, outcome
+            worker.jobs = ()
+        for job, outcome in found:
+            self._end(job, outcome)
+        return True
+
+    def _end(self, job: Job, outcome: LoadedImage | BaseException, *, only: int | None = None) -> None:
+        """Give a job its outcome, unless it had one already, or is not in the `only` state that counts."""
+        with self._changing:
+            if job.state == ENDED or only not in (None, job.state):
+                return
+            job.state, job.outcome = ENDED, outcome
             ended = job.ended
         if ended is not None:
             ended.set()
+
+    def _give_up(self, worker: Worker, jobs: Sequence[Job]) -> bool:
+        """Give up a thread that hangs on `jobs`, and queue what else it had; return False when it goes on after all."""
+        with self._changing:
+            if worker.jobs is not jobs:
+                return False
+            worker.given_up = True
+            others = [*(job for job, _begun in worker.begun), *reversed(worker.next)]
+            worker.begun, worker.next = [], []
+            for job in others:
+                if job.state == RUNS:
+                    job.state = WAITS
+        for job in jobs:
+            self._end(job, Overdue())
+        for job in others:
+            if self._closed:
+                self.cancel(job)
+            else:
+                self._jobs.put(job)
         return True
 
     def _watch(self, tick: float) -> None:
@@ -226,21 +232,13 @@ class DecodePool:
             now = time.monotonic()
             # A process that was suspended has not waited.
             passed, self._watched = min(now - self._watched, 2 * tick), now
-            overdue: list[_Worker] = []
-            for worker in self._workers:
-                job = worker.job
-                worker.age = worker.age + passed if job is not None and job is worker.seen else 0.0
-                worker.seen = job
-                if job is not None and worker.age >= self._seconds and self._end(job, Overdue()):
-                    overdue.append(worker)
-            for worker in overdue:
-                self._workers.remove(worker)
-                self._hung.append(worker)
-                for job in reversed(worker.next):
-                    if self._closed:
-                        self.cancel(job)
-                    else:
-                        self._jobs.put(job)
+            for worker in list(self._workers):
+                jobs = worker.jobs
+                worker.age = worker.age + passed if jobs and jobs is worker.seen else 0.0
+                worker.seen = jobs
+                if jobs and worker.age >= self._seconds and self._give_up(worker, jobs):
+                    self._workers.remove(worker)
+                    self._hung.append(worker)
             hung = sum(1 for _ in self._alive(self._hung))
             if hung > _most_hung(self._threads):
                 raise TooManyHung(
@@ -254,47 +252,36 @@ class DecodePool:
                 self._start(self._threads - len(self._workers))
 
     def _shown(self) -> object:
-        job = self._hung[-1].job
-        return job.request.path if job else "gone"
+        jobs = self._hung[-1].jobs
+        return jobs[0].request.path if jobs else "gone"
 
     def _start(self, count: int) -> None:
-        """Start threads whose torch operations run alone, and leave every other thread's number as it is."""
-        with _STARTING:
-            default = _in_new_thread(torch.get_num_threads)
+        """Start threads whose torch operations run alone."""
+        with torch_threads.starting():
             started = threading.Barrier(count + 1)
             for _ in range(count):
-                worker = _Worker(self._free_slot())
+                worker = Worker(self._free_slot())
                 worker.thread = threading.Thread(
                     target=self._serve, args=(worker, started), name=f"genenc-images-{worker.slot}", daemon=True
                 )
                 self._workers.append(worker)
                 worker.thread.start()
             started.wait()
-            _in_new_thread(lambda: torch.set_num_threads(default))
 
     def _free_slot(self) -> int:
         """Return the first place in the journal that no thread writes to."""
         taken = {each.slot for each in (*self._workers, *self._hung) if each.thread and each.thread.is_alive()}
         return next(slot for slot in itertools.count() if slot not in taken)
 
-    def _serve(self, worker: _Worker, started: threading.Barrier) -> None:
-        torch.get_num_threads()  # makes torch set this thread up now; it would overwrite the 1 later
-        torch.set_num_threads(1)
+    def _serve(self, worker: Worker, started: threading.Barrier) -> None:
+        torch_threads.set_here(1)
         started.wait()
         self._run(worker)
 
     @staticmethod
-    def _alive(workers: list[_Worker]) -> Iterator[threading.Thread]:
+    def _alive(workers: list[Worker]) -> Iterator[threading.Thread]:
         return (worker.thread for worker in workers if worker.thread is not None and worker.thread.is_alive())
 
 
 def _most_hung(threads: int) -> int:
     return max(threads, _FEWEST_HUNG)
-
-
-def _in_new_thread(work: Callable[[], int | None]) -> int:
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(work() or 0))
-    thread.start()
-    thread.join()
-    return found[0]

@@ -30,11 +30,11 @@ import torch
 import torchvision
 
 from genenc_core import spec
-from genenc_core.images import decode, geometry, limits, reading
+from genenc_core.images import decode, decoded, geometry, limits, reading
 
 PREPROCESSING = spec.Preprocessing(height=32, width=32)
-FITTER = geometry.Fitter(PREPROCESSING)
 LIMITS = limits.Limits(seconds=10, megapixels=16)
+READER = reading.Reader(geometry.Fitter(PREPROCESSING), LIMITS)
 MEMORY = 4 * 2**30
 BATCH = 500
 
@@ -134,12 +134,12 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
     begun = _status("VmRSS")  # a fork begins with its parent's memory
     real = decode.decode_image
 
-    def watched(data: bytearray, *, max_pixels: int, **options: Any) -> decode.Decoded:
+    def watched(data: bytearray, *, max_pixels: int, **options: Any) -> decoded.Decoded:
         try:
             done = real(data, max_pixels=max_pixels, **options)
             if done.pixels[0].numel() > max_pixels or done.pixels.dtype != torch.uint8:
                 caught.append(f"{tuple(done.pixels.shape)} {done.pixels.dtype} got past the limits")
-        except decode.ImageUnreadable:
+        except decoded.ImageUnreadable:
             raise
         except Exception as error:
             caught.append(f"{type(error).__name__}: {error}"[:200])
@@ -152,7 +152,7 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
             data = mutation.mutated(random.Random(f"{seed} {kind} {number}"), files)
             os.pwrite(file.fileno(), data, 0)
             os.ftruncate(file.fileno(), len(data))
-            done = reading.load(reading.Request(number, file.name, len(data)), FITTER, LIMITS)
+            done = READER.load(reading.Request(number, file.name, len(data)))
             if not caught and done.failure is None and (done.pixels is None or done.pixels.shape != (3, 32, 32)):
                 caught.append("neither pixels nor a reason")
             if not caught and done.affine is not None:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from genenc_core.images import decode, limits
+from genenc_core.images import decode, decoded, limits
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_fuzzer_notices(fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch,
     """A decoder that misbehaves for one input of twenty is found, and that input is kept."""
     real, poison = decode.decode_image, fuzzer.make("gif", 0, 7)
 
-    def broken(data: bytearray, *, max_pixels: int, goal: object = None) -> decode.Decoded:
+    def broken(data: bytearray, *, max_pixels: int, goal: object = None) -> decoded.Decoded:
         if data != poison:
             return real(data, max_pixels=max_pixels)
         if fault == "raises":
@@ -55,7 +55,7 @@ def test_the_fuzzer_notices(fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch,
             threading.Event().wait()
         if fault == "aborts":
             os.abort()
-        return decode.Decoded(pixels=torch.zeros(3, 5000, 5000, dtype=torch.uint8), orientation=1, size=(5000, 5000))
+        return decoded.Decoded(pixels=torch.zeros(3, 5000, 5000, dtype=torch.uint8), orientation=1, size=(5000, 5000))
 
     monkeypatch.setattr(decode, "decode_image", broken)
     monkeypatch.setattr(fuzzer, "LIMITS", limits.Limits(seconds=2, megapixels=16))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genenc_core.images import decode, headers
+from genenc_core.images import decode, decoded, headers
 
 Encode = Callable[..., bytes]
 
@@ -46,7 +46,7 @@ def huge_header(encode: Encode, kind: str) -> bytes:
 def test_absurd_dimensions_are_refused_before_they_are_allocated(encode: Encode, kind: str) -> None:
     data = huge_header(encode, kind)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(decode.ImageUnreadable, match=r"65000 x 65000 pixels, above the limit of 400 megapixels"):
+    with pytest.raises(decoded.ImageUnreadable, match=r"65000 x 65000 pixels, above the limit of 400 megapixels"):
         decode.decode_image(data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
@@ -58,14 +58,14 @@ def test_a_webp_of_more_than_pillow_decodes(encode: Encode) -> None:
     frame = bytes(6) + (79).to_bytes(3, "little") + (63).to_bytes(3, "little") + b"\1\0\0\0" + still
     chunks = {b"VP8X": b"\x02\0\0\0" + size * 2, b"ANIM": bytes(6), b"ANMF": frame}
     body = b"WEBP" + b"".join(name + struct.pack("<I", len(chunk)) + chunk for name, chunk in chunks.items())
-    with pytest.raises(decode.ImageUnreadable, match=r"179 megapixels\).*PNG"):
+    with pytest.raises(decoded.ImageUnreadable, match=r"179 megapixels\).*PNG"):
         decode.decode_image(b"RIFF" + struct.pack("<I", len(body)) + body)
 
 
 def test_the_limit_is_what_the_caller_says(encode: Encode) -> None:
     data = encode(Image.new("RGB", (100, 50)), "PNG")
     assert decode.decode_image(data, max_pixels=5000).pixels.shape == (3, 50, 100)
-    with pytest.raises(decode.ImageUnreadable, match=r"100 x 50 .* 0\.004999 megapixels; --max-megapixels"):
+    with pytest.raises(decoded.ImageUnreadable, match=r"100 x 50 .* 0\.004999 megapixels; --max-megapixels"):
         decode.decode_image(data, max_pixels=4999)
 
 
@@ -76,7 +76,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_at_once(encode: Encode, mode: s
     end = data.rindex(b"\xff\xd9")
     scan = data[data.rindex(b"\xff\xc4", 0, data.rindex(b"\xff\xda")) : end]
     began = time.process_time()
-    with pytest.raises(decode.ImageUnreadable, match=r"a JPEG of \d+ scans, above the limit of 500"):
+    with pytest.raises(decoded.ImageUnreadable, match=r"a JPEG of \d+ scans, above the limit of 500"):
         decode.decode_image(data[:end] + scan * 5000 + data[end:])
     assert time.process_time() - began < 1
     assert decode.decode_image(data).pixels.shape == (3, 3000, 3000)
@@ -93,7 +93,7 @@ def test_a_frame_hidden_behind_a_marker_without_a_length(encode: Encode) -> None
     filler = b"".join(b"\xff\xe5" + struct.pack(">H", size - 2) + bytes(size - 4) for size in (missing - 60000, 60000))
     hidden = head + filler + small + data[at + len(small) :]
     assert headers.jpeg_header(hidden) is None
-    with pytest.raises(decode.ImageUnreadable):
+    with pytest.raises(decoded.ImageUnreadable):
         decode.decode_image(hidden)
     assert headers.jpeg_header(data[: at + len(small)] + data[at:]) is None, "two frames"
 
@@ -122,7 +122,7 @@ def test_a_damaged_text_chunk_is_no_damage_to_the_pixels(
     pixels = decode.decode_image(data[:33] + bytes(damaged) + data[33:]).pixels
     np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), photo)
     cut = data[: data.index(b"IDAT") + 20]
-    with pytest.raises(decode.ImageUnreadable, match="damaged or unsupported PNG"):
+    with pytest.raises(decoded.ImageUnreadable, match="damaged or unsupported PNG"):
         decode.decode_image(cut)
 
 

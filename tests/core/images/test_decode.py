@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from genenc_core.images import decode, headers
+from genenc_core.images import decode, decoded, headers
 
 Encode = Callable[..., bytes]
 
@@ -27,7 +27,7 @@ def pixels_of(data: bytes) -> np.ndarray:
 
 
 def reason_of(data: bytes) -> str:
-    with pytest.raises(decode.ImageUnreadable) as caught:
+    with pytest.raises(decoded.ImageUnreadable) as caught:
         decode.decode_image(data)
     reason = str(caught.value)
     assert reason
@@ -333,7 +333,7 @@ def test_no_word_on_the_console(
         for data in files:
             decode.decode_image(data)
             for kept in (len(data) // 4, len(data) // 2):
-                with pytest.raises(decode.ImageUnreadable):
+                with pytest.raises(decoded.ImageUnreadable):
                     decode.decode_image(data[:kept])
     captured = capfd.readouterr()
     assert captured.err == ""
@@ -351,7 +351,7 @@ def test_damaged_bytes_are_read_or_refused(kind: str, data: st.DataObject) -> No
         damaged[data.draw(st.integers(min(60, len(damaged) - 1), len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
         pixels = decode.decode_image(bytes(damaged)).pixels
-    except decode.ImageUnreadable:
+    except decoded.ImageUnreadable:
         return
     assert pixels.dtype == torch.uint8
     assert pixels.shape[0] == 3
@@ -363,5 +363,5 @@ def test_damaged_bytes_are_read_or_refused(kind: str, data: st.DataObject) -> No
     st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"MM\0*"]),
 )
 def test_random_bytes_are_refused(body: bytes, prefix: bytes) -> None:
-    with pytest.raises(decode.ImageUnreadable):
+    with pytest.raises(decoded.ImageUnreadable):
         decode.decode_image(prefix + body)

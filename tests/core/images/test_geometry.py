@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from genenc_core import spec
-from genenc_core.images import decode, geometry
+from genenc_core.images import decoded, geometry
 
 MODES = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 SIDES = st.integers(1, 300)
@@ -248,7 +248,7 @@ def test_endless_strip_is_refused_before_allocation() -> None:
     """A 1 x 1000000 image would become 224 x 224000000 pixels before its crop."""
     preprocessing = spec.Preprocessing(height=224, width=224, fit="crop")
     plan = geometry.plan_fit(1, 1_000_000, preprocessing)
-    with pytest.raises(decode.ImageUnreadable, match="too long a shape"):
+    with pytest.raises(decoded.ImageUnreadable, match="too long a shape"):
         geometry.apply_fit(torch.zeros((3, 1, 1_000_000), dtype=torch.uint8), plan, preprocessing)
 
 

@@ -45,7 +45,7 @@ def alone() -> Iterator[isolated.IsolatedLoader]:
 @pytest.fixture
 def hostile(monkeypatch: pytest.MonkeyPatch, alone: isolated.IsolatedLoader) -> None:
     """Make the hostile decoder the product's, in this process and in its children."""
-    monkeypatch.setattr(decode, "decode_image", hostile_images.hostile)
+    hostile_images.install(monkeypatch.setattr)
 
     def shared(_preprocessing: spec.Preprocessing, chosen: limits.Limits) -> isolated.IsolatedLoader:
         alone._limits = chosen
@@ -142,8 +142,8 @@ DYING = f"""
 import sys
 sys.path.insert(0, {SUPPORT!r})
 import hostile_images
-from genenc_core.images import decode, isolated
-decode.decode_image = hostile_images.hostile
+from genenc_core.images import isolated
+hostile_images.install()
 isolated._SERVE = {SERVE!r}
 from pathlib import Path
 from genenc_core import spec
@@ -193,8 +193,9 @@ def test_no_run_dies_for_ever_of_one_image_and_every_process_ends(listed: manife
 def test_a_fault_of_the_volume_stays_one_in_a_process_of_its_own(
     listed: manifest.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "load", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
-    answer = isolated._packed(reading.Request(0, "x", 1), geometry.Fitter(SQUARE), limits.Limits())
+    reader = reading.Reader(geometry.Fitter(SQUARE), limits.Limits())
+    monkeypatch.setattr(reader, "begin", lambda _: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+    answer = isolated._packed(reading.Request(0, "x", 1), reader)
     with pytest.raises(OSError, match="Stale file handle") as caught:
         isolated._unpacked(0, answer, limits.Limits())
     assert caught.value.errno == 116

@@ -1,5 +1,6 @@
 """The loader yields every row once, in order, within its window; a broken image is one row with a reason."""
 
+import errno
 import hashlib
 import io
 import os
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from genenc_core import errors, spec
-from genenc_core.images import decode, geometry, loader, manifest, reading, sources
+from genenc_core.images import decode, decoded, geometry, loader, manifest, reading, sources
 
 SQUARE = spec.Preprocessing(height=24, width=32, fit="crop")
 
@@ -146,7 +147,7 @@ def test_any_error_is_one_row(
     poison = (folder / "a03.png").read_bytes()
     real = decode.decode_image
 
-    def failing(data: bytearray, **options: int) -> decode.Decoded:
+    def failing(data: bytearray, **options: int) -> decoded.Decoded:
         if data == poison:
             raise error
         return real(data, **options)
@@ -158,17 +159,31 @@ def test_any_error_is_one_row(
     assert words in str(got[3].failure)
 
 
+def test_a_fault_of_the_process_is_no_images_while_it_is_decoded_either(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_data: bytearray, **_options: int) -> decoded.Decoded:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(decode, "decode_image", failing)
+    with (
+        loader.ImageLoader(manifest_of(folder, tmp_path), SQUARE) as images,
+        pytest.raises(OSError, match="Too many open files"),
+    ):
+        list(images.iter_rows(0, 1))
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows whose loading began, in the order in which they did."""
     begun: list[int] = []
-    real = reading.load
+    real = reading.Reader.begin
 
-    def counting(request: reading.Request, *more: object) -> loader.LoadedImage:
+    def counting(reader: reading.Reader, request: reading.Request) -> loader.LoadedImage | reading.Begun:
         begun.append(request.row)
-        return real(request, *more)
+        return real(reader, request)
 
-    monkeypatch.setattr(reading, "load", counting)
+    monkeypatch.setattr(reading.Reader, "begin", counting)
     return begun
 
 
@@ -186,14 +201,14 @@ def test_closing_early_cancels_what_has_not_begun(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
 ) -> None:
     release = threading.Event()
-    real = reading.load
+    real = reading.Reader.begin
 
-    def slow(request: reading.Request, *more: object) -> loader.LoadedImage:
+    def slow(reader: reading.Reader, request: reading.Request) -> loader.LoadedImage | reading.Begun:
         if request.row > 1:  # with a window of ten, two are waited for at once
             release.wait(10)
-        return real(request, *more)
+        return real(reader, request)
 
-    monkeypatch.setattr(reading, "load", slow)
+    monkeypatch.setattr(reading.Reader, "begin", slow)
     with loader.ImageLoader(manifest_of(folder, tmp_path), SQUARE, threads=2, window=10) as images:
         iterator = images.iter_rows(0, 12)
         assert next(iterator).row == 0
@@ -229,7 +244,7 @@ def test_workers_use_one_torch_thread_and_nobody_else_is_changed(
     seen: list[int] = []
     real = decode.decode_image
 
-    def watching(data: bytearray, **options: int) -> decode.Decoded:
+    def watching(data: bytearray, **options: int) -> decoded.Decoded:
         seen.append(torch.get_num_threads())
         return real(data, **options)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import pictures
 from genenc_core import spec
-from genenc_core.images import decode, geometry, plain_jpeg, reading, resizing
+from genenc_core.images import decode, decoded, geometry, plain_jpeg, reading, resizing
 from genenc_core.images.limits import Limits
 
 SCALED = spec.Preprocessing(height=64, width=64, fit="crop", decode="scaled")
@@ -28,7 +28,7 @@ def saved(image: Image.Image, **options: object) -> bytes:
 def load(data: bytes, tmp_path: Path, preprocessing: spec.Preprocessing) -> reading.LoadedImage:
     path = tmp_path / "image.jpg"
     path.write_bytes(data)
-    return reading.load(reading.Request(0, str(path), len(data)), geometry.Fitter(preprocessing), Limits())
+    return reading.Reader(geometry.Fitter(preprocessing), Limits()).load(reading.Request(0, str(path), len(data)))
 
 
 def spots(width: int, height: int, at: list[tuple[float, float]], *, sigma: float) -> Image.Image:
@@ -119,7 +119,7 @@ def test_incomplete_pixels_beyond_the_source_count(orientation: int) -> None:
     exif[0x0112] = orientation
     data = saved(Image.new("RGB", (1001, 997)), exif=exif)
     image = decode.decode_image(
-        data, goal=decode.Goal(target=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
+        data, goal=decoded.Goal(target=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
     )
     assert image.reduction == 8
     _pixels, affine = geometry.Fitter(spec.Preprocessing(height=64, width=64)).fit(image)
@@ -186,7 +186,7 @@ def test_odd_metadata_of_a_reduced_file_make_no_word() -> None:
         warnings.simplefilter("always")
         assert (
             decode.decode_image(
-                data, goal=decode.Goal(target=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
+                data, goal=decoded.Goal(target=lambda *_: resizing.Target((64, 64), (64, 64)), reduce=True)
             ).reduction
             == 4
         )
@@ -208,13 +208,20 @@ def test_a_file_without_its_end_costs_one_decode(
     preprocessing = SCALED.model_copy(update={"decode": way})
     asked: list[object] = []
     monkeypatch.setattr(plain_jpeg, "_whole", asked.append)
-    monkeypatch.setattr(plain_jpeg, "_prepared", [lambda *given: asked.append(given)])
+    monkeypatch.setattr(plain_jpeg, "_prepared", [lambda begun, *_: asked.append(begun) or begun + 1])
     monkeypatch.setattr(plain_jpeg, "_reduced", lambda *given: asked.append(given))
     for cut in (1, 2, 100, len(data) // 2):
         assert "truncated" in str(load(data[:-cut], tmp_path, preprocessing).failure)
     assert not asked
     assert load(data + b"junk behind the end", tmp_path, preprocessing).failure is None
     assert asked
+
+
+def at_once(
+    data: bytes | bytearray, size: tuple[int, int], target: resizing.Target, interpolation: resizing.Interpolation
+) -> torch.Tensor | None:
+    source = plain_jpeg.source(data, size, target, interpolation)
+    return None if source is None else plain_jpeg.decode_resized([source])[0]
 
 
 @pytest.fixture
@@ -238,9 +245,9 @@ def test_decoded_and_resized_at_once_is_bit_for_bit_the_two_steps(
     for used in (resized, ((resized[0] + 1) // 2, (2 * resized[1] + 2) // 3)):
         target = resizing.Target(resized, used)
         steps = resizing.resize(whole, target, interpolation=interpolation, antialias=True)
-        at_once = plain_jpeg.decode_resized(data, size, target, interpolation)
-        assert at_once is not None, "torch has TorchScript and torchvision its codecs"
-        assert torch.equal(at_once, steps)
+        made = at_once(data, size, target, interpolation)
+        assert made is not None, "torch has TorchScript and torchvision its codecs"
+        assert torch.equal(made, steps)
 
 
 @pytest.mark.usefixtures("prepared")
@@ -248,18 +255,57 @@ def test_what_cannot_be_resized_at_once_is_left_to_the_two_steps(monkeypatch: py
     """A header that lies, a damaged file, bytes that torch cannot share, and no TorchScript: never an exception."""
     data = bytearray(saved(Image.fromarray(pictures.texture(60, 40, 3))))
     size, target = (40, 60), resizing.Target((20, 30), (20, 20))
-    assert plain_jpeg.decode_resized(data, size, target, "bilinear") is not None
-    assert plain_jpeg.decode_resized(data, (41, 60), target, "bilinear") is None
-    assert plain_jpeg.decode_resized(data, size, resizing.Target(size, size), "bilinear") is None
-    assert plain_jpeg.decode_resized(bytes(data), size, target, "bilinear") is None
-    assert plain_jpeg.decode_resized(bytearray(b"\xff\xd8\xff\xd9"), size, target, "bilinear") is None
+    assert at_once(data, size, target, "bilinear") is not None
+    assert at_once(data, (41, 60), target, "bilinear") is None
+    assert at_once(data, size, resizing.Target(size, size), "bilinear") is None
+    assert at_once(bytes(data), size, target, "bilinear") is None
+    assert at_once(bytearray(b"\xff\xd8\xff\xd9"), size, target, "bilinear") is None
     for script in (lambda _: (_ for _ in ()).throw(RuntimeError("gone")), lambda function: function):
         monkeypatch.setattr(plain_jpeg, "_prepared", [])
-        assert plain_jpeg.decode_resized(data, size, target, "bilinear") is None, "nobody has prepared it"
+        assert at_once(data, size, target, "bilinear") is None, "nobody has prepared it"
         monkeypatch.setattr(torch.jit, "script", script)
         plain_jpeg.prepare()
-        assert plain_jpeg.decode_resized(data, (41, 60), target, "bilinear") is None
-    assert plain_jpeg.decode_resized(data, size, target, "bilinear") is None
+        assert at_once(data, (41, 60), target, "bilinear") is None
+    assert at_once(data, size, target, "bilinear") is None
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("broken", [set(), {0}, {4}, {1, 2}, {0, 2, 4}, {0, 1, 2, 3, 4}], ids=str)
+def test_several_at_once_are_each_as_alone_and_a_broken_one_costs_no_other(broken: set[int]) -> None:
+    """A damaged file and a header that lies are missing, wherever they are; nothing is decoded twice for them."""
+    files = [bytearray(saved(Image.fromarray(pictures.texture(60 + at, 40, at)))) for at in range(5)]
+    target = resizing.Target((20, 30), (20, 20))
+    sources = []
+    for at, data in enumerate(files):
+        lies, damaged = at in broken and at % 2, at in broken and not at % 2
+        given = bytearray(b"\xff\xd8\xff\xd9") if damaged else data
+        sources.append(plain_jpeg.source(given, (40, 60 + at + bool(lies)), target, "bilinear"))
+    made = plain_jpeg.decode_resized([source for source in sources if source is not None])
+    assert [at for at, pixels in enumerate(made) if pixels is None] == sorted(broken)
+    for at in set(range(5)) - broken:
+        alone, found = at_once(files[at], (40, 60 + at), target, "bilinear"), made[at]
+        assert alone is not None
+        assert found is not None
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_only_small_images_are_decoded_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "SMALL_PIXELS", 60 * 40)
+    goal = geometry.Fitter(spec.Preprocessing(height=16, width=16, fit="crop")).goal
+    turned = Image.Exif()
+    turned[0x0112] = 6
+
+    def small(width: int, max_pixels: int = 10**6, **options: object) -> bool:
+        data = bytearray(saved(Image.fromarray(pictures.texture(width, 40, 1)), **options))
+        return decode.small_jpeg(data, max_pixels=max_pixels, goal=goal) is not None
+
+    assert small(60)
+    assert small(60, 60 * 40)
+    assert not small(61)
+    assert not small(60, 60 * 40 - 1), "its pixels are above the user's limit"
+    assert not small(60, progressive=True)
+    assert not small(60, exif=turned)
 
 
 @pytest.mark.usefixtures("prepared")
@@ -273,9 +319,9 @@ def test_an_image_loads_the_same_at_once_and_in_two_steps(
     exif[0x0112] = 6
     drawn = [Image.fromarray(pictures.texture(*size, 5)) for size in ((500, 375), (20, 90), (64, 48), (300, 300))]
     files = [saved(image) for image in drawn] + [saved(drawn[0], exif=exif), saved(drawn[0], progressive=True)]
-    at_once = [load(data, tmp_path, preprocessing) for data in files]
-    monkeypatch.setattr(plain_jpeg, "decode_resized", lambda *_, **__: None)
-    for data, loaded in zip(files, at_once, strict=True):
+    loaded_at_once = [load(data, tmp_path, preprocessing) for data in files]
+    monkeypatch.setattr(plain_jpeg, "source", lambda *_: None)
+    for data, loaded in zip(files, loaded_at_once, strict=True):
         steps = load(data, tmp_path, preprocessing)
         assert loaded.pixels is not None
         assert steps.pixels is not None

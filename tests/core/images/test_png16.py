@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genenc_core.images import decode, png16
+from genenc_core.images import decode, decoded, png16
 
 Chunk = Callable[[bytes, bytes], bytes]
 
@@ -51,7 +51,7 @@ def test_what_libpng_would_object_to_is_refused_before(png_chunk: Chunk, lines: 
 def test_more_rows_announced_than_there_are_is_a_reason(png_chunk: Chunk, photo: np.ndarray) -> None:
     """The file that a fuzzer found: Pillow takes it, and torchvision's decoder died of it with a segmentation fault."""
     lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in photo)
-    with pytest.raises(decode.ImageUnreadable, match="PNG"):
+    with pytest.raises(decoded.ImageUnreadable, match="PNG"):
         decode.decode_image(png(png_chunk, zlib.compress(lines), width=60, height=65536))
 
 

@@ -1,16 +1,41 @@
 """The decoding threads: they take several images at once, and lose none of them whatever becomes of one."""
 
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
+import torch
 
-from genenc_core.images import inflight, pool, reading
+from genenc_core.images import inflight, plain_jpeg, pool, reading
 
-Work = Callable[[reading.Request], reading.LoadedImage]
+Load = Callable[[reading.Request], reading.LoadedImage]
+
+
+class Work:
+    """Loads images one by one with `load`; rows of `together` in two steps, the second with `finish`."""
+
+    def __init__(
+        self,
+        load: Load,
+        finish: Callable[[list[int]], None] = lambda _rows: None,
+        together: Container[int] = (),
+    ) -> None:
+        self.load, self.finishing, self.together = load, finish, together
+
+    def begin(self, request: reading.Request) -> reading.LoadedImage | reading.Begun:
+        done = self.load(request)
+        if request.row not in self.together:
+            return done
+        file = reading._File(request, bytearray(), "", None, 0.0)
+        return reading.Begun(file, plain_jpeg.Source(torch.empty(0), (1, 1), (1, 1), (None, None), "bilinear"))
+
+    def finish(self, begun: Sequence[reading.Begun]) -> list[reading.LoadedImage]:
+        self.finishing([each.file.request.row for each in begun])
+        return [loaded(each.file.request) for each in begun]
 
 
 def loaded(request: reading.Request) -> reading.LoadedImage:
@@ -21,9 +46,10 @@ def loaded(request: reading.Request) -> reading.LoadedImage:
 def pools(tmp_path: Path) -> Iterator[Callable[..., pool.DecodePool]]:
     made: list[pool.DecodePool] = []
 
-    def make(work: Work, *, threads: int = 1, seconds: float = 30.0) -> pool.DecodePool:
+    def make(work: Load | Work, *, threads: int = 1, seconds: float = 30.0) -> pool.DecodePool:
         journal = inflight.Journal(tmp_path / "notes", pool.slots(threads))
-        made.append(pool.DecodePool(work, threads=threads, seconds=seconds, journal=journal))
+        loads = work if isinstance(work, Work) else Work(work)
+        made.append(pool.DecodePool(loads, threads=threads, seconds=seconds, journal=journal))
         return made[-1]
 
     yield make
@@ -115,6 +141,106 @@ def test_what_a_hanging_thread_had_taken_is_done_by_another(
     while noted(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert noted(tmp_path) == set(), "the one has come back, the other has nothing to do"
+
+
+class Gate:
+    """Lets a thread begin with row 0 only when all the others are queued, so that it then takes eight of them."""
+
+    def __init__(self) -> None:
+        self.begun, self.queued = threading.Event(), threading.Event()
+
+    def load(self, request: reading.Request) -> reading.LoadedImage:
+        if request.row == 0:
+            self.begun.set()
+            assert self.queued.wait(10)
+        return loaded(request)
+
+    def fill(self, decoding: pool.DecodePool, count: int) -> list[pool.Job]:
+        first, *others = requests(count)
+        jobs = [decoding.submit(first)]
+        assert self.begun.wait(10)
+        jobs += [decoding.submit(request) for request in others]
+        self.queued.set()
+        return jobs
+
+
+def test_what_can_be_is_finished_together(pools: Callable[..., pool.DecodePool]) -> None:
+    """Of eight that are taken, those that are done alone are not waited for, and each has its own result."""
+    gate, together = Gate(), []
+    decoding = pools(Work(gate.load, together.append, together=set(range(1, 60)) - {3}))
+    jobs = gate.fill(decoding, 60)
+    assert [decoding.wait(job).row for job in jobs] == list(range(60))
+    assert together[0] == [1, 2, 4, 5, 6, 7, 8]
+    assert sorted(itertools.chain(*together)) == sorted(set(range(1, 60)) - {3})
+
+
+def test_all_that_hang_together_are_overdue_and_the_others_are_done(
+    pools: Callable[..., pool.DecodePool], tmp_path: Path
+) -> None:
+    gate, released = Gate(), threading.Event()
+    seen: list[list[int]] = []
+
+    def finish(rows: list[int]) -> None:
+        seen.append(rows)
+        if len(seen) == 1:
+            released.wait(30)
+
+    decoding = pools(Work(gate.load, finish, together=range(1, 40)), seconds=0.4)
+    jobs = gate.fill(decoding, 40)
+    assert decoding.wait(jobs[0]).row == 0
+    for job in jobs[1:9]:
+        with pytest.raises(pool.Overdue):
+            decoding.wait(job)
+    assert noted(tmp_path) >= set(range(1, 9)), "a process that dies now leaves them as suspects"
+    assert [decoding.wait(job).row for job in jobs[9:]] == list(range(9, 40))
+    released.set()
+    (hung,) = decoding._hung
+    assert hung.thread is not None
+    hung.thread.join(10)
+    assert not hung.thread.is_alive()
+    assert sorted(itertools.chain(*seen)) == list(range(1, 40)), "nothing is done twice"
+
+
+def test_what_was_begun_before_the_one_that_hangs_is_done_by_another(pools: Callable[..., pool.DecodePool]) -> None:
+    gate, released = Gate(), threading.Event()
+    begun: list[int] = []
+    finished: list[list[int]] = []
+
+    def load(request: reading.Request) -> reading.LoadedImage:
+        begun.append(request.row)
+        if request.row == 4 and begun.count(4) == 1:
+            released.wait(30)
+        return gate.load(request)
+
+    decoding = pools(Work(load, finished.append, together=range(1, 40)), seconds=0.4)
+    jobs = gate.fill(decoding, 40)
+    with pytest.raises(pool.Overdue):
+        decoding.wait(jobs[4])
+    assert [decoding.wait(jobs[row]).row for row in range(40) if row != 4] == [row for row in range(40) if row != 4]
+    released.set()
+    (hung,) = decoding._hung
+    assert hung.thread is not None
+    hung.thread.join(10)
+    assert not hung.thread.is_alive()
+    assert sorted(itertools.chain(*finished)) == [row for row in range(1, 40) if row != 4], (
+        "the one that came back did none"
+    )
+    assert (begun.count(3), begun.count(5)) == (2, 1)
+
+
+def test_a_fault_of_several_is_that_of_each(pools: Callable[..., pool.DecodePool]) -> None:
+    gate = Gate()
+
+    def finish(rows: list[int]) -> None:
+        if 5 in rows:
+            raise MemoryError(f"no memory for {len(rows)}")
+
+    decoding = pools(Work(gate.load, finish, together=range(1, 40)))
+    jobs = gate.fill(decoding, 40)
+    for job in jobs[1:9]:
+        with pytest.raises(MemoryError, match="no memory for 8"):
+            decoding.wait(job)
+    assert [decoding.wait(job).row for job in jobs[9:]] == list(range(9, 40))
 
 
 def test_a_pool_that_lost_its_threads_works_again_when_they_come_back(pools: Callable[..., pool.DecodePool]) -> None:

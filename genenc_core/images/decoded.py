@@ -1,0 +1,45 @@
+"""What a decoder is asked for, and what it gives: pixels, or the reason why there are none."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from genenc_core.images import resizing
+
+
+class ImageUnreadable(Exception):
+    """Bytes that are no readable image; the text is the reason, one short line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What becomes of the pixels, for a decoder that can do more in one go."""
+
+    target: Callable[[int, int], resizing.Target]
+    """Takes the (height, width) of the upright source and returns what it is resized to."""
+    reduce: bool = False
+    """Whether a JPEG may be decoded at a reduction that keeps as many pixels."""
+    interpolation: resizing.Interpolation | None = None
+    """Of the resize, with antialiasing, where the decoder may do it too."""
+
+
+class Decoded(NamedTuple):
+    """One image, upright."""
+
+    pixels: torch.Tensor
+    """uint8 RGB [3, H, W]; the memory is usually channels-last."""
+    orientation: int
+    """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
+    size: tuple[int, int]
+    """(height, width) of the upright source in pixels."""
+    resized: bool = False
+    """Whether `pixels` are resized already, as the goal says."""
+    reduction: int = 1
+    """Source pixels per pixel and axis: 1, 2, 4 or 8."""
+    beyond: tuple[int, int] = (0, 0)
+    """How many source pixels the first row and column reach beyond the source; what is left over is at the last ones.
+
+    A reduced JPEG has its incomplete pixels at the bottom and right; turning it upright may bring them to the front.
+    """
