@@ -20,11 +20,11 @@ from pydantic import Field
 
 from genenc_core import errors
 from genenc_core.encoding import control
-from genenc_core.run import driver, parameters, records, sessions, worker
+from genenc_core.run import driver, parameters, records, sessions, turns, worker
 from genenc_core.run.folder import RunFolder
 from tasks import extraction, reporting
 
-LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=worker.LANES))
+LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=turns.LANES))
 LOGGER = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
 PER_TASK = f"Shards in one task run; none: one, or as many as keep the flow run at {extraction.MOST_TASK_RUNS} of them."

@@ -1,6 +1,7 @@
 """How many images go into one call: bounds from the spec, and halving when memory runs out."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
 
 import torch
@@ -41,6 +42,7 @@ class BatchSizer:
         self.bounds = bounds
         self.size = bounds.clamp(size)
         self.on_shrink = on_shrink
+        self._shrinking = threading.Lock()
 
     def out_of_memory(self, failed: int, cause: BaseException) -> None:
         """Halve below `failed` and remember it.
@@ -54,10 +56,11 @@ class BatchSizer:
                 f"out of memory at batch size {failed}, and the model takes no fewer: "
                 f"use a smaller --image-size or another --device ({cause})"
             ) from cause
-        if smaller < self.size:
-            self.size = smaller
-            if self.on_shrink is not None:
-                self.on_shrink(smaller)
+        with self._shrinking:
+            if smaller < self.size:
+                self.size = smaller
+                if self.on_shrink is not None:
+                    self.on_shrink(smaller)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -27,7 +27,8 @@ class Memory:
 class Device(Protocol):
     """Runs work in three stages, each a stream of its own, that wait for each other only where they are told to.
 
-    Work is handed over from one thread; `wait` and `seconds` may be called from any. A `Mark` is a place in a stream.
+    Work is handed over from one thread, the host's from any; `wait` and `seconds` may be called from any. A `Mark` is a
+    place in a stream.
     """
 
     def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:

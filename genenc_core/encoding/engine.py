@@ -5,15 +5,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 
 from genenc_core import errors
 from genenc_core.encoding import batching, calls, post_encoder, products
 from genenc_core.encoding.device import Device, device_for
-
-IN_FLIGHT = 3
-"""Batches that one shard may have on their way: one copied in, one computed, one copied out."""
+from genenc_core.encoding.reduced import Reduced, apart, finite_rows, joined, largest_lost
 
 _DRAWN = 8
 _Result = TypeVar("_Result")
@@ -67,21 +64,6 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Reduced:
-    """What is stored of one batch.
-
-    `arrays` has per product `[B, ...]` in its stored type; `finite` bool `[B]` is false where an output was NaN or
-    infinite; `sizes` are the batch sizes used; seconds are of this batch.
-    """
-
-    arrays: dict[str, np.ndarray]
-    finite: np.ndarray
-    sizes: tuple[int, ...]
-    encode_seconds: float
-    reduce_seconds: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Launched:
     """A part of a batch that the device has been given: where its results will be, and marks of its stages."""
 
@@ -112,10 +94,14 @@ class Ticket:
 
 
 class Engine:
-    """Runs batches through one encoder on a thread of its own, one at a time, whatever the number of threads that ask.
+    """Runs batches through one encoder on threads of its own, whatever the number of threads that ask.
 
-    The thread launches; it waits for nothing that the device does. With a device of its own the next batch is copied
-    in, and the last one copied out, while one is computed.
+    For a device of its own it is one thread, which launches; it waits for nothing that the device does. The next batch
+    is copied in, and the last one copied out, while one is computed.
+
+    On the host, `side_by_side` batches may be computed at once, each on one core. Cores that share a batch wait for one
+    another after each layer: for a decoding thread among them, too. And a batch that one core computes has the same
+    last bits whatever the number of cores.
     """
 
     def __init__(
@@ -126,26 +112,41 @@ class Engine:
         device: Device | None = None,
         *,
         fixed: bool = False,
+        side_by_side: int = 1,
     ) -> None:
-        """`fixed`: every batch is filled up to the size in force, for an encoder that is made for one size."""
+        """Begin the engine's threads.
+
+        `fixed`: every batch is filled up to the size in force, for an encoder that is made for one size. `side_by_side`
+        above 1: for an encoder that may be called from several threads at once.
+        """
         self.encoder = encoder
         self.products = tuple(wanted)
         self.sizer = sizer
         self.fixed = fixed
         self.device = device or device_for(encoder.device)
-        self._thread = calls.CallThread(encoder.device)
+        self.side_by_side = side_by_side
+        self._threads = calls.CallThreads(encoder.device, side_by_side)
+        self._room = calls.Room()
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches one shard may have on their way: one copied in, one computed, one copied out.
+
+        Side by side, two for each: one that is late holds up the results of those after it.
+        """
+        return 3 if self.side_by_side == 1 else 2 * self.side_by_side + 1
 
     def close(self) -> None:
-        """Give up all batches, and end the thread after the one that was begun."""
-        self._thread.close()
+        """Give up all batches, and end each thread after the one that it began."""
+        self._threads.close()
 
     def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
-        """Return what `work` returns on the engine's thread."""
-        return self._thread.submit(work, *arguments).result()
+        """Return what `work` returns on a thread of the engine's."""
+        return self._threads.submit(work, *arguments).result()
 
     def submit(self, batch: Batch) -> Ticket:
         """Queue one batch; what is wrong with it is told by the ticket."""
-        return Ticket(self._thread.submit(self._launch_all, batch), self._collect)
+        return Ticket(self._threads.submit(self._launch_all, batch), self._collect)
 
     def encode(self, batch: Batch) -> Reduced:
         """Encode and reduce one batch, in smaller parts when memory runs out.
@@ -158,7 +159,9 @@ class Engine:
         return self.submit(batch).result()
 
     def trial(self, size: int, point_count: int) -> None:
-        """Encode and throw away `size` images of noise: what `size_search.find_size` measures.
+        """Encode and throw away batches of `size` images of noise, as many as are computed side by side.
+
+        It is what `size_search.find_size` measures.
 
         Raises:
             RuntimeError, MemoryError: for want of memory; whatever else the encoder raises is passed on, too.
@@ -170,32 +173,43 @@ class Engine:
         valid = torch.ones(size, point_count, dtype=torch.bool)
         pixels = self.device.stack([noise[at % len(noise)] for at in range(size)])
         batch = Batch(pixels=pixels, points=points, valid=valid)
+        begun = [self._threads.submit(self._launch, batch) for _ in range(self.side_by_side)]
+        with contextlib.ExitStack() as ended:
+            # All of them, also when one fails: what is measured next is not to run beside them.
+            for each in begun:
+                ended.callback(self._end_trial, each)
+
+    def _end_trial(self, begun: calls.Call[_Launched]) -> None:
         # What noise gives need not fit the stored type.
         with contextlib.suppress(errors.InputError):
-            self._collect([self.call(self._launch, batch)])
+            self._collect([begun.result()])
 
     def _launch_all(self, batch: Batch) -> list[_Launched]:
         parts: list[_Launched] = []
-        start = 0
+        start, alone = 0, False
         while start < len(batch):
             stop = min(start + self.sizer.size, len(batch))
-            launched = self._try(batch.part(start, stop))
+            launched = self._try(batch.part(start, stop), alone=alone)
             if launched is None:
                 # Only now is the traceback gone that kept the failed batch in memory.
                 self.device.release()
+                # The memory of others is not to be taken for want of more for this one.
+                alone = self.side_by_side > 1
                 continue
             parts.append(launched)
             start = stop
         return parts
 
-    def _try(self, batch: Batch) -> _Launched | None:
-        """Return the batch on its way, or None when it did not fit and a smaller one should be tried."""
+    def _try(self, batch: Batch, *, alone: bool) -> _Launched | None:
+        """Return the batch on its way, or None when it did not fit and a smaller one should be tried, or it alone."""
         try:
-            return self._launch(batch)
+            with self._room.taken(alone=alone):
+                return self._launch(batch)
         except (RuntimeError, MemoryError) as error:
             if not batching.is_out_of_memory(error):
                 raise
-            self.sizer.out_of_memory(len(batch), error)
+            if alone or self.side_by_side == 1 or len(batch) > self.sizer.bounds.min:
+                self.sizer.out_of_memory(len(batch), error)
             return None
 
     @torch.inference_mode()
@@ -211,9 +225,9 @@ class Engine:
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, count)
-            stored = {name: _apart(value.to(getattr(torch, kind)), outputs) for name, (value, kind) in values.items()}
+            stored = {name: apart(value.to(getattr(torch, kind)), outputs) for name, (value, kind) in values.items()}
             too_large = {
-                name: _largest_lost(value, stored[name])
+                name: largest_lost(value, stored[name])
                 for name, (value, kind) in values.items()
                 if kind == "float16" and value.dtype != torch.float16
             }
@@ -240,13 +254,13 @@ class Engine:
         finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
         for product in self.products:
             value = product.pipeline.apply(outputs[product.slot][:count], where)
-            finite &= _finite_rows(value, valid if product.needs_points else None)
+            finite &= finite_rows(value, valid if product.needs_points else None)
             values[product.name] = value, product.dtype
         return values, finite
 
     def _collect(self, launched: list[_Launched]) -> Reduced:
         parts = [self._collected(item) for item in launched]
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else joined(parts)
 
     def _collected(self, item: _Launched) -> Reduced:
         self.device.wait(item.done)
@@ -270,30 +284,3 @@ def padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
     """Return at least `smallest` images; the surplus repeats the last one and is cut off after encoding."""
     missing = smallest - len(pixels)
     return pixels if missing <= 0 else torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-
-
-def _apart(value: torch.Tensor, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return a value in memory that is not the model's outputs': a model may write its next ones over these."""
-    shared = {output.untyped_storage().data_ptr() for output in outputs.values()}
-    return value.clone() if value.untyped_storage().data_ptr() in shared else value
-
-
-def _finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    finite = torch.isfinite(value).flatten(1) if valid is None else torch.isfinite(value).all(2) | ~valid
-    return finite.all(1)
-
-
-def _largest_lost(value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-    """Return the largest finite magnitude in `value` that became infinite in `stored`, 0 for none, as a scalar."""
-    lost = torch.isinf(stored) & torch.isfinite(value)
-    return torch.where(lost, value.abs(), 0).amax() if value.numel() else value.new_zeros(())
-
-
-def _joined(parts: Sequence[Reduced]) -> Reduced:
-    return Reduced(
-        arrays={name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays},
-        finite=np.concatenate([part.finite for part in parts]),
-        sizes=tuple(size for part in parts for size in part.sizes),
-        encode_seconds=sum(part.encode_seconds for part in parts),
-        reduce_seconds=sum(part.reduce_seconds for part in parts),
-    )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from genenc_core import errors
 from genenc_core.encoding import engine
+from genenc_core.encoding.reduced import Reduced
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +14,7 @@ class Piece:
 
     start: int
     stop: int
-    reduced: engine.Reduced | None = None
+    reduced: Reduced | None = None
     failure: str | None = None
 
 

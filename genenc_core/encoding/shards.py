@@ -11,6 +11,7 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.encoding import control, engine, isolation, products
 from genenc_core.encoding.budget import FailureBudget
+from genenc_core.encoding.reduced import Reduced
 from genenc_core.images import geometry, loader
 from genenc_core.images.point_states import POINT_OK, POINT_STATES, POINT_UNREADABLE
 from genenc_core.store import layout
@@ -95,7 +96,7 @@ class ShardEncoder:
         self.control = control.current()
 
     def run(self, images: Iterable[loader.LoadedImage]) -> EncodedShard:
-        """Encode every image, with at most `engine.IN_FLIGHT` batches on their way.
+        """Encode every image, with at most `Engine.in_flight` batches on their way.
 
         Raises:
             ShardError: more failures than the budget allows, or rows that the loader did not deliver.
@@ -181,7 +182,7 @@ class ShardEncoder:
         )
         ticket = self.runner.submit(batch)
         self.sent.append(_Sent(images=images, rows=rows, point_status=point_status, batch=batch, ticket=ticket))
-        while len(self.sent) >= engine.IN_FLIGHT:
+        while len(self.sent) >= self.runner.in_flight:
             self._collect()
 
     def _collect(self) -> None:
@@ -197,7 +198,7 @@ class ShardEncoder:
             self._keep(sent.images[part], sent.rows[part], sent.point_status[part], piece.reduced)
 
     def _keep(
-        self, images: Sequence[loader.LoadedImage], rows: np.ndarray, point_status: np.ndarray, reduced: engine.Reduced
+        self, images: Sequence[loader.LoadedImage], rows: np.ndarray, point_status: np.ndarray, reduced: Reduced
     ) -> None:
         for name, value in reduced.arrays.items():
             self.arrays[name][rows] = value

@@ -144,10 +144,11 @@ def find_size(
 ) -> int:
     """Return a batch size that is nearly as fast as the fastest.
 
-    `run(n)` encodes n images and returns when they are done; for want of memory it may raise RuntimeError or
-    MemoryError, and whatever else it raises is passed on. `memory` tells what the last run used where that is known;
-    then no size is tried that should not fit. `release` gives back memory that is kept and free. At most `image_budget`
-    images are spent, or one batch of four, so that a short run does not pay more for the search than it can win.
+    `run(n)` encodes n images, or n on each core, and returns when they are done; for want of memory it may raise
+    RuntimeError or MemoryError, and whatever else it raises is passed on. `memory` tells what the last run used where
+    that is known; then no size is tried that should not fit. `release` gives back memory that is kept and free. At most
+    `image_budget` images are spent, or one batch of four, so that a short run does not pay more for the search than it
+    can win.
     """
     if bounds.max == bounds.min:
         return bounds.min

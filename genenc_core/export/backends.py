@@ -9,7 +9,7 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.export import describe, loading
 from genenc_core.export.devices import resolve_device
-from genenc_core.export.eager import runner
+from genenc_core.export.eager import keeps_no_state, runner
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record, table
 from genenc_core.models import sources, wording
@@ -35,12 +35,15 @@ class Encoder:
         backend: BackendKind,
         device: torch.device,
         tf32: bool = False,
+        concurrent: bool = False,
     ) -> None:
+        """`concurrent`: it may be called from several threads at once; no other call then changes what one gives."""
         self.spec = model_spec
         self.backend = backend
         self.device = device
         self.outputs = model_spec.outputs
         self.preprocessing = describe.preprocessing_of(model_spec)
+        self.concurrent = concurrent
         self.input_size = (self.preprocessing.height, self.preprocessing.width)
         self._slot = model_spec.inputs[0].name
         self._batch = model_spec.resolved_batch_mode()
@@ -285,5 +288,11 @@ def _eager(
     built: sources.BuiltEncoder, model_spec: spec.RuntimeModelSpec, device: torch.device, how: Execution
 ) -> Encoder:
     how.check("eager", device.type)
-    tf32 = how.precision != "float32"
-    return Encoder(model_spec, runner(built.module, device, how), backend="eager", device=device, tf32=tf32)
+    return Encoder(
+        model_spec,
+        runner(built.module, device, how),
+        backend="eager",
+        device=device,
+        tf32=how.precision != "float32",
+        concurrent=device.type == "cpu" and not how.compile and keeps_no_state(built),
+    )

@@ -13,7 +13,10 @@ from torch import nn
 from genenc_core import errors
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record
-from genenc_core.models import wording
+from genenc_core.models import layers, sources, wording
+
+_STATELESS = frozenset({"torchvision", "timm", "genenc"})
+"""Sources whose modules keep no state; a user's may, and so may what a model file puts together."""
 
 
 def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Runner:
@@ -63,6 +66,11 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
         return [item.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for item in found]
 
     return run
+
+
+def keeps_no_state(built: sources.BuiltEncoder) -> bool:
+    """Return whether a call of the model is known to leave nothing that changes what another call gives."""
+    return built.kind in _STATELESS and not layers.has_other_hooks(built.module)
 
 
 def let_thread_have_graphs() -> None:

@@ -216,6 +216,15 @@ class _Capture:
             raise _Enough
 
 
+def has_other_hooks(module: nn.Module) -> bool:
+    """Return whether hooks are called besides those of taps; timm's keep what they see on the module."""
+    return any(
+        not isinstance(hook, _Capture)
+        for part in module.modules()
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    )
+
+
 class _Tapped(nn.Module):
     """A trunk whose slots are the outputs of some of its layers."""
 

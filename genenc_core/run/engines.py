@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from genenc_core import errors, text
-from genenc_core.encoding import batching, control, engine, products, size_search, tiling
-from genenc_core.run import encoders, records, tiles
+from genenc_core.encoding import batching, calls, control, engine, products, size_search, tiling
+from genenc_core.export import backends
+from genenc_core.run import encoders, records, tiles, turns
 from genenc_core.run.folder import RunFolder
 
 LOGGER = logging.getLogger(__name__)
@@ -34,13 +35,20 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     sizer = batching.BatchSizer(bounds, 1)
     known = _KnownSize(folder, options, bounds, device)
     if plan is None:
-        runner = engine.Engine(encoder, wanted, sizer, fixed=model.execution.compile)
+        runner = untiled_engine(encoder, wanted, sizer, fixed=model.execution.compile)
         compiled = model.execution.compile and known.told() is None
         with _uncompiled(runner, model, device, options) if compiled else contextlib.nullcontext(runner) as measured:
             sizer.size = known.size(
                 1, measured, lambda count: measured.trial(count, points), evenly=model.execution.compile
             )
-        words = f"{sizer.size} images a batch"
+        words = f"{sizer.size} images a batch, {runner.side_by_side} side by side"
+        busy = turns.LANES * -(-folder.store.plan.shard_rows // sizer.size)
+        if busy < runner.side_by_side and sizer.size > bounds.min:
+            LOGGER.warning(
+                "batches of %d keep %d of %d cores busy: shards have %d rows, and %d are in work; give a smaller "
+                "--batch-size, or let it be found",
+                *(sizer.size, busy, runner.side_by_side, folder.store.plan.shard_rows, turns.LANES),
+            )
     else:
         slots = tiles.wanted_slots(model.spec, parsed)
         tiled = tiling.TiledEncoder(encoder, plan, slots, sizer)
@@ -52,6 +60,18 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     sizer.on_shrink = known.shrink
     LOGGER.info("%s on %s (%s), %s", text.title(model.spec.model_id), device, folder.backend, words)
     return runner
+
+
+def untiled_engine(
+    encoder: backends.Encoder,
+    wanted: Sequence[products.Product],
+    sizer: batching.BatchSizer,
+    *,
+    fixed: bool = False,
+) -> engine.Engine:
+    """Return the engine of an encoder: with a batch on each core, where the encoder may be called so."""
+    side_by_side = calls.cores() if encoder.concurrent else 1
+    return engine.Engine(encoder, wanted, sizer, fixed=fixed, side_by_side=side_by_side)
 
 
 @contextlib.contextmanager
@@ -105,13 +125,15 @@ class _KnownSize:
             control.current().checkpoint()
             trial(count)
 
-        budget = plan.rows * per_image // SEARCH_SHARE
+        budget = plan.rows * per_image // SEARCH_SHARE // runner.side_by_side
         device = runner.device
         size = size_search.find_size(
             stoppable, self._bounds, image_budget=budget, memory=device.memory, release=device.release
         )
         device.release()  # what was measured with is another's from here on
-        size = min(size, plan.shard_rows * per_image)
+        # No batch has rows of two shards, and each core is to have one.
+        at_once = min(turns.LANES * plan.shard_rows, plan.rows) * per_image
+        size = min(size, plan.shard_rows * per_image, -(-at_once // runner.side_by_side))
         if evenly:
             size = -(-plan.shard_rows // -(-plan.shard_rows // size))
         size = self._bounds.clamp(size)

@@ -78,7 +78,7 @@ class ExtractParameters(BaseModel):
         description="Images per shard; none: an eighth of the images, 32 to 256 on a CPU, to 4096 on a GPU.",
     )
     batch_size: int | Literal["auto"] = Field(
-        default="auto", description="Images (with a canvas: tiles) per call; auto: measured."
+        default="auto", description="Images (with a canvas: tiles) per call, on a CPU per core; auto: measured."
     )
     max_failures: str | None = Field(
         default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from genenc_core.encoding import control
 from genenc_core.images.loader import LoadedImage
 
+LANES = 2
+"""Shards of one process that are in work at a time: one is read and written while another is encoded."""
 STALLED_SECONDS = 5.0
 """A shard that takes no image for so long lets the others go on: an image of it hangs, or its encoder is slow."""
 

@@ -22,7 +22,6 @@ from genenc_core.store import claims, run_store
 from genenc_core.store.objects import Root, is_remote
 
 LOGGER = logging.getLogger(__name__)
-LANES = 2
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 1.0
 WINDOW_BYTES = 512 * 2**20
 DECODING = "provenance/decoding"
@@ -242,7 +241,7 @@ class Outcome:
         return [report.shard for report in self.reports if report.held]
 
 
-def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *, lanes: int = LANES) -> Outcome:
+def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *, lanes: int = turns.LANES) -> Outcome:
     """Encode and commit shards, `lanes` at a time: one is read and written while another is encoded.
 
     A failed shard does not stop the others. Those that other processes are at are named, not waited for.

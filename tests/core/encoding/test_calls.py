@@ -1,4 +1,4 @@
-"""The encoder's thread: one call at a time, and what becomes of calls when it is closed or they fail."""
+"""The encoder's threads, and what becomes of calls when it is closed or they fail."""
 
 import contextvars
 import gc
@@ -95,7 +95,7 @@ def test_a_thread_that_cannot_start_is_not_taken_for_a_closed_one(monkeypatch: p
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     with pytest.raises(RuntimeError, match="new thread"):
-        calls.CallThread(torch.device("cpu")).submit(len, ())
+        calls.CallThreads(torch.device("cpu")).submit(len, ())
 
 
 def test_alone_gives_and_raises_what_the_work_does_in_the_callers_context() -> None:

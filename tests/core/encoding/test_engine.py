@@ -1,4 +1,4 @@
-"""The engine: batches within bounds, padded and trimmed, halved when memory runs out, one at a time."""
+"""The engine: batches within bounds, padded and trimmed, halved when memory runs out."""
 
 import threading
 import time

@@ -113,7 +113,7 @@ def test_an_encoder_starts_where_no_more_threads_can_be_had(monkeypatch: pytest.
         return found
 
     monkeypatch.setattr(calls, "_pool", pool)
-    thread = calls.CallThread(torch.device("cpu"))
+    thread = calls.CallThreads(torch.device("cpu"))
     assert thread.submit(len, "ab").result() == 2
     assert len(made) == 1
     thread.close()
@@ -121,7 +121,7 @@ def test_an_encoder_starts_where_no_more_threads_can_be_had(monkeypatch: pytest.
 
 def test_an_encoder_takes_no_more_threads_than_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "cores", lambda: 1)
-    thread = calls.CallThread(torch.device("cpu"))
+    thread = calls.CallThreads(torch.device("cpu"))
     assert thread.submit(torch.get_num_threads).result() == 1
     thread.close()
 
@@ -167,7 +167,7 @@ def test_without_glibc_the_encoders_thread_is_any(monkeypatch: pytest.MonkeyPatc
     assert host_memory.most_arenas() == 0
     host_memory.keep()
     host_memory.release()
-    thread = calls.CallThread(torch.device("cpu"))
+    thread = calls.CallThreads(torch.device("cpu"))
     assert thread.submit(len, "ab").result() == 2
     thread.close()
 

@@ -102,8 +102,9 @@ def test_launching_on_the_host_is_hidden_behind_the_device() -> None:
 
 
 def test_memory_holds_no_more_than_the_batches_in_flight() -> None:
-    simulated = SimulatedDevice(Latencies(copy_in=1, compute=1, copy_out=1), limit=engine.IN_FLIGHT * SIZE)
+    simulated = SimulatedDevice(Latencies(copy_in=1, compute=1, copy_out=1))
     runner = engine_of(simulated)
+    simulated.limit = runner.in_flight * SIZE
     encoded(20 * SIZE, simulated, runner)
     assert runner.sizer.size == SIZE
     assert simulated.releases == 0

@@ -1,0 +1,109 @@
+"""A batch on each core: for which models, and that rows do not depend on how many cores there are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from genenc_core.encoding import calls
+from genenc_core.export import backends
+from genenc_core.export.execution import Execution
+from genenc_core.models import sources
+from genenc_core.run import driver, engines, records
+from genenc_core.run.folder import RunFolder
+
+Extract = Callable[..., driver.Result]
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file of the store."""
+    store = folder / "features.zarr"
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+def side_by_side(folder: Path) -> int:
+    made = engines.make_engine(RunFolder(folder), records.Options(session="next", trust=True))
+    made.close()
+    return made.side_by_side
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"model": "resnet50", "image_size": "64"},
+        {"model": "yolov3_tiny", "image_size": "64"},
+        {"model": "resnet18", "image_size": "64", "layers": ("layer2", "layer4")},
+        {"model": "resnet18", "image_size": "64", "precision": "bfloat16"},
+    ],
+    ids=lambda model: "-".join(map(str, model.values())),
+)
+def test_the_bytes_are_the_same_on_any_number_of_cores(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, object]
+) -> None:
+    found = []
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(calls, "cores", lambda cores=cores: cores)
+        out = tmp_path / f"on-{cores}"
+        assert extract(**model, out=str(out)).status.complete
+        assert side_by_side(out) == cores
+        found.append(stored(out))
+    assert {"status/c.0", "status/c.2"} < found[0].keys()
+    assert found[0] == found[1] == found[2]
+
+
+def test_users_modules_get_one_batch_at_a_time(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may keep state from call to call; a model file's backbone may be a user's."""
+    monkeypatch.setattr(calls, "cores", lambda: 2)
+    extract()
+    assert side_by_side(tmp_path / "run") == 1
+    file = tmp_path / "own.toml"
+    file.write_text(
+        'task = "segmentation"\nbackbone = "tiny_backbones:pyramid"\ndecoder = "FCNDecoder"\nnum_classes = 2\n'
+    )
+    request = sources.ModelRequest(name=str(file), weights="random:0", image_size=(32, 32), trust=True)
+    assert not backends.eager_encoder(sources.build_encoder(request)).concurrent
+
+
+def test_modules_with_hooks_get_one_batch_at_a_time() -> None:
+    """Those that timm makes of some of its models keep on the module what they see."""
+    request = sources.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 64), layers=("layer2",))
+    built = sources.build_encoder(request)
+    assert backends.eager_encoder(built).concurrent, "its own hooks keep nothing"
+    next(built.module.children()).register_forward_hook(lambda *_: None)
+    assert not backends.eager_encoder(built).concurrent
+
+
+def test_what_is_compiled_or_exported_gets_one_batch_at_a_time(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their threads are their own."""
+    monkeypatch.setattr(calls, "cores", lambda: 2)
+    built = sources.build_encoder(sources.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 64)))
+    assert backends.eager_encoder(built).concurrent
+    assert not backends.eager_encoder(built, how=Execution(compile=True)).concurrent
+    extract(model="resnet18", image_size="64", backend="torchscript")
+    assert side_by_side(tmp_path / "run") == 1
+
+
+def test_the_batches_of_a_small_run_are_enough_for_all_cores(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "cores", lambda: 5)
+    extract(model="resnet18", image_size="64", batch_size="auto", shard_rows=11)
+    made = engines.make_engine(RunFolder(tmp_path / "run"), records.Options(session="next"))
+    made.close()
+    assert made.sizer.size == 3
+
+
+def test_a_batch_so_large_that_cores_are_idle_is_told(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(calls, "cores", lambda: 5)
+    extract(model="resnet18", image_size="64", batch_size=2)
+    folder = RunFolder(tmp_path / "run")
+    for size, told in ((4, True), (1, False)):
+        caplog.clear()
+        engines.make_engine(folder, records.Options(session="next", batch_size=size)).close()
+        assert ("batches of 4 keep 2 of 5 cores busy" in caplog.text) == told
