@@ -1,5 +1,6 @@
 """The ways of the suites `model` and `end-to-end`: an encoder alone, genenc's engine around it, whole extractions."""
 
+import collections
 import contextlib
 import functools
 import importlib
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from genenc_core.encoding import batching, engine, host_memory, products, size_search
+from genenc_core.encoding import batching, calls, engine, host_memory, products, size_search
 from genenc_core.export import backends
 from genenc_core.run import encoders, engines, model_export
 from genenc_core.run.parameters import ExtractParameters
@@ -51,10 +52,25 @@ def bare(model: str, batch: int, batches: int, *, keep: bool = True) -> Iterator
 
 
 @contextlib.contextmanager
+def bare_side_by_side(model: str, batch: int, batches: int) -> Iterator[Once]:
+    """As `bare`, but with a batch on each core."""
+    encoder, _wanted = _encoder(model)
+    threads = calls.CallThreads(encoder.device, calls.cores())
+    pixels = torch.rand(batch, 3, *encoder.input_size, device=encoder.device)
+
+    def once() -> float:
+        for call in [threads.submit(encoder, pixels) for _ in range(batches)]:
+            call.result()
+        return float(batch * batches)
+
+    yield once
+
+
+@contextlib.contextmanager
 def engine_alone(model: str, batch: int, batches: int) -> Iterator[Once]:
     """Give genenc's engine decoded batches: to the device, encoded, reduced to vectors, back on the host."""
     encoder, wanted = _encoder(model)
-    runner = engine.Engine(encoder, wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), batch))
+    runner = engines.untiled_engine(encoder, wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), batch))
     decoded = engine.Batch(
         pixels=torch.randint(0, 256, (batch, 3, *encoder.input_size), dtype=torch.uint8),
         points=torch.zeros(batch, 0, 2, dtype=torch.float64),
@@ -62,9 +78,15 @@ def engine_alone(model: str, batch: int, batches: int) -> Iterator[Once]:
     )
 
     def once() -> float:
-        for _ in range(batches):
-            runner.encode(decoded)
-        return float(batch * batches)
+        sent: collections.deque[engine.Ticket] = collections.deque()
+        count = -(-batches // runner.side_by_side) * runner.side_by_side  # so that no core is left without
+        for _ in range(count):
+            sent.append(runner.submit(decoded))
+            if len(sent) == runner.in_flight:
+                sent.popleft().result()
+        for ticket in sent:
+            ticket.result()
+        return float(batch * count)
 
     yield once
 
@@ -74,10 +96,10 @@ def searching(model: str, images: int) -> Iterator[Once]:
     """Find the batch size for a run of so many images; the size is what is counted."""
     encoder, wanted = _encoder(model)
     bounds = batching.Bounds(min=1, max=None)
-    runner = engine.Engine(encoder, wanted, batching.BatchSizer(bounds, 1))
+    runner = engines.untiled_engine(encoder, wanted, batching.BatchSizer(bounds, 1))
 
     def once() -> float:
-        budget = images // engines.SEARCH_SHARE
+        budget = images // engines.SEARCH_SHARE // runner.side_by_side
         trial = functools.partial(runner.trial, point_count=0)
         device = runner.device
         found = size_search.find_size(trial, bounds, image_budget=budget, memory=device.memory, release=device.release)
