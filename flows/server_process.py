@@ -7,8 +7,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,9 +31,10 @@ def serve(descriptor: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    _migrate()
+    lock = begin()
+    app = telling_of_start(Patient(create_app(ephemeral=True)), lock.close)
     # Without the services of a server that stays (schedules, late runs, workers' health), which cost CPU all the time.
-    uvicorn.run(Patient(create_app(ephemeral=True)), fd=descriptor, log_level="error", lifespan="on")
+    uvicorn.run(app, fd=descriptor, log_level="error", lifespan="on")
 
 
 class Patient:
@@ -91,16 +94,32 @@ def _repeated(messages: "list[Message]", receive: "Receive") -> "Receive":
     return repeated
 
 
-def _migrate() -> None:
-    """Bring Prefect's database up to date, one process at a time: two at once fail on a fresh one."""
-    from prefect.server.database.dependencies import provide_database_interface
+def telling_of_start(app: "ASGIApp", started: Callable[[], None]) -> "ASGIApp":
+    """Return an app that calls `started` when the app says that its start is over, well or not."""
+
+    async def telling(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def told(message: "Message") -> None:
+            if message["type"].startswith("lifespan.startup."):
+                started()
+            await send(message)
+
+        await app(scope, receive, told if scope["type"] == "lifespan" else send)
+
+    return telling
+
+
+def begin() -> TextIO:
+    """Wait until no other server starts on this database; closing what is returned lets the next one start.
+
+    A server's start brings the database up to date and fills it: two at once fail on a fresh one.
+    """
     from prefect.settings import PREFECT_HOME
 
-    home = PREFECT_HOME.value()
+    home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "genenc-migration.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        asyncio.run(provide_database_interface().create_db())
+    lock = (home / "genenc-server-start.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
 
 
 if __name__ == "__main__":

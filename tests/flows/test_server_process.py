@@ -1,9 +1,12 @@
 """The command's own Prefect server: what its database was too busy for is tried again before a client hears of it."""
 
 import asyncio
+import fcntl
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_HOME, temporary_settings
 
 from flows import server_process
 
@@ -37,7 +40,7 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "AGAIN_SECONDS", (0.0, 0.0, 0.0))
 
 
-def answered(app: Any, kind: str = "http") -> tuple[list[Any], Exception | None]:
+def answered(app: Any, kind: str = "http", *, patient: bool = True) -> tuple[list[Any], Exception | None]:
     """Return what an app sends for one request, and what it raises."""
     sent: list[Any] = []
     parts = iter(PARTS)
@@ -49,7 +52,7 @@ def answered(app: Any, kind: str = "http") -> tuple[list[Any], Exception | None]
         sent.append(message)
 
     try:
-        asyncio.run(server_process.Patient(app)({"type": kind, "path": "/api"}, receive, send))
+        asyncio.run((server_process.Patient(app) if patient else app)({"type": kind, "path": "/api"}, receive, send))
     except ConnectionError as error:
         return sent, error
     return sent, None
@@ -103,3 +106,29 @@ def test_what_is_no_request_passes_untouched() -> None:
 
     answered(app, "websocket")
     assert seen == [({"type": "websocket", "path": "/api"}, PARTS[0])]
+
+
+@pytest.mark.parametrize("end", ["complete", "failed"])
+def test_the_next_server_may_start_when_the_start_of_this_one_is_over(end: str) -> None:
+    """Two that fill a fresh database at once fail."""
+    order: list[str] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        order.append("database filled")
+        await send({"type": f"lifespan.startup.{end}"})
+        order.append("serving")
+        await send({"type": "lifespan.shutdown.complete"})
+
+    sent, _ = answered(server_process.telling_of_start(app, lambda: order.append("next")), "lifespan", patient=False)
+    assert order == ["database filled", "next", "serving"]
+    assert [message["type"] for message in sent] == [f"lifespan.startup.{end}", "lifespan.shutdown.complete"]
+
+
+def test_one_server_starts_at_a_time_on_a_database(tmp_path: Path) -> None:
+    with temporary_settings({PREFECT_HOME: tmp_path / "new"}):
+        first = server_process.begin()
+        with (tmp_path / "new" / "genenc-server-start.lock").open() as other:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            first.close()
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
