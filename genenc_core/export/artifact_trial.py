@@ -147,9 +147,9 @@ def _answer(text: str) -> Mapping[str, object]:
     _, height, width = model_spec.inputs[0].shape
     try:
         (file,) = loading.artifact_files(model_spec).values()
-        run, _ = loading.load(model_spec, device="cpu", trust=True, scratch=None)
+        loaded, _ = loading.load(model_spec, device="cpu", trust=True, scratch=None)
         # A trace takes whatever its operations take; the others hold bounds and refuse what lies outside.
-        found = find(run, name=str(path), size=(height, width), bounded=file.format != "torchscript")
+        found = find(loaded.run, name=str(path), size=(height, width), bounded=file.format != "torchscript")
     except errors.GenencError as error:
         return {"error": str(error)}
     return {"least": found.least, "most": found.most, "outputs": found.outputs}

@@ -142,7 +142,7 @@ def _compared(built: sources.BuiltEncoder, made: Sequence[_Made], tolerance: flo
     cpu = torch.device("cpu")
     candidates = [
         comparison.Candidate(
-            name=item.path.stem, run=table.FORMATS[item.kind].load(item.path, cpu, None), shapes=item.shapes
+            name=item.path.stem, run=table.FORMATS[item.kind].load(item.path, cpu, None).run, shapes=item.shapes
         )
         for item in made
     ]

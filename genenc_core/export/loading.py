@@ -66,8 +66,8 @@ def load(
     trust: bool,
     scratch: Path | None,
     digests: Mapping[int, str] | None = None,
-) -> tuple[record.Runner, torch.device]:
-    """Return what runs a spec's artifact or variants, and the device it runs on.
+) -> tuple[record.Loaded, torch.device]:
+    """Return a spec's artifact or variants, loaded, and the device they run on.
 
     Every file is checked at once; variants are loaded when they are first needed. What is loaded is a copy that nobody
     else can write to, with the digest that was checked: a file replaced meanwhile is refused. `digests` are sha256 that
@@ -80,13 +80,13 @@ def load(
     known = {size: file.recorded.sha256 for size, file in files.items() if file.recorded} | dict(digests or {})
     found = {size: _check(model_spec, file, known.get(size), trust=trust) for size, file in files.items()}
     where = device_for(files, device)
-    loaders: dict[int, Callable[[], record.Runner]] = {
+    loaders: dict[int, Callable[[], record.Loaded]] = {
         size: partial(_loaded, file, found[size], where, scratch) for size, file in files.items()
     }
-    return (loaders[0]() if 0 in loaders else variants.VariantRunner(loaders)), where
+    return (loaders[0]() if 0 in loaders else record.Loaded(run=variants.VariantRunner(loaders))), where
 
 
-def _loaded(file: ArtifactFile, digest: str, device: torch.device, scratch: Path | None) -> record.Runner:
+def _loaded(file: ArtifactFile, digest: str, device: torch.device, scratch: Path | None) -> record.Loaded:
     """Load a file that was checked."""
     with artifacts.private_copy(file.path, scratch) as (copy, found):
         _require_digest(file.path, found, digest)

@@ -41,7 +41,7 @@ def _cover(count: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 class VariantRunner:
     """Runs any batch through artifacts of fixed batch sizes; each is loaded when it is first needed."""
 
-    def __init__(self, loaders: Mapping[int, Callable[[], record.Runner]]) -> None:
+    def __init__(self, loaders: Mapping[int, Callable[[], record.Loaded]]) -> None:
         self._loaders = dict(loaders)
         self._loaded: dict[int, record.Runner] = {}
         self._lock = threading.Lock()
@@ -66,7 +66,7 @@ class VariantRunner:
     def _runner(self, size: int) -> record.Runner:
         with self._lock:
             if size not in self._loaded:
-                self._loaded[size] = self._loaders[size]()
+                self._loaded[size] = self._loaders[size]().run
             return self._loaded[size]
 
 

@@ -99,7 +99,7 @@ def facts(path: Path) -> Mapping[str, str]:
     return {}
 
 
-def load(path: Path, _device: torch.device, scratch: Path | None) -> record.Runner:
+def load(path: Path, _device: torch.device, scratch: Path | None) -> record.Loaded:
     """Load a CPU package; its platform must have been checked.
 
     The library inside is unpacked into a folder of our own (in `scratch`, else in the system's temporary folder) and
@@ -128,7 +128,7 @@ def load(path: Path, _device: torch.device, scratch: Path | None) -> record.Runn
         outputs: Sequence[torch.Tensor] = runner.run([images])
         return outputs
 
-    return run
+    return record.Loaded(run=run)
 
 
 def _own_cache() -> None:

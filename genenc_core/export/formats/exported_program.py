@@ -47,7 +47,7 @@ def facts(path: Path) -> Mapping[str, str]:
     return {key: str(value) for key, value in told.items() if value is not None}
 
 
-def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Runner:
+def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Loaded:
     """Load a file onto `device`; constants made while exporting on the CPU move too.
 
     Raises:
@@ -69,4 +69,4 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Runn
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
         return record.tensors(module(images))
 
-    return run
+    return record.Loaded(run=run)

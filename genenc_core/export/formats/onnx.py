@@ -84,7 +84,7 @@ def facts(path: Path) -> Mapping[str, str]:
     return {"ir": str(found.ir_version), "opset": str(found.opset), "device": "cpu"}
 
 
-def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Runner:
+def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Loaded:
     """Load a file into onnxruntime on the CPU.
 
     Raises:
@@ -120,4 +120,4 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Run
             raise RuntimeError(wording.reason(error)) from error
         return [torch.from_numpy(array) for array in found]
 
-    return run
+    return record.Loaded(run=run)

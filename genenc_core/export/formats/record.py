@@ -16,6 +16,16 @@ Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """An artifact that was loaded."""
+
+    run: Runner
+    concurrent: bool = False
+    """whether it is known that `run` may be called from several threads at once, and no call changes another's result
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """What one artifact takes and gives."""
 
@@ -77,7 +87,7 @@ class Format:
     compile: Callable[[nn.Module, Target, Path], None]
     facts: Callable[[Path], Mapping[str, str]]
     """read from a file, without loading it, what it needs: device, torch, isa, machine, system, schema, opset, ir"""
-    load: Callable[[Path, torch.device, Path | None], Runner]
+    load: Callable[[Path, torch.device, Path | None], Loaded]
     """load a checked file onto a device; the folder is for what must be unpacked for a moment"""
 
 

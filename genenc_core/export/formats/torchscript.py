@@ -1,7 +1,7 @@
 """TorchScript: a trace (.pt) that C++ and Python run on any device, without the model's code."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,11 @@ from torch import nn
 from genenc_core import errors
 from genenc_core.export.formats import record
 from genenc_core.models import wording
+
+_KEPT = frozenset({"prim::GetAttr", "prim::Constant"})
+"""Nodes whose values outlive a call."""
+_HIDING = frozenset({"prim::SetAttr", "prim::CallMethod", "prim::CallFunction", "prim::PythonOp", "prim::fork"})
+"""Nodes that keep a value, or do what the graph does not show."""
 
 
 def require(_module: nn.Module | None) -> None:
@@ -43,7 +48,7 @@ def facts(_path: Path) -> Mapping[str, str]:
     return {}
 
 
-def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Runner:
+def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Loaded:
     """Load a file onto `device`.
 
     Raises:
@@ -63,4 +68,28 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Runn
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
         return record.tensors(module(images))
 
-    return run
+    return record.Loaded(run=run, concurrent=keeps_no_state(module))
+
+
+def keeps_no_state(module: Any) -> bool:
+    """Return whether nothing that a call of a script module does can change what another call gives.
+
+    That is so where its graph consists of torch's own operations and none writes to an attribute, a constant, or what
+    may be a view of one, as torch's alias analysis has it; where that cannot tell, the answer is no.
+    """
+    graph = module.inlined_graph
+    aliases = graph.alias_db()
+    for node in _nodes(graph):
+        if node.kind() in _HIDING or not node.kind().startswith(("aten::", "prim::")):
+            return False
+        if node.kind() in _KEPT and any(aliases.has_writers(value) for value in node.outputs()):
+            return False
+    return True
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph, those of its branches and loops too."""
+    for node in block.nodes():
+        yield node
+        for inner in node.blocks():
+            yield from _nodes(inner)

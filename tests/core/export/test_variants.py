@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from genenc_core import errors, spec
 from genenc_core.export import artifacts, backends, exporting, variants
+from genenc_core.export.formats import record
 from genenc_core.models import sources
 
 SIZES = [1, 4, 6]
@@ -114,7 +115,8 @@ def test_padding_is_cut_off_again() -> None:
         calls.append(len(batch))
         return [batch.flatten(1)[:, :2]]
 
-    runner = variants.VariantRunner({4: lambda: run, 6: lambda: run})
+    loaded = record.Loaded(run=run)
+    runner = variants.VariantRunner({4: lambda: loaded, 6: lambda: loaded})
     given_images = images(9)
     (found,) = runner(given_images)
     assert calls == [6, 4]

@@ -9,7 +9,7 @@ from genenc_core.encoding import calls
 from genenc_core.export import backends
 from genenc_core.export.execution import Execution
 from genenc_core.models import sources
-from genenc_core.run import driver, engines, records
+from genenc_core.run import driver, engines, model_export, records
 from genenc_core.run.folder import RunFolder
 
 Extract = Callable[..., driver.Result]
@@ -27,6 +27,19 @@ def side_by_side(folder: Path) -> int:
     return made.side_by_side
 
 
+def check_cores(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **model: object) -> None:
+    """Extract with one, two and three cores, and compare the stores."""
+    found = []
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(calls, "cores", lambda cores=cores: cores)
+        out = tmp_path / f"on-{cores}"
+        assert extract(**model, out=str(out)).status.complete
+        assert side_by_side(out) == cores
+        found.append(stored(out))
+    assert {"status/c.0", "status/c.2"} < found[0].keys()
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -40,15 +53,15 @@ def side_by_side(folder: Path) -> int:
 def test_the_bytes_are_the_same_on_any_number_of_cores(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, object]
 ) -> None:
-    found = []
-    for cores in (1, 2, 3):
-        monkeypatch.setattr(calls, "cores", lambda cores=cores: cores)
-        out = tmp_path / f"on-{cores}"
-        assert extract(**model, out=str(out)).status.complete
-        assert side_by_side(out) == cores
-        found.append(stored(out))
-    assert {"status/c.0", "status/c.2"} < found[0].keys()
-    assert found[0] == found[1] == found[2]
+    check_cores(extract, tmp_path, monkeypatch, **model)
+
+
+def test_a_traces_bytes_are_the_same_on_any_number_of_cores(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"model": "resnet18", "weights": "random:0", "image_size": "64", "formats": ["torchscript"]}
+    (made,) = model_export.export(model_export.ExportParameters(**wanted, out=str(tmp_path / "model")))
+    check_cores(extract, tmp_path, monkeypatch, model=str(made.spec_path), weights=None, image_size=None)
 
 
 def test_users_modules_get_one_batch_at_a_time(
@@ -75,15 +88,15 @@ def test_modules_with_hooks_get_one_batch_at_a_time() -> None:
     assert not backends.eager_encoder(built).concurrent
 
 
-def test_what_is_compiled_or_exported_gets_one_batch_at_a_time(
+def test_what_is_compiled_gets_one_batch_at_a_time(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their threads are their own."""
+    """Its threads are its own."""
     monkeypatch.setattr(calls, "cores", lambda: 2)
     built = sources.build_encoder(sources.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 64)))
     assert backends.eager_encoder(built).concurrent
     assert not backends.eager_encoder(built, how=Execution(compile=True)).concurrent
-    extract(model="resnet18", image_size="64", backend="torchscript")
+    extract(model="resnet18", image_size="64", backend="exported_program")
     assert side_by_side(tmp_path / "run") == 1
 
 

@@ -1,0 +1,136 @@
+"""TorchScript files: which of them may be called from several threads at once."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from genenc_core.export.formats import torchscript
+from genenc_core.models import sources
+
+CPU = torch.device("cpu")
+
+
+class Counting(nn.Module):
+    """Has what can be kept from call to call."""
+
+    seen: dict[str, torch.Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.seen = {}
+
+    def count(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return x
+
+
+class Adds(Counting):
+    """Counts its calls in place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.calls.add_(1)
+
+
+class Assigns(Counting):
+    """Counts its calls in a new tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return x + self.calls
+
+
+class AddsToAView(Counting):
+    """Writes to a part of its buffer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = self.calls.view(-1)[0:1]
+        part += x.mean()
+        return x + self.calls
+
+
+class AddsInABranch(Counting):
+    """Counts where only larger batches come."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.size(0) > 3:
+            for _ in range(2):
+                x = self.count(x)
+        return x
+
+
+class Remembers(Counting):
+    """Keeps its last batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen["last"] = x
+        return x
+
+
+class AddsElsewhere(Counting):
+    """Counts on a thread of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.jit.wait(torch.jit.fork(added, self.calls))
+
+
+class Reads(Counting):
+    """Writes only to what it has made."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.size(0) > 3:
+            x = x + 1
+        x = x * 2
+        return x.add_(1).relu_() + self.calls
+
+
+def added(value: torch.Tensor) -> torch.Tensor:
+    return value.add_(1)
+
+
+def concurrent(module: torch.jit.ScriptModule, path: Path) -> bool:
+    """Whether a file is said to be for several threads."""
+    module.save(str(path))
+    return torchscript.load(path, CPU, None).concurrent
+
+
+@pytest.mark.parametrize("kind", [Adds, Assigns, AddsToAView, AddsInABranch, Remembers, AddsElsewhere])
+def test_a_module_that_keeps_something_is_for_one_thread(kind: type[nn.Module], tmp_path: Path) -> None:
+    assert not concurrent(torch.jit.script(kind()), tmp_path / "kept.pt")
+
+
+def test_a_trace_that_writes_to_a_buffer_or_a_constant_is_for_one_thread(tmp_path: Path) -> None:
+    constant = torch.zeros(1)
+
+    class Constant(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + constant.add_(1)
+
+    for module in (Adds(), Constant()):
+        assert not concurrent(torch.jit.trace(module, torch.rand(2, 3), check_trace=False), tmp_path / "kept.pt")
+
+
+def test_one_that_keeps_nothing_is_for_several(tmp_path: Path) -> None:
+    assert concurrent(torch.jit.script(Reads()), tmp_path / "free.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("resnet18", 64),
+        ("convnext_tiny", 64),
+        ("vit_b_32", 64),
+        ("swin_t", 64),
+        ("yolov3_tiny", 64),
+        ("timm/test_vit", 160),
+    ],
+)
+def test_what_genenc_exports_is_for_several(name: str, side: int, tmp_path: Path) -> None:
+    built = sources.build_encoder(sources.ModelRequest(name=name, weights="random:0", image_size=(side, side)))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(built.module, torch.rand(2, 3, side, side), check_trace=False)
+    assert concurrent(traced, tmp_path / "model.pt")
