@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+END_SECONDS = 5.0
+"""How long a server without its command may take to end."""
 AGAIN_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 PATIENCE_SECONDS = 5.0
 """A request that took longer is not tried again: its client may have given up, and sent another."""
@@ -26,6 +28,9 @@ def serve(descriptor: int) -> None:
     def end_with_parent() -> None:
         os.read(0, 1)
         os.kill(os.getpid(), signal.SIGTERM)
+        # A start that hangs hears of no signal, and would keep all others from starting.
+        time.sleep(END_SECONDS)
+        os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     import uvicorn
@@ -109,9 +114,9 @@ def telling_of_start(app: "ASGIApp", started: Callable[[], None]) -> "ASGIApp":
 
 
 def begin() -> TextIO:
-    """Wait until no other server starts on this database; closing what is returned lets the next one start.
+    """Wait until no other server of this PREFECT_HOME starts; closing what is returned lets the next one start.
 
-    A server's start brings the database up to date and fills it: two at once fail on a fresh one.
+    A server's start brings the database there up to date and fills it: two at once fail on a fresh one.
     """
     from prefect.settings import PREFECT_HOME
 

@@ -14,8 +14,37 @@ from genenc_core.models import wording
 
 _KEPT = frozenset({"prim::GetAttr", "prim::Constant"})
 """Nodes whose values outlive a call."""
-_HIDING = frozenset({"prim::SetAttr", "prim::CallMethod", "prim::CallFunction", "prim::PythonOp", "prim::fork"})
-"""Nodes that keep a value, or do what the graph does not show."""
+_HIDING = frozenset(
+    {"prim::SetAttr", "prim::CallMethod", "prim::CallFunction", "prim::PythonOp", "prim::fork", "prim::awaitable"}
+    | {"aten::manual_seed", "aten::set_data", "aten::native_batch_norm", "aten::_batch_norm_impl_index"}
+    | {"aten::cudnn_batch_norm", "aten::miopen_batch_norm"}
+)
+"""Nodes that keep a value, write without saying so, or do what the graph does not show."""
+_NUMBERS = frozenset({"IntType", "FloatType", "BoolType", "NumberType"})
+_PLAIN = _NUMBERS | {"TensorType", "ClassType", "StringType", "NoneType", "DeviceObjType", "ComplexType"}
+_MAKING = frozenset(
+    {"aten::_convolution", "aten::conv2d", "aten::batch_norm", "aten::layer_norm", "aten::group_norm", "aten::linear"}
+    | {"aten::add", "aten::sub", "aten::mul", "aten::div", "aten::matmul", "aten::bmm", "aten::cat", "aten::clone"}
+    | {
+        "aten::max_pool2d",
+        "aten::zeros",
+        "aten::new_zeros",
+        "aten::ones",
+        "aten::empty",
+        "aten::full",
+        "aten::mean",
+        "aten::sum",
+    }
+)
+"""Operations whose result is always new memory."""
+_DROPPING = {"aten::dropout": 2, "aten::scaled_dot_product_attention": 4}
+"""Operations that draw random numbers unless the argument at this place is false or 0."""
+_PASSING = frozenset(
+    {"aten::add_", "aten::sub_", "aten::mul_", "aten::div_", "aten::relu_", "aten::leaky_relu_", "aten::hardtanh_"}
+    | {"aten::hardswish_", "aten::hardsigmoid_", "aten::silu_", "aten::sigmoid_", "aten::clamp_", "aten::fill_"}
+    | {"aten::slice", "aten::select", "aten::view", "aten::permute", "aten::transpose", "aten::unsqueeze"}
+)
+"""Operations whose result is their first input, or a view of it."""
 
 
 def require(_module: nn.Module | None) -> None:
@@ -72,19 +101,58 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
 
 
 def keeps_no_state(module: Any) -> bool:
-    """Return whether nothing that a call of a script module does can change what another call gives.
+    """Return whether it is known that nothing a call of a script module does can change what another call gives.
 
-    That is so where its graph consists of torch's own operations and none writes to an attribute, a constant, or what
-    may be a view of one, as torch's alias analysis has it; where that cannot tell, the answer is no.
+    That is so where its graph consists of torch's own operations, draws no random numbers, and writes only to what
+    operations of this graph have just made; and where it keeps tensors and numbers alone, to which nothing is written
+    as torch's alias analysis has it. That analysis does not look into containers, and some operations return their
+    input without saying so: hence the other conditions.
     """
-    graph = module.inlined_graph
-    aliases = graph.alias_db()
-    for node in _nodes(graph):
-        if node.kind() in _HIDING or not node.kind().startswith(("aten::", "prim::")):
-            return False
-        if node.kind() in _KEPT and any(aliases.has_writers(value) for value in node.outputs()):
-            return False
-    return True
+    try:
+        hooked = module._c._get_forward_hooks() or module._c._get_forward_pre_hooks()
+        graph = module.inlined_graph
+        aliases = graph.alias_db()
+    except (AttributeError, RuntimeError):  # no `forward`, or not one that can be told
+        return False
+    return not hooked and all(_harmless(node, aliases) for node in _nodes(graph))
+
+
+def _harmless(node: Any, aliases: Any) -> bool:
+    kind = node.kind()
+    if kind in _HIDING or not kind.startswith(("aten::", "prim::")):
+        return False
+    if kind in _KEPT:
+        return all(_is_plain(value.type()) and not aliases.has_writers(value) for value in node.outputs())
+    if kind in _DROPPING:
+        share = list(node.inputs())[_DROPPING[kind]]
+        return share.node().kind() == "prim::Constant" and not share.toIValue()
+    return not node.isNondeterministic() and all(map(_is_made_here, _written(node)))
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a kept value holds no other that can be written to, but a module's own attributes."""
+    if kind.kind() == "OptionalType":
+        return _is_plain(kind.getElementType())
+    if kind.kind() == "ListType":
+        return kind.getElementType().kind() in _NUMBERS
+    return kind.kind() in _PLAIN
+
+
+def _written(node: Any) -> Iterator[Any]:
+    """Yield the values that a node writes to, as its schema has it."""
+    if node.schema() == "(no schema)":
+        return
+    schema = torch._C.parse_schema(node.schema())
+    for argument, value in zip(schema.arguments, node.inputs(), strict=True):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield value
+
+
+def _is_made_here(value: Any) -> bool:
+    node = value.node()
+    if node.kind() in _MAKING:
+        return True
+    return node.kind() in _PASSING and _is_made_here(next(node.inputs()))
 
 
 def _nodes(block: Any) -> Iterator[Any]:

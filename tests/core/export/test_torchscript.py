@@ -17,11 +17,13 @@ class Counting(nn.Module):
     """Has what can be kept from call to call."""
 
     seen: dict[str, torch.Tensor]
+    listed: list[torch.Tensor]
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(1))
-        self.seen = {}
+        self.seen = {"first": torch.zeros(1)}
+        self.listed = [torch.zeros(1)]
 
     def count(self, x: torch.Tensor) -> torch.Tensor:
         self.calls.add_(1)
@@ -77,14 +79,59 @@ class AddsElsewhere(Counting):
         return x + torch.jit.wait(torch.jit.fork(added, self.calls))
 
 
+class AddsToAListed(Counting):
+    """Writes to a tensor in a list."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.listed[0].add_(1)
+
+
+class AddsToAKept(Counting):
+    """Writes to a tensor in a dict."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.seen["first"].add_(1)
+
+
+class AddsToWhatIsUnchanged(Counting):
+    """Writes to what an operation returns that may return its input, which its schema does not say."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        same = self.calls.type_as(x)
+        same += x.mean()
+        return x + same
+
+
+class Draws(Counting):
+    """Draws random numbers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand(3)
+
+
+class Drops(Counting):
+    """Drops at random, if it is told to when it is called."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.dropout(x, 0.5, x.size(0) > 3)
+
+
+class Normalizes(Counting):
+    """Counts in an operation whose schema does not say so."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.native_batch_norm(x, None, None, self.calls, self.calls, True, 0.1, 1e-5)[0]
+
+
 class Reads(Counting):
     """Writes only to what it has made."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.size(0) > 3:
             x = x + 1
-        x = x * 2
-        return x.add_(1).relu_() + self.calls
+        x = torch.dropout(x * 2, 0.5, False)
+        y = x * 2
+        return y.add_(1).relu_() + self.calls
 
 
 def added(value: torch.Tensor) -> torch.Tensor:
@@ -97,7 +144,23 @@ def concurrent(module: torch.jit.ScriptModule, path: Path) -> bool:
     return torchscript.load(path, CPU, None).concurrent
 
 
-@pytest.mark.parametrize("kind", [Adds, Assigns, AddsToAView, AddsInABranch, Remembers, AddsElsewhere])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Adds,
+        Assigns,
+        AddsToAView,
+        AddsInABranch,
+        Remembers,
+        AddsElsewhere,
+        AddsToAListed,
+        AddsToAKept,
+        AddsToWhatIsUnchanged,
+        Draws,
+        Drops,
+        Normalizes,
+    ],
+)
 def test_a_module_that_keeps_something_is_for_one_thread(kind: type[nn.Module], tmp_path: Path) -> None:
     assert not concurrent(torch.jit.script(kind()), tmp_path / "kept.pt")
 
@@ -111,6 +174,32 @@ def test_a_trace_that_writes_to_a_buffer_or_a_constant_is_for_one_thread(tmp_pat
 
     for module in (Adds(), Constant()):
         assert not concurrent(torch.jit.trace(module, torch.rand(2, 3), check_trace=False), tmp_path / "kept.pt")
+
+
+def test_a_hook_of_the_module_itself_is_not_in_its_graph_and_counts(tmp_path: Path) -> None:
+    def before(self: Reads, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        self.calls.add_(1)
+        return given
+
+    def after(self: Reads, given: tuple[torch.Tensor], found: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return found
+
+    for register, hook in (("register_forward_pre_hook", before), ("register_forward_hook", after)):
+        module = Reads()
+        getattr(module, register)(hook)
+        assert not concurrent(torch.jit.script(module), tmp_path / "hooked.pt")
+
+
+def test_a_file_without_a_call_of_its_own_loads(tmp_path: Path) -> None:
+    """What is wrong with it is told when it is called, as before."""
+
+    class Other(nn.Module):
+        @torch.jit.export
+        def other(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    assert not concurrent(torch.jit.script(Other()), tmp_path / "other.pt")
 
 
 def test_one_that_keeps_nothing_is_for_several(tmp_path: Path) -> None:
