@@ -25,16 +25,8 @@ _PLAIN = _NUMBERS | {"TensorType", "ClassType", "StringType", "NoneType", "Devic
 _MAKING = frozenset(
     {"aten::_convolution", "aten::conv2d", "aten::batch_norm", "aten::layer_norm", "aten::group_norm", "aten::linear"}
     | {"aten::add", "aten::sub", "aten::mul", "aten::div", "aten::matmul", "aten::bmm", "aten::cat", "aten::clone"}
-    | {
-        "aten::max_pool2d",
-        "aten::zeros",
-        "aten::new_zeros",
-        "aten::ones",
-        "aten::empty",
-        "aten::full",
-        "aten::mean",
-        "aten::sum",
-    }
+    | {"aten::max_pool2d", "aten::mean", "aten::sum", "aten::zeros", "aten::new_zeros", "aten::ones"}
+    | {"aten::empty", "aten::full"}
 )
 """Operations whose result is always new memory."""
 _DROPPING = {"aten::dropout": 2, "aten::scaled_dot_product_attention": 4}
