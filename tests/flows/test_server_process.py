@@ -2,6 +2,9 @@
 
 import asyncio
 import fcntl
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +135,35 @@ def test_one_server_starts_at_a_time_on_a_database(tmp_path: Path) -> None:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
             first.close()
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+HANGING = """
+import asyncio, socket
+import prefect.server.api.server as api
+from flows import server_process
+
+async def app(scope, receive, send):
+    print("starting", flush=True)
+    await asyncio.sleep(600)
+
+api.create_app = lambda **_: app
+server_process.END_SECONDS = 0.1
+with socket.create_server(("127.0.0.1", 0)) as listening:
+    server_process.serve(listening.fileno())
+"""
+
+
+def test_a_server_whose_start_hangs_ends_with_its_command(tmp_path: Path) -> None:
+    """It would keep every other from starting."""
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"starting\n"
+        process.stdin.close()
+        try:
+            assert process.wait(30) == 1
+        finally:
+            process.kill()
