@@ -37,13 +37,16 @@ class Encoder:
         tf32: bool = False,
         concurrent: bool = False,
     ) -> None:
-        """`concurrent`: it may be called from several threads at once; no other call then changes what one gives."""
+        """`concurrent`: it may be called from several threads at once; no other call then changes what one gives.
+
+        On a device of its own one thread launches all the same.
+        """
         self.spec = model_spec
         self.backend = backend
         self.device = device
         self.outputs = model_spec.outputs
         self.preprocessing = describe.preprocessing_of(model_spec)
-        self.concurrent = concurrent
+        self.concurrent = concurrent and device.type == "cpu"
         self.input_size = (self.preprocessing.height, self.preprocessing.width)
         self._slot = model_spec.inputs[0].name
         self._batch = model_spec.resolved_batch_mode()
@@ -146,8 +149,7 @@ def load_encoder(
         return _eager(_rebuilt(model_spec, trusted=trust), model_spec, resolve_device(device), how)
     loaded, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch, digests=digests)
     how.check(kind, where.type)
-    concurrent = loaded.concurrent and where.type == "cpu"
-    return Encoder(model_spec, loaded.run, backend=kind, device=where, concurrent=concurrent)
+    return Encoder(model_spec, loaded.run, backend=kind, device=where, concurrent=loaded.concurrent)
 
 
 def choose_backend(model_spec: spec.RuntimeModelSpec, wanted: str) -> BackendKind:
@@ -295,5 +297,5 @@ def _eager(
         backend="eager",
         device=device,
         tf32=how.precision != "float32",
-        concurrent=device.type == "cpu" and not how.compile and keeps_no_state(built),
+        concurrent=not how.compile and keeps_no_state(built),
     )
