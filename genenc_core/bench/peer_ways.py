@@ -94,6 +94,38 @@ def thingsvision(folder: str, out: str) -> Iterator[Once]:
 
 
 @contextlib.contextmanager
+def clip_retrieval(folder: str, out: str) -> Iterator[Once]:
+    """Run its worker on image files with one loading worker; it writes half floats to .npy and paths to Parquet."""
+    from clip_retrieval.clip_inference import mapper, worker
+
+    class Pool:
+        @staticmethod
+        def encode_image(pixels: Any) -> Any:
+            return pixels.mean((2, 3))
+
+        encode_text = None
+
+    numbers, loaded = itertools.count(), (Pool, transform(), None)
+
+    def once() -> float:
+        worker.worker(
+            tasks=[0],
+            input_dataset=folder,
+            output_folder=f"{out}-{next(numbers)}",
+            output_partition_count=1,
+            batch_size=BATCH,
+            num_prepro_workers=1,
+            enable_text=False,
+        )
+        return float(len(os.listdir(folder)))  # noqa: PTH208
+
+    with contextlib.ExitStack() as stack:
+        for module in (mapper, worker):
+            stack.enter_context(unittest.mock.patch.object(module, "load_clip", return_value=loaded))
+        yield once
+
+
+@contextlib.contextmanager
 def fiftyone(folder: str, out: str) -> Iterator[Once]:
     """Compute embeddings of a dataset's samples with one loading worker, into its database."""
     os.environ["FIFTYONE_DATABASE_DIR"] = str(Path(out).absolute() / "database")

