@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from genenc_core import torch_faults
+
 Result = TypeVar("Result")
 Look = Callable[[Any, torch.Tensor], Result]
 
@@ -21,6 +23,7 @@ def observe(module: nn.Module, look: Look[Result], *, batch: int, size: tuple[in
     A model whose code needs numbers (`.item()`, a branch on a value) is run for real, as itself, on random images.
     Whatever `look` raises comes from that real run, so it is what the model itself would raise.
     """
+    torch_faults.before_fake_tensors()
     try:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         shadow = _without_numbers(module, mode)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, torch_faults
 from genenc_core.models import encoder, sources, wording
 
 
@@ -102,6 +102,7 @@ _ALLOCATES = frozenset(
 
 @contextlib.contextmanager
 def _without_numbers(name: str) -> Iterator[_Shapes]:
+    torch_faults.before_fake_tensors()
     with warnings.catch_warnings():
         # torchvision's and timm's constructors warn of what only matters with numbers.
         warnings.simplefilter("ignore")

@@ -51,9 +51,12 @@ def describe_torch() -> dict[str, object]:
 
 
 def packages() -> dict[str, str]:
-    """Return every installed distribution and its version, sorted by name."""
-    found = (_named(item) for item in importlib.metadata.distributions())
-    return dict(sorted((name.lower(), version) for name, version in found if name))
+    """Return every installed distribution and its version, sorted by name; of two by one name the one imported."""
+    found: dict[str, str] = {}
+    for item in importlib.metadata.distributions():
+        name, version = _named(item)
+        found.setdefault(name.lower(), version)
+    return {name: found[name] for name in sorted(found) if name}
 
 
 def _named(item: importlib.metadata.Distribution) -> tuple[str, str]:

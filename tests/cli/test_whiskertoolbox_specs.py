@@ -42,7 +42,7 @@ def convnext(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]
     folder = tmp_path_factory.mktemp("convnext")
     torch.manual_seed(0)
     model = torchvision.models.convnext_tiny(weights=None).features.eval()
-    with torch.no_grad(), pytest.warns(FutureWarning):
+    with torch.no_grad(), pytest.warns((FutureWarning, DeprecationWarning)):
         torch.jit.trace(model, torch.rand(1, 3, 224, 224)).save(folder / "convnext_tiny_encoder.pt")
     (folder / "convnext_tiny_encoder_spec.json").write_text(json.dumps(CONVNEXT))
     return folder / "convnext_tiny_encoder_spec.json", model
@@ -76,7 +76,7 @@ def small(tmp_path: Path, **changes: object) -> Path:
     """Write one of their specs for a small traced network; return it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU()).eval()
-    with torch.no_grad(), pytest.warns(FutureWarning):
+    with torch.no_grad(), pytest.warns((FutureWarning, DeprecationWarning)):
         torch.jit.trace(model, torch.rand(1, 3, 32, 32)).save(tmp_path / "weights.pt")
     own = {
         **CONVNEXT,

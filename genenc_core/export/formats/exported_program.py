@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from genenc_core import errors
+from genenc_core import errors, torch_faults
 from genenc_core.export.formats import record
 from genenc_core.models import wording
 
@@ -53,6 +53,7 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
     Raises:
         InputError: a damaged file, or one that this torch cannot read.
     """
+    torch_faults.before_fake_tensors()
     try:
         program = torch.export.load(path)
     except Exception as error:  # the deserializer raises whatever a foreign or damaged file leads it to

@@ -1,5 +1,6 @@
 """TorchScript: a trace (.pt) that C++ and Python run on any device, without the model's code."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,8 +50,7 @@ def trace(module: nn.Module, target: record.Target, path: Path) -> None:
     Raises:
         ExportError: a model that cannot be traced.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated, and kept on purpose
+    with _undeprecated():
         # What was constant while tracing is found by the comparison that follows.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         try:
@@ -64,6 +64,15 @@ def trace(module: nn.Module, target: record.Target, path: Path) -> None:
             ) from error
 
 
+@contextlib.contextmanager
+def _undeprecated() -> Iterator[None]:
+    """Keep still about torch.jit's deprecation, which torch 2.11 tells in another way: it is used on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
 def facts(_path: Path) -> Mapping[str, str]:
     """Return nothing: a trace does not say what wrote it; the spec beside it does."""
     return {}
@@ -75,8 +84,7 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
     Raises:
         InputError: a damaged file, or one that this torch cannot read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with _undeprecated():
         try:
             module: Any = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:

@@ -10,8 +10,18 @@ from genenc_core.provenance import environment
 
 def test_packages_are_those_that_a_full_parse_of_their_metadata_names() -> None:
     read = [item.metadata for item in importlib.metadata.distributions()]
-    full = {(item["Name"] or "").lower(): item["Version"] for item in read}
+    # Of two by one name the first on the path is imported; setuptools brings packages of its own that come last.
+    full = {(item["Name"] or "").lower(): item["Version"] for item in reversed(read)}
     assert environment.packages() == dict(sorted((name, version) for name, version in full.items() if name))
+
+
+def test_of_two_by_one_name_that_which_is_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, version in (("second", "3.9"), ("first", "3.10")):
+        folder = tmp_path / place / f"twice-{version}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Twice\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(tmp_path / place)
+    assert environment.packages()["twice"] == "3.10"
 
 
 def test_a_description_that_speaks_of_names_and_versions_changes_neither(

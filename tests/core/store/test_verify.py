@@ -1,5 +1,6 @@
 """Verify finds every way in which a run folder can differ from what it says, and nothing in one that does not."""
 
+import contextlib
 from types import ModuleType
 
 import numpy as np
@@ -84,10 +85,11 @@ def test_content_finds_metadata_that_gives_the_same_bytes_another_meaning(full: 
 
 
 def test_what_zarr_reads_silently_as_fill_values_is_found(full: run_store.RunStore) -> None:
-    """A zero-length shard, as a power loss leaves without fsync, reads as NaN without any error."""
+    """A zero-length shard, as a power loss leaves without fsync, reads as NaN without any error in older Zarr."""
     path = full.objects.path(places.GROUP) / "features" / "c.0.0"
     path.write_bytes(b"")
-    assert np.isnan(zarr.open_array(full.objects.path(places.GROUP) / "features", mode="r")[0:8]).all()
+    with contextlib.suppress(ValueError):  # what newer Zarr says of it
+        assert np.isnan(zarr.open_array(full.objects.path(places.GROUP) / "features", mode="r")[0:8]).all()
     assert [p.key for p in verify.verify_store(full).problems] == ["features/c.0.0"]
 
 
