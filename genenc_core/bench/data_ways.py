@@ -100,7 +100,9 @@ def extraction(folder: str, threads: int, out: str) -> Iterator[Once]:
     numbers = itertools.count()
 
     def once() -> float:
-        return float(driver.extract(parameters(folder, f"{out}-{next(numbers)}", threads)).status.rows)
+        # Other processes may have run this way, too.
+        root = f"{out}-{os.getpid()}-{next(numbers)}"
+        return float(driver.extract(parameters(folder, root, threads)).status.rows)
 
     _alone(out)
     yield once

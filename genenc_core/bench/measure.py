@@ -148,7 +148,27 @@ def compare(ways: Sequence[Way], options: Options) -> list[Row]:
                 if repeat:
                     found[at].append(cost)
             options.tell(f"repeat {repeat} of {options.repeats} done")
-        return [_row(way, costs, state) for way, costs, state in zip(ways, found, started, strict=True)]
+        reasons = [state if isinstance(state, str) else "" for state in started]
+        return [_row(way, costs, reason) for way, costs, reason in zip(ways, found, reasons, strict=True)]
+
+
+def afresh(ways: Sequence[Way], options: Options) -> list[Row]:
+    """Measure the ways as often in turn, each time in a process that has done nothing before; return their rows."""
+    found: list[list[dict[str, float]]] = [[] for _ in ways]
+    failed: dict[int, str] = {}
+    for repeat in range(options.repeats):
+        for at, way in enumerate(ways):
+            if at in failed:
+                continue
+            with running([way], options.folder) as (process,):
+                try:
+                    if isinstance(process, str):
+                        raise WayError(process)
+                    found[at].append(_one(process))
+                except WayError as error:
+                    failed[at] = str(error)
+        options.tell(f"repeat {repeat + 1} of {options.repeats} done")
+    return [_row(way, costs, failed.get(at, "")) for at, (way, costs) in enumerate(zip(ways, found, strict=True))]
 
 
 def slopes(ways: Sequence[Callable[[int], Way]], counts: tuple[int, int], options: Options) -> list[Row]:
@@ -205,9 +225,9 @@ def _one(process: Running) -> dict[str, float]:
     return cost
 
 
-def _row(way: Way, costs: Sequence[Mapping[str, float]], state: Running | str) -> Row:
-    if isinstance(state, str) or not costs:
-        return Row(name=way.name, group=way.group, note=f"failed: {state}")
+def _row(way: Way, costs: Sequence[Mapping[str, float]], failed: str) -> Row:
+    if failed:
+        return Row(name=way.name, group=way.group, note=f"failed: {failed}")
     foreign = [cost["foreign"] for cost in costs if "foreign" in cost]
     return Row(
         name=way.name,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from genenc_core.bench import data, images
-from genenc_core.bench.measure import Way, compare
+from genenc_core.bench.measure import Way, afresh, compare
 from genenc_core.bench.records import Options, Table
 
 WAYS = "genenc_core.bench.scale_ways"
@@ -45,9 +45,9 @@ def _images(options: Options) -> Table:
     return Table(
         name="scale-images",
         title="Whole runs of tiny images",
-        settings="JPEG files of 32 x 24; the network is an average pool.",
+        settings="JPEG files of 32 x 24; the network is an average pool; each run in a new process.",
         baselines=(f"{sizes[0]:,} images",),
-        rows=tuple(compare(ways, options)),
+        rows=tuple(afresh(ways, options)),
     )
 
 

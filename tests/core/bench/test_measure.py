@@ -97,6 +97,15 @@ def test_each_way_is_called_once_to_warm_up_and_then_once_a_repeat(
     assert 2**20 < row.peak_bytes < 2**28
 
 
+def test_afresh_each_call_is_a_processs_first(way: Callable[..., Way], options: Options, tmp_path: Path) -> None:
+    given = way("noisy", log=str(tmp_path / "log"))
+    row, bad, unprepared = measure.afresh([given, way("failing", at=1), way("unprepared")], options)
+    assert (tmp_path / "log").read_text() == "call end" * 3
+    assert (row.count, len(row.cpu_seconds), len(row.wall_seconds)) == (4, 3, 3)
+    assert (bad.measured, bad.note) == (False, "failed: ValueError: no more")
+    assert (unprepared.measured, unprepared.note) == (False, "failed: ImportError: this tool is broken")
+
+
 @pytest.mark.parametrize(
     ("name", "given", "words"),
     [
