@@ -15,7 +15,8 @@ def before_fake_tensors() -> None:
 
     Where there is no CUDA device, torch 2.11 puts a stand-in in its place when a thread first enters a FakeTensorMode.
     The stand-in belongs to that thread but is asked by all: the process crashes (a segmentation fault) once the thread
-    has ended. Here a thread that never ends is the first. Later versions have one stand-in for the whole process.
+    has ended. Here a thread that never ends is the first; a forked process has its memory, which is enough. Later
+    versions have one stand-in for the whole process.
     """
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) >= FAKE_DEVICES_ARE_MENDED:
         return

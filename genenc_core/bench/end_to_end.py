@@ -86,7 +86,7 @@ def _prefect(options: Options) -> Table:
 
 
 def _share(shard: Row) -> str:
-    if not shard.measured:
+    if shard.cpu is None or not shard.measured:
         return shard.note
     return f"{100 * shard.cpu / (SHARD_IMAGES * 2.5e-3):.1f} % of a shard of {SHARD_IMAGES} images"
 

@@ -25,7 +25,10 @@ CALL_SECONDS = 1200.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way of doing a thing: `program` and `arguments` as `worker.py` takes them, under an interpreter."""
+    """One way of doing a thing: `program` and `arguments` as `worker.py` takes them, under an interpreter.
+
+    `all_counted`: the CPU seconds of all that it starts are its own or its children's.
+    """
 
     name: str
     program: str
@@ -33,6 +36,7 @@ class Way:
     python: str = sys.executable
     group: str = ""
     note: str = ""
+    all_counted: bool = True
 
 
 class WayError(errors.GenencError):
@@ -157,10 +161,11 @@ def afresh(ways: Sequence[Way], options: Options) -> list[Row]:
     found: list[list[dict[str, float]]] = [[] for _ in ways]
     failed: dict[int, str] = {}
     for repeat in range(options.repeats):
-        for at, way in enumerate(ways):
+        for place in range(len(ways)):
+            at = (place + repeat) % len(ways)
             if at in failed:
                 continue
-            with running([way], options.folder) as (process,):
+            with running([ways[at]], options.folder) as (process,):
                 try:
                     if isinstance(process, str):
                         raise WayError(process)
@@ -234,7 +239,7 @@ def _row(way: Way, costs: Sequence[Mapping[str, float]], failed: str) -> Row:
         group=way.group,
         note=way.note,
         count=costs[0]["count"],
-        cpu_seconds=tuple(round(cost["cpu"], 6) for cost in costs),
+        cpu_seconds=tuple(round(cost["cpu"], 6) for cost in costs if way.all_counted),
         wall_seconds=tuple(round(cost["wall"], 6) for cost in costs),
         peak_bytes=int(max(cost["peak"] for cost in costs)),
         foreign_cores=round(statistics.median(foreign), 2) if foreign else None,

@@ -95,8 +95,15 @@ def thingsvision(folder: str, out: str) -> Iterator[Once]:
 
 @contextlib.contextmanager
 def clip_retrieval(folder: str, out: str) -> Iterator[Once]:
-    """Run its worker on image files with one loading worker; it writes half floats to .npy and paths to Parquet."""
+    """Run its worker on image files with one loading worker; it writes half floats to .npy and paths to Parquet.
+
+    Without its logger, a process whose start the last batch of a short run would wait for.
+    """
+    import numpy
+    import torch
     from clip_retrieval.clip_inference import mapper, worker
+
+    torch.set_num_threads(1)
 
     class Pool:
         @staticmethod
@@ -108,18 +115,20 @@ def clip_retrieval(folder: str, out: str) -> Iterator[Once]:
     numbers, loaded = itertools.count(), (Pool, transform(), None)
 
     def once() -> float:
+        target = f"{out}-{next(numbers)}"
         worker.worker(
             tasks=[0],
             input_dataset=folder,
-            output_folder=f"{out}-{next(numbers)}",
+            output_folder=target,
             output_partition_count=1,
             batch_size=BATCH,
             num_prepro_workers=1,
             enable_text=False,
         )
-        return float(len(os.listdir(folder)))  # noqa: PTH208
+        return float(len(numpy.load(f"{target}/img_emb/img_emb_0.npy")))
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(unittest.mock.patch.object(worker, "LoggerWriter"))
         for module in (mapper, worker):
             stack.enter_context(unittest.mock.patch.object(module, "load_clip", return_value=loaded))
         yield once
@@ -132,7 +141,9 @@ def fiftyone(folder: str, out: str) -> Iterator[Once]:
     os.environ["FIFTYONE_DO_NOT_TRACK"] = "true"
     import fiftyone
     import fiftyone.core.models
+    import torch
 
+    torch.set_num_threads(1)
     steps = transform()
 
     class Pool(fiftyone.core.models.EmbeddingsMixin, fiftyone.core.models.TorchModelMixin, fiftyone.Model):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from genenc_core import errors
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One way of doing a thing, measured: seconds of each repeat, of `count` units each.
+    """One way of doing a thing, measured: seconds of each repeat, of `count` units each; no CPU seconds: not known.
 
     `peak_bytes` is the largest memory of its processes; `foreign_cores` what others took of the machine meanwhile.
     A row without repeats was not measured, and `note` says why.
@@ -31,12 +31,12 @@ class Row:
     @property
     def measured(self) -> bool:
         """Whether there are figures."""
-        return bool(self.cpu_seconds) and self.count > 0
+        return bool(self.wall_seconds) and self.count > 0
 
     @property
-    def cpu(self) -> float:
-        """CPU seconds per unit, the median."""
-        return statistics.median(self.cpu_seconds) / self.count
+    def cpu(self) -> float | None:
+        """CPU seconds per unit, the median; None where they are not known."""
+        return statistics.median(self.cpu_seconds) / self.count if self.cpu_seconds else None
 
     @property
     def wall(self) -> float:
@@ -45,9 +45,10 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """Half the range of the repeats' CPU seconds, as a share of their median."""
-        middle = statistics.median(self.cpu_seconds)
-        return (max(self.cpu_seconds) - min(self.cpu_seconds)) / 2 / middle if middle else 0.0
+        """Half the range of the repeats' CPU seconds (of their wall seconds without), as a share of their median."""
+        seconds = self.cpu_seconds or self.wall_seconds
+        middle = statistics.median(seconds)
+        return (max(seconds) - min(seconds)) / 2 / middle if middle else 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

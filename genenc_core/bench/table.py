@@ -47,7 +47,7 @@ def _shortly(row: Row, given: Table) -> list[str]:
     return [
         f"{given.title}: {row.group}" if row.group else given.title,
         f"{row.name} ({row.note})" if row.note else row.name,
-        f"{_number(row.cpu * scale)} {prefix} / {given.unit}",
+        NONE if row.cpu is None else f"{_number(row.cpu * scale)} {prefix} / {given.unit}",
         f"{_number(row.wall * scale)} {prefix} / {given.unit}",
         "; ".join(multiples) or NONE,
         _spread(row),
@@ -87,7 +87,7 @@ def _line(cells: Sequence[str]) -> str:
 def _figures(row: Row, given: Table, scale: float) -> list[str]:
     ratios = [text for name in given.baselines for text in _ratios(row, _baseline(row, given.rows, name))]
     return [
-        _number(row.cpu * scale),
+        NONE if row.cpu is None else _number(row.cpu * scale),
         _spread(row),
         _number(row.wall * scale),
         *ratios,
@@ -117,8 +117,10 @@ def _ratios(row: Row, base: Row | None) -> tuple[str, str]:
 
 
 def ratio(row: Row, base: Row, what: str) -> str:
-    """Return one cost per unit as a ratio to the baseline's."""
+    """Return one cost per unit as a ratio to the baseline's; "-" where one of them is not known."""
     own, other = getattr(row, what), getattr(base, what)
+    if not own or not other:
+        return NONE
     if len(own) == len(other):
         found = statistics.median(a / b if b else 0.0 for a, b in zip(own, other, strict=True))
     else:
@@ -128,7 +130,7 @@ def ratio(row: Row, base: Row, what: str) -> str:
 
 def _scale(rows: Sequence[Row]) -> tuple[float, str]:
     """Return the factor and the unit in which the table's times are readable."""
-    largest = max((max(row.cpu, row.wall) for row in rows), default=0.0)
+    largest = max((max(row.cpu or 0.0, row.wall) for row in rows), default=0.0)
     if largest < 1e-3:
         return 1e6, "µs"
     return (1e3, "ms") if largest < 1 else (1.0, "s")

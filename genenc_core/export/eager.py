@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from genenc_core import errors
+from genenc_core import errors, torch_faults
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record
 from genenc_core.models import layers, sources, wording
@@ -39,6 +39,7 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
         layout = torch.channels_last
         called = module = module.to(memory_format=layout)
     if how.compile:
+        torch_faults.before_fake_tensors()
         called = torch.compile(module, dynamic=False, mode="reduce-overhead" if replayed else None)
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:

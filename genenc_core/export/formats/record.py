@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from genenc_core import errors, spec, spec_rules
+from genenc_core import errors, spec, spec_rules, torch_faults
 from genenc_core.export import artifacts
 from genenc_core.models import wording
 
@@ -44,6 +44,7 @@ class Target:
         Raises:
             ExportError: torch.export refuses the model; its reason is told.
         """
+        torch_faults.before_fake_tensors()
         try:
             with torch.no_grad():
                 return torch.export.export(module, (self.example,), dynamic_shapes=self._dynamic())
