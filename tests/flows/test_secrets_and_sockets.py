@@ -92,6 +92,7 @@ def test_a_command_on_its_own_server(tmp_path: Path) -> None:
     environment |= {"PREFECT_HOME": str(home), "TMPDIR": str(temporary), **SECRETS}
     environment["PYTHONPATH"] = os.pathsep.join((str(Path(pictures.__file__).parent), str(Path(__file__).parents[2])))
     environment["XDG_STATE_HOME"] = str(tmp_path / "state")
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "inductor")  # torch makes it when torchvision is imported
     process = subprocess.Popen(
         _command(tmp_path, "run"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, umask=0o022
     )
