@@ -1,5 +1,6 @@
 """Ways in processes of their own: their costs are counted whole, and one that fails leaves the others alone."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -95,6 +96,14 @@ def test_each_way_is_called_once_to_warm_up_and_then_once_a_repeat(
     assert row.note == ""
     assert row.peak_bytes is not None
     assert 2**20 < row.peak_bytes < 2**28
+
+
+def test_cpu_seconds_are_left_out_of_a_way_whose_processes_cannot_all_be_counted(
+    way: Callable[..., Way], options: Options, tmp_path: Path
+) -> None:
+    given = dataclasses.replace(way("noisy", log=str(tmp_path / "log")), all_counted=False)
+    (row,) = measure.compare([given], options)
+    assert (row.measured, row.cpu_seconds, len(row.wall_seconds)) == (True, (), 3)
 
 
 def test_afresh_each_call_is_a_processs_first(way: Callable[..., Way], options: Options, tmp_path: Path) -> None:

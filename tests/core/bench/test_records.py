@@ -72,6 +72,17 @@ def test_a_ratio_is_of_each_repeat_to_the_same_repeat() -> None:
     assert table.ratio(slow, base, "cpu_seconds") == "2.00"
 
 
+def test_cpu_seconds_that_are_not_known_are_not_shown() -> None:
+    more, less = (Row(name="genenc", count=count, wall_seconds=(count, 2 * count, 6 * count)) for count in (15.0, 5.0))
+    row = measure.minus(more, less)
+    assert (row.measured, row.cpu, row.wall) == (True, None, 2.0)
+    lines = table.report(report(BASE, row, baselines=("floor",))).splitlines()
+    assert lines[-1] == "| genenc | - | 125 % | 2.00 | - | 20.00 | - | - |"
+    assert table.brief(report(BASE, row)).splitlines()[-1] == (
+        "| Title | genenc | - | 2.00 s / image | - / 20.00 x floor | 125 % | - |"
+    )
+
+
 def test_a_group_has_its_own_baseline() -> None:
     rows = [Row(name=name, group=group, count=1, cpu_seconds=(cpu,), wall_seconds=(cpu,)) for group, name, cpu in
             (("one", "floor", 1.0), ("one", "whole", 2.0), ("two", "floor", 4.0), ("two", "whole", 4.0))]  # fmt: skip
