@@ -157,7 +157,7 @@ def compare(ways: Sequence[Way], options: Options) -> list[Row]:
 
 
 def afresh(ways: Sequence[Way], options: Options) -> list[Row]:
-    """Measure the ways as often in turn, each time in a process that has done nothing before; return their rows."""
+    """Measure the ways `options.repeats` times in turn, each in a process with nothing behind it; return their rows."""
     found: list[list[dict[str, float]]] = [[] for _ in ways]
     failed: dict[int, str] = {}
     for repeat in range(options.repeats):
