@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,7 @@ import pytest
 import pictures
 
 CANARY = "canary5ecret"
+OF_TESTS = ("genenc-test-", "genenc-ceph-", "genenc-crash-", "genenc-faults-", "genenc-fuzz-")
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": CANARY,
     "AWS_SESSION_TOKEN": CANARY,
@@ -93,6 +95,7 @@ def test_a_command_on_its_own_server(tmp_path: Path) -> None:
     environment["PYTHONPATH"] = os.pathsep.join((str(Path(pictures.__file__).parent), str(Path(__file__).parents[2])))
     environment["XDG_STATE_HOME"] = str(tmp_path / "state")
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "inductor")  # torch makes it when torchvision is imported
+    before = _of_genenc(Path(tempfile.gettempdir()))
     process = subprocess.Popen(
         _command(tmp_path, "run"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, umask=0o022
     )
@@ -123,6 +126,15 @@ def test_a_command_on_its_own_server(tmp_path: Path) -> None:
         assert CANARY not in "\n".join(database.iterdump())
     assert_private(tmp_path / "run")
     assert list(temporary.iterdir()) == []
+    deadline = time.monotonic() + 60
+    while mine := _of_genenc(Path(tempfile.gettempdir())) - before:  # what other tests have there for a while goes
+        assert time.monotonic() < deadline, mine
+        time.sleep(1)
+
+
+def _of_genenc(folder: Path) -> set[Path]:
+    """Return what genenc made in a folder; folders that tests themselves keep there have names of their own."""
+    return {path for path in folder.iterdir() if "genenc" in path.name and not path.name.startswith(OF_TESTS)}
 
 
 def _refuses(address: str) -> bool:
