@@ -10,7 +10,7 @@ import pytest
 
 import ceph
 import s3_server
-from flows import local_server
+from genenc_flows import local_server
 
 # Set before anything imports Prefect, which reads them once.
 local_server.quiet_environment()

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[1]
 def test_every_package_is_listed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = [
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("flows", "genenc_core", "tasks")
-        for path in (ROOT / top).rglob("__init__.py")
+        ".".join(path.parent.relative_to(ROOT / top).parts)
+        for top in (".", "flows", "tasks")
+        for package in (ROOT / top).glob("genenc_*")
+        for path in package.rglob("__init__.py")
     ]
     assert sorted(found) == sorted(listed)
 
@@ -44,15 +45,6 @@ def test_the_figures_shown_are_those_of_the_committed_results() -> None:
     assert found[0].command in readme
     assert writer["in_brief"](readme, found) == readme
     assert writer["in_full"](found) == (folder / "RESULTS.md").read_text(encoding="utf-8")
-
-
-def test_modules_stay_readable() -> None:
-    """Library modules have a docstring and at most 300 lines."""
-    for top in ("flows", "genenc_core", "tasks"):
-        for path in (ROOT / top).rglob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            assert text.startswith(('"""', 'r"""')), path
-            assert text.count("\n") <= 300, path
 
 
 def test_the_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,7 +382,16 @@ def test_names_cannot_steer_the_terminal(genenc: Call, photos: Path, tiny: list[
 def slow_extraction(tmp_path: Path, *, images: int, shard_rows: int, batch_size: int) -> "subprocess.Popen[str]":
     """Start the command on drawn images with a model that takes its time, into `tmp_path`/run."""
     photos = pictures.write_folder(tmp_path / "photos", images)
-    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "genenc_flows.entry",
+        "extract",
+        str(photos),
+        "--plain",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     command += ["--model", "tiny_models:slow", "--weights", "random:0", "--image-size", "32"]
     command += ["--shard-rows", str(shard_rows), "--batch-size", str(batch_size)]
     environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent)}
@@ -428,7 +437,7 @@ def test_the_demo_draws_the_same_images_every_time(tmp_path: Path) -> None:
 
 def test_help_is_quick_to_import() -> None:
     """`genenc --help` must not import torch, Prefect or zarr."""
-    code = "import sys; from flows import entry; from genenc_core.cli import app; app.build_app(entry.FlowRunner()); "
+    code = "import sys; from genenc_flows import entry; from genenc_core.cli import app; app.build_app(entry.FlowRunner()); "
     code += "heavy = ('torch', 'prefect', 'zarr', 'pyarrow', 'numpy', 'pydantic', 'asyncio'); "
     code += "print([name for name in heavy if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

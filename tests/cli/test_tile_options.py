@@ -87,7 +87,16 @@ def test_tiles_that_cannot_be_are_refused_in_one_paragraph(
 
 def test_killed_and_resumed_a_tiled_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     photos = pictures.write_folder(tmp_path / "photos", 24)
-    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--model", "tiny_models:conv"]
+    command = [
+        sys.executable,
+        "-m",
+        "genenc_flows.entry",
+        "extract",
+        str(photos),
+        "--plain",
+        "--model",
+        "tiny_models:conv",
+    ]
     command += ["--weights", "random:0", "--image-size", "32", "--canvas", "96x128", "--tile-overlap", "16", "--maps"]
     command += ["--shard-rows", "2", "--batch-size", "8", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent), "OMP_NUM_THREADS": "1"}
@@ -101,7 +110,7 @@ def test_killed_and_resumed_a_tiled_run_ends_with_the_same_bytes(tmp_path: Path)
         process.send_signal(signal.SIGKILL)
     assert was_running
     assert len(list(commits.glob("s*.json"))) < 12
-    resume = [sys.executable, "-m", "flows.entry", "resume", str(killed), "--plain"]
+    resume = [sys.executable, "-m", "genenc_flows.entry", "resume", str(killed), "--plain"]
     done = subprocess.run(resume, env=environment, check=True, capture_output=True, text=True)
     assert "24 of 24 images stored" in done.stdout
     assert objects(killed) == objects(whole)

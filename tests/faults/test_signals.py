@@ -60,7 +60,7 @@ def slow_run(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., "s
     photos = pictures.write_folder(tmp_path / "photos", 40)
 
     def begin(model: str = "tiny_models:slow", *, commits: int = 1) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--model", model]
+        command = [sys.executable, "-m", "genenc_flows.entry", "extract", str(photos), "--plain", "--model", model]
         command += ["--weights", "random:0", "--image-size", "32", "--shard-rows", "4", "--batch-size", "2"]
         folders = [Path(pictures.__file__).parent, Path(__file__).parent]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, folders), *sys.path])}

@@ -10,12 +10,12 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.states import State
 
 import pictures
-from flows import extraction, model
 from genenc_core.encoding import control
 from genenc_core.run import driver, model_export, planning, worker
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 from genenc_core.store import claims
+from genenc_flows import extraction, model
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

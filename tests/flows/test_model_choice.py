@@ -6,10 +6,10 @@ import pytest
 import zarr
 
 import pictures
-from flows import extraction
 from genenc_core.export import registry
 from genenc_core.run import model_export
 from genenc_core.run.parameters import ExtractParameters
+from genenc_flows import extraction
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -81,7 +81,15 @@ def test_listening_to_everybody_would_be_seen() -> None:
 
 
 def _command(tmp_path: Path, name: str) -> list[str]:
-    command = [sys.executable, "-m", "flows.entry", "extract", str(tmp_path / "photos"), "--out", str(tmp_path / name)]
+    command = [
+        sys.executable,
+        "-m",
+        "genenc_flows.entry",
+        "extract",
+        str(tmp_path / "photos"),
+        "--out",
+        str(tmp_path / name),
+    ]
     return [*command, "--model", "tiny_models:conv", "--weights", "random:0", "--image-size", "32", "--device", "cpu"]
 
 

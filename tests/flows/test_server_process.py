@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_HOME, temporary_settings
 
-from flows import server_process
+from genenc_flows import server_process
 
 PARTS = [{"type": "http.request", "body": b"a", "more_body": True}, {"type": "http.request", "body": b"b"}]
 
@@ -140,7 +140,7 @@ def test_one_server_starts_at_a_time_on_a_database(tmp_path: Path) -> None:
 HANGING = """
 import asyncio, socket
 import prefect.server.api.server as api
-from flows import server_process
+from genenc_flows import server_process
 
 async def app(scope, receive, send):
     print("starting", flush=True)

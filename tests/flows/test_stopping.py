@@ -15,9 +15,9 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 import pictures
-from flows import local_server
 from genenc_core import errors
 from genenc_core.run import status
+from genenc_flows import local_server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def started(tmp_path: Path) -> "subprocess.Popen[str]":
     """Start a slow extraction through the command line on the test's server; return after its first commit."""
     photos = pictures.write_folder(tmp_path / "photos", 80)
-    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--model", "tiny_models:slow"]
+    command = [sys.executable, "-m", "genenc_flows.entry", "extract", str(photos), "--model", "tiny_models:slow"]
     command += ["--weights", "random:0", "--image-size", "32", "--shard-rows", "4", "--batch-size", "1"]
     environment = {
         **os.environ,

@@ -9,8 +9,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 
 import pictures
-from flows import extraction
 from genenc_core.run.parameters import ExtractParameters
+from genenc_flows import extraction
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 FOLDER = "p\x1b[31m\u202e\n<script>alert(1)<"

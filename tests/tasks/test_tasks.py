@@ -10,7 +10,7 @@ import pictures
 from genenc_core import errors, spec
 from genenc_core.run import model_export, records, sessions, status, worker
 from genenc_core.run.parameters import ExtractParameters
-from tasks import extraction, model, reporting
+from genenc_tasks import extraction, model, reporting
 
 
 @pytest.fixture

@@ -129,7 +129,16 @@ def test_stop_leaves_only_whole_shards(extract: Callable[..., driver.Result], tm
 def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
     """kill -9 after one, two, ... commits; what was committed is not encoded again."""
     photos = pictures.write_folder(tmp_path / "photos", 40)
-    command = [sys.executable, "-m", "flows.entry", "extract", str(photos), "--plain", "--model", "tiny_models:conv"]
+    command = [
+        sys.executable,
+        "-m",
+        "genenc_flows.entry",
+        "extract",
+        str(photos),
+        "--plain",
+        "--model",
+        "tiny_models:conv",
+    ]
     command += [
         "--weights",
         "random:0",

@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from genenc_core import spec, text
 from genenc_core.export import exporting
 from genenc_core.run import model_export
-from tasks.names import named
+from genenc_tasks.names import named
 
 
 @task(task_run_name=named("export {given.model} as {given.formats}"), cache_policy=NO_CACHE, tags=["genenc", "export"])

@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from genenc_core import text
 from genenc_core.run import records, status
 from genenc_core.store import objects, places
-from tasks.names import named
+from genenc_tasks.names import named
 
 MOST_ROWS = 200
 

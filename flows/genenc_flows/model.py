@@ -4,7 +4,7 @@ from prefect import flow
 
 from genenc_core.export import exporting
 from genenc_core.run import model_export
-from tasks import model
+from genenc_tasks import model
 
 
 @flow(name="export_model", flow_run_name="export {given.title}")

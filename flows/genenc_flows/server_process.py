@@ -1,4 +1,4 @@
-"""The process of a command's own Prefect server: `python -m flows.server_process DESCRIPTOR` of a listening socket."""
+"""The process of a command's own Prefect server: `python -m genenc_flows.server_process SOCKET`, a descriptor."""
 
 import asyncio
 import fcntl

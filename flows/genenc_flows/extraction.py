@@ -22,7 +22,7 @@ from genenc_core import errors
 from genenc_core.encoding import control
 from genenc_core.run import driver, parameters, records, sessions, turns, worker
 from genenc_core.run.folder import RunFolder
-from tasks import extraction, reporting
+from genenc_tasks import extraction, reporting
 
 LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=turns.LANES))
 LOGGER = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from genenc_core.run import driver, parameters, planning, records, status, worker
 from genenc_core.run.folder import RunFolder
-from tasks.names import named
+from genenc_tasks.names import named
 
 MOST_TASK_RUNS = 32
 

@@ -148,7 +148,7 @@ def _started(listening: socket.socket, said: Path) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
     with said.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.server_process", str(listening.fileno())],
+            [sys.executable, "-m", "genenc_flows.server_process", str(listening.fileno())],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=output,

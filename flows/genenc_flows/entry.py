@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from genenc_core.cli import app
 
 if TYPE_CHECKING:
-    from flows import local_server
     from genenc_core.export import exporting
     from genenc_core.run import driver, model_export, parameters, records
+    from genenc_flows import local_server
 
 DRAIN_SECONDS = 20.0
 
@@ -28,7 +28,7 @@ class FlowRunner:
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
         """Start the server, so that it comes up while the command imports torch and checks its arguments."""
-        from flows import local_server
+        from genenc_flows import local_server
 
         local_server.quiet_environment()
         with local_server.server() as self._server:
@@ -39,7 +39,7 @@ class FlowRunner:
         from genenc_core.run import encoders
 
         def run() -> Any:
-            from flows import extraction
+            from genenc_flows import extraction
 
             return extraction.extract_features(given, return_state=True)
 
@@ -51,7 +51,7 @@ class FlowRunner:
         """Run the flow `rerun_shards`."""
 
         def run() -> Any:
-            from flows import extraction
+            from genenc_flows import extraction
 
             return extraction.rerun_shards(
                 root,
@@ -69,7 +69,7 @@ class FlowRunner:
         """Run the flow `export_model`."""
 
         def run() -> Any:
-            from flows import model
+            from genenc_flows import model
 
             return model.export_model(given, return_state=True)
 
@@ -120,6 +120,6 @@ def _drain() -> None:
 
 if __name__ == "__main__":
     # Under its own name, so that the runner can be found by it in other processes.
-    from flows import entry
+    from genenc_flows import entry
 
     entry.main()
