@@ -6,7 +6,6 @@ import re
 import secrets
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -15,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from genenc_core import errors
+from genenc_core import children, errors
 
 QUIET: Mapping[str, str] = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -145,11 +144,11 @@ def _environment(**values: str) -> Iterator[None]:
 
 def _started(listening: socket.socket, said: Path) -> "subprocess.Popen[bytes]":
     """Start the child on a socket that is ours already, so that no other process can take its port."""
-    environment = {**os.environ, "PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+    settings = {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
     with said.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "genenc_flows.server_process", str(listening.fileno())],
-            env=environment,
+            children.command("-m", "genenc_flows.server_process", str(listening.fileno())),
+            env=children.environment(**settings),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from alembic.config import Config
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 END_SECONDS = 5.0
@@ -36,6 +37,7 @@ def serve(descriptor: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    keep_working_directory_off_path()
     lock = begin()
     app = telling_of_start(Patient(create_app(ephemeral=True)), lock.close)
     # Without the services of a server that stays (schedules, late runs, workers' health), which cost CPU all the time.
@@ -125,6 +127,20 @@ def begin() -> TextIO:
     lock = (home / "genenc-server-start.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
+
+
+def keep_working_directory_off_path() -> None:
+    """Undo `prepend_sys_path = .` of Prefect's migrations: modules would come from whatever folder the user is in."""
+    from prefect.server.database import alembic_commands
+
+    prefects = alembic_commands.alembic_config
+
+    def without_path() -> "Config":
+        config = prefects()
+        config.set_main_option("prepend_sys_path", "")
+        return config
+
+    alembic_commands.alembic_config = without_path
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The suite `start`: how long the command takes to begin, next to importing torch and building the model."""
 
-import sys
-
+from genenc_core import children
 from genenc_core.bench import images
 from genenc_core.bench.measure import Way, compare
 from genenc_core.bench.records import Options, Row, Table
@@ -31,12 +30,12 @@ def run(options: Options) -> list[Table]:
 
 def _ways(options: Options, program: str) -> list[Way]:
     photo = str(images.draw(options.folder / "photo", 1))
-    genenc = [sys.executable, "-m", program]
+    genenc = children.command("-m", program)
     extract = [*genenc, "extract", photo, "--model", MODEL, "--weights", "random:0", "--out"]
     out = str(options.folder / "run")
     commands: list[tuple[str, list[str], str | None]] = [
         ("genenc --help", [*genenc, "--help"], None),
-        ("import torch, build the model", [sys.executable, "-c", FLOOR], None),
+        ("import torch, build the model", children.command("-c", FLOOR), None),
         ("genenc extract --plain", [*extract, f"{out}-plain", "--plain"], f"{out}-plain"),
         ("genenc extract (Prefect)", [*extract, f"{out}-flow"], f"{out}-flow"),
     ]

@@ -19,6 +19,8 @@ def run(flows: Runner | None = None) -> None:
     code: object = 1
     # Until the work sets its own way to stop, a SIGTERM ends the command as a Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # No child process, of ours or of a library, imports from the working directory, which may be a folder of images.
+    os.environ["PYTHONSAFEPATH"] = "1"
     # Names of files are not always writable in the terminal's encoding.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

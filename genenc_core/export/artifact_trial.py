@@ -1,7 +1,6 @@
 """Which batches an exported file takes and what it gives, when no spec tells: tried out in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-import genenc_core
-from genenc_core import errors, spec
+from genenc_core import children, errors, spec
 from genenc_core.export import loading
 from genenc_core.export.formats import record
 from genenc_core.models import wording
@@ -40,20 +38,15 @@ def tried(model_spec: spec.RuntimeModelSpec) -> Trial:
         InputError: it cannot be loaded or run, takes no batch of up to 32 images of this size, mixes the images of a
             batch, or gives something else than float32 tensors.
     """
-    paths = (str(Path(genenc_core.__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
     done = subprocess.run(
-        [sys.executable, "-m", "genenc_core.export.artifact_trial"],
+        children.command("-m", "genenc_core.export.artifact_trial"),
         input=model_spec.to_json(),
         capture_output=True,
         text=True,
         check=False,
         timeout=_SECONDS,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            # Read by the package itself, once per process: without it a wrong size or batch gives wrong numbers.
-            "AOTI_RUNTIME_CHECK_INPUTS": "1",
-        },
+        # Read by the package itself, once per process: without it a wrong size or batch gives wrong numbers.
+        env=children.environment(AOTI_RUNTIME_CHECK_INPUTS="1"),
     )
     said = done.stdout.strip().rpartition("\n")[2]
     if done.returncode != 0 or not said.startswith("{"):

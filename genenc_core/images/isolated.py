@@ -19,13 +19,13 @@ from typing import IO, Any
 
 import torch
 
-from genenc_core import spec
+from genenc_core import children, spec
 from genenc_core.images import geometry, reading
 from genenc_core.images.limits import Limits
 
 STARTING_SECONDS = 120.0
 _GRACE_SECONDS = 10.0
-_CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from genenc_core.images import isolated; {}"
+_CHILD = "from genenc_core.images import isolated; {}"
 _SERVE = "isolated.serve()"
 
 
@@ -69,7 +69,8 @@ class IsolatedLoader:
         if self._process is not None:
             self._end(self._process)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", self._program, json.dumps(sys.path)],
+            children.command("-c", self._program),
+            env=children.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is the parent's to answer

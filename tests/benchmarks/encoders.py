@@ -196,7 +196,7 @@ def ran(command: list[str], folder: Path) -> tuple[int, str, int]:
     """Run a command with this interpreter's genenc; return its exit code, its output, and its peak memory in bytes."""
     support = str(Path(__file__).parents[1] / "support")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])}
-    words = [sys.executable, "-c", "from genenc_flows.entry import main; main()", *command[1:]]
+    words = [sys.executable, "-P", "-c", "from genenc_flows.entry import main; main()", *command[1:]]
     out = folder / "out.txt"
     with out.open("w") as file, (folder / "err.txt").open("w") as errors:
         process = subprocess.Popen(words, cwd=folder, env=environment, stdout=file, stderr=errors)

@@ -38,7 +38,7 @@ def main() -> None:
     for name in [given.only] if given.only else RECIPES:
         python = made(given.folder / name)
         for packages in RECIPES[name]:
-            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=False)
+            subprocess.run([python, "-P", "-m", "pip", "install", "-q", *packages], check=False)
         sys.stdout.write(f"{name}: {tried(python, peers.TOOLS[name], given.folder)}\n")
 
 

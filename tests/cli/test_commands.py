@@ -437,7 +437,8 @@ def test_the_demo_draws_the_same_images_every_time(tmp_path: Path) -> None:
 
 def test_help_is_quick_to_import() -> None:
     """`genenc --help` must not import torch, Prefect or zarr."""
-    code = "import sys; from genenc_flows import entry; from genenc_core.cli import app; app.build_app(entry.FlowRunner()); "
+    code = "import sys; from genenc_core.cli import app; from genenc_flows import entry; "
+    code += "app.build_app(entry.FlowRunner()); "
     code += "heavy = ('torch', 'prefect', 'zarr', 'pyarrow', 'numpy', 'pydantic', 'asyncio'); "
     code += "print([name for name in heavy if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

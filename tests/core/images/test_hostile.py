@@ -16,7 +16,7 @@ from genenc_core.images import decode, geometry, inflight, isolated, limits, loa
 
 SQUARE = spec.Preprocessing(height=24, width=32, fit="crop")
 SUPPORT = str(Path(hostile_images.__file__).parent)
-SERVE = f"sys.path.insert(0, {SUPPORT!r}); import hostile_images; hostile_images.serve()"
+SERVE = "import hostile_images; hostile_images.serve()"
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""What an installation from a wheel owns, and what its processes import."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import pictures
+
+ROOT = Path(__file__).parents[1]
+RESNET = ("--model", "resnet18", "--weights", "random:0", "--image-size", "32")
+
+
+def run(
+    command: Sequence[Path | str], folder: Path, *, home: Path | None = None, **more: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a folder, with nothing of this process's own paths and servers, and its state in `home`."""
+    home = home or folder
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PREFECT_API_URL")}
+    state = {"PREFECT_HOME": str(home / "prefect"), "XDG_STATE_HOME": str(home / "state"), **more}
+    return subprocess.run(command, cwd=folder, env={**kept, **state}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy without what other builds left."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for top in ("flows", "tasks", "genenc_core"):
+        shutil.copytree(ROOT / top, source / top, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-P", "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*build, str(source)], check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` folder of an environment with the wheel, and this one's packages but no editable installation."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    inherited = [sysconfig.get_path("purelib"), *filter(lambda path: path.endswith("-packages"), sys.path)]
+    (site / "inherited.pth").write_text("\n".join(dict.fromkeys(inherited)) + "\n")
+    install = [sys.executable, "-P", "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "-q"]
+    subprocess.run([*install, "--no-deps", "--ignore-installed", str(wheel)], check=True)
+    return folder / "bin"
+
+
+def test_the_wheel_owns_only_names_that_begin_with_genenc(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
+        "genenc",
+        "genenc_core",
+        "genenc_flows",
+        "genenc_tasks",
+    }
+    for package in ("genenc_core", "genenc_flows", "genenc_tasks"):
+        top = ROOT / {"genenc_core": ".", "genenc_flows": "flows", "genenc_tasks": "tasks"}[package]
+        files = {str(path.relative_to(top)) for path in (top / package).rglob("*.py")}
+        assert files == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
+
+
+@pytest.mark.parametrize("packaged", [True, False], ids=["with __init__.py", "without __init__.py"])
+def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, tmp_path: Path, packaged: bool) -> None:
+    """Our command runs in its folder, and so does its own flow, which calls ours as a subflow."""
+    for name, text in {
+        "flows/nightly.py": (
+            "from prefect import flow\n"
+            "from genenc_core.run import parameters\n"
+            "from genenc_flows import extraction\n"
+            "from tasks import naming\n\n"
+            "@flow\n"
+            "def nightly():\n"
+            "    given = parameters.ExtractParameters(\n"
+            "        images='photos', model='resnet18', weights='random:0', image_size='32', out=naming.out_folder()\n"
+            "    )\n"
+            "    return extraction.extract_features(given).status.ok\n"
+        ),
+        "tasks/naming.py": "def out_folder():\n    return 'own'\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        if packaged:
+            (tmp_path / name).with_name("__init__.py").touch()
+    pictures.write_folder(tmp_path / "photos", 3)
+    if packaged:
+        done = run([installed / "genenc", "extract", "photos", *RESNET, "--out", "ours"], tmp_path)
+        assert done.returncode == 0, done.stderr
+    own = "from flows.nightly import nightly; print('stored', nightly())"
+    done = run([installed / "python", "-c", own], tmp_path, PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    assert "stored 3" in done.stdout, done.stderr
+
+
+def names_of_modules() -> list[str]:
+    """Every top-level name that a Python process here could import."""
+    folders = [Path(folder) for folder in sys.path if Path(folder).is_dir()]
+    found = {path.name.partition(".")[0] for folder in folders for path in folder.iterdir()}
+    more = {"flows", "tasks", "genenc_flows", "genenc_tasks", "sitecustomize", "usercustomize"}
+    return sorted(name for name in found | more | set(sys.stdlib_module_names) if name.isidentifier())
+
+
+def test_nothing_is_imported_from_a_folder_of_images_that_is_the_working_directory(
+    installed: Path, tmp_path: Path
+) -> None:
+    """With Prefect and its server, and with an artifact, which is tried in a child process."""
+    photos = pictures.write_folder(tmp_path / "photos", 3)
+    ran = tmp_path / "ran"
+    for name in names_of_modules():
+        (photos / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r} + ' ')\nraise SystemExit(3)\n")
+    artifact = ("--model", "general_encoder", "--weights", "../model/resnet18_torchscript.pt", "--trust")
+    for command in (
+        ["extract", ".", *RESNET, "--out", "../run"],
+        ["export", "resnet18", *RESNET[2:], "--out", "../model", "--formats", "torchscript", "--plain"],
+        ["extract", ".", *artifact, "--image-size", "32", "--out", "../general", "--plain"],
+    ):
+        done = run([installed / "genenc", *command], photos, home=tmp_path)
+        assert not ran.exists(), (command[0], ran.read_text())
+        assert done.returncode == 0, done.stderr
