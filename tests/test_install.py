@@ -1,5 +1,6 @@
 """What an installation from a wheel owns, and what its processes import."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -110,14 +111,17 @@ def names_of_modules() -> list[str]:
     return sorted(name for name in found | more | set(sys.stdlib_module_names) if name.isidentifier())
 
 
-def test_nothing_is_imported_from_a_folder_of_images_that_is_the_working_directory(
-    installed: Path, tmp_path: Path
-) -> None:
-    """With Prefect and its server, and with an artifact, which is tried in a child process."""
+def test_no_code_of_the_working_directory_runs(installed: Path, tmp_path: Path) -> None:
+    """Neither modules nor Prefect's settings, with its server, and with an artifact, which is tried in a child."""
     photos = pictures.write_folder(tmp_path / "photos", 3)
     ran = tmp_path / "ran"
     for name in names_of_modules():
         (photos / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r} + ' ')\nraise SystemExit(3)\n")
+    logging = {"version": 1, "handlers": {"x": {"()": "subprocess.getoutput", "cmd": f"echo logging >> {ran}"}}}
+    (photos / "logging.yml").write_text(json.dumps({**logging, "root": {"handlers": ["x"]}}))
+    (photos / "prefect.toml").write_text('[logging]\nconfig_path = "logging.yml"\n')
+    (photos / "pyproject.toml").write_text('[tool.prefect.logging]\nconfig_path = "logging.yml"\n')
+    (photos / ".env").write_text("PREFECT_LOGGING_SETTINGS_PATH=logging.yml\n")
     artifact = ("--model", "general_encoder", "--weights", "../model/resnet18_torchscript.pt", "--trust")
     for command in (
         ["extract", ".", *RESNET, "--out", "../run"],

@@ -1,6 +1,7 @@
 """The Prefect API server that flows of this command talk to: the user's, or one of its own that ends with it."""
 
 import contextlib
+import importlib
 import os
 import re
 import secrets
@@ -33,6 +34,23 @@ def quiet_environment() -> None:
     """Set what Prefect reads from the environment to quiet and private, where the user has not set it."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def read_prefect_settings() -> None:
+    """Import Prefect's settings, which are read once, without files of the working directory.
+
+    Prefect also reads `prefect.toml`, `pyproject.toml` and `.env` there, which can name a server and code to run, and
+    the working directory may be a folder of images from anywhere.
+    """
+    for name in {"PREFECT_HOME", "PREFECT_PROFILES_PATH"} & os.environ.keys():
+        os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
+    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.chdir("/")
+        importlib.import_module("prefect.settings")
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 class Server:
@@ -80,6 +98,7 @@ def server() -> Iterator[Server]:
     url = configured_url()
     if url is not None:
         with _environment(PREFECT_API_URL=url):
+            read_prefect_settings()
             yield Server(url, None, None)
         return
     with socket.create_server(("127.0.0.1", 0)) as listening, tempfile.TemporaryDirectory() as folder:
@@ -92,6 +111,7 @@ def server() -> Iterator[Server]:
         with _environment(PREFECT_API_URL=url, NO_PROXY=loopback, no_proxy=loopback, **locked):
             process = _started(listening, said)
             try:
+                read_prefect_settings()
                 yield Server(url, process, said)
             finally:
                 _ended(process)

@@ -12,6 +12,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from genenc_flows import local_server
+
 if TYPE_CHECKING:
     from alembic.config import Config
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +36,7 @@ def serve(descriptor: int) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    local_server.read_prefect_settings()
     import uvicorn
     from prefect.server.api.server import create_app
 
