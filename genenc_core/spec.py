@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from genenc_core import errors, small_files, spec_rules
 from genenc_core.spec_block import (
     ArtifactInfo,
+    ArtifactInput,
     DecodeScale,
     ExportFormat,
     Fit,
@@ -25,6 +26,7 @@ from genenc_core.spec_rules import BackendName
 
 __all__ = [
     "ArtifactInfo",
+    "ArtifactInput",
     "DecodeScale",
     "ExportFormat",
     "Fit",

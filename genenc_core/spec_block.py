@@ -89,6 +89,23 @@ class ArtifactInfo(Record):
     )
 
 
+class ArtifactInput(Record):
+    """How an artifact takes its images, where that is not float32 [B, 3, H, W]; a slot's shape is genenc's own."""
+
+    dtype: Literal["float32", "float16", "bfloat16", "float64", "uint8"] = Field(
+        default="float32", description="uint8: 0 to 255, rounded; the others hold 0 to 1, or what mean and std make."
+    )
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    channels: Literal[1, 3] = Field(default=3, description="1: grey, 0.299 R + 0.587 G + 0.114 B.")
+
+    def describe(self) -> str:
+        """Return it in words, e.g. `uint8 [B, H, W, 3]`."""
+        sides = ("H", "W")
+        shape = ("B", str(self.channels), *sides) if self.layout == "NCHW" else ("B", *sides, str(self.channels))
+        values = ", 0 to 255" if self.dtype == "uint8" else ""
+        return f"{self.dtype} [{', '.join(shape)}]{values}"
+
+
 class SizeRange(Record):
     """The image sizes (height, width) in pixels that an artifact takes: multiples within bounds, both included."""
 
@@ -118,7 +135,16 @@ class GenencBlock(Record):
     preprocessing: Preprocessing | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
-    normalization_inside: bool = True
+    normalization_inside: bool = Field(
+        default=True, description="false: genenc normalises images with mean and std before the artifact."
+    )
+    input: ArtifactInput | None = Field(default=None, description="How the artifact takes images; none: as the slot.")
+    output_positions: tuple[int, ...] | None = Field(
+        default=None, description="Which of the artifact's outputs the slots are; none: all, in order."
+    )
+    channels_last_outputs: tuple[int, ...] | None = Field(
+        default=None, description="Positions of outputs [B, h, w, C], which become [B, C, h, w]."
+    )
     precision: str = "float32"
     artifact: ArtifactInfo | None = Field(default=None, description="The file that weights_path names.")
     variants: tuple[ArtifactInfo, ...] | None = Field(

@@ -129,6 +129,11 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             str | None, typer.Option(help="The run folder to create or continue, or s3://bucket/prefix.")
         ] = None,
         weights: Annotated[str | None, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = None,
+        mean: Annotated[
+            str | None,
+            typer.Option(help="Artifacts: mean of RGB in [0, 1], R,G,B, or imagenet, clip, half."),
+        ] = None,
+        std: Annotated[str | None, typer.Option(help="Artifacts: std, as --mean.")] = None,
         models: Models = None,
         output_shape: Annotated[
             str | None, typer.Option(help="general_encoder only: its first output, such as 768,7,7; compared.")
@@ -184,6 +189,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "model": model,
             "out": out,
             "weights": weights,
+            "mean": mean,
+            "std": std,
             "models": tuple(models) if models else None,
             "output_shape": output_shape,
             "points": points,

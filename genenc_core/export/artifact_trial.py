@@ -1,16 +1,18 @@
-"""Which batches an exported file takes and what it gives, when no spec tells: tried out in a process of its own."""
+"""What an exported file without a spec takes and gives: tried out in a process of its own."""
 
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from genenc_core import children, errors, spec
-from genenc_core.export import loading
+from genenc_core.export import adaptation, input_form, loading
 from genenc_core.export.formats import record
 from genenc_core.models import wording
 
@@ -18,6 +20,8 @@ from genenc_core.models import wording
 _LEAST = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 _MOST = (32, 24, 16, 12, 8, 7, 6, 5, 4, 3, 2)
 _SECONDS = 600
+_RAISED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+"""What a file raises at images that it does not take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +31,62 @@ class Trial:
     least: int
     most: int
     outputs: tuple[tuple[int, ...], ...]
+    size: tuple[int, int]
+    """height and width of the images"""
+    form: spec.ArtifactInput | None = None
+    """how it takes images; None: float32 [B, 3, H, W]"""
+    positions: tuple[int, ...] = ()
+    """which of the file's outputs `outputs` are"""
+    channels_last: tuple[int, ...] = ()
+    """positions of the outputs that are [B, h, w, C] in the file"""
+    left_out: tuple[str, ...] = ()
+    """what the other outputs are, in words"""
 
 
-def tried(model_spec: spec.RuntimeModelSpec) -> Trial:
+@dataclass(slots=True)
+class _Outputs:
+    """Which outputs of a file are kept."""
+
+    positions: tuple[int, ...] = ()
+    channels_last: tuple[int, ...] = ()
+    left_out: list[str] = field(default_factory=list)
+
+
+def tried(model_spec: spec.RuntimeModelSpec, *, any_size: bool = False) -> Trial:
     """Run the artifact of a spec on random images of its input size; its declared outputs do not count.
 
-    A package runs with its own checks turned on, which only a fresh process can do, and where a wrong batch may crash.
+    With `any_size` a size that the file itself declares goes before the spec's. A package runs with its own checks
+    turned on, which only a fresh process can do, and where a wrong batch may crash.
 
     Raises:
         InputError: it cannot be loaded or run, takes no batch of up to 32 images of this size, mixes the images of a
-            batch, or gives something else than float32 tensors.
+            batch, or gives no tensor of floating-point numbers.
+    """
+    found = answer(model_spec.to_json(), any_size=any_size)
+    if "error" in found:
+        raise errors.InputError(found["error"])
+    form = found["form"]
+    return Trial(
+        least=found["least"],
+        most=found["most"],
+        outputs=tuple(tuple(shape) for shape in found["outputs"]),
+        size=tuple(found["size"]),
+        form=None if form is None else spec.ArtifactInput.model_validate(form),
+        positions=tuple(found["positions"]),
+        channels_last=tuple(found["channels_last"]),
+        left_out=tuple(found["left_out"]),
+    )
+
+
+def _in_a_process_of_its_own(asked: str, *, any_size: bool) -> Mapping[str, Any]:
+    """Return what `here` gives in a new process.
+
+    Raises:
+        InputError: the process ended without an answer.
     """
     done = subprocess.run(
-        children.command("-m", "genenc_core.export.artifact_trial"),
-        input=model_spec.to_json(),
+        children.command("-m", "genenc_core.export.artifact_trial", "any" if any_size else "same"),
+        input=asked,
         capture_output=True,
         text=True,
         check=False,
@@ -51,49 +97,131 @@ def tried(model_spec: spec.RuntimeModelSpec) -> Trial:
     said = done.stdout.strip().rpartition("\n")[2]
     if done.returncode != 0 or not said.startswith("{"):
         end = done.stderr.strip().rpartition("\n")[2][-300:]
+        path = json.loads(asked)["weights_path"]
         raise errors.InputError(
-            f"the artifact {model_spec.weights_path!r} ended its process (code {done.returncode}) when it was tried: "
+            f"the artifact {path!r} ended its process (code {done.returncode}) when it was tried: "
             f"{end or 'it said nothing'}."
         )
-    found = json.loads(said)
-    if "error" in found:
-        raise errors.InputError(found["error"])
-    return Trial(least=found["least"], most=found["most"], outputs=tuple(tuple(shape) for shape in found["outputs"]))
+    found: Mapping[str, Any] = json.loads(said)
+    return found
 
 
-def find(run: record.Runner, *, name: str, size: tuple[int, int], bounded: bool) -> Trial:
-    """Try batches of images [B, 3, height, width]; `bounded`: the file refuses batches outside of bounds of its own.
+answer = _in_a_process_of_its_own
+
+
+def find(
+    run: record.Runner,
+    *,
+    name: str,
+    size: tuple[int, int],
+    bounded: bool,
+    forms: Sequence[spec.ArtifactInput] = (spec.ArtifactInput(),),
+) -> Trial:
+    """Try batches of images of height and width `size` in each of `forms`, of which the first that works is taken.
+
+    `bounded`: the file refuses batches outside of bounds of its own.
 
     Raises:
         InputError: as `tried`.
     """
-    refusals: list[str] = []
+    form, least = _first_that_works(run, name, size, forms)
+    found = _chosen(run, name, form, least, size)
+    block = spec.GenencBlock(
+        input=form, output_positions=found.positions, channels_last_outputs=found.channels_last or None
+    )
+    adapted = adaptation.adapted(run, block)
 
     def takes(batch: int) -> bool:
         try:
-            _outputs(run, batch, size)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            refusals.append(wording.reason(error))
+            _outputs(adapted, batch, size)
+        except _RAISED:
             return False
         return True
 
-    least = next((batch for batch in _LEAST if takes(batch)), None)
-    if least is None:
-        told = "; ".join(list(dict.fromkeys(refusals))[:2])
-        raise errors.InputError(
-            f"the artifact {name!r} takes no batch of images of {size[0]} x {size[1]} pixels: {told}. Give the "
-            "--image-size that it was exported for."
-        )
-    outputs = _outputs(run, least, size)
-    if least > 1 and _mixes(run, least, size):
+    outputs = _outputs(adapted, least, size)
+    if least > 1 and _mixes(adapted, least, size):
         raise errors.InputError(
             f"the artifact {name!r} gives an image other features in another place of the batch, so it cannot be used. "
             "Export it in evaluation mode."
         )
-    shapes = tuple(tuple(tensor.shape[1:]) for tensor in outputs)
-    if not takes(least + 1) or _mixes(run, least + 1, size):
-        return Trial(least=least, most=least, outputs=shapes)
-    return Trial(least=least, most=_most(takes, least) if bounded else 0, outputs=shapes)
+    fixed = not takes(least + 1) or _mixes(adapted, least + 1, size)
+    most = least if fixed else _most(takes, least) if bounded else 0
+    return Trial(
+        least=least,
+        most=most,
+        outputs=tuple(tuple(tensor.shape[1:]) for tensor in outputs),
+        size=size,
+        form=None if form == spec.ArtifactInput() else form,
+        positions=found.positions,
+        channels_last=found.channels_last,
+        left_out=tuple(found.left_out),
+    )
+
+
+def _first_that_works(
+    run: record.Runner, name: str, size: tuple[int, int], forms: Sequence[spec.ArtifactInput]
+) -> tuple[spec.ArtifactInput, int]:
+    """Return the first form that the file takes, and the smallest batch of it.
+
+    Raises:
+        InputError: it takes none; with what it says to the first, and the remedy.
+    """
+    refusals: list[str] = []
+    for form, batch in itertools.product(forms, _LEAST):
+        refusal = _refusal(run, form, batch, size)
+        if refusal is None:
+            return form, batch
+        if form == forms[0]:
+            refusals.append(refusal)
+    others = (other for other in input_form.COMMON_SIZES if other != size)
+    taken = next((other for other in others if _refusal(run, forms[0], 1, other) is None), None)
+    raise errors.InputError(
+        input_form.refused(name, size, list(dict.fromkeys(refusals))[:2], tried=forms, size_taken=taken)
+    )
+
+
+def _refusal(run: record.Runner, form: spec.ArtifactInput, batch: int, size: tuple[int, int]) -> str | None:
+    """Return what the file says to a batch; None: it takes it."""
+    try:
+        with torch.inference_mode():
+            adaptation.adapted(run, spec.GenencBlock(input=form))(_images(batch, size))
+    except _RAISED as error:
+        return wording.reason(error)
+    return None
+
+
+def _chosen(run: record.Runner, name: str, form: spec.ArtifactInput, batch: int, size: tuple[int, int]) -> _Outputs:
+    """Return which outputs are kept: tensors of floating-point numbers with an entry of one axis or more per image.
+
+    Raises:
+        InputError: none is.
+    """
+    found = _Outputs()
+
+    def noted(images: torch.Tensor) -> Sequence[torch.Tensor]:
+        outputs = run(images)
+        kept = []
+        for position, item in enumerate(outputs):
+            why = input_form.why_left_out(item, batch)
+            if why is None:
+                kept.append(position)
+            else:
+                found.left_out.append(f"output {position} ({why})")
+        found.positions = tuple(kept)
+        if form.layout == "NHWC":
+            shapes = {position: tuple(outputs[position].shape[1:]) for position in kept}
+            found.channels_last = tuple(at for at in kept if input_form.is_channels_last(shapes[at], size))
+        return [outputs[position] for position in kept]
+
+    with torch.inference_mode():
+        adaptation.adapted(noted, spec.GenencBlock(input=form))(_images(batch, size))
+    if not found.positions:
+        told = "; ".join(found.left_out) or "nothing"
+        raise errors.InputError(
+            f"the artifact {name!r} gives no features: {told}. Export the model so that it returns feature maps "
+            "[B, C, h, w] or vectors [B, C] of floating-point numbers."
+        )
+    return found
 
 
 def _most(takes: Callable[[int], bool], least: int) -> int:
@@ -109,9 +237,6 @@ def _outputs(run: record.Runner, batch: int, size: tuple[int, int]) -> Sequence[
     with torch.inference_mode():
         outputs = run(_images(batch, size))
     for tensor in outputs:
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
-            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise ValueError(f"it gives {kind} instead of a float32 tensor")
         if tensor.ndim < 2 or tensor.shape[0] != batch:
             raise ValueError(f"it gives {list(tensor.shape)} for a batch of {batch}")
     if not outputs:
@@ -134,19 +259,27 @@ def _images(batch: int, size: tuple[int, int]) -> torch.Tensor:
     return torch.rand((batch, 3, *size), generator=torch.Generator().manual_seed(0))
 
 
-def _answer(text: str) -> Mapping[str, object]:
+def here(text: str, *, any_size: bool) -> Mapping[str, Any]:
+    """Return a `Trial` as JSON data, or `error`; in this process."""
     model_spec = spec.RuntimeModelSpec.from_json(text)
     path = Path(model_spec.weights_path or "")
     _, height, width = model_spec.inputs[0].shape
     try:
         (file,) = loading.artifact_files(model_spec).values()
-        loaded, _ = loading.load(model_spec, device="cpu", trust=True, scratch=None)
+        loaded, _ = loading.load_raw(model_spec, device="cpu", trust=True, scratch=None)
+        forms = tuple(input_form.candidates(loaded.declared, name=str(path), numpy=file.format == "onnx"))
+        size = input_form.size_for(loaded.declared, (height, width), name=str(path), any_size=any_size)
         # A trace takes whatever its operations take; the others hold bounds and refuse what lies outside.
-        found = find(loaded.run, name=str(path), size=(height, width), bounded=file.format != "torchscript")
+        found = find(loaded.run, name=str(path), size=size, bounded=file.format != "torchscript", forms=forms)
     except errors.GenencError as error:
         return {"error": str(error)}
-    return {"least": found.least, "most": found.most, "outputs": found.outputs}
+    return _as_json(found)
+
+
+def _as_json(found: Trial) -> dict[str, object]:
+    form = None if found.form is None else found.form.model_dump(mode="json")
+    return {name: getattr(found, name) for name in Trial.__slots__} | {"form": form}
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(_answer(sys.stdin.read())) + "\n")
+    sys.stdout.write("\n" + json.dumps(here(sys.stdin.read(), any_size=sys.argv[1:] == ["any"])) + "\n")

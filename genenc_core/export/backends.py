@@ -52,6 +52,7 @@ def load_encoder(
         InputError: missing, changed, unknown, untrusted or foreign artifact, another platform, or unusable weights.
         SpecError: a spec that does not describe an image encoder.
     """
+    model_spec = describe.canonical(model_spec)
     describe.check_image_spec(model_spec)
     kind = choose_backend(model_spec, backend)
     if kind == "eager":

@@ -79,6 +79,24 @@ def at_size(model_spec: spec.RuntimeModelSpec, size: tuple[int, int]) -> spec.Ru
     return model_spec.model_copy(update={"inputs": (image,), "genenc": block})
 
 
+def canonical(model_spec: spec.RuntimeModelSpec) -> spec.RuntimeModelSpec:
+    """Return a spec whose input is [H, W, 3], [1, H, W] or [H, W, 1] as one of [3, H, W] with `genenc.input`."""
+    block = model_spec.genenc or spec.GenencBlock()
+    shape = model_spec.inputs[0].shape if len(model_spec.inputs) == 1 else ()
+    if block.input is not None or len(shape) != 3 or shape[0] == 3:
+        return model_spec
+    if shape[0] == 1:
+        form, size = spec.ArtifactInput(channels=1), shape[1:]
+    elif shape[2] in (1, 3):
+        form, size = spec.ArtifactInput(layout="NHWC", channels=1 if shape[2] == 1 else 3), shape[:2]
+    else:
+        return model_spec
+    image = model_spec.inputs[0].model_copy(update={"shape": (3, *size)})
+    return model_spec.model_copy(
+        update={"inputs": (image,), "genenc": block.model_copy(update={"input": form})},
+    )
+
+
 def check_image_spec(model_spec: spec.RuntimeModelSpec) -> None:
     """Check the spec's rules, and that its one input is an RGB image of the size of its preprocessing.
 
@@ -89,15 +107,33 @@ def check_image_spec(model_spec: spec.RuntimeModelSpec) -> None:
     found: list[str] = []
     shapes = [list(slot.shape) for slot in model_spec.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3:
-        found.append(f"an image encoder has one input slot [3, height, width], this one has {shapes}")
+        found.append(
+            f"an image encoder has one input slot [3, height, width], [height, width, 3] or [1, height, width], this "
+            f"one has {shapes}; images are given as RGB, so wrap a model of other inputs as package.module:factory"
+        )
     else:
         found += _size_problems(model_spec)
     if not model_spec.outputs:
         found.append("an image encoder has at least one output slot")
-    if model_spec.genenc is not None and not model_spec.genenc.normalization_inside:
-        found.append("genenc.normalization_inside is false, but images are given to encoders in [0, 1]")
+    found += _normalisation_problems(model_spec.genenc)
     if found:
         raise errors.SpecError(f"model spec {model_spec.model_id!r}", found)
+
+
+def _normalisation_problems(block: spec.GenencBlock | None) -> list[str]:
+    """Return why images cannot be normalised for an artifact that does not do so itself."""
+    if block is None or block.normalization_inside:
+        return []
+    if block.mean is None or block.std is None:
+        return ["genenc.normalization_inside is false, so genenc.mean and genenc.std are needed (or --mean and --std)"]
+    if min(block.std) <= 0:
+        return [f"genenc.std is {list(block.std)}; each number is above 0"]
+    form = block.input or spec.ArtifactInput()
+    if form.dtype == "uint8":
+        return ["genenc.normalization_inside is false, but genenc.input.dtype is uint8, which holds 0 to 255"]
+    if form.channels == 1 and (len(set(block.mean)) > 1 or len(set(block.std)) > 1):
+        return ["genenc.input.channels is 1, so the three numbers of genenc.mean, and of genenc.std, are the same"]
+    return []
 
 
 def _size_problems(model_spec: spec.RuntimeModelSpec) -> list[str]:

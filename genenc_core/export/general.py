@@ -1,9 +1,10 @@
 """The general encoder: any exported file without a spec, its input size given and its outputs found by running it."""
 
+import warnings
 from pathlib import Path
 
 from genenc_core import errors, spec, text
-from genenc_core.export import artifact_trial, artifacts
+from genenc_core.export import artifact_trial, artifacts, normalisation
 from genenc_core.export.formats import record, table
 
 MODEL_ID = "general_encoder"
@@ -11,17 +12,28 @@ DISPLAY_NAME = "General Encoder"
 NATIVE = (224, 224)
 
 
-def spec_of(
-    path: Path, *, image_size: tuple[int, int] | None = None, output_shape: str | None = None, trust: bool = False
-) -> spec.RuntimeModelSpec:
-    """Describe an artifact of any format that takes RGB [B, 3, H, W] in [0, 1], 224 x 224 pixels unless told otherwise.
+class GivenValuesWarning(UserWarning):
+    """What is given to a file, or left out of it, where the file itself does not say."""
 
-    Batches and outputs are found by running it: one output is the slot `features`, several are `features_0`, ... .
+
+def spec_of(
+    path: Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    output_shape: str | None = None,
+    normalised: normalisation.Normalisation | None = None,
+    trust: bool = False,
+) -> spec.RuntimeModelSpec:
+    """Describe an artifact of any format that takes a batch of images; 224 x 224 pixels unless it or the caller says.
+
+    Type, layout, batches and outputs are determined by running it: one output is the slot `features`, several are
+    `features_0`, ... by their place in the file; outputs without floating-point numbers are left out, with a warning.
     `output_shape` ("768,7,7") is what the first one should be; it is compared, never believed. Images are stretched,
-    as WhiskerToolbox does it; what normalisation the model needs must be inside the file.
+    as WhiskerToolbox does it. The file is given RGB in [0, 1], `normalised` first; without it a warning says so.
 
     Raises:
-        InputError: no `trust` (the file runs code), no such artifact, a size it does not take, or another output.
+        InputError: no `trust` (the file runs code), no such artifact, a size, type or number of channels that does not
+            suit, or another output.
     """
     declared = None if output_shape is None else parse_shape(output_shape)
     known = _format(path)
@@ -30,8 +42,22 @@ def spec_of(
             f"{MODEL_ID} runs {str(path)!r}, and loading such a file runs code from it; no spec records its digest. If "
             "you know where it comes from, add --trust."
         )
-    height, width = image_size or NATIVE
-    draft = spec.RuntimeModelSpec(
+    draft = _draft(path, known, image_size or NATIVE)
+    found = artifact_trial.tried(draft, any_size=image_size is None)
+    if declared is not None and declared != found.outputs[0]:
+        raise errors.InputError(
+            f"the output shape {output_shape!r} is not what {str(path)!r} gives for images of {found.size[0]} x "
+            f"{found.size[1]} pixels: its first output is {_joined(found.outputs[0])}. Correct it, or leave it out."
+        )
+    described = _draft(path, known, found.size).model_copy(
+        update={"outputs": _slots(found), "batch_mode": _batch_mode(found), "genenc": _block(found)}
+    )
+    _say(path, found, normalised)
+    return described if normalised is None else normalisation.applied(described, normalised)
+
+
+def _draft(path: Path, known: record.Format, size: tuple[int, int]) -> spec.RuntimeModelSpec:
+    return spec.RuntimeModelSpec(
         model_id=MODEL_ID,
         display_name=DISPLAY_NAME,
         description=f"Outputs of {path.name} as found by running it.",
@@ -40,7 +66,7 @@ def spec_of(
         inputs=(
             spec.SlotSpec(
                 name="image",
-                shape=(3, height, width),
+                shape=(3, *size),
                 description="RGB in [0, 1]",
                 recommended_encoder="ImageEncoder",
             ),
@@ -48,13 +74,28 @@ def spec_of(
         outputs=(),
         recommended_post_encoder="global_avg_pool",
     )
-    found = artifact_trial.tried(draft)
-    if declared is not None and declared != found.outputs[0]:
-        raise errors.InputError(
-            f"the output shape {output_shape!r} is not what {str(path)!r} gives for images of {height} x {width} "
-            f"pixels: its first output is {_joined(found.outputs[0])}. Correct it, or leave it out."
-        )
-    return draft.model_copy(update={"outputs": _slots(found.outputs), "batch_mode": _batch_mode(found)})
+
+
+def _block(found: artifact_trial.Trial) -> spec.GenencBlock | None:
+    """Return what the file needs beyond a spec's own words; None: nothing, as for most."""
+    if found.form is None and not found.left_out and not found.channels_last:
+        return None
+    return spec.GenencBlock(
+        input=found.form,
+        output_positions=found.positions if found.left_out else None,
+        channels_last_outputs=found.channels_last or None,
+    )
+
+
+def _say(path: Path, found: artifact_trial.Trial, normalised: normalisation.Normalisation | None) -> None:
+    """Warn of what a user would not expect: values, types and outputs."""
+    if found.form is not None:
+        warnings.warn(f"{path.name} is given images as {found.form.describe()}", GivenValuesWarning, stacklevel=3)
+    if found.left_out:
+        text = f"{path.name}: {'; '.join(found.left_out)}: not stored. A spec that declares it as a slot has it cast"
+        warnings.warn(text, GivenValuesWarning, stacklevel=3)
+    if normalised is None and (found.form is None or found.form.dtype != "uint8"):
+        normalisation.warn_of_none(path.name)
 
 
 def parse_shape(given: str) -> tuple[int, ...]:
@@ -91,8 +132,9 @@ def _format(path: Path) -> record.Format:
     return known
 
 
-def _slots(shapes: tuple[tuple[int, ...], ...]) -> tuple[spec.SlotSpec, ...]:
-    names = ("features",) if len(shapes) == 1 else tuple(f"features_{index}" for index in range(len(shapes)))
+def _slots(found: artifact_trial.Trial) -> tuple[spec.SlotSpec, ...]:
+    shapes = found.outputs
+    names = ("features",) if len(shapes) == 1 else tuple(f"features_{index}" for index in found.positions)
     return tuple(
         spec.SlotSpec(name=name, shape=shape, recommended_decoder="TensorToFeatureVector")
         for name, shape in zip(names, shapes, strict=True)

@@ -1,5 +1,6 @@
 """From a spec to what runs it: which files, whether they may be loaded, and one call for a file or its variants."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,8 +9,10 @@ from pathlib import Path
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.export import artifacts, devices, platforms, variants
+from genenc_core.export import adaptation, artifacts, devices, platforms, variants
 from genenc_core.export.formats import record, table
+
+_CASTS = frozenset({"float16", "bfloat16", "float64", "uint8"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,31 @@ def load(
     digests: Mapping[int, str] | None = None,
 ) -> tuple[record.Loaded, torch.device]:
     """Return a spec's artifact or variants, loaded, and the device they run on.
+
+    It takes float32 RGB [B, 3, H, W] in [0, 1] and gives float32, whatever the files take and give.
+
+    Raises:
+        InputError: as `load_raw`.
+    """
+    loaded, where = load_raw(model_spec, device=device, trust=trust, scratch=scratch, digests=digests)
+    block = model_spec.genenc or spec.GenencBlock()
+    told = loaded.declared
+    form = block.input or spec.ArtifactInput()
+    if "dtype" not in form.model_fields_set and told is not None and not told.hint and told.dtype in _CASTS:
+        # A spec from elsewhere has no word for it, and the file has one.
+        block = block.model_copy(update={"input": form.model_copy(update={"dtype": told.dtype})})
+    return dataclasses.replace(loaded, run=adaptation.adapted(loaded.run, block)), where
+
+
+def load_raw(
+    model_spec: spec.RuntimeModelSpec,
+    *,
+    device: str,
+    trust: bool,
+    scratch: Path | None,
+    digests: Mapping[int, str] | None = None,
+) -> tuple[record.Loaded, torch.device]:
+    """Return a spec's artifact or variants as they are, loaded, and the device they run on.
 
     Every file is checked at once; variants are loaded when they are first needed. What is loaded is a copy that nobody
     else can write to, with the digest that was checked: a file replaced meanwhile is refused. `digests` are sha256 that

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from genenc_core import errors, spec
-from genenc_core.export import backends, general
+from genenc_core.export import backends, general, normalisation
 from genenc_core.models import shapes, sources
 
 Source = Literal["json", spec.SourceKind]
@@ -146,14 +146,15 @@ class ModelRegistry:
         *,
         weights: str | None = None,
         image_size: tuple[int, int] | None = None,
+        normalised: normalisation.Normalisation | None = None,
         device: str = "auto",
         trust: bool = False,
     ) -> backends.Encoder:
         """Return a new encoder, ready to run; it shares no weights with any other.
 
         `weights` and `image_size` are for names (`pretrained` and the model's own size without them); for
-        `general_encoder` the weights are the artifact. `trust` loads an artifact of unknown digest, and imports code
-        that a spec or a model file names.
+        `general_encoder` the weights are the artifact. `normalised` is for artifacts that expect it. `trust`
+        loads an artifact of unknown digest, and imports code that a spec or a model file names.
 
         Raises:
             InputError: as `info`; options that do not go with a spec; or as `load_encoder` and `build_encoder`.
@@ -164,10 +165,13 @@ class ModelRegistry:
                 raise errors.InputError(
                     f"model {model_id!r} is a spec, which has its own weights and size; export it again with others."
                 )
-            return backends.load_encoder(found.spec, device=device, trust=trust)
+            wanted = found.spec if normalised is None else normalisation.applied(found.spec, normalised)
+            return backends.load_encoder(wanted, device=device, trust=trust)
         if model_id == general.MODEL_ID:
-            described = general.spec_of(Path(weights or ""), image_size=image_size, trust=trust)
+            described = general.spec_of(Path(weights or ""), image_size=image_size, normalised=normalised, trust=trust)
             return backends.load_encoder(described, device=device, trust=trust)
+        if normalised is not None:
+            raise errors.InputError(f"model {model_id!r} normalises its images by itself: leave `normalised` out.")
         request = sources.ModelRequest(
             name=self._known(model_id), weights=weights or "pretrained", image_size=image_size, trust=trust
         )

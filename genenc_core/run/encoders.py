@@ -13,7 +13,7 @@ import torch
 
 from genenc_core import errors, spec
 from genenc_core.encoding import calls
-from genenc_core.export import backends, describe, exporting, loading
+from genenc_core.export import backends, describe, exporting, loading, normalisation
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import table
 from genenc_core.models import sources, wording
@@ -134,6 +134,11 @@ def _resolved(given: run_parameters.ExtractParameters, *, export_to: Path | None
         return _from_spec_file(given, path)
     if general:
         return _from_exported_file(given)
+    if given.mean is not None or given.std is not None:
+        raise errors.InputError(
+            f"--mean and --std are for exported files: {given.model!r} normalises its images by itself (genenc info "
+            "shows how). Leave them out; your own model states them as attributes mean and std"
+        )
     built = CACHE.build(_request(given))
     backend = "eager" if given.backend == "auto" else given.backend
     if backend == "eager" or export_to is None:
@@ -205,7 +210,7 @@ def _from_exported_file(given: run_parameters.ExtractParameters) -> ResolvedMode
 
 
 def _from_spec_file(given: run_parameters.ExtractParameters, path: Path) -> ResolvedModel:
-    found = spec.load_spec(path)
+    found = describe.canonical(spec.load_spec(path))
     if given.weights is not None:
         raise errors.InputError(
             f"--weights {given.weights!r} does not go with a spec: {given.model!r} names its own weights; "
@@ -216,6 +221,11 @@ def _from_spec_file(given: run_parameters.ExtractParameters, path: Path) -> Reso
             f"--layers {','.join(given.layers)} does not go with a spec: an artifact has the outputs it was exported "
             "with; export the model again with those layers"
         )
+    wanted = normalisation.parse(given.mean, given.std)
+    if wanted is not None:
+        found = normalisation.applied(found, wanted)
+    elif normalisation.says_nothing(found):
+        normalisation.warn_of_none(path.name)
     describe.check_image_spec(found)
     backend = backends.choose_backend(found, given.backend)
     if given.image_size is not None:

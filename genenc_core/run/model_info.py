@@ -137,6 +137,7 @@ def _effective(model: spec.RuntimeModelSpec) -> list[str]:
 
 
 def _preprocessing(model: spec.RuntimeModelSpec) -> list[str]:
+    model = describe.canonical(model)
     try:
         describe.check_image_spec(model)
     except errors.SpecError as error:
@@ -144,7 +145,12 @@ def _preprocessing(model: spec.RuntimeModelSpec) -> list[str]:
     lines = [f"images   {describe.preprocessing_of(model).describe()}"]
     block = model.genenc
     if block is not None and block.mean is not None and block.std is not None:
-        lines.append(f"         mean {list(block.mean)}, std {list(block.std)}, inside the model")
+        where = "inside the model" if block.normalization_inside else "by genenc, before the artifact"
+        lines.append(f"         mean {list(block.mean)}, std {list(block.std)}, {where}")
+    if block is not None and block.input is not None:
+        lines.append(f"         given as {block.input.describe()}")
+    if block is not None and block.output_positions is not None:
+        lines.append(f"         slots are its outputs {', '.join(map(str, block.output_positions))}")
     return lines
 
 

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 from genenc_core import errors, spec
-from genenc_core.export import general, registry
+from genenc_core.export import general, normalisation, registry
 from genenc_core.run import parameters as run_parameters
 
 
@@ -50,5 +50,10 @@ def general_spec(given: run_parameters.ExtractParameters) -> spec.RuntimeModelSp
         )
     if given.weights is None:
         raise errors.InputError(f"{given.model} runs an exported file: give it with --weights FILE.pt")
-    size = None if given.image_size is None else run_parameters.parse_image_size(given.image_size)
-    return general.spec_of(Path(given.weights), image_size=size, output_shape=given.output_shape, trust=given.trust)
+    return general.spec_of(
+        Path(given.weights),
+        image_size=None if given.image_size is None else run_parameters.parse_image_size(given.image_size),
+        output_shape=given.output_shape,
+        normalised=normalisation.parse(given.mean, given.std),
+        trust=given.trust,
+    )

@@ -29,6 +29,12 @@ class ExtractParameters(BaseModel):
     weights: str | None = Field(
         default=None, description="pretrained[:TAG] (the default), random:SEED, or a state dict file."
     )
+    mean: str | None = Field(
+        default=None,
+        description="Artifacts only: mean of RGB in [0, 1] that images are normalised with, such as "
+        "0.485,0.456,0.406, or imagenet, clip, half (with their std); none: as the spec says, else not.",
+    )
+    std: str | None = Field(default=None, description="Artifacts only: std of RGB in [0, 1], as mean.")
     points: str | None = Field(default=None, description="Labelled points: tidy CSV/Parquet or a DeepLabCut CSV.")
     products: tuple[str, ...] = Field(
         default=(), description="NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]; none: features and probes."

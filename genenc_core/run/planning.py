@@ -115,6 +115,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
         **_outside_name(block),
+        **_given_values(block),
         "slots": slots,
         "weights": block.weights_sha256 or artifact,
         "backend": design.model.backend,
@@ -182,6 +183,20 @@ def _outside_name(block: spec.GenencBlock) -> dict[str, object]:
     if source.kind == "python" and block.mean and block.std and (block.mean, block.std) != _NOT_NORMALISED:
         # An own model's code can change without its name and its weights.
         told |= {"mean": list(block.mean), "std": list(block.std)}
+    return told
+
+
+def _given_values(block: spec.GenencBlock) -> dict[str, object]:
+    """Return what an artifact is given, and which of its outputs are kept, where that is not the usual."""
+    told: dict[str, object] = {}
+    if not block.normalization_inside and block.mean and block.std:
+        told["normalization"] = {"mean": list(block.mean), "std": list(block.std)}
+    if block.input is not None:
+        told["input"] = block.input.model_dump(mode="json")
+    if block.output_positions is not None:
+        told["output_positions"] = list(block.output_positions)
+    if block.channels_last_outputs is not None:
+        told["channels_last_outputs"] = list(block.channels_last_outputs)
     return told
 
 

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 import zarr
+from torch import nn
 
 import pictures
 from genenc_core.export import registry
 from genenc_core.run import model_export
+from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 from genenc_flows import extraction
 
@@ -38,3 +41,21 @@ def test_a_spec_of_several_scales_by_its_id(tmp_path: Path) -> None:
         "coarse": (3, 1024),
         "head": (3, 255, 2, 2),
     }
+
+
+def test_an_exported_file_with_mean_and_std(tmp_path: Path) -> None:
+    torch.jit.trace(nn.AvgPool2d(8), torch.rand(2, 3, 32, 32)).save(tmp_path / "theirs.pt")
+    parameters = ExtractParameters(
+        images=str(pictures.write_folder(tmp_path / "photos", 3)),
+        model="general_encoder",
+        weights=str(tmp_path / "theirs.pt"),
+        image_size="32",
+        mean="imagenet",
+        trust=True,
+        out=str(tmp_path / "run"),
+        device="cpu",
+    )
+    state = extraction.extract_features(parameters, return_state=True)
+    assert state.is_completed()
+    identity = RunFolder(tmp_path / "run").identity
+    assert identity["normalization"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

@@ -61,6 +61,7 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
             f"cannot load {str(path)!r}: {wording.reason(error)}. It is damaged or of another version of torch; "
             "export it again with genenc export."
         ) from error
+    record.require_one_input(path, [str(name) for name in program.graph_signature.user_inputs])
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
@@ -70,4 +71,14 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
         return record.tensors(module(images))
 
-    return record.Loaded(run=run)
+    return record.Loaded(run=run, declared=_declared(program))
+
+
+def _declared(program: torch.export.ExportedProgram) -> record.Declared | None:
+    """Return the type and shape of the input, from the example that the program was made with."""
+    (name,) = program.graph_signature.user_inputs
+    found = next((node.meta.get("val") for node in program.graph.nodes if node.name == name), None)
+    if not isinstance(found, torch.Tensor):
+        return None
+    shape = tuple(size if isinstance(size, int) else None for size in found.shape)
+    return record.Declared(dtype=str(found.dtype).removeprefix("torch."), shape=shape or None)

@@ -109,15 +109,32 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Loa
             f"onnxruntime {onnxruntime.__version__} cannot load {str(path)!r}: {wording.reason(error)}. If the file is "
             "whole, install a newer onnxruntime, or export it again here with genenc export."
         ) from error
+    # Older files list their weights among the inputs; onnxruntime does not.
     inputs = [item.name for item in session.get_inputs()]
-    if len(inputs) != 1:
-        raise errors.InputError(f"{str(path)!r} has the inputs {', '.join(inputs)}, but an image encoder has one.")
+    record.require_one_input(path, inputs)
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
         try:
             found = session.run(None, {inputs[0]: images.numpy()})
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise RuntimeError(wording.reason(error)) from error
-        return [torch.from_numpy(array) for array in found]
+        return [_tensor(array) for array in found]
 
-    return record.Loaded(run=run)
+    return record.Loaded(run=run, declared=_declared(session.get_inputs()[0]))
+
+
+def _tensor(array: Any) -> Any:
+    """Return an output as a tensor; what is none (texts, sequences) as it is."""
+    try:
+        return torch.from_numpy(array)
+    except TypeError:
+        return array
+
+
+def _declared(item: Any) -> record.Declared:
+    """Return the type and shape of an input as onnxruntime has them, `tensor(float16)` and `["batch", 3, 64, 64]`."""
+    name = str(item.type)
+    inner = name.removeprefix("tensor(").removesuffix(")")
+    dtype = {"float": "float32", "double": "float64"}.get(inner, inner) if name.startswith("tensor(") else name
+    shape = tuple(size if isinstance(size, int) and size > 0 else None for size in item.shape or ())
+    return record.Declared(dtype=dtype, shape=shape or None)

@@ -16,10 +16,23 @@ Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What a file says of its one input."""
+
+    dtype: str
+    """torch's name of it (float16, int64), or the file's own where torch has none"""
+    shape: tuple[int | None, ...] | None = None
+    """with the batch; None for a size that is not fixed, or for all of it"""
+    hint: bool = False
+    """whether the dtype is that of the weights, and the file may take another"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
     """An artifact that was loaded."""
 
     run: Runner
+    declared: Declared | None = None
     concurrent: bool = False
     """whether it is known that `run` may be called from several threads at once, and no call changes another's result
     """
@@ -90,6 +103,20 @@ class Format:
     """read from a file, without loading it, what it needs: device, torch, isa, machine, system, schema, opset, ir"""
     load: Callable[[Path, torch.device, Path | None], Loaded]
     """load a checked file onto a device; the folder is for what must be unpacked for a moment"""
+
+
+def require_one_input(path: Path, names: Sequence[str]) -> None:
+    """Check how many tensors a file takes.
+
+    Raises:
+        InputError: none, or several.
+    """
+    if len(names) != 1:
+        several = f"has the inputs {', '.join(names[:8])}" if names else "has no input"
+        raise errors.InputError(
+            f"{str(path)!r} {several}, but an image encoder takes one tensor of images. Export it again with the "
+            "others made constant, or wrap it and give package.module:factory."
+        )
 
 
 def tensors(outputs: object) -> Sequence[torch.Tensor]:

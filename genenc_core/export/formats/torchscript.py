@@ -93,11 +93,38 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
                 "export it again with genenc export."
             ) from error
     module.eval()
+    _require_one_input(path, module)
 
     def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
         return record.tensors(module(images))
 
-    return record.Loaded(run=run, concurrent=keeps_no_state(module))
+    return record.Loaded(run=run, concurrent=keeps_no_state(module), declared=_declared(module))
+
+
+def _require_one_input(path: Path, module: Any) -> None:
+    """Check that `forward` takes one tensor.
+
+    Raises:
+        InputError: it takes none or several, or there is none.
+    """
+    try:
+        arguments = module._c._get_method("forward").schema.arguments[1:]
+    except (AttributeError, RuntimeError) as error:
+        raise errors.InputError(
+            f"{str(path)!r} holds a module without a forward method, so there is nothing to run. Export it again with "
+            "one that takes images."
+        ) from error
+    needed = [item.name for item in arguments if not item.has_default_value()]
+    record.require_one_input(path, needed or [item.name for item in arguments[:1]])
+
+
+def _declared(module: Any) -> record.Declared | None:
+    """Return the type of the weights; a script does not say what it takes."""
+    kinds = {tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()}
+    kinds = kinds or {tensor.dtype for tensor in module.buffers() if tensor.is_floating_point()}
+    if len(kinds) != 1:
+        return None
+    return record.Declared(dtype=str(kinds.pop()).removeprefix("torch."), hint=True)
 
 
 def keeps_no_state(module: Any) -> bool:

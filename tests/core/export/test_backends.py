@@ -294,7 +294,7 @@ def test_a_spec_that_cannot_run_as_asked_says_why(
     ("shapes", "words"),
     [
         ([(3, 32, 40), (3, 8, 8)], "one input slot"),
-        ([(1, 32, 40)], "one input slot"),
+        ([(4, 32, 40)], "one input slot"),
         ([(3, 40, 32)], r"gives 32 x 40 pixels, inputs\[0\] 40 x 32"),
     ],
 )

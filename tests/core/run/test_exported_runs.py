@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from torch import nn
 
@@ -170,6 +171,50 @@ def test_a_spec_of_another_size_than_its_file_is_refused(
     path.write_text(given.model_copy(update={"inputs": (image,), "genenc": block}).to_json())
     with pytest.raises(errors.InputError, match="fails at a batch of 1 of 64 x 64 pixels"):
         extract(**from_spec(path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Path:
+    """A TorchScript file of somebody else's, which gives a map and a mask of whole numbers."""
+
+    class Masked(nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            maps = nn.functional.avg_pool2d(images, 8)
+            return maps, maps.argmax(1)
+
+    path = tmp_path / "theirs.pt"
+    torch.jit.trace(Masked(), torch.rand(2, 3, 32, 32)).save(path)
+    return path
+
+
+def test_mean_and_std_of_an_artifact_are_part_of_the_run(
+    extract: Callable[..., driver.Result], tmp_path: Path, scripted: Path
+) -> None:
+    given = {"model": "general_encoder", "weights": str(scripted), "trust": True}
+    extract(**given)
+    extract(**given, out=str(tmp_path / "other"), mean="0.5,0.25,0", std="0.5,1,2")
+    changed = (features(tmp_path / "run") - (0.5, 0.25, 0)) / (0.5, 1, 2)
+    np.testing.assert_allclose(features(tmp_path / "other"), changed, rtol=1e-5, atol=1e-6)
+    identity = RunFolder(tmp_path / "other").identity
+    assert identity["normalization"] == {"mean": [0.5, 0.25, 0.0], "std": [0.5, 1.0, 2.0]}
+    assert identity["output_positions"] == [0]
+    assert not {"normalization", "input"} & set(RunFolder(tmp_path / "run").identity)
+    kept = spec.load_spec(tmp_path / "other" / "model_spec.json").genenc
+    assert (kept.mean, kept.normalization_inside) == ((0.5, 0.25, 0.0), False)
+    assert extract(**given, out=str(tmp_path / "other"), mean="0.5,0.25,0", std="0.5,1,2").asked == 0
+    with pytest.raises(errors.StoreError, match=r"another run.*normalization"):
+        extract(**given, out=str(tmp_path / "other"), mean="imagenet")
+
+
+def test_mean_and_std_are_for_artifacts_without_their_own(
+    extract: Callable[..., driver.Result], tmp_path: Path
+) -> None:
+    with pytest.raises(errors.InputError, match="normalises its images by itself"):
+        extract(mean="imagenet")
+    (path,) = export(tmp_path / "m")
+    with pytest.raises(errors.InputError, match="says how its images are normalised"):
+        extract(**from_spec(path, mean="imagenet"))
     assert not (tmp_path / "run").exists()
 
 
