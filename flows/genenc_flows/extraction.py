@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -25,7 +24,6 @@ from genenc_core.run.folder import RunFolder
 from genenc_tasks import extraction, reporting
 
 LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=turns.LANES))
-LOGGER = logging.getLogger(__name__)
 WATCH_SECONDS = 2.0
 PER_TASK = f"Shards in one task run; none: one, or as many as keep the flow run at {extraction.MOST_TASK_RUNS} of them."
 
@@ -40,7 +38,10 @@ def extract_features(
     shards_per_task: int | None = Field(default=None, ge=1, description=PER_TASK),
 ) -> State[Any]:
     """Turn images into features: make the run folder or continue it, encode what is not committed, verify, report."""
-    root = extraction.create_store(given)
+    try:
+        root = extraction.create_store(given)
+    except errors.Stopped as stopped:
+        return Cancelled(message=str(stopped))
     return _work(root, "pending", records.Options.of(given), shards_per_task, command="extract")
 
 
@@ -67,17 +68,23 @@ def _work(root: str, which: str, options: records.Options, shards_per_task: int 
     """Encode shards of an existing run; end Failed naming the shards that were not done, Completed otherwise."""
     groups = extraction.plan_shards(root, which, shards_per_task)
     asked = [shard for group in groups for shard in group.shards]
-    with (
-        sessions.recorded(root, options, command=command),
-        worker.working(root, options),
-        control.ensure() as watch,
-    ):
-        if groups:
-            extraction.prepare_encoder(root, options)
-            reports = _encode_all(root, groups, options, watch, shards_per_task)
-            extraction.verify_run(root)
+    reports: list[records.ShardReport] = []
+    try:
+        with (
+            sessions.recorded(root, options, command=command),
+            worker.working(root, options),
+            control.ensure() as watch,
+        ):
+            if groups:
+                extraction.prepare_encoder(root, options)
+                reports = _encode_all(root, groups, options, watch, shards_per_task)
+                extraction.verify_run(root)
+            result = extraction.write_provenance(root, asked, options)
+    except errors.Stopped as stopped:
+        return Cancelled(message=str(stopped))
+    if groups:
+        with reporting.best_effort("the report could not be shown"):
             reporting.publish_report(root, reports)
-        result = extraction.write_provenance(root, asked, options)
     return _final_state(result)
 
 
@@ -175,10 +182,11 @@ def _watched(root: str, watch: control.Control) -> Iterator[None]:
 
     def keep_looking() -> None:
         shown = begun
-        with get_client(sync_client=True) as client:
-            while not ended.wait(WATCH_SECONDS):
-                with _only_told("the server could not be asked"):
+        while not ended.is_set():
+            with reporting.best_effort("the server could not be asked"), get_client(sync_client=True) as client:
+                while not ended.wait(WATCH_SECONDS):
                     shown = look(client, shown)
+            ended.wait(WATCH_SECONDS)
 
     watcher = threading.Thread(target=contextvars.copy_context().run, args=(keep_looking,), daemon=True)
     watcher.start()
@@ -187,14 +195,5 @@ def _watched(root: str, watch: control.Control) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join(timeout=WATCH_SECONDS)
-        with _only_told("the progress could not be shown"):
+        with reporting.best_effort("the progress cannot be shown"):
             reporting.show_progress(artifact, root, len(store.committed()), shards)
-
-
-@contextlib.contextmanager
-def _only_told(what: str) -> Iterator[None]:
-    """Log a failure that must not touch the work: what is done is in the run folder, whoever sees it."""
-    try:
-        yield
-    except Exception:
-        LOGGER.warning("%s", what, exc_info=True)

@@ -62,6 +62,11 @@ class Batch:
         """Return the images `start` to `stop`."""
         return Batch(pixels=self.pixels[start:stop], points=self.points[start:stop], valid=self.valid[start:stop])
 
+    def copy_of(self, at: int) -> "Batch":
+        """Return a batch of one image that keeps none of the others in memory."""
+        one = slice(at, at + 1)
+        return Batch(pixels=self.pixels[one].clone(), points=self.points[one].clone(), valid=self.valid[one].clone())
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Launched:
@@ -123,6 +128,8 @@ class Engine:
         self.products = tuple(wanted)
         self.sizer = sizer
         self.fixed = fixed
+        self.witness: Batch | None = None
+        """One image that was encoded well: an encoder that fails for it later has turned wrong."""
         self.device = device or device_for(encoder.device)
         self.side_by_side = side_by_side
         self._threads = calls.CallThreads(encoder.device, side_by_side)

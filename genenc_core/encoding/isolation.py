@@ -28,6 +28,8 @@ def encode_pieces(
 
     Raises:
         InputError: a value that does not fit its stored type: no image's fault.
+        EncoderError: the encoder broke its contract (outputs of another number, shape or type), at once: all images
+            have the same size, so no image makes it do so.
         Stopped: the end was asked for.
         OSError: at once: it is no image's fault either.
         Exception: whatever the encoder raised, once more than `may_fail` images failed alone: then it is the encoder.
@@ -38,7 +40,7 @@ def encode_pieces(
         start, stop = waiting.pop()
         try:
             reduced = (whole if stop - start == len(batch) else runner.submit(batch.part(start, stop))).result()
-        except (errors.InputError, errors.Stopped, OSError):
+        except (errors.InputError, errors.EncoderError, errors.Stopped, OSError):
             raise
         except Exception as error:  # a model may raise anything
             if failed >= may_fail:

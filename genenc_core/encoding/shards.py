@@ -16,6 +16,8 @@ from genenc_core.images import geometry, loader
 from genenc_core.images.point_states import POINT_OK, POINT_STATES, POINT_UNREADABLE
 from genenc_core.store import layout
 
+_NOT_FINITE = "the encoder returned NaN or infinite values for this image"
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -163,12 +165,50 @@ class ShardEncoder:
 
     def _refuse_a_broken_encoder(self) -> None:
         """Raise when the encoder failed for every image: the default allowance is for broken images, not for that."""
-        if self.budget.at_least and self.encoder_failures > 1 and not (self.status == layout.OK).any():
+        if not self.budget.at_least or not self.encoder_failures or (self.status == layout.OK).any():
+            return
+        if self.encoder_failures > 1 or not self._encodes_noise():
             raise errors.ShardError(
                 self.given.shard,
-                f"the encoder failed for all of its {self.encoder_failures} images ({self.failures[-1].reason}), so "
+                f"the encoder failed for every image that it got ({self.encoder_failures}: "
+                f"{self.failures[-1].reason}), so "
                 "nothing is stored: mend the model or the device, or allow it with --max-failures 100%",
             )
+
+    def _refuse_a_turned_encoder(self, failure: str) -> None:
+        """Raise when the encoder now fails for an image, too, that it encoded well before: no image's fault."""
+        if self.runner.witness is None:
+            return
+        try:
+            if self.runner.encode(self.runner.witness).finite.all():
+                return
+        except (errors.Stopped, errors.EncoderError):
+            raise
+        except Exception as error:  # a model may raise anything
+            failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise errors.ShardError(
+            self.given.shard,
+            f"the encoder fails now for an image that it encoded before ({failure}), so nothing of the shard is "
+            "stored: mend the model or the device, then resume the run",
+        )
+
+    def _encodes_noise(self) -> bool:
+        height, width = self.runner.encoder.input_size
+        count = self.given.points.shape[1]
+        pixels = torch.randint(
+            0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        noise = engine.Batch(
+            pixels=self.runner.device.stack([pixels]),
+            points=torch.zeros(1, count, 2, dtype=torch.float64),
+            valid=torch.zeros(1, count, dtype=torch.bool),
+        )
+        try:
+            return bool(self.runner.encode(noise).finite.all())
+        except errors.Stopped:
+            raise
+        except Exception:  # a model may raise anything
+            return False
 
     def _send(self, images: Sequence[loader.LoadedImage]) -> None:
         """Give the engine one batch; take back what is done, and wait where too many are on their way."""
@@ -191,11 +231,15 @@ class ShardEncoder:
         may_fail = self.allowed - len(self.failures)
         for piece in isolation.encode_pieces(self.runner, sent.batch, sent.ticket, may_fail=may_fail):
             part = slice(piece.start, piece.stop)
+            if piece.reduced is None or not piece.reduced.finite.all():
+                self._refuse_a_turned_encoder(piece.failure or _NOT_FINITE)
             if piece.reduced is None:
                 self.encoder_failures += 1
                 self._fail(sent.images[piece.start].row, piece.failure or "the encoder failed for this image")
                 continue
             self._keep(sent.images[part], sent.rows[part], sent.point_status[part], piece.reduced)
+            if self.runner.witness is None and piece.reduced.finite.any():
+                self.runner.witness = sent.batch.copy_of(piece.start + int(piece.reduced.finite.argmax()))
 
     def _keep(
         self, images: Sequence[loader.LoadedImage], rows: np.ndarray, point_status: np.ndarray, reduced: Reduced
@@ -235,7 +279,7 @@ class ShardEncoder:
             if "point_status" in self.arrays:
                 self.arrays["point_status"][at] = POINT_UNREADABLE
             self.encoder_failures += 1
-            self._fail(image.row, "the encoder returned NaN or infinite values for this image")
+            self._fail(image.row, _NOT_FINITE)
 
     def _point_counts(self) -> dict[str, int]:
         states = self.arrays.get("point_status", np.zeros(0, dtype=np.uint8))

@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from genenc_core.run import driver, parameters, planning, records, status, worker
 from genenc_core.run.folder import RunFolder
 from genenc_tasks.names import named
+from genenc_tasks.stopping import cancellable
 
 MOST_TASK_RUNS = 32
 
@@ -37,20 +38,22 @@ def _may_pass(error: object) -> bool:
     return any(isinstance(item, OSError) for item in seen)
 
 
-@task(task_run_name=named("create {given.out}"), cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("create {given.out}"), cache_policy=NO_CACHE)
+@cancellable
 def create_store(given: parameters.ExtractParameters) -> str:
     """List the images, resolve the model and create the run folder, or find it made; return its path."""
     return str(planning.create_run(given))
 
 
-@task(task_run_name=named("plan {which} shards of {root}"), cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("plan {which} shards of {root}"), cache_policy=NO_CACHE)
 def plan_shards(root: str, which: str, shards_per_task: int | None) -> list[ShardGroup]:
     """Return the shards to do, grouped; from the commit records, never from Prefect's states."""
     wanted = driver.plan(root, which)
     return _groups(RunFolder(root), wanted, shards_per_task)
 
 
-@task(task_run_name=named("prepare the encoder of {root}"), cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("prepare the encoder of {root}"), cache_policy=NO_CACHE)
+@cancellable
 def prepare_encoder(root: str, options: records.Options) -> None:
     """Load the model and find the batch size, so that what is wrong with them is said once."""
     worker.WORKERS.get(root, options).prepare()
@@ -59,11 +62,11 @@ def prepare_encoder(root: str, options: records.Options) -> None:
 @task(
     task_run_name=named("encode {group.label}"),
     cache_policy=NO_CACHE,
-    tags=["genenc", "encode"],
     retries=2,
     retry_delay_seconds=[2, 10],
     retry_condition_fn=is_passing_fault,
 )
+@cancellable
 def encode_shards(group: ShardGroup, options: records.Options) -> list[records.ShardReport]:
     """Load, encode, reduce and commit a group of shards; raise one failure after trying all: one that may pass first.
 
@@ -75,7 +78,8 @@ def encode_shards(group: ShardGroup, options: records.Options) -> list[records.S
     return list(outcome.reports)
 
 
-@task(task_run_name=named("wait for {held} that other processes are at"), cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("wait for {held} that other processes are at"), cache_policy=NO_CACHE)
+@cancellable
 def wait_for_others(
     root: str, held: list[int], options: records.Options, shards_per_task: int | None
 ) -> list[ShardGroup]:
@@ -83,13 +87,13 @@ def wait_for_others(
     return _groups(RunFolder(root), worker.WORKERS.get(root, options).wait_for(held), shards_per_task)
 
 
-@task(task_run_name=named("verify {root}"), cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("verify {root}"), cache_policy=NO_CACHE)
 def verify_run(root: str) -> int:
     """Check every committed object against its record; return the number of shards checked."""
     return status.require_intact(root)
 
 
-@task(task_run_name=named("write provenance of {root}"), cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("write provenance of {root}"), cache_policy=NO_CACHE)
 def write_provenance(root: str, asked: list[int], options: records.Options) -> driver.Result:
     """Complete the session's record; return what it came to and where the run stands."""
     return driver.finish(root, asked, options)

@@ -8,20 +8,22 @@ from genenc_core import spec, text
 from genenc_core.export import exporting
 from genenc_core.run import model_export
 from genenc_tasks.names import named
+from genenc_tasks.reporting import best_effort
 
 
-@task(task_run_name=named("export {given.model} as {given.formats}"), cache_policy=NO_CACHE, tags=["genenc", "export"])
+@task(task_run_name=named("export {given.model} as {given.formats}"), cache_policy=NO_CACHE)
 def export_artifacts(given: model_export.ExportParameters) -> list[exporting.ExportedModel]:
     """Export, compare with the eager model, write artifact and spec."""
     return model_export.export(given)
 
 
-@task(task_run_name=named("spec {done.spec_path}"), cache_policy=NO_CACHE, tags=["genenc", "export"])
+@task(task_run_name=named("spec {done.spec_path}"), cache_policy=NO_CACHE)
 def generate_spec(done: exporting.ExportedModel) -> spec.RuntimeModelSpec:
     """Read the written spec back, check its rules, and show it in the UI."""
     found = spec.load_spec(done.spec_path)
     lines = "\n".join(f"- {text.markdown(line.strip())}" for line in model_export.words(done))
     markdown = f"{lines}\n\n{text.code_block(found.to_json(), 'json')}\n"
     described = f"RuntimeModelSpec of {text.markdown(found.model_id)}"
-    create_markdown_artifact(markdown, key="model-spec", description=described)
+    with best_effort("the spec could not be shown"):
+        create_markdown_artifact(markdown, key="model-spec", description=described)
     return found

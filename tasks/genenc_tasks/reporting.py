@@ -1,6 +1,11 @@
-"""What the Prefect UI shows of a run: a progress bar, the shards, the unreadable images and a summary."""
+"""What the Prefect UI shows of a run: a progress bar, the shards, the unreadable images and a summary.
 
-from collections.abc import Sequence
+All of it is best effort: what cannot be shown is logged, and changes nothing about the run.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
 from typing import cast
 from uuid import UUID
 
@@ -18,32 +23,51 @@ from genenc_core.run import records, status
 from genenc_core.store import objects, places
 from genenc_tasks.names import named
 
+LOGGER = logging.getLogger(__name__)
 MOST_ROWS = 200
 
 
-def start_progress(root: str, done: int, shards: int) -> UUID:
-    """Create the progress artifact of a run."""
+@contextlib.contextmanager
+def best_effort(what: str) -> Iterator[None]:
+    """Log a failure to show something, in one line."""
+    try:
+        yield
+    except Exception as error:  # the client raises whatever its network does
+        LOGGER.warning("%s: %s: %s", what, type(error).__name__, str(error).partition("\n")[0])
+
+
+def start_progress(root: str, done: int, shards: int) -> UUID | None:
+    """Create the progress artifact of a run; None when it cannot be."""
     words = _words(root, done, shards)
-    return cast(UUID, create_progress_artifact(progress=_percent(done, shards), key="progress", description=words))
+    made: UUID | None = None
+    with best_effort("the progress cannot be shown"):
+        made = cast(UUID, create_progress_artifact(progress=_percent(done, shards), key="progress", description=words))
+    return made  # noqa: RET504 (None after a failure)
 
 
-def show_progress(artifact: UUID, root: str, done: int, shards: int) -> None:
-    """Move the progress artifact."""
-    update_progress_artifact(artifact, progress=_percent(done, shards), description=_words(root, done, shards))
+def show_progress(artifact: UUID | None, root: str, done: int, shards: int) -> None:
+    """Move the progress artifact, if there is one."""
+    if artifact is None:
+        return
+    with best_effort("the progress cannot be shown"):
+        update_progress_artifact(artifact, progress=_percent(done, shards), description=_words(root, done, shards))
 
 
-@task(task_run_name=named("report {root}"), cache_policy=NO_CACHE, tags=["genenc"])
+@task(task_run_name=named("report {root}"), cache_policy=NO_CACHE)
 def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
     """Write the tables of shards and of unreadable images and the summary to the UI; `reports` are this session's."""
     found = status.survey(root, most=MOST_ROWS)
     images = found.unreadable
     shards = shard_table(found, reports)
-    create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
+    with best_effort("the table of shards cannot be shown"):
+        create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
     if images:
         table = [{key: text.markdown(str(value)) for key, value in item.items()} for item in images]
         count = text.plural(found.status.unreadable, "unreadable image")
-        create_table_artifact(table=table, key="failed-images", description=count)
-    create_markdown_artifact(summary(found), key="report", description="Where the run stands")
+        with best_effort("the table of unreadable images cannot be shown"):
+            create_table_artifact(table=table, key="failed-images", description=count)
+    with best_effort("the summary cannot be shown"):
+        create_markdown_artifact(summary(found), key="report", description="Where the run stands")
     return found.status
 
 

@@ -52,6 +52,18 @@ def nan_for(which: Callable[[torch.Tensor], torch.Tensor]) -> Behaviour:
     return lambda images, maps: maps.masked_fill(which(images)[:, None, None, None], torch.nan)
 
 
+def later(behaviour: Behaviour, *, images: int) -> Behaviour:
+    """Behave so from the image on that comes after `images` good ones."""
+    seen = 0
+
+    def behave(batch: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += len(batch)
+        return maps if seen <= images else behaviour(batch, maps)
+
+    return behave
+
+
 def raising(error: Exception, which: Callable[[torch.Tensor], torch.Tensor]) -> Behaviour:
     """Raise when one of some images is in the batch."""
 

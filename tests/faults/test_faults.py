@@ -219,6 +219,42 @@ def test_an_encoder_that_breaks_fails_its_shards_and_no_row_is_recorded_for_it(
     assert (zarr.open_group(at.root / "features.zarr", mode="r")["features"][:] == expected).all()
 
 
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        lambda _, maps: maps[:, :3],
+        lambda _, maps: maps[:, :, :1],
+        lambda _, maps: maps[:-1],
+        lambda _, maps: maps.double(),
+        lambda _, maps: maps.to(torch.int64),
+        lambda _, maps: [maps, maps],
+        lambda _, maps: {"other": maps, "more": maps},
+        lambda _, maps: None,  # noqa: ARG005
+        lambda _, maps: maps.flatten(),
+        lambda _, maps: maps.relu_(1, 2),
+        faulty_models.nan_for(lambda images: ALL(images[:, 0, 0, 0], dtype=torch.bool)),
+        faulty_models.raising(RuntimeError("device lost"), lambda images: ALL(images)),
+        faulty_models.raising(TypeError("an int is no str"), lambda images: ALL(images)),
+    ],
+    ids=[
+        *("channels", "height", "rows", "float64", "int64", "a list", "names", "nothing", "flat", "a wrong call"),
+        *("NaN", "raises", "TypeError"),
+    ],
+)
+def test_an_encoder_that_turns_wrong_within_a_run_fails_its_shard_and_no_row_is_recorded_for_it(
+    at: scene.Scene, behaviour: faulty_models.Behaviour
+) -> None:
+    expected = begun(at)
+    with faulty_models.behaving(faulty_models.later(behaviour, images=5)):
+        said = at.genenc(["resume", str(at.root), "--plain", "--max-failures", "100%", "--batch-size", "1"])
+    assert said.code == 1, said
+    assert scene.problems_of(said) == []
+    stored = RunFolder(at.root).store
+    assert all(stored.record(shard).status_counts["unreadable"] == 0 for shard in stored.committed())  # type: ignore[union-attr]
+    assert at.genenc(["resume", str(at.root), "--plain"]).code == 0
+    np.testing.assert_allclose(features(at), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("error", [OUT, MemoryError("no host memory"), RuntimeError("can't allocate memory: 12 bytes")])
 def test_out_of_memory_halves_the_batch_remembers_it_and_goes_on(at: scene.Scene, error: Exception) -> None:
     expected = begun(at)

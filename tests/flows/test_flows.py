@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
@@ -16,6 +17,7 @@ from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 from genenc_core.store import claims
 from genenc_flows import extraction, model
+from genenc_tasks import reporting
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -81,6 +83,43 @@ def test_the_flow_stores_the_bytes_of_the_core_and_shows_what_it_did(tmp_path: P
     assert "encode shard 00004, rows 8-8" in names
 
 
+@pytest.mark.parametrize("refused", ["/artifacts", "/concurrency_limits"])
+def test_a_server_that_gives_no_slots_and_takes_no_artifacts_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    met: list[str] = []
+
+    def failing(real: Any) -> Any:
+        def send(client: Any, request: httpx.Request, *more: Any, **options: Any) -> Any:
+            if refused in request.url.path:
+                met.append(request.url.path)
+                raise httpx.ConnectError("no server")
+            return real(client, request, *more, **options)
+
+        return send
+
+    for client in (httpx.Client, httpx.AsyncClient):
+        monkeypatch.setattr(client, "send", failing(client.send))
+    state = extraction.extract_features(parameters(tmp_path), return_state=True)
+    assert state.message == "9 of 9 images stored, 0 unreadable"
+    assert bool(met) == (refused == "/artifacts")
+    (session,) = (tmp_path / "run" / "provenance" / "runs").iterdir()
+    assert json.loads(session.read_text())["state"] == "completed"
+
+
+def test_a_report_that_fails_comes_after_the_provenance_and_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        (session,) = (tmp_path / "run" / "provenance" / "runs").iterdir()
+        assert json.loads(session.read_text())["state"] == "completed"
+        raise RuntimeError("no report")
+
+    monkeypatch.setattr(reporting, "shard_table", fail)
+    state = extraction.extract_features(parameters(tmp_path), return_state=True)
+    assert state.message == "9 of 9 images stored, 0 unreadable"
+
+
 def test_tiles_through_the_flow_are_the_bytes_of_the_core(tmp_path: Path) -> None:
     tiles = {"canvas": "64x96", "tile_overlap": 16, "tile_trim": 8, "maps": True, "batch_size": 7}
     state = extraction.extract_features(parameters(tmp_path, **tiles), return_state=True)
@@ -143,6 +182,10 @@ def test_stop_ends_the_flow_cancelled_with_whole_shards(tmp_path: Path) -> None:
     with control.use(watch):
         state = extraction.extract_features(parameters(tmp_path), return_state=True)
     assert state.is_cancelled()
+    with get_client(sync_client=True) as client:
+        run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        states = {item.state_type.value for item in client.read_task_runs(flow_run_filter=run)}
+    assert states == {"COMPLETED", "CANCELLED"}
     again = extraction.rerun_shards(str(tmp_path / "run"), "pending", return_state=True)
     assert again.is_completed()
     driver.extract(parameters(tmp_path, out=str(tmp_path / "plain")))

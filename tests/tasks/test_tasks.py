@@ -128,12 +128,13 @@ def test_shard_table_puts_trouble_first(given: ExtractParameters) -> None:
     assert {"load_wait s", "encode s", "reduce s", "images/s"} <= set(table[2])
 
 
-def test_every_task_has_a_name_a_tag_and_no_cache() -> None:
+def test_every_task_has_a_name_no_tag_that_asks_for_a_slot_and_no_cache() -> None:
     tasks: list[Callable[..., object]] = [
         extraction.create_store,
         extraction.plan_shards,
         extraction.prepare_encoder,
         extraction.encode_shards,
+        extraction.wait_for_others,
         extraction.verify_run,
         extraction.write_provenance,
         reporting.publish_report,
@@ -142,7 +143,7 @@ def test_every_task_has_a_name_a_tag_and_no_cache() -> None:
     ]
     for item in tasks:
         assert item.task_run_name
-        assert "genenc" in item.tags
+        assert not item.tags
         assert type(item.cache_policy).__name__ == "_None"
 
 
