@@ -62,6 +62,7 @@ class SourceInfo(Record):
     kind: SourceKind
     name: str = Field(description="Model name in its source, package.module:factory, or a model file's stem.")
     weights: str = Field(description="random:SEED, pretrained[:TAG], or a file.")
+    weights_key: str | None = Field(default=None, description="The entry of the weights file; none: the file itself.")
     layers: tuple[str, ...] | None = Field(
         default=None, description="Modules or stage indices whose outputs are the slots; none: the encoder's own."
     )
@@ -132,6 +133,7 @@ class GenencBlock(Record):
     source: SourceInfo | None = None
     weights_sha256: str | None = None
     parameters: int | None = None
+    weights_notes: tuple[str, ...] | None = Field(default=None, description="How the weights file was read.")
     preprocessing: Preprocessing | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None

@@ -81,6 +81,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         ],
         out: Annotated[Path, typer.Option(help="Folder for the artifacts and their specs.")],
         weights: Annotated[str, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = "pretrained",
+        weights_key: usage.WeightsKey = None,
         image_size: Annotated[str | None, typer.Option(help="H or HxW in pixels.")] = None,
         layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
         formats: Annotated[str, typer.Option(help="torchscript, aotinductor, exported_program, onnx.")] = "torchscript",
@@ -104,6 +105,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 model=model,
                 out=str(out),
                 weights=weights,
+                weights_key=weights_key,
                 image_size=image_size,
                 layers=options.layers(layers) or (),
                 formats=model_export.parse_formats(formats),
@@ -129,6 +131,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             str | None, typer.Option(help="The run folder to create or continue, or s3://bucket/prefix.")
         ] = None,
         weights: Annotated[str | None, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = None,
+        weights_key: usage.WeightsKey = None,
         mean: Annotated[
             str | None,
             typer.Option(help="Artifacts: mean of RGB in [0, 1], R,G,B, or imagenet, clip, half."),
@@ -189,6 +192,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "model": model,
             "out": out,
             "weights": weights,
+            "weights_key": weights_key,
             "mean": mean,
             "std": std,
             "models": tuple(models) if models else None,

@@ -15,6 +15,9 @@ Models = Annotated[
     typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown digest, and code that files name.")]
+WeightsKey = Annotated[
+    str | None, typer.Option(help="Entry of a weights file: a name, ema or plain; none: the EMA where there is one.")
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
 RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
 

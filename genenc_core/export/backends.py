@@ -13,7 +13,7 @@ from genenc_core.export.eager import keeps_no_state, runner
 from genenc_core.export.encoder import BackendKind, Encoder
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record, table
-from genenc_core.models import sources, wording
+from genenc_core.models import sources, state_files, wording
 from genenc_core.models import trust as trust_rules
 
 __all__ = ["BackendKind", "Encoder", "choose_backend", "eager_encoder", "load_encoder", "resized", "resolve_device"]
@@ -191,6 +191,8 @@ def _request(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.Mod
     return sources.ModelRequest(
         name=origin.name if origin.kind == "python" else f"{origin.kind}/{origin.name}",
         weights=origin.weights,
+        # A spec without the word is older than it, or of a file that has no entries.
+        weights_key=origin.weights_key or state_files.PLAIN,
         image_size=(size.height, size.width),
         layers=origin.layers or (),
         arguments=origin.arguments,

@@ -37,6 +37,7 @@ def spec_for(built: sources.BuiltEncoder, *, model_id: str) -> spec.RuntimeModel
             source=_source(built),
             weights_sha256=built.weights_sha256,
             parameters=built.parameters,
+            weights_notes=built.weights_notes or None,
             preprocessing=built.preprocessing,
             mean=built.mean,
             std=built.std,
@@ -54,6 +55,7 @@ def _source(built: sources.BuiltEncoder) -> spec.SourceInfo:
         kind=built.kind,
         name=name,
         weights=given if word else str(Path(given).resolve()),
+        weights_key=None if word else built.weights_entry,
         layers=built.request.layers or None,
         arguments=built.request.arguments,
     )

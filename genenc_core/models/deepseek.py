@@ -38,14 +38,14 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
             "the .safetensors file of deepseek-ai/DeepSeek-OCR and give it with --weights FILE (only this part is "
             "read), or use random weights with --weights random:0."
         )
-    state = None if choice.path is None else read_state(choice.path, sam.checkpoint_names)
+    state = None if choice.path is None else read_state(choice, sam.checkpoint_names)
     with construction_rng(choice):
         model = sam.construct(sam.ARCHITECTURES["samvit_base"], choice, name=name)
         compress(model, _channels(state))
     model.eval().requires_grad_(False)
     trunk = DeepSeekTrunk(model)
     if choice.path is not None and state is not None:
-        load_state(state, path=choice.path, model=model, trunk=trunk)
+        load_state(state, choice, model=model, trunk=trunk)
     return Parts(
         model=model,
         trunk=trunk,

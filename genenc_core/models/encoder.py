@@ -28,6 +28,10 @@ class Parts:
     """how the token lists [B, N, C] inside the model lie; None: it has none, or does not tell"""
     channels_last: bool | None = None
     """whether maps inside the model are [B, h, w, C]; None: it does not tell. Asked where a map's sides do not say"""
+    weights_entry: str | None = None
+    """the entry of a weights file that was taken; None: no file, or the file itself"""
+    weights_notes: tuple[str, ...] = ()
+    """how a weights file was read"""
     padded_inside: tuple[int, int] | None = None
     """(height, width) to which the model itself pads its images at the bottom and right; None: it does not"""
 

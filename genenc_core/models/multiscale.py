@@ -99,7 +99,7 @@ def _parts(
     model.eval().requires_grad_(False)
     trunk.eval()
     if choice.path is not None:
-        load_file(choice.path, model=model, trunk=trunk)
+        load_file(choice, model=model, trunk=trunk)
     trained = timm_backbones.configuration(architecture)
     height, width = image_size or NATIVE
     return Parts(

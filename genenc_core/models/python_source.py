@@ -79,7 +79,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     with _working_directory_importable(), construction_rng(choice):
         module = _called(name)
     if choice.path is not None:
-        load_file(choice.path, model=module, trunk=module)
+        load_file(choice, model=module, trunk=module)
     return _parts(name, module, _declared(name, module), image_size)
 
 

@@ -47,7 +47,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     model.eval().requires_grad_(False)
     trunk = SamTrunk(model)
     if choice.path is not None:
-        load_state(read_state(choice.path, checkpoint_names), path=choice.path, model=model, trunk=trunk)
+        load_state(read_state(choice, checkpoint_names), choice, model=model, trunk=trunk)
     preprocessing = spec.Preprocessing(
         height=height, width=width, fit="pad", pad_position="corner", pad_value=PAD_VALUE, interpolation="bilinear"
     )

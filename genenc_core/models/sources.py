@@ -35,6 +35,8 @@ class ModelRequest:
     """modules by name, or indices of the model's stages, whose outputs become the slots; none: its own outputs"""
     arguments: str | None = None
     """factory models only: the model file's content as canonical JSON; None until `resolved` has read the file"""
+    weights_key: str | None = None
+    """which entry of a weights file: its dotted name, `ema` or `plain`; None: as timm has it, the EMA first"""
     trust: bool = False
     """import the code that a model file names; what `name` itself names is the caller's own word"""
 
@@ -60,6 +62,10 @@ class BuiltEncoder:
     std: tuple[float, float, float]
     outputs: tuple[spec.SlotSpec, ...]
     """one per map, from a dry run; shapes without the batch"""
+    weights_entry: str | None = None
+    """the entry of a weights file that was taken; None: no file, or the file itself"""
+    weights_notes: tuple[str, ...] = ()
+    """how a weights file was read"""
 
 
 def build_encoder(request: ModelRequest) -> BuiltEncoder:
@@ -88,6 +94,8 @@ def build_encoder(request: ModelRequest) -> BuiltEncoder:
         mean=parts.mean,
         std=parts.std,
         outputs=outputs,
+        weights_entry=parts.weights_entry,
+        weights_notes=parts.weights_notes,
     )
 
 
@@ -96,12 +104,14 @@ def build_parts(request: ModelRequest) -> tuple[spec.SourceKind, encoder.Parts]:
     _check_size(request)
     request = resolved(request)
     kind, name = resolve_name(request.name)
-    choice = weights.parse_weights(request.weights)
+    choice = weights.parse_weights(request.weights, request.weights_key)
     if kind == "factory":
         assert request.arguments is not None
         parts = model_file.build(request.arguments, choice, request.image_size)
     else:
         parts = _BUILDERS[kind](name, choice, request.image_size)
+    read = choice.reading
+    parts = dataclasses.replace(parts, weights_entry=read.entry or choice.key, weights_notes=tuple(read.notes))
     return kind, layers.tapped(parts, request.layers) if request.layers else parts
 
 

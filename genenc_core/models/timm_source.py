@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.models import probing, tokens, wording
+from genenc_core.models import probing, timm_weights, tokens, wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
@@ -48,7 +48,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     size = (preprocessing.height, preprocessing.width)
     trunk = _trunk(name, model, _slimmed(name, model, size), size)
     if choice.path is not None:
-        load_file(choice.path, model=model, trunk=trunk)
+        load_file(choice, model=model, trunk=trunk, convert=timm_weights.converting(model))
     return Parts(
         model=model,
         trunk=trunk,

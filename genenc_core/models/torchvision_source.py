@@ -1,6 +1,7 @@
 """Encoders from torchvision's classification models: the layers before pooling, per architecture."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any
@@ -13,7 +14,7 @@ from torchvision.models import vision_transformer
 from genenc_core import errors, spec
 from genenc_core.models import tokens, wording
 from genenc_core.models.encoder import Parts
-from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
+from genenc_core.models.weights import Convert, WeightsChoice, construction_rng, interpolated_note, load_file
 
 
 def names() -> list[str]:
@@ -35,7 +36,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     model.eval()
     trunk = _trunk(model)
     if choice.path is not None:
-        load_file(choice.path, model=model, trunk=trunk)
+        load_file(choice, model=model, trunk=trunk, convert=_resampling(model))
     mean, std = (tuple(float(value) for value in values) for values in (preset.mean, preset.std))
     return Parts(
         model=model,
@@ -123,6 +124,28 @@ def _resized(name: str, model: zoo.VisionTransformer, size: tuple[int, int]) -> 
     resized: nn.Module = zoo.get_model(name, weights=None, image_size=side, num_classes=model.num_classes)
     resized.load_state_dict(state)
     return resized
+
+
+def _resampling(model: nn.Module) -> Convert | None:
+    """Return what interpolates a file's position embeddings to the model's size, as torchvision does."""
+    if not isinstance(model, zoo.VisionTransformer):
+        return None
+
+    def resampled(state: Mapping[str, torch.Tensor], notes: list[str]) -> Mapping[str, torch.Tensor] | None:
+        name = "encoder.pos_embedding"
+        own, given = model.state_dict()[name], state.get(name)
+        if given is None or given.ndim != own.ndim or given.shape == own.shape or given.shape[2] != own.shape[2]:
+            return None
+        try:
+            made: Mapping[str, torch.Tensor] = vision_transformer.interpolate_embeddings(
+                model.image_size, model.patch_size, OrderedDict(state)
+            )
+        except ValueError:  # no square of patches
+            return None
+        notes.append(interpolated_note(name, given, made[name]))
+        return made
+
+    return resampled
 
 
 class _DenseNetTrunk(nn.Module):

@@ -1,30 +1,32 @@
 """Weights of a model: which ones are asked for, reading them from a file, and their digest."""
 
 import contextlib
+import dataclasses
 import hashlib
-import pickle
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import wording
+from genenc_core.models import state_files, wording
 
-Renaming = Callable[[Sequence[str]], Mapping[str, str]]
-"""From the names in a file to those of the model, for the entries that are taken; the others are not looked at."""
+Convert = Callable[[Mapping[str, torch.Tensor], list[str]], Mapping[str, torch.Tensor] | None]
+"""From a state dict that does not fit to one that may; what was done is added to the list."""
 
 _SHOWN = 4
-_WRAPPERS = ("state_dict", "model")
-# Official DenseNet files of torchvision carry names from before 0.3: "norm.1.weight" is "norm1.weight" today.
-_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
+
+
+@dataclass(slots=True)
+class Reading:
+    """How a weights file was read: the entry that was taken (None: the file itself), and what else there is to say."""
+
+    entry: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +37,27 @@ class WeightsChoice:
     seed: int = 0
     tag: str | None = None
     path: Path | None = None
+    key: str | None = None
+    """which entry of the file: its dotted name, `ema` or `plain`; None: as timm has it, the EMA first"""
+    reading: Reading = field(default_factory=Reading, compare=False)
+    """how the file was read, filled in by `load_file`"""
 
 
-def parse_weights(text: str) -> WeightsChoice:
-    """Read the `weights` text of a request.
+def parse_weights(text: str, key: str | None = None) -> WeightsChoice:
+    """Read the `weights` text of a request, and which entry of a file is meant.
 
     Raises:
-        InputError: neither `random:SEED`, `pretrained`, `pretrained:TAG` nor an existing file.
+        InputError: neither `random:SEED`, `pretrained`, `pretrained:TAG` nor an existing file; a key without a file.
     """
+    found = _parsed(text)
+    if key is None:
+        return found
+    if found.path is None and key != state_files.PLAIN:
+        raise errors.InputError(f"--weights-key {key!r} chooses in a file, and the weights are {text!r}: leave it out.")
+    return dataclasses.replace(found, key=key)
+
+
+def _parsed(text: str) -> WeightsChoice:
     word, _, rest = text.partition(":")
     if word == "random" and rest.isascii() and rest.isdigit() and len(rest) < 20 and int(rest) < 2**63:
         return WeightsChoice(kind="random", seed=int(rest))
@@ -56,6 +71,11 @@ def parse_weights(text: str) -> WeightsChoice:
     path = Path(text)
     if text and path.is_file():
         return WeightsChoice(kind="file", path=path)
+    if text and path.exists():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise errors.InputError(
+            f"cannot use weights {text!r}: it is {what}. Give the .safetensors or state-dict file itself."
+        )
     raise errors.InputError(
         f"cannot use weights {text!r}: there is no such file, and it is not one of the words. Give random:SEED "
         "(for example random:0), pretrained, pretrained:TAG, or a .safetensors or state-dict file that exists."
@@ -89,43 +109,82 @@ def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_file(path: Path, *, model: nn.Module, trunk: nn.Module) -> None:
-    """Copy the state dict in `path` into `model`; every tensor of the encoder must be there and nothing else.
+def load_file(choice: WeightsChoice, *, model: nn.Module, trunk: nn.Module, convert: Convert | None = None) -> None:
+    """Copy the state dict in `choice.path` into `model`; every tensor of the encoder must be there and nothing else.
 
     Entries of a top-level child in which the encoder holds no tensor (the classifier) may be missing, surplus or of
-    another size. Wrappers `{"state_dict": ...}` and `{"model": ...}` and the prefix `module.` are taken off.
+    another size; they are listed. What wraps a state dict is taken off, as `state_files` has it. `convert` brings a
+    state dict that does not fit to the model's own names and sizes; None from it: it cannot.
 
     Raises:
         InputError: unreadable, not a state dict, or not this model's; the first mismatches are named.
     """
-    load_state(read_state(path), path=path, model=model, trunk=trunk)
+    load_state(
+        read_state(choice, wanted=encoder_state(model, trunk)), choice, model=model, trunk=trunk, convert=convert
+    )
 
 
-def load_state(state: Mapping[str, torch.Tensor], *, path: Path, model: nn.Module, trunk: nn.Module) -> None:
-    """Copy a state dict read from `path` into `model`, by the rules of `load_file`.
+def load_state(
+    state: Mapping[str, torch.Tensor],
+    choice: WeightsChoice,
+    *,
+    model: nn.Module,
+    trunk: nn.Module,
+    convert: Convert | None = None,
+) -> None:
+    """Copy a state dict read from `choice.path` into `model`, by the rules of `load_file`.
 
     Raises:
         InputError: not this model's; the first mismatches are named.
     """
     wanted = encoder_state(model, trunk)
-    tops = {name.partition(".")[0] for name in wanted}
     own = model.state_dict()
-    kept = OrderedDict((name, value) for name, value in state.items() if _belongs(name, tops, own, wanted))
-    kept._metadata = getattr(state, "_metadata", None) or own._metadata  # type: ignore[attr-defined]
-    problems = _shape_problems(kept, own)
+    kept, problems = _fitting(state, own, wanted)
+    if problems and convert is not None:
+        notes: list[str] = []
+        changed = convert(state, notes)
+        if changed is not None:
+            state = changed
+            kept, problems = _fitting(state, own, wanted)
+        for text in () if problems else notes:
+            note(text, choice)
     if not problems:
+        kept._metadata = getattr(state, "_metadata", None) or own._metadata  # type: ignore[attr-defined]
         try:
-            result = model.load_state_dict(kept, strict=False)
+            model.load_state_dict(kept, strict=False)
         except RuntimeError as error:
-            raise errors.InputError(f"cannot load weights {str(path)!r}: {wording.reason(error)}.") from error
-        # BatchNorm counters are absent from files older than PyTorch 0.4.1; evaluation never reads them.
-        missing = [n for n in result.missing_keys if n in wanted and not n.endswith("num_batches_tracked")]
-        problems = _name_problems("missing", missing) + _name_problems("not in the model", result.unexpected_keys)
+            raise errors.InputError(f"cannot load weights {str(choice.path)!r}: {wording.reason(error)}.") from error
     if problems:
         raise errors.InputError(
-            f"weights {str(path)!r} do not fit the model: {'; '.join(problems)}. Give the file of this very model "
-            "(and, for a transformer, its --image-size)."
+            f"weights {str(choice.path)!r} do not fit the model: {'; '.join(problems)}. Give the file of this very "
+            "model (and, for a transformer, its --image-size)."
         )
+    note(state_files.left_out([name for name in state if name not in kept], len(state)), choice)
+
+
+def interpolated_note(name: str, before: torch.Tensor, after: torch.Tensor) -> str:
+    """Return the note of a tensor that was brought to the model's size."""
+    return f"{name} {list(before.shape)} is interpolated to {list(after.shape)}"
+
+
+def note(text: str | None, choice: WeightsChoice) -> None:
+    """Record how a file was read, and warn of it."""
+    if text is not None and choice.path is not None:
+        choice.reading.notes.append(text)
+        state_files.say(choice.path, text)
+
+
+def _fitting(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> tuple[OrderedDict[str, torch.Tensor], list[str]]:
+    """Return the entries that the encoder takes, and what is wrong with them."""
+    tops = {name.partition(".")[0] for name in wanted}
+    kept = OrderedDict((name, value) for name, value in state.items() if _belongs(name, tops, own, wanted))
+    # BatchNorm counters are absent from files older than PyTorch 0.4.1; evaluation never reads them.
+    missing = [name for name in wanted if name not in kept and not name.endswith("num_batches_tracked")]
+    surplus = [name for name in kept if name not in own]
+    problems = _name_problems("missing", missing) + _name_problems("not in the model", surplus)
+    return kept, _shape_problems(kept, own) + problems
 
 
 def _belongs(name: str, tops: set[str], own: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -149,57 +208,22 @@ def _name_problems(label: str, names: list[str]) -> list[str]:
     return [f"{label}: {', '.join(names[:_SHOWN])}{more}"]
 
 
-def read_state(path: Path, renaming: Renaming | None = None) -> OrderedDict[str, torch.Tensor]:
-    """Read a state dict; with `renaming` only the entries that it names, under the names that it gives.
+def read_state(
+    choice: WeightsChoice, renaming: state_files.Renaming | None = None, *, wanted: Collection[str] = ()
+) -> state_files.State:
+    """Read a state dict from `choice.path`, with `wanted` under the names that a model has.
+
+    With `renaming` only the entries that it names, under the names that it gives.
 
     Raises:
         InputError: unreadable, or not a state dict.
     """
-    try:
-        if path.suffix.lower() == ".safetensors":
-            return _from_safetensors(path, renaming)
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise errors.InputError(
-            f"cannot read weights {str(path)!r} as a state dict: the file is damaged or holds Python objects, which "
-            "are never run. Save it again with torch.save(model.state_dict(), FILE) or as .safetensors."
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise errors.InputError(
-            f"cannot read weights {str(path)!r}: it is no .safetensors file and no state dict that torch.load reads "
-            f"({type(error).__name__}: {wording.reason(error)}). Give a file written by torch.save(model.state_dict(), "
-            "FILE) or by safetensors."
-        ) from error
-    state = _unwrapped(value, path)
-    return state if renaming is None else _renamed(state, renaming)
-
-
-def _from_safetensors(path: Path, renaming: Renaming | None) -> OrderedDict[str, torch.Tensor]:
-    """Read only what is taken: the encoder may be a small part of a file of gigabytes."""
-    if renaming is None:
-        return _unwrapped(safetensors.torch.load_file(path), path)
-    with safetensors.safe_open(path, framework="pt") as file:
-        return OrderedDict((name, file.get_tensor(found)) for found, name in renaming(list(file.keys())).items())
-
-
-def _renamed(state: Mapping[str, torch.Tensor], renaming: Renaming) -> OrderedDict[str, torch.Tensor]:
-    return OrderedDict((name, state[found]) for found, name in renaming(list(state)).items())
-
-
-def _unwrapped(value: Any, path: Path) -> OrderedDict[str, torch.Tensor]:
-    for key in _WRAPPERS:
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-    if not isinstance(value, dict) or not value or not all(torch.is_tensor(entry) for entry in value.values()):
-        raise errors.InputError(
-            f"weights {str(path)!r} hold no state dict (names to tensors), but a {type(value).__name__}. Save them "
-            "with torch.save(model.state_dict(), FILE) or as .safetensors."
-        )
-    state: OrderedDict[str, torch.Tensor] = OrderedDict(value)
-    metadata = getattr(value, "_metadata", None)
-    if metadata is not None:
-        state._metadata = metadata  # type: ignore[attr-defined]
-    nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
-    for name in [name for name in state if _OLD_DENSENET.match(name)]:
-        state[_OLD_DENSENET.sub(r"\1\2", name)] = state.pop(name)
-    return state
+    path = choice.path
+    assert path is not None
+    if renaming is not None and path.suffix.lower() == ".safetensors" and choice.key in (None, state_files.PLAIN):
+        return state_files.renamed_safetensors(path, renaming)
+    notes = choice.reading.notes
+    state, choice.reading.entry = state_files.unwrapped(state_files.read(path), path, key=choice.key, notes=notes)
+    if renaming is not None:
+        return OrderedDict((name, state[found]) for found, name in renaming(list(state)).items())
+    return state_files.without_wrappers(state, wanted, path, notes)

@@ -49,9 +49,9 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
         model = YoloTiny()
     model.eval().requires_grad_(False)
     if choice.path is not None and choice.path.suffix.lower() == _DARKNET_SUFFIX:
-        load_state(read_darknet(choice.path, model), path=choice.path, model=model, trunk=model)
+        load_state(read_darknet(choice.path, model), choice, model=model, trunk=model)
     elif choice.path is not None:
-        load_file(choice.path, model=model, trunk=model)
+        load_file(choice, model=model, trunk=model)
     preprocessing = spec.Preprocessing(
         height=height, width=width, fit="pad", pad_position="center", pad_value=(128, 128, 128), antialias=False
     )

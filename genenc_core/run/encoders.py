@@ -194,6 +194,7 @@ def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
     return sources.ModelRequest(
         name=given.model,
         weights=given.weights or "pretrained",
+        weights_key=given.weights_key,
         image_size=size,
         layers=given.layers,
         trust=given.trust,
@@ -215,6 +216,10 @@ def _from_spec_file(given: run_parameters.ExtractParameters, path: Path) -> Reso
         raise errors.InputError(
             f"--weights {given.weights!r} does not go with a spec: {given.model!r} names its own weights; "
             "export the model again with the other weights"
+        )
+    if given.weights_key is not None:
+        raise errors.InputError(
+            f"--weights-key {given.weights_key!r} does not go with a spec, whose artifact has its weights inside"
         )
     if given.layers:
         raise errors.InputError(

@@ -24,6 +24,10 @@ class ExportParameters(BaseModel):
     model: str = Field(description="A model's name, package.module:factory, or a model file (.toml, .yaml).")
     out: str = Field(description="Folder for the artifacts and their specs.")
     weights: str = Field(default="pretrained", description="pretrained[:TAG], random:SEED, or a state dict file.")
+    weights_key: str | None = Field(
+        default=None,
+        description="Which entry of a weights file: its name (dotted), ema or plain; none: the EMA where there is one.",
+    )
     image_size: str | None = Field(default=None, description="Model input, H or HxW in pixels; none: the model's own.")
     layers: tuple[str, ...] = Field(
         default=(), description="Modules, or stage indices (-1: the last), whose outputs become slots; none: its own."
@@ -81,6 +85,7 @@ def export(given: ExportParameters) -> list[exporting.ExportedModel]:
     request = sources.ModelRequest(
         name=given.model,
         weights=given.weights,
+        weights_key=given.weights_key,
         image_size=_parsed(given.image_size),
         layers=given.layers,
         trust=given.trust,

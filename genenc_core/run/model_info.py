@@ -105,6 +105,7 @@ def words(found: registry.ModelInfo) -> list[str]:
     ]
     ranged = model.genenc.dynamic_size if model.genenc else None
     lines += [] if ranged is None else [f"sizes    {ranged.describe()}"]
+    lines += [f"         {note}" for note in (model.genenc.weights_notes if model.genenc else None) or ()]
     artifact = model.genenc.artifact if model.genenc else None
     if artifact is not None:
         lines.append(f"artifact {Path(artifact.file).name}, sha256 {artifact.sha256}")
@@ -118,6 +119,7 @@ def _source(found: registry.ModelInfo) -> str:
     if block is None or block.source is None:
         return f"{found.path or found.source} (it does not say which model it was made of)"
     weights = f", weights {block.source.weights}" if found.source == "json" else ""
+    weights += f", entry {block.source.weights_key}" if block.source.weights_key else ""
     count = f", {block.parameters:,} parameters" if block.parameters is not None else ""
     return f"{block.source.kind} {block.source.name}{weights}{count}"
 

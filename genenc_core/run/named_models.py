@@ -48,6 +48,11 @@ def general_spec(given: run_parameters.ExtractParameters) -> spec.RuntimeModelSp
             f"--layers {','.join(given.layers)} does not go with {given.model}: an exported file has the outputs it "
             "was exported with"
         )
+    if given.weights_key is not None:
+        raise errors.InputError(
+            f"--weights-key {given.weights_key!r} does not go with {given.model}: an exported file has its weights "
+            "inside"
+        )
     if given.weights is None:
         raise errors.InputError(f"{given.model} runs an exported file: give it with --weights FILE.pt")
     return general.spec_of(

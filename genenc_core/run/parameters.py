@@ -29,6 +29,10 @@ class ExtractParameters(BaseModel):
     weights: str | None = Field(
         default=None, description="pretrained[:TAG] (the default), random:SEED, or a state dict file."
     )
+    weights_key: str | None = Field(
+        default=None,
+        description="Which entry of a weights file: its name (dotted), ema or plain; none: the EMA where there is one.",
+    )
     mean: str | None = Field(
         default=None,
         description="Artifacts only: mean of RGB in [0, 1] that images are normalised with, such as "

@@ -11,6 +11,7 @@ from genenc_core.encoding import batching, control, products, tile_plan
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
+from genenc_core.models import state_files
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, model_files, out_folder, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
@@ -46,6 +47,7 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
     root: Root = given.out if is_remote(given.out) else Path(given.out)
     with out_folder.planning_folder(given.out) as scratch:
         exists = run_store.RunStore.exists(root)
+        given = _with_its_entry(root, given) if exists else given
         design = make_design(given, table, export_to=None if exists else scratch)
         control.current().checkpoint()
         listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
@@ -105,6 +107,20 @@ def make_design(
         device=device,
         tiles=tiled,
     )
+
+
+def _with_its_entry(root: Root, given: run_parameters.ExtractParameters) -> run_parameters.ExtractParameters:
+    """Return the parameters with the entry of the weights file that a run was made with, unless one is given.
+
+    Runs from before it could be chosen took the plain weights where there is an EMA beside them.
+    """
+    if given.weights_key is not None or given.weights is None or not Path(given.weights).is_file():
+        return given
+    block = records.read_json(RunFolder(root).objects, MODEL_SPEC).get("genenc")
+    source = block.get("source") if isinstance(block, Mapping) else None
+    if not isinstance(source, Mapping):
+        return given
+    return given.model_copy(update={"weights_key": str(source.get("weights_key") or state_files.PLAIN)})
 
 
 def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object) -> dict[str, object]:

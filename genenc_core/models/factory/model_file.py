@@ -89,7 +89,7 @@ def build(arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | N
     with construction_rng(choice):
         model = builder.from_plan(made)
     if choice.path is not None:
-        checkpoints.load(choice.path, model)
+        checkpoints.load(choice, model)
     trunk.without_the_unused(model, outputs)
     inputs = sizes.inputs_of(model.encoder)
     preprocessing = _preprocessing(made.task, own, inputs, size)

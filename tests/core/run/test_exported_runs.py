@@ -286,3 +286,21 @@ def test_options_that_contradict_each_other_are_refused(tmp_path: Path, changes:
     with pytest.raises(errors.InputError, match=words):
         export(tmp_path / "m", **changes)
     assert not (tmp_path / "m").exists()
+
+
+def test_the_entry_of_a_weights_file_is_part_of_the_run(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    """A run from before it could be chosen goes on with the plain weights."""
+    torch.manual_seed(3)
+    plain = tiny_models.conv().state_dict()
+    halved = {name: value / 2 for name, value in plain.items()}
+    torch.save({"state_dict": plain, "state_dict_ema": halved}, tmp_path / "w.pth")
+    extract(weights=str(tmp_path / "w.pth"))
+    source = spec.load_spec(tmp_path / "run" / "model_spec.json").genenc.source
+    assert source.weights_key == "state_dict_ema"
+    assert extract(weights=str(tmp_path / "w.pth")).asked == 0
+    with pytest.raises(errors.StoreError, match="another run"):
+        extract(weights=str(tmp_path / "w.pth"), weights_key="plain")
+    old = str(tmp_path / "old")
+    extract(weights=str(tmp_path / "w.pth"), weights_key="plain", out=old)
+    assert extract(weights=str(tmp_path / "w.pth"), out=old).asked == 0
+    assert not np.allclose(features(tmp_path / "run"), features(tmp_path / "old"))
