@@ -144,6 +144,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         points: Annotated[
             str | None, typer.Option(help="Tidy CSV/Parquet (image,point,x,y) or DeepLabCut CSV.")
         ] = None,
+        points_columns: Annotated[
+            str | None, typer.Option(help="Other column names in it: image=FRAME,point=BODYPART,x=...,y=...")
+        ] = None,
         product: Annotated[list[str] | None, typer.Option(help="NAME=[SLOT:]MODULE[+MODULE...][@TYPE].")] = None,
         maps: Annotated[bool | None, typer.Option("--maps", help="Also store feature maps (float16).")] = None,
         layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
@@ -198,6 +201,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "models": tuple(models) if models else None,
             "output_shape": output_shape,
             "points": points,
+            "points_columns": points_columns,
             "products": tuple(product) if product else None,
             "maps": maps,
             "image_size": image_size,

@@ -5,6 +5,9 @@ closer look (`..`, odd bytes, empty cells) are looked at one by one. Threads ask
 """
 
 import os
+import re
+import unicodedata
+import urllib.parse
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,8 +29,12 @@ _ASKED = 2048
 _FILES = fs.LocalFileSystem()
 _GONE = (-1, -1)
 _Facts = list[tuple[int, int]]
-_UNCLEAN = ("//", "/.", "/\0", "\0.", "\\")
-"""What a name that may not be its own normal form has in it, or at an end."""
+_UNCLEAN = ("//", "/.", "/\0", "\0.", "\\", ":/", "\0~", " \0", "\0 ")
+"""What a name that may not be its own normal form has in it, or at an end; another form has one that is not ASCII."""
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\|//")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_LONGEST_NAME = 4096
+"""bytes, with all its folders: PATH_MAX of Linux"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +177,11 @@ def _entries(source: sources.ImageSource, limit: int | None, block_rows: int) ->
         if any(text.count("\0") != len(numbers) + 1 or "\0\0" in text for text in told):
             bad = next(at for at, row in enumerate(zip(*texts, strict=True)) if not all(row) or "\0" in "".join(row))
             raise errors.InputError(f"{path}: row {numbers[bad]} has an empty {column!r} or image_id (or a NUL in it)")
-        files, found = _files(source.root, texts[0], clean=not any(mark in told[0] for mark in _UNCLEAN))
+        clean = told[0].isascii() and not any(mark in told[0] for mark in _UNCLEAN)
+        try:
+            files, found = _files(source.root, texts[0], clean=clean)
+        except errors.InputError as error:
+            raise errors.InputError(f"{path}: {error}") from error
         yield _Named(image_ids=texts[1] if with_ids else found, paths=found, files=files)
 
 
@@ -181,6 +192,12 @@ def _texts(values: Sequence[object]) -> list[str]:
 def _files(root: Path, entries: list[str], *, clean: bool) -> tuple[list[str], list[str]]:
     """Return the files that entries of a list name, relative to the root where they lie under it, and their texts."""
     prefix = _prefix(root)
+    long = next((entry for entry in entries if len(entry) > _LONGEST_NAME), None)
+    if long is not None:
+        raise errors.InputError(
+            f"an entry of {len(long)} characters begins {long[:40]!r} and is no path: if the column holds the images "
+            "themselves (base64), write them to files first, and give that folder"
+        )
     if clean:
         files = [entry.removeprefix(prefix) for entry in entries]
         return files, files
@@ -189,12 +206,58 @@ def _files(root: Path, entries: list[str], *, clean: bool) -> tuple[list[str], l
 
 
 def _listed_path(root: Path, entry: str) -> str:
-    """Return the path of a list's entry: as it stands, or, when there is no such file, as the text of an odd name."""
+    """Return the path of a list's entry: as it stands, or the first of its other readings of which there is a file.
+
+    Raises:
+        InputError: no such file, and the entry is of another machine, or means two files.
+    """
     full = os.path.normpath(root / entry)
-    if names.has_escape(entry) and not Path(full).exists():
-        odd = os.path.normpath(root / names.to_path(entry))
-        return odd if Path(odd).exists() else full
-    return full
+    if Path(full).exists():
+        return full
+    found = [path for reading in _readings(entry) if Path(path := os.path.normpath(root / reading)).exists()]
+    forms = {path for path in found if _composed(path) == _composed(full)}
+    if len(forms) > 1:
+        raise errors.InputError(
+            f"{entry!r} may be either of two files whose names look alike, {' and '.join(map(ascii, sorted(forms)))}: "
+            "rename one"
+        )
+    if not found:
+        _refuse_foreign(entry)
+    return found[0] if found else full
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _readings(entry: str) -> Iterator[str]:
+    """Yield what an entry may mean where there is no file of exactly its name."""
+    if names.has_escape(entry):
+        yield names.to_path(entry)
+    if entry.lower().startswith("file://"):
+        yield urllib.parse.unquote(urllib.parse.urlsplit(entry).path)
+    slashes = entry.strip().replace("\\", "/")
+    for text in dict.fromkeys((entry.strip(), slashes)):
+        yield text
+        if text.startswith("~"):
+            yield os.path.expanduser(text)  # noqa: PTH111 -- an unknown user is left as it is
+        yield _composed(text)
+        yield unicodedata.normalize("NFD", text)
+
+
+def _refuse_foreign(entry: str) -> None:
+    """Raise `InputError` for an entry that can be no file of this machine."""
+    address = _ADDRESS.match(entry)
+    if address and address[1].lower() != "file":
+        raise errors.InputError(
+            f"{entry[:200]!r} is an address ({address[1]}://), and images are read from files: download them, and list "
+            "their paths"
+        )
+    if _DRIVE.match(entry):
+        raise errors.InputError(
+            f"{entry[:200]!r} is a path of a Windows machine, and there is no such file here: write the paths relative "
+            "to the list, or as this machine sees them"
+        )
 
 
 def _refuse_duplicates(source: sources.ImageSource, hashes: "array[int]", limit: int | None) -> None:

@@ -1,7 +1,8 @@
 """Named points per image, read from a tidy table or a DeepLabCut CSV."""
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,28 @@ import numpy as np
 
 from genenc_core import errors
 from genenc_core.images import tables
+from genenc_core.images.sources import IMAGE_COLUMNS
 
-TIDY_COLUMNS = ("image", "point", "x", "y")
+TIDY_COLUMNS: Mapping[str, Sequence[str]] = {
+    "image": ("image", *IMAGE_COLUMNS, "frame"),
+    "point": ("point", "bodypart", "point_name", "keypoint", "landmark", "label", "name", "part", "node"),
+    "x": ("x", "x_px", "x_pixel", "x_pixels", "point_x"),
+    "y": ("y", "y_px", "y_pixel", "y_pixels", "point_y"),
+}
+"""The columns of a tidy table, and what else they are called."""
+_OTHER_FORMATS: Mapping[str, str] = {
+    ".h5": "is HDF5. Of DeepLabCut, the CSV beside it holds the same labels: give that, or write it with "
+    "pandas.read_hdf(FILE).to_csv('CollectedData.csv'). Of SLEAP, export a CSV (analysis) and name its columns with "
+    "--points-columns",
+    ".slp": "is a SLEAP project. Write a table of image, point, x, y from it, for example with sleap-io: "
+    "for frame in sleap_io.load_slp(FILE): ...",
+    ".json": "is JSON (COCO, LabelMe and others). Write a table of image, point, x, y from it: in COCO, keypoints are "
+    "x, y, visibility in turn; in LabelMe, a shape has a label and points",
+    ".mat": "is MATLAB's. Write a table of image, point, x, y from it (in MATLAB: writetable)",
+    ".xlsx": "is a spreadsheet. Save it as 'CSV UTF-8'",
+    ".pkl": "is a Python pickle, which could run code. Write it as CSV: pandas.DataFrame.to_csv",
+}
+_SAME_FORMAT = {".hdf5": ".h5", ".hdf": ".h5", ".xls": ".xlsx", ".ods": ".xlsx", ".pickle": ".pkl", ".jsonl": ".json"}
 LARGEST_TABLE = 2**26
 """images times names; 1 GiB of positions"""
 DLC_HEADER = ("scorer", "individuals", "bodyparts", "coords")
@@ -35,8 +56,10 @@ class _Point:
     y: float
 
 
-def read_points(path: Path) -> PointTable:
+def read_points(path: Path, *, columns: str | None = None) -> PointTable:
     """Read points from a tidy CSV/Parquet (columns image, point, x, y; others ignored) or a DeepLabCut CSV.
+
+    Columns of a tidy table may have other names: those of `TIDY_COLUMNS`, or `columns`, `image=frame,x=column,...`.
 
     A DeepLabCut CSV begins with the rows scorer, [individuals,] bodyparts, coords; the image stands in one column or
     in three (labeled-data, folder, file); likelihood columns are ignored; points of several animals are named
@@ -49,9 +72,20 @@ def read_points(path: Path) -> PointTable:
         raise errors.InputError(f"the points file {str(path)!r} is no regular file; give a .csv, .tsv or .parquet")
     if not path.is_file():
         raise errors.InputError(f"the points file {str(path)!r} does not exist")
+    chosen = _chosen_columns(columns)
     if not tables.is_table(path):
-        raise errors.InputError(f"the points file {str(path)!r} is not a .csv, .tsv or .parquet; give one of those")
-    table = _table(path, _iter_dlc(path) if _is_dlc(path) else _iter_tidy(path))
+        suffix = path.suffix.lower()
+        other = _OTHER_FORMATS.get(
+            _SAME_FORMAT.get(suffix, suffix), "is not a .csv, .tsv or .parquet; give one of those"
+        )
+        raise errors.InputError(f"the points file {str(path)!r} {other}")
+    dlc = _is_dlc(path)
+    if dlc and chosen:
+        raise errors.InputError(
+            f"--points-columns {columns!r} does not go with {str(path)!r}, a DeepLabCut CSV, whose columns are known: "
+            "leave it out"
+        )
+    table = _table(path, _iter_dlc(path) if dlc else _iter_tidy(path, chosen))
     if not table.names or not table.images:
         raise errors.InputError(f"the points file {str(path)!r} holds no points")
     return table
@@ -61,8 +95,25 @@ def _is_dlc(path: Path) -> bool:
     return path.suffix.lower() in tables.CSV_DELIMITERS and tables.column_names(path)[:1] == ["scorer"]
 
 
-def _iter_tidy(path: Path) -> Iterator[_Point]:
-    for number, (image, name, x, y) in tables.iter_cells(path, TIDY_COLUMNS):
+def _chosen_columns(columns: str | None) -> dict[str, str]:
+    """Read `image=frame,point=bodypart`; raises `InputError` for another form."""
+    chosen: dict[str, str] = {}
+    for item in columns.split(",") if columns else ():
+        name, equals, column = (part.strip() for part in item.partition("="))
+        if not equals or not column or name not in TIDY_COLUMNS or name in chosen:
+            raise errors.InputError(
+                f"--points-columns {columns!r} is not of the form NAME=COLUMN,... with each of the names "
+                f"{', '.join(TIDY_COLUMNS)} at most once"
+            )
+        chosen[name] = column
+    return chosen
+
+
+def _iter_tidy(path: Path, chosen: Mapping[str, str]) -> Iterator[_Point]:
+    columns = tables.find_columns(path, TIDY_COLUMNS, chosen)
+    for name in ("image", "point"):
+        tables.refuse_bytes(path, columns[name])
+    for number, (image, name, x, y) in tables.iter_cells(path, [columns[name] for name in TIDY_COLUMNS]):
         if image in (None, "") or name in (None, ""):
             raise errors.InputError(f"{path}: row {number} has an empty image or point")
         yield _Point(number, str(image), str(name), _number(path, number, "x", x), _number(path, number, "y", y))
@@ -134,6 +185,10 @@ def _number(path: Path, row: int, column: str, cell: object) -> float:
         value = math.inf if "_" in text else float(text)
     except ValueError:
         value = math.inf
+    if math.isinf(value) and re.fullmatch(r"-?\d+,\d+", text.strip()):
+        raise errors.InputError(
+            f"{path}: row {row}: {column} is {text[:80]!r}, with a decimal comma: write the numbers with a point"
+        )
     if math.isinf(value):
         raise errors.InputError(
             f"{path}: row {row}: {column} is {text[:80]!r}, not a finite number; leave it empty if missing"

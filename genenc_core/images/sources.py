@@ -13,7 +13,10 @@ EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "tif", "tiff", "bmp", "dib"),
     *("gif", "webp", "ppm", "pgm", "pbm", "pnm"),
 )
-IMAGE_COLUMNS = ("image", "path", "file", "filename", "image_path")
+IMAGE_COLUMNS = (
+    *("image", "path", "file", "filename", "image_path", "file_name", "filepath", "file_path", "img", "image_name"),
+    *("img_path", "image_file", "img_name", "images"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
 
     A glob knows `*`, `?`, `[...]` and `**` (any folders) and, like a folder, yields only image files by extension; a
     single image file is a glob without wildcards. A list needs a column that names the image: `image_column`, or the
-    first of image, path, file, filename, image_path.
+    first of `IMAGE_COLUMNS`, in upper or lower case.
 
     Raises:
         InputError: nothing there, an unreadable folder, a file of another kind, or a list without the column.
@@ -91,12 +94,14 @@ def _glob_source(pattern: str) -> ImageSource:
 def _list_source(path: Path, image_column: str | None) -> ImageSource:
     columns = tables.column_names(path)
     candidates = IMAGE_COLUMNS if image_column is None else (image_column,)
-    column = next((name for name in candidates if name in columns), None)
+    lower = {name.lower(): name for name in reversed(columns)} if image_column is None else {}
+    column = next((lower.get(name, name) for name in candidates if name in columns or name in lower), None)
     if column is None:
         raise errors.InputError(
             f"the list {str(path)!r} has no image column: looked for {', '.join(candidates)}; its columns are: "
             f"{', '.join(columns) or 'none'}. Name the right one with --image-column"
         )
+    tables.refuse_bytes(path, column)
     file = path.resolve()
     return ImageSource(kind="list", root=file.parent, location=str(file), image_column=column)
 

@@ -1,8 +1,9 @@
 """Rows of a CSV or Parquet table, column by column name, streamed and with row numbers for messages."""
 
 import csv
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from pyarrow import parquet
 from genenc_core import errors
 
 CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+"""The delimiter of a file by its name; another one that its first line shows counts instead."""
+_DELIMITERS = (",", ";", "\t")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
@@ -30,6 +33,67 @@ def column_names(path: Path) -> list[str]:
         with _open_parquet(path) as file:
             return list(file.schema_arrow.names)
     return [name.strip() for name in next(iter_csv(path), (0, []))[1]]
+
+
+def find_columns(path: Path, wanted: Mapping[str, Sequence[str]], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return which column of a table is meant by each name in `wanted`: that in `chosen`, else one of its synonyms.
+
+    Case, surrounding blanks and `_`, `-` or blanks between words do not count.
+
+    Raises:
+        InputError: a column that is not there, or of which several are.
+    """
+    columns = column_names(path)
+    found: dict[str, str] = {}
+    for name, synonyms in wanted.items():
+        if name in chosen:
+            found[name] = _existing(path, [chosen[name]], columns)[0]
+            continue
+        fits = [column for word in synonyms for column in columns if _plain(column) == _plain(word)]
+        exact = [column for column in fits if column == name]
+        if len(set(fits)) > 1 and not exact:
+            raise errors.InputError(
+                f"{path} has several columns that may be {name!r}: {', '.join(map(repr, dict.fromkeys(fits)))}. Name "
+                f"the right one with --points-columns {name}={fits[0]}"
+            )
+        if fits:
+            found[name] = (exact or fits)[0]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise errors.InputError(
+            f"{path} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(columns) or 'none'}. "
+            f"Name them with --points-columns {','.join(f'{name}=COLUMN' for name in missing)}"
+        )
+    return found
+
+
+def refuse_bytes(path: Path, column: str) -> None:
+    """Check that a Parquet column can name files.
+
+    Raises:
+        InputError: it holds bytes, structures or lists, such as the images themselves.
+    """
+    if path.suffix.lower() not in PARQUET_SUFFIXES:
+        return
+    with _open_parquet(path) as file:
+        kind = file.schema_arrow.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind):
+        return
+    if str(kind) == "string_view":
+        return
+    parts = [kind.field(at).name for at in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+    images = "bytes" in parts or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    what = f"the images themselves ({kind})" if images else f"{kind}, no text"
+    cell = f"row[{column!r}]" + ("['bytes']" if "bytes" in parts else "")
+    remedy = (
+        f"Write them to files first (pathlib.Path(f'{{number:08}}.jpg').write_bytes({cell}) for each row), and give "
+        "their folder"
+        if images
+        else "Give a column of paths"
+    )
+    raise errors.InputError(f"the column {column!r} of {path} holds {what}, not the paths of images. {remedy}")
 
 
 def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[object, ...]]]:
@@ -87,14 +151,33 @@ def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         InputError: the file cannot be read, or is not UTF-8 text.
     """
-    delimiter = CSV_DELIMITERS.get(path.suffix.lower(), ",")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, delimiter=delimiter)
+            first = file.readline(_LONGEST_HEADER)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=_delimiter(path, first))
             for cells in reader:
                 yield reader.line_num, cells
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise errors.InputError(
+            f"cannot read {path} as UTF-8 CSV: {error}. Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')"
+        ) from error
+    except (OSError, csv.Error) as error:
         raise errors.InputError(f"cannot read {path} as UTF-8 CSV: {error}") from error
+
+
+_LONGEST_HEADER = 2**20
+
+
+def _delimiter(path: Path, first: str) -> str:
+    """Return what separates the cells of a file's first line: the most frequent delimiter outside quotes."""
+    usual = CSV_DELIMITERS.get(path.suffix.lower(), ",")
+    outside = "".join(first.split('"')[::2])
+    return max((usual, *_DELIMITERS), key=outside.count)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).lower()
 
 
 def _existing(path: Path, columns: Sequence[str], names: Sequence[str]) -> Sequence[str]:

@@ -40,6 +40,10 @@ class ExtractParameters(BaseModel):
     )
     std: str | None = Field(default=None, description="Artifacts only: std of RGB in [0, 1], as mean.")
     points: str | None = Field(default=None, description="Labelled points: tidy CSV/Parquet or a DeepLabCut CSV.")
+    points_columns: str | None = Field(
+        default=None,
+        description="Columns of a tidy points file with other names: image=FRAME,point=BODYPART,x=...,y=...",
+    )
     products: tuple[str, ...] = Field(
         default=(), description="NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]; none: features and probes."
     )

@@ -43,7 +43,7 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         StoreError: the folder holds another run; the difference is named, and nothing in it is changed.
     """
     source = check_parameters(given)
-    table = None if given.points is None else points.read_points(Path(given.points))
+    table = None if given.points is None else points.read_points(Path(given.points), columns=given.points_columns)
     root: Root = given.out if is_remote(given.out) else Path(given.out)
     with out_folder.planning_folder(given.out) as scratch:
         exists = run_store.RunStore.exists(root)
@@ -70,6 +70,8 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
     if given.image_size is not None:
         run_parameters.parse_image_size(given.image_size)
     tiles.check(given)
+    if given.points_columns is not None and given.points is None:
+        raise errors.InputError(f"--points-columns {given.points_columns!r} needs --points FILE")
     if given.limit is not None and given.limit < 1:
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:

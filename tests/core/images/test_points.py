@@ -72,7 +72,12 @@ DLC = "scorer,me,me\nbodyparts,nose,nose\ncoords,x,y\n"
     ("text", "words"),
     [
         ("image,point,x\na,n,1\n", "no column 'y'; its columns are: image, point, x"),
-        ("file,name,x,y\na,n,1,2\n", "no column 'image', 'point'"),
+        (
+            "picture,joint,x,y\na,n,1,2\n",
+            "no column 'image', 'point'; its .*--points-columns image=COLUMN,point=COLUMN",
+        ),
+        ("image,label,bodypart,x,y\na,n,m,1,2\n", "several columns that may be 'point': 'bodypart', 'label'"),
+        ("image;point;x;y\na;n;1,5;2\n", "row 2: x is '1,5', with a decimal comma"),
         ("image,point,x,y\na,n,1,2\na,n,3,4\n", "row 3 gives the point 'n' of 'a' a second time"),
         ("image,point,x,y\na,n,1,two\n", "row 2: y is 'two', not a finite number"),
         ("image,point,x,y\na,n,inf,2\n", "row 2: x is 'inf'"),
@@ -99,9 +104,63 @@ def test_bad_points(tmp_path: Path, text: str, words: str) -> None:
 def test_wrong_file(tmp_path: Path) -> None:
     with pytest.raises(errors.InputError, match="does not exist"):
         points.read_points(tmp_path / "gone.csv")
-    (tmp_path / "p.h5").write_bytes(b"x")
+    (tmp_path / "p.txt").write_bytes(b"x")
     with pytest.raises(errors.InputError, match=r"not a \.csv"):
-        points.read_points(tmp_path / "p.h5")
+        points.read_points(tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("labels.h5", r"is HDF5.*to_csv"),
+        ("labels.HDF5", "is HDF5"),
+        ("project.slp", "is a SLEAP project.*sleap-io"),
+        ("coco.json", "COCO.*keypoints are x, y, visibility"),
+        ("labels.mat", "MATLAB"),
+        ("labels.xlsx", "spreadsheet.*CSV UTF-8"),
+        ("labels.pickle", "could run code"),
+    ],
+)
+def test_other_formats_are_named_with_the_way_to_convert_them(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(errors.InputError, match=words):
+        points.read_points(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter", "columns"),
+    [
+        ("image,point,x,y", ",", None),
+        ("Image,Point,X,Y", ",", None),
+        ("filename,bodypart,x,y", ",", None),
+        ("file name;Body Part;x;y", ";", None),
+        ("image\tpoint\tx\ty", "\t", None),
+        ("img,keypoint,x_px,y_px", ",", None),
+        ("frame_file,who,col,row", ",", "image=frame_file, point=who,x=col,y=row"),
+        ("image,label,bodypart,x,y", ",", "point=label"),
+    ],
+)
+def test_columns_by_their_usual_names_and_by_choice(
+    tmp_path: Path, header: str, delimiter: str, columns: str | None
+) -> None:
+    cells = ["a.png", "nose", "1.5", "2"] if header.count(delimiter) == 3 else ["a.png", "nose", "other", "1.5", "2"]
+    path = tmp_path / "p.csv"
+    path.write_bytes(("\ufeff" + header + "\r\n" + delimiter.join(cells) + "\r\n\r\n").encode())
+    table = points.read_points(path, columns=columns)
+    assert (table.images, table.names, table.xy.tolist()) == (("a.png",), ("nose",), [[[1.5, 2.0]]])
+
+
+@pytest.mark.parametrize("columns", ["image", "image=", "image=a,image=b", "likelihood=p", "=a", "image=a,,"])
+def test_chosen_columns_of_another_form(tmp_path: Path, columns: str) -> None:
+    (tmp_path / "p.csv").write_text("image,point,x,y\na,n,1,2\n")
+    with pytest.raises(errors.InputError, match="not of the form NAME=COLUMN"):
+        points.read_points(tmp_path / "p.csv", columns=columns)
+
+
+def test_chosen_columns_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("image,point,x,y\na,n,1,2\n")
+    with pytest.raises(errors.InputError, match="no column 'frame'; its columns are: image, point, x, y"):
+        points.read_points(tmp_path / "p.csv", columns="image=frame")
 
 
 def test_names_that_are_numbered_through_are_refused_before_memory_is_taken(

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 import listed
 from genenc_core import errors
-from genenc_core.images import folders, listing, sources
+from genenc_core.images import folders, listing, names, sources
 
 
 def touch(root: Path, *names: str) -> None:
@@ -20,6 +20,10 @@ def touch(root: Path, *names: str) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+
+
+def images_of(path: Path) -> list[listed.Listed]:
+    return listed.images(sources.open_source(str(path)))
 
 
 def ids(images: str, **options: object) -> list[str]:
@@ -293,3 +297,86 @@ def test_what_one_file_refuses_keeps_no_fact_of_another(tmp_path: Path) -> None:
     assert listing._facts([*paths, odd]) == [*expected, listing._fact(odd)]
     for at in range(len(paths)):
         assert listing._facts(paths[at : at + 1]) == expected[at : at + 1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "file"),
+    [
+        ("sub\\a.png", "sub/a.png"),
+        (".\\sub\\a.png", "sub/a.png"),
+        ("odd\\name.png", "odd\\name.png"),
+        ("caf\u00e9.png", "cafe\u0301.png"),
+        ("cafe\u0301.png", "caf\u00e9.png"),
+        ("sub\\caf\u00e9.png", "sub/cafe\u0301.png"),
+        ("a.png  ", "a.png"),
+        ("a.png ", "a.png "),
+        ("file://{root}/with%20blank.png", "with blank.png"),
+        ("a%20b.png", "a%20b.png"),
+        ("{root}/a.png", "a.png"),
+    ],
+)
+def test_names_from_other_systems_find_their_files(tmp_path: Path, entry: str, file: str) -> None:
+    """A file of exactly the name comes first; Parquet keeps blanks that a CSV loses."""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    table = pa.table({"image": [entry.format(root=tmp_path)]})
+    parquet.write_table(table, tmp_path / "list.parquet")
+    (found,) = images_of(tmp_path / "list.parquet")
+    assert (found.path, found.bytes) == (names.to_text(file), 0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("C:\\data\\a.png", "a path of a Windows machine"),
+        ("d:/data/a.png", "a path of a Windows machine"),
+        ("\\\\server\\share\\a.png", "a path of a Windows machine"),
+        ("https://example.org/a.png", r"is an address \(https://\).*download"),
+        ("s3://bucket/a.png", r"is an address \(s3://\)"),
+        ("iVBORw0KGgo" + "A" * 5000, r"no path.*\(base64\)"),
+    ],
+)
+def test_entries_that_can_be_no_file_here_are_refused(tmp_path: Path, entry: str, words: str) -> None:
+    """One such entry among others is enough: all rows would be unreadable."""
+    (tmp_path / "a.png").touch()
+    parquet.write_table(pa.table({"image": ["a.png", entry]}), tmp_path / "list.parquet")
+    with pytest.raises(errors.InputError, match=words) as error:
+        images_of(tmp_path / "list.parquet")
+    assert "list.parquet" in str(error.value)
+
+
+def test_a_name_of_two_files_that_look_alike_is_refused(tmp_path: Path) -> None:
+    """Composed and decomposed letters, and a list that mixes them."""
+    composed, decomposed = "\u00e9\u00e9.png", "e\u0301e\u0301.png"
+    (tmp_path / composed).touch()
+    (tmp_path / decomposed).touch()
+    (tmp_path / "list.csv").write_text(f"image\n{composed}\n", encoding="utf-8")
+    assert len(images_of(tmp_path / "list.csv")) == 1
+    (tmp_path / "list.csv").write_text("image\n\u00e9e\u0301.png\n", encoding="utf-8")
+    with pytest.raises(errors.InputError, match="two files whose names look alike"):
+        images_of(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([{"bytes": b"x", "path": "a.png"}], r"holds the images themselves.*row\['image'\]\['bytes'\]"),
+        ([b"x"], r"holds the images themselves \(binary\)"),
+        ([[1, 2]], "holds list<.*no text"),
+        ([1.5], "holds double, no text"),
+    ],
+)
+def test_a_parquet_column_that_holds_no_paths(tmp_path: Path, values: list[object], words: str) -> None:
+    parquet.write_table(pa.table({"image": values}), tmp_path / "list.parquet")
+    with pytest.raises(errors.InputError, match=words):
+        sources.open_source(str(tmp_path / "list.parquet"))
+
+
+@pytest.mark.parametrize(
+    "text", ["Image;other\na.png;1\n", "x\tFile Path\timage_path\n1\t2\ta.png\n", "\ufeffIMG\na.png\n"]
+)
+def test_lists_with_other_delimiters_and_names(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    (found,) = images_of(tmp_path / "list.csv")
+    assert found.path == "a.png"
