@@ -132,6 +132,10 @@ class GenencBlock(Record):
 
     source: SourceInfo | None = None
     weights_sha256: str | None = None
+    code: dict[str, str] | None = Field(
+        default=None, description="sha256 of the source of package.module:factory and of what it imports, by file name."
+    )
+    files: dict[str, str] | None = Field(default=None, description="sha256 of the files that the code declares.")
     parameters: int | None = None
     weights_notes: tuple[str, ...] | None = Field(default=None, description="How the weights file was read.")
     preprocessing: Preprocessing | None = None

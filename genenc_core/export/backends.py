@@ -13,7 +13,7 @@ from genenc_core.export.eager import keeps_no_state, runner
 from genenc_core.export.encoder import BackendKind, Encoder
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record, table
-from genenc_core.models import sources, state_files, wording
+from genenc_core.models import own_code, sources, state_files, weights, wording
 from genenc_core.models import trust as trust_rules
 
 __all__ = ["BackendKind", "Encoder", "choose_backend", "eager_encoder", "load_encoder", "resized", "resolve_device"]
@@ -157,11 +157,13 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.Bui
     request = _request(model_spec, trusted=trusted)
     built = sources.build_encoder(request)
     name, origin = request.name, block.source
-    if block.weights_sha256 and built.weights_sha256 != block.weights_sha256:
+    _refuse_other_code(model_spec.model_id, block, built)
+    # Earlier versions recorded the digest of nothing for a model without tensors.
+    if block.weights_sha256 not in (None, weights.OF_NOTHING) and built.weights_sha256 != block.weights_sha256:
         raise errors.InputError(
             f"the weights {origin.weights!r} of {name!r} are not those of model spec {model_spec.model_id!r}: sha256 "
-            f"{built.weights_sha256[:12]}..., recorded {block.weights_sha256[:12]}.... Give the right weights, or "
-            "export the model again."
+            f"{(built.weights_sha256 or 'none')[:12]}..., recorded {block.weights_sha256[:12]}.... Give the right "
+            "weights, or export the model again."
         )
     same = ((block.mean or built.mean, block.std or built.std), tuple((s.name, s.shape) for s in model_spec.outputs))
     if same != ((built.mean, built.std), tuple((slot.name, slot.shape) for slot in built.outputs)):
@@ -170,6 +172,18 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.Bui
             "the spec again with genenc export."
         )
     return built
+
+
+def _refuse_other_code(who: str, block: spec.GenencBlock, built: sources.BuiltEncoder) -> None:
+    """Raise when the code, or a file that it declares, is not the one recorded; older specs record none."""
+    for what, recorded, now in (("code", block.code, built.own.code), ("data", block.files, built.own.files)):
+        # A spec with code but no files is of code that declared none.
+        if (recorded is not None or block.code is not None) and (recorded or {}) != now:
+            raise errors.InputError(
+                f"the {what} of {built.request.name!r} differs from that which model spec {who!r} was made with: "
+                f"{own_code.describe_difference(recorded or {}, now)}. Put back what was there, or start anew: another "
+                "--out for a run, genenc export for a spec."
+            )
 
 
 def _request(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.ModelRequest:

@@ -36,6 +36,8 @@ def spec_for(built: sources.BuiltEncoder, *, model_id: str) -> spec.RuntimeModel
         genenc=spec.GenencBlock(
             source=_source(built),
             weights_sha256=built.weights_sha256,
+            code=dict(built.own.code) or None,
+            files=dict(built.own.files) or None,
             parameters=built.parameters,
             weights_notes=built.weights_notes or None,
             preprocessing=built.preprocessing,

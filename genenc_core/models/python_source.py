@@ -1,23 +1,19 @@
 """Encoders from a user's own code, named `package.module:factory`, and what such a model may tell of itself."""
 
-import functools
-import importlib
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.models import tokens, wording
+from genenc_core.models import own_code, tokens, wording
 from genenc_core.models.encoder import Parts, named_outputs
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
-ATTRIBUTE = "genenc"
+ATTRIBUTE = own_code.ATTRIBUTE
 Sides = tuple[pydantic.PositiveInt, pydantic.PositiveInt]
 Byte = Annotated[int, pydantic.Field(ge=0, le=255)]
 
@@ -48,6 +44,8 @@ class Declared(pydantic.BaseModel):
     num_prefix_tokens: pydantic.NonNegativeInt | None = None
     num_reg_tokens: pydantic.NonNegativeInt = 0
     """for tokens [B, N, C]: pixels of a patch, tokens before the patches, and how many of these are registers"""
+    files: tuple[str | Path, ...] = ()
+    """files that the code reads by itself, relative to the folder it is imported from: a run holds their digests"""
 
     @pydantic.model_validator(mode="after")
     def _tokens_are_told_whole(self) -> "Declared":
@@ -76,7 +74,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
             f"a factory has no pretrained tags, but {choice.tag!r} was asked of {name!r}. Give random:SEED or a file, "
             "or leave the weights to the factory."
         )
-    with _working_directory_importable(), construction_rng(choice):
+    with construction_rng(choice):
         module = _called(name)
     if choice.path is not None:
         load_file(choice, model=module, trunk=module)
@@ -167,9 +165,8 @@ class _Arranged(nn.Module):
 
 
 def _called(name: str) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
     try:
-        factory: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+        factory = own_code.found(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise errors.InputError(
             f"cannot find the model factory {name!r}: {wording.reason(error)}. Give package.module:factory, "
@@ -177,7 +174,7 @@ def _called(name: str) -> nn.Module:
         ) from error
     except Exception as error:  # the user's module may raise anything while it is imported
         raise errors.InputError(
-            f"importing {module_name!r} failed: {type(error).__name__}: {wording.reason(error)}."
+            f"importing {name.partition(':')[0]!r} failed: {type(error).__name__}: {wording.reason(error)}."
         ) from error
     try:
         module = factory()
@@ -191,13 +188,3 @@ def _called(name: str) -> nn.Module:
             "that takes no arguments and returns one."
         )
     return module
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

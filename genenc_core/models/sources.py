@@ -13,6 +13,7 @@ from genenc_core.models import (
     builtin_source,
     encoder,
     layers,
+    own_code,
     python_source,
     timm_source,
     torchvision_source,
@@ -54,14 +55,16 @@ class BuiltEncoder:
     """eval, float32, CPU, no gradients: RGB [B, 3, H, W] in [0, 1] -> tuple of maps [B, C, h, w]; normalises inside"""
     request: ModelRequest
     kind: spec.SourceKind
-    weights_sha256: str
-    """digest of the encoder's own tensors (classifier left out): `weights.state_sha256`"""
+    weights_sha256: str | None
+    """digest of the encoder's own tensors (classifier left out): `weights.state_sha256`; None: it has none"""
     parameters: int
     preprocessing: spec.Preprocessing
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     outputs: tuple[spec.SlotSpec, ...]
     """one per map, from a dry run; shapes without the batch"""
+    own: own_code.Digests
+    """of code and files of the user's own; empty for other models"""
     weights_entry: str | None = None
     """the entry of a weights file that was taken; None: no file, or the file itself"""
     weights_notes: tuple[str, ...] = ()
@@ -84,11 +87,12 @@ def build_encoder(request: ModelRequest) -> BuiltEncoder:
     module = encoder.finished(parts)
     size = parts.preprocessing
     outputs = encoder.dry_run(module, name=request.name, height=size.height, width=size.width)
+    state = weights.encoder_state(parts.model, parts.trunk)
     return BuiltEncoder(
         module=module,
         request=request,
         kind=kind,
-        weights_sha256=weights.state_sha256(weights.encoder_state(parts.model, parts.trunk)),
+        weights_sha256=weights.state_sha256(state) if state else None,
         parameters=sum(parameter.numel() for parameter in parts.trunk.parameters()),
         preprocessing=parts.preprocessing,
         mean=parts.mean,
@@ -96,6 +100,7 @@ def build_encoder(request: ModelRequest) -> BuiltEncoder:
         outputs=outputs,
         weights_entry=parts.weights_entry,
         weights_notes=parts.weights_notes,
+        own=own_code.digests(request.code, parts.model),
     )
 
 

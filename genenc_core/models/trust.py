@@ -96,8 +96,8 @@ def _place(code: str) -> str | None:
     """Return the file that importing the code's module would run last; finding it imports nothing."""
     first, *rest = code.partition(":")[0].split(".")
     try:
-        # The working directory goes first, as it does when the code is imported.
-        found = importlib.machinery.PathFinder.find_spec(first, [str(Path.cwd())]) or importlib.util.find_spec(first)
+        # The working directory goes last, as it does when the code is imported.
+        found = importlib.util.find_spec(first) or importlib.machinery.PathFinder.find_spec(first, [str(Path.cwd())])
         name = first
         for part in rest:
             name = f"{name}.{part}"

@@ -18,6 +18,8 @@ from genenc_core.models import state_files, wording
 Convert = Callable[[Mapping[str, torch.Tensor], list[str]], Mapping[str, torch.Tensor] | None]
 """From a state dict that does not fit to one that may; what was done is added to the list."""
 
+OF_NOTHING = hashlib.sha256().hexdigest()
+"""What `state_sha256` gives for a model without tensors."""
 _SHOWN = 4
 
 

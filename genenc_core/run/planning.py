@@ -11,7 +11,7 @@ from genenc_core.encoding import batching, control, products, tile_plan
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.export import backends, describe
 from genenc_core.images import manifest, points, sources
-from genenc_core.models import state_files
+from genenc_core.models import state_files, weights
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, model_files, out_folder, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
@@ -136,6 +136,8 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         **_given_values(block),
         "slots": slots,
         "weights": block.weights_sha256 or artifact,
+        **({} if block.code is None else {"code": block.code}),
+        **({} if block.files is None else {"files": block.files}),
         "backend": design.model.backend,
         "artifact": artifact,
         "preprocessing": design.preprocessing.model_dump(mode="json"),
@@ -175,6 +177,11 @@ def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> 
     old = dict(run_store.RunStore.open(root).plan.identity)
     exported_here = design.model.backend != "eager" and not design.model.spec.weights_path
     identity = make_identity(design, listed, artifact=old["artifact"] if exported_here else _artifact(design))
+    if not {"code", "files"} & old.keys():
+        # Of an earlier version, which recorded neither, and for a model without tensors the digest of nothing.
+        identity = {key: value for key, value in identity.items() if key not in ("code", "files")}
+        if old["weights"] == weights.OF_NOTHING and identity["weights"] is None:
+            identity["weights"] = weights.OF_NOTHING
     if old == identity:
         return
     told = layout.describe_identity(_without_images(old), _without_images(identity))

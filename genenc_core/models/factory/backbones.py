@@ -1,9 +1,6 @@
 """Backbones by name: timm's, torchvision's, genenc's own, and a user's `package.module:factory`."""
 
-import functools
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import builtin_source, wording
+from genenc_core.models import builtin_source, own_code, wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.factory import features as feats
 from genenc_core.models.factory import registry
@@ -169,18 +166,13 @@ def keywords(*names: str) -> inspect.Signature:
 
 
 def _factory(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
     try:
-        found: Any = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+        found = own_code.found(name)
     except Exception as error:  # the user's module may raise anything while it is imported
         raise errors.InputError(
             f"cannot find the backbone factory {name!r}: {type(error).__name__}: {wording.reason(error)}. Give "
-            f"package.module:factory, importable from the working directory ({here}) or installed."
+            f"package.module:factory, importable from the working directory ({Path.cwd()}) or installed."
         ) from error
-    finally:
-        sys.path.remove(here)
     if not callable(found):
         raise errors.InputError(f"the backbone factory {name!r} is a {type(found).__name__}, which cannot be called.")
     factory: Callable[..., Any] = found

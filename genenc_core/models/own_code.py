@@ -1,0 +1,239 @@
+"""A user's own code: importing it without leaving a trace in the process, and the digests of its source."""
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from genenc_core import errors
+
+ATTRIBUTE = "genenc"
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+_KNOWN: dict[str, tuple[object, Mapping[str, str]]] = {}
+"""Per module: the spec that it was imported with, which a reload replaces, and the digests of its source then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """sha256 by file name: of a factory's source and what it imports of its project, and of the files it declares."""
+
+    code: Mapping[str, str]
+    files: Mapping[str, str]
+
+
+def found(name: str) -> Any:
+    """Import `package.module:attribute` and return what it names; installed packages come before the folder here.
+
+    Raises:
+        ImportError, AttributeError, ValueError, or whatever the module raises.
+    """
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    # Last, for a folder of images from anywhere may hold a numpy.py.
+    sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    finally:
+        if here in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
+    _note(module)
+    try:
+        return functools.reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        raise AttributeError(f"{error} (it was imported from {getattr(module, '__file__', None)!r})") from error
+
+
+def digests(code: str | None, model: nn.Module) -> Digests:
+    """Return what tells the code and the files of a model of somebody's own from others; nothing for other models.
+
+    `code` is the dotted path that was imported, `model` what it made. Files are those that a module of `model`
+    declares: `genenc = {"files": ("weights.onnx",)}`, relative to the folder that the code is imported from.
+
+    Raises:
+        InputError: the source has changed since it was imported, or a declared file cannot be read.
+    """
+    module = sys.modules.get(code.partition(":")[0]) if code else None
+    if code is None or module is None:
+        return Digests(code={}, files={})
+    noted = _note(module)
+    now = _source(module)
+    if now != noted:
+        raise errors.InputError(
+            f"the code of {code!r} has changed since this process imported it ({describe_difference(noted, now)}), so "
+            "what runs is not what the files say. Start a new process"
+        )
+    return Digests(code=noted, files=_declared_files(code, _root(module) or Path.cwd(), model))
+
+
+def describe_difference(before: Mapping[str, str], after: Mapping[str, str], *, most: int = 5) -> str:
+    """Return which files differ: `net.py changed, layers.py is new, old.py is gone`."""
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    told = [
+        f"{name} {'is gone' if name not in after else 'is new' if name not in before else 'changed'}" for name in names
+    ]
+    more = [f"and {len(told) - most} more"] if len(told) > most else []
+    return ", ".join([*told[:most], *more])
+
+
+def _note(module: ModuleType) -> Mapping[str, str]:
+    """Return the digests of a module's source as they were when it was imported."""
+    known = _KNOWN.get(module.__name__)
+    if known is None or known[0] is not module.__spec__:
+        known = _KNOWN[module.__name__] = (module.__spec__, _source(module))
+    return known[1]
+
+
+def _source(module: ModuleType) -> dict[str, str]:
+    """Return the digests of the files that a module and its imports consist of, by name below their common root."""
+    root = _root(module)
+    if root is None:
+        return {}
+    top = module.__name__.partition(".")[0]
+    # An installed package is not a project: what stands beside it is somebody else's.
+    paths = _Closure(root, only=top if _is_installed(root) else None).of(module.__name__)
+    return {path.relative_to(root).as_posix(): _sha256(path) for path in sorted(paths)}
+
+
+def _root(module: ModuleType) -> Path | None:
+    """Return the folder that a module is imported from; None for one that is in no file."""
+    file = getattr(module, "__file__", None)
+    if not file or not Path(file).is_file():
+        return None
+    depth = module.__name__.count(".") + (1 if hasattr(module, "__path__") else 0)
+    return Path(file).absolute().parents[depth]
+
+
+def _is_installed(folder: Path) -> bool:
+    return bool(_INSTALLED & set(folder.parts)) or folder.is_relative_to(sysconfig.get_path("stdlib"))
+
+
+class _Closure:
+    """Finds the files that a module's imports lead to below one folder, without importing anything.
+
+    What is named in the source counts, wherever it stands: in a function, too.
+    """
+
+    def __init__(self, root: Path, *, only: str | None) -> None:
+        self._root = root
+        self._only = only
+        self._places: dict[str, Sequence[str] | None] = {"": [str(root)]}
+        self._files: set[Path] = set()
+
+    def of(self, name: str) -> set[Path]:
+        todo = [name]
+        while todo:
+            todo += self._new(todo.pop())
+        return self._files
+
+    def _new(self, name: str) -> Iterator[str]:
+        """Add the module and the packages around it; give the names that those which are new import."""
+        around = ""
+        for part in name.split("."):
+            parent, around = around, f"{around}.{part}" if around else part
+            if around not in self._places:
+                self._places[around] = None
+                if parent or self._is_own(part):
+                    yield from self._entered(around, self._places[parent])
+            if self._places[around] is None:
+                return
+
+    def _entered(self, name: str, places: Sequence[str] | None) -> Iterator[str]:
+        spec = importlib.machinery.PathFinder.find_spec(name, places)
+        if spec is None:
+            return
+        inside = spec.submodule_search_locations
+        self._places[name] = [] if inside is None else list(inside)
+        path = Path(spec.origin) if spec.has_location and spec.origin else None
+        if path is None or path in self._files or not path.is_relative_to(self._root):
+            return
+        self._files.add(path)
+        if path.suffix == ".py":
+            package = name if inside is not None else name.rpartition(".")[0]
+            yield from _imports(path.read_bytes(), package)
+
+    def _is_own(self, top: str) -> bool:
+        """Whether a name without dots would be imported from this folder."""
+        if top in sys.stdlib_module_names or top.startswith("genenc_") or (self._only and top != self._only):
+            return False
+        loaded = sys.modules.get(top)
+        spec = getattr(loaded, "__spec__", None)
+        if loaded is None:
+            try:
+                spec = importlib.util.find_spec(top)
+            except (ImportError, ValueError):
+                return False
+        if spec is None:
+            return loaded is None
+        origins = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+        return any(Path(origin).absolute().is_relative_to(self._root) for origin in origins if origin)
+
+
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """Give the dotted names that a source imports, and those that may be attributes or modules."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # not imported, then
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute("." * node.level + (node.module or ""), package)
+            if base:
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+        elif isinstance(node, ast.Call) and node.args and _name_of(node.func) in ("import_module", "__import__"):
+            first = node.args[0]
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield from filter(None, [_absolute(first.value, package)])
+
+
+def _absolute(name: str, package: str) -> str | None:
+    try:
+        return importlib.util.resolve_name(name, package)
+    except ImportError:
+        return None
+
+
+def _name_of(function: ast.expr) -> str | None:
+    return getattr(function, "attr", None) or getattr(function, "id", None)
+
+
+def _declared_files(code: str, root: Path, model: nn.Module) -> dict[str, str]:
+    """Return the digests of the files that modules of a model declare, by their names below the root."""
+    told: dict[str, str] = {}
+    for name in dict.fromkeys(_declared(model)):
+        path = root / name
+        short = os.path.relpath(path, root) if path.is_relative_to(root) else path.name
+        try:
+            told[name if short in told else Path(short).as_posix()] = _sha256(path)
+        except OSError as error:
+            raise errors.InputError(
+                f"the file {str(path)!r}, which {code!r} declares in {ATTRIBUTE!r}, cannot be read: "
+                f"{error.strerror or error}. Names are relative to {str(root)!r}; name files, not folders"
+            ) from error
+    return told
+
+
+def _declared(model: nn.Module) -> Iterator[str]:
+    for module in model.modules():
+        own = getattr(module, ATTRIBUTE, None)
+        if isinstance(own, Mapping) and isinstance(files := own.get("files"), list | tuple):
+            yield from (os.fspath(file) for file in files if isinstance(file, str | os.PathLike))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
