@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -21,13 +21,12 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import headers, plain_jpeg, png16
-from genenc_core.images.decoded import Decoded, Goal, ImageUnreadable
+from genenc_core.images import headers, plain_jpeg, png16, tiff
+from genenc_core.images.decoded import BAND_PIXELS, Decoded, Goal, ImageUnreadable, bands
 
 MAX_PIXELS = 400_000_000
 MAX_SCANS = 500
 """Of one JPEG; encoders write about ten, and each costs a pass over all pixels, however few bytes it has."""
-BAND_PIXELS = 2**20
 SMALL_PIXELS, SMALL_BYTES = 2**21, 2**23
 """Of images that are decoded several at once: of larger ones each is work enough, and may take long."""
 
@@ -101,6 +100,8 @@ def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile],
     _silence_decoders()
     try:
         try:
+            if plugin is TiffImagePlugin.TiffImageFile:
+                return _decode_tiff(data, max_pixels)
             return _decode_with_pillow(data, plugin, max_pixels)
         except (SyntaxError, ValueError):
             bare = headers.png_without_texts(data) if plugin is PngImagePlugin.PngImageFile else data
@@ -183,6 +184,16 @@ def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFil
     return _whole(_upright(pixels, orientation), orientation)
 
 
+def _decode_tiff(data: bytes | bytearray, max_pixels: int) -> Decoded:
+    """Decode the first page with the reader that its tags ask for."""
+    page = tiff.Page(data)
+    _check_size(page.height, page.width, max_pixels)
+    if page.pillow_reads:
+        return _decode_with_pillow(data, TiffImagePlugin.TiffImageFile, max_pixels)
+    orientation = headers.valid_orientation(page.orientation)
+    return _whole(_upright(torch.from_numpy(page.rgb()).permute(2, 0, 1), orientation), orientation)
+
+
 def _whole(upright: torch.Tensor, orientation: int) -> Decoded:
     return Decoded(pixels=upright, orientation=orientation, size=(upright.shape[1], upright.shape[2]))
 
@@ -216,7 +227,7 @@ def _interleaved(image: Image.Image) -> np.ndarray:
     if image.height * image.width <= BAND_PIXELS:
         return np.array(image)
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for band in _bands(image.height, image.width):
+    for band in bands(image.height, image.width):
         pixels[band] = np.asarray(image.crop((0, band.start, image.width, band.stop)))
     return pixels
 
@@ -224,18 +235,11 @@ def _interleaved(image: Image.Image) -> np.ndarray:
 def _over_black(image: Image.Image) -> np.ndarray:
     """Return an image with transparency as [H, W, 3]: premultiplied colour is the composite over black."""
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for rows in _bands(image.height, image.width):
+    for rows in bands(image.height, image.width):
         band = image.crop((0, rows.start, image.width, rows.stop))
         premultiplied = band if band.mode == "RGBa" else band.convert("RGBA").convert("RGBa")
         pixels[rows] = np.asarray(premultiplied)[..., :3]
     return pixels
-
-
-def _bands(height: int, width: int) -> Iterator[slice]:
-    """Yield slices of rows, of about a megapixel each: what is worked out in them needs little memory at once."""
-    rows = max(1, BAND_PIXELS // width)
-    for top in range(0, height, rows):
-        yield slice(top, min(top + rows, height))
 
 
 def _rgb_from_grey(values: np.ndarray, transparent: object) -> np.ndarray:
@@ -258,7 +262,7 @@ def _rgb_from_grey(values: np.ndarray, transparent: object) -> np.ndarray:
 def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
     """Return round(v * 255 / 65535) of values [H, W] in [0, 65535]; a shift instead of the division, exact."""
     scaled = np.empty(values.shape, dtype=np.uint8)
-    for rows in _bands(*values.shape):
+    for rows in bands(*values.shape):
         scaled[rows] = (values[rows].astype(np.uint32) * 255 + 32895) >> 16
     return scaled
 
@@ -268,7 +272,7 @@ def _rgb_from_png16(data: bytes | bytearray, transparent: object) -> np.ndarray:
     buffer = torch.frombuffer(bytearray(png16.essential(data)), dtype=torch.uint8)
     channels = tvio.decode_png(buffer, mode=tvio.ImageReadMode.UNCHANGED).numpy()
     rgb = np.empty((*channels.shape[1:], 3), dtype=np.uint8)
-    for rows in _bands(*channels.shape[1:]):
+    for rows in bands(*channels.shape[1:]):
         band = channels[:, rows].astype(np.uint32)
         colour = band if len(band) == 3 else band[:-1] * band[-1:] // 65535
         rgb[rows] = np.moveaxis((colour * 255 + 32895) >> 16, 0, 2)

@@ -1,12 +1,21 @@
 """What a decoder is asked for, and what it gives: pixels, or the reason why there are none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from genenc_core.images import resizing
+
+BAND_PIXELS = 2**20
+
+
+def bands(height: int, width: int) -> Iterator[slice]:
+    """Yield slices of rows, of about a megapixel each: what is worked out in them needs little memory at once."""
+    rows = max(1, BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
 
 
 class ImageUnreadable(Exception):

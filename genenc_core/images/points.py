@@ -98,8 +98,8 @@ def _is_dlc(path: Path) -> bool:
 def _chosen_columns(columns: str | None) -> dict[str, str]:
     """Read `image=frame,point=bodypart`; raises `InputError` for another form."""
     chosen: dict[str, str] = {}
-    for item in columns.split(",") if columns else ():
-        name, equals, column = (part.strip() for part in item.partition("="))
+    for item in columns.split(",") if columns else []:
+        name, equals, column = map(str.strip, item.partition("="))
         if not equals or not column or name not in TIDY_COLUMNS or name in chosen:
             raise errors.InputError(
                 f"--points-columns {columns!r} is not of the form NAME=COLUMN,... with each of the names "
@@ -111,9 +111,9 @@ def _chosen_columns(columns: str | None) -> dict[str, str]:
 
 def _iter_tidy(path: Path, chosen: Mapping[str, str]) -> Iterator[_Point]:
     columns = tables.find_columns(path, TIDY_COLUMNS, chosen)
-    for name in ("image", "point"):
-        tables.refuse_bytes(path, columns[name])
-    for number, (image, name, x, y) in tables.iter_cells(path, [columns[name] for name in TIDY_COLUMNS]):
+    for text in ("image", "point"):
+        tables.refuse_bytes(path, columns[text])
+    for number, (image, name, x, y) in tables.iter_cells(path, [columns[key] for key in TIDY_COLUMNS]):
         if image in (None, "") or name in (None, ""):
             raise errors.InputError(f"{path}: row {number} has an empty image or point")
         yield _Point(number, str(image), str(name), _number(path, number, "x", x), _number(path, number, "y", y))
