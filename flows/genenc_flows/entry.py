@@ -60,6 +60,7 @@ class FlowRunner:
                 batch_size=options.batch_size,
                 max_failures=options.max_failures,
                 trust=options.trust,
+                accept_changed=options.accept_changed,
                 return_state=True,
             )
 

@@ -27,6 +27,11 @@ LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_wo
 WATCH_SECONDS = 2.0
 PER_TASK = f"Shards in one task run; none: one, or as many as keep the flow run at {extraction.MOST_TASK_RUNS} of them."
 
+SHARDS = (
+    "failed, pending, numbers such as 0,3-7, or unreadable: rows recorded as unreadable are tried again "
+    "(unreadable:5,17-20 only these)."
+)
+
 
 @flow(
     name="extract_features",
@@ -52,20 +57,29 @@ def extract_features(
 )
 def rerun_shards(
     run: str = Field(description="A run folder."),
-    shards: str = Field(default="failed", description="failed, pending, or numbers such as 0,3-7."),
+    shards: str = Field(default="failed", description=SHARDS),
     device: str | None = Field(default=None, description="auto, cpu, or cuda:N; none: as the run was made."),
     batch_size: int | None = Field(default=None, ge=1, description="Images per call; none: the run's own."),
     max_failures: str | None = Field(default=None, description="12, 5% or 0.05; none: as the run was made."),
     trust: bool = Field(default=False, description="Import the code that the run folder names."),
+    accept_changed: bool = Field(default=False, description="Store files that changed since the run was planned."),
     shards_per_task: int | None = Field(default=None, ge=1, description=PER_TASK),
 ) -> State[Any]:
     """Encode failed, pending or named shards of a run; the run folder alone is enough."""
-    options = driver.options_for(run, device=device, batch_size=batch_size, max_failures=max_failures, trust=trust)
+    options = driver.options_for(
+        run,
+        device=device,
+        batch_size=batch_size,
+        max_failures=max_failures,
+        trust=trust,
+        accept_changed=accept_changed,
+    )
     return _work(run, shards, options, shards_per_task, command="resume")
 
 
 def _work(root: str, which: str, options: records.Options, shards_per_task: int | None, *, command: str) -> State[Any]:
     """Encode shards of an existing run; end Failed naming the shards that were not done, Completed otherwise."""
+    options = driver.retrying(options, which)
     groups = extraction.plan_shards(root, which, shards_per_task)
     asked = [shard for group in groups for shard in group.shards]
     reports: list[records.ShardReport] = []

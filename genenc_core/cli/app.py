@@ -11,7 +11,7 @@ import typer
 from genenc_core import errors
 from genenc_core.cli import benchmark, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
-from genenc_core.cli.usage import Json, Models, Plain, RunArgument, Trust
+from genenc_core.cli.usage import AcceptChanged, Json, Models, Plain, RunArgument, Trust
 
 
 def run(flows: Runner | None = None) -> None:
@@ -182,6 +182,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         decode_threads: Annotated[int | None, typer.Option(help="Decoding threads.")] = None,
         image_timeout: Annotated[float | None, typer.Option(help="Seconds an image may take.")] = None,
         max_megapixels: Annotated[float | None, typer.Option(help="Largest image, in millions of pixels.")] = None,
+        accept_changed: AcceptChanged = False,
         config: Annotated[Path | None, typer.Option(help="A TOML file of these options; flags win.")] = None,
         json: Json = False,
         plain: Plain = False,
@@ -224,6 +225,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "decode_threads": decode_threads,
             "image_timeout": image_timeout,
             "max_megapixels": max_megapixels,
+            "accept_changed": accept_changed or None,
         }
         who = runner(plain)
         with output.errors_as_words(as_json=json):
@@ -238,21 +240,32 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     @app.command(short_help="Continue a run from its folder alone.")
     def resume(
         run: RunArgument,
-        shards: Annotated[str, typer.Option(help="pending, failed, or numbers such as 0,3-7.")] = "pending",
+        shards: Annotated[
+            str,
+            typer.Option(
+                help="pending, failed, numbers such as 0,3-7, or unreadable: images recorded as unreadable are tried "
+                "again (unreadable:5,17-20 only these rows)."
+            ),
+        ] = "pending",
         device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N; none: the run's own.")] = None,
         batch_size: Annotated[int | None, typer.Option(help="Images per call; none: the run's own.", min=1)] = None,
         max_failures: Annotated[str | None, typer.Option(help="12, 5% or 0.05; none: the run's own.")] = None,
+        accept_changed: AcceptChanged = False,
         trust: Trust = False,
         json: Json = False,
         plain: Plain = False,
     ) -> None:
-        """Continue a run from its folder alone: encode what is not committed."""
+        """Continue a run from its folder alone: encode what is not committed, or try unreadable images again."""
         who = runner(plain)
         with output.errors_as_words(as_json=json), who.session():
             from genenc_core.cli import extraction
 
             more = extraction.ResumeOptions(
-                device=device, batch_size=batch_size, max_failures=max_failures, trust=trust
+                device=device,
+                batch_size=batch_size,
+                max_failures=max_failures,
+                trust=trust,
+                accept_changed=accept_changed,
             )
             raise typer.Exit(extraction.resume(run, shards, more, who, as_json=json))
 

@@ -26,6 +26,7 @@ class ResumeOptions:
     batch_size: int | None = None
     max_failures: str | None = None
     trust: bool = False
+    accept_changed: bool = False
 
 
 def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
@@ -43,6 +44,7 @@ def resume(root: str, shards: str, changes: ResumeOptions, runner: "Runner", *, 
         batch_size=changes.batch_size,
         max_failures=changes.max_failures,
         trust=changes.trust,
+        accept_changed=changes.accept_changed,
     )
     FailureBudget.parse(options.max_failures)
     status.select_shards(RunFolder(root), shards)

@@ -18,6 +18,13 @@ Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown 
 WeightsKey = Annotated[
     str | None, typer.Option(help="Entry of a weights file: a name, ema or plain; none: the EMA where there is one.")
 ]
+AcceptChanged = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed",
+        help="Store files that changed since the run was planned, and record those gone as unreadable.",
+    ),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
 RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
 

@@ -1,9 +1,10 @@
 """One shard: decoded images in row order to whole arrays, a status per row, and a record of what happened."""
 
+import bisect
 import dataclasses
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -39,12 +40,17 @@ class EncodedShard:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInput:
-    """The rows of one shard: image ids in order and points float64 `[rows, K, 2]` in source pixels."""
+    """Rows of one shard: their numbers, image ids, and points float64 `[rows, K, 2]` in source pixels."""
 
     shard: int
-    start: int
+    rows: Sequence[int]
+    """Ascending; usually all of the shard's."""
     image_ids: Sequence[str]
     points: np.ndarray
+
+    def at(self, row: int) -> int:
+        """Return where a row stands among them."""
+        return bisect.bisect_left(self.rows, row)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -79,14 +85,28 @@ class ShardEncoder:
     """Turns one shard's decoded images into its arrays; used once."""
 
     def __init__(
-        self, given: ShardInput, runner: engine.Engine, preprocessing: spec.Preprocessing, budget: FailureBudget
+        self,
+        given: ShardInput,
+        runner: engine.Engine,
+        preprocessing: spec.Preprocessing,
+        budget: FailureBudget,
+        *,
+        accept_changed: bool = False,
+        others_answer: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Prepare for one shard.
+
+        `accept_changed`: files count as they are now. `others_answer`: whether files of other shards can be read.
+        """
+        self.accept_changed = accept_changed
+        self.others_answer = others_answer
         self.given = given
         self.runner = runner
         self.preprocessing = preprocessing
         self.budget = budget
         self.allowed = budget.allows(len(given))
         self.encoder_failures = 0
+        self.causes: Counter[str] = Counter()
         self.arrays = empty_arrays(len(given), runner.products, given.points.shape[1])
         self.status = np.zeros(len(given), dtype=np.uint8)
         self.digests = [""] * len(given)
@@ -116,6 +136,7 @@ class ShardEncoder:
                 item.ticket.cancel()
         if not self.status.all():
             raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
+        self._refuse_a_lost_volume()
         self._refuse_a_broken_encoder()
         return EncodedShard(arrays=self.arrays, status=self.status, details=self._details())
 
@@ -135,12 +156,13 @@ class ShardEncoder:
 
     def _take(self, image: loader.LoadedImage) -> bool:
         """Note what is known of an image before it is encoded; return whether it can be."""
-        at = image.row - self.given.start
+        at = self.given.at(image.row)
         self.digests[at] = image.sha256
-        if image.changed is not None:
+        if image.changed is not None and image.pixels is not None:
             self.changes.append({"row": image.row, "image_id": self.given.image_ids[at], "change": image.changed})
         self.seconds["load_threads"] += image.seconds
         if image.pixels is None or image.affine is None:
+            self.causes[image.cause] += 1
             self._fail(image.row, image.failure or "unreadable")
             return False
         self.arrays["image_height"][at] = image.height
@@ -151,7 +173,7 @@ class ShardEncoder:
         return True
 
     def _fail(self, row: int, reason: str) -> None:
-        at = row - self.given.start
+        at = self.given.at(row)
         self.status[at] = layout.UNREADABLE
         self.failures.append(Failure(row=row, image_id=self.given.image_ids[at], reason=reason))
         self.control.on_rows(0, 1)
@@ -162,6 +184,25 @@ class ShardEncoder:
                 f"more than {self.allowed} of {len(self.given)} images failed ({first}); nothing of it is stored: "
                 "mend the files, or allow more with --max-failures",
             )
+
+    def _refuse_a_lost_volume(self) -> None:
+        """Raise when most files cannot be read, or are not those that were planned: so looks another volume, or none.
+
+        One image alone may be gone; where it is all of its shard, `others_answer` tells.
+        """
+        if self.accept_changed:
+            return
+        count, rows = self.causes["file"] + self.causes["changed"], len(self.given)
+        if count * 2 <= rows or (count == 1 and self.others_answer()):
+            return
+        first = "; ".join(f"{item.image_id}: {item.reason}" for item in self.failures[:3])
+        what = "are not the files that were planned" if self.causes["changed"] else "cannot be read"
+        raise errors.ShardError(
+            self.given.shard,
+            f"{count} of its {rows} files {what} ({first}), which is rather their volume's fault than theirs, so "
+            "nothing of it is stored: mount the volume or put the files back (rsync -t and cp -p keep their times), or "
+            "take them as they are now with --accept-changed; then resume the run",
+        )
 
     def _refuse_a_broken_encoder(self) -> None:
         """Raise when the encoder failed for every image: the default allowance is for broken images, not for that."""
@@ -213,7 +254,7 @@ class ShardEncoder:
     def _send(self, images: Sequence[loader.LoadedImage]) -> None:
         """Give the engine one batch; take back what is done, and wait where too many are on their way."""
         self.control.checkpoint()
-        rows = np.array([image.row for image in images]) - self.given.start
+        rows = np.array([self.given.at(image.row) for image in images])
         points, point_status = self._points(images, rows)
         batch = engine.Batch(
             pixels=self.runner.device.stack([image.pixels for image in images if image.pixels is not None]),

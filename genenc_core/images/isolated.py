@@ -6,6 +6,7 @@ thread, so that forking it is safe.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import queue
@@ -25,8 +26,15 @@ from genenc_core.images.limits import Limits
 
 STARTING_SECONDS = 120.0
 _GRACE_SECONDS = 10.0
+_TRIES = 2
+_BROKEN = 213
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 _CHILD = "from genenc_core.images import isolated; {}"
 _SERVE = "isolated.serve()"
+
+
+class Killed(Exception):
+    """A process was ended by a signal that no decoder sends itself."""
 
 
 class IsolatedLoader:
@@ -43,19 +51,30 @@ class IsolatedLoader:
     def load(self, request: reading.Request) -> reading.LoadedImage:
         """Return what `Reader.load` returns; an image that ends its process or outlasts the limit has that reason.
 
+        A process that is killed from outside, for want of memory perhaps, says nothing of the image: it is tried again.
+
         Raises:
-            OSError: as `Reader.load`, or the child process cannot be started.
+            OSError: as `Reader.load`, or the child process cannot be started, or was killed from outside each time.
         """
+        asked = {"request": request._asdict(), "limits": dataclasses.asdict(self._limits)}
         with self._turn:
-            process = self._started()
-            asked = {"request": request._asdict(), "limits": dataclasses.asdict(self._limits)}
-            answer = self._ask(process, asked, self._limits.seconds + _GRACE_SECONDS)
-            if answer:
-                return _unpacked(request.row, answer, self._limits)
-            code = self._end(process, kill=answer is None)
-            return reading.unreadable(
-                request.row, _ending(signal.SIGALRM if answer is None else -code, "", self._limits)
-            )
+            for _ in range(_TRIES):
+                process = self._started()
+                answer = self._ask(process, asked, self._limits.seconds + _GRACE_SECONDS)
+                if answer is None:
+                    self._end(process, kill=True)
+                    return _overdue(request.row, self._limits)
+                if answer:
+                    try:
+                        return _unpacked(request.row, answer, self._limits)
+                    except Killed as killed:
+                        how = str(killed)
+                else:  # the child itself decodes nothing
+                    how = _name(-self._end(process))
+        raise ChildProcessError(
+            f"{request.path!r}: its decoding process was killed from outside {_TRIES} times ({how}), perhaps for want "
+            "of memory: free some, or give fewer --decode-threads; --max-megapixels leaves out large images"
+        )
 
     def close(self) -> None:
         """End the child process."""
@@ -130,29 +149,54 @@ def serve() -> None:
 
 def _forked(request: reading.Request, fitter: geometry.Fitter, limits: Limits) -> bytes:
     """Return the answer of a forked process, or how it ended."""
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as answer:
-        process = os.fork()
-        if process == 0:
+    try:
+        with _memory() as said, _memory() as answer:
+            return _answer_of_fork(request, fitter, limits, said, answer)
+    except OSError as error:  # no process, memory or descriptor: no image's fault
+        return _fault(error)
+
+
+def _answer_of_fork(
+    request: reading.Request, fitter: geometry.Fitter, limits: Limits, said: IO[bytes], answer: IO[bytes]
+) -> bytes:
+    process = os.fork()
+    if process == 0:
+        try:
             os.dup2(said.fileno(), 2)
             signal.setitimer(signal.ITIMER_REAL, limits.seconds)  # its signal ends even what computes in C
             answer.write(_packed(request, reading.Reader(fitter, limits)))
             answer.flush()
             os._exit(0)
-        _process, status = os.waitpid(process, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code == 0:
-            answer.seek(0)
-            return answer.read()
-        said.seek(0)
-        words = said.read(2000).decode(errors="replace").strip().partition("\n")[0]
-        return json.dumps({"ended": -code, "said": words[:120]}).encode()
+        except BaseException:
+            os._exit(_BROKEN)
+    _process, status = os.waitpid(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == _BROKEN:
+        return _fault(OSError(errno.ENOMEM, "the process that decodes it could not hand over the pixels"))
+    answer.seek(0)
+    content = answer.read() if code == 0 else b""
+    if content:
+        return content
+    said.seek(0)
+    words = said.read(2000).decode(errors="replace").strip().partition("\n")[0]
+    return json.dumps({"ended": -code, "said": words[:120]}).encode()
+
+
+def _memory() -> IO[bytes]:
+    """Return a file in memory where the system has such files: a full temporary folder is no image's fault."""
+    create = getattr(os, "memfd_create", None)
+    return tempfile.TemporaryFile() if create is None else os.fdopen(create("genenc"), "w+b")
+
+
+def _fault(error: OSError) -> bytes:
+    return json.dumps({"errno": error.errno, "words": error.strerror, "file": error.filename}).encode() + b"\n"
 
 
 def _packed(request: reading.Request, reader: reading.Reader) -> bytes:
     try:
         done = reader.load(request)
     except OSError as error:
-        return json.dumps({"errno": error.errno, "words": error.strerror}).encode() + b"\n"
+        return _fault(error)
     fields = {field.name: getattr(done, field.name) for field in dataclasses.fields(done)}
     pixels = fields.pop("pixels")
     fields["affine"] = None if done.affine is None else dataclasses.asdict(done.affine)
@@ -163,10 +207,14 @@ def _packed(request: reading.Request, reader: reading.Reader) -> bytes:
 def _unpacked(row: int, answer: bytes, limits: Limits) -> reading.LoadedImage:
     head, _, body = answer.partition(b"\n")
     fields = json.loads(head)
+    if "ended" in fields and fields["ended"] in _FROM_OUTSIDE:
+        raise Killed(_name(fields["ended"]))
+    if fields.get("ended") == signal.SIGALRM:
+        return _overdue(row, limits)
     if "ended" in fields:
-        return reading.unreadable(row, _ending(fields["ended"], fields["said"], limits))
+        return reading.unreadable(row, _ending(fields["ended"], fields["said"]))
     if "errno" in fields:
-        raise OSError(fields["errno"], fields["words"])
+        raise OSError(fields["errno"], fields["words"], fields["file"])
     shape = fields.pop("shape")
     pixels = None if shape is None else torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
     affine = None if fields["affine"] is None else geometry.Affine(**fields["affine"])
@@ -191,13 +239,18 @@ def _listen(process: subprocess.Popen[bytes], answers: "queue.SimpleQueue[bytes]
             answers.put(content)
 
 
-def _ending(number: int, said: str, limits: Limits) -> str:
-    """Return why an image is unreadable whose process ended with a signal (an exit code, when it is negative)."""
-    if number == signal.SIGALRM:
-        return (
-            f"gave no result within {limits.seconds:g} s, in a process of its own: write the file anew, or allow "
-            "more time with --image-timeout"
-        )
-    name = signal.Signals(number).name if number in {*signal.Signals} else f"exit code {-number}"
-    more = ", perhaps for want of memory" if number == signal.SIGKILL else f": {said}" if said else ""
-    return f"its decoder ends the process ({name}{more}): write the file anew"
+def _overdue(row: int, limits: Limits) -> reading.LoadedImage:
+    reason = (
+        f"gave no result within {limits.seconds:g} s, in a process of its own: write the file anew, or allow more time "
+        "with --image-timeout"
+    )
+    return reading.unreadable(row, reason, cause="file")
+
+
+def _ending(number: int, said: str) -> str:
+    """Return why an image is unreadable whose process ended with a signal (an exit code, when it is not positive)."""
+    return f"its decoder ends the process ({_name(number)}{f': {said}' if said else ''}): write the file anew"
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in {*signal.Signals} else f"exit code {-number}"

@@ -1,4 +1,4 @@
-"""What one image may cost before it is given up."""
+"""What one image may cost before it is given up, and whether it may be another one than was planned."""
 
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ class Limits:
     """That something waited for the image to be read, decoded and fitted."""
     megapixels: float = 400.0
     """Width x height that a header may announce, in millions; refused before memory is taken."""
+    accept_changed: bool = False
+    """Whether files are taken as they are now, changed or gone since the run was planned."""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 86400:

@@ -1,9 +1,10 @@
 """Images of a manifest as model-sized pixels: read, decode and fit in a pool of threads, in row order."""
 
+import contextlib
 import errno
 import logging
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,8 @@ __all__ = ["ImageLoader", "LoadedImage"]
 
 LOGGER = logging.getLogger(__name__)
 _BLOCK_ROWS = 4096
+_ASKED = 8
+"""Files of other shards that are asked for when a shard has none."""
 _Pending = deque[tuple[Request, Job | None]]
 
 
@@ -65,8 +68,12 @@ class ImageLoader:
     ) -> None:
         self.close()
 
-    def iter_rows(self, start: int, stop: int) -> Generator[LoadedImage, None, None]:
+    def iter_rows(
+        self, start: int, stop: int, *, only: Collection[int] | None = None
+    ) -> Generator[LoadedImage, None, None]:
         """Yield the rows from `start` up to `stop`, in order, with at most `window` images in work or waiting.
+
+        With `only`, the others of them are left out.
 
         A broken image is a `LoadedImage` with a failure, never an exception. Closing the iterator early cancels what
         has not begun.
@@ -74,8 +81,9 @@ class ImageLoader:
         Raises:
             StoreError: rows that the manifest does not have.
             TooManyHung: more images hang than there are threads.
-            OSError: a fault of the process or the volume that says nothing of an image: the images' folder is gone,
-                too many open files, a stale or silent network file system.
+            OSError: a fault of the process or the volume that says nothing of an image: the images' folder is gone or
+                empty, too many open files, no space, a stale or silent network file system, a decoder killed from
+                outside.
         """
         pending: _Pending = deque()
         if not self._manifest.root.is_dir():
@@ -84,7 +92,7 @@ class ImageLoader:
             )
         suspects = self._suspects(start, stop)
         try:
-            for request in self._requests(start, stop):
+            for request in self._requests(start, stop, only):
                 if len(pending) == self._window:
                     yield from self._next_quarter(pending)
                 pending.append((request, None if request.row in suspects else self._pool.submit(request)))
@@ -131,8 +139,21 @@ class ImageLoader:
             LOGGER.warning("%s gave no result in time: it is tried in a process of its own", request.path)
             return self._alone.load(request)
 
-    def _requests(self, start: int, stop: int) -> Iterator[Request]:
+    def _requests(self, start: int, stop: int, only: Collection[int] | None) -> Iterator[Request]:
         for first in range(start, stop, _BLOCK_ROWS):
             block = self._manifest.read(first, min(first + _BLOCK_ROWS, stop))
-            for row, path, planned_bytes in zip(range(first, stop), block.paths, block.bytes, strict=False):
-                yield Request(row, path, planned_bytes)
+            columns = (block.paths, block.bytes, block.mtime_ns)
+            for row, path, planned_bytes, mtime_ns in zip(range(first, stop), *columns, strict=False):
+                if only is None or row in only:
+                    yield Request(row, path, planned_bytes, mtime_ns)
+
+    def others_answer(self, start: int, stop: int) -> bool:
+        """Whether any of a few files of other rows than `start` to `stop` can be read, or there are none to ask."""
+        count = self._manifest.rows - (stop - start)
+        asked = range(0, count, max(count // _ASKED, 1))[:_ASKED]
+        for row in (at if at < start else at + stop - start for at in asked):
+            (path,) = self._manifest.read(row, row + 1).paths
+            with contextlib.suppress(OSError), Path(path).open("rb") as file:
+                file.read(1)
+                return True
+        return not asked

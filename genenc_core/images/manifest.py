@@ -27,6 +27,8 @@ class Rows:
     """Absolute; as text, for there are many."""
     bytes: list[int]
     """File sizes when the manifest was written; -1 = there was no file."""
+    mtime_ns: list[int]
+    """When the files had last been changed, in nanoseconds since 1970."""
     points: np.ndarray
     """float64 [n, K, 2] in source pixels, NaN = missing; K is 0 without points."""
 
@@ -96,6 +98,7 @@ class Manifest:
             image_ids=table.column("image_id").to_pylist(),
             paths=[os.path.join(root, names.to_path(path)) for path in table.column("path").to_pylist()],  # noqa: PTH118
             bytes=table.column("bytes").to_pylist(),
+            mtime_ns=table.column("mtime_ns").to_pylist(),
             points=xy,
         )
 
@@ -116,7 +119,7 @@ class Manifest:
         return parquet.ParquetFile(self.opener() if self.opener else self.path, metadata=self.footer)
 
     def _read_table(self, start: int, stop: int) -> pa.Table:
-        columns = ["image_id", "path", "bytes", *(rows.POINT_COLUMNS if self.point_names else ())]
+        columns = ["image_id", "path", *rows.NUMBER_COLUMNS, *(rows.POINT_COLUMNS if self.point_names else ())]
         try:
             first = max(int(np.searchsorted(self.starts, start, side="right")) - 1, 0)
             groups = range(first, int(np.searchsorted(self.starts, stop))) if stop > start else range(0)

@@ -1,5 +1,7 @@
 """One image file to model-sized pixels, or to the reason why there are none."""
 
+import contextlib
+import datetime
 import errno
 import hashlib
 import os
@@ -7,7 +9,7 @@ import stat
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 
@@ -15,7 +17,19 @@ from genenc_core.images import decode, decoded, geometry, plain_jpeg
 from genenc_core.images.limits import Limits
 
 MAX_BYTES = 4 * 2**30
-_NOT_THE_IMAGES_FAULT = frozenset((errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN))
+Cause = Literal["image", "file", "changed"]
+"""Why a row has no pixels: what the file holds; that it could not be read, in time, with the memory there is; that it
+is not the file that was planned. Where it is one of the last two for most of a shard, it is no image's fault."""
+_NOT_THE_IMAGES_FAULT: Final = frozenset(
+    (
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EROFS),
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.ECONNRESET, errno.ECONNABORTED),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ESHUTDOWN, errno.EREMOTEIO),
+    )
+)
+_RESOLUTIONS: Final = (100, 1000, 10**7, 10**9, 2 * 10**9)
+"""Nanoseconds to which file systems and archives keep times: NTFS; tar; exFAT; ext3, NFS, zip; FAT."""
+_SECOND: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +52,27 @@ class LoadedImage:
     failure: str | None
     """Why the image is unreadable, one short line; None when it is not."""
     changed: str | None
-    """How the file's size differs from the manifest's; None when it does not. What was read is what `sha256` says."""
+    """How the file differs from the one that was planned; None when it does not. Pixels are then those of the file
+    that was found, and `sha256` says which one."""
     seconds: float
     """CPU time of its thread for reading, decoding and fitting."""
+    cause: Cause = "image"
+    """Why it is unreadable."""
 
 
 class Request(NamedTuple):
-    """One row to load: its file, and the size that the manifest has of it (-1: there was no file)."""
+    """One row to load: its file, and what the manifest has of it."""
 
     row: int
     path: str
     planned_bytes: int
+    """-1: there was no file."""
+    planned_mtime_ns: int | None = None
+    """When it had last been changed; None: any time will do."""
+
+
+class _Changed(decoded.ImageUnreadable):
+    """A file that is not the one that was planned."""
 
 
 class _File(NamedTuple):
@@ -95,12 +119,14 @@ class Reader:
         started = time.thread_time()
         file = _File(request, bytearray(), "", None, 0.0)
         try:
-            data = _read(request.path)
-            changed = None if len(data) == request.planned_bytes else _change(request.planned_bytes, len(data))
+            data, mtime_ns = _read(request.path)
+            changed = change(request, len(data), mtime_ns)
+            if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
+                raise _Changed(changed)
             file = _File(request, data, hashlib.sha256(data).hexdigest(), changed, 0.0)
             source = decode.small_jpeg(data, max_pixels=self._limits.pixels, goal=self._fitter.goal)
         except Exception as error:
-            return _failed(file.after(started), error)
+            return self._failed(file.after(started), error)
         file = file.after(started)
         return self._loaded(file) if source is None else Begun(file, source)
 
@@ -128,7 +154,7 @@ class Reader:
             image = image or decode.decode_image(file.data, max_pixels=self._limits.pixels, goal=self._fitter.goal)
             pixels, affine = self._fitter.fit(image)
         except Exception as error:
-            return _failed(file.after(started), error)
+            return self._failed(file.after(started), error)
         return LoadedImage(
             row=file.request.row,
             pixels=pixels,
@@ -142,17 +168,60 @@ class Reader:
             seconds=file.after(started).seconds,
         )
 
+    def _failed(self, file: _File, error: Exception) -> LoadedImage:
+        """Return a row without pixels, for one image must never end the others; raise what is no fault of the image."""
+        if isinstance(error, OSError):
+            if error.errno in _NOT_THE_IMAGES_FAULT:
+                raise error
+            if file.request.planned_bytes >= 0 and not self._limits.accept_changed:
+                _require_folder(file.request.path, error)
+        return unreadable(
+            file.request.row,
+            _reason(error),
+            sha256=file.sha256,
+            changed=file.changed,
+            seconds=file.seconds,
+            cause=_cause(file.request, error),
+        )
 
-def _failed(file: _File, error: Exception) -> LoadedImage:
-    """Return a row without pixels, for one image must never end the others; raise what is no fault of the image."""
-    if isinstance(error, OSError) and error.errno in _NOT_THE_IMAGES_FAULT:
-        raise error
-    reason = _reason(error)
-    return unreadable(file.request.row, reason, sha256=file.sha256, changed=file.changed, seconds=file.seconds)
+
+def _cause(request: Request, error: Exception) -> Cause:
+    if isinstance(error, _Changed):
+        return "changed"
+    # What was missing when the run was planned is so since then.
+    late = isinstance(error, OSError) and request.planned_bytes >= 0
+    return "file" if late or isinstance(error, MemoryError) else "image"
+
+
+def _require_folder(path: str, error: OSError) -> None:
+    """Raise when a file cannot be read because its folder is gone, closed or empty: so looks a volume that is gone."""
+    folder = os.path.dirname(path)  # noqa: PTH120
+    found = "it is empty"
+    try:
+        with os.scandir(folder) as entries:
+            if next(entries, None) is not None:
+                return
+    except OSError as fault:
+        # A folder can be closed to those who list it and open to those who know the names in it.
+        if isinstance(fault, PermissionError) and os.access(folder, os.X_OK):
+            return
+        found = fault.strerror or str(fault)
+    raise FileNotFoundError(
+        error.errno,
+        f"{os.path.basename(path)!r} cannot be read, and its folder neither ({found}): mount its volume or put the "  # noqa: PTH119
+        "folder back, then resume the run; if its images are gone for good, --accept-changed records that",
+        folder,
+    ) from error
 
 
 def unreadable(
-    row: int, failure: str, *, sha256: str = "", changed: str | None = None, seconds: float = 0.0
+    row: int,
+    failure: str,
+    *,
+    sha256: str = "",
+    changed: str | None = None,
+    seconds: float = 0.0,
+    cause: Cause = "image",
 ) -> LoadedImage:
     """Return a row without pixels, and why."""
     return LoadedImage(
@@ -166,11 +235,12 @@ def unreadable(
         failure=failure,
         changed=changed,
         seconds=seconds,
+        cause=cause,
     )
 
 
-def _read(path: str) -> bytearray:
-    """Return a regular file's bytes.
+def _read(path: str) -> tuple[bytearray, int]:
+    """Return a regular file's bytes, and when it was last changed, in nanoseconds.
 
     Raises:
         ImageUnreadable: no regular file, or too large.
@@ -194,17 +264,41 @@ def _read(path: str) -> bytearray:
             if not count:
                 raise decoded.ImageUnreadable(f"ended after {filled} of {len(data)} bytes while it was read")
             filled += count
+        after = os.fstat(descriptor)
+        if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+            raise decoded.ImageUnreadable("it was written to while it was read")
     finally:
         os.close(descriptor)
-    return data
+    return data, status.st_mtime_ns
 
 
-def _change(planned_bytes: int, found_bytes: int) -> str:
-    was = "missing" if planned_bytes < 0 else f"{planned_bytes} bytes"
-    return f"was {was} when the run was planned, {found_bytes} bytes when it was read"
+def change(request: Request, found_bytes: int, mtime_ns: int) -> str | None:
+    """Return how a file differs from the one that was planned, in size or time; None when it does not."""
+    planned = request.planned_mtime_ns
+    if request.planned_bytes < 0:
+        return f"was missing when the run was planned, {found_bytes} bytes when it was read"
+    if found_bytes != request.planned_bytes:
+        return f"changed since planned: was {request.planned_bytes} bytes, is {found_bytes} bytes"
+    if planned is None or _same_time(planned, mtime_ns):
+        return None
+    return f"changed since planned: same size, written {_utc(mtime_ns)} instead of {_utc(planned)}"
+
+
+def _same_time(one: int, other: int) -> bool:
+    """Whether two times are equal where one of them was kept to fewer digits, as a copy's may be."""
+    apart = abs(one - other)
+    return apart == 0 or any(apart < each and (one % each == 0 or other % each == 0) for each in _RESOLUTIONS)
+
+
+def _utc(mtime_ns: int) -> str:
+    with contextlib.suppress(ValueError, OverflowError, OSError):  # a year that no calendar has
+        return datetime.datetime.fromtimestamp(mtime_ns // _SECOND, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{mtime_ns // _SECOND} s"
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, _Changed):
+        return f"{error}; put the original back, or store it as it is with --accept-changed"
     if isinstance(error, decoded.ImageUnreadable):
         return str(error)
     if isinstance(error, MemoryError):

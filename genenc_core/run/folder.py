@@ -138,6 +138,11 @@ class RunFolder:
         others = session is not None and found.get("session") != session
         return f"{'in another session: ' if others else ''}{found.get('reason', '')}"
 
+    def failed_in(self, shard: int, session: str) -> bool:
+        """Return whether the last attempt at a shard failed, in this session."""
+        key = _failure_key(shard)
+        return self.objects.size(key) is not None and records.read_json(self.objects, key).get("session") == session
+
     def failure_note(self, shard: int) -> str:
         """Return what tells one failed attempt at a shard from another, "" where there is none."""
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from genenc_core import errors
 from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC
 from genenc_core.store import places, run_store
-from genenc_core.store.objects import Objects, is_remote, open_objects
+from genenc_core.store.objects import Objects, Root, is_remote, open_objects
 
 CLAIM = ".claim"
 OWN_NAMES = frozenset(
@@ -133,7 +133,7 @@ def _locked(root: Path) -> int:
         try:
             root.mkdir(parents=True, exist_ok=True)
             # Writable, because network file systems lock only what is.
-            claim = os.open(root / CLAIM, os.O_RDWR | os.O_CREAT, 0o644)
+            claim = os.open(root / CLAIM, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             fcntl.flock(claim, fcntl.LOCK_EX)
         except OSError as error:
             raise errors.InputError(f"--out {str(root)!r} cannot be written: {error.strerror or error}") from error
@@ -142,6 +142,22 @@ def _locked(root: Path) -> int:
                 return claim
         # The one before us is done and took the claim file away: make it anew.
         os.close(claim)
+
+
+def sweep_killed(root: Root) -> None:
+    """Remove from a run folder what planning left there that was killed, unless a living process plans in it."""
+    if is_remote(root):
+        return
+    folder = Path(root)
+    with contextlib.suppress(OSError):
+        claim = os.open(folder / CLAIM, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(claim), (folder / CLAIM).stat()):
+                _sweep(folder)
+                (folder / CLAIM).unlink()
+        finally:
+            os.close(claim)
 
 
 def _sweep(root: Path) -> None:

@@ -108,6 +108,11 @@ class ExtractParameters(BaseModel):
         description="Width x height in millions that a file may announce; larger ones are recorded as unreadable.",
     )
 
+    accept_changed: bool = Field(
+        default=False,
+        description="Store files that changed since the run was planned, and record those gone as unreadable.",
+    )
+
     @field_validator("*")
     @classmethod
     def _texts_are_usable(cls, value: object) -> object:

@@ -26,6 +26,9 @@ class Options:
     image_timeout: float = 60.0
     max_megapixels: float = 400.0
     trust: bool = False
+    accept_changed: bool = False
+    retry: str | None = None
+    """Which rows recorded as unreadable are tried again: `all`, or a list like `5,17-20`; None: none."""
 
     @classmethod
     def of(cls, given: parameters.ExtractParameters) -> "Options":
@@ -38,6 +41,7 @@ class Options:
             decode_threads=given.decode_threads,
             image_timeout=given.image_timeout,
             max_megapixels=given.max_megapixels,
+            accept_changed=given.accept_changed,
             # What is named as the model itself is the user's own word for that code.
             trust=given.trust or trust.dotted(given.model) is not None,
         )
@@ -47,7 +51,8 @@ class Options:
 class ShardReport:
     """What became of one shard in one attempt.
 
-    `skipped` when it had been committed before; `held` when another process is at it, and nothing was done.
+    `skipped` when it had been committed before; `held` when another process is at it, and nothing was done. `healed`
+    are rows that were unreadable before, and are stored now.
     """
 
     shard: int
@@ -56,6 +61,7 @@ class ShardReport:
     unreadable: int
     skipped: bool = False
     held: bool = False
+    healed: int = 0
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -82,6 +88,8 @@ class RunStatus:
     ok: int
     unreadable: int
     points: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    changed: int = 0
+    """Rows stored from files that changed since they were planned, because that was accepted."""
 
     @property
     def pending(self) -> int:

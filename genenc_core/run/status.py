@@ -8,7 +8,7 @@ from typing import Any
 
 from genenc_core import errors
 from genenc_core.images.point_states import POINT_STATES
-from genenc_core.run import identity, records, tally
+from genenc_core.run import identity, out_folder, records, tally
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, run_store, verify
 from genenc_core.store.objects import Root
@@ -73,6 +73,7 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
         ok=sum(line.ok for line in lines.values()),
         unreadable=sum(line.unreadable for line in lines.values()),
         points={name: points[name] for name in POINT_STATES.values() if points[name]},
+        changed=sum(line.changed for line in lines.values()),
     )
     fit = str(folder.identity["preprocessing"]["fit"])
     unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
@@ -125,29 +126,67 @@ def run_status(root: Root) -> records.RunStatus:
 
 
 def select_shards(folder: RunFolder, text: str) -> list[int]:
-    """Return the uncommitted shards that `pending`, `failed` or a list like `0,3-7` name.
+    """Return the shards that `pending`, `failed` or a list like `0,3-7` name and that are not committed.
+
+    `unreadable` names the committed shards in which rows are unreadable, `unreadable:5,17-20` those of these rows.
 
     Raises:
-        InputError: another form, or a shard that the run does not have.
+        InputError: another form, or a shard or row that the run does not have.
     """
+    kind, _, listed = text.partition(":")
+    if kind == "unreadable" and (listed or kind == text):
+        return sorted(unreadable_rows(folder, listed or "all"))
     pending = folder.store.pending()
     if text == "pending":
         return pending
     if text == "failed":
         return folder.failed()
     named: set[int] = set()
+    for first, last in numbers(text, folder.store.shard_count, "shards"):
+        named.update(range(first, last + 1))
+    return sorted(named & set(pending))
+
+
+def unreadable_rows(folder: RunFolder, wanted: str) -> dict[int, int]:
+    """Return how many unreadable rows each shard has that may have some of those wanted: `all`, or a list.
+
+    Raises:
+        InputError: neither, or a row that the run does not have.
+    """
+    committed = folder.store.committed()
+    lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed])
+    found = {shard: line.unreadable for shard, line in lines.items() if line.unreadable}
+    if wanted == "all":
+        return found
+    ranges = numbers(wanted, folder.store.plan.rows, "rows")
+    kept = {}
+    for shard, count in found.items():
+        start, stop = folder.store.shard_range(shard)
+        named = sum(max(min(last + 1, stop) - max(first, start), 0) for first, last in ranges)
+        if named:
+            kept[shard] = min(count, named)
+    return kept
+
+
+def numbers(text: str, count: int, what: str) -> list[tuple[int, int]]:
+    """Read a list like `0,3-7` as (first, last) pairs below `count`.
+
+    Raises:
+        InputError: another form, or out of range.
+    """
+    found = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
         if match is None:
-            raise errors.InputError(f"--shards {text!r} is neither failed, pending, nor a list like 0,3-7")
+            forms = "failed, pending, unreadable, " if what == "shards" else "all, "
+            raise errors.InputError(f"--shards {text!r} is neither {forms}nor a list of {what} like 0,3-7")
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last >= folder.store.shard_count:
+        if last < first or last >= count:
             raise errors.InputError(
-                f"--shards {text!r}: {part.strip()} is out of range; "
-                f"the run has shards 0 to {folder.store.shard_count - 1}"
+                f"--shards {text!r}: {part.strip()} is out of range; the run has {what} 0 to {count - 1}"
             )
-        named.update(range(first, last + 1))
-    return sorted(named & set(pending))
+        found.append((first, last))
+    return found
 
 
 def verify_run(root: Root, *, content: bool = False) -> verify.VerifyReport:
@@ -170,6 +209,7 @@ def repair_run(root: Root, *, content: bool = False) -> repair.Repaired:
     from genenc_core.run import store_plan
 
     folder = RunFolder(root)
+    out_folder.sweep_killed(root)
     return repair.repair_store(folder.store, coordinates=store_plan.coordinates(folder.manifest), content=content)
 
 
@@ -202,6 +242,9 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
         if len(failures) < status.unreadable:
             lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {root}")
+        lines.append(f"  to try them again, once their files are mended: genenc resume {root} --shards unreadable")
+    if status.changed:
+        lines.append(f"{status.changed} stored from files that changed since the run was planned")
     if status.points:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
         lines.append(f"points: {counts}")

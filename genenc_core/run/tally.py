@@ -29,6 +29,7 @@ class Line(NamedTuple):
     unreadable: int
     points: Mapping[str, int]
     seconds: Mapping[str, float]
+    changed: int = 0
 
     @classmethod
     def of(cls, record: CommitRecord) -> "Line":
@@ -39,17 +40,20 @@ class Line(NamedTuple):
             unreadable=counts.get("unreadable", 0),
             points=details["points"],
             seconds=details["seconds"],
+            changed=len(details.get("changed_since_planned", ())),
         )
 
 
 def stamps(objects: Objects) -> dict[int, Stamp]:
-    """Return the stamps of all commit records; none on S3.
+    """Return the stamps of the commit records that hold; none on S3.
 
     Raises:
         OSError: the folder of the records cannot be read.
     """
     found = objects.stamps(places.COMMITS) if isinstance(objects, LocalObjects) else ()
-    return {shard: stamp for name, stamp in found if (shard := places.shard_of(name)) is not None}
+    named = ((places.generation_of(name), stamp) for name, stamp in found)
+    # A later record of a shard stands in for those before it.
+    return {name[0]: stamp for name, stamp in sorted(item for item in named if item[0] is not None) if name}
 
 
 def note(objects: Objects, records: Iterable[CommitRecord], known: Mapping[int, Stamp] | None = None) -> None:
@@ -85,8 +89,8 @@ def read(objects: Objects, known: Mapping[int, Stamp]) -> dict[int, Line]:
     with _uncollected():
         for row in _rows(text):
             with contextlib.suppress(TypeError, ValueError):
-                shard, size, changed, ok, unreadable, points, seconds = row
-                line = Line(ok, unreadable, points, seconds)
+                shard, size, changed, *counts = row
+                line = Line(*counts)
                 if known.get(shard) == (size, changed) and _sane(line):
                     found[shard] = line
     return found
@@ -106,13 +110,20 @@ def _uncollected() -> Iterator[None]:
 
 def _written(record: CommitRecord, stamp: Stamp) -> str:
     line = Line.of(record)
-    text = json.dumps([record.shard, *stamp, line.ok, line.unreadable, dict(line.points), dict(line.seconds)])
+    counts = [
+        line.ok,
+        line.unreadable,
+        dict(line.points),
+        dict(line.seconds),
+        *([line.changed] if line.changed else []),
+    ]
+    text = json.dumps([record.shard, *stamp, *counts])
     # The break comes first: what a kill left of a line before it stays alone.
     return f"\n{text}\t{zlib.crc32(text.encode()):08x}"
 
 
 def _stamp(objects: LocalObjects, record: CommitRecord) -> Stamp:
-    status = objects.path(places.record(record.shard)).stat()
+    status = objects.path(places.record(record.shard, record.generation)).stat()
     return status.st_size, status.st_mtime_ns
 
 
@@ -130,5 +141,5 @@ def _rows(text: bytes) -> list[Any]:
 def _sane(line: Line) -> bool:
     if type(line.points) is not dict or type(line.seconds) is not dict:
         return False
-    counts = {type(line.ok), type(line.unreadable), *map(type, line.points.values())}
+    counts = {type(line.ok), type(line.unreadable), type(line.changed), *map(type, line.points.values())}
     return counts == {int} and set(map(type, line.seconds.values())) <= {int, float}

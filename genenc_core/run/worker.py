@@ -16,9 +16,9 @@ from genenc_core.encoding import control, engine, shards
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.images import loader
 from genenc_core.images.limits import Limits
-from genenc_core.run import accuracy, engines, records, tally, turns
+from genenc_core.run import accuracy, engines, records, retries, tally, turns
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import claims, run_store
+from genenc_core.store import claims, layout, run_store
 from genenc_core.store.objects import Root, is_remote
 
 LOGGER = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Worker:
             Stopped: the end was asked for; the shard is left as it was.
         """
         start, stop = self.folder.store.shard_range(shard)
-        done = self._done(shard)
+        done = None if self.options.retry else self._done(shard)
         if done is not None:
             return done
         control.current().checkpoint()
@@ -80,7 +80,8 @@ class Worker:
             self._noted.setdefault(shard, self.folder.failure_note(shard))
             return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=0, held=True)
         try:
-            return self._done(shard) or self._encode_claimed(shard, start, stop)
+            done = None if self.options.retry else self._done(shard)
+            return done or self._encode_claimed(shard, start, stop)
         finally:
             self.claims.release(shard)
 
@@ -123,7 +124,7 @@ class Worker:
 
     def _encode_claimed(self, shard: int, start: int, stop: int) -> records.ShardReport:
         try:
-            return self._encode(shard, start, stop)
+            return self._retry(shard) if self.options.retry else self._encode(shard, start, stop)
         except errors.Stopped:
             raise
         except errors.ShardError as error:
@@ -139,8 +140,17 @@ class Worker:
         with self._turns.turn(stop - start, self._window) as passing:
             began, started = time.perf_counter(), records.now()
             rows = self.folder.manifest.read(start, stop)
-            given = shards.ShardInput(shard=shard, start=start, image_ids=rows.image_ids, points=rows.points)
-            shard_encoder = shards.ShardEncoder(given, runner, self.folder.preprocessing, self.budget)
+            given = shards.ShardInput(
+                shard=shard, rows=range(start, stop), image_ids=rows.image_ids, points=rows.points
+            )
+            shard_encoder = shards.ShardEncoder(
+                given,
+                runner,
+                self.folder.preprocessing,
+                self.budget,
+                accept_changed=self.options.accept_changed,
+                others_answer=lambda: images.others_answer(start, stop),
+            )
             with contextlib.closing(images.iter_rows(start, stop)) as stream:
                 done = shard_encoder.run(passing(stream))
         encoded = time.perf_counter()
@@ -162,6 +172,43 @@ class Worker:
         )
         return report
 
+    def _retry(self, shard: int) -> records.ShardReport:
+        """Try a committed shard's unreadable rows again; what can be read now is stored by a new record."""
+        began, started = time.perf_counter(), records.now()
+        before = self.folder.store.record(shard)
+        if before is None:
+            raise errors.ShardError(shard, "it is not committed: resume the run first")
+        (start, stop), blocks = before.rows, self.folder.store.blocks(before)
+        wanted = retries.rows(blocks, before, self.options.retry or "all")
+        left = before.status_counts["unreadable"]
+        if not wanted:
+            return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, skipped=True)
+        runner, images = self._prepared()
+        with self._turns.turn(len(wanted), self._window) as passing:
+            rows = self.folder.manifest.read(start, stop)
+            at = [row - start for row in wanted]
+            given = shards.ShardInput(
+                shard=shard, rows=wanted, image_ids=[rows.image_ids[each] for each in at], points=rows.points[at]
+            )
+            # All of them may fail once more: they are recorded as it is.
+            shard_encoder = shards.ShardEncoder(
+                given, runner, self.folder.preprocessing, FailureBudget.parse("100%"), accept_changed=True
+            )
+            with contextlib.closing(images.iter_rows(start, stop, only=frozenset(wanted))) as stream:
+                done = shard_encoder.run(passing(stream))
+        healed = int((done.status == layout.OK).sum())
+        if healed:
+            session = {"session": self.options.session, "started": started, "device": str(runner.encoder.device)}
+            after, status, details = retries.merged(before, blocks, wanted, done)
+            record = self.folder.store.heal(before, after, status, details={**details, **session})
+            tally.note(self.folder.objects, [record])
+            left = record.status_counts["unreadable"]
+        self.folder.forget_failure(shard)
+        images.settle(start, stop)
+        LOGGER.info("shard %05d: %d of %d unreadable images stored", shard, healed, len(wanted))
+        seconds = {"total": time.perf_counter() - began}
+        return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, healed=healed, seconds=seconds)
+
     def _prepared(self) -> tuple[engine.Engine, loader.ImageLoader]:
         with self._ready:
             if self._engine is None or self._loader is None:
@@ -174,7 +221,11 @@ class Worker:
                     preprocessing,
                     threads=threads,
                     window=self._window,
-                    limits=Limits(seconds=self.options.image_timeout, megapixels=self.options.max_megapixels),
+                    limits=Limits(
+                        seconds=self.options.image_timeout,
+                        megapixels=self.options.max_megapixels,
+                        accept_changed=self.options.accept_changed,
+                    ),
                     journal=self.folder.local_folder(DECODING),
                 )
                 accuracy.measure(self.folder, self.options, self._engine, self._loader)

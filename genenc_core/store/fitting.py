@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from genenc_core import errors
 from genenc_core.store import layout
 
 
@@ -30,3 +31,18 @@ def _block_problems(name: str, block: object, shape: tuple[int, ...], dtype: str
         yield f"{name!r} must have shape {shape}, got {block.shape}"
     if block.dtype != np.dtype(dtype):
         yield f"{name!r} must be {dtype}, got {block.dtype}"
+
+
+def refuse_other_changes(shard: int, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+    """Raise when a healed shard differs from what it was in any row but those that went from unreadable to ok.
+
+    Raises:
+        StoreError: another row differs, or no row was healed.
+    """
+    healed = (before[layout.STATUS] == layout.UNREADABLE) & (after[layout.STATUS] == layout.OK)
+    if not healed.any():
+        raise errors.StoreError(f"shard {shard:05d}: no row of it was healed")
+    for name, block in before.items():
+        kept, now = (np.ascontiguousarray(item[~healed]) for item in (block, after[name]))
+        if kept.tobytes() != now.tobytes():
+            raise errors.StoreError(f"shard {shard:05d}: {name!r} differs in rows that are not healed")

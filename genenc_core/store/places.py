@@ -25,23 +25,37 @@ REPAIR: Final = "_txn/repair.json"
 """Held by the one repair that runs."""
 
 _SHARD_NAME: Final = re.compile(r"s(\d{7,})(?:\.json|-\w+)")
+_LATER_NAME: Final = re.compile(r"s(\d{7,})\.r([1-9]\d{0,3})(?:\.json|-\w+)")
 
 
 def silent(_point: str) -> None:
     """Observe nothing."""
 
 
-def record(shard: int) -> str:
-    """Return the key of a shard's commit record."""
-    return f"{COMMITS}/s{shard:07d}.json"
+def record(shard: int, generation: int = 0) -> str:
+    """Return the key of a shard's commit record: its first, or a later one that healed rows."""
+    return f"{COMMITS}/s{shard:07d}{_later(generation)}.json"
 
 
-def attempt(shard: int, name: str = "") -> str:
-    """Return the folder of one attempt at a shard; without a name, what the folders of all attempts begin with."""
-    return f"{STAGING}/s{shard:07d}-{name}"
+def attempt(shard: int, name: str = "", generation: int = 0) -> str:
+    """Return the folder of one attempt at a record; without a name, what the folders of all attempts begin with."""
+    return f"{STAGING}/s{shard:07d}{_later(generation)}-{name}"
+
+
+def _later(generation: int) -> str:
+    return f".r{generation}" if generation else ""
 
 
 def shard_of(name: str) -> int | None:
-    """Return the shard that a record's or an attempt's name belongs to; None for any other name."""
+    """Return the shard that a first record's or attempt's name belongs to; None for any other name."""
     match = _SHARD_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def generation_of(name: str) -> tuple[int, int] | None:
+    """Return the shard and the generation of any record's or attempt's name; None for any other name."""
+    match = _LATER_NAME.fullmatch(name)
+    if match:
+        return int(match[1]), int(match[2])
+    shard = shard_of(name)
+    return None if shard is None else (shard, 0)

@@ -46,10 +46,17 @@ class CommitRecord:
     """Data first, `status` last: the order of promotion."""
     details: Mapping[str, Any]
     """The caller's own JSON, as `sealed.normal` returns it."""
+    generation: int = 0
+    """0 for a shard's first record; a later one stands for the same rows, of which some unreadable ones were healed."""
+    previous: str = ""
+    """Digest of the record before it, as stored; empty for the first."""
 
     def to_json(self) -> bytes:
         """Return the sealed document, on one line."""
-        return sealed.compact(SCHEMA, {**_shallow(self), "objects": [_shallow(item) for item in self.objects]})
+        content = {**_shallow(self), "objects": [_shallow(item) for item in self.objects]}
+        if not self.generation:  # as versions wrote it that knew of no later ones
+            del content["generation"], content["previous"]
+        return sealed.compact(SCHEMA, content)
 
     @classmethod
     def from_json(cls, data: bytes, *, subject: str = "commit record") -> Self:
@@ -90,6 +97,9 @@ def _object(item: Mapping[str, Any]) -> ObjectRecord:
 def _check(record: CommitRecord) -> None:
     """Raise `ValueError` when an entry is not of its type; a digest says only that nobody edited the document."""
     forms.count(record.shard)
+    forms.count(record.generation)
+    if record.generation:
+        forms.digest(record.previous)
     for text in (record.attempt, record.fingerprint):
         forms.word(text)
     if not record.objects:

@@ -167,8 +167,17 @@ def _take_down(store: run_store.RunStore, shard: int, aside: _Aside, *, content:
         return False
     for array in reversed(store.plan.all_arrays):
         aside.move(places.GROUP, layout.chunk_key(array, shard))
-    aside.move(*places.record(shard).rsplit("/", 1))
+    # The first last, for it is what keeps workers from committing.
+    for generation in range(_generations(store, shard), -1, -1):
+        aside.move(*places.record(shard, generation).rsplit("/", 1))
     return True
+
+
+def _generations(store: run_store.RunStore, shard: int) -> int:
+    """Return the highest generation that a record of a shard has; what is wrong with the records does not count."""
+    prefix = places.record(shard).rpartition("/")[2].removesuffix("json")
+    named = (places.generation_of(name) for name in store.objects.names(places.COMMITS, prefix))
+    return max((found[1] for found in named if found is not None), default=0)
 
 
 def _marked(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:

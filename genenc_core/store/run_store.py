@@ -171,6 +171,78 @@ class RunStore:
             self._finish(record)
         return record
 
+    def blocks(self, record: records.CommitRecord) -> dict[str, np.ndarray]:
+        """Return what a shard holds by its record: every array's rows by name, `status` included; put in place first.
+
+        Raises:
+            StoreError: an object is not the one that was committed, or the disk failed.
+        """
+        with disk_errors(f"shard {record.shard:05d} of {self.name!r}"):
+            self._finish(record)
+            found = {}
+            for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
+                data = self.objects.read(f"{places.GROUP}/{item.key}")
+                if digests.of([data], digests.algorithm(item.digest)) != item.digest:
+                    raise errors.StoreError(
+                        f"shard {record.shard:05d}: {item.key!r} is not the object that was committed; genenc verify "
+                        "--repair makes the shard pending"
+                    )
+                metadata = self._metadata(array.name)
+                found[array.name] = zarr_arrays.decode(metadata, item.key.partition("/")[2], data, record.rows)
+        return found
+
+    def heal(
+        self,
+        before: records.CommitRecord,
+        arrays: Mapping[str, np.ndarray],
+        status: np.ndarray,
+        *,
+        details: Mapping[str, object],
+    ) -> records.CommitRecord:
+        """Store rows of a committed shard that were unreadable, as its next record; no other row changes a bit.
+
+        The first record after `before` wins. Readers see a healed row as unreadable until all of it is in place.
+
+        Args:
+            before: the record that holds, as `record` returns it.
+            arrays: every planned array's rows of the shard, [rows_of_shard, ...], those not healed as `blocks` gives
+                them.
+            status: uint8 [rows_of_shard]: 2 became 1 for the rows that are healed, at least one.
+            details: JSON kept in the record.
+
+        Returns:
+            The record that holds: `record.attempt` and objects are another's when another was first.
+
+        Raises:
+            StoreError: another row differs, or something does not fit the plan (nothing was written), or the disk
+                failed.
+        """
+        start, stop = before.rows
+        blocks = {**arrays, layout.STATUS: status}
+        found = list(fitting.problems(self.plan, arrays, status, rows=stop - start))
+        if found:
+            raise errors.StoreError(f"shard {before.shard:05d} does not fit the plan: " + "; ".join(found))
+        details = sealed.normal(records.SCHEMA, details)
+        with disk_errors(f"shard {before.shard:05d} of {self.name!r}"):
+            record = self._later(before)
+            if record is None:
+                previous = transaction.record_digest(self.objects, before)
+                try:
+                    fitting.refuse_other_changes(before.shard, self.blocks(before), blocks)
+                except errors.StoreError:
+                    record = self._later(before)
+                    if record is None:
+                        raise
+                else:
+                    record = self._attempt(before.shard, blocks, details, before.generation + 1, previous)
+            self._finish(record)
+        return record
+
+    def _later(self, before: records.CommitRecord) -> records.CommitRecord | None:
+        """Return the record that holds in place of `before`; None while it is that one."""
+        now = transaction.own_record(self.objects, self.plan, before.shard)
+        return now if now is not None and now.generation > before.generation else None
+
     def recover(self) -> list[int]:
         """Finish what killed processes left: put committed shards in place, delete their staging and unused creations.
 
@@ -185,12 +257,13 @@ class RunStore:
         committed = self.committed()
         with disk_errors(f"recovery of {self.name!r}"):
             creation.sweep(self.objects)
-            staged = {places.shard_of(name) for name in transaction.staged(self.objects)}
+            staged = set(filter(None, map(places.generation_of, transaction.staged(self.objects))))
+            at_work = {shard for shard, _ in staged}
             in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
             finished, lost, status = [], [], layout.status_plan(self.plan)
             for shard in sorted(committed):
                 key = layout.chunk_key(status, shard)
-                if key.rpartition("/")[2] in in_place and shard not in staged:
+                if key.rpartition("/")[2] in in_place and shard not in at_work:
                     continue
                 try:
                     record = self.record(shard)
@@ -200,14 +273,20 @@ class RunStore:
                 except errors.StoreError as error:
                     lost.append(str(error))
                     continue
-                if key.rpartition("/")[2] not in in_place:
+                healing = record is not None and record.generation and (shard, record.generation) in staged
+                if key.rpartition("/")[2] not in in_place or healing:
                     finished.append(shard)
         if lost:
             raise errors.StoreError("; ".join(lost))
         return finished
 
     def _attempt(
-        self, shard: int, blocks: Mapping[str, np.ndarray], details: Mapping[str, object]
+        self,
+        shard: int,
+        blocks: Mapping[str, np.ndarray],
+        details: Mapping[str, object],
+        generation: int = 0,
+        previous: str = "",
     ) -> records.CommitRecord:
         metadata = {array.name: self._metadata(array.name) for array in self.plan.all_arrays}
         status = blocks[layout.STATUS]
@@ -215,7 +294,9 @@ class RunStore:
             layout.STATUS_MEANINGS[value]: int(np.count_nonzero(status == value))
             for value in (layout.OK, layout.UNREADABLE)
         }
-        attempt = transaction.Attempt.new(self.objects, self.plan, shard, observe=self.observer)
+        attempt = transaction.Attempt.new(
+            self.objects, self.plan, shard, observe=self.observer, generation=generation, previous=previous
+        )
         try:
             record = attempt.stage(blocks, metadata, status_counts=counts, details=details)
             self._refuse_replaced()
@@ -223,7 +304,7 @@ class RunStore:
             attempt.discard()
             own = isinstance(error, FileNotFoundError)
             winner = transaction.own_record(self.objects, self.plan, shard) if own else None
-            if winner is None:
+            if winner is None or winner.generation < generation:
                 raise
             self.objects.sync(places.COMMITS)
             return winner  # it removed our staging when it cleaned its own
@@ -243,8 +324,15 @@ class RunStore:
 
     def _finish(self, record: records.CommitRecord) -> None:
         """Put a shard in place; its record's folder was fsynced, as nothing may be visible before it is durable."""
-        transaction.promote(self.objects, record, observe=self.observer)
-        transaction.clean(self.objects, record.shard, observe=self.observer)
+        try:
+            transaction.promote(self.objects, record, observe=self.observer)
+        except errors.StoreError:
+            now = transaction.own_record(self.objects, self.plan, record.shard)
+            if now is None or now.generation == record.generation:
+                raise
+            record = now  # healed meanwhile by another process
+            transaction.promote(self.objects, record, observe=self.observer)
+        transaction.clean(self.objects, record, observe=self.observer)
 
     def _metadata(self, name: str) -> bytes:
         key = f"{name}/{zarr_arrays.METADATA}"

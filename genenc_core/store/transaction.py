@@ -34,11 +34,31 @@ class Attempt:
     plan: layout.StorePlan
     shard: int
     name: str
+    generation: int = 0
+    previous: str = ""
 
     @classmethod
-    def new(cls, objects: Objects, plan: layout.StorePlan, shard: int, *, observe: places.Observer) -> Self:
-        """Return an attempt whose name no other has."""
-        return cls(objects=objects, observe=observe, plan=plan, shard=shard, name=uuid.uuid4().hex)
+    def new(
+        cls,
+        objects: Objects,
+        plan: layout.StorePlan,
+        shard: int,
+        *,
+        observe: places.Observer,
+        generation: int = 0,
+        previous: str = "",
+    ) -> Self:
+        """Return an attempt whose name no other has: at a shard's first record, or at one after the `previous`."""
+        name = uuid.uuid4().hex
+        return cls(
+            objects=objects,
+            observe=observe,
+            plan=plan,
+            shard=shard,
+            name=name,
+            generation=generation,
+            previous=previous,
+        )
 
     def stage(
         self,
@@ -75,6 +95,8 @@ class Attempt:
             status_counts=status_counts,
             objects=tuple(objects),
             details=details,
+            generation=self.generation,
+            previous=self.previous,
         )
         self.objects.sync(self._folder)
         self.observe("stage:after")
@@ -88,12 +110,13 @@ class Attempt:
         """
         self.observe("commit:before")
         try:
-            self.objects.create(places.record(self.shard), record.to_json(), via=f"{self._folder}/record.json")
+            key = places.record(self.shard, self.generation)
+            self.objects.create(key, record.to_json(), via=f"{self._folder}/record.json")
             won = record
         except (OSError, errors.StoreError):
             # A lost answer looks like a conflict, and a failed call may have created: only the record tells.
             found = own_record(self.objects, self.plan, self.shard)
-            if found is None:
+            if found is None or found.generation < self.generation:
                 raise
             won = found
         self.objects.sync(places.COMMITS)
@@ -106,7 +129,7 @@ class Attempt:
 
     @property
     def _folder(self) -> str:
-        return places.attempt(self.shard, self.name)
+        return places.attempt(self.shard, self.name, self.generation)
 
     def _stage_object(
         self, array: layout.ArrayPlan, staged: str, block: np.ndarray, metadata: Mapping[str, bytes], call: _Call
@@ -144,33 +167,68 @@ def _calls(size: int) -> Iterator[_Call]:
         yield lambda function, *arguments: pool.submit(function, *arguments).result
 
 
-def read_record(objects: Objects, shard: int) -> records.CommitRecord | None:
-    """Return a shard's record, or None when it is not committed.
+def read_record(objects: Objects, shard: int, generation: int = 0) -> records.CommitRecord | None:
+    """Return one record of a shard, or None when there is none.
 
     Raises:
         OtherVersion: the record is of another version of genenc.
         StoreError: the record is damaged.
     """
-    key = places.record(shard)
+    key = places.record(shard, generation)
     try:
         data = objects.read(key)
     except FileNotFoundError:
         return None
     try:
-        return records.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
+        record = records.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
     except sealed.OtherVersion:
         raise
     except errors.StoreError as error:
         raise errors.StoreError(f"{error}; {_REMEDY}") from error
+    if record.generation != generation:
+        raise errors.StoreError(f"{key!r} of {objects.name!r} is record {record.generation} of its shard; {_REMEDY}")
+    return record
+
+
+def history(objects: Objects, shard: int) -> list[records.CommitRecord]:
+    """Return the records of a shard, the first to the one that holds; each names the digest of the one before it.
+
+    Raises:
+        OtherVersion: a record is of another version of genenc.
+        StoreError: a record is damaged, or does not follow the one before it.
+    """
+    found: list[records.CommitRecord] = []
+    while (record := read_record(objects, shard, len(found))) is not None:
+        if found:
+            what = _not_following(objects, found[-1], record)
+            if what:
+                raise errors.StoreError(f"{places.record(shard, len(found))!r} of {objects.name!r} {what}; {_REMEDY}")
+        found.append(record)
+    return found
+
+
+def record_digest(objects: Objects, record: records.CommitRecord) -> str:
+    """Return the digest of a record's file."""
+    return digests.of([objects.read(places.record(record.shard, record.generation))])
+
+
+def _not_following(objects: Objects, before: records.CommitRecord, after: records.CommitRecord) -> str:
+    """Return why a record cannot come after another, "" if it can: rows only ever go from unreadable to stored."""
+    if after.previous != record_digest(objects, before):
+        return "follows another record than the one before it"
+    ok = [record.status_counts.get("ok", 0) for record in (before, after)]
+    same = (before.shard, before.rows, before.fingerprint) == (after.shard, after.rows, after.fingerprint)
+    return "" if same and ok[0] < ok[1] else "heals nothing of the record before it"
 
 
 def own_record(objects: Objects, plan: layout.StorePlan, shard: int) -> records.CommitRecord | None:
-    """Return a shard's record as `read_record`, but not one that was made for another run or another shard.
+    """Return the record of a shard that holds, but not one that was made for another run or another shard.
 
     Raises:
         StoreError: the record is damaged, or not this shard's.
     """
-    record = read_record(objects, shard)
+    found = history(objects, shard)
+    record = found[-1] if found else None
     what = "" if record is None else misplaced(record, plan, shard)
     if what:
         raise errors.StoreError(f"{what} ({places.record(shard)!r} of {objects.name!r}); {_REMEDY}")
@@ -207,13 +265,14 @@ def promote(objects: Objects, record: records.CommitRecord, *, observe: places.O
     observe("promote:after")
 
 
-def clean(objects: Objects, shard: int, *, observe: places.Observer) -> None:
-    """Delete all staging of a promoted shard, also what killed or beaten attempts left.
+def clean(objects: Objects, record: records.CommitRecord, *, observe: places.Observer) -> None:
+    """Delete all staging of a promoted record and those before it, also what killed or beaten attempts left.
 
-    Never call it for a shard without a promoted record: a slow writer may still commit what it staged.
+    Never that of a record that is still to come: a slow writer may still commit what it staged.
     """
-    for name in staged(objects, places.attempt(shard).rpartition("/")[2]):
-        objects.remove_tree(f"{places.STAGING}/{name}")
+    for generation in range(record.generation + 1):
+        for name in staged(objects, places.attempt(record.shard, generation=generation).rpartition("/")[2]):
+            objects.remove_tree(f"{places.STAGING}/{name}")
     observe("clean:after")
 
 
@@ -234,7 +293,11 @@ def _place(objects: Objects, record: records.CommitRecord, item: records.ObjectR
     with contextlib.suppress(FileNotFoundError):  # moved by whoever promoted before or beside us
         objects.move(f"{places.STAGING}/{item.staged}", target, size=item.size)
         return
-    if objects.size(target) is None:
+    missing = objects.size(target) is None
+    if record.generation and not missing:  # what lies there may still be that of the record before
+        algorithm, _, stated = item.digest.partition(":")
+        missing = objects.digest(target, algorithm) != (item.size, stated)
+    if missing:
         raise errors.StoreError(
             f"shard {record.shard:05d}: object {item.key!r} is committed but neither in place nor staged; somebody "
             f"deleted it. {_REMEDY}"

@@ -147,19 +147,32 @@ def _foreign(store: run_store.RunStore, keys: list[str], done: set[int]) -> Iter
 
 
 def _foreign_records(store: run_store.RunStore) -> Iterator[Problem]:
-    for name in sorted(store.objects.names(places.COMMITS)):
-        shard = places.shard_of(name)
-        if shard is None or shard >= store.shard_count or f"{places.COMMITS}/{name}" != places.record(shard):
+    names = set(store.objects.names(places.COMMITS))
+    for name in sorted(names):
+        shard, generation = places.generation_of(name) or (store.shard_count, 0)
+        before = places.record(shard, max(generation - 1, 0)).rpartition("/")[2]
+        own = f"{places.COMMITS}/{name}" == places.record(shard, generation) and before in names
+        if shard >= store.shard_count or not own:
             yield Problem(shard=None, rows=None, key=name, what="foreign file among the commit records")
 
 
 def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> list[Problem]:
+    generation, problems = _problems_now(store, shard, content=content)
+    if problems and store.objects.size(places.record(shard, generation + 1)) is not None:
+        # Rows of it were healed between the looks at its record and at its objects.
+        generation, problems = _problems_now(store, shard, content=content)
+    return problems
+
+
+def _problems_now(store: run_store.RunStore, shard: int, *, content: bool) -> tuple[int, list[Problem]]:
+    """Return the generation of a shard's record, and what is wrong with it or its objects."""
     if shard >= store.shard_count:
-        return []  # named by _foreign_records
+        return 0, []  # named by _foreign_records
     rows = store.shard_range(shard)
     name = places.record(shard).rpartition("/")[2]
     try:
-        record = transaction.read_record(store.objects, shard)
+        found = transaction.history(store.objects, shard)
+        record = found[-1] if found else None
         what = "the record vanished" if record is None else transaction.misplaced(record, store.plan, shard)
     except sealed.OtherVersion:  # no damage: a repair would take down what is whole
         raise
@@ -167,8 +180,8 @@ def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> 
         _refuse_passing(store, error)
         record, what = None, str(error)
     if record is None or what:
-        return [Problem(shard=shard, rows=rows, key=name, what=what)]
-    return [
+        return 0, [Problem(shard=shard, rows=rows, key=name, what=what)]
+    return record.generation, [
         Problem(shard=shard, rows=rows, key=item.key, what=what)
         for array, item in zip(store.plan.all_arrays, record.objects, strict=True)
         if (what := _object_problem(store, record, array, item, content=content))

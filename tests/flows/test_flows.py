@@ -160,12 +160,14 @@ def test_a_mended_file_is_read_and_the_change_recorded(tmp_path: Path) -> None:
     broken.write_bytes(good[:-40])
     extraction.extract_features(given, return_state=True)
     broken.write_bytes(good)
-    again = extraction.rerun_shards(str(tmp_path / "run"), "failed", return_state=True)
+    refused = extraction.rerun_shards(str(tmp_path / "run"), "failed", return_state=True)
+    assert "changed since planned" in str(refused.result(raise_on_failure=False).result.failures[0].reason)
+    again = extraction.rerun_shards(str(tmp_path / "run"), "failed", accept_changed=True, return_state=True)
     record = json.loads((tmp_path / "run" / "_txn" / "commits" / "s0000002.json").read_text())
     assert again.is_completed()
     assert again.result().status.unreadable == 0
     (change,) = record["details"]["changed_since_planned"]
-    assert (change["row"], f"{len(good)} bytes when it was read" in change["change"]) == (4, True)
+    assert (change["row"], f"is {len(good)} bytes" in change["change"]) == (4, True)
 
 
 def test_wrong_input_ends_the_flow_with_the_cores_words(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def images(count: int, simulated: SimulatedDevice, *, decode: float = 0.0) -> It
 def encoded(count: int, simulated: SimulatedDevice, runner: engine.Engine, *, decode: float = 0.0) -> np.ndarray:
     """Run one shard; return its vectors."""
     ids = [str(row) for row in range(count)]
-    given = shards.ShardInput(shard=0, start=0, image_ids=ids, points=np.zeros((count, 0, 2)))
+    given = shards.ShardInput(shard=0, rows=range(count), image_ids=ids, points=np.zeros((count, 0, 2)))
     shard = shards.ShardEncoder(given, runner, PREPROCESSING, FailureBudget())
     done = shard.run(images(count, simulated, decode=decode))
     assert done.status.all()

@@ -1,12 +1,14 @@
 """An image that hangs or kills its decoder costs its own row, never the run, and the process can always end."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +38,7 @@ def alone() -> Iterator[isolated.IsolatedLoader]:
     """One child with the hostile decoder for all tests; its start is most of its cost."""
     patch = pytest.MonkeyPatch()
     patch.setattr(isolated, "_SERVE", SERVE)
-    shared = isolated.IsolatedLoader(SQUARE, limits.Limits())
+    shared = isolated.IsolatedLoader(SQUARE, limits.Limits(accept_changed=True))
     patch.undo()
     yield shared
     shared.close()
@@ -59,7 +61,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch, alone: isolated.IsolatedLoader) -> 
 def test_a_hung_image_is_a_row_and_its_thread_is_replaced(listed: manifest.Manifest) -> None:
     """With one thread everything behind it would wait for ever; the reason says the limit and the remedy."""
     poison(listed, hostile_images.HANGS, 4)
-    images = loader.ImageLoader(listed, SQUARE, threads=1, limits=limits.Limits(seconds=0.5))
+    images = loader.ImageLoader(listed, SQUARE, threads=1, limits=limits.Limits(accept_changed=True, seconds=0.5))
     got = list(images.iter_rows(0, 12))
     began = time.monotonic()
     images.close()
@@ -78,11 +80,13 @@ def test_an_image_that_was_only_slow_gets_its_second_chance(
     slow, real = threading.Event(), decode.decode_image
     with monkeypatch.context() as busy:
         busy.setattr(decode, "decode_image", lambda data, **options: (slow.wait(), real(data, **options))[1])
-        with loader.ImageLoader(listed, SQUARE, threads=2, limits=limits.Limits(seconds=0.4)) as images:
-            images._alone._limits = limits.Limits(seconds=30)
+        with loader.ImageLoader(
+            listed, SQUARE, threads=2, limits=limits.Limits(accept_changed=True, seconds=0.4)
+        ) as images:
+            images._alone._limits = limits.Limits(accept_changed=True, seconds=30)
             got = next(images.iter_rows(2, 3))
             slow.set()
-    with loader.ImageLoader(listed, SQUARE) as images:
+    with loader.ImageLoader(listed, SQUARE, limits=limits.Limits(accept_changed=True)) as images:
         (expected,) = images.iter_rows(2, 3)
     assert got.failure is None
     assert got.pixels is not None
@@ -95,7 +99,9 @@ def test_time_in_which_nobody_waits_does_not_count(listed: manifest.Manifest, mo
     """A model that computes for a minute between two batches, or a suspended process, ages no image."""
     real = decode.decode_image
     monkeypatch.setattr(decode, "decode_image", lambda data, **options: (time.sleep(0.3), real(data, **options))[1])
-    with loader.ImageLoader(listed, SQUARE, threads=1, limits=limits.Limits(seconds=1.5)) as images:
+    with loader.ImageLoader(
+        listed, SQUARE, threads=1, limits=limits.Limits(accept_changed=True, seconds=1.5)
+    ) as images:
         for image in images.iter_rows(0, 12):
             assert image.failure is None
             if image.row == 0:
@@ -106,7 +112,7 @@ def test_time_in_which_nobody_waits_does_not_count(listed: manifest.Manifest, mo
 def test_when_more_images_hang_than_threads_it_is_no_images_fault(listed: manifest.Manifest) -> None:
     """A volume that stopped answering must not make every row unreadable."""
     poison(listed, hostile_images.HANGS, *range(12))
-    images = loader.ImageLoader(listed, SQUARE, threads=6, limits=limits.Limits(seconds=0.3))
+    images = loader.ImageLoader(listed, SQUARE, threads=6, limits=limits.Limits(accept_changed=True, seconds=0.3))
     with pytest.raises(pool.TooManyHung, match=r"more than the 6 decoding threads.*--image-timeout"):
         list(images.iter_rows(0, 12))
     images.close()
@@ -115,7 +121,7 @@ def test_when_more_images_hang_than_threads_it_is_no_images_fault(listed: manife
 @pytest.mark.usefixtures("hostile")
 def test_suspects_are_loaded_alone(listed: manifest.Manifest, tmp_path: Path) -> None:
     """Rows in the notes of a dead process: the good ones as ever, the bad ones with the signal that they cause."""
-    with loader.ImageLoader(listed, SQUARE) as images:
+    with loader.ImageLoader(listed, SQUARE, limits=limits.Limits(accept_changed=True)) as images:
         (expected,) = images.iter_rows(6, 7)
     poison(listed, hostile_images.ABORTS, 3)
     poison(listed, hostile_images.SEGFAULTS, 4)
@@ -123,7 +129,9 @@ def test_suspects_are_loaded_alone(listed: manifest.Manifest, tmp_path: Path) ->
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "1-dead.rows").write_bytes(b"".join(row.to_bytes(8, "little") for row in (3, 4, 5, 6)))
-    with loader.ImageLoader(listed, SQUARE, journal=notes, limits=limits.Limits(seconds=0.5)) as images:
+    with loader.ImageLoader(
+        listed, SQUARE, journal=notes, limits=limits.Limits(accept_changed=True, seconds=0.5)
+    ) as images:
         got = list(images.iter_rows(0, 12))
         assert [image.row for image in got] == list(range(12))
         assert [image.row for image in got if image.failure] == [3, 4, 5]
@@ -151,7 +159,7 @@ from genenc_core.images import limits, loader, manifest
 listed = manifest.Manifest.open(Path(sys.argv[1]))
 images = loader.ImageLoader(
     listed, spec.Preprocessing(height=24, width=32), threads=2, journal=Path(sys.argv[2]),
-    limits=limits.Limits(seconds=float(sys.argv[3])),
+    limits=limits.Limits(accept_changed=True, seconds=float(sys.argv[3])),
 )
 for image in images.iter_rows(0, 12):
     sys.stdout.write(f"{{image.row}} {{image.failure}}\\n")
@@ -199,3 +207,55 @@ def test_a_fault_of_the_volume_stays_one_in_a_process_of_its_own(
     with pytest.raises(OSError, match="Stale file handle") as caught:
         isolated._unpacked(0, answer, limits.Limits())
     assert caught.value.errno == 116
+
+
+class _Killed(isolated.IsolatedLoader):
+    """A loader whose images are killed so many times."""
+
+    def __init__(self, times: int, number: int, *, whole: bool) -> None:
+        super().__init__(SQUARE, limits.Limits())
+        self.left = times
+        victim = "os.getppid()" if whole else "os.getpid()"
+        self.normal = self._program
+        self.killing = self._program.replace(
+            "isolated.serve()",
+            "import os; from genenc_core.images import reading; "
+            f"reading.Reader.load = lambda *_: os.kill({victim}, {number}) or __import__('time').sleep(9); "
+            "isolated.serve()",
+        )
+
+    def _started(self) -> Any:
+        self._program = self.killing if self.left > 0 else self.normal
+        self.left -= 1
+        if self._process is not None:
+            self._end(self._process, kill=True)
+        return super()._started()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["its process", "the server"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_decoder_killed_from_outside_is_tried_again_and_is_then_no_fault_of_the_image(
+    listed: manifest.Manifest, number: int, whole: bool
+) -> None:
+    path = listed.read(0, 1).paths[0]
+    for times in (1, 2):
+        alone = _Killed(times, number, whole=whole)
+        try:
+            if times == 1:
+                assert alone.load(reading.Request(0, path, -1)).failure is None
+            else:
+                with pytest.raises(ChildProcessError, match="killed from outside"):
+                    alone.load(reading.Request(0, path, -1))
+        finally:
+            alone.close()
+
+
+def test_a_full_temporary_folder_is_no_fault_of_an_image(
+    listed: manifest.Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc/1/nowhere")
+    alone = isolated.IsolatedLoader(SQUARE, limits.Limits())
+    try:
+        assert alone.load(reading.Request(0, listed.read(0, 1).paths[0], -1)).failure is None
+    finally:
+        alone.close()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from genenc_core import errors, spec
 from genenc_core.images import decode, decoded, geometry, loader, manifest, reading, sources
+from genenc_core.images.limits import Limits
 
 SQUARE = spec.Preprocessing(height=24, width=32, fit="crop")
 
@@ -123,12 +124,16 @@ def test_changed_files_are_read_and_the_change_told(tmp_path: Path, folder: Path
     (folder / "a02.png").mkdir()
     (folder / "later.png").write_bytes(b"12345")
     with loader.ImageLoader(listed, SQUARE) as images:
+        (refused, _) = images.iter_rows(0, 2)
+        assert str(refused.failure).startswith(f"changed since planned: was {size} bytes, is {size + 4} bytes")
+        assert (refused.cause, refused.pixels) == ("changed", None)
+    with loader.ImageLoader(listed, SQUARE, limits=Limits(accept_changed=True)) as images:
         opened = len(list(Path("/proc/self/fd").iterdir()))
         loaded = list(images.iter_rows(0, 7))
         assert len(list(Path("/proc/self/fd").iterdir())) == opened
     failures, changes = [image.failure for image in loaded], [image.changed for image in loaded]
     assert failures[0] is None
-    assert changes[0] == f"was {size} bytes when the run was planned, {size + 4} bytes when it was read"
+    assert changes[0] == f"changed since planned: was {size} bytes, is {size + 4} bytes"
     assert loaded[0].sha256 == hashlib.sha256((folder / "a00.png").read_bytes()).hexdigest()
     assert failures[1] == "cannot be read: No such file or directory"
     assert failures[2] == "not a regular file"
@@ -273,3 +278,52 @@ def test_rows_that_are_not_there(tmp_path: Path, folder: Path) -> None:
         pytest.raises(errors.StoreError, match="has the rows 0 to 12"),
     ):
         list(images.iter_rows(10, 14))
+
+
+@pytest.mark.parametrize(
+    ("planned", "found", "same"),
+    [
+        (1_700_000_001_234_567_891, 1_700_000_001_234_567_891, True),
+        (1_700_000_001_234_567_891, 1_700_000_001_234_567_800, True),  # NTFS
+        (1_700_000_001_234_567_891, 1_700_000_001_234_567_000, True),  # tar
+        (1_700_000_001_234_567_891, 1_700_000_001_230_000_000, True),  # exFAT
+        (1_700_000_001_234_567_891, 1_700_000_001_000_000_000, True),  # ext3, rsync
+        (1_700_000_001_234_567_891, 1_700_000_000_000_000_000, True),  # FAT
+        (1_700_000_001_234_567_891, 1_700_000_002_000_000_000, True),  # FAT, rounded up
+        (1_700_000_000_000_000_000, 1_700_000_001_000_000_000, True),  # FAT of an odd second
+        (1_700_000_001_234_567_891, 1_700_000_001_234_567_892, False),
+        (1_700_000_001_234_567_891, 1_700_000_001_334_567_891, False),
+        (1_700_000_001_000_000_000, 1_700_000_003_000_000_000, False),
+        (1_700_000_000_000_000_000, 1_700_000_002_000_000_000, False),
+        (1_700_000_001_234_567_891, 1_800_000_000_000_000_000, False),
+        (-1, 2**62, False),
+    ],
+)
+def test_times_of_copies_with_fewer_digits_are_the_same(planned: int, found: int, same: bool) -> None:
+    told = reading.change(reading.Request(0, "x", 5, planned), 5, found)
+    assert (told is None) == same
+    assert (reading.change(reading.Request(0, "x", 5, found), 5, planned) is None) == same
+    assert reading.change(reading.Request(0, "x", 5), 5, found) is None
+
+
+@pytest.mark.parametrize("gone", ["empty", "gone", "a file", "closed"])
+def test_a_missing_file_whose_folder_is_gone_is_no_fault_of_the_image(tmp_path: Path, folder: Path, gone: str) -> None:
+    (folder / "day1").mkdir()
+    (folder / "a00.png").rename(folder / "day1" / "a00.png")
+    listed = manifest_of(folder, tmp_path)
+    row = listed.read(0, listed.rows).image_ids.index("day1/a00.png")
+    (folder / "day1" / "a00.png").unlink()
+    if gone != "empty":
+        (folder / "day1").rmdir()
+    if gone == "a file":
+        (folder / "day1").write_text("")
+    if gone == "closed":
+        (folder / "day1").symlink_to("/proc/1/root/root" if os.getuid() else "day1")
+    with (
+        loader.ImageLoader(listed, SQUARE) as images,
+        pytest.raises(FileNotFoundError, match="its folder neither"),
+    ):
+        list(images.iter_rows(row, row + 1))
+    with loader.ImageLoader(listed, SQUARE, limits=Limits(accept_changed=True)) as images:
+        (image,) = images.iter_rows(row, row + 1)
+    assert str(image.failure).startswith("cannot be read: ")

@@ -127,6 +127,22 @@ def commit(store: run_store.RunStore, shard: int, *, salt: int = 0) -> None:
     store.commit(shard, arrays, status, details={"salt": salt})
 
 
+def healed(shard: int, *, salt: int = 0, by: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The content of a shard when its unreadable row is healed: other values in that row alone."""
+    arrays, status = content(shard, salt=salt)
+    for name, values in content(shard, salt=1000 + by)[0].items():
+        arrays[name][status == 2] = values[status == 2]
+    return arrays, np.ones_like(status)
+
+
+def heal(store: run_store.RunStore, shard: int, *, by: int = 0) -> None:
+    """Heal one shard, unless it is."""
+    before = store.record(shard)
+    if before is not None and not before.generation:
+        arrays, status = healed(shard, salt=before.details["salt"], by=by)
+        store.heal(before, arrays, status, details={**before.details, "by": by})
+
+
 def resume(root: Root, *, observer: places.Observer = places.silent) -> run_store.RunStore:
     """What a user's second command does: create or open, recover, commit what is pending."""
     store = create(root, observer=observer)
@@ -424,7 +440,7 @@ def race(root: Root, *, salt: int, go: Path) -> None:
 def main() -> None:
     """Run one of the programs above."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create", "repair"])
+    parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create", "repair", "heal"])
     parser.add_argument("root", type=lambda text: text if is_remote(text) else Path(text))
     parser.add_argument("--point", default="")
     parser.add_argument("--nth", type=int, default=1)
@@ -443,6 +459,11 @@ def main() -> None:
     os.environ["STORE_WORKER_BROKEN"] = asked.broken or ""
     if asked.program == "resume":
         resume(asked.root, observer=killer(asked.point, asked.nth))
+    elif asked.program == "heal":
+        store = run_store.RunStore.open(asked.root, observer=killer(asked.point, asked.nth))
+        while asked.go is not None and not asked.go.exists():
+            time.sleep(0.001)
+        heal(store, 1, by=asked.salt)
     elif asked.program == "repair":
         mended = run_store.RunStore.open(asked.root, observer=killer(asked.point, asked.nth))
         repair.repair_store(mended, coordinates=coordinates())
