@@ -80,18 +80,33 @@ def require(built: sources.BuiltEncoder, found: spec.SizeRange) -> None:
             ) from error
         for slot, tensor in zip(built.outputs, outputs, strict=True):
             shape = tuple(tensor.shape[1:])
-            if not _scaled(slot.shape, shape, (height / own[0], width / own[1])):
+            if not _grown(slot.shape, shape, own, (height, width)):
                 raise errors.ExportError(
                     f"{fixed}given {height} x {width}, its {slot.name!r} is {list(shape)}, and {list(slot.shape)} at "
                     f"its own size. {remedy}"
                 )
 
 
-def _scaled(own: tuple[int, ...], other: tuple[int, ...], factors: tuple[float, float]) -> bool:
-    """Whether a slot's shape is its own one with height and width scaled; vectors stay, tokens may change in number."""
+def _grown(own: tuple[int, ...], other: tuple[int, ...], image: tuple[int, int], other_image: tuple[int, int]) -> bool:
+    """Whether a slot's shape is its own one, its map grown with the image; vectors stay, tokens may change in number.
+
+    A map of a net without padding lacks a border, so that it grows by one cell per stride and is not in proportion.
+    """
     if len(own) != len(other):
         return False
     if len(own) != 3:
         return own[-1] == other[-1]
-    sides = zip(own[1:], other[1:], factors, strict=True)
-    return own[0] == other[0] and all(abs(got - side * factor) < 1 for side, got, factor in sides)
+    sides = zip(own[1:], other[1:], image, other_image, strict=True)
+    return own[0] == other[0] and all(_follows(*side) for side in sides)
+
+
+def _follows(cells: int, other_cells: int, pixels: int, other_pixels: int) -> bool:
+    """Whether a side in cells follows one in pixels: in proportion, or by one cell per whole stride."""
+    if abs(other_cells - cells * other_pixels / pixels) < 1:
+        return True
+    more_cells, more_pixels = other_cells - cells, other_pixels - pixels
+    if more_cells * more_pixels <= 0:
+        return False
+    stride = round(more_pixels / more_cells)
+    # What the border takes is the same at both sizes, but for the rounding of one cell.
+    return stride >= 1 and cells <= pixels / stride + 1 and abs(more_cells - more_pixels / stride) <= 1

@@ -12,6 +12,7 @@ from genenc_core import errors, spec
 from genenc_core.models import (
     builtin_source,
     encoder,
+    hub_name,
     layers,
     own_code,
     python_source,
@@ -145,6 +146,8 @@ def resolve_name(name: str) -> tuple[spec.SourceKind, str]:
     Raises:
         InputError: no source has it; the nearest names are offered.
     """
+    if hub_name.is_one(name):
+        return "timm", _known_on_hub(name)
     if name.startswith("factory/"):
         return "factory", name.removeprefix("factory/")
     if Path(name).suffix.lower() in MODEL_FILE_SUFFIXES:
@@ -194,8 +197,27 @@ def _known_timm(name: str) -> str:
     return name
 
 
+def _known_on_hub(name: str) -> str:
+    """Return timm's name of a model of the Hugging Face hub.
+
+    Raises:
+        InputError: timm is not installed, or it is none of timm's own; the nearest names are offered.
+    """
+    owner, bare = hub_name.split(name)
+    if owner == "timm":
+        return _known_timm(bare)
+    same = hub_name.with_its_words(bare, timm_source.names())
+    near = f" The nearest names are: {', '.join(same)}." if same else _nearest(bare, timm_source.names())
+    raise errors.InputError(
+        f"model {name!r} is a repository of the Hugging Face hub that is not timm's own, which genenc does not read."
+        f"{near} Give one of timm's (hf-hub:timm/NAME), or your own "
+        "package.module:factory that loads the repository."
+    )
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.6)
+    near = near or hub_name.with_its_words(name, known)
     return f" The nearest names are: {', '.join(near)}." if near else ""
 
 

@@ -157,7 +157,7 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
         root.mkdir(exist_ok=True)
         listed.path.replace(root / MANIFEST)
     listed = manifest.Manifest.open(root / MANIFEST)
-    own_spec = model_files.localised(design.model.spec, root, eager=design.model.backend == "eager")
+    own_spec = model_files.localised(_as_run(design), root, eager=design.model.backend == "eager")
     records.write_text(objects, MODEL_SPEC, own_spec.to_json())
     records.write_json(objects, PARAMETERS, given.model_dump(mode="json"))
     records.write_text(objects, "README.md", store_plan.readme(identity, listed, design.products, out=given.out))
@@ -170,6 +170,16 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     )
     store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
+
+
+def _as_run(design: Design) -> spec.RuntimeModelSpec:
+    """Return the model's spec with the run's own preprocessing, that of a tile where images are cut into tiles."""
+    found, own = design.model.spec, design.preprocessing
+    if design.tiles is not None:
+        _, height, width = found.inputs[0].shape
+        own = own.model_copy(update={"height": height, "width": width})
+    block = (found.genenc or spec.GenencBlock()).model_copy(update={"preprocessing": own})
+    return found.model_copy(update={"genenc": block})
 
 
 def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> None:

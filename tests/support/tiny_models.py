@@ -126,3 +126,26 @@ class Wide(Colours):
 def wide() -> nn.Module:
     """Return `Wide`."""
     return Wide()
+
+
+def unpadded() -> nn.Module:
+    """Map [B, 3, H, W] to [B, 5, h, w], h = ceil((H - 2) / 2) - 4, w alike."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.MaxPool2d(2, 2, ceil_mode=True), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 5, 3)
+    )
+
+
+class Branching(nn.Module):
+    """A net whose path depends on its numbers, which torch.export refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.conv(images)
+        return maps if maps.mean() > 0 else 2 * maps
+
+
+def branching() -> nn.Module:
+    return Branching()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from genenc_core import errors
+from genenc_core import errors, torch_logs
 from genenc_core.export import artifacts
 from genenc_core.export.formats import record
 from genenc_core.models import wording
@@ -65,15 +65,16 @@ def compile_package(module: nn.Module, target: record.Target, path: Path) -> Non
     _own_cache()
     program = _with_many(target).program(module)
     try:
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(path),
-            inductor_configs={
-                # The package's own check, where someone turns it on, would refuse a batch of 1 otherwise.
-                "aot_inductor.check_lowerbound": False,
-                "aot_inductor.metadata": {TORCH_KEY: torch.__version__},
-            },
-        )
+        with torch_logs.without_prints():
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(path),
+                inductor_configs={
+                    # The package's own check, where someone turns it on, would refuse a batch of 1 otherwise.
+                    "aot_inductor.check_lowerbound": False,
+                    "aot_inductor.metadata": {TORCH_KEY: torch.__version__},
+                },
+            )
     except Exception as error:  # the compiler passes on whatever its stages raise
         raise errors.ExportError(
             f"AOTInductor cannot compile this model: {wording.reason(error)}. Use "

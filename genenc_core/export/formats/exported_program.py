@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from genenc_core import errors, torch_faults
+from genenc_core import errors, torch_faults, torch_logs
 from genenc_core.export.formats import record
 from genenc_core.models import wording
 
@@ -27,7 +27,8 @@ def save(module: nn.Module, target: record.Target, path: Path) -> None:
     # The example would travel with the file otherwise, at full size.
     program.example_inputs = None
     try:
-        torch.export.save(program, path)
+        with torch_logs.without_prints():
+            torch.export.save(program, path)
     except Exception as error:  # whatever the serializer does not know
         raise errors.ExportError(
             f"torch.export cannot save this model: {wording.reason(error)}. Use --formats torchscript, or --backend "
@@ -55,7 +56,9 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
     """
     torch_faults.before_fake_tensors()
     try:
-        program = torch.export.load(path)
+        # As an open file: of a path torch looks at the extension, and a private copy has none.
+        with path.open("rb") as file, torch_logs.kept_back():
+            program = torch.export.load(file)
     except Exception as error:  # the deserializer raises whatever a foreign or damaged file leads it to
         raise errors.InputError(
             f"cannot load {str(path)!r}: {wording.reason(error)}. It is damaged or of another version of torch; "

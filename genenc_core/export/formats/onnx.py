@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genenc_core import errors
+from genenc_core import errors, torch_logs
 from genenc_core.export import onnx_file
 from genenc_core.export.formats import record
 from genenc_core.models import wording
@@ -55,8 +54,7 @@ def convert(module: nn.Module, target: record.Target, path: Path) -> None:
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch_logs.without_prints():
             converted: Any = torch.onnx.export(
                 program,
                 dynamo=True,

@@ -1,5 +1,6 @@
 """What an export aims at, and what every format is able to do."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from genenc_core import errors, spec, spec_rules, torch_faults
+from genenc_core import errors, spec, spec_rules, torch_faults, torch_logs
 from genenc_core.export import artifacts
 from genenc_core.models import wording
 
@@ -59,14 +60,26 @@ class Target:
         """
         torch_faults.before_fake_tensors()
         try:
-            with torch.no_grad():
-                return torch.export.export(module, (self.example,), dynamic_shapes=self._dynamic())
+            return self._exported(module, deferred=False)
         except Exception as error:  # exporting runs the model's own code
+            if self.sizes is not None:
+                # What torch cannot prove of all sizes, such as a rounding, the program then checks when it runs.
+                with contextlib.suppress(Exception):
+                    return self._exported(module, deferred=True)
             raise errors.ExportError(
                 f"torch.export cannot export this model{' with dynamic sizes' if self.sizes else ''}: "
                 f"{wording.reason(error)}. Use --formats torchscript, or --backend eager"
                 f"{', or leave --dynamic-size out' if self.sizes else ''}."
             ) from error
+
+    def _exported(self, module: nn.Module, *, deferred: bool) -> torch.export.ExportedProgram:
+        with torch.no_grad(), torch_logs.without_prints():
+            return torch.export.export(
+                module,
+                (self.example,),
+                dynamic_shapes=self._dynamic(),
+                prefer_deferred_runtime_asserts_over_guards=deferred,
+            )
 
     def _dynamic(self) -> tuple[dict[int, Any]] | None:
         dims: dict[int, Any] = {}

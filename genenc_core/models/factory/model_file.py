@@ -136,6 +136,11 @@ def _configuration(content: Mapping[str, Any]) -> dict[str, Any]:
     arguments = options["model_args"]
     if not isinstance(arguments, dict):
         raise errors.InputError("model_args must be names and values.")
+    if options.get("aux_heads"):
+        if arguments.get("aux_decoders"):
+            raise errors.InputError("aux_heads of the task and aux_decoders of model_args are the same; give one.")
+        # TerraTorch's tasks hand their auxiliary heads to the factory under this name.
+        arguments = {**arguments, "aux_decoders": options["aux_heads"]}
     beside = {key: content[key] for key in OWN_KEYS if key in content}
     return {**beside, "task": _TASK_CLASSES[task], "model_args": {k: v for k, v in arguments.items() if k != "task"}}
 

@@ -23,6 +23,9 @@ BACKBONE_REGISTRY = registry.MultiSourceRegistry(
         "torchvision": torchvision_backbones.TorchvisionBackbones(),
         "python": backbones.PythonBackbones(),
     },
+    remedy=" Backbones of TerraTorch's own registry (prithvi, terramind, dofa and others for Earth observation, "
+    "most of more than three bands) are not in genenc, which has RGB images: if yours takes red, green and blue, give "
+    "it as package.module:factory, a function that returns the module.",
 )
 
 DECODER_REGISTRY = registry.MultiSourceRegistry(

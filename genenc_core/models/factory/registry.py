@@ -100,8 +100,12 @@ class MultiSourceRegistry:
     whole, and the first source that has it wins, so that no name is out of reach.
     """
 
-    def __init__(self, kind: str, sources: Mapping[str, Source], *, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, kind: str, sources: Mapping[str, Source], *, aliases: Mapping[str, str] | None = None, remedy: str = ""
+    ) -> None:
         self.kind = kind
+        self.remedy = remedy
+        """what to do where no source has a name, as a sentence after a space"""
         self._sources: dict[str, Source] = {}
         self._aliases = dict(aliases or {})
         for prefix, source in sources.items():
@@ -141,7 +145,7 @@ class MultiSourceRegistry:
             if name in source:
                 return prefix, name
         near = nearest(name, self) or nearest(rest, [item for source in self._sources.values() for item in source])
-        raise errors.InputError(f"there is no {self.kind} {name!r} in {', '.join(self._sources)}.{near}")
+        raise errors.InputError(f"there is no {self.kind} {name!r} in {', '.join(self._sources)}.{near}{self.remedy}")
 
     def canonical(self, name: str) -> str:
         """Return `name` with its source's prefix, which means the same whatever else is installed."""

@@ -198,3 +198,34 @@ def test_a_grid_that_a_trace_froze_is_found_by_the_comparison(tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
     (fixed,) = exporting.export_encoder(built, out=tmp_path, formats=["torchscript"])
     assert fixed.spec.genenc.dynamic_size is None
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "pixels", "grown"),
+    [
+        ((4, 8, 8), (4, 16, 16), ((64, 64), (128, 128)), True),
+        ((4, 27, 27), (4, 59, 59), ((64, 64), (128, 128)), True),
+        ((4, 27, 27), (4, 11, 59), ((64, 64), (32, 128)), True),
+        ((4, 62, 62), (4, 126, 30), ((64, 64), (128, 32)), True),
+        ((4, 27, 27), (4, 27, 27), ((64, 64), (128, 128)), False),
+        ((4, 27, 27), (4, 40, 40), ((64, 64), (128, 128)), False),
+        ((4, 16, 4), (4, 4, 16), ((64, 64), (128, 32)), False),
+        ((4, 8, 8), (5, 16, 16), ((64, 64), (128, 128)), False),
+    ],
+)
+def test_maps_grow_with_the_image_or_by_the_stride(
+    own: tuple[int, ...], other: tuple[int, ...], pixels: tuple[tuple[int, int], tuple[int, int]], grown: bool
+) -> None:
+    assert grown is sizes._grown(own, other, *pixels)
+
+
+def test_a_net_without_padding_exports_with_dynamic_sizes(tmp_path: Path) -> None:
+    """As facenet-pytorch's PNet: its map lacks a border, so it is not in proportion to the image."""
+    built = build("tiny_models:unpadded", (32, 32))
+    found = sizes.size_range(built, (24, 24), (48, 48))
+    (made, other) = exporting.export_encoder(
+        built, out=tmp_path, formats=["torchscript", "exported_program"], batch_max=2, size_range=found
+    )
+    assert made.spec.outputs[0].shape == (5, 11, 11)
+    assert other.spec.genenc is not None
+    assert other.spec.genenc.dynamic_size == found

@@ -122,6 +122,55 @@ def test_a_file_that_describes_no_model_is_refused_when_it_is_read(tmp_path: Pat
     assert str(path) in str(raised.value)
 
 
+def configuration(arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return a TerraTorch configuration of a segmentation task."""
+    options = {"model_factory": "EncoderDecoderFactory", "model_args": arguments, **more}
+    return {
+        "image_size": 64,
+        "model": {"class_path": "terratorch.tasks.SemanticSegmentationTask", "init_args": options},
+    }
+
+
+ARGUMENTS = {key: value for key, value in SEG.items() if key not in ("task", "image_size")}
+AUX = [{"name": "aux", "decoder": "FCNDecoder", "decoder_args": {"decoder_channels": 8, "head_dropout": 0.1}}]
+
+
+def test_auxiliary_heads_of_the_task_are_those_of_the_factory(tmp_path: Path) -> None:
+    given = model_file.read(written(tmp_path, configuration(ARGUMENTS, aux_heads=AUX)))
+    assert given == model_file.read(written(tmp_path, configuration({**ARGUMENTS, "aux_decoders": AUX})))
+    assert json.loads(given)["aux_decoders"] == AUX
+    model = builder.build_model("segmentation", **{**ARGUMENTS, "aux_decoders": AUX})
+    torch.save(
+        {"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "w.ckpt"
+    )
+    request = sources.ModelRequest(name="factory/seg", weights=str(tmp_path / "w.ckpt"), arguments=given)
+    assert [slot.shape for slot in sources.build_encoder(request).outputs] == [(3, 64, 64)]
+    with pytest.raises(errors.InputError, match="are the same; give one"):
+        model_file.read(written(tmp_path, configuration({**ARGUMENTS, "aux_decoders": AUX}, aux_heads=AUX)))
+
+
+@pytest.mark.parametrize("backbone", ["prithvi_eo_v2_300", "terratorch_prithvi_vit_100", "terramind_v1_base"])
+def test_a_backbone_of_terratorchs_registry_says_what_to_do(tmp_path: Path, backbone: str) -> None:
+    path = written(tmp_path, configuration({**ARGUMENTS, "backbone": backbone}))
+    with pytest.raises(errors.InputError, match=r"TerraTorch's own registry.*package\.module:factory"):
+        model_file.read(path)
+
+
+def test_a_pyramid_by_pooling_at_64_pixels(tmp_path: Path) -> None:
+    necks = [{"name": "ReshapeTokensToImage"}, {"name": "MaxpoolToPyramidal"}]
+    arguments = {
+        "backbone": "test_vit",
+        "backbone_output": "tokens",
+        "backbone_out_indices": [1, 3, 5],
+        "necks": necks,
+        "decoder": "FCNDecoder",
+        "num_classes": 2,
+    }
+    content = {**configuration(arguments), "outputs": ["logits", "necks"]}
+    found = built(json.loads(model_file.read(written(tmp_path, content))))
+    assert [slot.shape[1:] for slot in found.outputs] == [(64, 64), (4, 4), (2, 2), (1, 1)]
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(errors.InputError, match="cannot be read"):
         model_file.read(tmp_path / "absent.toml")
