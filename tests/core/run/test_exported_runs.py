@@ -304,3 +304,17 @@ def test_the_entry_of_a_weights_file_is_part_of_the_run(extract: Callable[..., d
     extract(weights=str(tmp_path / "w.pth"), weights_key="plain", out=old)
     assert extract(weights=str(tmp_path / "w.pth"), out=old).asked == 0
     assert not np.allclose(features(tmp_path / "run"), features(tmp_path / "old"))
+
+
+def test_the_kept_spec_says_the_runs_own_fit_and_size(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
+    extract(fit="pad", image_size="48x32")
+    kept = spec.load_spec(tmp_path / "run" / "model_spec.json")
+    assert kept.genenc.preprocessing == RunFolder(tmp_path / "run").preprocessing
+    assert (kept.genenc.preprocessing.fit, kept.inputs[0].shape) == ("pad", (3, 48, 32))
+    (path,) = export(tmp_path / "m")
+    extract(**from_spec(path, fit="pad", out=str(tmp_path / "artifact")))
+    kept = spec.load_spec(tmp_path / "artifact" / "model_spec.json")
+    assert kept.genenc.preprocessing == RunFolder(tmp_path / "artifact").preprocessing
+    extract(canvas="64", image_size="32", out=str(tmp_path / "tiles"))
+    tiled = spec.load_spec(tmp_path / "tiles" / "model_spec.json").genenc.preprocessing
+    assert (tiled.height, tiled.width) == (32, 32)
