@@ -21,13 +21,15 @@ def run(flows: Runner | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # No child process, of ours or of a library, imports from the working directory, which may be a folder of images.
     os.environ["PYTHONSAFEPATH"] = "1"
-    # Names of files are not always writable in the terminal's encoding.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    output.open_standard_streams()
     try:
         build_app(flows)()
     except SystemExit as leaving:
         code = leaving.code
+    except OSError as error:
+        code = output.tell_lost_output(error)
     finally:
+        code = output.flushed(code)
         # torch's threads abort an interpreter that shuts down under them.
         if code == errors.Stopped.exit_code:
             sys.stdout.flush()

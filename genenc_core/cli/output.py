@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import os
 import signal
 import sys
 import warnings
@@ -18,6 +19,43 @@ if TYPE_CHECKING:
     import rich.console
 
 LONGEST_MESSAGE = 4000
+_NO_MEMORY = "there is not enough memory or address space: free some, or raise the limit (ulimit -v), and run it again"
+_OF_OUTPUT = (errno.ENOSPC, errno.EBADF)
+"""Without the name of a file: standard output's."""
+_WANT_OF_MEMORY = ("failed to map segment", "annot allocate memory", "can't start new thread", "not enough memory")
+
+
+def open_standard_streams() -> None:
+    """Make standard streams usable that are closed, and able to show any name of a file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened gets its number, and whatever is printed
+            os.open(os.devnull, os.O_RDWR)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def flushed(code: object) -> object:
+    """Write what is still to be written; return the exit code, another one when it cannot be."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return tell_lost_output(error)
+    return code
+
+
+def tell_lost_output(error: OSError) -> int:
+    """Say that standard output takes nothing more, unless its reader has simply left; return the exit code."""
+    # What is left in the buffer would be tried again, and told as a traceback, when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if error.errno == errno.EPIPE:
+        return 128 + signal.SIGPIPE
+    with contextlib.suppress(OSError):
+        tell(f"standard output cannot be written: {error.strerror or error}", label="error:", style="bold red")
+    return errors.GenencError.exit_code
 
 
 def error_console() -> "rich.console.Console":
@@ -89,9 +127,16 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
         problems = "; ".join(_problem(dict(item)) for item in error.errors())
         fail(problems, errors.InputError.exit_code, as_json=as_json)
     except OSError as error:
-        if error.errno == errno.EPIPE:
+        if error.errno == errno.EPIPE or (error.filename is None and error.errno in _OF_OUTPUT):
             raise
         fail(*_fault(error), as_json=as_json)
+    except MemoryError:
+        fail(_NO_MEMORY, errors.GenencError.exit_code, as_json=as_json)
+    except (ImportError, RuntimeError) as error:
+        # Of a library that cannot be mapped, or a thread that cannot be started.
+        if not any(words in str(error) for words in _WANT_OF_MEMORY):
+            raise
+        fail(f"{_NO_MEMORY} ({error})", errors.GenencError.exit_code, as_json=as_json)
     except KeyboardInterrupt:
         fail("stopped before anything was made", errors.Stopped.exit_code, as_json=as_json)
 

@@ -1,0 +1,52 @@
+"""What killed commands leave is removed by the next command that may write, and by none that only reads."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from genenc_core.run import driver, records, status
+from genenc_core.run.folder import RunFolder
+
+Extract = Callable[..., driver.Result]
+
+
+@pytest.fixture
+def run(extract: Extract, tmp_path: Path) -> Path:
+    """A finished run with what a kill behind the last commit and one while planning leave."""
+    extract()
+    root = tmp_path / "run"
+    (root / ".claim").touch()
+    (root / ".plan-x1").mkdir()
+    (root / ".plan-x1" / "images.parquet").write_bytes(b"half")
+    notes = root / "provenance" / "decoding"
+    notes.mkdir()
+    (notes / "1-dead.rows").write_bytes((3).to_bytes(8, "little"))
+    (notes / ".2-dead.partial").write_bytes(b"")
+    return root
+
+
+def litter(root: Path) -> set[str]:
+    return {path.name for path in (*root.glob(".*"), *root.glob("provenance/decoding*"))}
+
+
+def test_the_next_resume_removes_it_and_what_only_reads_does_not(run: Path) -> None:
+    before = litter(run)
+    assert before == {".claim", ".plan-x1", "decoding"}
+    status.survey(run)
+    status.verify_run(run, content=True)
+    assert litter(run) == before
+    driver.resume(run, "pending", records.Options.of(RunFolder(run).given))
+    assert litter(run) == set()
+
+
+def test_what_a_living_process_plans_or_decodes_stays(run: Path) -> None:
+    held = [os.open(path, os.O_RDWR) for path in (run / ".claim", run / "provenance" / "decoding" / "1-dead.rows")]
+    for descriptor in held:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    driver.resume(run, "pending", records.Options.of(RunFolder(run).given))
+    assert {".claim", ".plan-x1", "decoding"} <= litter(run)
+    for descriptor in held:
+        os.close(descriptor)
