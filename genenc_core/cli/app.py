@@ -85,7 +85,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         weights: Annotated[str, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = "pretrained",
         weights_key: usage.WeightsKey = None,
         image_size: Annotated[str | None, typer.Option(help="H or HxW in pixels.")] = None,
-        layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
+        layers: Annotated[
+            list[str] | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")
+        ] = None,
         formats: Annotated[str, typer.Option(help="torchscript, aotinductor, exported_program, onnx.")] = "torchscript",
         batch_min: Annotated[int, typer.Option(help="Fewest images per call.")] = 1,
         batch_max: Annotated[int, typer.Option(help="Most images per call.")] = 32,
@@ -151,7 +153,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         ] = None,
         product: Annotated[list[str] | None, typer.Option(help="NAME=[SLOT:]MODULE[+MODULE...][@TYPE].")] = None,
         maps: Annotated[bool | None, typer.Option("--maps", help="Also store feature maps (float16).")] = None,
-        layers: Annotated[str | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")] = None,
+        layers: Annotated[
+            list[str] | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")
+        ] = None,
         image_size: Annotated[str | None, typer.Option(help="Model input, H or HxW in pixels.")] = None,
         fit: Annotated[str | None, typer.Option(help="stretch, crop or pad.")] = None,
         decode: Annotated[

@@ -25,17 +25,17 @@ def batch_size(given: str | None) -> int | Literal["auto"] | None:
     return number
 
 
-def layers(given: str | None) -> tuple[str, ...] | None:
-    """Read `-2,-1` or `layer2,layer4`.
+def layers(given: list[str] | None) -> tuple[str, ...] | None:
+    """Read `-2,-1` or `layer2,layer4`, given once or several times.
 
     Raises:
         InputError: another form.
     """
-    if given is None:
+    if not given:
         return None
-    found = tuple(part.strip() for part in given.split(","))
+    found = tuple(part.strip() for part in ",".join(given).split(","))
     if "" in found or len(set(found)) != len(found):
-        raise errors.InputError(f"--layers {given!r}: give names or indices with commas between, each once")
+        raise errors.InputError(f"--layers {','.join(given)!r}: give names or indices with commas between, each once")
     return found
 
 
@@ -50,6 +50,15 @@ def _known_option(key: str, config: Path) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise errors.InputError(f"--config {str(config)!r}: there is no option {key!r}; {hint}")
     return name
+
+
+def _once_each(names: dict[str, str], found: dict[str, Any], config: Path) -> dict[str, Any]:
+    """Return the options by their own names; `product` beside `products` would be one of them twice."""
+    keys: dict[str, str] = {}
+    for key, name in names.items():
+        if keys.setdefault(name, key) != key:
+            raise errors.InputError(f"--config {str(config)!r} gives {keys[name]!r} and {key!r}, which are one option")
+    return {name: found[key] for key, name in names.items()}
 
 
 def _refuse_trust(config: Path, found: dict[str, Any], flags: dict[str, Any]) -> None:
@@ -71,7 +80,7 @@ def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
             raise errors.InputError(f"--config {str(config)!r} cannot be read: {error}") from error
         except (ValueError, RecursionError) as error:
             raise errors.InputError(f"--config {str(config)!r} is not TOML: {error}") from error
-        found = {_known_option(key, config): value for key, value in found.items()}
+        found = _once_each({key: _known_option(key, config) for key in found}, found, config)
         _refuse_trust(config, found, flags)
     merged = {**found, **{key: value for key, value in flags.items() if value is not None}}
     for name in ("model", "out"):

@@ -48,19 +48,26 @@ class Rebatching(Protocol):
 class Batch:
     """Decoded images on their way to the encoder.
 
-    Shapes: `pixels` uint8 `[B, 3, H, W]`; `points` float64 `[B, K, 2]` in model pixels; `valid` bool `[B, K]`.
+    Shapes: `pixels` uint8 `[B, 3, H, W]`; `points` float64 `[B, K, 2]` in model pixels; `valid` bool `[B, K]`;
+    `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of what each image fills; None: all.
     """
 
     pixels: torch.Tensor
     points: torch.Tensor
     valid: torch.Tensor
+    view: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def part(self, start: int, stop: int) -> "Batch":
         """Return the images `start` to `stop`."""
-        return Batch(pixels=self.pixels[start:stop], points=self.points[start:stop], valid=self.valid[start:stop])
+        return Batch(
+            pixels=self.pixels[start:stop],
+            points=self.points[start:stop],
+            valid=self.valid[start:stop],
+            view=None if self.view is None else self.view[start:stop],
+        )
 
     def copy_of(self, at: int) -> "Batch":
         """Return a batch of one image that keeps none of the others in memory."""
@@ -224,14 +231,15 @@ class Engine:
         device, count = self.device, len(batch)
         with device.stage("copy_in"):
             pixels, points, valid = (device.upload(item) for item in (batch.pixels, batch.points, batch.valid))
+            view = None if batch.view is None else device.upload(batch.view)
             arrived = device.mark()
         with device.stage("compute"):
-            device.follow(arrived, pixels, points, valid)
+            device.follow(arrived, pixels, points, valid, *(() if view is None else (view,)))
             started = device.mark()
             images = padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
             outputs = self.encoder(images)
             encoded = device.mark()
-            values, finite = self._reduce(outputs, points, valid, count)
+            values, finite = self._reduce(outputs, points, valid, view, count)
             stored = {name: apart(value.to(getattr(torch, kind)), outputs) for name, (value, kind) in values.items()}
             too_large = {
                 name: largest_lost(value, stored[name])
@@ -253,14 +261,20 @@ class Engine:
             )
 
     def _reduce(
-        self, outputs: dict[str, torch.Tensor], points: torch.Tensor, valid: torch.Tensor, count: int
+        self,
+        outputs: dict[str, torch.Tensor],
+        points: torch.Tensor,
+        valid: torch.Tensor,
+        view: torch.Tensor | None,
+        count: int,
     ) -> tuple[dict[str, tuple[torch.Tensor, str]], torch.Tensor]:
         """Return every product's value and stored type, and which images' values are finite, bool `[B]`."""
-        where = post_encoder.PointBatch(xy=points, valid=valid, input_size=self.encoder.input_size)
+        where = post_encoder.PointBatch(xy=points, valid=valid, input_size=self.encoder.input_size, view=view)
         values: dict[str, tuple[torch.Tensor, str]] = {}
         finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
         for product in self.products:
-            value = product.pipeline.apply(outputs[product.slot][:count], where)
+            placed = dataclasses.replace(where, cells=product.cells)
+            value = product.pipeline.apply(outputs[product.slot][:count], placed)
             finite &= finite_rows(value, valid if product.needs_points else None)
             values[product.name] = value, product.dtype
         return values, finite

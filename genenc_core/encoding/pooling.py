@@ -21,6 +21,11 @@ from genenc_core.encoding.signature import (
 
 Reduction = Callable[[torch.Tensor, int], torch.Tensor]
 """A tensor and one of its axes -> the tensor without that axis."""
+OVER = ("view", "bars")
+"""What a pooling counts: the cells whose centres lie in the image, or all, those on the bars around it too.
+
+A run records `view` where there are bars; without a word it is all, as in WhiskerToolbox, TerraTorch and genenc 0.1.0.
+"""
 
 
 def _mean(values: torch.Tensor, axis: int) -> torch.Tensor:
@@ -35,48 +40,75 @@ def _min(values: torch.Tensor, axis: int) -> torch.Tensor:
     return values.amin(axis)
 
 
+def _cells(
+    features: torch.Tensor, points: PointBatch | None, over: str | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the cells `[B, C, N]` of maps, and which of them count, bool `[B, 1, N]`; None: all."""
+    if over != "view" or points is None or points.view is None:
+        return features.flatten(2), None
+    view = points.view.to(features.device)[: len(features)]
+    inside = points.cells_of(features).inside(view, (features.shape[2], features.shape[3]))
+    return features.flatten(2), inside.flatten(1)[:, None]
+
+
+def _masked_mean(cells: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    return torch.where(inside, cells, 0).sum(2) / inside.sum(2)
+
+
+def _reduced(reduce: Reduction, features: torch.Tensor, points: PointBatch | None, over: str | None) -> torch.Tensor:
+    cells, inside = _cells(features, points, over)
+    if inside is None:
+        return reduce(cells, 2)
+    if reduce is _mean:
+        return _masked_mean(cells, inside)
+    return reduce(torch.where(inside, cells, -math.inf if reduce is _max else math.inf), 2)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class GlobalAvgPool:
-    """`global_avg_pool`, `cnn_mean`: the mean over all cells, `[B, C, h, w]` -> `[B, C]`."""
+    """`global_avg_pool`, `cnn_mean`: the mean over the cells, `[B, C, h, w]` -> `[B, C]`."""
 
     name: str = "global_avg_pool"
+    over: str | None = None
 
     def output(self, given: Signature) -> Signature:
         """Return `[channel]`; needs a map."""
         require_map(self.name, given)
         return Signature(dims=VECTOR, shape=given.shape[:1])
 
-    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the mean over h and w, `[B, C]`.
 
         Raises:
             InputError: not 4-D, or an empty axis.
         """
         require_batched_map(self.name, features)
-        return functional.adaptive_avg_pool2d(features, 1).flatten(1)
+        cells, inside = _cells(features, points, self.over)
+        return functional.adaptive_avg_pool2d(features, 1).flatten(1) if inside is None else _masked_mean(cells, inside)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GlobalExtreme:
-    """`global_max_pool`, `global_min_pool`, `cnn_max`, `cnn_min`: over all cells, `[B, C, h, w]` -> `[B, C]`."""
+    """`global_max_pool`, `global_min_pool`, `cnn_max`, `cnn_min`: over the cells, `[B, C, h, w]` -> `[B, C]`."""
 
     name: str
     reduce: Reduction
+    over: str | None = None
 
     def output(self, given: Signature) -> Signature:
         """Return `[channel]`; needs a map."""
         require_map(self.name, given)
         return Signature(dims=VECTOR, shape=given.shape[:1])
 
-    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the largest or smallest value over h and w, `[B, C]`; NaN where a cell is NaN."""
         require_batched_map(self.name, features)
-        return self.reduce(features.flatten(2), 2)
+        return _reduced(self.reduce, features, points, self.over)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GeneralizedMean:
-    """`gem`: (mean of max(x, 1e-6)^p)^(1/p) over all cells, `[B, C, h, w]` -> `[B, C]`.
+    """`gem`: (mean of max(x, 1e-6)^p)^(1/p) over the cells, `[B, C, h, w]` -> `[B, C]`.
 
     Radenovic, Tolias, Chum: Fine-tuning CNN image retrieval with no human annotation, 2018, equation (3), with their
     p = 3. p = 1 is the mean of what is positive; a large p comes near the largest value.
@@ -84,19 +116,25 @@ class GeneralizedMean:
 
     power: float = 3.0
     floor: float = 1e-6
+    over: str | None = None
 
     def output(self, given: Signature) -> Signature:
         """Return `[channel]`; needs a map."""
         require_map("gem", given)
         return Signature(dims=VECTOR, shape=given.shape[:1])
 
-    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the generalised mean over h and w, `[B, C]`; NaN where a cell is NaN."""
         require_batched_map("gem", features)
-        cells = features.flatten(2).clamp(min=self.floor)
+        cells, inside = _cells(features, points, self.over)
+        if inside is not None:
+            cells = torch.where(inside, cells, self.floor)
+        cells = cells.clamp(min=self.floor)
         # The same number, but x^p of large features would not fit float32.
         largest = cells.amax(2, keepdim=True)
-        return largest[..., 0] * ((cells / largest) ** self.power).mean(2) ** (1 / self.power)
+        powers = (cells / largest) ** self.power
+        mean = powers.mean(2) if inside is None else _masked_mean(powers, inside)
+        return largest[..., 0] * mean ** (1 / self.power)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +148,7 @@ class TokenPool:
     name: str
     reduce: Reduction
     has_cls: bool | None = None
+    over: str | None = None
 
     def output(self, given: Signature) -> Signature:
         """Return `[channel]`; needs a map or tokens."""
@@ -128,10 +167,10 @@ class TokenPool:
             raise errors.InputError(f"{self.name}(has_cls=true) leaves nothing of {given}")
         return Signature(dims=VECTOR, shape=given.shape[1:])
 
-    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the reduced patch tokens, `[B, C]`; NaN where a token is NaN."""
         if features.ndim == 4:
-            return self.reduce(features.flatten(2), 2)
+            return _reduced(self.reduce, features, points, self.over)
         return self.reduce(features[:, int(bool(self.has_cls)) :], 1)
 
 
@@ -174,7 +213,15 @@ def make_gem(arguments: Mapping[str, str]) -> PostEncoder:
         power = math.nan
     if not (0 < power < math.inf):
         raise errors.InputError(f"gem: p={text!r} is not a number above 0, such as 3")
-    return GeneralizedMean(power)
+    return GeneralizedMean(power, over=over("gem", arguments))
+
+
+def over(name: str, arguments: Mapping[str, str]) -> str | None:
+    """Read what a pooling counts; raises `InputError` unless it is one of `OVER`."""
+    text = arguments.get("over")
+    if text is not None and text not in OVER:
+        raise errors.InputError(f"{name}: over={text!r} is unknown; known: {', '.join(OVER)}")
+    return text
 
 
 def has_cls(name: str, arguments: Mapping[str, str]) -> bool | None:

@@ -147,31 +147,39 @@ def _make_cast(arguments: Mapping[str, str], _points: int) -> PostEncoder:
 
 def _make_token_pool(kind: str, arguments: Mapping[str, str], _points: int) -> PostEncoder:
     name = f"vit_{kind}"
-    return pooling.TokenPool(name, pooling.REDUCTIONS[kind], pooling.has_cls(name, arguments))
+    reduce, over = pooling.REDUCTIONS[kind], pooling.over(name, arguments)
+    return pooling.TokenPool(name, reduce, pooling.has_cls(name, arguments), over)
+
+
+def _make_mean(name: str, arguments: Mapping[str, str], _points: int) -> PostEncoder:
+    return GlobalAvgPool(name, pooling.over(name, arguments))
 
 
 def _make_class_token(name: str, arguments: Mapping[str, str], _points: int) -> PostEncoder:
     return pooling.ClassToken(name, pooling.has_cls(name, arguments))
 
 
-def _make_extreme(name: str, kind: str, _arguments: Mapping[str, str], _points: int) -> PostEncoder:
-    return pooling.GlobalExtreme(name, pooling.REDUCTIONS[kind])
+def _make_extreme(name: str, kind: str, arguments: Mapping[str, str], _points: int) -> PostEncoder:
+    return pooling.GlobalExtreme(name, pooling.REDUCTIONS[kind], pooling.over(name, arguments))
 
 
 CLASS_TOKEN = ("cls_token", "vit_cls")
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "spatial_point": ("interpolation",),
-    "gem": ("p",),
+    "gem": ("p", "over"),
     "cast": ("dtype",),
     "cls_token": ("has_cls",),
-    "vit_mean": ("has_cls",),
-    "vit_max": ("has_cls",),
-    "vit_min": ("has_cls",),
+    "vit_mean": ("has_cls", "over"),
+    "vit_max": ("has_cls", "over"),
+    "vit_min": ("has_cls", "over"),
     "vit_cls": ("has_cls",),
+    **dict.fromkeys(("global_avg_pool", "global_max_pool", "global_min_pool"), ("over",)),
+    **dict.fromkeys(("cnn_mean", "cnn_max", "cnn_min"), ("over",)),
 }
+POOLINGS = tuple(module for module, arguments in ARGUMENTS.items() if "over" in arguments)
 MAKERS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
     "none": lambda _arguments, _points: Identity(),
-    "global_avg_pool": lambda _arguments, _points: GlobalAvgPool(),
+    "global_avg_pool": partial(_make_mean, "global_avg_pool"),
     "global_max_pool": partial(_make_extreme, "global_max_pool", "max"),
     "global_min_pool": partial(_make_extreme, "global_min_pool", "min"),
     "gem": lambda arguments, _points: pooling.make_gem(arguments),
@@ -180,7 +188,7 @@ MAKERS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
     "l2_normalize": lambda _arguments, _points: L2Normalize(),
     "cast": _make_cast,
     # TerraTorch's names
-    "cnn_mean": lambda _arguments, _points: GlobalAvgPool("cnn_mean"),
+    "cnn_mean": partial(_make_mean, "cnn_mean"),
     "cnn_max": partial(_make_extreme, "cnn_max", "max"),
     "cnn_min": partial(_make_extreme, "cnn_min", "min"),
     "vit_mean": partial(_make_token_pool, "mean"),

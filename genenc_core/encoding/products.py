@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, cast, get_args
 
 from genenc_core import errors, spec
-from genenc_core.encoding import post_encoder
+from genenc_core.encoding import pooling, post_encoder
+from genenc_core.encoding.cells import Cells
 
 StoredType = Literal["float16", "float32"]
 
@@ -43,6 +44,8 @@ class Product:
     signature: post_encoder.Signature
     dtype: StoredType
     text: str
+    cells: Cells | None = None
+    """where the cells of the slot's map lie; None: they divide the model input evenly"""
 
     @property
     def needs_points(self) -> bool:
@@ -73,23 +76,45 @@ def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
     return ProductSpec(name=name, slot=slot, steps=steps, dtype=cast(StoredType, stored))
 
 
+def recorded(product: ProductSpec, outputs: Sequence[spec.SlotSpec], *, bars: bool) -> ProductSpec:
+    """Return the product as a new run records it: what a word alone meant in genenc 0.1.0 is said with another word.
+
+    `spatial_point(bilinear)` interpolates between the centres of cells; with `bars` around images, poolings of a map
+    leave out the cells on them.
+    """
+    slot = next((slot for slot in outputs if slot.name == (product.slot or outputs[0].name)), None)
+    masked = bars and slot is not None and len(slot.shape) == 3
+    return dataclasses.replace(product, steps=tuple(_recorded_step(step, masked) for step in product.steps))
+
+
+def _recorded_step(step: post_encoder.Step, masked: bool) -> post_encoder.Step:
+    given = dict(step.arguments)
+    if step.module == "spatial_point" and given.get("interpolation", "").lower() == "bilinear":
+        return post_encoder.Step(step.module, (("interpolation", "bilinear_centers"),))
+    if masked and step.module in post_encoder.POOLINGS and "over" not in given:
+        return post_encoder.Step(step.module, (*step.arguments, ("over", "view")))
+    return step
+
+
 def default_products(
-    outputs: Sequence[spec.SlotSpec], *, with_points: bool, dtype: StoredType = "float32"
+    outputs: Sequence[spec.SlotSpec], *, with_points: bool, dtype: StoredType = "float32", probe: str | None = "cell"
 ) -> tuple[ProductSpec, ...]:
     """Return what is stored unless told otherwise: of every map its average and, with points, the vectors there.
 
     One map gives `features` and `probes`, several give `features_SLOT` and `probes_SLOT`. Vectors and tokens beside
-    maps are left out; an encoder without maps has every slot stored as it is.
+    maps are left out; an encoder without maps has every slot stored as it is. `probe` is the interpolation of the
+    probes; None: that of `spatial_point` without a word.
 
     Raises:
         InputError: points for an encoder without maps, or slots whose names are the same in letters, digits and _.
     """
     if any(len(slot.shape) == 3 for slot in outputs):
-        products = _per_slot("features", outputs, "global_avg_pool", dtype)
-        return products + (_per_slot("probes", outputs, "spatial_point", dtype) if with_points else ())
+        products = _per_slot("features", outputs, post_encoder.Step("global_avg_pool"), dtype)
+        step = post_encoder.Step("spatial_point", (("interpolation", probe),) if probe else ())
+        return products + (_per_slot("probes", outputs, step, dtype) if with_points else ())
     if with_points:
         raise errors.InputError(f"the encoder gives no map to probe points in, only {_shapes(outputs)}: leave them out")
-    return _per_slot("features", outputs, "none", dtype)
+    return _per_slot("features", outputs, post_encoder.Step("none"), dtype)
 
 
 def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:
@@ -100,12 +125,14 @@ def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:
     """
     if not any(len(slot.shape) == 3 for slot in outputs):
         raise errors.InputError(f"--maps: the encoder gives no maps, only {_shapes(outputs)}; leave it out")
-    return _per_slot("maps", outputs, "none", "float16")
+    return _per_slot("maps", outputs, post_encoder.Step("none"), "float16")
 
 
-def _per_slot(base: str, outputs: Sequence[spec.SlotSpec], module: str, dtype: StoredType) -> tuple[ProductSpec, ...]:
+def _per_slot(
+    base: str, outputs: Sequence[spec.SlotSpec], step: post_encoder.Step, dtype: StoredType
+) -> tuple[ProductSpec, ...]:
     """Return one product per map; without maps, per slot."""
-    steps = (post_encoder.Step(module),)
+    steps = (step,)
     slots = [slot.name for slot in outputs if len(slot.shape) == 3] or [slot.name for slot in outputs]
     if len(slots) == 1:
         slot = None if slots[0] == outputs[0].name else slots[0]
@@ -116,7 +143,7 @@ def _per_slot(base: str, outputs: Sequence[spec.SlotSpec], module: str, dtype: S
         if name in taken:
             raise errors.InputError(
                 f"output slots {taken[name]!r} and {slot!r} would both be stored as {name!r}: name them yourself with "
-                f"--product 'NAME={slot}:{module}'"
+                f"--product 'NAME={slot}:{step}'"
             )
         taken[name] = slot
     return tuple(ProductSpec(name=name, slot=slot, steps=steps, dtype=dtype) for slot, name in names.items())
@@ -127,9 +154,15 @@ def _shapes(outputs: Sequence[spec.SlotSpec]) -> str:
 
 
 def build_products(
-    specs: Sequence[ProductSpec], outputs: Sequence[spec.SlotSpec], *, point_count: int
+    specs: Sequence[ProductSpec],
+    outputs: Sequence[spec.SlotSpec],
+    *,
+    point_count: int,
+    cells: Mapping[str, Cells] | None = None,
 ) -> tuple[Product, ...]:
     """Return the products over an encoder's output slots, every shape worked out.
+
+    `cells` says where the cells of slots lie; those of others divide the model input evenly.
 
     Raises:
         InputError: an unknown slot, an impossible chain of modules, or a name given twice.
@@ -138,7 +171,8 @@ def build_products(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise errors.InputError(f"product {twice[0]!r} is given twice; give each product its own name")
-    return tuple(_build(product, outputs, point_count) for product in specs)
+    built = (_build(product, outputs, point_count) for product in specs)
+    return tuple(dataclasses.replace(product, cells=(cells or {}).get(product.slot)) for product in built)
 
 
 def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: int) -> Product:
@@ -204,4 +238,6 @@ def _parse_argument(module: str, item: str) -> tuple[str, str]:
         return key.strip(), value.strip()
     # A lone value stands for the module's first argument: spatial_point(bilinear).
     known = post_encoder.ARGUMENTS.get(module, ())
+    if item in pooling.OVER and "over" in known:
+        return "over", item
     return (known[0] if known else item), item

@@ -14,7 +14,13 @@ from genenc_core.encoding import control, engine, isolation, products
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.encoding.reduced import Reduced
 from genenc_core.images import geometry, loader
-from genenc_core.images.point_states import POINT_OK, POINT_STATES, POINT_UNREADABLE
+from genenc_core.images.point_states import (
+    POINT_OK,
+    POINT_OUTSIDE,
+    POINT_OUTSIDE_IMAGE,
+    POINT_STATES,
+    POINT_UNREADABLE,
+)
 from genenc_core.store import layout
 
 _NOT_FINITE = "the encoder returned NaN or infinite values for this image"
@@ -40,13 +46,17 @@ class EncodedShard:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardInput:
-    """Rows of one shard: their numbers, image ids, and points float64 `[rows, K, 2]` in source pixels."""
+    """Rows of one shard: their numbers, image ids, and points float64 `[rows, K, 2]` in source pixels.
+
+    `point_states`: the numbers that the run's `point_status` has a meaning for.
+    """
 
     shard: int
     rows: Sequence[int]
     """Ascending; usually all of the shard's."""
     image_ids: Sequence[str]
     points: np.ndarray
+    point_states: frozenset[int] = frozenset(POINT_STATES)
 
     def at(self, row: int) -> int:
         """Return where a row stands among them."""
@@ -260,6 +270,7 @@ class ShardEncoder:
             pixels=self.runner.device.stack([image.pixels for image in images if image.pixels is not None]),
             points=torch.from_numpy(points),
             valid=torch.from_numpy(point_status == POINT_OK),
+            view=self._views(images),
         )
         ticket = self.runner.submit(batch)
         self.sent.append(_Sent(images=images, rows=rows, point_status=point_status, batch=batch, ticket=ticket))
@@ -311,7 +322,20 @@ class ShardEncoder:
                 source_size=(image.height, image.width),
                 preprocessing=self.preprocessing,
             )
+        if POINT_OUTSIDE_IMAGE not in self.given.point_states:
+            status[status == POINT_OUTSIDE_IMAGE] = POINT_OUTSIDE
         return points, status
+
+    def _views(self, images: Sequence[loader.LoadedImage]) -> torch.Tensor | None:
+        """Return what each image fills of the model's input, float64 `[B, 4]`; None where it is all."""
+        if not geometry.leaves_bars(self.preprocessing):
+            return None
+        views = [
+            geometry.view(image.affine, source_size=(image.height, image.width), preprocessing=self.preprocessing)
+            for image in images
+            if image.affine is not None
+        ]
+        return torch.from_numpy(np.stack(views))
 
     def _drop_not_finite(self, images: Sequence[loader.LoadedImage], rows: np.ndarray, finite: np.ndarray) -> None:
         for image, at in zip(np.asarray(images, dtype=object)[~finite], rows[~finite], strict=True):

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 
 from genenc_core import errors
+from genenc_core.encoding.cells import Cells
 
 MAP = ("channel", "y", "x")
 TOKENS = ("token", "channel")
@@ -28,11 +29,19 @@ class PointBatch:
     """Where to probe a batch: model pixels, origin at the top left edge, and which points count.
 
     Shapes: `xy` float64 `[B, K, 2]`; `valid` bool `[B, K]`. `input_size` is (height, width) of the model input.
+    `view` float64 `[B, 4]`: left, top, right, bottom of what each image fills of it; None: all. `cells` is where the
+    map's cells lie; None: they divide the input evenly.
     """
 
     xy: torch.Tensor
     valid: torch.Tensor
     input_size: tuple[int, int]
+    view: torch.Tensor | None = None
+    cells: Cells | None = None
+
+    def cells_of(self, features: torch.Tensor) -> Cells:
+        """Return where the cells of maps `[B, C, h, w]` lie."""
+        return self.cells or Cells.regular(features.shape[2:], self.input_size)
 
 
 class PostEncoder(Protocol):

@@ -10,18 +10,27 @@ from torch.nn import functional
 from genenc_core import errors
 from genenc_core.encoding.signature import PointBatch, PostEncoder, Signature, require_batched_map, require_map
 
-INTERPOLATIONS = ("nearest", "bilinear", "cell")
+NAMES = ("nearest", "cell", "bilinear", "bilinear_corners")
+"""What a person asks for. A run records `bilinear` as `bilinear_centers`: that word alone means `bilinear_corners` in
+WhiskerToolbox's specs and in runs of genenc 0.1.0."""
+INTERPOLATIONS = (*NAMES, "bilinear_centers")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpatialPoint:
     """`spatial_point`: the vector at each point, `[B, C, h, w]` -> `[B, K, C]`; NaN where a point does not count.
 
-    A point at model pixel x lies at cell coordinate v = x * (w / input width), as in WhiskerToolbox:
+    By where the map's cells lie (`Cells`), clamped to the map:
 
-    - `nearest`: cell floor(v + 0.5), clamped to the map (half away from zero; cell k sits at pixel k * stride);
-    - `bilinear`: interpolated at v on the index grid, clamped to it (`grid_sample`, align_corners=True, border);
-    - `cell`: cell floor(v), the patch that covers the pixel.
+    - `cell`: the cell that holds the point, whose centre is the nearest;
+    - `bilinear_centers`: interpolated between the centres of the four cells around the point.
+
+    By WhiskerToolbox's rule, which puts cell k at pixel k * (input width / w) whatever the model, v = x * (w / input
+    width):
+
+    - `nearest`: cell floor(v + 0.5), clamped to the map (half away from zero);
+    - `bilinear_corners`, `bilinear`: interpolated at v on the index grid, clamped to it (`grid_sample`,
+      align_corners=True, border).
     """
 
     interpolation: str
@@ -30,9 +39,9 @@ class SpatialPoint:
     def output(self, given: Signature) -> Signature:
         """Return `[point, channel]`; needs a map, of at least 2 x 2 cells for `bilinear`."""
         require_map("spatial_point", given)
-        if self.interpolation == "bilinear" and min(given.shape[1:]) < 2:
+        if self.interpolation.startswith("bilinear") and min(given.shape[1:]) < 2:
             raise errors.InputError(
-                f"spatial_point(bilinear) needs a map of at least 2 x 2 cells, got {given}: use nearest or cell"
+                f"spatial_point(bilinear) needs a map of at least 2 x 2 cells, got {given}: use cell or nearest"
             )
         return Signature(dims=("point", "channel"), shape=(self.count, given.shape[0]))
 
@@ -43,14 +52,17 @@ class SpatialPoint:
             raise errors.InputError("spatial_point needs points: give --points FILE")
         channels, (height, width) = features.shape[1], features.shape[2:]
         xy = torch.where(points.valid[..., None], points.xy.to(features.device), 0.0)
-        # Numbers, not a tensor of them: to copy one to a device would wait for all that the device has to do.
-        scales = width / points.input_size[1], height / points.input_size[0]
-        cells = torch.stack([xy[..., axis] * scale for axis, scale in enumerate(scales)], -1)
-        if self.interpolation == "bilinear":
-            sampled = _bilinear(features, cells)
+        if self.interpolation in ("bilinear_centers", "cell"):
+            where = points.cells_of(features).index(xy)
         else:
-            sampled = _gathered(features, torch.floor(cells + (0.5 if self.interpolation == "nearest" else 0.0)))
-        assert sampled.shape == (features.shape[0], cells.shape[1], channels)
+            # Numbers, not a tensor of them: to copy one to a device would wait for all that the device has to do.
+            scales = width / points.input_size[1], height / points.input_size[0]
+            where = torch.stack([xy[..., axis] * scale for axis, scale in enumerate(scales)], -1)
+        if self.interpolation.startswith("bilinear"):
+            sampled = _bilinear(features, where)
+        else:
+            sampled = _gathered(features, torch.floor(where + 0.5))
+        assert sampled.shape == (features.shape[0], xy.shape[1], channels)
         return sampled.masked_fill(~points.valid.to(features.device)[..., None], math.nan)
 
 
@@ -58,7 +70,7 @@ def make(arguments: Mapping[str, str], point_count: int) -> PostEncoder:
     """Return `spatial_point` for a product's arguments; raises `InputError` without points."""
     interpolation = arguments.get("interpolation", "nearest").lower()
     if interpolation not in INTERPOLATIONS:
-        raise errors.InputError(f"spatial_point: {interpolation=} is unknown; known: {', '.join(INTERPOLATIONS)}")
+        raise errors.InputError(f"spatial_point: {interpolation=} is unknown; known: {', '.join(NAMES)}")
     if point_count < 1:
         raise errors.InputError("spatial_point needs points, and the run has none: give --points FILE")
     return SpatialPoint(interpolation, point_count)

@@ -10,7 +10,7 @@ import torch
 
 from genenc_core import spec
 from genenc_core.images import decode, decoded, resizing
-from genenc_core.images.point_states import POINT_MISSING, POINT_OK, POINT_OUTSIDE
+from genenc_core.images.point_states import POINT_MISSING, POINT_OK, POINT_OUTSIDE, POINT_OUTSIDE_IMAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,19 +173,40 @@ def map_points(
         preprocessing: gives the model's size.
 
     Returns:
-        Model pixels, float64 [K, 2], NaN unless ok; and status, uint8 [K]: 1 ok, 2 outside the image or the part of
-        it that the model sees, 4 no such point.
+        Model pixels, float64 [K, 2], NaN unless ok; and status, uint8 [K]: 1 ok, 2 outside the part of the image that
+        the model sees, 4 no such point, 5 outside the image.
     """
     scale = np.array([affine.scale_x, affine.scale_y])
     mapped = points * scale + np.array([affine.offset_x, affine.offset_y])
     source_edge = np.array([source_size[1], source_size[0]], dtype=np.float64)
     model_edge = np.array([preprocessing.width, preprocessing.height], dtype=np.float64)
     slack = 1e-9 * model_edge  # the far edge times a rounded scale may end a hair beyond the model's edge
-    inside = (points >= 0) & (points <= source_edge) & (mapped >= -slack) & (mapped <= model_edge + slack)
+    on_image = ((points >= 0) & (points <= source_edge)).all(axis=1)
+    in_view = ((mapped >= -slack) & (mapped <= model_edge + slack)).all(axis=1)
     missing = np.isnan(points).any(axis=1)
-    status = np.where(missing, POINT_MISSING, np.where(inside.all(axis=1), POINT_OK, POINT_OUTSIDE)).astype(np.uint8)
+    states = [POINT_MISSING, POINT_OUTSIDE_IMAGE, POINT_OUTSIDE]
+    status = np.select([missing, ~on_image, ~in_view], states, POINT_OK).astype(np.uint8)
     model_points = np.where((status == POINT_OK)[:, None], np.clip(mapped, 0, model_edge), np.nan)
     return model_points, status
+
+
+def view(affine: Affine, *, source_size: tuple[int, int], preprocessing: spec.Preprocessing) -> np.ndarray:
+    """Return what an image of `source_size` (height, width) fills of the model's input.
+
+    float64 [4]: left, top, right, bottom in model pixels.
+    """
+    left, top = affine.offset_x, affine.offset_y
+    right, bottom = left + source_size[1] * affine.scale_x, top + source_size[0] * affine.scale_y
+    edge = np.array([preprocessing.width, preprocessing.height] * 2, dtype=np.float64)
+    clipped: np.ndarray = np.clip([left, top, right, bottom], 0, edge)
+    return clipped
+
+
+def leaves_bars(preprocessing: spec.Preprocessing) -> bool:
+    """Return whether images may not fill the model's input."""
+    if preprocessing.fit == "crop" and preprocessing.resize_short is not None:
+        return preprocessing.resize_short < min(preprocessing.height, preprocessing.width)
+    return preprocessing.fit == "pad"
 
 
 def _stretched(height: int, width: int, preprocessing: spec.Preprocessing) -> tuple[int, int]:  # noqa: ARG001

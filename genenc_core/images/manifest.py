@@ -1,12 +1,13 @@
 """The manifest images.parquet: one row per image, in order, with its points and a digest of it all."""
 
 import json
+import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from pyarrow import parquet
 from genenc_core import errors
 from genenc_core.images import differences, listing, matching, names, rows, sources
 from genenc_core.images.points import PointTable
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,8 @@ class Manifest:
     digest: str
     """sha256 over the rows' content: image_id, path, bytes, mtime_ns, points and their names; not over the root."""
     point_names: tuple[str, ...]
+    labels: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """With points: `images_without` a label, and images of the points file that are `absent`; {} where not recorded."""
     opener: Callable[[], BinaryIO] | None = None
     """How to open one that is no local file."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
@@ -74,6 +79,7 @@ class Manifest:
             rows=int(footer.num_rows),
             digest=stored[b"genenc.digest"].decode(),
             point_names=tuple(json.loads(stored[b"genenc.point_names"])),
+            labels=json.loads(stored.get(b"genenc.labels", b"{}")),
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
@@ -140,11 +146,13 @@ def write_manifest(
     """List the source's images and write them, with their points, as a manifest; atomic and durable.
 
     Memory does not grow with the number of images but for 8 bytes a row of a list. With points the rows are spooled
-    to a file beside `path` first, and all images are listed even with a `limit`, so that a points file that names an
-    image that is not there is always found. Images without points get NaN.
+    to a file beside `path` first, and all images are listed even with a `limit`, so that a name that fits several
+    images is always found. Images without points get NaN; how many there are, and which images of the points file are
+    not among the images, is logged and kept in the manifest.
 
     Raises:
-        InputError: no images, limit below 1, a points image that means no row or several, an unwritable path.
+        InputError: no images, limit below 1, no points image that means a row, one that means several, an unwritable
+            path.
     """
     if limit is not None and limit < 1:
         raise errors.InputError(f"the limit is {limit}; it must be at least 1 image")
@@ -157,9 +165,10 @@ def write_manifest(
             matcher = matching.Matcher(points.images)
             _write(spool, rows.blocks(_watched(source, matcher, limit)), source, ())
             placed = matcher.placed()
+            _note_labels(placed, points)
             spooled = Manifest.open(spool).iter_columns(rows.schema(()).names, batch_rows=rows.GROUP_ROWS)
-            blocks = (rows.with_points(block, placed, points.xy) for block in spooled)
-            _write(partial, blocks, source, points.names)
+            blocks = (rows.with_points(block, placed.rows, points.xy) for block in spooled)
+            _write(partial, blocks, source, points.names, absent=placed.absent, labelled=placed.rows)
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -195,26 +204,46 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
 def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[listing.Block]:
     """Yield the first `limit` images, and show all of them to the matcher."""
     first = 0
+    own = 0 if source.kind == "list" else 1
     for block in listing.iter_blocks(source, block_rows=rows.GROUP_ROWS):
         for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
-            matcher.see(row, image_id, f"{source.root}/{path}" if path[0] != "/" else path)
+            full = f"{source.root}/{path}" if path[0] != "/" else path
+            matcher.see(row, image_id, full, named=path.strip("/").count("/") + 1 + own)
         first += len(block)
         kept = len(block) if limit is None else limit - (first - len(block))
         if kept > 0:
             yield block.first(kept)
 
 
+def _note_labels(placed: matching.Placed, points: PointTable) -> None:
+    """Say how many images of the points file are not among the images."""
+    if placed.absent:
+        LOGGER.warning(
+            "%d of %d images of the points file are not among the images, and their points are left out: %s%s",
+            *(len(placed.absent), len(points.images), ", ".join(map(repr, placed.absent[:3]))),
+            ", ..." if len(placed.absent) > 3 else "",
+        )
+
+
 def _write(
-    path: Path, blocks: Iterable[pa.RecordBatch], source: sources.ImageSource, point_names: Sequence[str]
+    path: Path,
+    blocks: Iterable[pa.RecordBatch],
+    source: sources.ImageSource,
+    point_names: Sequence[str],
+    *,
+    absent: Sequence[str] = (),
+    labelled: Container[int] = (),
 ) -> None:
     """Write blocks of rows and the manifest's metadata; refuse to write none."""
     digest = rows.Digest(point_names)
-    count = 0
+    count = with_label = 0
     with path.open("xb") as file:
         with parquet.ParquetWriter(file, rows.schema(point_names), compression="zstd", use_dictionary=False) as writer:
             for block in blocks:
                 writer.write_batch(block)
                 digest.update(block)
+                if point_names:
+                    with_label += sum(row in labelled for row in block.column("row").to_pylist())
                 count += block.num_rows
             writer.add_key_value_metadata(
                 {
@@ -222,6 +251,7 @@ def _write(
                     "genenc.root": names.to_text(str(source.root)),
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                    **({"genenc.labels": json.dumps(_labels(count, with_label, absent))} if point_names else {}),
                 }
             )
         file.flush()
@@ -229,6 +259,11 @@ def _write(
     if count == 0:
         looked = "it has no rows" if source.kind == "list" else f"looked for files ending in {_extensions()}"
         raise errors.InputError(f"no images found in {source.describe()}: {looked}")
+
+
+def _labels(count: int, labelled: int, absent: Sequence[str]) -> dict[str, object]:
+    """Return what a manifest says of the points file: images without a label, and labels without an image."""
+    return {"images_without": count - labelled, "absent": len(absent), "absent_first": list(absent[:20])}
 
 
 def _extensions() -> str:

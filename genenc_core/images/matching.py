@@ -1,12 +1,14 @@
 """Which manifest row each image of a points file means, found while the images stream by."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from genenc_core import errors
 
 _SHOWN = 3
-_EXACT_ID, _PATH_END, _ID_END = 3, 2, 1
+_EXACT = 1 << 30
+"""Stronger than any number of path components."""
 
 
 @dataclass(slots=True)
@@ -16,63 +18,84 @@ class _Match:
     strength: int = 0
     rows: list[int] = field(default_factory=list)
     image_ids: list[str] = field(default_factory=list)
+    namesake: str = ""
+    """An image of the same file name in another folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where the images of a points file lie in the manifest."""
+
+    rows: dict[int, int]
+    """row -> index of the name"""
+    absent: tuple[str, ...]
+    """names of the points file that are no image's"""
 
 
 class Matcher:
     """Finds for every image name of a points file the one row that it means.
 
-    Strongest first: the name is the image_id; the name is the end (whole components) of the image's absolute path;
-    the image_id is the end of the name. Backslashes count as slashes.
+    A name that is an image's id, or its whole path, means it. Else the longest common end counts, in whole components,
+    of the name and the image's full path; the folder that holds the file must agree where the name has one, and so
+    must all folders that both name from the source's own folder (for a list: its entry) on. Backslashes count as
+    slashes, and characters as their composed form (NFC).
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Take the names of a points file.
-
-        Raises:
-            InputError: two of them are one image's.
-        """
+        """Take the names of a points file, as `normal` writes them, each once."""
         self._names = names
         self._matches = [_Match() for _ in names]
-        self._by_name: dict[str, int] = {}
+        self._by_name = {normal(name): index for index, name in enumerate(names)}
         self._by_end: dict[str, list[int]] = {}
-        for index, name in enumerate(names):
-            path = _normal(name)
-            other = self._by_name.setdefault(path, index)
-            if other != index:
-                raise errors.InputError(f"the points file names one image in two ways: {names[other]!r} and {name!r}")
+        for path, index in self._by_name.items():
             for end in _ends(path):
                 self._by_end.setdefault(end, []).append(index)
         self._deepest = max((path.count("/") for path in self._by_name), default=0) + 1
 
-    def see(self, row: int, image_id: str, path: str) -> None:
-        """Compare one image with the names; `path` is absolute and POSIX."""
-        normal_id = _normal(image_id)
-        exact = self._by_name.get(normal_id)
+    def see(self, row: int, image_id: str, path: str, *, named: int) -> None:
+        """Compare one image with the names.
+
+        Args:
+            row: its row.
+            image_id: its identity.
+            path: absolute and POSIX.
+            named: how many of the path's last components belong to the source: below its folder, and that itself.
+        """
+        exact = self._by_name.get(normal(image_id))
         if exact is not None:
-            self._keep(exact, _EXACT_ID, row, image_id)
-        for end in _ends(path.lstrip("/"), deepest=self._deepest):
+            self._keep(exact, _EXACT, row, image_id)
+        longest, length = "", 0
+        for count, end in enumerate(_ends(normal(path), deepest=self._deepest), start=1):
+            if end not in self._by_end:
+                break
+            longest, length = end, count
             index = self._by_name.get(end)
             if index is not None and index != exact:
-                self._keep(index, _PATH_END, row, image_id)
-        for index in self._by_end.get(normal_id, ()):
-            self._keep(index, _ID_END, row, image_id)
+                self._keep(index, count, row, image_id)
+        if not length:
+            return
+        agrees = length >= max(named, 2)
+        for index in self._by_end[longest] if agrees else self._by_end[longest][:1]:
+            if index == exact or self._by_name.get(longest) == index:
+                continue
+            if agrees:
+                self._keep(index, length, row, image_id)
+            else:
+                self._matches[index].namesake = self._matches[index].namesake or image_id
 
-    def placed(self) -> dict[int, int]:
-        """Return {row: index of the name} once every image was seen.
+    def placed(self) -> Placed:
+        """Return where the names lie once every image was seen.
 
         Raises:
-            InputError: a name without a row, a name with two equally good rows, or two names of one row.
+            InputError: no name has a row, a name has two equally good rows, or a row two names.
         """
-        unmatched = [name for name, match in zip(self._names, self._matches, strict=True) if not match.rows]
-        if unmatched:
-            shown = ", ".join(repr(name) for name in unmatched[:_SHOWN])
-            more = ", ..." if len(unmatched) > _SHOWN else ""
-            raise errors.InputError(
-                f"{len(unmatched)} of {len(self._names)} images of the points file are not among the images: {shown}"
-                f"{more}. Their names must be image ids, or ends of the images' paths"
-            )
+        absent = [name for name, match in zip(self._names, self._matches, strict=True) if not match.rows]
+        if self._names and len(absent) == len(self._names):
+            self._refuse_all(absent)
         rows: dict[int, int] = {}
         for index, (name, match) in enumerate(zip(self._names, self._matches, strict=True)):
+            if not match.rows:
+                continue
             if len(match.rows) > 1:
                 first, second = match.image_ids
                 raise errors.InputError(
@@ -85,7 +108,19 @@ class Matcher:
                     f"the points file's images {self._names[other]!r} and {name!r} both mean {match.image_ids[0]!r}; "
                     "give the folder that holds all of them, or remove one"
                 )
-        return rows
+        return Placed(rows=rows, absent=tuple(absent))
+
+    def _refuse_all(self, absent: Sequence[str]) -> None:
+        shown = ", ".join(repr(name) for name in absent[:_SHOWN])
+        more = ", ..." if len(absent) > _SHOWN else ""
+        message = f"none of the {len(absent)} images of the points file is among the images: {shown}{more}."
+        namesake = next(((n, m.namesake) for n, m in zip(self._names, self._matches, strict=True) if m.namesake), None)
+        if namesake is None:
+            raise errors.InputError(f"{message} Their names must be image ids, or ends of the images' paths")
+        raise errors.InputError(
+            f"{message} {namesake[0]!r} has the file name of {namesake[1]!r}, but names another folder: give the "
+            "images that were labelled, or, if these are they, correct the folder in the points file or leave it out"
+        )
 
     def _keep(self, index: int, strength: int, row: int, image_id: str) -> None:
         match = self._matches[index]
@@ -96,7 +131,10 @@ class Matcher:
             match.image_ids.append(image_id)
 
 
-def _normal(name: str) -> str:
+def normal(name: str) -> str:
+    """Return a path's text with slashes alone, without empty and `.` components, in composed characters."""
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", name)
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.images import tables
+from genenc_core.images import matching, tables
 from genenc_core.images.sources import IMAGE_COLUMNS
 
 TIDY_COLUMNS: Mapping[str, Sequence[str]] = {
@@ -43,6 +44,7 @@ class PointTable:
 
     names: tuple[str, ...]
     images: tuple[str, ...]
+    """as `matching.normal` writes them"""
     xy: np.ndarray
     """float64 [len(images), len(names), 2]."""
 
@@ -63,7 +65,8 @@ def read_points(path: Path, *, columns: str | None = None) -> PointTable:
 
     A DeepLabCut CSV begins with the rows scorer, [individuals,] bodyparts, coords; the image stands in one column or
     in three (labeled-data, folder, file); likelihood columns are ignored; points of several animals are named
-    `individual.bodypart`. Images and names keep the order of their first appearance. An empty or NaN cell is missing.
+    `individual.bodypart`. Images and names keep the order of their first appearance, in composed characters (NFC), and
+    images as `matching.normal` writes them. An empty or NaN cell is missing.
 
     Raises:
         InputError: unreadable, a column missing, x or y that is no finite number, a point given twice, or no points.
@@ -123,11 +126,18 @@ def _iter_dlc(path: Path) -> Iterator[_Point]:
     lines = tables.iter_csv(path)
     header = _dlc_header(path, lines)
     index_columns = next((i for i, cell in enumerate(header["coords"]) if i and cell), 1)
+    _refuse_several_scorers(path, header, index_columns)
     columns = _dlc_columns(path, header, index_columns)
     for number, cells in lines:
         if not any(cells):
             continue
         image = "/".join(cell.strip() for cell in cells[:index_columns])
+        if image.isdecimal():
+            raise errors.InputError(
+                f"{path}: line {number} is of frame {image} of a video: this is what DeepLabCut found in a video, and "
+                "its rows name no images. Give the labels of its frames (labeled-data/VIDEO/CollectedData_*.csv), or a "
+                "tidy table image,point,x,y"
+            )
         if not image.strip("/"):
             raise errors.InputError(f"{path}: line {number} names no image")
         cells += [""] * (len(header["coords"]) - len(cells))
@@ -154,6 +164,15 @@ def _dlc_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> dict[str,
     if len({len(cells) for cells in header.values()}) > 1:
         raise errors.InputError(f"{path}: the DeepLabCut header rows have different numbers of cells")
     return header
+
+
+def _refuse_several_scorers(path: Path, header: dict[str, list[str]], index_columns: int) -> None:
+    scorers = list(dict.fromkeys(filter(None, header.get("scorer", [])[index_columns:])))
+    if len(scorers) > 1:
+        raise errors.InputError(
+            f"{path}: it holds the labels of {len(scorers)} scorers, {', '.join(map(repr, scorers[:3]))}: which "
+            "of them is meant cannot be known; keep the columns of one"
+        )
 
 
 def _dlc_columns(path: Path, header: dict[str, list[str]], index_columns: int) -> dict[str, tuple[int, int]]:
@@ -200,8 +219,10 @@ def _table(path: Path, points: Iterable[_Point]) -> PointTable:
     images: dict[str, int] = {}
     names: dict[str, int] = {}
     placed: dict[tuple[int, int], tuple[float, float]] = {}
+    given_in: dict[tuple[int, int], int] = {}
     for point in points:
-        key = images.setdefault(point.image, len(images)), names.setdefault(point.name, len(names))
+        image, name = matching.normal(point.image), unicodedata.normalize("NFC", point.name)
+        key = images.setdefault(image, len(images)), names.setdefault(name, len(names))
         if len(images) * len(names) > LARGEST_TABLE:
             raise errors.InputError(
                 f"{path}: row {point.row}: {len(images)} images by {len(names)} names of points are more than "
@@ -209,8 +230,10 @@ def _table(path: Path, points: Iterable[_Point]) -> PointTable:
             )
         if key in placed:
             raise errors.InputError(
-                f"{path}: row {point.row} gives the point {point.name!r} of {point.image!r} a second time; keep one"
+                f"{path}: row {point.row} gives the point {point.name!r} of {point.image!r} a second time, after row "
+                f"{given_in[key]}; keep one"
             )
+        given_in[key] = point.row
         placed[key] = point.x, point.y
     return PointTable(names=tuple(names), images=tuple(images), xy=_array(placed, len(images), len(names)))
 

@@ -189,6 +189,13 @@ def warm(given: run_parameters.ExtractParameters) -> None:
         CACHE.build(_request(given))
 
 
+def built_model(given: run_parameters.ExtractParameters) -> sources.BuiltEncoder | None:
+    """Return the eager model that the parameters name; None for a spec or an artifact."""
+    if named_models.spec_file(given.model, given.models) is not None or named_models.is_general(given.model):
+        return None
+    return CACHE.build(_request(given))
+
+
 def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
     size = None if given.image_size is None else run_parameters.parse_image_size(given.image_size)
     return sources.ModelRequest(

@@ -30,7 +30,8 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     plan = folder.tiles
     parsed = [products.parse_product(text) for text in folder.identity["products"]]
     points = len(folder.manifest.point_names)
-    wanted = products.build_products(parsed, tiles.outputs(model.spec, parsed, plan), point_count=points)
+    slots = tiles.outputs(model.spec, parsed, plan)
+    wanted = products.build_products(parsed, slots, point_count=points, cells=folder.cells)
     bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
     sizer = batching.BatchSizer(bounds, 1)
     known = _KnownSize(folder, options, bounds, device)

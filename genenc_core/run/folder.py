@@ -10,9 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from genenc_core import errors, spec
 from genenc_core.encoding import tile_plan
+from genenc_core.encoding.cells import Cells
 from genenc_core.export.execution import Execution
 from genenc_core.images import manifest
 from genenc_core.run import identity, records
@@ -25,6 +27,8 @@ MODEL_SPEC = "model_spec.json"
 MODEL_FOLDER = "model"
 PARAMETERS = "provenance/parameters.json"
 FAILED = "provenance/failed"
+CELLS = "cells"
+"""The entry of a run's identity that says where the cells of maps lie; runs of genenc 0.1.0 have none."""
 
 
 class RunFolder:
@@ -97,6 +101,18 @@ class RunFolder:
             return self.objects.path(key)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cache / "genenc" / hashlib.sha256(self.root.encode()).hexdigest()[:16] / key
+
+    @property
+    def cells(self) -> dict[str, Cells]:
+        """Where the cells of maps lie, by slot; those of others divide the model input evenly."""
+        return {name: Cells.from_json(stored) for name, stored in (self.identity.get(CELLS) or {}).items()}
+
+    @property
+    def point_states(self) -> frozenset[int]:
+        """The numbers that the run's `point_status` has a meaning for."""
+        array = next((array for array in self.store.plan.arrays if array.name == "point_status"), None)
+        flags: Any = () if array is None else array.attributes["flag_values"]
+        return frozenset(flags)
 
     @property
     def tiles(self) -> tile_plan.TilePlan | None:

@@ -32,6 +32,13 @@ class _Execution(pydantic.BaseModel):
     compile: bool = False
 
 
+class _Cells(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    stride: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat]
+    first: tuple[pydantic.FiniteFloat, pydantic.FiniteFloat]
+
+
 class _Identity(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -43,6 +50,7 @@ class _Identity(pydantic.BaseModel):
     tiles: _Tiles | None = None
     execution: _Execution | None = None
     products: list[str]
+    cells: dict[str, _Cells] | None = None
     images: _Images
 
 

@@ -3,19 +3,20 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genenc_core import errors, spec, text
 from genenc_core.encoding import batching, control, products, tile_plan
 from genenc_core.encoding.budget import FailureBudget
+from genenc_core.encoding.cells import Cells
 from genenc_core.export import backends, describe
-from genenc_core.images import manifest, points, sources
+from genenc_core.images import geometry, manifest, points, sources
 from genenc_core.models import state_files, weights
 from genenc_core.provenance import environment
-from genenc_core.run import encoders, model_files, out_folder, records, store_plan, tiles
+from genenc_core.run import encoders, map_cells, model_files, out_folder, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run.folder import MANIFEST, MODEL_SPEC, PARAMETERS, RunFolder, file_digest
+from genenc_core.run.folder import CELLS, MANIFEST, MODEL_SPEC, PARAMETERS, RunFolder, file_digest
 from genenc_core.store import creation, layout, local, publication, run_store
 from genenc_core.store.objects import Root, is_remote, open_objects
 
@@ -33,6 +34,9 @@ class Design:
     points: points.PointTable | None
     device: str
     tiles: tile_plan.TilePlan | None = None
+    cells: Mapping[str, Cells] | None = None
+    """where the cells of maps lie that products need to know it of; None: a run of genenc 0.1.0, where all divide the
+    input evenly"""
 
 
 def create_run(given: run_parameters.ExtractParameters) -> Root:
@@ -48,7 +52,8 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
     with out_folder.planning_folder(given.out) as scratch:
         exists = run_store.RunStore.exists(root)
         given = _with_its_entry(root, given) if exists else given
-        design = make_design(given, table, export_to=None if exists else scratch)
+        earlier = exists and CELLS not in run_store.RunStore.open(root).plan.identity
+        design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier)
         control.current().checkpoint()
         listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
         control.current().checkpoint()
@@ -84,9 +89,17 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
 
 
 def make_design(
-    given: run_parameters.ExtractParameters, table: points.PointTable | None, *, export_to: Path | None
+    given: run_parameters.ExtractParameters,
+    table: points.PointTable | None,
+    *,
+    export_to: Path | None,
+    earlier: bool = False,
 ) -> Design:
-    """Resolve the model and work out preprocessing and products."""
+    """Resolve the model and work out preprocessing and products.
+
+    `earlier`: as genenc 0.1.0 did, whose runs go on to mean what they meant: the model's own fit and `nearest` probes
+    where nothing is said of them, and poolings that count bars.
+    """
     model = encoders.resolve_model(given, export_to=export_to)
     device = encoders.device_of(model, given.device)
     if export_to is not None:
@@ -96,18 +109,30 @@ def make_design(
     wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
     if not wanted:
         outputs = model.spec.outputs
-        wanted = list(products.default_products(outputs, with_points=table is not None, dtype=given.dtype))
+        probe = None if earlier else "cell"
+        wanted = list(products.default_products(outputs, with_points=table is not None, dtype=given.dtype, probe=probe))
     if given.maps:
         wanted += products.map_products(model.spec.outputs)
     count = len(table.names) if table else 0
     tiled = tiles.plan(given, model.spec, wanted)
+    fit = given.fit or ("pad" if table is not None and not earlier else None)
+    preprocessing = _preprocessing(given, model.spec, tiled, fit)
+    slots = tiles.outputs(model.spec, wanted, tiled)
+    if not earlier:
+        bars = geometry.leaves_bars(preprocessing)
+        wanted = [products.recorded(product, slots, bars=bars) for product in wanted]
+    built = products.build_products(wanted, slots, point_count=count)
+    cells = None if earlier else map_cells.find(model, given, built, tiled)
+    if cells is not None and geometry.leaves_bars(preprocessing):
+        _note_bars(built)
     return Design(
         model=model,
-        preprocessing=_preprocessing(given, model.spec, tiled),
-        products=products.build_products(wanted, tiles.outputs(model.spec, wanted, tiled), point_count=count),
+        preprocessing=preprocessing,
+        products=built,
         points=table,
         device=device,
         tiles=tiled,
+        cells=cells,
     )
 
 
@@ -123,6 +148,21 @@ def _with_its_entry(root: Root, given: run_parameters.ExtractParameters) -> run_
     if not isinstance(source, Mapping):
         return given
     return given.model_copy(update={"weights_key": str(source.get("weights_key") or state_files.PLAIN)})
+
+
+def _note_bars(wanted: Sequence[products.Product]) -> None:
+    """Say of which products the bars around images are part, as no mask can be laid over them."""
+    names = [item.name for item in wanted if not item.needs_points and "over=" not in item.text and _is_vector(item)]
+    if names:
+        LOGGER.warning(
+            "the bars around padded images count in %s: the model makes vectors of whole inputs by itself; --fit "
+            "stretch or crop has no bars",
+            ", ".join(names),
+        )
+
+
+def _is_vector(product: products.Product) -> bool:
+    return len(product.signature.shape) == 1
 
 
 def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object) -> dict[str, object]:
@@ -144,6 +184,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         **({"execution": design.model.execution.identity()} if design.model.execution.identity() else {}),
         **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],
+        **({} if design.cells is None else {CELLS: {name: at.as_json() for name, at in design.cells.items()}}),
         "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},
     }
 
@@ -249,7 +290,10 @@ def _default_shard_rows(design: Design, rows: int) -> int:
 
 
 def _preprocessing(
-    given: run_parameters.ExtractParameters, found: spec.RuntimeModelSpec, tiled: tile_plan.TilePlan | None
+    given: run_parameters.ExtractParameters,
+    found: spec.RuntimeModelSpec,
+    tiled: tile_plan.TilePlan | None,
+    fit: spec.Fit | None,
 ) -> spec.Preprocessing:
     preprocessing = describe.preprocessing_of(found)
     if tiled is not None:
@@ -258,10 +302,10 @@ def _preprocessing(
         preprocessing = preprocessing.model_copy(update={"height": height, "width": width, "resize_short": None})
     if given.decode is not None:
         preprocessing = preprocessing.model_copy(update={"decode": given.decode})
-    if given.fit is None or given.fit == preprocessing.fit:
+    if fit is None or fit == preprocessing.fit:
         return preprocessing
     # Only a crop has a size to resize to before it.
-    return preprocessing.model_copy(update={"fit": given.fit, "resize_short": None})
+    return preprocessing.model_copy(update={"fit": fit, "resize_short": None})
 
 
 def _without_images(identity: Mapping[str, object]) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from genenc_core import errors
@@ -46,6 +46,7 @@ class Survey:
     fit: str
     shards: tuple[ShardRow, ...]
     unreadable: tuple[dict[str, Any], ...]
+    labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) -> Survey:
@@ -77,7 +78,9 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
     )
     fit = str(folder.identity["preprocessing"]["fit"])
     unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
-    return Survey(status=found, fit=fit, shards=tuple(rows), unreadable=tuple(unreadable))
+    return Survey(
+        status=found, fit=fit, shards=tuple(rows), unreadable=tuple(unreadable), labels=folder.manifest.labels
+    )
 
 
 def _lines(folder: RunFolder, committed: Sequence[int]) -> dict[int, tally.Line]:
@@ -248,8 +251,16 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
     if status.points:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
         lines.append(f"points: {counts}")
-    if status.points.get("outside_view") and found.fit == "crop":
-        lines.append("  points outside the view have no vector; --fit pad or stretch shows the model whole images")
+    if status.points.get("outside_view"):
+        lines.append("  outside view: cut off by the fit; --fit pad or stretch shows the model whole images")
+    if status.points.get("outside_image"):
+        lines.append(
+            "  outside image: beyond the image's edges; correct the points file (other size? x and y swapped?)"
+        )
+    if found.labels.get("absent"):
+        lines.append(f"  {found.labels['absent']} images of the points file are not among the images")
+    if found.labels.get("images_without"):
+        lines.append(f"  {plural(found.labels['images_without'], 'image')} without any label")
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
     if not status.complete:

@@ -141,7 +141,11 @@ class Worker:
             began, started = time.perf_counter(), records.now()
             rows = self.folder.manifest.read(start, stop)
             given = shards.ShardInput(
-                shard=shard, rows=range(start, stop), image_ids=rows.image_ids, points=rows.points
+                shard=shard,
+                rows=range(start, stop),
+                image_ids=rows.image_ids,
+                points=rows.points,
+                point_states=self.folder.point_states,
             )
             shard_encoder = shards.ShardEncoder(
                 given,
@@ -188,7 +192,11 @@ class Worker:
             rows = self.folder.manifest.read(start, stop)
             at = [row - start for row in wanted]
             given = shards.ShardInput(
-                shard=shard, rows=wanted, image_ids=[rows.image_ids[each] for each in at], points=rows.points[at]
+                shard=shard,
+                rows=wanted,
+                image_ids=[rows.image_ids[each] for each in at],
+                points=rows.points[at],
+                point_states=self.folder.point_states,
             )
             # All of them may fail once more: they are recorded as it is.
             shard_encoder = shards.ShardEncoder(

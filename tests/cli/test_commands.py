@@ -156,15 +156,15 @@ def test_points_and_two_products_from_one_pass(genenc: Call, photos: Path, tmp_p
     said = genenc(
         *("extract", photos, "--model", "tiny_models:two_maps", "--weights", "random:0", "--image-size", "32"),
         *("--points", points, "--out", run, "--product", "paws=coarse:spatial_point(bilinear)@float16"),
-        *("--product", "mean=fine:global_avg_pool", "--maps"),
+        *("--product", "mean=fine:global_avg_pool(bars)", "--maps"),
     )
     assert said.code == 0
-    assert "points: 1 ok, 1 outside view, 4 no such point" in said.out
+    assert "points: 1 ok, 4 no such point, 1 outside image" in said.out
     store = zarr.open_group(run / "features.zarr", mode="r")
     assert (store["paws"].shape, store["paws"].dtype) == ((6, 1, 8), np.float16)
     assert store["mean"].shape == (6, 4)
     assert (store["maps_fine"].shape, store["maps_coarse"].shape) == ((6, 4, 8, 8), (6, 8, 4, 4))
-    assert list(store["point_status"][:, 0]) == [1, 2, 4, 4, 4, 4]
+    assert list(store["point_status"][:, 0]) == [1, 5, 4, 4, 4, 4]
     np.testing.assert_allclose(store["maps_fine"][:].mean((2, 3)), store["mean"][:], atol=2e-3)
 
 
@@ -525,3 +525,15 @@ def test_json_is_one_document_when_things_go_wrong_too(
     assert (said.code, failure["shard"], "img_000.png" in failure["reason"]) == (1, 0, True)
     assert json.loads(genenc("status", tmp_path / "run", "--json").out)["failed"] == [0]
     assert json.loads(genenc("status", photos, "--json").out)["exit_code"] == 2
+
+
+@pytest.mark.parametrize("option", ["--points", "--model", "--limit", "--fit", "--out"])
+def test_an_option_that_counts_once_is_refused_when_given_twice(
+    genenc: Call, photos: Path, tmp_path: Path, option: str
+) -> None:
+    """Never the last one alone."""
+    said = genenc("extract", photos, "--out", tmp_path / "run", option, "one", f"{option}=two")
+    assert said.code == 2
+    assert f"{option} is given more than once, as " in said.err
+    assert "'one' and 'two'" in said.err
+    assert not (tmp_path / "run").exists()

@@ -131,3 +131,18 @@ def test_a_cast_rounds_and_later_modules_compute_in_it() -> None:
     assert pooled.dtype == torch.float16
     with pytest.raises(errors.InputError, match=r"cast\(float16\): a value of 7e\+04 does not fit"):
         applied(torch.full((1, 2, 2, 2), 7e4), MAP, ("cast", "dtype=float16"))
+
+
+@pytest.mark.parametrize("module", post_encoder.POOLINGS)
+def test_cells_on_bars_stay_out_of_a_pooling_over_the_view(module: str) -> None:
+    """Those whose centres lie in the view count, as a direct computation has them; a sliver has its nearest cells."""
+    maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
+    view = torch.tensor([[0.0, 13.0, 64.0, 51.0], [30.0, 0.0, 34.0, 64.0]], dtype=torch.float64)
+    none = torch.zeros(2, 0, 2, dtype=torch.float64)
+    batch = post_encoder.PointBatch(xy=none, valid=none[..., 0].bool(), input_size=(64, 64), view=view)
+    seen = [maps[0:1, :, 1:3], maps[1:2, :, :, 1:3]]
+    for over, parts in (("view", seen), ("bars", [maps[0:1], maps[1:2]])):
+        found = pipeline((module, f"over={over}")).apply(maps, batch)
+        expected = torch.cat([pipeline((module, "")).apply(part, None) for part in parts])
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(pipeline((module, "")).apply(maps, batch), pipeline((module, "")).apply(maps, None))

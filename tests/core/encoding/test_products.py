@@ -96,7 +96,7 @@ LAYERS = (
 def test_one_map_is_stored_under_plain_names_whatever_stands_beside_it() -> None:
     for outputs in (SLOTS[:1], VIT):
         found = products.default_products(outputs, with_points=True)
-        assert names(found) == ["features=global_avg_pool@float32", "probes=spatial_point@float32"]
+        assert names(found) == ["features=global_avg_pool@float32", "probes=spatial_point(interpolation=cell)@float32"]
         assert names(products.default_products(outputs, with_points=False)) == names(found)[:1]
         assert names(products.map_products(outputs)) == ["maps=none@float16"]
     later = products.default_products(VIT[1:] + VIT[:1], with_points=False, dtype="float16")
@@ -108,8 +108,8 @@ def test_several_maps_are_stored_under_the_names_of_their_slots() -> None:
     assert names(found) == [
         "features_blocks_5=blocks.5:global_avg_pool@float32",
         "features_stem_1=stem-1:global_avg_pool@float32",
-        "probes_blocks_5=blocks.5:spatial_point@float32",
-        "probes_stem_1=stem-1:spatial_point@float32",
+        "probes_blocks_5=blocks.5:spatial_point(interpolation=cell)@float32",
+        "probes_stem_1=stem-1:spatial_point(interpolation=cell)@float32",
         "maps_blocks_5=blocks.5:none@float16",
         "maps_stem_1=stem-1:none@float16",
     ]

@@ -191,7 +191,7 @@ def test_map_points_is_the_affine_inside_and_nan_outside(
             assert 0 <= model_x <= preprocessing.width
             assert 0 <= model_y <= preprocessing.height
         else:
-            assert code == geometry.POINT_OUTSIDE
+            assert code == (geometry.POINT_OUTSIDE if in_image else geometry.POINT_OUTSIDE_IMAGE)
             assert np.isnan([model_x, model_y]).all()
             clear = 1e-6 < expected_x < preprocessing.width - 1e-6 and 1e-6 < expected_y < preprocessing.height - 1e-6
             assert not (in_image and clear)
@@ -213,7 +213,7 @@ def test_corners_of_the_image_are_inside(height: int, width: int, preprocessing:
 
 
 def test_point_status() -> None:
-    """NaN in either coordinate is no point; infinity, beyond the edge, and cut away are outside."""
+    """NaN in either coordinate is no point; beyond the edge is outside the image, cut away is outside the view."""
     preprocessing = spec.Preprocessing(height=100, width=100, fit="crop")
     points = np.array(
         [
@@ -230,7 +230,7 @@ def test_point_status() -> None:
     )
     plan = geometry.plan_fit(100, 200, preprocessing)
     mapped, status = geometry.map_points(points, plan.affine, source_size=(100, 200), preprocessing=preprocessing)
-    assert status.tolist() == [1, 4, 4, 2, 2, 2, 2, 1, 2]
+    assert status.tolist() == [1, 4, 4, 5, 5, 5, 2, 1, 5]
     assert mapped[0].tolist() == [100, 50]
     assert mapped[7].tolist() == [0, 100]
     assert np.isnan(mapped[status != 1]).all()

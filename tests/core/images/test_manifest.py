@@ -163,7 +163,7 @@ def test_limit_with_points_of_later_images(tmp_path: Path, folder: Path) -> None
     written = write(tmp_path / "m.parquet", folder, points=table_of(entries), limit=3)
     assert written.rows == 3
     assert np.isnan(written.read(0, 3).points).sum() == 8
-    with pytest.raises(errors.InputError, match=r"1 of 1 images .* 'gone\.png'"):
+    with pytest.raises(errors.InputError, match=r"none of the 1 images .* 'gone\.png'"):
         write(tmp_path / "m.parquet", folder, points=table_of({"gone.png": [(1, 2), (3, 4)]}), limit=3)
 
 
@@ -206,8 +206,8 @@ def test_rows_out_of_range(tmp_path: Path, folder: Path, start: int, stop: int) 
 def placed(names: list[str], images: list[str], *, root: str = "/data/set") -> dict[int, int]:
     matcher = matching.Matcher(names)
     for row, image_id in enumerate(images):
-        matcher.see(row, image_id, f"{root}/{image_id}")
-    return matcher.placed()
+        matcher.see(row, image_id, f"{root}/{image_id}", named=image_id.count("/") + 2)
+    return matcher.placed().rows
 
 
 @pytest.mark.parametrize(
@@ -219,40 +219,76 @@ def placed(names: list[str], images: list[str], *, root: str = "/data/set") -> d
         ("set/b.png", ["b.png"], 0),
         ("/data/set/b.png", ["b.png"], 0),
         ("/elsewhere/set/b.png", ["a.png", "b.png"], 1),
-        ("labeled-data\\m1\\b.png", ["a.png", "b.png"], 1),
+        ("labeled-data\\set\\b.png", ["a.png", "b.png"], 1),
+        ("labeled-data/set/b.png", ["b.png"], 0),
+        ("u\u0308/b.png", ["\u00fc/b.png"], 0),
+        ("\u00fc/b.png", ["u\u0308/b.png"], 0),
         ("./b.png", ["b.png"], 0),
         ("labeled-data/m1/b.png", ["m2/b.png", "labeled-data/m1/b.png", "b.png"], 1),
         ("b.png", ["sub/b.png", "b.png"], 1),
     ],
 )
 def test_points_find_their_row(name: str, images: list[str], row: int) -> None:
-    """image_id, else end of the image's path, else the id is the end of the name; the stronger wins."""
+    """image_id, else the longest common end of the name and the image's path."""
     assert placed([name], images) == {row: 0}
 
 
 @pytest.mark.parametrize("name", ["b.pn", "xb.png", "ub/b.png", "b.png/c", ""])
 def test_only_whole_components_match(name: str) -> None:
-    with pytest.raises(errors.InputError, match="not among the images"):
+    with pytest.raises(errors.InputError, match="none of the 1 images"):
         placed([name], ["sub/b.png", "d"])
 
 
-def test_unmatched_are_named_up_to_three() -> None:
-    with pytest.raises(errors.InputError, match=r"4 of 5 images .*: 'p', 'q', 'r', \.\.\."):
-        placed(["p", "q", "b.png", "r", "s"], ["b.png"])
+def test_absent_names_are_told_up_to_three_when_none_is_there() -> None:
+    with pytest.raises(errors.InputError, match=r"none of the 4 images .*: 'p', 'q', 'r', \.\.\."):
+        placed(["p", "q", "r", "s"], ["b.png"])
+    assert placed(["p", "q", "b.png", "r", "s"], ["b.png"]) == {0: 2}
 
 
-@pytest.mark.parametrize(("name", "images"), [("b.png", ["x/b.png", "y/b.png"]), ("old/y/b.png", ["y/b.png", "b.png"])])
+@pytest.mark.parametrize(
+    ("name", "images"), [("b.png", ["x/b.png", "y/b.png"]), ("\u00fc.png", ["x/u\u0308.png", "y/\u00fc.png"])]
+)
 def test_two_equally_good_rows_are_refused(name: str, images: list[str]) -> None:
     with pytest.raises(errors.InputError, match="equally well") as caught:
         placed([name], images)
     assert all(repr(image) in str(caught.value) for image in images)
 
 
+def test_the_whole_path_decides_between_namesakes() -> None:
+    assert placed(["/data/set/x/b.png", "y/b.png"], ["x/b.png", "y/b.png"]) == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "root"),
+    [
+        ("labeled-data/vidA/img1.png", "img1.png", "/data/vidB"),
+        ("labeled-data/vidA/img1.png", "vidB/img1.png", "/data"),
+        ("/home/me/project/labeled-data/vidA/img1.png", "labeled-data/vidB/img1.png", "/data/project"),
+        ("C:\\labels\\vidA\\img1.png", "img1.png", "/data/vidB"),
+        ("sessionA/left/img1.png", "sessionB/left/img1.png", "/data"),
+        ("sessionA/left/img1.png", "left/img1.png", "/data/sessionB"),
+    ],
+)
+def test_labels_of_another_folder_are_not_taken(name: str, image: str, root: str) -> None:
+    with pytest.raises(errors.InputError, match="names another folder") as caught:
+        placed([name], [image], root=root)
+    assert repr(image) in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+def test_a_points_file_of_more_videos_than_the_images_is_taken_and_counted(
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("labeled-data/images/a00.png", "labeled-data/other/a00.png", "labeled-data/other/a01.png")
+    written = write(tmp_path / "m.parquet", folder, points=table_of({name: [(1, 2), (3, 4)] for name in names}))
+    assert written.labels == {"images_without": written.rows - 1, "absent": 2, "absent_first": list(names[1:])}
+    assert "2 of 3 images of the points file are not among the images" in caplog.text
+    assert np.isfinite(written.read(0, 1).points).all()
+
+
 def test_two_names_of_one_row_are_refused() -> None:
-    with pytest.raises(errors.InputError, match=r"'v1/b\.png' and 'v2/b\.png' both mean 'b\.png'"):
-        placed(["v1/b.png", "v2/b.png"], ["b.png"])
-    with pytest.raises(errors.InputError, match="in two ways"):
-        placed(["v1/b.png", "v1\\b.png"], ["b.png"])
+    with pytest.raises(errors.InputError, match=r"'v1/set/b\.png' and 'v2/set/b\.png' both mean 'b\.png'"):
+        placed(["v1/set/b.png", "v2/set/b.png"], ["b.png"])
 
 
 def test_list_with_own_ids_matches_by_id_or_path(tmp_path: Path, folder: Path) -> None:

@@ -156,4 +156,6 @@ def test_a_folder_that_cannot_be_written_is_surveyed(
 
 
 def test_the_names_of_points_stay_what_they_are_in_stored_runs() -> None:
-    assert list(POINT_STATES.items()) == [(1, "ok"), (2, "outside_view"), (3, "image_unreadable"), (4, "no_such_point")]
+    assert list(POINT_STATES.items()) == [
+        *((1, "ok"), (2, "outside_view"), (3, "image_unreadable"), (4, "no_such_point"), (5, "outside_image"))
+    ]

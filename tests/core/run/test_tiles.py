@@ -75,8 +75,8 @@ def test_a_tiled_run_stores_what_a_plain_loop_computes(extract: Extract, photos:
     names = sorted(path.name for path in photos.iterdir())
     with (tmp_path / "points.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "point", "x", "y"), *((name, "nose", 31.0, 22.5) for name in names)])
-    wanted = ("v=global_avg_pool", "p=spatial_point(bilinear)", "m=none@float32")
-    extract(**TILES, products=wanted, points=str(tmp_path / "points.csv"), batch_size=7)
+    wanted = ("v=global_avg_pool", "p=spatial_point(bilinear_corners)", "m=none@float32")
+    extract(**TILES, products=wanted, points=str(tmp_path / "points.csv"), batch_size=7, fit="stretch")
     torch.manual_seed(0)
     model = tiny_models.conv().eval()
     images = [pixels(photos / name, (64, 96)) for name in names]

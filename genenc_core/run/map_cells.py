@@ -1,0 +1,89 @@
+"""Where the cells of a run's maps lie, found once when the run is made."""
+
+from collections.abc import Sequence
+
+import torch
+
+from genenc_core import errors, spec
+from genenc_core.encoding import products, tile_plan
+from genenc_core.encoding.cells import Cells, require_regular
+from genenc_core.export import describe
+from genenc_core.models import encoder, receptive
+from genenc_core.run import encoders
+from genenc_core.run import parameters as run_parameters
+
+_PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
+
+
+def find(
+    model: encoders.ResolvedModel,
+    given: run_parameters.ExtractParameters,
+    wanted: Sequence[products.Product],
+    tiled: tile_plan.TilePlan | None,
+) -> dict[str, Cells]:
+    """Return where the cells of those maps lie that products probe, or pool without the bars, by slot.
+
+    They are followed through the model. Where that cannot be done (an ONNX file, a compiled package, code that mixes
+    places), they divide the input evenly, if a whole number of pixels fits each.
+
+    Raises:
+        InputError: they are not known, and the input is no multiple of the map; or tiles that do not join.
+    """
+    names = {product.slot for product in wanted if any(word in product.text for word in _PLACED)}
+    if not names:
+        return {}
+    size = describe.preprocessing_of(model.spec)
+    pixels = (size.height, size.width)
+    followed = _followed(model, given, pixels)
+    found = {}
+    for slot in model.spec.outputs:
+        if slot.name not in names or len(slot.shape) != 3:
+            continue
+        shape = slot.shape[1:]
+        known = followed.get(slot.name)
+        cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given)
+        if tiled is not None:
+            require_regular(cells, shape, pixels, subject=f"output slot {slot.name!r}")
+        found[slot.name] = cells
+    return found
+
+
+def _followed(
+    model: encoders.ResolvedModel, given: run_parameters.ExtractParameters, pixels: tuple[int, int]
+) -> dict[str, tuple[receptive.Axis, receptive.Axis]]:
+    built = encoders.built_model(given)
+    if built is not None:
+        return receptive.cells(built.module, encoder.EncoderModule.slots, size=pixels)
+    count = model.spec.resolved_batch_mode().min
+    try:
+        loaded = encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
+        return receptive.traced(loaded, torch.zeros((count, 3, *pixels), device=loaded.device))
+    except Exception:  # every runtime has exceptions of its own; nothing is known of the cells then
+        return {}
+
+
+def _cells(known: tuple[receptive.Axis, receptive.Axis], shape: Sequence[int], pixels: tuple[int, int]) -> Cells:
+    # One cell has no stride, and needs none.
+    strides = [axis[0] if count > 1 else float(side) for axis, count, side in zip(known, shape, pixels, strict=True)]
+    return Cells(stride=(strides[0], strides[1]), first=(known[0][1], known[1][1]))
+
+
+def _even(slot: spec.SlotSpec, pixels: tuple[int, int], given: run_parameters.ExtractParameters) -> Cells:
+    shape = slot.shape[1:]
+    if all(side % cells == 0 for side, cells in zip(pixels, shape, strict=True)):
+        return Cells.regular(shape, pixels)
+    steps = [_likely_stride(side, cells) for side, cells in zip(pixels, shape, strict=True)]
+    below = [max(side // step, 1) * step for side, step in zip(pixels, steps, strict=True)]
+    above = [-(-side // step) * step for side, step in zip(pixels, steps, strict=True)]
+    offers = dict.fromkeys(f"{height}x{width}" for height, width in (below, above))
+    raise errors.InputError(
+        f"where the cells of output slot {slot.name!r} lie is not known: its map of {shape[0]} x {shape[1]} does not "
+        f"divide images of {pixels[0]} x {pixels[1]} pixels, and {given.model!r} does not show its strides. Points and "
+        f"bars would meet neighbouring cells: give --image-size {' or '.join(offers)} (export the model again for it)"
+    )
+
+
+def _likely_stride(side: int, cells: int) -> int:
+    """Return the pixels of a cell: of all that give so many whole ones, the one most often divided by two."""
+    whole = range(side // (cells + 1) + 1, max(side // cells, 1) + 1) or range(max(side // cells, 1), side + 1)
+    return max(whole, key=lambda step: (step & -step, step))

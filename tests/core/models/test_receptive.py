@@ -1,0 +1,108 @@
+"""Where the cells of maps lie: followed through a model, compared with where each cell is seen to look."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import nn
+
+from genenc_core.encoding.cells import Cells
+from genenc_core.encoding.signature import PointBatch
+from genenc_core.encoding.spatial_point import SpatialPoint
+from genenc_core.models import encoder, receptive, sources
+
+
+def windows(model: nn.Module, width: int) -> list[tuple[float, float]]:
+    """Return the pixel columns, from and to, that each column of a map depends on, by changing one after the other."""
+    with torch.inference_mode():
+        plain = model(torch.zeros(1, 3, width, width))
+        spans = [[width, 0] for _ in range(plain.shape[3])]
+        for column in range(width):
+            image = torch.zeros(1, 3, width, width)
+            image[..., column] = 1
+            for cell in (model(image) != plain).any(2).any(1)[0].nonzero().flatten().tolist():
+                spans[cell] = [min(spans[cell][0], column), max(spans[cell][1], column + 1)]
+    return [(float(start), float(stop)) for start, stop in spans]
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> nn.Module:
+    """One layer whose positive weights let every pixel of a window count."""
+    kernel, stride = draw(st.integers(1, 7)), draw(st.integers(1, 5))
+    kind = draw(st.sampled_from(["conv", "mean", "max", "patch", "dilated"]))
+    if kind == "patch":
+        found: nn.Module = nn.Conv2d(3, 3, stride, stride=stride)
+    elif kind == "conv":
+        found = nn.Conv2d(3, 3, kernel, stride=stride, padding=draw(st.integers(0, kernel // 2)))
+    elif kind == "dilated":
+        found = nn.Conv2d(3, 3, 3, stride=stride, dilation=2)
+    else:
+        pool = nn.AvgPool2d if kind == "mean" else nn.MaxPool2d
+        found = pool(kernel, stride, draw(st.integers(0, kernel // 2)), ceil_mode=draw(st.booleans()))
+    for parameter in found.parameters():
+        nn.init.constant_(parameter, 0.5)
+    return found
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(chain=st.lists(layers(), min_size=1, max_size=3), width=st.integers(24, 57), data=st.data())
+def test_a_probed_cell_is_the_one_that_looks_nearest(chain: list[nn.Module], width: int, data: st.DataObject) -> None:
+    """Every stride, padding, dilation, leftover pixels, ceil_mode: by windows that were measured, not worked out."""
+    model = nn.Sequential(*chain).eval()
+    try:
+        with torch.inference_mode():
+            cells = model(torch.zeros(1, 3, width, width)).shape[3]
+    except RuntimeError:
+        hypothesis.reject()
+    found = receptive.cells(model, lambda run, images: {"m": run(images)}, size=(width, width))
+    (_, (stride, first)) = found["m"]
+    spans = windows(model, width)
+    widest = max(stop - start for start, stop in spans)
+    for cell, (start, stop) in enumerate(spans):
+        # At the borders windows are cut short.
+        if 2 <= cell < cells - 2 and start > 0 and stop < width and stop - start == widest:
+            assert first + cell * stride == pytest.approx((start + stop) / 2, abs=1e-3)
+    x = data.draw(st.floats(0, width))
+    place = Cells(stride=(stride or width, stride or width), first=(first, first))
+    batch = PointBatch(
+        xy=torch.tensor([[[x, width / 2]]], dtype=torch.float64),
+        valid=torch.ones(1, 1, dtype=torch.bool),
+        input_size=(width, width),
+        cells=place,
+    )
+    columns = torch.arange(float(cells)).expand(1, 1, cells, cells)
+    probed = int(SpatialPoint("cell", 1).apply(columns, batch).item())
+    distances = [abs(x - (first + cell * stride)) for cell in range(cells)]
+    assert distances[probed] <= min(distances) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stride", "first"),
+    [
+        ("resnet18", 64, 32, 0.5),
+        ("timm/vit_tiny_patch16_224", 100, 16, 8),
+        ("convnext_tiny", 64, 32, 16),
+        ("timm/test_vit", 48, 16, 8),
+    ],
+)
+def test_known_models(name: str, size: int, stride: float, first: float) -> None:
+    """A ResNet's centres lie half a cell before those of patches; leftover pixels do not stretch a ViT's patches."""
+    built = sources.build_encoder(sources.ModelRequest(name=name, weights="random:0", image_size=(size, size)))
+    found = receptive.cells(built.module, encoder.EncoderModule.slots, size=(size, size))
+    assert found["features"] == ((stride, first), (stride, first))
+
+
+class Mixed(nn.Module):
+    """A map whose every cell is of the whole image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 3, 4, 4]."""
+        return images.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4) * 2
+
+
+def test_what_has_no_centre_is_left_out() -> None:
+    assert receptive.cells(Mixed(), lambda run, images: {"m": run(images)}, size=(32, 32)) == {}
+
+
+def test_a_model_that_fails_is_unknown() -> None:
+    assert receptive.cells(nn.Linear(7, 2), lambda run, images: {"m": run(images)}, size=(32, 32)) == {}
