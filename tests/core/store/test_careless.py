@@ -1,8 +1,10 @@
 """What a careless administrator does to a run folder, beside its workers: nothing wrong is stored or told."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -90,8 +92,31 @@ def test_a_run_is_not_published_over_what_has_no_owner(
         publication.publish(other.objects, full.objects)
 
 
-def test_what_a_creator_beside_us_just_made_has_an_owner(full: run_store.RunStore) -> None:
-    creation.refuse_ownerless(full.objects)
+@pytest.mark.parametrize("after", range(4))
+def test_a_run_created_while_we_look_is_not_ownerless(
+    small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Another process creates the run after so many of our looks at the folder."""
+    objects = local.LocalObjects(tmp_path / "run")
+    objects.root.mkdir()
+    looks = 0
+
+    def looking(name: str) -> Callable[..., Any]:
+        look = getattr(objects, name)
+
+        def looked(*arguments: str) -> Any:
+            nonlocal looks
+            if looks == after:
+                small.create(objects.root)
+            looks += 1
+            return look(*arguments)
+
+        return looked
+
+    for name in ("names", "has_group", "size"):
+        monkeypatch.setattr(objects, name, looking(name))
+    creation.refuse_ownerless(objects)
+    assert looks >= 1
 
 
 class LostAnswers(local.LocalObjects):
