@@ -46,6 +46,12 @@ class StoreError(GenencError):
     """A run folder that is missing, damaged, or belongs to another run."""
 
 
+class OtherRunError(StoreError):
+    """A run folder asked for as another run than it is; exit code 2."""
+
+    exit_code = 2
+
+
 class ShardError(GenencError):
     """A shard that was not committed: too many unreadable images, or its encoder or store failed."""
 

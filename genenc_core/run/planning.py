@@ -239,7 +239,7 @@ def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> 
     lines = [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", told)]
     if old["images"] != identity["images"]:
         lines.append(manifest.describe_difference(RunFolder(root).manifest, listed))
-    raise errors.StoreError(
+    raise errors.OtherRunError(
         f"{str(root)!r} holds another run, and a run never changes what it means. It differs in "
         + "; ".join(line for line in lines if line)
         + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as it is)"

@@ -77,7 +77,7 @@ def refuse_remains(target: Objects, identity: Mapping[str, object]) -> None:
     stored = read(target)
     if stored is not None and stored.plan.identity != identity:
         changes = layout.describe_identity(stored.plan.identity, identity)
-        raise errors.StoreError(
+        raise errors.OtherRunError(
             f"{target.name!r} holds another run, whose {places.GROUP} is not there ({changes}); put that back, or "
             "choose another --out"
         )
@@ -226,7 +226,7 @@ def refuse_other(objects: Objects, old: layout.StorePlan, new: layout.StorePlan)
     """Raise unless both plans are the same run."""
     if old.fingerprint != new.fingerprint:
         changes = layout.describe_identity(old.identity, new.identity) or f"{old.fingerprint} -> {new.fingerprint}"
-        raise errors.StoreError(
+        raise errors.OtherRunError(
             f"{objects.name!r} holds another run, and a run never changes what it means ({changes}); "
             "choose another --out"
         )
