@@ -220,7 +220,7 @@ class _Killed(isolated.IsolatedLoader):
         self.killing = self._program.replace(
             "isolated.serve()",
             "import os; from genenc_core.images import reading; "
-            f"reading.Reader.load = lambda *_: os.kill({victim}, {number}) or __import__('time').sleep(9); "
+            f"reading.Reader.load = lambda *_: os.kill({victim}, {number}) or __import__('time').sleep(1); "
             "isolated.serve()",
         )
 
