@@ -52,6 +52,21 @@ class OtherRunError(StoreError):
     exit_code = 2
 
 
+class UnsafeFileError(OSError):
+    """A name in a run folder that is a symbolic link, a named pipe, a socket or a device, or a file of absurd size.
+
+    `strerror` says what it is, `filename` where; nothing of it was read or changed.
+    """
+
+    @property
+    def sentence(self) -> str:
+        """The fault as a message: what is where, and what to do."""
+        return (
+            f"{str(self.filename)!r} is {self.strerror}; genenc neither reads nor changes it: put the original file or "
+            "folder itself there, or move it out of the run folder"
+        )
+
+
 class ShardError(GenencError):
     """A shard that was not committed: too many unreadable images, or its encoder or store failed."""
 

@@ -143,6 +143,8 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
 
 def _fault(error: OSError) -> tuple[str, int]:
     """Return what the system refused, in words, and the exit code."""
+    if isinstance(error, errors.UnsafeFileError):
+        return error.sentence, errors.StoreError.exit_code
     where = f"{text.shortened(repr(error.filename), 300)}: " if error.filename else ""
     said = f"{where}{error.strerror or error}"
     if error.errno == errno.ENAMETOOLONG:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 import struct
 import threading
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ MOST_ROWS = 8
 """That a thread may have noted at once."""
 _NONE = struct.pack("<q", -1)
 _SUFFIX = ".rows"
+_LARGEST = 2**24
+"""Bytes of such a file; a larger one is none."""
 
 
 class Journal:
@@ -132,8 +135,9 @@ def sweep(folder: Path) -> None:
 def _left_behind(path: Path) -> set[int] | None:
     """Return the rows that a dead process had in work; None when the process lives, or another one was faster."""
     try:
+        # A pipe would keep the opener waiting; a link is nobody's notes.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except OSError:
         return None
     try:
         # Shared, so that two that look at once do not take each other for the owner.
@@ -146,5 +150,8 @@ def _left_behind(path: Path) -> set[int] | None:
 
 
 def _rows(descriptor: int) -> list[int]:
-    content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
+        return []
+    content = os.pread(descriptor, about.st_size, 0)
     return [row for (row,) in struct.iter_unpack("<q", content[: len(content) // 8 * 8])]

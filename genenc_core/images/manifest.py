@@ -69,17 +69,21 @@ class Manifest:
                 footer = file.metadata
                 stored = footer.metadata or {}
                 sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        except errors.UnsafeFileError as error:
+            raise errors.StoreError(error.sentence) from error
         except (OSError, pa.ArrowException) as error:
             raise errors.StoreError(f"{path} is not a readable manifest: {error}") from error
-        if stored.get(b"genenc.version", b"").decode() != rows.VERSION or b"genenc.digest" not in stored:
+        if stored.get(b"genenc.version", b"") != rows.VERSION.encode():
             raise errors.StoreError(f"{path} is a Parquet file but no genenc manifest of version {rows.VERSION}")
+        root, digest, point_names = _described(path, stored)
+        _require_columns(path, footer, point_names)
         return cls(
             path=path,
-            root=Path(names.to_path(stored[b"genenc.root"].decode())),
+            root=root,
             rows=int(footer.num_rows),
-            digest=stored[b"genenc.digest"].decode(),
-            point_names=tuple(json.loads(stored[b"genenc.point_names"])),
-            labels=json.loads(stored.get(b"genenc.labels", b"{}")),
+            digest=digest,
+            point_names=point_names,
+            labels=_label_counts(path, stored),
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
@@ -121,6 +125,21 @@ class Manifest:
         except (OSError, pa.ArrowException) as error:
             raise errors.StoreError(f"{self.path} is damaged: {error}") from error
 
+    def content_digest(self) -> str:
+        """Return the digest of the rows as they are now: `digest`, unless the file was changed.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        found = rows.Digest(self.point_names)
+        columns = ["image_id", "path", "bytes", "mtime_ns", *(rows.POINT_COLUMNS if self.point_names else ())]
+        try:
+            for batch in self.iter_columns(columns):
+                found.update(batch)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise errors.StoreError(f"{self.path} is damaged: {error}") from error
+        return found.hexdigest()
+
     def _file(self) -> parquet.ParquetFile:
         return parquet.ParquetFile(self.opener() if self.opener else self.path, metadata=self.footer)
 
@@ -134,6 +153,50 @@ class Manifest:
         except (OSError, pa.ArrowException) as error:
             raise errors.StoreError(f"{self.path} is damaged: {error}") from error
         return table.slice(start - int(self.starts[first]) if groups else 0, stop - start)
+
+
+def _described(path: Path, stored: Mapping[bytes, bytes]) -> tuple[Path, str, tuple[str, ...]]:
+    """Return what a manifest's metadata says: its root, its digest, the names of its points."""
+    try:
+        point_names = json.loads(stored[b"genenc.point_names"])
+        if not isinstance(point_names, list) or not all(isinstance(name, str) for name in point_names):
+            raise ValueError("genenc.point_names is no list of names")
+        root = names.to_path(stored[b"genenc.root"].decode())
+        if not os.path.isabs(root):  # noqa: PTH117
+            raise ValueError("genenc.root is no absolute path")
+        return Path(root), stored[b"genenc.digest"].decode(), tuple(point_names)
+    except (KeyError, ValueError, RecursionError) as error:
+        told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise errors.StoreError(
+            f"{path} is damaged: the metadata of a genenc manifest is not whole ({told})"
+        ) from error
+
+
+def _label_counts(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return what a manifest's metadata counts of the labels; nothing in manifests of earlier versions."""
+    try:
+        found = json.loads(stored.get(b"genenc.labels", b"{}"))
+        if not isinstance(found, dict) or not all(
+            type(found.get(key, 0)) is int for key in ("absent", "images_without")
+        ):
+            raise ValueError("genenc.labels is no object of counts")
+    except (ValueError, RecursionError) as error:
+        raise errors.StoreError(f"{path} is damaged: {error}") from error
+    return found
+
+
+def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> None:
+    try:
+        found = footer.schema.to_arrow_schema()
+        wrong = [
+            field.name
+            for field in rows.schema(point_names)
+            if field.name not in found.names or found.field(field.name).type != field.type
+        ]
+    except (KeyError, pa.ArrowException) as error:
+        raise errors.StoreError(f"{path} is damaged: {error}") from error
+    if wrong:
+        raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are not there or of another type")
 
 
 def write_manifest(

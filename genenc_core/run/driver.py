@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from genenc_core import errors
 from genenc_core.encoding import control
 from genenc_core.images import inflight
-from genenc_core.run import out_folder, planning, records, sessions, status, worker
+from genenc_core.run import integrity, out_folder, planning, records, sessions, status, worker
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import claims
@@ -75,8 +75,14 @@ def retrying(options: records.Options, shards: str) -> records.Options:
 
 
 def plan(root: Root, shards: str) -> list[int]:
-    """Finish what was committed but not put in place; return the shards to do and tell whoever watches."""
-    folder = RunFolder.open_for_work(root)
+    """Finish what was committed but not put in place; return the shards to do and tell whoever watches.
+
+    Raises:
+        StoreError: a file that the run was made with is damaged, or a name in the folder is a link, a pipe or a device.
+    """
+    folder = RunFolder(root)
+    integrity.require_inputs(folder)
+    folder.store.recover()
     wanted = status.select_shards(folder, shards)
     sweep(folder)
     rows = folder.rows_of(wanted)

@@ -3,15 +3,17 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from genenc_core import errors, text
 from genenc_core.encoding import batching, calls, control, engine, products, size_search, tiling
 from genenc_core.export import backends
 from genenc_core.run import encoders, records, tiles, turns
 from genenc_core.run.folder import RunFolder
+from genenc_core.store.objects import join
 
 LOGGER = logging.getLogger(__name__)
+LARGEST_SIZE = 2**20
 SEARCH_SHARE = 50
 """The search for a batch size may encode one in so many of a run's images."""
 
@@ -109,8 +111,22 @@ class _KnownSize:
             self._bounds.refuse_outside(self._options.batch_size)
             return self._options.batch_size
         if self._folder.objects.size(self._key) is not None:
-            return self._bounds.clamp(int(str(records.read_json(self._folder.objects, self._key)["size"])))
+            return self._bounds.clamp(self._recorded(records.read_json(self._folder.objects, self._key)))
         return None
+
+    def _recorded(self, record: Mapping[str, object]) -> int:
+        """Return the size that a record holds.
+
+        Raises:
+            StoreError: it holds none.
+        """
+        size = record.get("size")
+        if type(size) is not int or not 0 < size <= LARGEST_SIZE:
+            raise errors.StoreError(
+                f"{join(self._folder.root, self._key)!r} is damaged: it holds no batch size; delete it, and the batch "
+                "size is searched for again"
+            )
+        return size
 
     def size(self, per_image: int, runner: engine.Engine, trial: Callable[[int], None], *, evenly: bool = False) -> int:
         """Return the size asked for, or that in the folder, or what a search finds; an image has `per_image` items.
@@ -139,7 +155,7 @@ class _KnownSize:
             size = -(-plan.shard_rows // -(-plan.shard_rows // size))
         size = self._bounds.clamp(size)
         record = {"size": size, "device": self._device, "found": records.now()}
-        return int(str(records.create_json(self._folder.objects, self._key, record)["size"]))
+        return self._recorded(records.create_json(self._folder.objects, self._key, record))
 
     def shrink(self, size: int) -> None:
         """Keep a size that memory ran out above, for the next session and other processes to start with."""
@@ -148,5 +164,5 @@ class _KnownSize:
         with contextlib.suppress(errors.StoreError):  # the batch goes on without
             if self._folder.objects.size(self._key) is not None:
                 known = records.read_json(self._folder.objects, self._key)
-                record["size"] = min(size, int(str(known["size"])))
+                record["size"] = min(size, self._recorded(known))
             records.write_json(self._folder.objects, self._key, record)

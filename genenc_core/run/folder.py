@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from genenc_core import errors, spec
 from genenc_core.encoding import tile_plan
 from genenc_core.encoding.cells import Cells
@@ -19,7 +21,7 @@ from genenc_core.export.execution import Execution
 from genenc_core.images import manifest
 from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
-from genenc_core.store import local, places, run_store
+from genenc_core.store import beneath, local, places, run_store
 from genenc_core.store.objects import Objects, Root, join, open_objects
 
 MANIFEST = "images.parquet"
@@ -61,6 +63,10 @@ class RunFolder:
             StoreError: a file cannot be read.
         """
         if isinstance(self.objects, local.LocalObjects):
+            # What loads them opens them by path.
+            with run_store.read_errors(self.root):
+                if self.objects.kind(MODEL_FOLDER):
+                    self.objects.refuse_specials(MODEL_FOLDER)
             return self.objects.root
         if self._copy is None:
             copy = tempfile.TemporaryDirectory(prefix="genenc-model-")
@@ -96,11 +102,28 @@ class RunFolder:
         return spec.Preprocessing.model_validate_json(json.dumps(self.identity["preprocessing"]))
 
     def local_folder(self, key: str) -> Path:
-        """Return where notes of this machine's work on the run lie: in it, or for S3 in the user's cache."""
+        """Return where notes of this machine's work on the run lie: in it, or for S3 in the user's cache.
+
+        Raises:
+            StoreError: a symbolic link stands there.
+        """
         if isinstance(self.objects, local.LocalObjects):
+            try:
+                self.objects.make_folder(key)
+            except errors.UnsafeFileError as error:
+                raise errors.StoreError(error.sentence) from error
+            except OSError:  # work goes on without notes
+                pass
             return self.objects.path(key)
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "genenc" / hashlib.sha256(self.root.encode()).hexdigest()[:16] / key
+        return _user_cache(self.root) / key
+
+    @functools.cached_property
+    def cache(self) -> local.LocalObjects | None:
+        """Where what only reads the run may note something: never in the run, which may be somebody else's."""
+        try:
+            return local.LocalObjects(_user_cache(f"{os.path.realpath(self.root)}\0{self.store.document}"))
+        except RuntimeError:  # a user without a home
+            return None
 
     @property
     def cells(self) -> dict[str, Cells]:
@@ -124,13 +147,6 @@ class RunFolder:
         options = {key: stored[key] for key in ("overlap", "trim", "blend")}
         return tile_plan.TilePlan(canvas=(size.height, size.width), tile=(height, width), **options)
 
-    @classmethod
-    def open_for_work(cls, root: Root) -> "RunFolder":
-        """Open a run folder and finish what an earlier process committed but did not put in place."""
-        folder = cls(root)
-        folder.store.recover()
-        return folder
-
     def rows_of(self, shards: Sequence[int]) -> int:
         """Return how many images these shards hold."""
         ranges = (self.store.shard_range(shard) for shard in shards)
@@ -148,7 +164,10 @@ class RunFolder:
     def failure(self, shard: int, *, session: str | None = None) -> str:
         """Return the reason of a shard's last failed attempt; it says so when that was not in the session named."""
         key = _failure_key(shard)
-        found = records.read_json(self.objects, key) if self.objects.size(key) is not None else {}
+        try:
+            found = records.read_json(self.objects, key) if self.objects.size(key) is not None else {}
+        except errors.StoreError as error:  # it says why an attempt failed, no more
+            return f"its reason is not known: {error}"
         if not found:
             return "it was not reached"
         others = session is not None and found.get("session") != session
@@ -191,7 +210,9 @@ def file_digest(objects: Objects, key: str) -> str:
         StoreError: it cannot be read.
     """
     try:
-        return hashlib.sha256(objects.read(key)).hexdigest()
+        return objects.digest(key)[1]
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except OSError as error:
         raise errors.StoreError(
             f"cannot read {join(objects.name, key)!r}: {error.strerror}; the run folder is damaged"
@@ -201,7 +222,10 @@ def file_digest(objects: Objects, key: str) -> str:
 def _is_run(objects: Objects) -> bool:
     """Return whether there is anything of a run; what is wrong with it is told when it is opened."""
     if isinstance(objects, local.LocalObjects):
-        return objects.path(places.TRANSACTIONS).is_dir()
+        try:
+            return objects.kind(places.TRANSACTIONS) not in (None, beneath.FILE)
+        except OSError:
+            return False
     try:
         objects.read(places.STORE_FILE)  # the answer to a HEAD does not say when it is the bucket that is missing
         return True
@@ -211,9 +235,14 @@ def _is_run(objects: Objects) -> bool:
         raise errors.InputError(f"{objects.name!r} cannot be reached: {error.strerror or error}") from error
 
 
+def _user_cache(name: str) -> Path:
+    """Return the folder in the user's cache that belongs to a run."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"  # noqa: PTH117
+    return folder / "genenc" / hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+
+
 def _manifest(objects: Objects) -> manifest.Manifest:
-    if isinstance(objects, local.LocalObjects):
-        return manifest.Manifest.open(objects.path(MANIFEST))
     opener = functools.partial(objects.open, MANIFEST)
     return manifest.Manifest.open(Path(join(objects.name, MANIFEST)), opener=opener)
 
@@ -225,4 +254,12 @@ def _failure_key(shard: int) -> str:
 def _parameters(stored: dict[str, object]) -> run_parameters.ExtractParameters:
     """Return the parameters a run was made with, as far as this version knows them."""
     known = run_parameters.ExtractParameters.model_fields
-    return run_parameters.ExtractParameters.model_validate({key: stored[key] for key in stored if key in known})
+    try:
+        return run_parameters.ExtractParameters.model_validate({key: stored[key] for key in stored if key in known})
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise errors.StoreError(
+            f"{PARAMETERS!r} of the run does not hold the parameters of an extraction ({where}: {first['msg']}): the "
+            "run folder is damaged, or made by a later version of genenc"
+        ) from error

@@ -10,7 +10,7 @@ from genenc_core import errors, spec
 from genenc_core.export import artifacts, loading
 from genenc_core.provenance import environment
 from genenc_core.run.folder import MODEL_FOLDER
-from genenc_core.store import files
+from genenc_core.store import files, local
 
 
 def artifact_digests(found: spec.RuntimeModelSpec) -> dict[int, str]:
@@ -94,12 +94,14 @@ def _copied(path: Path, run_folder: Path, name: str) -> str:
     target = run_folder / MODEL_FOLDER / name
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        local.LocalObjects(run_folder).make_folder(MODEL_FOLDER)
         shutil.copyfile(path, partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(target)
         files.sync_folder(target.parent)
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise errors.InputError(f"cannot copy the model's file {str(path)!r} into the run folder: {error}") from error

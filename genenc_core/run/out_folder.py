@@ -10,7 +10,7 @@ from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC
-from genenc_core.store import places, run_store
+from genenc_core.store import beneath, local, places, run_store
 from genenc_core.store.objects import Objects, Root, is_remote, open_objects
 
 CLAIM = ".claim"
@@ -54,6 +54,8 @@ def writing(root: Path) -> Iterator[None]:
     """Raise an `OSError` of the block as an `InputError` that says which folder no run can be made in."""
     try:
         yield
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except OSError as error:
         raise errors.InputError(
             f"cannot create a run in {str(root)!r}: {error.strerror or error} ({error.filename or 'no file named'}); "
@@ -133,12 +135,14 @@ def _locked(root: Path) -> int:
         try:
             root.mkdir(parents=True, exist_ok=True)
             # Writable, because network file systems lock only what is.
-            claim = os.open(root / CLAIM, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            claim = beneath.opened(root, CLAIM, os.O_RDWR | os.O_CREAT)
             fcntl.flock(claim, fcntl.LOCK_EX)
+        except errors.UnsafeFileError as error:
+            raise errors.StoreError(error.sentence) from error
         except OSError as error:
             raise errors.InputError(f"--out {str(root)!r} cannot be written: {error.strerror or error}") from error
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(claim), (root / CLAIM).stat()):
+            if os.path.samestat(os.fstat(claim), (root / CLAIM).lstat()):
                 return claim
         # The one before us is done and took the claim file away: make it anew.
         os.close(claim)
@@ -165,6 +169,17 @@ def _sweep(root: Path) -> None:
     for stale in root.glob(".plan-*"):
         shutil.rmtree(stale, ignore_errors=True)
     # A living process whose file goes with them writes it anew.
-    for folder in (root, root / MODEL_FOLDER, root / "provenance", *(root / "provenance").glob("*/")):
-        for partial in folder.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+    objects = local.LocalObjects(root)
+    below = [f"provenance/{name}" for name in _names(objects, "provenance")]
+    folders = [key for key in (MODEL_FOLDER, "provenance", *below) if objects.kind(key) != beneath.FILE]
+    for folder in ("", *folders):
+        for name in _names(objects, folder):
+            if name.startswith(".") and name.endswith(".partial"):
+                objects.remove(f"{folder}/{name}".lstrip("/"))
+
+
+def _names(objects: local.LocalObjects, folder: str) -> list[str]:
+    try:
+        return objects.names(folder)
+    except FileNotFoundError:
+        return []

@@ -16,7 +16,7 @@ from genenc_core.models import state_files, weights
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, map_cells, model_files, out_folder, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run.folder import CELLS, MANIFEST, MODEL_SPEC, PARAMETERS, RunFolder, file_digest
+from genenc_core.run.folder import CELLS, MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETERS, RunFolder, file_digest
 from genenc_core.store import creation, layout, local, publication, run_store
 from genenc_core.store.objects import Root, is_remote, open_objects
 
@@ -209,7 +209,8 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
         made={"fingerprint": environment.digest(identity), "model_spec_sha256": file_digest(objects, MODEL_SPEC)},
         shard_rows=min(given.shard_rows or _default_shard_rows(design, listed.rows), listed.rows),
     )
-    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed))
+    beside = {key: objects.digest(key) for key in _originals(objects)}
+    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed), beside=beside)
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
 
 
@@ -221,6 +222,12 @@ def _as_run(design: Design) -> spec.RuntimeModelSpec:
         own = own.model_copy(update={"height": height, "width": width})
     block = (found.genenc or spec.GenencBlock()).model_copy(update={"preprocessing": own})
     return found.model_copy(update={"genenc": block})
+
+
+def _originals(objects: local.LocalObjects) -> list[str]:
+    """Return the files beside the features that say what the run is and how it was made."""
+    model = objects.walk(MODEL_FOLDER) if objects.kind(MODEL_FOLDER) else ()
+    return [MANIFEST, MODEL_SPEC, PARAMETERS, "README.md", *sorted(f"{MODEL_FOLDER}/{name}" for name, _ in model)]
 
 
 def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> None:

@@ -11,7 +11,14 @@ from genenc_core import errors
 from genenc_core.models import trust
 from genenc_core.run import parameters
 from genenc_core.store import objects as objects_module
+from genenc_core.store import sealed
 from genenc_core.store.objects import Objects
+from genenc_core.text import argument
+
+SEAL = "sha256"
+"""Where a record carries the digest of the rest of it."""
+LARGEST = 64 * 2**20
+"""Bytes of one of the small records."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +127,7 @@ def now() -> str:
 
 
 def write_json(objects: Objects, key: str, record: Mapping[str, object]) -> None:
-    """Replace a JSON file of a run folder, as `write_text` does."""
+    """Replace a JSON file of a run folder, as `write_text` does; it carries the sha256 of its own content."""
     write_text(objects, key, _text(record))
 
 
@@ -146,29 +153,57 @@ def create_json(objects: Objects, key: str, record: Mapping[str, object]) -> dic
 
 
 def read_json(objects: Objects, key: str) -> dict[str, object]:
-    """Return a JSON object from a file of the run folder.
+    """Return a JSON object from a file of the run folder, without its seal; earlier versions gave it none.
 
     Raises:
-        StoreError: missing, unreadable or damaged.
+        StoreError: missing, unreadable, damaged, or changed after it was written.
     """
     where = objects_module.join(objects.name, key)
     try:
-        value = json.loads(objects.read(key))
+        value = json.loads(objects.read(key, most=LARGEST))
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except (OSError, ValueError, RecursionError) as error:
         raise errors.StoreError(f"cannot read {where!r}: {error}; the run folder is damaged or incomplete") from error
     if not isinstance(value, dict):
         raise errors.StoreError(f"{where!r} holds {type(value).__name__}, not an object: the run folder is damaged")
+    stated = value.pop(SEAL, None)
+    if stated is not None and stated != sealed.digest(value):
+        raise errors.StoreError(
+            f"{where!r} was changed after it was written (it states another sha256 than its content has): the run "
+            f"folder is damaged; genenc verify {argument(objects.name)} lists everything"
+        )
     return value
 
 
+def problem(objects: Objects, key: str, *, earlier: bool) -> str:
+    """Return what is wrong with a JSON file that `write_json` or `create_json` wrote, "" if nothing is.
+
+    `earlier`: one without a seal is none of damage, as in runs that earlier versions made.
+    """
+    try:
+        record = read_json(objects, key)
+        data = objects.read(key, most=LARGEST)
+    except (OSError, errors.StoreError) as error:
+        return str(error)
+    if data == _text(record).encode():
+        return ""
+    if SEAL not in json.loads(data):
+        return "" if earlier else "carries no sha256 of its content: changed, or written by an earlier version"
+    return "is not byte for byte what was written: changed"
+
+
 def _text(record: Mapping[str, object]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    content = {key: value for key, value in record.items() if key != SEAL}
+    return json.dumps({**content, SEAL: sealed.digest(content)}, indent=2, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager
 def _faults(what: str, objects: Objects, key: str) -> Iterator[None]:
     try:
         yield
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except OSError as error:
         where = objects_module.join(objects.name, key)
         raise errors.StoreError(f"cannot {what} {where!r}: {error.strerror or error}") from error

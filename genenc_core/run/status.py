@@ -1,6 +1,7 @@
 """Where a run stands and whether it is intact, read from the run folder alone."""
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from genenc_core import errors
 from genenc_core.images.point_states import POINT_STATES
-from genenc_core.run import identity, out_folder, records, tally
+from genenc_core.run import identity, integrity, out_folder, records, tally
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import repair, run_store, verify
 from genenc_core.store.objects import Root
@@ -47,6 +48,8 @@ class Survey:
     shards: tuple[ShardRow, ...]
     unreadable: tuple[dict[str, Any], ...]
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    foreign: tuple[str, ...] = ()
+    """Files among the commit records that no shard of the run has."""
 
 
 def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) -> Survey:
@@ -58,7 +61,7 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
         committed_rows: also give the rows of committed shards.
     """
     folder = RunFolder(root)
-    committed, failed = folder.store.committed(), set(folder.failed())
+    (committed, foreign), failed = folder.store.record_names(), set(folder.failed())
     lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed])
     shown = [shard for shard in range(folder.store.shard_count) if committed_rows or shard not in lines]
     rows = [_shard_row(folder, shard, lines.get(shard), failed) for shard in shown]
@@ -79,7 +82,12 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
     fit = str(folder.identity["preprocessing"]["fit"])
     unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
     return Survey(
-        status=found, fit=fit, shards=tuple(rows), unreadable=tuple(unreadable), labels=folder.manifest.labels
+        status=found,
+        fit=fit,
+        shards=tuple(rows),
+        unreadable=tuple(unreadable),
+        labels=folder.manifest.labels,
+        foreign=tuple(foreign),
     )
 
 
@@ -87,7 +95,7 @@ def _lines(folder: RunFolder, committed: Sequence[int]) -> dict[int, tally.Line]
     """Return the lines of committed shards: of the tally, or of records, which are noted when they are many."""
     with run_store.read_errors(folder.root):
         stamps = tally.stamps(folder.objects)
-        known = tally.read(folder.objects, stamps)
+        known = tally.read(folder.objects, stamps, folder.cache)
     lines = {shard: known[shard] for shard in committed if shard in known}
     missing = [shard for shard in committed if shard not in lines]
     for first in range(0, len(missing), _NOTED_AT_ONCE):
@@ -95,7 +103,7 @@ def _lines(folder: RunFolder, committed: Sequence[int]) -> dict[int, tally.Line]
         records_read = {record.shard: record for record in found}
         lines |= {shard: tally.Line.of(record) for shard, record in records_read.items()}
         if len(missing) >= _WORTH_NOTING:
-            tally.note(folder.objects, records_read.values(), stamps)
+            tally.keep(folder.cache, records_read.values(), stamps)
     return lines
 
 
@@ -193,13 +201,14 @@ def numbers(text: str, count: int, what: str) -> list[tuple[int, int]]:
 
 
 def verify_run(root: Root, *, content: bool = False) -> verify.VerifyReport:
-    """Check every committed object against its record, the metadata and the manifest.
+    """Check every committed object against its record, the metadata, the manifest, the model and the provenance.
 
     Raises:
         StoreError: the folder is not a run, or its manifest or identity is not its own.
     """
     folder = RunFolder(root)
-    return verify.verify_store(folder.store, content=content)
+    report = verify.verify_store(folder.store, content=content)
+    return dataclasses.replace(report, problems=(*integrity.problems(folder), *report.problems))
 
 
 def repair_run(root: Root, *, content: bool = False) -> repair.Repaired:
@@ -213,7 +222,12 @@ def repair_run(root: Root, *, content: bool = False) -> repair.Repaired:
 
     folder = RunFolder(root)
     out_folder.sweep_killed(root)
-    return repair.repair_store(folder.store, coordinates=store_plan.coordinates(folder.manifest), content=content)
+    return repair.repair_store(
+        folder.store,
+        coordinates=store_plan.coordinates(folder.manifest),
+        content=content,
+        beside=functools.partial(integrity.problems, folder),
+    )
 
 
 def require_intact(root: Root) -> int:
@@ -226,7 +240,7 @@ def require_intact(root: Root) -> int:
     if report.unpromoted:
         RunFolder(root).store.recover()
     if not report.ok:
-        found = "; ".join(f"shard {item.shard}: {item.key}: {item.what}" for item in report.problems[:5])
+        found = "; ".join(f"{item.place}: {item.what}" for item in report.problems[:5])
         raise errors.StoreError(
             f"{str(root)!r} is damaged: {found}; genenc verify {argument(root)} lists everything, and with --repair "
             "makes damaged shards pending"
@@ -261,6 +275,9 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
         lines.append(f"  {found.labels['absent']} images of the points file are not among the images")
     if found.labels.get("images_without"):
         lines.append(f"  {plural(found.labels['images_without'], 'image')} without any label")
+    if found.foreign:
+        named = ", ".join(found.foreign[:5]) + (", ..." if len(found.foreign) > 5 else "")
+        lines.append(f"foreign files among the commit records: {named}; genenc verify {root} --repair sets them aside")
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
     if not status.complete:

@@ -1,13 +1,14 @@
 """What a survey needs of every commit record, one line each in `provenance/tally.jsonl`, so that it need not read them.
 
-The records stay the truth. A line counts only for a record that has the size and the time of change that the line was
+Workers write it. What a survey has to read from the records, because a tally lacks them or belongs to a copy, is kept
+in the user's cache folder: a command that only reads changes nothing in a run, which may be somebody else's. The
+records stay the truth. A line counts only for a record that has the size and the time of change that the line was
 written for, and is whole by its checksum; for every other shard the record itself is read. The file may be deleted.
 """
 
 import contextlib
 import gc
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
@@ -17,7 +18,9 @@ from genenc_core.store.local import LocalObjects
 from genenc_core.store.objects import Objects
 from genenc_core.store.records import CommitRecord
 
+PROVENANCE: Final = "provenance"
 TALLY: Final = "provenance/tally.jsonl"
+CACHED: Final = "tally.jsonl"
 Stamp = tuple[int, int]
 """Bytes and nanoseconds of the last change of a record."""
 
@@ -56,35 +59,41 @@ def stamps(objects: Objects) -> dict[int, Stamp]:
     return {name[0]: stamp for name, stamp in sorted(item for item in named if item[0] is not None) if name}
 
 
-def note(objects: Objects, records: Iterable[CommitRecord], known: Mapping[int, Stamp] | None = None) -> None:
-    """Add the lines of committed shards; what cannot be written is read from the records again.
+def note(objects: Objects, records: Iterable[CommitRecord]) -> None:
+    """Add the lines of shards that were just committed; what cannot be written is read from the records again.
 
     On S3, where nothing can be added to an object, no lines are kept.
-
-    Args:
-        objects: the run folder.
-        records: as they were read, or just written.
-        known: stamps from before the records were read; None for records just written.
     """
     if not isinstance(objects, LocalObjects):
         return
     with contextlib.suppress(OSError, KeyError):
-        lines = [_written(record, known[record.shard] if known else _stamp(objects, record)) for record in records]
-        descriptor = os.open(objects.path(TALLY), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, "".join(lines).encode())
-        finally:
-            os.close(descriptor)
+        objects.make_folder(PROVENANCE)
+        objects.append(TALLY, "".join(_written(record, _stamp(objects, record)) for record in records).encode())
 
 
-def read(objects: Objects, known: Mapping[int, Stamp]) -> dict[int, Line]:
+def keep(cache: LocalObjects | None, records: Iterable[CommitRecord], known: Mapping[int, Stamp]) -> None:
+    """Add the lines of records that a survey has read to the user's own cache: it writes nothing into a run.
+
+    Args:
+        cache: the user's folder for this run; None without one.
+        records: as they were read.
+        known: stamps from before the records were read.
+    """
+    with contextlib.suppress(OSError, KeyError):
+        lines = [_written(record, known[record.shard]) for record in records]
+        if cache is not None:
+            cache.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            cache.append(CACHED, "".join(lines).encode())
+
+
+def read(objects: Objects, known: Mapping[int, Stamp], cache: LocalObjects | None = None) -> dict[int, Line]:
     """Return the lines of all shards whose records have the stamps that the lines were written for."""
     if not known:
         return {}
-    try:
-        text = objects.read(TALLY)
-    except OSError:
-        return {}
+    text = b""
+    for place, key in ((objects, TALLY), (cache, CACHED)):
+        with contextlib.suppress(OSError):
+            text += b"" if place is None else b"\n" + place.read(key)
     found: dict[int, Line] = {}
     with _uncollected():
         for row in _rows(text):
@@ -94,6 +103,15 @@ def read(objects: Objects, known: Mapping[int, Stamp]) -> dict[int, Line]:
                 if known.get(shard) == (size, changed) and _sane(line):
                     found[shard] = line
     return found
+
+
+def damaged_lines(objects: Objects) -> int:
+    """Return how many lines of the tally are not whole by their checksums.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return sum(not _is_whole(line) for line in objects.read(TALLY).split(b"\n") if line)
 
 
 @contextlib.contextmanager
@@ -123,19 +141,22 @@ def _written(record: CommitRecord, stamp: Stamp) -> str:
 
 
 def _stamp(objects: LocalObjects, record: CommitRecord) -> Stamp:
-    status = objects.path(places.record(record.shard, record.generation)).stat()
-    return status.st_size, status.st_mtime_ns
+    return objects.stamp(places.record(record.shard, record.generation))
 
 
 def _rows(text: bytes) -> list[Any]:
     """Return the content of every whole line."""
-    parts = (line.rpartition(b"\t") for line in text.split(b"\n"))
-    whole = [row for row, _, checksum in parts if checksum == b"%08x" % zlib.crc32(row)]
+    whole = [line.rpartition(b"\t")[0] for line in text.split(b"\n") if _is_whole(line)]
     try:
         rows: list[Any] = json.loads(b"[" + b",".join(whole) + b"]")
     except (ValueError, RecursionError):  # lines that somebody else gave a checksum
         return []
     return rows
+
+
+def _is_whole(line: bytes) -> bool:
+    row, _, checksum = line.rpartition(b"\t")
+    return checksum == b"%08x" % zlib.crc32(row)
 
 
 def _sane(line: Line) -> bool:

@@ -7,10 +7,10 @@ run this folder is; then the group is renamed into place, which finishes the cre
 import contextlib
 import time
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from genenc_core import errors
 from genenc_core.store import digests, files, forms, layout, places, sealed, zarr_arrays
@@ -28,11 +28,18 @@ class StoreFile:
     plan: layout.StorePlan
     created: Mapping[str, tuple[int, str]]
     """Every file of the group as created: key -> (bytes, sha256)."""
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Files beside the group that were there before it: key -> (bytes, sha256); earlier versions recorded none."""
     digest: str = ""
     """Of the document that was read."""
 
 
-def create(target: LocalObjects, plan: layout.StorePlan, coordinates: Iterable[layout.CoordinatePlan]) -> StoreFile:
+def create(
+    target: LocalObjects,
+    plan: layout.StorePlan,
+    coordinates: Iterable[layout.CoordinatePlan],
+    beside: Mapping[str, tuple[int, str]],
+) -> StoreFile:
     """Create the run folder, or finish a creation that was killed, or find it done.
 
     Raises:
@@ -47,9 +54,11 @@ def create(target: LocalObjects, plan: layout.StorePlan, coordinates: Iterable[l
             target.make_folder(folder)
         stored = read(target)
         if stored is None or not target.has_group(places.GROUP):
-            stored = _build(target, plan, stored, coordinates)
+            stored = _build(target, plan, stored, coordinates, beside)
         refuse_other(target, stored.plan, plan)
         sweep(target)
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except OSError as error:
         raise errors.InputError(
             f"cannot create a run in {target.name!r}: {error.strerror or error}; "
@@ -60,12 +69,11 @@ def create(target: LocalObjects, plan: layout.StorePlan, coordinates: Iterable[l
 
 def discard_unfinished(target: LocalObjects) -> None:
     """Forget a creation that was killed before its store stood; only for a caller that no other creates beside."""
-    commits = target.path(places.COMMITS)
-    if target.has_group(places.GROUP) or (commits.is_dir() and any(commits.iterdir())):
+    if target.has_group(places.GROUP) or (target.kind(places.COMMITS) and target.names(places.COMMITS)):
         return
     target.remove(places.STORE_FILE)
-    for stale in target.path(places.TRANSACTIONS).glob(f"{_BUILDING}*"):
-        files.remove_tree(stale)
+    if target.kind(places.TRANSACTIONS):
+        sweep(target)
 
 
 def refuse_remains(target: Objects, identity: Mapping[str, object]) -> None:
@@ -123,23 +131,31 @@ def read(objects: Objects) -> StoreFile | None:
     subject = f"store file {places.STORE_FILE!r} of {objects.name!r}"
     content = sealed.loads(data, schema=SCHEMA, subject=subject)
     try:
-        created = {
-            forms.relative(key): (forms.count(size), forms.sha256(found))
-            for key, (size, found) in forms.mapping(content["created"]).items()
-        }
+        created = _recorded(content["created"], forms.relative)
+        beside = _recorded(content.get("files", {}), forms.below)
         plan = layout.plan_from_json(forms.mapping(content["plan"]))
-        return StoreFile(plan=plan, created=created, digest=digests.of([data]))
+        return StoreFile(plan=plan, created=created, files=beside, digest=digests.of([data]))
     except (KeyError, TypeError, ValueError) as error:
         raise errors.StoreError(f"{subject} is damaged: {str(error)[:300]}") from error
 
 
 def document(stored: StoreFile) -> bytes:
     """Return the bytes of `store.json`."""
-    return sealed.dumps(SCHEMA, {"plan": layout.plan_to_json(stored.plan), "created": stored.created})
+    content = {"plan": layout.plan_to_json(stored.plan), "created": stored.created}
+    return sealed.dumps(SCHEMA, {**content, "files": stored.files} if stored.files else content)
+
+
+def _recorded(value: Any, path: Callable[[Any], str]) -> dict[str, tuple[int, str]]:
+    items = forms.mapping(value).items()
+    return {path(key): (forms.count(size), forms.sha256(found)) for key, (size, found) in items}
 
 
 def _build(
-    target: LocalObjects, plan: layout.StorePlan, stored: StoreFile | None, coordinates: Iterable[layout.CoordinatePlan]
+    target: LocalObjects,
+    plan: layout.StorePlan,
+    stored: StoreFile | None,
+    coordinates: Iterable[layout.CoordinatePlan],
+    beside: Mapping[str, tuple[int, str]],
 ) -> StoreFile:
     if stored is None:
         refuse_ownerless(target)
@@ -154,8 +170,9 @@ def _build(
         zarr_arrays.create_group(group, plan, coordinates)
         files.sync_tree(group)
         created = {key: files.digest(group / key) for key, _ in sorted(files.walk(group))}
-        winner = _claim(target, building, StoreFile(plan=plan, created=created))
-        if winner.created == created and layout.plan_to_json(winner.plan) == layout.plan_to_json(plan):
+        mine = StoreFile(plan=plan, created=created, files=beside)
+        winner = _claim(target, building, mine)
+        if same(winner, mine):
             _install(target, group)
         else:
             wait_for_group(target)
@@ -194,6 +211,13 @@ def _install(target: LocalObjects, group: Path) -> None:
         if not target.has_group(places.GROUP):  # only another creator's group, equal to ours, may stand there
             raise
     files.sync_folder(target.root)
+
+
+def same(one: StoreFile, other: StoreFile) -> bool:
+    """Return whether two creations make the same files, so that one may finish the other."""
+    return (one.created, one.files) == (other.created, other.files) and (
+        layout.plan_to_json(one.plan) == layout.plan_to_json(other.plan)
+    )
 
 
 def wait_for_group(objects: Objects, *, seconds: float = 5.0) -> None:

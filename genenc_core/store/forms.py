@@ -21,6 +21,17 @@ def relative(value: Any) -> str:
     return value
 
 
+def below(value: Any) -> str:
+    """Return a path below a folder whose components may have any characters.
+
+    Raises:
+        ValueError: anything else, such as a path that leaves the folder.
+    """
+    if not isinstance(value, str) or any(part in ("", ".", "..") or "\0" in part for part in value.split("/")):
+        raise ValueError(f"{str(value)[:200]!r} is not the path of a file of the run folder")
+    return value
+
+
 def count(value: Any) -> int:
     """Return a whole number from 0 to 2**53.
 

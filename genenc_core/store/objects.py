@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Protocol
 
 from genenc_core import errors, text
 from genenc_core.store import digests
+from genenc_core.store.beneath import LARGEST_DOCUMENT
 from genenc_core.store.digests import Buffer
 
 Root = Path | str
@@ -20,7 +21,8 @@ _S3 = re.compile(r"s3:/{1,2}(?P<bucket>[^/]+)(?:/(?P<prefix>.*))?")
 class Objects(Protocol):
     """One run folder's files. Keys are POSIX paths relative to the folder, such as `_txn/store.json`.
 
-    All faults are `OSError`s: `FileNotFoundError` for a key that is not there, `FileExistsError` for a taken name.
+    All faults are `OSError`s: `FileNotFoundError` for a key that is not there, `FileExistsError` for a taken name,
+    `UnsafeFileError` for what is no regular file of a possible size, or lies behind a symbolic link: it is left alone.
     A call that failed for another reason may have happened all the same.
     """
 
@@ -32,8 +34,8 @@ class Objects(Protocol):
     def largest(self) -> int:
         """Bytes that a file can have."""
 
-    def read(self, key: str) -> bytes:
-        """Return a file's bytes."""
+    def read(self, key: str, *, most: int | None = LARGEST_DOCUMENT) -> bytes:
+        """Return a file's bytes; one of more than `most` is refused before it is read."""
 
     def open(self, key: str) -> BinaryIO:
         """Return a file to read parts of."""
@@ -41,8 +43,14 @@ class Objects(Protocol):
     def size(self, key: str) -> int | None:
         """Return a file's size in bytes, None when nothing has that name."""
 
-    def digest(self, key: str, algorithm: str = digests.SHA256) -> tuple[int, str]:
-        """Return a file's size in bytes and its digest in hexadecimal, in constant memory."""
+    def kind(self, key: str) -> str | None:
+        """Return what a name stands for (`beneath.FILE`, `a symbolic link`, ...), None when nothing has it."""
+
+    def digest(self, key: str, algorithm: str = digests.SHA256, *, size: int | None = None) -> tuple[int, str]:
+        """Return a file's size in bytes and its digest in hexadecimal, in constant memory.
+
+        A file of another `size` than the one expected is not read; its digest is "".
+        """
 
     def has_group(self, folder: str) -> bool:
         """Return whether a Zarr group stands there, finished by its creator."""
@@ -52,6 +60,9 @@ class Objects(Protocol):
 
     def walk(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield every file below a folder: its key relative to the folder, its size in bytes."""
+
+    def specials(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Yield every name below a folder that is neither a file nor a folder, with what it is; none on S3."""
 
     def make_folder(self, folder: str) -> None:
         """Make a folder and its parents, durable; also where it is."""

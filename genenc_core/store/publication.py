@@ -34,13 +34,13 @@ def publish(made: LocalObjects, target: Objects) -> None:
         creation.refuse_ownerless(target)
         stored = _claim(target, mine)
         creation.refuse_other(target, stored.plan, mine.plan)
-        if stored.created != mine.created or layout.plan_to_json(stored.plan) != layout.plan_to_json(mine.plan):
+        if not creation.same(stored, mine):
             creation.wait_for_group(target)
             creation.finished(target, mine.plan)
             return
         keys = sorted(key for key, _ in made.walk("") if key not in (places.STORE_FILE, _LAST))
         with ThreadPoolExecutor(max_workers=_THREADS) as pool:
-            list(pool.map(lambda key: target.replace(key, made.read(key)), keys))
+            list(pool.map(lambda key: target.replace(key, made.read(key, most=None)), keys))
         target.replace(_LAST, made.read(_LAST))
     except OSError as error:
         raise errors.InputError(

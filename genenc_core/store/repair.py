@@ -10,20 +10,23 @@ committing; a shard that has none gets a mark in its place first.
 """
 
 import contextlib
+import dataclasses
 import os
 import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from genenc_core import errors
-from genenc_core.store import files, layout, places, run_store, sealed, verify, zarr_arrays
+from genenc_core.store import beneath, files, layout, places, run_store, sealed, verify, zarr_arrays
 from genenc_core.store.objects import join
 
+_ORIGINALS: Final = ("images.parquet", "model_spec.json", "provenance/parameters.json")
+"""Beside the group, in runs whose `store.json` does not record them."""
 _MARK: Final = "genenc.taken-down"
 _MAKING_MARK: Final = "taken-down-"
 """Schema of what stands in for a record that is not there, while its shard is taken down."""
@@ -46,7 +49,11 @@ class Repaired:
 
 
 def repair_store(
-    store: run_store.RunStore, *, coordinates: Sequence[layout.CoordinatePlan], content: bool = False
+    store: run_store.RunStore,
+    *,
+    coordinates: Sequence[layout.CoordinatePlan],
+    content: bool = False,
+    beside: Callable[[], Sequence[verify.Problem]] = tuple,
 ) -> Repaired:
     """Verify the run and put right what is wrong; what is intact is not touched.
 
@@ -56,6 +63,7 @@ def repair_store(
         store: the run.
         coordinates: those that the run was created with, to write damaged ones anew.
         content: verify by decoding, too.
+        beside: what is wrong beside the store now. Files that the run was made with are left, the others set aside.
 
     Raises:
         StoreError: the disk failed, or another repair is at work.
@@ -63,21 +71,26 @@ def repair_store(
     aside = _Aside(store, f"{places.SET_ASIDE}/{uuid.uuid4().hex[:12]}")
     restored: list[str] = []
     unrepaired: list[verify.Problem] = []
-    problems = verify.verify_store(store, content=content).problems
-    if not problems:
+    problems, others = verify.verify_store(store, content=content).problems, beside()
+    if not problems and not others:
         _forget_killed(store)
         return Repaired(requeued=(), restored=(), set_aside=(), folder=aside.folder, unrepaired=())
     with run_store.disk_errors(f"repair of {store.name!r}"), _alone(store, aside):
-        damaged = [problem for problem in problems if problem.key in store.created]
+        for problem in (*problems, *others):
+            if _is_original(store, problem):
+                what = f"{problem.what}; it says what the run is, and cannot be written anew: restore it from a copy"
+                unrepaired.append(dataclasses.replace(problem, what=what))
+            elif problem.shard is None and not _is_created(store, problem):
+                # First, for a file or a link may stand where a folder was.
+                aside.move(problem.folder, problem.key)
+        damaged = [problem for problem in problems if _is_created(store, problem)]
         if damaged:
-            restored, unrepaired = _restore(store, damaged, coordinates, aside)
+            restored, left = _restore(store, damaged, coordinates, aside)
+            unrepaired += left
             # Objects are decoded with the array's metadata: what is wrong with them shows only now.
             problems = verify.verify_store(store, content=content).problems
         suspects = sorted({problem.shard for problem in problems if problem.shard is not None})
         shards = [shard for shard in suspects if _take_down(store, shard, aside, content=content)]
-        for problem in problems:
-            if problem.shard is None and problem.key not in store.created:
-                aside.move(_home(store, problem.key), problem.key)
     return Repaired(
         requeued=tuple(shards),
         restored=tuple(restored),
@@ -93,6 +106,8 @@ def _alone(store: run_store.RunStore, aside: "_Aside") -> Iterator[None]:
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     who = f"{aside.folder}, process {os.getpid()} on {socket.gethostname()}, since {since}"
     with contextlib.ExitStack() as held:
+        if store.objects.kind(places.REPAIR) not in (None, beneath.FILE):
+            aside.move("", places.REPAIR)  # nobody can hold what is no file
         try:
             held.enter_context(store.objects.alone(places.REPAIR, f"{who}\n".encode()))
         except FileExistsError as error:
@@ -127,10 +142,13 @@ def _said(store: run_store.RunStore) -> str:
     )
 
 
-def _home(store: run_store.RunStore, name: str) -> str:
-    """Return the folder that a foreign file lies in: among the records, else in the group."""
-    among = "/" not in name and store.objects.size(f"{places.COMMITS}/{name}") is not None
-    return places.COMMITS if among else places.GROUP
+def _is_created(store: run_store.RunStore, problem: verify.Problem) -> bool:
+    return problem.folder == places.GROUP and problem.key in store.created
+
+
+def _is_original(store: run_store.RunStore, problem: verify.Problem) -> bool:
+    """Return whether a file beside the group is one of those that say what the run is."""
+    return not problem.folder and problem.key in (*store.files, *_ORIGINALS, places.STORE_FILE)
 
 
 class _Aside:
@@ -143,11 +161,13 @@ class _Aside:
 
     def move(self, home: str, key: str) -> None:
         """Move `home/key` to the same place below `folder/<name of home>`; nothing if it is not there."""
-        objects, source = self.store.objects, f"{home}/{key}"
+        objects, source = self.store.objects, f"{home}/{key}".lstrip("/")
         if objects.size(source) is None:
             return
-        name = f"{home.rpartition('/')[2]}/{key}"
+        name = f"{home.rpartition('/')[2]}/{key}".lstrip("/")
         target = f"{self.folder}/{name}"
+        while objects.size(target) is not None:  # a file of a folder went before the folder itself
+            target += "+"
         objects.make_folder(_folder(target))
         with contextlib.suppress(FileNotFoundError):  # another repair was faster
             objects.take_away(source, target)
@@ -187,7 +207,8 @@ def _marked(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:
     try:
         store.objects.create(record, mark, via=via)
     except FileExistsError:
-        return store.objects.read(record) == mark  # ours, when the first answer was lost
+        like = (store.objects.kind(record), store.objects.size(record)) == (beneath.FILE, len(mark))
+        return like and store.objects.read(record) == mark  # ours, when the first answer was lost
     finally:
         store.objects.remove(via)
         store.objects.sync(places.COMMITS)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -33,6 +34,8 @@ class RunStore:
     plan: layout.StorePlan
     created: Mapping[str, tuple[int, str]]
     """Every file of the Zarr group as created: key -> (bytes, sha256)."""
+    files: Mapping[str, tuple[int, str]]
+    """Files beside the group as they were then: key -> (bytes, sha256); earlier versions recorded none."""
     document: str
     """Digest of the `store.json` that was opened."""
     observer: places.Observer
@@ -44,6 +47,7 @@ class RunStore:
         plan: layout.StorePlan,
         *,
         coordinates: Sequence[layout.CoordinatePlan],
+        beside: Mapping[str, tuple[int, str]] = MappingProxyType({}),
         observer: places.Observer = places.silent,
     ) -> Self:
         """Create a local run folder, or open it when it already holds this run (same fingerprint).
@@ -51,13 +55,20 @@ class RunStore:
         An existing folder keeps its own plan (`shard_rows`, attributes). The values of `coordinates` are consumed
         only when they are needed.
 
+        Args:
+            root: the folder.
+            plan: what it will hold.
+            coordinates: what is written at once.
+            beside: files of the run that are in the folder already: key -> (bytes, sha256).
+            observer: called at the points of the protocol.
+
         Raises:
             InputError: the folder cannot be written.
             StoreError: it holds another run; the message says which identity entries differ.
         """
         objects = local.LocalObjects(root)
-        stored = creation.create(objects, plan, coordinates)
-        return cls(objects=objects, plan=stored.plan, created=stored.created, document=stored.digest, observer=observer)
+        stored = creation.create(objects, plan, coordinates, beside)
+        return cls._of(objects, stored, observer)
 
     @classmethod
     def open(cls, root: Root | Objects, *, observer: places.Observer = places.silent) -> Self:
@@ -79,7 +90,18 @@ class RunStore:
                 f"{objects.name!r} has no features.zarr: its creation was interrupted, or it was moved away; "
                 "give the command that made this run again"
             )
-        return cls(objects=objects, plan=stored.plan, created=stored.created, document=stored.digest, observer=observer)
+        return cls._of(objects, stored, observer)
+
+    @classmethod
+    def _of(cls, objects: Objects, stored: creation.StoreFile, observer: places.Observer) -> Self:
+        return cls(
+            objects=objects,
+            plan=stored.plan,
+            created=stored.created,
+            files=stored.files,
+            document=stored.digest,
+            observer=observer,
+        )
 
     @classmethod
     def exists(cls, root: Root) -> bool:
@@ -120,9 +142,27 @@ class RunStore:
         Raises:
             StoreError: the folder cannot be read.
         """
+        return self.record_names()[0]
+
+    def record_names(self) -> tuple[set[int], list[str]]:
+        """Return the shards that have a commit record, and the other names in the folder of the records.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        committed: set[int] = set()
+        foreign: list[str] = []
         with read_errors(self.name):
-            found = {places.shard_of(name) for name in self.objects.names(places.COMMITS) if name.endswith(".json")}
-        return {shard for shard in found if shard is not None}
+            names = set(self.objects.names(places.COMMITS))
+        for name in names:
+            shard, generation = places.generation_of(name) or (self.shard_count, 0)
+            own = shard < self.shard_count and name == places.record(shard, generation).rpartition("/")[2]
+            if own and not generation:
+                committed.add(shard)
+            # A later record follows the one before it.
+            elif not own or places.record(shard, generation - 1).rpartition("/")[2] not in names:
+                foreign.append(name)
+        return committed, sorted(foreign)
 
     def pending(self) -> list[int]:
         """Return the shards without a commit record, in order."""
@@ -181,7 +221,7 @@ class RunStore:
             self._finish(record)
             found = {}
             for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
-                data = self.objects.read(f"{places.GROUP}/{item.key}")
+                data = self.objects.read(f"{places.GROUP}/{item.key}", most=item.size)
                 if digests.of([data], digests.algorithm(item.digest)) != item.digest:
                     raise errors.StoreError(
                         f"shard {record.shard:05d}: {item.key!r} is not the object that was committed; genenc verify "
@@ -350,6 +390,8 @@ def disk_errors(what: str) -> Iterator[None]:
     """Raise an `OSError` of the block as a `StoreError` that says what was done and how to go on."""
     try:
         yield
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except ConnectionError as error:
         raise errors.StoreError(
             f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "
@@ -367,6 +409,8 @@ def read_errors(name: str) -> Iterator[None]:
     """Raise an `OSError` of the block as a `StoreError` that says which run cannot be read, and how to go on."""
     try:
         yield
+    except errors.UnsafeFileError as error:
+        raise errors.StoreError(error.sentence) from error
     except ConnectionError as error:
         raise errors.StoreError(
             f"the run folder {name!r} cannot be reached: {error.strerror or error} "

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, TypeVar
 import obstore
 from obstore import exceptions
 
-from genenc_core.store import digests, s3_client, zarr_arrays
+from genenc_core import errors
+from genenc_core.store import beneath, digests, s3_client, zarr_arrays
 from genenc_core.store.digests import Buffer
 
 Answer = TypeVar("Answer")
@@ -41,9 +42,18 @@ class S3Objects:
         """Bytes of one PUT or one COPY; more take several requests, which have no single winner."""
         return 5 * 10**9
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, *, most: int | None = beneath.LARGEST_DOCUMENT) -> bytes:
         """Return an object's bytes: one GET."""
-        return self._whole(key, lambda: bytes(obstore.get(self._bulk, key).bytes()))
+
+        def read() -> bytes:
+            answer = obstore.get(self._bulk, key)
+            size = int(answer.meta["size"])
+            if most is not None and size > most:
+                what = f"an object of {size:,} bytes, not one of genenc"
+                raise errors.UnsafeFileError(errno.EFBIG, what, self._address(key))
+            return bytes(answer.bytes())
+
+        return self._whole(key, read)
 
     def open(self, key: str) -> BinaryIO:
         """Return a file whose reads are ranged GETs."""
@@ -64,15 +74,22 @@ class S3Objects:
         except FileNotFoundError:
             return None
 
-    def digest(self, key: str, algorithm: str = digests.SHA256) -> tuple[int, str]:
+    def kind(self, key: str) -> str | None:
+        """Return what a key stands for: one HEAD."""
+        return None if self.size(key) is None else beneath.FILE
+
+    def digest(self, key: str, algorithm: str = digests.SHA256, *, size: int | None = None) -> tuple[int, str]:
         """Return an object's size and digest: one GET, in constant memory."""
 
         def read() -> tuple[int, str]:
-            hashed, size = digests.new(algorithm), 0
-            for part in obstore.get(self._bulk, key).stream(min_chunk_size=2**20):
+            answer = obstore.get(self._bulk, key)
+            if size not in (None, int(answer.meta["size"])):
+                return int(answer.meta["size"]), ""
+            hashed, found = digests.new(algorithm), 0
+            for part in answer.stream(min_chunk_size=2**20):
                 hashed.update(part)
-                size += len(part)
-            return size, str(hashed.hexdigest())
+                found += len(part)
+            return found, str(hashed.hexdigest())
 
         return self._whole(key, read)
 
@@ -91,6 +108,10 @@ class S3Objects:
         """Yield every object below a folder with its size: a LIST for every thousand."""
         for path, size in self._listed(folder):
             yield path.removeprefix(f"{folder}/"), size
+
+    def specials(self, folder: str) -> Iterator[tuple[str, str]]:  # noqa: ARG002 (local file systems need it)
+        """Yield nothing: there are objects only."""
+        return iter(())
 
     def make_folder(self, folder: str) -> None:
         """Do nothing: there are no folders."""

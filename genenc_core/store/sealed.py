@@ -74,6 +74,19 @@ def loads(data: bytes, *, schema: str, subject: str, older: Sequence[str] = ()) 
     return content
 
 
+def digest(content: Mapping[str, Any]) -> str:
+    """Return the sha256 of an object in canonical JSON."""
+    return _digest(_canonical(dict(content)))
+
+
+def verbatim(data: bytes) -> bool:
+    """Return whether a document is byte for byte as `dumps` or `compact` wrote it: `loads` compares values only."""
+    body = json.loads(data)
+    spread = json.dumps(body, indent=1, ensure_ascii=False) + "\n"
+    stated = body.pop("sha256")
+    return data in (spread.encode(errors="surrogatepass"), f'{_canonical(body)[:-1]},"sha256":"{stated}"}}\n'.encode())
+
+
 def _canonical(body: Mapping[str, Any]) -> str:
     return json.dumps(body, sort_keys=True, separators=(",", ":"))
 

@@ -18,7 +18,9 @@ _MISSING: Final = "missing"
 _AT_ONCE: Final = 256
 """Shards whose reports wait for their turn."""
 _LONGEST: Final = len(str(layout.LARGEST_SHARDS))
-_OF_THE_FILE: Final = frozenset((errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EUCLEAN))
+_OF_THE_FILE: Final = frozenset(
+    (errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG, errno.EUCLEAN)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,16 @@ class Problem:
     rows: tuple[int, int] | None
     """[start, stop) of the shard."""
     key: str
-    """The file, relative to the Zarr group, or the record's name."""
+    """The file, relative to `folder`, or the commit record's name."""
     what: str
+    folder: str = places.GROUP
+    """Relative to the run folder; "" for the run folder itself."""
+
+    @property
+    def place(self) -> str:
+        """The file as a person looks for it, relative to the run folder."""
+        among = places.generation_of(self.key) is not None
+        return f"{places.COMMITS if among else self.folder}/{self.key}".lstrip("/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +82,12 @@ def _verify(store: run_store.RunStore, *, content: bool, threads: int) -> Verify
     foreign = _without_record(store)
     done = store.committed()
     committed = sorted(done)
-    problems = [*_created_problems(store), *_foreign(store, foreign, done), *_foreign_records(store)]
+    problems = [
+        *_store_file(store),
+        *created_problems(store),
+        *_foreign(store, foreign, done),
+        *_foreign_records(store),
+    ]
     unpromoted = set()
     check = functools.partial(_shard_problems, store, content=content)
     with ThreadPoolExecutor(max_workers=threads) as pool:
@@ -103,10 +118,17 @@ def _keys(plan: layout.StorePlan, shard: int) -> list[str]:
     return [layout.chunk_key(array, shard) for array in plan.all_arrays]
 
 
-def _created_problems(store: run_store.RunStore) -> Iterator[Problem]:
+def _store_file(store: run_store.RunStore) -> Iterator[Problem]:
+    """Yield when `store.json` says the same in other bytes: what it says was checked when it was opened."""
+    if not sealed.verbatim(store.objects.read(places.STORE_FILE)):
+        name = places.STORE_FILE
+        yield Problem(shard=None, rows=None, key=name, what="is not byte for byte what was written: changed", folder="")
+
+
+def created_problems(store: run_store.RunStore) -> Iterator[Problem]:
     """Yield what happened to the metadata and coordinates."""
     for key, (size, sha256) in store.created.items():
-        what = _difference(store, key, size, f"sha256:{sha256}")
+        what = difference(store, f"{places.GROUP}/{key}", size, f"sha256:{sha256}")
         if what:
             yield Problem(shard=None, rows=None, key=key, what=f"{what} since the run was created")
 
@@ -147,13 +169,12 @@ def _foreign(store: run_store.RunStore, keys: list[str], done: set[int]) -> Iter
 
 
 def _foreign_records(store: run_store.RunStore) -> Iterator[Problem]:
-    names = set(store.objects.names(places.COMMITS))
-    for name in sorted(names):
-        shard, generation = places.generation_of(name) or (store.shard_count, 0)
-        before = places.record(shard, max(generation - 1, 0)).rpartition("/")[2]
-        own = f"{places.COMMITS}/{name}" == places.record(shard, generation) and before in names
-        if shard >= store.shard_count or not own:
-            yield Problem(shard=None, rows=None, key=name, what="foreign file among the commit records")
+    for name in store.record_names()[1]:
+        shard, _ = places.generation_of(name) or (None, 0)
+        what = "foreign file among the commit records"
+        if shard is not None and shard >= store.shard_count:
+            what += f"; the run has shards 0 to {store.shard_count - 1}"
+        yield Problem(shard=None, rows=None, key=name, what=what, folder=places.COMMITS)
 
 
 def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> list[Problem]:
@@ -166,14 +187,15 @@ def _shard_problems(store: run_store.RunStore, shard: int, *, content: bool) -> 
 
 def _problems_now(store: run_store.RunStore, shard: int, *, content: bool) -> tuple[int, list[Problem]]:
     """Return the generation of a shard's record, and what is wrong with it or its objects."""
-    if shard >= store.shard_count:
-        return 0, []  # named by _foreign_records
     rows = store.shard_range(shard)
     name = places.record(shard).rpartition("/")[2]
     try:
         found = transaction.history(store.objects, shard)
         record = found[-1] if found else None
         what = "the record vanished" if record is None else transaction.misplaced(record, store.plan, shard)
+        keys = [places.record(shard, generation) for generation in range(len(found))]
+        if not what and not all(sealed.verbatim(store.objects.read(key)) for key in keys):
+            what = "the record is not byte for byte what was written: changed"
     except sealed.OtherVersion:  # no damage: a repair would take down what is whole
         raise
     except (errors.StoreError, OSError) as error:
@@ -197,17 +219,22 @@ def _object_problem(
     content: bool,
 ) -> str:
     """Return what is wrong with one object, "" if nothing is."""
-    what = _difference(store, item.key, item.size, item.digest)
+    place = f"{places.GROUP}/{item.key}"
+    what = difference(store, place, item.size, item.digest)
     # What is staged is still to be put in place, whatever lies there now.
     if what and store.objects.size(f"{places.STAGING}/{item.staged}") is not None:
         return _UNPROMOTED
     if what:  # looked at again: a worker may have put it in place between the two looks
-        what = _difference(store, item.key, item.size, item.digest)
+        what = difference(store, place, item.size, item.digest)
     if what or not (content or array.name == layout.STATUS):
         return f"{what} since it was committed" if what else ""
+    about = f"{array.name}/{zarr_arrays.METADATA}"
+    size, sha256 = store.created[about]
+    if difference(store, f"{places.GROUP}/{about}", size, f"sha256:{sha256}"):
+        return ""  # named by created_problems: without it nothing can be decoded
     try:
-        metadata = store.objects.read(f"{places.GROUP}/{array.name}/{zarr_arrays.METADATA}")
-        data = store.objects.read(f"{places.GROUP}/{item.key}")
+        metadata = store.objects.read(f"{places.GROUP}/{about}")
+        data = store.objects.read(place, most=item.size)
         block = zarr_arrays.decode(metadata, item.key.partition("/")[2], data, record.rows)
     except Exception as error:  # zarr and its codecs raise anything at damaged metadata; the report says what
         _refuse_passing(store, error)
@@ -231,11 +258,15 @@ def _status_problem(status: np.ndarray, record: records.CommitRecord) -> str:
     return "" if counts == stated else f"status says {counts}, the record says {stated}"
 
 
-def _difference(store: run_store.RunStore, key: str, size: int, digest: str) -> str:
-    """Return how a file of the group differs from its record, "" if it does not."""
+def difference(store: run_store.RunStore, key: str, size: int, digest: str) -> str:
+    """Return how a file of the run folder differs from its record, "" if it does not; one of another size is not read.
+
+    Raises:
+        OSError: a fault that says nothing of the file.
+    """
     algorithm, _, stated = digest.partition(":")
     try:
-        found_size, found = store.objects.digest(f"{places.GROUP}/{key}", algorithm)
+        found_size, found = store.objects.digest(key, algorithm, size=size)
     except FileNotFoundError:
         return _MISSING
     except OSError as error:

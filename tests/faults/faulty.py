@@ -197,7 +197,7 @@ def _boundaries(rules: Sequence[Rule]) -> Iterator[tuple[Any, str, str]]:
 
 def _wrapped(injector: Injector, label: str, real: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
-        key = " ".join(str(item) for item in arguments if isinstance(item, str | os.PathLike))
+        key = " ".join(_shown(item) for item in arguments if isinstance(item, str | os.PathLike))
         return injector(
             Call(
                 name=label,
@@ -208,3 +208,9 @@ def _wrapped(injector: Injector, label: str, real: Callable[..., Any]) -> Callab
         )
 
     return call
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    """Return a path as a person names it: the store reaches files through descriptors of their folders."""
+    shown = os.fspath(path)
+    return os.path.realpath(shown) if shown.startswith("/proc/self/fd/") else shown
