@@ -313,14 +313,19 @@ def _windows(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return the middles of windows in cells of the input, vertically and horizontally, and their extent."""
-    rows, columns = (
-        torch.arange(out[axis - 2], dtype=torch.float64) * stride[axis]
-        - padding[axis]
-        + dilation[axis] * (kernel[axis] - 1) / 2
-        for axis in (0, 1)
-    )
-    return rows, columns, max((kernel[axis] - 1) * dilation[axis] for axis in (0, 1))
+    """Return the middles of windows in cells of the input, vertically and horizontally, and their extent.
+
+    A window of k cells at every s-th one stands for the s cells in its middle. Where k - s is odd, as with the kernels
+    of 3 at every second cell of a ResNet, no padding puts that middle where the window's own is; it is then taken where
+    the padding is the nearest to an even one, so that a map of W / s cells divides W evenly.
+    """
+    extents = [(kernel[axis] - 1) * dilation[axis] for axis in (0, 1)]
+    firsts = []
+    for extent, step, pad in zip(extents, stride, padding, strict=True):
+        uneven = abs(pad - (extent + 1 - step) / 2) == 0.5
+        firsts.append((step - 1) / 2 if uneven else extent / 2 - pad)
+    rows, columns = (torch.arange(out[axis - 2], dtype=torch.float64) * stride[axis] + firsts[axis] for axis in (0, 1))
+    return rows, columns, max(extents)
 
 
 def _convolved(args: Sequence[Any], out: torch.Size) -> Any:
