@@ -180,7 +180,10 @@ def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFil
         pixels = torch.from_numpy(_rgb_array(image, data)).permute(2, 0, 1)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             return _whole(pixels, headers.valid_orientation(tiff_orientation))
-        orientation = headers.exif_orientation(image.info.get("exif") or b"")
+        if plugin is JpegImagePlugin.JpegImageFile:
+            orientation = headers.jpeg_orientation(data)
+        else:
+            orientation = headers.exif_orientation(image.info.get("exif") or b"")
     return _whole(_upright(pixels, orientation), orientation)
 
 

@@ -1,7 +1,7 @@
 """What the first bytes of an image file say: a JPEG's frame, an EXIF orientation, or that it is no image at all."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -9,6 +9,8 @@ PNG_GREY = 0
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOS_MARKER, _APP1_MARKER = 0xDA, 0xE1
 _SEGMENT = struct.Struct(">BBH")
+_EXIF_MARK = b"Exif\0\0"
+_TIFF_ORDERS: Mapping[bytes, str] = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION_TAG = 0x0112
 _TIFF_INTEGERS: Mapping[int, str] = {1: "B", 3: "H", 4: "I"}
 
@@ -51,27 +53,17 @@ def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
         return None
     frame: tuple[int, int, int, int] | None = None
     progressive = False
-    orientation = 1
     at = 2
-    while at + 4 <= len(data):
-        prefix, marker, length = _SEGMENT.unpack_from(data, at)
-        if prefix != 0xFF:
-            break
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
-            return None
+    for at, marker, length in _jpeg_segments(data):
         if marker == _SOS_MARKER:
             break
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or length < 2:
+            return None
         if marker in _SOF_MARKERS:
             if frame is not None or at + 10 > len(data):
                 return None
             frame = struct.unpack_from(">BHHB", data, at + 4)
             progressive = marker & 0x03 == 0x02
-        elif marker == _APP1_MARKER and data.startswith(b"Exif\0\0", at + 4):
-            orientation = exif_orientation(bytes(data[at + 4 : at + 2 + length]))
-        at += 2 + length
     if frame is None or 0 in frame or at + 5 > len(data) or data[at + 1] != _SOS_MARKER:
         return None
     return JpegHeader(
@@ -79,23 +71,53 @@ def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
         height=frame[1],
         width=frame[2],
         components=frame[3],
-        orientation=orientation,
+        orientation=jpeg_orientation(data),
         many_scans=progressive or data[at + 4] < frame[3],
     )
 
 
+def jpeg_orientation(data: bytes | bytearray) -> int:
+    """Return the EXIF Orientation (1 to 8) of a JPEG; 1 when there is none.
+
+    The first EXIF segment with a TIFF header counts; further ones continue it, as a segment ends at 64 KiB.
+    """
+    exif = b""
+    for at, marker, length in _jpeg_segments(data):
+        if marker == _SOS_MARKER:
+            break
+        if marker == _APP1_MARKER and data.startswith(_EXIF_MARK, at + 4):
+            body = bytes(data[at + 4 + len(_EXIF_MARK) : at + 2 + length])
+            if exif or body[:4] in _TIFF_ORDERS:
+                exif += body
+    return exif_orientation(exif)
+
+
+def _jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Yield (position, marker, length) of the segments of a JPEG, until one does not begin where the last one ends."""
+    at = 2
+    while at + 4 <= len(data):
+        prefix, marker, length = _SEGMENT.unpack_from(data, at)
+        if prefix != 0xFF:
+            return
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        yield at, marker, length
+        at += 2 + length
+
+
 def exif_orientation(exif: bytes) -> int:
     """Return the Orientation (1 to 8) of an EXIF block, marked "Exif" or not; 1 when there is no valid one."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    tiff = exif.removeprefix(_EXIF_MARK)
+    order = _TIFF_ORDERS.get(tiff[:4])
     if order is None:
         return 1
     try:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (entries,) = struct.unpack_from(order + "H", tiff, start)
         for entry in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == _ORIENTATION_TAG and kind in _TIFF_INTEGERS:
+            tag, kind, count = struct.unpack_from(order + "HHI", tiff, entry)
+            if tag == _ORIENTATION_TAG and kind in _TIFF_INTEGERS and count == 1:
                 return valid_orientation(struct.unpack_from(order + _TIFF_INTEGERS[kind], tiff, entry + 8)[0])
     except struct.error:  # a damaged block says nothing; the pixels are still good
         return 1
