@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from genenc_core import errors
+from genenc_core import errors, pace
 from genenc_core.encoding import control
 from genenc_core.run import driver, parameters, records, sessions, turns, worker
 from genenc_core.run.folder import RunFolder
@@ -182,6 +182,7 @@ def _watched(root: str, watch: control.Control) -> Iterator[None]:
     store = RunFolder(root).store
     shards, begun = store.shard_count, len(store.committed())
     artifact = reporting.start_progress(root, begun, shards)
+    speed = pace.Pace()
     ended = threading.Event()
     run_id = UUID(flow_run.id) if flow_run.id else None
 
@@ -191,7 +192,8 @@ def _watched(root: str, watch: control.Control) -> Iterator[None]:
             watch.stop()
         found = len(store.committed())
         if found != shown:
-            reporting.show_progress(artifact, root, found, shards)
+            speed.add(found - shown)
+            reporting.show_progress(artifact, root, found, shards, speed)
         return found
 
     def keep_looking() -> None:

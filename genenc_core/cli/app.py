@@ -129,7 +129,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
     @app.command(short_help="Turn images into features in a run folder, or go on with it.")
     def extract(
-        images: Annotated[str, typer.Argument(help="A folder, a glob, or a CSV/Parquet list.")],
+        images: Annotated[str | None, typer.Argument(help="A folder, a quoted glob, or a CSV/Parquet list.")] = None,
         model: Annotated[str | None, typer.Option(help="A model name, a spec JSON, or the model_id of one.")] = None,
         out: Annotated[
             str | None, typer.Option(help="The run folder to create or continue, or s3://bucket/prefix.")
@@ -152,7 +152,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             str | None, typer.Option(help="Other column names in it: image=FRAME,point=BODYPART,x=...,y=...")
         ] = None,
         product: Annotated[list[str] | None, typer.Option(help="NAME=[SLOT:]MODULE[+MODULE...][@TYPE].")] = None,
-        maps: Annotated[bool | None, typer.Option("--maps", help="Also store feature maps (float16).")] = None,
+        maps: Annotated[
+            bool | None, typer.Option("--maps/--no-maps", help="Also store feature maps (float16).")
+        ] = None,
         layers: Annotated[
             list[str] | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")
         ] = None,
@@ -176,7 +178,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         precision: Annotated[
             str | None, typer.Option(help="float32, tf32, bfloat16 or float16; part of what the run means.")
         ] = None,
-        compile: Annotated[bool | None, typer.Option("--compile", help="Compile an eager model.")] = None,
+        compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compile an eager model.")] = None,
         trust: Trust = False,
         shard_rows: Annotated[int | None, typer.Option(help="Images per shard.")] = None,
         batch_size: Annotated[str | None, typer.Option(help="Images (with --canvas: tiles) per call, or auto.")] = None,
@@ -189,9 +191,14 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         image_timeout: Annotated[float | None, typer.Option(help="Seconds an image may take.")] = None,
         max_megapixels: Annotated[float | None, typer.Option(help="Largest image, in millions of pixels.")] = None,
         accept_changed: AcceptChanged = False,
-        config: Annotated[Path | None, typer.Option(help="A TOML file of these options; flags win.")] = None,
-        json: Json = False,
-        plain: Plain = False,
+        config: Annotated[
+            Path | None,
+            typer.Option(help="A TOML file of these options, images too; flags override it, its paths start at it."),
+        ] = None,
+        json: Annotated[bool | None, typer.Option("--json/--no-json", help="Print one JSON document.")] = None,
+        plain: Annotated[
+            bool | None, typer.Option("--plain/--no-plain", help="Without Prefect: the same run folder and bytes.")
+        ] = None,
     ) -> None:
         """Turn images into features in a run folder; the same command again continues it.
 
@@ -233,15 +240,16 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "max_megapixels": max_megapixels,
             "accept_changed": accept_changed or None,
         }
-        who = runner(plain)
-        with output.errors_as_words(as_json=json):
+        with output.errors_as_words(as_json=bool(json)):
             from genenc_core.cli import options
 
             flags |= {"layers": options.layers(layers), "batch_size": options.batch_size(batch_size)}
-            with who.session():
-                from genenc_core.cli import extraction
+            values = options.merged(config, flags | {"plain": plain, "json": json})
+            who, as_json = runner(values.pop("plain")), values.pop("json")
+        with output.errors_as_words(as_json=as_json), who.session():
+            from genenc_core.cli import extraction
 
-                raise typer.Exit(extraction.extract(options.merged(config, flags), who, as_json=json))
+            raise typer.Exit(extraction.extract(values, who, as_json=as_json))
 
     @app.command(short_help="Continue a run from its folder alone.")
     def resume(

@@ -55,7 +55,7 @@ def _watch(root: Root, work: Callable[[], driver.Result], *, as_json: bool) -> i
     """Do the work with progress and a way to stop it; tell how it ended."""
     try:
         with output.ProgressLine() as progress:
-            watch = control.Control(on_plan=progress.plan, on_rows=progress.rows)
+            watch = control.Control(on_plan=progress.plan, on_rows=progress.rows, on_phase=progress.phase)
             with output.stop_on_signal(watch.stop), control.use(watch):
                 result = work()
     except (errors.Stopped, KeyboardInterrupt) as error:

@@ -95,6 +95,9 @@ def _with_shape(row: Row, known: registry.ModelRegistry) -> Row:
         info = known.info(row.name)
     except errors.InputError as error:
         return Row(name=row.name, source=row.source, input_size=row.input_size, note=str(error))
+    except Exception as error:  # a library's model may raise anything; the other rows are still shown
+        note = f"its shapes are not known: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return Row(name=row.name, source=row.source, input_size=row.input_size, note=note)
     shapes = [slot.shape for slot in info.spec.inputs]
     size = (shapes[0][1], shapes[0][2]) if len(shapes) == 1 and len(shapes[0]) == 3 else None
     return Row(name=row.name, source=row.source, input_size=size, info=info)

@@ -1,6 +1,7 @@
 """Options that need more than a type: a TOML file under the flags, and sizes with words."""
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,9 @@ from genenc_core import errors, small_files, text
 from genenc_core.models import trust
 
 LARGEST_CONFIG = 2**20
+SWITCHES = ("plain", "json")
+"""Options of the command, which are no parameters of an extraction."""
+_MODEL_FILES = (".json", ".toml", ".yaml", ".yml", ".pt", ".pt2", ".onnx")
 
 
 def batch_size(given: str | None) -> int | Literal["auto"] | None:
@@ -43,11 +47,11 @@ def _known_option(key: str, config: Path) -> str:
     """Return the parameter that a key of a config file names; the flags' own names count too."""
     from genenc_core.run.parameters import ExtractParameters
 
-    known = [*ExtractParameters.model_fields]
+    known = [*ExtractParameters.model_fields, *SWITCHES]
     name = {"product": "products"}.get(key, key.replace("-", "_"))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
         raise errors.InputError(f"--config {str(config)!r}: there is no option {key!r}; {hint}")
     return name
 
@@ -71,19 +75,55 @@ def _refuse_trust(config: Path, found: dict[str, Any], flags: dict[str, Any]) ->
 
 
 def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a TOML file, overridden by the flags that were given."""
-    found: dict[str, Any] = {}
-    if config is not None:
-        try:
-            found = tomllib.loads(small_files.read_text(config, most=LARGEST_CONFIG))
-        except errors.InputError as error:
-            raise errors.InputError(f"--config {str(config)!r} cannot be read: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise errors.InputError(f"--config {str(config)!r} is not TOML: {error}") from error
-        found = _once_each({key: _known_option(key, config) for key in found}, found, config)
-        _refuse_trust(config, found, flags)
+    """Return the parameters of a TOML file, overridden by the flags that were given; `plain` and `json` included.
+
+    Relative paths in the file start at the file's folder, those of flags at the working directory.
+
+    Raises:
+        InputError: the file cannot be read or is not TOML, an unknown key, or no images, model or out in either.
+    """
+    found = {} if config is None else _read(config, flags)
     merged = {**found, **{key: value for key, value in flags.items() if value is not None}}
-    for name in ("model", "out"):
+    for name in SWITCHES:
+        if not isinstance(merged.setdefault(name, False), bool):
+            raise errors.InputError(f"--config {str(config)!r}: {name} = {merged[name]!r} should be true or false")
+    for name in ("images", "model", "out"):
         if name not in merged:
-            raise errors.InputError(f"--{name} is missing: give it on the command line or in a --config file")
+            shown = "IMAGES" if name == "images" else f"--{name}"
+            raise errors.InputError(f"{shown} is missing: give it on the command line or in a --config file")
     return merged
+
+
+def _read(config: Path, flags: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(small_files.read_text(config, most=LARGEST_CONFIG))
+    except errors.InputError as error:
+        raise errors.InputError(f"--config {str(config)!r} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(config.suffix.lower())
+        hint = f'; a config file is TOML, not {other}: one option a line, such as model = "resnet18"' if other else ""
+        raise errors.InputError(f"--config {str(config)!r} is not TOML: {error}{hint}") from error
+    once = _once_each({key: _known_option(key, config) for key in found}, found, config)
+    named = {name: _from_file(name, value, config.parent) for name, value in once.items()}
+    _refuse_trust(config, named, flags)
+    return named
+
+
+def _from_file(name: str, value: Any, folder: Path) -> Any:
+    """Return an option's value with its relative paths made to start at the config file's folder."""
+    if name == "models" and isinstance(value, list):
+        return [_path(item, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    is_path = name in ("images", "out", "points")
+    is_path |= name == "model" and ":" not in value and value.lower().endswith(_MODEL_FILES)
+    is_path |= name == "weights" and value.partition(":")[0] not in ("pretrained", "random")
+    return _path(value, folder) if is_path else value
+
+
+def _path(value: Any, folder: Path) -> Any:
+    if not isinstance(value, str) or not value or "://" in value:
+        return value
+    if value.startswith("~"):
+        return os.path.expanduser(value)  # noqa: PTH111 -- a Path would drop the slash at the end
+    return os.path.join(folder, value) if folder != Path() else value  # noqa: PTH118 -- likewise

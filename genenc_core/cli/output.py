@@ -6,19 +6,23 @@ import errno
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from genenc_core import errors, text
+from genenc_core import errors, pace, text
 
 if TYPE_CHECKING:
     import rich.console
 
 LONGEST_MESSAGE = 4000
+ENCODING = "encoding"
+"""The phase whose images make the rate."""
 _NO_MEMORY = "there is not enough memory or address space: free some, or raise the limit (ulimit -v), and run it again"
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF)
 """Without the name of a file: standard output's."""
@@ -188,24 +192,39 @@ def _show_warning(
 
 
 class ProgressLine:
-    """Images done, failures, images per second and time left; nothing where standard error is no terminal."""
+    """Images done, failures, images per second and time left; nothing where standard error is no terminal.
 
-    def __init__(self) -> None:
+    Rate and time left are those of the last minute; before the first images it says what is being done.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         import rich.progress
+        import rich.text
+
+        line = self
+
+        class Told(rich.progress.ProgressColumn):
+            """Rendered anew at every refresh, so that the rate sinks in a stall, too."""
+
+            def render(self, task: rich.progress.Task) -> rich.text.Text:  # noqa: ARG002
+                return rich.text.Text(line.words)
 
         self._console = error_console()
         self._progress = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("images  {task.fields[rate]}  {task.fields[failed]} failed"),
-            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("images "),
+            Told(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._failed = 0
-        self._task = self._progress.add_task("preparing", total=None, rate="", failed=0)
+        self._pace = pace.Pace(clock=clock)
+        self._phase = "reading the options"
+        self._left = self._before = self._failed = 0
+        self._task = self._progress.add_task(self._phase, total=None)
+        self._lock = threading.RLock()
 
     def __enter__(self) -> "ProgressLine":
         self._progress.start()
@@ -216,15 +235,40 @@ class ProgressLine:
 
     def plan(self, to_do: int, rows: int) -> None:
         """Tell how many of the run's rows are to do."""
-        words = "encoding" if to_do == rows else f"encoding ({rows - to_do} done before)"
-        self._progress.update(self._task, total=to_do, description=words)
+        with self._lock:
+            self._left, self._before = to_do, rows - to_do
+            self._progress.update(self._task, total=to_do)
+            self._show()
+
+    def phase(self, words: str) -> None:
+        """Tell what begins now; the rate counts from the beginning of `encoding`."""
+        with self._lock:
+            self._phase = words
+            if words == ENCODING:
+                self._pace.start()
+            self._show()
 
     def rows(self, done: int, failed: int) -> None:
         """Add rows that were stored or failed."""
-        self._failed += failed
-        self._progress.update(self._task, advance=done + failed, failed=self._failed)
-        speed = self._progress.tasks[0].speed
-        self._progress.update(self._task, rate="" if speed is None else f"{speed:.1f} images/s")
+        with self._lock:
+            self._failed += failed
+            self._left -= done + failed
+            self._pace.add(done + failed)
+            self._progress.update(self._task, advance=done + failed)
+            self._show()
+
+    @property
+    def words(self) -> str:
+        """What stands behind the count: `1.7 images/s, 40 s left, 2 failed`."""
+        rate, left = self._pace.per_second, self._pace.seconds_for(max(self._left, 0))
+        told = [] if rate is None else [f"{rate:.1f} images/s"]
+        if left is not None and self._left > 0:
+            told.append(f"{pace.duration(left)} left")
+        return ", ".join([*told, f"{self._failed} failed"] if told or self._failed else [])
+
+    def _show(self) -> None:
+        done = f" ({self._before} done before)" if self._before and self._phase == ENCODING else ""
+        self._progress.update(self._task, description=self._phase + done)
 
 
 @contextlib.contextmanager

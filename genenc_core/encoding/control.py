@@ -12,17 +12,27 @@ def _nobody(_first: int, _second: int) -> None:
     """Take a progress report that nobody reads."""
 
 
+def _unheard(_words: str) -> None:
+    """Take a phase that nobody reads."""
+
+
 class Control:
     """A stop request and listeners for progress; shared by all threads of one command.
 
-    `on_plan(to_do, all)` tells the rows of this session and of the run; `on_rows(done, failed)` what was just added.
+    `on_plan(to_do, all)` tells the rows of this session and of the run; `on_rows(done, failed)` what was just added;
+    `on_phase(words)` what begins now, such as `loading the model`.
     """
 
     def __init__(
-        self, *, on_plan: Callable[[int, int], None] = _nobody, on_rows: Callable[[int, int], None] = _nobody
+        self,
+        *,
+        on_plan: Callable[[int, int], None] = _nobody,
+        on_rows: Callable[[int, int], None] = _nobody,
+        on_phase: Callable[[str], None] = _unheard,
     ) -> None:
         self.on_plan = on_plan
         self.on_rows = on_rows
+        self.on_phase = on_phase
         self._stop = threading.Event()
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.encoding import calls
+from genenc_core.encoding import calls, control
 from genenc_core.export import backends, describe, exporting, loading, normalisation
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import table
@@ -186,6 +186,7 @@ def _code(found: spec.RuntimeModelSpec) -> str | None:
 def warm(given: run_parameters.ExtractParameters) -> None:
     """Build an eager model ahead of its use; a spec's artifact is loaded when it is needed."""
     if named_models.spec_file(given.model, given.models) is None and not named_models.is_general(given.model):
+        control.current().on_phase("loading the model")
         CACHE.build(_request(given))
 
 

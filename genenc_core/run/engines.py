@@ -27,6 +27,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     """
     model = encoders.run_model(folder)
     device = encoders.device_of(model, options.device)
+    control.current().on_phase("loading the model")
     # What the folder says of trust is its author's word; an artifact is loaded by the digest that the run records.
     encoder = encoders.CACHE.load(model, device=device, trust=options.trust)
     plan = folder.tiles
@@ -37,6 +38,8 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     bounds = batching.Bounds.of(model.spec.resolved_batch_mode())
     sizer = batching.BatchSizer(bounds, 1)
     known = _KnownSize(folder, options, bounds, device)
+    if known.told() is None:
+        control.current().on_phase("choosing the batch size")
     if plan is None:
         runner = untiled_engine(encoder, wanted, sizer, fixed=model.execution.compile)
         compiled = model.execution.compile and known.told() is None
@@ -61,6 +64,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
         runner.sizer.size = together
         words = f"tiles {plan.describe()}, {sizer.size} a batch, of {together} images together"
     sizer.on_shrink = known.shrink
+    control.current().on_phase("encoding")
     LOGGER.info("%s on %s (%s), %s", text.title(model.spec.model_id), device, folder.backend, words)
     return runner
 

@@ -18,7 +18,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from genenc_core import text
+from genenc_core import pace, text
 from genenc_core.run import records, status
 from genenc_core.store import objects, places
 from genenc_tasks.names import named
@@ -45,12 +45,14 @@ def start_progress(root: str, done: int, shards: int) -> UUID | None:
     return made  # noqa: RET504 (None after a failure)
 
 
-def show_progress(artifact: UUID | None, root: str, done: int, shards: int) -> None:
-    """Move the progress artifact, if there is one."""
+def show_progress(artifact: UUID | None, root: str, done: int, shards: int, speed: pace.Pace | None = None) -> None:
+    """Move the progress artifact, if there is one; `speed` is the pace of shards."""
     if artifact is None:
         return
     with best_effort("the progress cannot be shown"):
-        update_progress_artifact(artifact, progress=_percent(done, shards), description=_words(root, done, shards))
+        update_progress_artifact(
+            artifact, progress=_percent(done, shards), description=_words(root, done, shards, speed)
+        )
 
 
 @task(task_run_name=named("report {root}"), cache_policy=NO_CACHE)
@@ -106,5 +108,7 @@ def _percent(done: int, shards: int) -> float:
     return 100.0 * done / max(shards, 1)
 
 
-def _words(root: str, done: int, shards: int) -> str:
-    return f"{text.markdown(root)}: {done} of {shards} shards committed"
+def _words(root: str, done: int, shards: int, speed: pace.Pace | None = None) -> str:
+    left = None if speed is None or done >= shards else speed.seconds_for(shards - done)
+    more = "" if left is None else f", about {pace.duration(left)} left"
+    return f"{text.markdown(root)}: {done} of {shards} shards committed{more}"

@@ -448,7 +448,7 @@ def test_help_is_quick_to_import() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('modle = "x"', "there is no option 'modle'; did you mean 'model'?"),
+        ('modle = "x"', "there is no option 'modle'; did you mean 'model'"),
         ("limit = [", "is not TOML"),
         ('limit = "three"', "--limit 'three' cannot be used"),
         ('fit = "zoom"', "--fit 'zoom' is unknown: give 'stretch', 'crop' or 'pad'"),

@@ -246,3 +246,23 @@ def test_an_output_shape_is_for_the_general_encoder_only(
 def test_the_general_encoder_is_not_exported(genenc: Call, tmp_path: Path) -> None:
     said = genenc("export", "general_encoder", "--weights", "random:0", "--out", tmp_path / "out")
     assert (said.code, "exported already" in said.err) == (2, True)
+
+
+def test_a_model_that_cannot_be_built_is_a_note_and_no_traceback(genenc: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = registry.ModelRegistry.info
+
+    def info(self: registry.ModelRegistry, name: str, **more: object) -> registry.ModelInfo:
+        if name == "resnet34":
+            raise RuntimeError("no kernel\nfor it")
+        return known(self, name, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(registry.ModelRegistry, "info", info)
+    said = genenc("models", "--search", "resnet34", "--source", "torchvision")
+    assert said.code == 0
+    assert "RuntimeError: no kernel" in said.out
+    assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.parametrize("search", ["[", "(", "*[", "\\", "resnet[", "?", "+"])
+def test_signs_of_patterns_are_no_error(genenc: Call, search: str) -> None:
+    assert genenc("models", "--search", search, "--source", "genenc").code == 0
