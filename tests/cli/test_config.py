@@ -88,7 +88,7 @@ def test_flags_override_the_file_and_start_at_the_working_directory(tmp_path: Pa
         ("job.toml", "plane = true", "did you mean 'plain'"),
         ("job.toml", "image = 'a'", "did you mean 'images'"),
         ("job.toml", 'plain = "yes"', "should be true or false"),
-        ("job.toml", "image_size = 3\nimage-size = 4", "twice"),
+        ("job.toml", "image_size = 3\nimage-size = 4", "which are one option"),
         ("job.toml", 'model = "m"\nout = "o"', "IMAGES is missing"),
         ("job.toml", 'images = "i"\nout = "o"', "--model is missing"),
     ],
