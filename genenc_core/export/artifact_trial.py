@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from genenc_core import children, errors, spec
-from genenc_core.export import adaptation, input_form, loading
+from genenc_core.export import adaptation, behaviour, input_form, loading
 from genenc_core.export.formats import record
 from genenc_core.models import wording
 
@@ -139,12 +139,14 @@ def find(
         return True
 
     outputs = _outputs(adapted, least, size)
-    if least > 1 and _mixes(adapted, least, size):
-        raise errors.InputError(
-            f"the artifact {name!r} gives an image other features in another place of the batch, so it cannot be used. "
-            "Export it in evaluation mode."
-        )
-    fixed = not takes(least + 1) or _mixes(adapted, least + 1, size)
+    told = _fault(adapted, least, least, size)
+    more = takes(least + 1)
+    mixed = _fault(adapted, least, least + 1, size) if more and not told else None
+    if mixed and least == 1 and _looks_at_the_batch(adapted, size):
+        told = mixed
+    if told:
+        raise errors.InputError(f"the artifact {name!r} {told}, {behaviour.REMEDY}")
+    fixed = not more or mixed is not None
     most = least if fixed else _most(takes, least) if bounded else 0
     return Trial(
         least=least,
@@ -244,15 +246,23 @@ def _outputs(run: record.Runner, batch: int, size: tuple[int, int]) -> Sequence[
     return outputs
 
 
-def _mixes(run: record.Runner, batch: int, size: tuple[int, int]) -> bool:
-    """Tell whether images in another order give other features than the same ones in that order."""
-    with torch.inference_mode():
-        images = _images(batch, size)
-        there, back = run(images), run(images.roll(1, 0).contiguous())
-    return any(
-        bool((one.roll(1, 0) - other).abs().max() > 1e-3 * one.abs().max())
-        for one, other in zip(there, back, strict=True)
-    )
+def _fault(run: record.Runner, least: int, batch: int, size: tuple[int, int]) -> str | None:
+    """Return how images get other features in other batches of `batch`, or `least` being 1 alone; None: they do not."""
+    # Alone is a batch of one, which is known to be taken when it is the least.
+    alone = 1 if least == 1 else batch
+    named = behaviour.by_position(run)
+    return behaviour.fault(named, size=size, least=alone, most=batch, device=torch.device("cpu"))
+
+
+def _looks_at_the_batch(run: record.Runner, size: tuple[int, int]) -> bool:
+    """Tell batch statistics from a file that was made for one image and mixes up the values of two.
+
+    The statistics of an image and its copy are those of the image; what is mixed up stays so.
+    """
+    image = behaviour.images(size, 1)
+    named = behaviour.by_position(run)
+    alone, twice = named(image), named(image.expand(2, -1, -1, -1).contiguous())
+    return not behaviour.difference(alone, {slot: value[:1] for slot, value in twice.items()})
 
 
 def _images(batch: int, size: tuple[int, int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from genenc_core.export.execution import Execution
 from genenc_core.export.formats import record
 from genenc_core.models import layers, sources, wording
 
-_STATELESS = frozenset({"torchvision", "timm", "genenc"})
+STATELESS = frozenset({"torchvision", "timm", "genenc"})
 """Sources whose modules keep no state; a user's may, and so may what a model file puts together."""
 
 
@@ -71,7 +71,7 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
 
 def keeps_no_state(built: sources.BuiltEncoder) -> bool:
     """Return whether a call of the model is known to leave nothing that changes what another call gives."""
-    return built.kind in _STATELESS and not layers.has_other_hooks(built.module)
+    return built.kind in STATELESS and not layers.has_other_hooks(built.module)
 
 
 def let_thread_have_graphs() -> None:

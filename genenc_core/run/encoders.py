@@ -293,7 +293,7 @@ def _essence(found: spec.RuntimeModelSpec) -> tuple[object, ...]:
     """Return what two specs of the same model share, wherever its weights file lies."""
     block = found.genenc or spec.GenencBlock()
     source = block.source and (block.source.kind, block.source.name, block.source.layers, block.source.arguments)
-    return source, block.weights_sha256, block.mean, block.std, found.inputs, found.outputs
+    return source, block.weights_sha256, block.code, block.files, block.mean, block.std, found.inputs, found.outputs
 
 
 def _drop_oldest(cache: dict[Any, Any], kept: int) -> None:

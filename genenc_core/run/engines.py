@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from genenc_core import errors, text
 from genenc_core.encoding import batching, calls, control, engine, products, size_search, tiling
 from genenc_core.export import backends
-from genenc_core.run import encoders, records, tiles, turns
+from genenc_core.run import encoders, outputs_check, records, tiles, turns
 from genenc_core.run.folder import RunFolder
 from genenc_core.store.objects import join
 
@@ -23,6 +23,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
 
     Raises:
         InputError: no such device, a batch size out of bounds, a model or artifact that cannot be had.
+        StoreError: the model gives other outputs than when the run was made.
         Stopped: the end was asked for.
     """
     model = encoders.run_model(folder)
@@ -30,6 +31,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     control.current().on_phase("loading the model")
     # What the folder says of trust is its author's word; an artifact is loaded by the digest that the run records.
     encoder = encoders.CACHE.load(model, device=device, trust=options.trust)
+    outputs_check.refuse_other_outputs(folder, model, device=device, trust=options.trust)
     plan = folder.tiles
     parsed = [products.parse_product(text) for text in folder.identity["products"]]
     points = len(folder.manifest.point_names)

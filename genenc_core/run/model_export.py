@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from genenc_core import errors, spec, text
 from genenc_core.export import exporting, sizes
 from genenc_core.models import sources
-from genenc_core.run import encoders
+from genenc_core.run import encoders, outputs_check
 from genenc_core.run import parameters as run_parameters
 
 Format = spec.ExportFormat
@@ -80,7 +80,10 @@ def parse_formats(text: str) -> tuple[Format, ...]:
 
 
 def export(given: ExportParameters) -> list[exporting.ExportedModel]:
-    """Build the model and export it; raises as `sources.build_encoder` and `exporting.export_encoder`."""
+    """Build the model and export it; raises as `sources.build_encoder` and `exporting.export_encoder`.
+
+    Somebody's own model is also refused when its features of an image depend on more than the image.
+    """
     _check(given)
     request = sources.ModelRequest(
         name=given.model,
@@ -91,6 +94,7 @@ def export(given: ExportParameters) -> list[exporting.ExportedModel]:
         trust=given.trust,
     )
     built = encoders.CACHE.build(request)
+    outputs_check.refuse_unsteady(built)
     ranged = sizes.size_range(built, _parsed(given.size_min), _parsed(given.size_max)) if given.dynamic_size else None
     return exporting.export_encoder(
         built,

@@ -14,7 +14,7 @@ from genenc_core.export import backends, describe
 from genenc_core.images import geometry, manifest, points, sources
 from genenc_core.models import state_files, weights
 from genenc_core.provenance import environment
-from genenc_core.run import encoders, map_cells, model_files, out_folder, records, store_plan, tiles
+from genenc_core.run import encoders, map_cells, model_files, out_folder, outputs_check, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import CELLS, MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETERS, RunFolder, file_digest
 from genenc_core.store import creation, layout, local, publication, run_store
@@ -37,6 +37,8 @@ class Design:
     cells: Mapping[str, Cells] | None = None
     """where the cells of maps lie that products need to know it of; None: a run of genenc 0.1.0, where all divide the
     input evenly"""
+    outputs: Mapping[str, object] | None = None
+    """what the model gives for a few fixed images: `outputs_check.sketch`"""
 
 
 def create_run(given: run_parameters.ExtractParameters) -> Root:
@@ -133,6 +135,7 @@ def make_design(
         device=device,
         tiles=tiled,
         cells=cells,
+        outputs=None if export_to is None else outputs_check.tried(model, device=device, trust=given.trust),
     )
 
 
@@ -206,6 +209,7 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
         design.products,
         listed,
         identity=identity,
+        outputs=design.outputs,
         made={"fingerprint": environment.digest(identity), "model_spec_sha256": file_digest(objects, MODEL_SPEC)},
         shard_rows=min(given.shard_rows or _default_shard_rows(design, listed.rows), listed.rows),
     )

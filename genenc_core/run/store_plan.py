@@ -50,15 +50,19 @@ def make_plan(
     identity: Mapping[str, Any],
     made: Mapping[str, str],
     shard_rows: int,
+    outputs: Mapping[str, Any] | None = None,
 ) -> layout.StorePlan:
-    """Return the plan of every array of the run; `made` holds its fingerprint and the digests of its files."""
+    """Return the plan of every array of the run; `made` holds its fingerprint and the digests of its files.
+
+    `outputs` is what the model gives for a few fixed images, kept beside the identity: it rounds otherwise elsewhere.
+    """
     point_count = len(listed.point_names)
     arrays = [_product_array(product, listed.rows, shard_rows, bool(point_count)) for product in wanted]
     arrays += _image_arrays(listed.rows, shard_rows)
     if point_count:
         arrays.append(_point_status(listed.rows, point_count, shard_rows))
     told = ("model", "weights", "backend", "preprocessing", "tiles")
-    model = {key: identity[key] for key in told if key in identity}
+    model = {key: identity[key] for key in told if key in identity} | ({"outputs": outputs} if outputs else {})
     return layout.StorePlan(
         rows=listed.rows,
         shard_rows=shard_rows,

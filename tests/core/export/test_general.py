@@ -115,11 +115,10 @@ def test_a_file_for_one_image_is_fixed_to_it(tmp_path: Path) -> None:
     assert found.outputs[0].shape == (6, 24)
 
 
-def test_a_file_that_mixes_the_images_of_a_batch_gets_one_at_a_time(tmp_path: Path) -> None:
+def test_a_file_that_mixes_the_images_of_a_batch_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    found = general.spec_of(traced(Mixing(), tmp_path / "mix.pt"), image_size=(32, 48), trust=True)
-    assert found.resolved_batch_mode().describe() == "Fixed(1)"
-    assert [(slot.name, slot.shape) for slot in found.outputs] == [("features_0", (6, 4, 6)), ("features_1", (6,))]
+    with pytest.raises(errors.InputError, match=r"other features beside other images.*evaluation mode"):
+        general.spec_of(traced(Mixing(), tmp_path / "mix.pt"), image_size=(32, 48), trust=True)
 
 
 def test_a_package_tells_its_bounds_and_its_size(exported: dict[str, exporting.ExportedModel]) -> None:

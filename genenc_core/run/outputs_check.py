@@ -1,0 +1,176 @@
+"""A run's model on a few fixed images: refused when it is not steady, and compared with what it gave at first."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from genenc_core import errors
+from genenc_core.encoding import batching, calls
+from genenc_core.export import backends, behaviour, eager
+from genenc_core.export.encoder import Encoder
+from genenc_core.export.execution import Execution
+from genenc_core.models import sources, wording
+from genenc_core.run import encoders
+from genenc_core.run.folder import RunFolder
+
+_DRAWS = 8
+_HALF = frozenset({"float16", "bfloat16"})
+
+
+def tried(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Mapping[str, object] | None:
+    """Run a model on a few fixed images before anything is stored; return the `sketch` of what it gives.
+
+    None where two images do not fit in memory.
+
+    Raises:
+        InputError: it fails, or its features of an image depend on more than the image.
+    """
+    source = model.spec.genenc.source if model.spec.genenc else None
+    known = model.backend == "eager" and source is not None and source.kind in eager.STATELESS
+    who = f"model {(source.name if source else model.spec.model_id)!r}"
+    encoder = _plain(model, device=device, trust=trust)
+    try:
+        if not known:
+            calls.alone(_refuse_unsteady, encoder, who, model.execution)
+        return calls.alone(sketch, encoder)
+    except errors.InputError:
+        raise
+    except Exception as error:  # somebody's model may raise anything
+        if batching.is_out_of_memory(error):
+            return None
+        height, width = encoder.input_size
+        raise errors.InputError(
+            f"{who} fails at images of {height} x {width} pixels: {type(error).__name__}: {wording.reason(error)}."
+        ) from error
+
+
+def refuse_unsteady(built: sources.BuiltEncoder) -> None:
+    """Run somebody's own model on a few fixed images before it is exported.
+
+    Raises:
+        InputError: its features of an image depend on more than the image.
+    """
+    if built.kind not in eager.STATELESS:
+        encoder = backends.eager_encoder(built)
+        calls.alone(_refuse_unsteady, encoder, f"model {built.request.name!r}", Execution())
+
+
+def _plain(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Encoder:
+    """Return the encoder of a model, not compiled: a batch size of its own would have to be compiled for."""
+    if not model.execution.compile:
+        return encoders.CACHE.load(model, device=device, trust=trust)
+    plain = dataclasses.replace(model, execution=dataclasses.replace(model.execution, compile=False))
+    return encoders.CACHE.load(plain, device=device, trust=trust, keep=False)
+
+
+def _refuse_unsteady(encoder: Encoder, who: str, execution: Execution) -> None:
+    bounds = encoder.spec.resolved_batch_mode()
+    limit = behaviour.STEADY_IN_HALF if is_half(encoder, execution) else behaviour.STEADY
+    try:
+        told = behaviour.fault(
+            encoder, size=encoder.input_size, least=bounds.min, most=bounds.max or 0, device=encoder.device, limit=limit
+        )
+    except (RuntimeError, MemoryError) as error:
+        if batching.is_out_of_memory(error):
+            return  # two images need not fit
+        raise
+    if told:
+        raise errors.InputError(f"{who} {told}, {behaviour.REMEDY}")
+
+
+def refuse_other_outputs(folder: RunFolder, model: encoders.ResolvedModel, *, device: str, trust: bool) -> None:
+    """Compare a run's encoder with what it gave for the same images when the run was made; earlier runs hold nothing.
+
+    Raises:
+        StoreError: it gives something else.
+    """
+    made = folder.store.plan.attributes.get("genenc")
+    before = made.get("outputs") if isinstance(made, Mapping) else None
+    if not isinstance(before, Mapping):
+        return
+    encoder = _plain(model, device=device, trust=trust)
+    try:
+        now = calls.alone(sketch, encoder)
+    except errors.GenencError:
+        raise
+    except Exception as error:  # somebody's model may raise anything
+        if batching.is_out_of_memory(error):
+            return
+        raise errors.StoreError(
+            f"the model fails on images that it took when this run was made: {type(error).__name__}: "
+            f"{wording.reason(error)}"
+        ) from error
+    told = changes(before, now, half=is_half(encoder, model.execution))
+    if told:
+        raise errors.StoreError(
+            f"the model gives other outputs for the same images than when this run was made: {'; '.join(told)}. A file "
+            "that it reads, code that it calls or an installed package has changed. Put back what was there, or "
+            "extract to another --out"
+        )
+
+
+def is_half(encoder: Encoder, execution: Execution) -> bool:
+    """Tell whether an encoder computes with few digits: by how it is executed, or by the type that it takes."""
+    block = encoder.spec.genenc
+    taken = block.input.dtype if block and block.input else "float32"
+    return execution.precision != "float32" or taken in _HALF
+
+
+def sketch(encoder: Encoder) -> dict[str, object]:
+    """Return what tells the outputs for two fixed images from others, as JSON data: a few numbers per slot.
+
+    They are sums of all values with fixed random signs, divided by the root of how many values there are, so that a
+    difference anywhere in a slot shows in them about as its root mean square.
+    """
+    least = encoder.spec.resolved_batch_mode().min
+    told: dict[str, list[dict[str, object]]] = {}
+    for image in behaviour.images(encoder.input_size, 2):
+        batch = image.expand(least, -1, -1, -1).contiguous().to(encoder.device)
+        for slot, value in encoder(batch).items():
+            told.setdefault(slot, []).append(_sums(value[0].detach().cpu().double().flatten().numpy()))
+    return {"device": encoder.device.type, "slots": told}
+
+
+def changes(before: Mapping[str, object], now: Mapping[str, object], *, half: bool) -> list[str]:
+    """Return how one sketch differs from another by more than rounding, slot by slot, in words; none: it does not."""
+    limit = allowed(same_device=before["device"] == now["device"], half=half)
+    old, new = before["slots"], now["slots"]
+    assert isinstance(old, Mapping)
+    assert isinstance(new, Mapping)
+    told = [f"slot {name!r} is {'new' if name in new else 'gone'}" for name in sorted(old.keys() ^ new.keys())]
+    for name in sorted(old.keys() & new.keys()):
+        pairs = list(zip(old[name], new[name], strict=True))
+        share = max(_share(one, other) for one, other in pairs)
+        if any(one["values"] != other["values"] for one, other in pairs):
+            told.append(f"slot {name!r} has another size")
+        elif any(one["finite"] != other["finite"] for one, other in pairs):
+            told.append(f"slot {name!r} holds more or fewer values that are NaN or infinite")
+        elif not share <= limit:
+            told.append(f"slot {name!r} by {100 * share:.2g} % of its root mean square (allowed: {100 * limit:.2g} %)")
+    return told
+
+
+def allowed(*, same_device: bool, half: bool) -> float:
+    """Return how far sketches may differ: rounding on the same kind of device, or that of other kernels, too."""
+    return 2e-2 if half or not same_device else 1e-4
+
+
+def _sums(values: np.ndarray) -> dict[str, object]:
+    finite = np.isfinite(values)
+    kept = np.where(finite, values, 0.0)
+    draw = np.random.RandomState(len(values) % 2**32)
+    sums = []
+    for _ in range(_DRAWS):
+        bits = np.unpackbits(np.frombuffer(draw.bytes(-(-len(kept) // 8)), dtype=np.uint8))[: len(kept)]
+        sums.append(float((kept @ np.where(bits, 1.0, -1.0)) / max(len(kept), 1) ** 0.5))
+    size = float(np.sqrt(np.mean(kept**2))) if len(kept) else 0.0
+    return {"values": len(values), "finite": int(finite.sum()), "size": size, "sums": sums}
+
+
+def _share(one: Mapping[str, object], other: Mapping[str, object]) -> float:
+    if (one["values"], one["finite"]) != (other["values"], other["finite"]):
+        return float("inf")
+    before, now = np.asarray(one["sums"], dtype=float), np.asarray(other["sums"], dtype=float)
+    size = max(float(str(one["size"])), float(str(other["size"])))
+    return 0.0 if size == 0 else float(np.abs(before - now).max()) / size

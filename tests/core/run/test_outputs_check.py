@@ -1,0 +1,168 @@
+"""What is stored of an image is the image's alone, and one run's features are of one model."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from genenc_core import errors
+from genenc_core.encoding import control
+from genenc_core.export import behaviour
+from genenc_core.run import driver, encoders, model_export, outputs_check
+from genenc_core.run.folder import RunFolder
+
+NETS = """
+import torch
+from torch import nn
+F = nn.functional
+
+class Net(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 8, 8)
+        self.how, self.calls, self.before = how, 0, 0.0
+        self.hidden = [nn.Dropout()]
+        self.noticed = nn.Sequential(nn.BatchNorm2d(4), nn.Dropout()).train()
+    def forward(self, images):
+        maps = self.conv(images)
+        if self.how == "training": return self.noticed(maps)
+        if self.how == "dropout": return F.dropout(maps)
+        if self.how == "a module that is not registered": return self.hidden[0](maps)
+        if self.how == "batch statistics": return F.batch_norm(maps, None, None, training=True)
+        if self.how == "the mean of the batch": return maps - maps.mean(0, keepdim=True)
+        if self.how == "the first image": return maps + maps[:1]
+        if self.how == "its place": return maps * torch.arange(1, len(maps) + 1).reshape(-1, 1, 1, 1)
+        if self.how == "the last call":
+            maps, self.before = maps + self.before, maps.mean().item()
+        if self.how == "how often":
+            self.calls += 1
+            return maps * self.calls
+        if self.how == "a file": return maps * float(open("factor.txt").read())
+        return maps
+
+def __getattr__(name):
+    return lambda: Net(name.replace("_", " "))
+"""
+UNSTEADY = {
+    "dropout": "each time",
+    "a module that is not registered": "each time",
+    "the last call": "each time",
+    "how often": "each time",
+    "batch statistics": "beside other images",
+    "the mean of the batch": "beside other images",
+    "the first image": "",
+    "its place": "",
+}
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    """Return a call that gives the dotted path of a net that does so."""
+    (tmp_path / "outputs_nets.py").write_text(NETS)
+    (tmp_path / "factor.txt").write_text("1.0")
+    monkeypatch.chdir(tmp_path)
+    yield lambda how: f"outputs_nets:{how.replace(' ', '_')}"
+    encoders.CACHE.clear()
+    sys.modules.pop("outputs_nets", None)
+
+
+@pytest.mark.parametrize("how", UNSTEADY)
+def test_a_model_that_looks_beyond_the_image_is_refused_before_anything_is_stored(
+    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path, how: str
+) -> None:
+    with pytest.raises(errors.InputError, match=f"gives .*{UNSTEADY[how]}.*model.eval"):
+        extract(model=nets(how))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_in_training_mode_is_put_in_evaluation_mode(
+    extract: Callable[..., driver.Result], nets: Callable[[str], str]
+) -> None:
+    assert extract(model=nets("training")).status.complete
+
+
+def test_a_model_that_gives_other_outputs_in_a_later_session_is_refused(
+    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path
+) -> None:
+    """It reads a file that it does not declare."""
+    watch = control.Control()
+    watch.on_rows = lambda _done, _failed: watch.stop()
+    with control.use(watch), pytest.raises(errors.Stopped):
+        extract(model=nets("a file"))
+    committed = RunFolder(tmp_path / "run").store.committed()
+    options = driver.options_for(tmp_path / "run", device="cpu", trust=True)
+    (tmp_path / "factor.txt").write_text("1.001")
+    with pytest.raises(errors.StoreError, match=r"other outputs .* slot 'features' by 0\.\d+ %"):
+        driver.resume(tmp_path / "run", "pending", options)
+    with pytest.raises(errors.StoreError, match="other outputs"):
+        extract(model=nets("a file"))
+    assert RunFolder(tmp_path / "run").store.committed() == committed
+    (tmp_path / "factor.txt").write_text("1.000001")  # as far as kernels round
+    assert extract(model=nets("a file")).status.complete
+
+
+def sketch(values: torch.Tensor, device: str = "cpu") -> dict[str, object]:
+    sums = [outputs_check._sums(item.double().flatten().numpy()) for item in values]
+    return {"device": device, "slots": {"features": sums}}
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 512), (2, 64, 32, 32)])
+@pytest.mark.parametrize("place", ["one channel", "one image", "all"])
+def test_a_sketch_shows_a_difference_wherever_it_is(shape: tuple[int, ...], place: str) -> None:
+    before = torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.3
+    after = before.clone()
+    chosen = {"one channel": after[:, -1:], "one image": after[1:], "all": after}[place]
+    chosen *= 1.1
+    assert outputs_check.changes(sketch(before), sketch(after), half=False)
+    assert not outputs_check.changes(sketch(before), sketch(before * (1 + 1e-6)), half=False)
+    assert not outputs_check.changes(sketch(before), sketch(before * 1.001, "cuda"), half=False)
+
+
+def test_a_sketch_shows_other_slots_shapes_and_values_that_are_not_finite() -> None:
+    ones = torch.ones(2, 4)
+    holed = ones.clone()
+    holed[0, 0] = torch.nan
+    assert outputs_check.changes(sketch(ones), sketch(holed), half=True)
+    assert outputs_check.changes(sketch(ones), sketch(torch.ones(2, 5)), half=True)
+    other = {"device": "cpu", "slots": {"other": sketch(ones)["slots"]}}
+    assert len(outputs_check.changes(sketch(ones), other, half=True)) == 2
+
+
+def test_the_images_are_the_same_always_and_unlike_each_other() -> None:
+    found = behaviour.images((24, 40), 3)
+    assert torch.equal(found[:2], behaviour.images((24, 40), 2))
+    assert float(found[0].std()) > 3 * float(found[2].std())
+    assert 0 <= float(found.min()) < float(found.max()) <= 1
+    assert float(found.double().sum()) == pytest.approx(3984.0706594833173, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "exported_program"])
+@pytest.mark.parametrize("how", ["dropout", "batch statistics"])
+def test_a_file_made_in_training_mode_is_refused(
+    extract: Callable[..., driver.Result], tmp_path: Path, kind: str, how: str
+) -> None:
+    torch.manual_seed(0)
+    last = nn.Dropout() if how == "dropout" else nn.BatchNorm2d(4, track_running_stats=False)
+    net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), last).train()
+    images = torch.rand(2, 3, 32, 32)
+    path = tmp_path / ("net.pt" if kind == "torchscript" else "net.pt2")
+    if kind == "torchscript":
+        torch.jit.trace(net, images, check_trace=False).save(str(path))
+    else:
+        torch.export.save(torch.export.export(net, (images,)), path)
+    words = "each time" if how == "dropout" else "beside other images"
+    with pytest.raises(errors.InputError, match=words):
+        extract(model="general_encoder", weights=str(path), trust=True, batch_size="auto")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unsteady_model_is_not_exported(nets: Callable[[str], str], tmp_path: Path) -> None:
+    given = model_export.ExportParameters(
+        model=nets("batch statistics"), out=str(tmp_path / "model"), weights="random:0", image_size="32"
+    )
+    with pytest.raises(errors.InputError, match="beside other images"):
+        model_export.export(given)
+    assert not (tmp_path / "model").exists()
