@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from genenc_core import errors
+
+if TYPE_CHECKING:  # a run's cells are read without torch
+    import torch
 
 Pair = tuple[float, float]
 
@@ -38,11 +39,13 @@ class Cells:
         """Return the cells as a run's identity holds them."""
         return {"stride": list(self.stride), "first": list(self.first)}
 
-    def index(self, xy: torch.Tensor) -> torch.Tensor:
+    def index(self, xy: "torch.Tensor") -> "torch.Tensor":
         """Return points `[..., 2]` (x, y in model pixels) in cells: k at the centre of cell k."""
+        import torch
+
         return torch.stack([(xy[..., at] - self.first[1 - at]) / self.stride[1 - at] for at in (0, 1)], -1)
 
-    def inside(self, view: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def inside(self, view: "torch.Tensor", size: tuple[int, int]) -> "torch.Tensor":
         """Return which cells of a map of `size` (h, w) have their centre in the view, bool `[B, h, w]`.
 
         Where a view is so thin that it holds no centre, the row or column of cells nearest to its middle counts.
@@ -60,7 +63,11 @@ class Cells:
         return rows[:, :, None] & columns[:, None, :]
 
 
-def _axis_inside(start: torch.Tensor, stop: torch.Tensor, *, first: float, stride: float, cells: int) -> torch.Tensor:
+def _axis_inside(
+    start: "torch.Tensor", stop: "torch.Tensor", *, first: float, stride: float, cells: int
+) -> "torch.Tensor":
+    import torch
+
     centres = first + stride * torch.arange(cells, dtype=torch.float64, device=start.device)
     inside = (centres >= start[:, None]) & (centres <= stop[:, None])
     distance = (centres - ((start + stop) / 2)[:, None]).abs()

@@ -435,6 +435,13 @@ def test_the_demo_draws_the_same_images_every_time(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_reading_a_run_imports_no_torch() -> None:
+    """It takes seconds, and in a working directory that was deleted it ends the process."""
+    code = "import sys; from genenc_core.run import status; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_help_is_quick_to_import() -> None:
     """`genenc --help` must not import torch, Prefect or zarr."""
     code = "import sys; from genenc_core.cli import app; from genenc_flows import entry; "
