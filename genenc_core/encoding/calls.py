@@ -105,7 +105,7 @@ class CallThreads:
         try:
             future.set_result(work())
         except BaseException as error:
-            future.set_exception(error)
+            future.set_exception(_as_a_failure(error))
         finally:
             # An exception holds this frame: through the future it would hold itself, and the memory of what failed.
             del future, work
@@ -153,7 +153,7 @@ def alone(work: Callable[..., _Result], *arguments: object) -> _Result:
         try:
             told.set_result(context.run(work, *arguments))
         except BaseException as error:
-            told.set_exception(error)
+            told.set_exception(_as_a_failure(error))
 
     future: Future[_Result] = Future()
     threading.Thread(target=run, args=(future,), name="genenc-alone", daemon=True).start()
@@ -186,6 +186,18 @@ def _keeping_pools(count: int, each: int) -> list[ThreadPoolExecutor]:
         if not found:
             return [_pool(each) for _ in range(count)]
     return found or [_pool(each)]
+
+
+def _as_a_failure(error: BaseException) -> Exception:
+    """Return what ended a call as an error of it: a model's SystemExit must not end the command, with its exit code.
+
+    A Ctrl-C is never raised here: Python gives it to the main thread.
+    """
+    if isinstance(error, Exception):
+        return error
+    failure = errors.EncoderError(f"the model raised {type(error).__name__}({error}), which would end the process.")
+    failure.__cause__ = error
+    return failure
 
 
 def _closed() -> errors.Stopped:

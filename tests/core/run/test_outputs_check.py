@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.encoding import control
+from genenc_core.encoding import calls, control
 from genenc_core.export import behaviour
 from genenc_core.run import driver, encoders, model_export, outputs_check
 from genenc_core.run.folder import RunFolder
@@ -166,3 +166,16 @@ def test_an_unsteady_model_is_not_exported(nets: Callable[[str], str], tmp_path:
     with pytest.raises(errors.InputError, match="beside other images"):
         model_export.export(given)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), SystemExit("words"), KeyboardInterrupt(), GeneratorExit()])
+def test_what_would_end_the_process_is_a_failure_of_the_call(raised: BaseException) -> None:
+    def model() -> None:
+        raise raised
+
+    threads = calls.CallThreads(torch.device("cpu"))
+    with pytest.raises(errors.EncoderError, match=f"the model raised {type(raised).__name__}"):
+        threads.submit(model).result()
+    with pytest.raises(errors.EncoderError, match=f"the model raised {type(raised).__name__}"):
+        calls.alone(model)
+    threads.close()
