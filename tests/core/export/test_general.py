@@ -117,7 +117,7 @@ def test_a_file_for_one_image_is_fixed_to_it(tmp_path: Path) -> None:
 
 def test_a_file_that_mixes_the_images_of_a_batch_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    with pytest.raises(errors.InputError, match=r"other features beside other images.*evaluation mode"):
+    with pytest.raises(errors.InputError, match=r"other features in another place of the batch.*evaluation mode"):
         general.spec_of(traced(Mixing(), tmp_path / "mix.pt"), image_size=(32, 48), trust=True)
 
 
