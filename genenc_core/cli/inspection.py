@@ -23,7 +23,9 @@ def status(root: Root, *, as_json: bool) -> int:
     if as_json:
         shards = [dataclasses.asdict(row) for row in found.shards]
         described = run_status.describe(found.status)
-        output.say_json({**described, "shard_rows": shards, "unreadable_images": found.unreadable})
+        left_out = {kind: {"files": count, "first": first} for kind, (count, first) in found.left_out.items()}
+        images = {"unreadable_images": found.unreadable, "left_out": left_out}
+        output.say_json({**described, "shard_rows": shards, **images})
         return found.status.exit_code
     output.say(run_status.summary_lines(found))
     failed = [row for row in found.shards if row.state == "failed"]

@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from genenc_core import errors
@@ -14,8 +14,52 @@ class LinkedFolderNotEntered(UserWarning):
     """Images behind a link to a folder outside the source are left out."""
 
 
-def walk(root: Path, pattern: Sequence[str]) -> Iterator[str]:
+class FilesLeftOut(UserWarning):
+    """Files beside the images that no reader takes."""
+
+
+class LeftOut:
+    """Files that a folder or a glob holds and no reader takes, counted by the ends of their names."""
+
+    examples = 3
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, tuple[int, tuple[str, ...]]] = {}
+        """End of the name, in lower case ("" for none) -> how many, and the first few."""
+
+    def add(self, path: str) -> None:
+        """Count one file."""
+        name = path.rpartition("/")[2]
+        if name.lower() in _SYSTEM_FILES:
+            return
+        _, dot, end = name.rpartition(".")
+        kind = f".{end.lower()}" if dot and len(end) <= _LONGEST_END else ""
+        count, first = self.kinds.get(kind, (0, ()))
+        self.kinds[kind] = count + 1, first if len(first) == self.examples else (*first, path)
+
+
+def describe(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> str:
+    """Return what was left out in words: `3 files are no images that genenc reads: 2 .heic (a.heic, b.heic), ...`."""
+    total = sum(count for count, _ in kinds.values())
+    shown = sorted(kinds.items(), key=lambda item: (-item[1][0], item[0]))[:_KINDS_SHOWN]
+    parts = [
+        f"{count} {kind or 'without an extension'} ({', '.join(first)}{', ...' if count > len(first) else ''})"
+        for kind, (count, first) in shown
+    ]
+    more = f", and {len(kinds) - len(shown)} more kinds" if len(kinds) > len(shown) else ""
+    what = "1 file is no image" if total == 1 else f"{total} files are no images"
+    return f"{what} that genenc reads: {', '.join(parts)}{more}"
+
+
+_KINDS_SHOWN = 8
+_SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
+_LONGEST_END = 10
+
+
+def walk(root: Path, pattern: Sequence[str], left_out: LeftOut | None = None) -> Iterator[str]:
     """Yield the image files below `root` that match `pattern`, as relative POSIX paths in string order.
+
+    Others that match are counted in `left_out`, but for hidden ones and the system's own.
 
     Raises:
         InputError: a folder that cannot be listed.
@@ -27,11 +71,14 @@ def walk(root: Path, pattern: Sequence[str]) -> Iterator[str]:
         if path.endswith("/"):
             stack += _children(root, path, pattern)
         elif everything or _matches(tuple(path.split("/")), pattern):
-            yield path
+            if sources.has_image_extension(path):
+                yield path
+            elif left_out is not None:
+                left_out.add(path)
 
 
 def _children(root: Path, folder: str, pattern: Sequence[str]) -> list[str]:
-    """Return image files and folders (with a final slash, which makes string order the path order), last first."""
+    """Return files and folders (with a final slash, which makes string order the path order), last first."""
     try:
         with os.scandir(root / folder) as entries:
             found = [folder + name for entry in entries if (name := _wanted(entry, root))]
@@ -51,7 +98,7 @@ def _wanted(entry: os.DirEntry[str], root: Path) -> str | None:
     if entry.is_symlink() and _is_linked_folder(entry):
         _tell_linked(Path(entry.path), root)
         return None
-    return entry.name if sources.has_image_extension(entry.name) else None
+    return entry.name
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:

@@ -4,6 +4,7 @@ Millions of rows are listed in seconds a million: whatever can be done for a blo
 closer look (`..`, odd bytes, empty cells) are looked at one by one. Threads ask for files, for the sake of networks.
 """
 
+import functools
 import os
 import re
 import unicodedata
@@ -74,19 +75,26 @@ class _Named:
     files: list[str]
 
 
-def iter_blocks(source: sources.ImageSource, *, limit: int | None = None, block_rows: int = 16384) -> Iterator[Block]:
+def iter_blocks(
+    source: sources.ImageSource,
+    *,
+    limit: int | None = None,
+    block_rows: int = 16384,
+    left_out: folders.LeftOut | None = None,
+) -> Iterator[Block]:
     """Yield the images in the order of their rows, at most `limit`, in blocks of `block_rows`; the last is shorter.
 
     Folders and globs are sorted by path and streamed one directory at a time; hidden files and folders are skipped.
     Links to files are followed wherever they lead; links to folders are not entered, with a warning when they lead
     out of the source. A list keeps its own order; its relative paths start at the list's folder, and a file that does
-    not exist is still listed, with bytes and mtime_ns -1. Memory for a list: 8 bytes a row.
+    not exist is still listed, with bytes and mtime_ns -1. Memory for a list: 8 bytes a row. `left_out` counts the files
+    of a folder or a glob that no reader takes, as far as it was listed.
 
     Raises:
         InputError: a folder that cannot be listed, an empty or repeated entry of a list (a repeated one once the list
             is through).
     """
-    listed = _of_list if source.kind == "list" else _of_folder
+    listed = _of_list if source.kind == "list" else functools.partial(_of_folder, left_out=left_out)
     prefix = _prefix(source.root)
     waiting: deque[tuple[_Named, list[Future[_Facts]]]] = deque()
     with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="genenc-list") as pool:
@@ -131,11 +139,13 @@ def _fact(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _of_folder(source: sources.ImageSource, limit: int | None, block_rows: int) -> Iterator[_Named]:
+def _of_folder(
+    source: sources.ImageSource, limit: int | None, block_rows: int, *, left_out: folders.LeftOut | None
+) -> Iterator[_Named]:
     pattern: tuple[str, ...] = ("**",)
     if source.kind == "glob":
         pattern = Path(source.location).parts[len(source.root.parts) :]
-    found = islice(folders.walk(source.root, pattern), limit)
+    found = islice(folders.walk(source.root, pattern, left_out), limit)
     while files := list(islice(found, block_rows)):
         texts = [names.to_text(path) for path in files]
         yield _Named(image_ids=texts, paths=texts, files=files)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images import differences, listing, matching, names, rows, sources
+from genenc_core.images import differences, folders, listing, matching, names, rows, sources
 from genenc_core.images.points import PointTable
 
 LOGGER = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class Manifest:
     digest: str
     """sha256 over the rows' content: image_id, path, bytes, mtime_ns, points and their names; not over the root."""
     point_names: tuple[str, ...]
+    left_out: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict, compare=False)
+    """Files beside the images that no reader takes: end of the name ("" for none) -> how many, and the first few."""
     labels: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """With points: `images_without` a label, and images of the points file that are `absent`; {} where not recorded."""
     opener: Callable[[], BinaryIO] | None = None
@@ -84,6 +86,7 @@ class Manifest:
             digest=digest,
             point_names=point_names,
             labels=_label_counts(path, stored),
+            left_out=_left_out(path, stored),
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
@@ -185,6 +188,15 @@ def _label_counts(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
     return found
 
 
+def _left_out(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Return which files a manifest's metadata says were left out; none in manifests of earlier versions."""
+    try:
+        found = json.loads(stored.get(b"genenc.left_out", b"{}"))
+        return {str(kind): (int(count), tuple(map(str, first))) for kind, (count, first) in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise errors.StoreError(f"{path} is damaged: genenc.left_out: {error}") from error
+
+
 def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> None:
     try:
         found = footer.schema.to_arrow_schema()
@@ -219,19 +231,20 @@ def write_manifest(
     """
     if limit is not None and limit < 1:
         raise errors.InputError(f"the limit is {limit}; it must be at least 1 image")
+    left_out = folders.LeftOut()
     partial, spool = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "spool"))
     try:
         if points is None:
-            listed = listing.iter_blocks(source, limit=limit, block_rows=rows.GROUP_ROWS)
-            _write(partial, rows.blocks(listed), source, ())
+            listed = listing.iter_blocks(source, limit=limit, block_rows=rows.GROUP_ROWS, left_out=left_out)
+            _write(partial, rows.blocks(listed), source, (), left_out=left_out)
         else:
             matcher = matching.Matcher(points.images)
-            _write(spool, rows.blocks(_watched(source, matcher, limit)), source, ())
+            _write(spool, rows.blocks(_watched(source, matcher, limit, left_out)), source, ())
             placed = matcher.placed()
             _note_labels(placed, points)
             spooled = Manifest.open(spool).iter_columns(rows.schema(()).names, batch_rows=rows.GROUP_ROWS)
             blocks = (rows.with_points(block, placed.rows, points.xy) for block in spooled)
-            _write(partial, blocks, source, points.names, absent=placed.absent, labelled=placed.rows)
+            _write(partial, blocks, source, points.names, absent=placed.absent, labelled=placed.rows, left_out=left_out)
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -264,11 +277,13 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
     return differences.describe(tables[0], tables[1], point_names=point_names)
 
 
-def _watched(source: sources.ImageSource, matcher: matching.Matcher, limit: int | None) -> Iterator[listing.Block]:
+def _watched(
+    source: sources.ImageSource, matcher: matching.Matcher, limit: int | None, left_out: folders.LeftOut
+) -> Iterator[listing.Block]:
     """Yield the first `limit` images, and show all of them to the matcher."""
     first = 0
     own = 0 if source.kind == "list" else 1
-    for block in listing.iter_blocks(source, block_rows=rows.GROUP_ROWS):
+    for block in listing.iter_blocks(source, block_rows=rows.GROUP_ROWS, left_out=left_out):
         for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
             full = f"{source.root}/{path}" if path[0] != "/" else path
             matcher.see(row, image_id, full, named=path.strip("/").count("/") + 1 + own)
@@ -296,6 +311,7 @@ def _write(
     *,
     absent: Sequence[str] = (),
     labelled: Container[int] = (),
+    left_out: folders.LeftOut | None = None,
 ) -> None:
     """Write blocks of rows and the manifest's metadata; refuse to write none."""
     digest = rows.Digest(point_names)
@@ -314,6 +330,7 @@ def _write(
                     "genenc.root": names.to_text(str(source.root)),
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                    **({"genenc.left_out": _as_json(left_out)} if left_out and left_out.kinds else {}),
                     **({"genenc.labels": json.dumps(_labels(count, with_label, absent))} if point_names else {}),
                 }
             )
@@ -321,7 +338,17 @@ def _write(
         os.fsync(file.fileno())
     if count == 0:
         looked = "it has no rows" if source.kind == "list" else f"looked for files ending in {_extensions()}"
+        if left_out is not None and left_out.kinds:
+            looked += f"; {folders.describe(left_out.kinds)}"
         raise errors.InputError(f"no images found in {source.describe()}: {looked}")
+
+
+def _as_json(left_out: folders.LeftOut) -> str:
+    kinds = {
+        names.to_text(kind): (count, [names.to_text(path) for path in first])
+        for kind, (count, first) in sorted(left_out.kinds.items())
+    }
+    return json.dumps(kinds, ensure_ascii=False)
 
 
 def _labels(count: int, labelled: int, absent: Sequence[str]) -> dict[str, object]:

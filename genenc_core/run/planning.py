@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from genenc_core.encoding import batching, control, products, tile_plan
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.encoding.cells import Cells
 from genenc_core.export import backends, describe
-from genenc_core.images import geometry, manifest, points, sources
+from genenc_core.images import folders, geometry, manifest, points, sources
 from genenc_core.models import state_files, weights
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, map_cells, model_files, out_folder, outputs_check, records, store_plan, tiles
@@ -58,6 +59,8 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier)
         control.current().checkpoint()
         listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
+        if listed.left_out:
+            warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
         control.current().checkpoint()
         if exists:
             _refuse_other_run(root, design, listed)

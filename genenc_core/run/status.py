@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from genenc_core import errors
+from genenc_core.images import folders
 from genenc_core.images.point_states import POINT_STATES
 from genenc_core.run import identity, integrity, out_folder, records, tally
 from genenc_core.run.folder import RunFolder
@@ -48,6 +49,7 @@ class Survey:
     shards: tuple[ShardRow, ...]
     unreadable: tuple[dict[str, Any], ...]
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    left_out: Mapping[str, tuple[int, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     foreign: tuple[str, ...] = ()
     """Files among the commit records that no shard of the run has."""
 
@@ -87,6 +89,7 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
         shards=tuple(rows),
         unreadable=tuple(unreadable),
         labels=folder.manifest.labels,
+        left_out=folder.manifest.left_out,
         foreign=tuple(foreign),
     )
 
@@ -275,6 +278,8 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
         lines.append(f"  {found.labels['absent']} images of the points file are not among the images")
     if found.labels.get("images_without"):
         lines.append(f"  {plural(found.labels['images_without'], 'image')} without any label")
+    if found.left_out:
+        lines.append(f"left out: {folders.describe(found.left_out)}")
     if found.foreign:
         named = ", ".join(found.foreign[:5]) + (", ..." if len(found.foreign) > 5 else "")
         lines.append(f"foreign files among the commit records: {named}; genenc verify {root} --repair sets them aside")

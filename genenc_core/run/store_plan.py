@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from genenc_core import spec, text
 from genenc_core.encoding import products
-from genenc_core.images import manifest
+from genenc_core.images import folders, manifest
 from genenc_core.images.point_states import POINT_STATES
 from genenc_core.store import layout
 from genenc_core.store.objects import is_remote
@@ -118,6 +118,7 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     rows = "\n".join(f"| `{item.name}` | {_axes(item)} | {item.dtype} | `{item.text}` |" for item in wanted)
     first = wanted[0].name
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
+    left_out = f"\nLeft out: {text.markdown(folders.describe(listed.left_out))}." if listed.left_out else ""
     preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
@@ -137,7 +138,7 @@ print(good.sizes, run.image_id.values[:3])
 {rows}
 
 Weights `{str(identity["weights"])[:16]}`, backend {identity["backend"]}.
-Preprocessing: {preprocessing}.{tiles}
+Preprocessing: {preprocessing}.{tiles}{left_out}
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 

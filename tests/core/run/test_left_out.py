@@ -1,0 +1,50 @@
+"""Files of a folder that are no images are said when the run is made, and whenever somebody asks later."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import pictures
+from genenc_core import errors
+from genenc_core.cli import inspection
+from genenc_core.images import folders
+from genenc_core.run import driver, parameters, status
+
+
+def given(tmp_path: Path, **more: object) -> parameters.ExtractParameters:
+    values = {
+        "images": str(tmp_path / "photos"),
+        "model": "tiny_models:conv",
+        "weights": "random:0",
+        "image_size": "32",
+    }
+    return parameters.ExtractParameters.model_validate({**values, "out": str(tmp_path / "run"), **more})
+
+
+def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = pictures.write_folder(tmp_path / "photos", 3)
+    for name in ("c.heic", "d.jp2", "b_noext"):
+        (photos / name).write_bytes(b"x")
+    words = (
+        "3 files are no images that genenc reads: 1 without an extension (b_noext), 1 .heic (c.heic), 1 .jp2 (d.jp2)"
+    )
+    with pytest.warns(folders.FilesLeftOut) as told:
+        driver.extract(given(tmp_path))
+    assert [str(item.message) for item in told if item.category is folders.FilesLeftOut] == [words]
+    assert f"left out: {words}" in status.summary_lines(status.survey(tmp_path / "run"))
+    assert words in (tmp_path / "run/README.md").read_text().replace("\\", "")
+    inspection.status(tmp_path / "run", as_json=True)
+    found = json.loads(capsys.readouterr().out)["left_out"]
+    assert found[".heic"] == {"files": 1, "first": ["c.heic"]}
+    # They are no part of what the run means.
+    (photos / "e.heic").write_bytes(b"x")
+    with pytest.warns(folders.FilesLeftOut, match="4 files"):
+        driver.extract(given(tmp_path))
+
+
+def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.heic").write_bytes(b"x")
+    with pytest.raises(errors.InputError, match=r"no images found.*1 file is no image that genenc reads: 1 \.heic"):
+        driver.extract(given(tmp_path))
