@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from genenc_core import errors
 from genenc_core.run import records, tally
 from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, RunFolder
-from genenc_core.store import places, run_store, verify
+from genenc_core.store import beneath, places, run_store, verify
+from genenc_core.store.objects import is_remote
 from genenc_core.text import argument
 
 README = "README.md"
@@ -94,8 +95,12 @@ def _foreign_model_files(folder: RunFolder) -> Iterator[verify.Problem]:
 def _records(folder: RunFolder) -> Iterator[verify.Problem]:
     if folder.objects.kind(tally.PROVENANCE) is None:
         return
-    for name, _ in folder.objects.walk(tally.PROVENANCE):
-        key = f"{tally.PROVENANCE}/{name}"
+    # A folder that stands for a record counts, too, also an empty one: names are looked at, not files.
+    tops = [f"{tally.PROVENANCE}/{name}" for name in folder.objects.names(tally.PROVENANCE)]
+    folders = [key for key in tops if not key.endswith(".json") and folder.objects.kind(key) == beneath.FOLDER]
+    if is_remote(folder.root):
+        folders = [key for key in tops if "." not in key]
+    for key in (*tops, *(f"{above}/{name}" for above in folders for name in folder.objects.names(above))):
         if key.endswith(".json") and key not in folder.store.files:
             what = records.problem(folder.objects, key, earlier=not folder.store.files)
             if what:

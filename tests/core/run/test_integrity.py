@@ -226,6 +226,19 @@ def test_what_is_no_file_of_its_size_is_refused_before_it_is_read(run: Path, spo
             assert status.verify_run(run).ok, name
 
 
+@pytest.mark.parametrize(
+    "name", ["provenance/batch_size-cpu.json", "provenance/runs/0.json", "provenance/failed/s0.json"]
+)
+def test_an_empty_folder_in_place_of_a_record_is_named_and_set_aside(begun: Path, name: str) -> None:
+    (begun / name).unlink(missing_ok=True)
+    (begun / name).mkdir(parents=True)
+    (problem,) = status.verify_run(begun).problems
+    assert problem.place == name
+    assert status.repair_run(begun).unrepaired == ()
+    assert status.verify_run(begun).ok
+    assert driver.resume(begun, "pending", driver.options_for(begun)).status.complete
+
+
 def test_a_record_behind_the_last_shard_is_named_and_not_counted(run: Path) -> None:
     (run / places.record(9)).write_bytes((run / places.record(2)).read_bytes())
     found = status.survey(run)
