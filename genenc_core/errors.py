@@ -14,7 +14,7 @@ class GenencError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(text.redacted(message))
+        super().__init__(text.redacted(text.encodable(message)))
 
 
 class InputError(GenencError):

@@ -35,6 +35,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def encodable(text: str) -> str:
+    """Return text that UTF-8 can write: a lone surrogate, as of an odd file name, becomes its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def markdown(text: str) -> str:
     """Return text that Markdown and HTML show as it is: nothing in it is a link, an image, a tag or a new line."""
     shown = printable(text)

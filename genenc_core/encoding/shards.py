@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, text
 from genenc_core.encoding import control, engine, isolation, products
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.encoding.reduced import Reduced
@@ -185,6 +185,7 @@ class ShardEncoder:
     def _fail(self, row: int, reason: str) -> None:
         at = self.given.at(row)
         self.status[at] = layout.UNREADABLE
+        reason = text.encodable(reason)
         self.failures.append(Failure(row=row, image_id=self.given.image_ids[at], reason=reason))
         self.control.on_rows(0, 1)
         if len(self.failures) > self.allowed:

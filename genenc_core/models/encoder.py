@@ -48,14 +48,27 @@ class EncoderModule(nn.Module):
     def __init__(self, trunk: nn.Module, *, mean: Triple, std: Triple) -> None:
         super().__init__()
         self.trunk = trunk
+        self.slot_names: tuple[str, ...] | None = None
+        """The slots in the order in which they are given; None: as the trunk gives them, before it was looked at."""
         self.normalizes = mean != (0.0, 0.0, 0.0) or std != (1.0, 1.0, 1.0)
         # Not persistent: the state dict, and with it the digest of the weights, is the trunk's alone.
         self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return one tensor per output slot."""
-        return tuple(tensor.contiguous() for tensor in self.slots(images).values())
+        """Return one tensor per output slot, each in its own place whatever the order in which the trunk gives them.
+
+        Raises:
+            EncoderError: the trunk gives other slots than when it was looked at.
+        """
+        found = self.slots(images)
+        names = self.slot_names or tuple(found)
+        if found.keys() != set(names):
+            raise errors.EncoderError(
+                f"the model gave the outputs {', '.join(sorted(found))}, and {', '.join(sorted(names))} when it was "
+                "looked at: it must give the same ones for all images"
+            )
+        return tuple(found[name].contiguous() for name in names)
 
     def slots(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the trunk's output by slot name.

@@ -89,6 +89,7 @@ def build_encoder(request: ModelRequest) -> BuiltEncoder:
     size = parts.preprocessing
     outputs = encoder.dry_run(module, name=request.name, height=size.height, width=size.width)
     state = weights.encoder_state(parts.model, parts.trunk)
+    module.slot_names = tuple(slot.name for slot in outputs)
     return BuiltEncoder(
         module=module,
         request=request,

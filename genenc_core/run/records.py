@@ -13,7 +13,7 @@ from genenc_core.run import parameters
 from genenc_core.store import objects as objects_module
 from genenc_core.store import sealed
 from genenc_core.store.objects import Objects
-from genenc_core.text import argument
+from genenc_core.text import argument, encodable
 
 SEAL = "sha256"
 """Where a record carries the digest of the rest of it."""
@@ -138,7 +138,7 @@ def write_text(objects: Objects, key: str, text: str) -> None:
         StoreError: it cannot be written.
     """
     with _faults("write", objects, key):
-        objects.replace(key, text.encode())
+        objects.replace(key, text.encode(errors="backslashreplace"))
 
 
 def create_json(objects: Objects, key: str, record: Mapping[str, object]) -> dict[str, object]:
@@ -194,8 +194,17 @@ def problem(objects: Objects, key: str, *, earlier: bool) -> str:
 
 
 def _text(record: Mapping[str, object]) -> str:
-    content = {key: value for key, value in record.items() if key != SEAL}
+    content = {key: _encodable(value) for key, value in record.items() if key != SEAL}
     return json.dumps({**content, SEAL: sealed.digest(content)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _encodable(value: object) -> object:
+    """Return JSON data whose texts UTF-8 can write."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        return {encodable(str(key)): _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from genenc_core import errors, text
+from genenc_core.run import records
+from genenc_core.store import local
 
 NASTY = "a\x1b[31m\r\nb\x07\u202e\u2066\x7f\ud800\u2028<img src=x onerror=alert(1)>`[x](javascript:y)|*_#![red]:bomb:"
 
@@ -112,3 +114,13 @@ def test_whole_numbers_are_plain_digits(written: str, number: int | None) -> Non
 @pytest.mark.parametrize("path", ["runs/a", "my runs/a", "it's", "s3://bucket/a b", "$HOME;ls"])
 def test_an_argument_is_one_word_of_a_shell_command(path: str) -> None:
     assert shlex.split(f"genenc resume {text.argument(path)}") == ["genenc", "resume", path]
+
+
+def test_lone_surrogates_are_written_as_their_escapes(tmp_path: Path) -> None:
+    """In errors, and in a run's records, which stay readable."""
+    assert text.encodable("a\udc80\u00e9") == "a\\udc80\u00e9"
+    assert str(errors.InputError("name a\udc80")) == "name a\\udc80"
+    objects = local.LocalObjects(tmp_path)
+    records.write_json(objects, "r.json", {"reason": "a\udc80", "more": [{"\udcff": "b\udc81"}]})
+    assert records.read_json(objects, "r.json")["reason"] == "a\\udc80"
+    records.write_text(objects, "README.md", "a\udc80")

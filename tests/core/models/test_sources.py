@@ -1,16 +1,19 @@
 """Names to encoders, and a user's own factory."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from genenc_core import errors
 from genenc_core.models import sources
 
 FACTORY = """
 import torch
+from torch import nn
 from torch import nn
 
 class Net(nn.Module):
@@ -165,3 +168,39 @@ def test_a_name_of_nothing_is_refused(name: str) -> None:
 def test_an_impossible_size_is_refused() -> None:
     with pytest.raises(errors.InputError, match="at least 1 x 1"):
         sources.build_encoder(sources.ModelRequest(name="resnet18", weights="random:0", image_size=(0, 32)))
+
+
+class Switching(nn.Module):
+    """Two maps under names whose order, or which themselves, depend on the image."""
+
+    def __init__(self, *, other: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.other = other
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return `a` [B, 1, 4, 4] of the image and `b` of its negative; in another order for bright images."""
+        found = {"a": images.mean(1, keepdim=True)[..., :4, :4] + self.bias}
+        found["z" if self.other and images.mean() > 0.9 else "b"] = -found["a"]
+        return dict(reversed(found.items())) if images.mean() > 0.9 else found
+
+
+def switching(monkeypatch: pytest.MonkeyPatch, *, other: bool) -> sources.BuiltEncoder:
+    module = types.ModuleType("switching_models")
+    module.make = lambda: Switching(other=other)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "switching_models", module)
+    return sources.build_encoder(sources.ModelRequest(name="switching_models:make", image_size=(8, 8)))
+
+
+def test_an_output_keeps_its_slot_whatever_the_order_of_the_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = switching(monkeypatch, other=False)
+    assert [slot.name for slot in built.outputs] == ["a", "b"]
+    for value in (0.25, 1.0):
+        a, b = built.module(torch.full((1, 3, 8, 8), value))
+        assert (float(a.mean()), float(b.mean())) == (value, -value)
+
+
+def test_other_outputs_than_at_first_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = switching(monkeypatch, other=True)
+    with pytest.raises(errors.EncoderError, match="gave the outputs a, z, and a, b when it was looked at"):
+        built.module(torch.ones(1, 3, 8, 8))
