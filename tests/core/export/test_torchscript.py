@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from genenc_core import errors
 from genenc_core.export.formats import torchscript
 from genenc_core.models import sources
 
@@ -191,15 +192,14 @@ def test_a_hook_of_the_module_itself_is_not_in_its_graph_and_counts(tmp_path: Pa
         assert not concurrent(torch.jit.script(module), tmp_path / "hooked.pt")
 
 
-def test_a_file_without_a_call_of_its_own_loads(tmp_path: Path) -> None:
-    """What is wrong with it is told when it is called, as before."""
-
+def test_a_file_without_a_forward_method_is_refused(tmp_path: Path) -> None:
     class Other(nn.Module):
         @torch.jit.export
         def other(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    assert not concurrent(torch.jit.script(Other()), tmp_path / "other.pt")
+    with pytest.raises(errors.InputError, match="without a forward method"):
+        concurrent(torch.jit.script(Other()), tmp_path / "other.pt")
 
 
 def test_one_that_keeps_nothing_is_for_several(tmp_path: Path) -> None:
