@@ -127,8 +127,12 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             else:
                 output.say([line for item in done for line in model_export.words(item)])
 
-    @app.command(short_help="Turn images into features in a run folder, or go on with it.")
+    @app.command(
+        short_help="Turn images into features in a run folder, or go on with it.",
+        context_settings={"allow_extra_args": True},
+    )
     def extract(
+        context: typer.Context,
         images: Annotated[str | None, typer.Argument(help="A folder, a quoted glob, or a CSV/Parquet list.")] = None,
         model: Annotated[str | None, typer.Option(help="A model name, a spec JSON, or the model_id of one.")] = None,
         out: Annotated[
@@ -243,6 +247,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         with output.errors_as_words(as_json=bool(json)):
             from genenc_core.cli import options
 
+            options.refuse_more_images(images, context.args)
             flags |= {"layers": options.layers(layers), "batch_size": options.batch_size(batch_size)}
             values = options.merged(config, flags | {"plain": plain, "json": json})
             who, as_json = runner(values.pop("plain")), values.pop("json")

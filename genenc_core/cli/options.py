@@ -3,6 +3,7 @@
 import difflib
 import os
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,19 @@ def _refuse_trust(config: Path, found: dict[str, Any], flags: dict[str, Any]) ->
     model = found.get("model")
     if isinstance(model, str) and flags.get("model") is None:
         trust.require(trust.dotted(model), who=f"--config {str(config)!r}", trust=bool(flags.get("trust")))
+
+
+def refuse_more_images(images: str | None, more: Sequence[str]) -> None:
+    """Refuse several images on the command line, as a shell makes of a glob without quotes.
+
+    Raises:
+        InputError: there are more.
+    """
+    if more:
+        raise errors.InputError(
+            f"IMAGES is one, and there are {1 + len(more)}: {images!r}, {more[0]!r}{', ...' if more[1:] else ''}. "
+            "Quote a glob, so that the shell does not expand it ('photos/*.png'), or give the folder or a list"
+        )
 
 
 def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RunFolder:
         self.objects: Objects = open_objects(root)
         self.root = self.objects.name
         if not _is_run(self.objects):
-            raise errors.InputError(f"{self.root!r} is not a run folder: name a folder that was given as --out")
+            raise errors.InputError(f"{self.root!r} is not a run folder: {_what_instead(self.objects)}")
         self.store = run_store.RunStore.open(self.objects)
         self.identity = self.store.plan.identity
         identity.check_identity(self.identity, subject=f"the identity of the run {self.root!r}")
@@ -217,6 +217,17 @@ def file_digest(objects: Objects, key: str) -> str:
         raise errors.StoreError(
             f"cannot read {join(objects.name, key)!r}: {error.strerror}; the run folder is damaged"
         ) from error
+
+
+def _what_instead(objects: Objects) -> str:
+    """Return what to give in place of something that is no run: the run that it is a part of."""
+    if isinstance(objects, local.LocalObjects):
+        above = next(
+            (folder for folder in objects.root.absolute().parents if (folder / places.STORE_FILE).exists()), None
+        )
+        if above is not None:
+            return f"it is a part of the run {str(above)!r}, so give that"
+    return "name a folder that was given as --out"
 
 
 def _is_run(objects: Objects) -> bool:

@@ -98,3 +98,9 @@ def test_a_wrong_file_is_refused_with_the_remedy(name: str, text: str, words: st
     config.write_text(text)
     with pytest.raises(errors.InputError, match=words):
         options.merged(config, {})
+
+
+def test_a_glob_that_the_shell_expanded_is_refused() -> None:
+    options.refuse_more_images("a.png", [])
+    with pytest.raises(errors.InputError, match=r"there are 3: 'a\.png', 'b\.png', \.\.\..*Quote a glob"):
+        options.refuse_more_images("a.png", ["b.png", "c.png"])

@@ -14,6 +14,7 @@ import pytest
 import xarray
 from pyarrow import parquet
 
+from genenc_core import errors
 from genenc_core.run import driver, parameters, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import verify
@@ -86,3 +87,9 @@ def test_the_same_command_continues_an_earlier_run(earlier: Path, name: str) -> 
     driver.extract(given)
     expect_as_before(run)
     assert before.items() <= committed_bytes(run).items()
+
+
+@pytest.mark.parametrize("part", ["features.zarr", "features.zarr/status", "images.parquet"])
+def test_a_part_of_a_run_is_told_from_the_run(earlier: Path, part: str) -> None:
+    with pytest.raises(errors.InputError, match=f"a part of the run '{earlier / 'cropped'}', so give that"):
+        RunFolder(earlier / "cropped" / part)
