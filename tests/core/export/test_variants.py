@@ -1,5 +1,6 @@
 """Variants: the cheapest cover of a batch, the same numbers whatever the pieces, and nothing loaded before its turn."""
 
+import inspect
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,9 +93,10 @@ def test_every_batch_gives_the_models_numbers_and_loads_only_its_files(
     exported: exporting.ExportedModel, tiny: sources.BuiltEncoder, batch: int
 ) -> None:
     encoder = backends.load_encoder(exported.spec, device="cpu")
-    assert encoder._run.loaded == ()
+    runner = inspect.getclosurevars(encoder._run).nonlocals["run"]
+    assert runner.loaded == ()
     found = encoder(images(batch))
-    assert encoder._run.loaded == tuple(sorted(set(variants.cover(batch, SIZES))))
+    assert runner.loaded == tuple(sorted(set(variants.cover(batch, SIZES))))
     for tensor, expected in zip(found.values(), tiny.module(images(batch)), strict=True):
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
     one_by_one = [encoder(images(batch)[row : row + 1])["deep"] for row in range(batch)]
