@@ -164,7 +164,7 @@ def break_protocol(how: str) -> None:
             owner.move = _torn_move
     elif how == "early-clean":
         transaction.promote = lambda at, record, *, observe: (
-            transaction.clean(at, record.shard, observe=observe),
+            transaction.clean(at, record, observe=observe),
             real_promote(at, record, observe=observe),
         )
     elif how == "no-record":
