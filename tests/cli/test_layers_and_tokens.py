@@ -69,7 +69,7 @@ def test_two_layers_of_a_resnet_and_a_resume_from_the_folder_alone(
         "extract", photos, "--model", "resnet18", "--layers", "layer4,layer2", "--weights", "random:0", "--out", moved,
         "--image-size", "32", "--fit", "stretch", "--maps", "--shard-rows", "3", "--plain", "--device", "cpu",
     )  # fmt: skip
-    assert refused.code == 1
+    assert refused.code == 2
     assert "layers" in refused.err
 
 

@@ -49,7 +49,7 @@ def test_large_images_with_points_and_what_is_said_of_them(
         in genenc("extract", photos, *tiny, *TILES, "--points", tmp_path / "points.csv", "--maps", "--out", run).out
     )
     other = genenc("extract", photos, *tiny, "--canvas", "64x96", "--points", tmp_path / "points.csv", "--out", run)
-    assert other.code == 1
+    assert other.code == 2
     assert "tiles.overlap: 16 -> 8" in other.err
 
 

@@ -143,7 +143,7 @@ class Points:
         assert table.xy.shape == (len(table.images), len(table.names), 2)
         matcher = matching.Matcher(table.images)
         for row, name in enumerate((*table.images[:50], "img_000.png")):
-            matcher.see(row, name, f"/data/{name}")
+            matcher.see(row, name, f"/data/{name}", named=1)
         matcher.placed()
 
 
@@ -306,7 +306,8 @@ class Configs:
 
             flags = {"images": str(self.photos), "out": str(self.folder / "absent" / "run")}
             try:
-                given = ExtractParameters.model_validate(options.merged(self.path, flags))
+                values = options.merged(self.path, flags)
+                given = ExtractParameters.model_validate({k: values[k] for k in values if k not in options.SWITCHES})
             except pydantic.ValidationError as error:
                 raise errors.InputError(str(error)) from error
             assert given.title
