@@ -51,7 +51,7 @@ def test_a_run_on_s3_is_what_a_local_run_is(
     assert found[0]["identity"] == found[1]["identity"]
 
     other = genenc("extract", photos, *tiny, "--out", run, "--fit", "pad")
-    assert other.code == 1
+    assert other.code == 2
     assert "holds another run, and a run never changes what it means" in other.err
     assert group(run) == group(local)
 
