@@ -196,11 +196,7 @@ class RunStore:
         Raises:
             StoreError: something does not fit the plan (nothing was written), or the disk failed.
         """
-        start, stop = self.shard_range(shard)
-        blocks = {**arrays, layout.STATUS: status}
-        found = list(fitting.problems(self.plan, arrays, status, rows=stop - start))
-        if found:
-            raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
+        blocks = self._fitting(shard, self.shard_range(shard), arrays, status)
         details = sealed.normal(records.SCHEMA, details)
         with disk_errors(f"shard {shard:05d} of {self.name!r}"):
             record = transaction.own_record(self.objects, self.plan, shard)
@@ -257,11 +253,7 @@ class RunStore:
             StoreError: another row differs, or something does not fit the plan (nothing was written), or the disk
                 failed.
         """
-        start, stop = before.rows
-        blocks = {**arrays, layout.STATUS: status}
-        found = list(fitting.problems(self.plan, arrays, status, rows=stop - start))
-        if found:
-            raise errors.StoreError(f"shard {before.shard:05d} does not fit the plan: " + "; ".join(found))
+        blocks = self._fitting(before.shard, before.rows, arrays, status)
         details = sealed.normal(records.SCHEMA, details)
         with disk_errors(f"shard {before.shard:05d} of {self.name!r}"):
             record = self._later(before)
@@ -277,6 +269,15 @@ class RunStore:
                     record = self._attempt(before.shard, blocks, details, before.generation + 1, previous)
             self._finish(record)
         return record
+
+    def _fitting(
+        self, shard: int, rows: tuple[int, int], arrays: Mapping[str, np.ndarray], status: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return what a shard is to hold, `status` included; raises `StoreError` for what does not fit the plan."""
+        found = list(fitting.problems(self.plan, arrays, status, rows=rows[1] - rows[0]))
+        if found:
+            raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
+        return {**arrays, layout.STATUS: status}
 
     def _later(self, before: records.CommitRecord) -> records.CommitRecord | None:
         """Return the record that holds in place of `before`; None while it is that one."""
