@@ -262,7 +262,10 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
         if len(failures) < status.unreadable:
             lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {root}")
-        lines.append(f"  to try them again, once their files are mended: genenc resume {root} --shards unreadable")
+        lines.append(
+            f"  to try them again: genenc resume {root} --shards unreadable, with --accept-changed for files that were "
+            "repaired or replaced since the run was planned"
+        )
     if status.changed:
         lines.append(f"{status.changed} stored from files that changed since the run was planned")
     if status.points:
