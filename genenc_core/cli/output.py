@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
@@ -149,11 +150,20 @@ def _fault(error: OSError) -> tuple[str, int]:
     """Return what the system refused, in words, and the exit code."""
     if isinstance(error, errors.UnsafeFileError):
         return error.sentence, errors.StoreError.exit_code
+    if error.errno == errno.ENOENT and not error.filename and not _has_working_directory():
+        return "the working directory was deleted; change into one that exists", errors.InputError.exit_code
     where = f"{text.shortened(repr(error.filename), 300)}: " if error.filename else ""
     said = f"{where}{error.strerror or error}"
     if error.errno == errno.ENAMETOOLONG:
         return f"{said}; give a shorter one", errors.InputError.exit_code
     return f"{said}; mend the disk, the mount or the rights, then give the command again", errors.GenencError.exit_code
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(Path.cwd())
+    except OSError:
+        return False
 
 
 def _problem(item: dict[str, Any]) -> str:

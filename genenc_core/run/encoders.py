@@ -62,13 +62,17 @@ class EncoderCache:
         """Return the encoder of a resolved model on a device; `keep` is false for one that is needed once only."""
         files = () if model.backend == "eager" else loading.artifact_files(model.spec).values()
         stamps = model_files.stamps(file.path for file in files)
-        key = (model.spec.to_json(), model.backend, model.execution, device, trust, stamps)
+        key = (model.spec.to_json(), model.backend, model.execution, device, stamps)
         with self._lock:
-            if key in self._encoders or not keep:
-                return self._encoders.get(key) or self._load(model, device, trust)
-            self._encoders[key] = self._load(model, device, trust)
-            _drop_oldest(self._encoders, self._kept)
-            return self._encoders[key]
+            # What was loaded without trust serves those who trust, too.
+            for trusted in {False, trust}:
+                if (*key, trusted) in self._encoders:
+                    return self._encoders[*key, trusted]
+            encoder = self._load(model, device, trust)
+            if keep:
+                self._encoders[*key, trust] = encoder
+                _drop_oldest(self._encoders, self._kept)
+            return encoder
 
     def clear(self) -> None:
         """Forget every model, so that memory is given back."""

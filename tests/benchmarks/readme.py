@@ -5,6 +5,7 @@ and so on for the others; a file may hold only some of the tables of its command
 """
 
 import re
+import textwrap
 from pathlib import Path
 
 from genenc_core.bench import table
@@ -29,9 +30,14 @@ def reports() -> list[Report]:
 
 
 def in_brief(readme: str, found: list[Report]) -> str:
-    """Return the README with these reports in its block."""
-    shown = "\n".join(map(table.brief, found))
+    """Return the README with these reports in its block, in lines of at most 120 characters but for tables."""
+    lines = "\n".join(map(table.brief, found)).splitlines()
+    shown = "".join(f"{line if line.startswith('|') else _filled(line)}\n" for line in lines)
     return BLOCK.sub(lambda match: f"{match[1]}{shown}{match[2]}", readme)
+
+
+def _filled(line: str) -> str:
+    return textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def in_full(found: list[Report]) -> str:

@@ -75,7 +75,7 @@ def test_a_run_continues_without_the_model_file(genenc: Call, photos: Path, seg:
     (photos / "img_005.png").write_bytes(hidden)
     seg.unlink()
     (tmp_path / "best.pt").unlink()
-    assert genenc("resume", run).code == 0
+    assert genenc("resume", run, "--accept-changed").code == 0
     assert np.array_equal(arrays(run)["masks"][:], arrays(whole)["masks"][:])
 
 

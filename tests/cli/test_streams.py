@@ -31,7 +31,7 @@ def run(shell: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("GENENC schema | head -c 1 >/dev/null", 0, ""),
         ("GENENC status $'\\xff'", 2, "is not a run folder"),
         ("LC_ALL=C PYTHONUTF8=0 GENENC status $'\\xff\\xe4'", 2, "is not a run folder"),
-        ("mkdir gone && cd gone && rmdir ../gone && GENENC status nothing", 2, "is not a run folder"),
+        ("mkdir gone && cd gone && rmdir ../gone && GENENC status nothing", 2, "the working directory was deleted"),
         ("env -u HOME GENENC status nothing", 2, "is not a run folder"),
         ('setsid -w bash -c "GENENC schema" >/dev/null <&-', 0, ""),
     ],

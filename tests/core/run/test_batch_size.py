@@ -35,7 +35,8 @@ def test_what_memory_did_not_hold_is_remembered_for_the_next_session(
     extract: Extract, tmp_path: Path, sizes: list[int]
 ) -> None:
     extract(batch_size=4, limit=4)
-    assert sizes[:2] == [4, 2]
+    # What comes before is the look at a few fixed images at planning.
+    assert sizes[sizes.index(4) :][:2] == [4, 2]
     record = json.loads((tmp_path / "run" / RECORD).read_text())
     assert record["size"] == record["memory_ran_out_above"] == 2
     sizes.clear()
@@ -43,7 +44,7 @@ def test_what_memory_did_not_hold_is_remembered_for_the_next_session(
     folder = RunFolder(tmp_path / "run")
     made = engines.make_engine(folder, records.Options(session="next"))
     assert made.sizer.size == 2
-    assert not sizes
+    assert max(sizes) == 1  # two fixed images, one by one, are compared with what the run's model gave
     made.sizer.on_shrink(4)  # type: ignore[misc]
     assert json.loads((tmp_path / "run" / RECORD).read_text())["size"] == 2
     made.close()

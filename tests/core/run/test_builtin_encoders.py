@@ -42,6 +42,7 @@ def extracted(tmp_path: Path, name: str, size: str, products: tuple[str, ...]) -
         model=name,
         weights="random:0",
         image_size=size,
+        fit="stretch",
         points=str(tmp_path / "points.csv"),
         products=products,
         out=str(tmp_path / "run"),
@@ -60,8 +61,9 @@ def expected(tmp_path: Path, name: str, size: tuple[int, int]) -> list[dict[str,
     for index in range(3):
         width, height = SIZES[index % 2]
         pixels = decode.decode_image((tmp_path / "photos" / f"img_{index:03d}.png").read_bytes()).pixels
-        plan = geometry.plan_fit(height, width, built.preprocessing)
-        image = geometry.apply_fit(pixels, plan, built.preprocessing)[None].float() / 255
+        stretched = built.preprocessing.model_copy(update={"fit": "stretch"})
+        plan = geometry.plan_fit(height, width, stretched)
+        image = geometry.apply_fit(pixels, plan, stretched)[None].float() / 255
         with torch.inference_mode():
             maps = built.module(image)
         at = {}

@@ -63,7 +63,8 @@ def test_ten_thousand_points_in_one_image(extract: Callable[..., driver.Result],
     x, y = np.arange(count) % 80 + 0.5, np.arange(count) // 80 % 60 + 0.5
     lines = [f"{image},p{index},{x[index]},{y[index]}" for index in range(count)]
     (tmp_path / "points.csv").write_text("image,point,x,y\n" + "\n".join(lines))
-    result = extract(points=str(tmp_path / "points.csv"), products=("tips=spatial_point(cell)", "m=none@float32"))
+    products = ("tips=spatial_point(cell)", "m=none@float32")
+    result = extract(model="tiny_models:colours", points=str(tmp_path / "points.csv"), products=products, fit="stretch")
     assert result.status.points["ok"] == count
     group = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")
     tips, maps = np.asarray(group["tips"][0]), np.asarray(group["m"][0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import zarr
 
 from genenc_core import errors
-from genenc_core.encoding import size_search
+from genenc_core.encoding import engine, size_search
 from genenc_core.export import backends
 from genenc_core.run import accuracy, driver, encoders, precision, records
 from genenc_core.run.folder import RunFolder
@@ -67,15 +68,22 @@ def test_the_comparison_takes_no_larger_batches_than_the_run_and_goes_without_wh
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    call = backends.Encoder.__call__
+    values, call = accuracy._values, engine.Engine.call
 
-    def limited(self: backends.Encoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def compared(*given: Any, **more: Any) -> Any:
+        monkeypatch.setattr(engine.Engine, "call", limited)
+        try:
+            return values(*given, **more)
+        finally:
+            monkeypatch.setattr(engine.Engine, "call", call)
+
+    def limited(self: engine.Engine, encoder: backends.Encoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
         sizes.append(len(images))
         if len(sizes) == 4:
             raise torch.OutOfMemoryError("full")
-        return call(self, images)
+        return call(self, encoder, images)
 
-    monkeypatch.setattr(backends.Encoder, "__call__", limited)
+    monkeypatch.setattr(accuracy, "_values", compared)
     assert extract(precision="bfloat16").status.complete
     assert max(sizes) == 3
     folder = RunFolder(tmp_path / "run")
