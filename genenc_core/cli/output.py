@@ -10,8 +10,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
