@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from PIL import (
-    BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageChops,
@@ -21,7 +20,7 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import headers, plain_jpeg, png16, tiff
+from genenc_core.images import bmp, headers, plain_jpeg, png16, tiff
 from genenc_core.images.decoded import BAND_PIXELS, Decoded, Goal, ImageUnreadable, bands
 
 MAX_PIXELS = 400_000_000
@@ -37,7 +36,7 @@ _PLUGINS: Mapping[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     headers.PNG_SIGNATURE: PngImagePlugin.PngImageFile,
     b"GIF8": GifImagePlugin.GifImageFile,
-    b"BM": BmpImagePlugin.BmpImageFile,
+    b"BM": bmp.BmpImage,
     b"RIFF": WebPImagePlugin.WebPImageFile,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
     **dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImagePlugin.PpmImageFile),
@@ -54,10 +53,11 @@ def decode_image(
     """Decode JPEG, PNG, GIF, TIFF, BMP, WebP or PPM bytes; thread-safe, the codecs release the GIL.
 
     Grey is replicated; 1 bit becomes 0 or 255; a palette becomes RGB; alpha and transparent colours are composited
-    over black; 16 bits per channel are scaled by their range, `round(v * 255 / 65535)` (colour TIFF and PPM:
-    `v >> 8`, at most 1 less); 32-bit integers within [0, 65535] count as 16-bit and floats within [0, 1] are scaled by
-    255, others are refused. CMYK and YCCK become RGB, with inverted inks where an Adobe marker says so. Colour
-    profiles are ignored. Of several frames or pages the first is taken. The EXIF orientation is applied.
+    over black, that of a BMP where a mask names it and it is not zero everywhere; 16 bits per channel are scaled by
+    their range, `round(v * 255 / 65535)` (colour TIFF and PPM: `v >> 8`, at most 1 less); 32-bit integers within
+    [0, 65535] count as 16-bit and floats within [0, 1] are scaled by 255, others are refused. CMYK and YCCK become RGB,
+    with inverted inks where an Adobe marker says so. Colour profiles are ignored. Of several frames or pages the first
+    is taken. The EXIF orientation is applied.
 
     With a `goal` a grey or colour JPEG may come at the largest of libjpeg's reductions (1/2, 1/4, 1/8) that keeps as
     many pixels, or resized already. None: whole, as it is.
@@ -220,6 +220,8 @@ def _rgb_array(image: ImageFile.ImageFile, data: bytes | bytearray) -> np.ndarra
     if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
         # Pillow takes the inks of every CMYK JPEG as inverted; libjpeg's notes say that only Adobe inverts them.
         return np.array(ImageChops.invert(image).convert("RGB"))
+    if bmp.has_blank_alpha(image):
+        image.putalpha(255)
     if image.mode in ("RGBa", "La") or image.has_transparency_data:
         return _over_black(image)
     return _interleaved(image if image.mode == "RGB" else image.convert("RGB"))

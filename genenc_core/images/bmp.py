@@ -1,0 +1,97 @@
+"""BMP by Pillow, with what it misreads put right: grey palettes of few bits, run lengths, alpha that was left blank."""
+
+import numpy as np
+from PIL import BmpImagePlugin, Image, ImageFile, ImagePalette
+
+_CORE_HEADER_BYTES = 12
+_ALPHA_MASK = slice(52, 56)
+_BITS_OF_MODE = {"1": 1, "L": 8}
+
+
+class BmpImage(BmpImagePlugin.BmpImageFile):
+    """A BMP whose indices and alpha are read as its header says.
+
+    Pillow reads the indices of a black-and-white palette as 1 bit and those of another grey ramp as 8, however many
+    they have, and takes masks of zero for alpha.
+    """
+
+    def _open(self) -> None:
+        super()._open()
+        (codec, extents, offset, args), *_ = self.tile
+        assert isinstance(args, tuple)
+        bits, has_alpha_mask = self._header()
+        if codec == "bmp_rle":
+            codec = _RleDecoder.name
+        if self.mode == "RGBA" and not has_alpha_mask:
+            self._mode, args = "RGB", ("BGRX", *args[1:])
+        if self.mode in _BITS_OF_MODE and bits != _BITS_OF_MODE[self.mode]:
+            levels = (0, 255) if self.mode == "1" else range(256)
+            self._mode = "P"
+            self.palette = ImagePalette.raw("RGB", bytes(level for level in levels for _ in range(3)))
+            if codec == "raw":
+                args = ("P;4" if bits == 4 else "P", *args[1:])
+        self.tile = [ImageFile._Tile(codec, extents, offset, args)]
+
+    def _header(self) -> tuple[int, bool]:
+        """Return the bits per pixel, and whether a mask says which of them are alpha."""
+        assert self.fp is not None
+        self.fp.seek(14)
+        header = self.fp.read(56)
+        size = int.from_bytes(header[:4], "little")
+        bits = header[10:12] if size == _CORE_HEADER_BYTES else header[14:16]
+        return int.from_bytes(bits, "little"), size >= _ALPHA_MASK.stop and any(header[_ALPHA_MASK])
+
+
+def has_blank_alpha(image: Image.Image) -> bool:
+    """Return whether a BMP has an alpha of zero everywhere, which means that its writer left it blank."""
+    return isinstance(image, BmpImage) and image.mode == "RGBA" and image.getchannel("A").getextrema()[1] == 0
+
+
+class _RleDecoder(ImageFile.PyDecoder):
+    """Decodes run lengths; Pillow's own loses rows that are empty, and so moves those above them."""
+
+    name = "genenc_bmp_rle"
+    _pulls_fd = True
+
+    def decode(self, buffer: object) -> tuple[int, int]:  # noqa: ARG002
+        assert self.fd is not None
+        data = self.fd.read()
+        indices = np.zeros((self.state.ysize, self.state.xsize), dtype=np.uint8)
+        _fill(indices, data, four_bits=bool(self.args[1]))
+        self.set_as_raw(indices.tobytes(), self.mode, (0, self.args[-1]))
+        return -1, 0
+
+
+def _fill(indices: np.ndarray, data: bytes, *, four_bits: bool) -> None:
+    """Write the indices that run lengths give, the row that comes first in the file first; others stay 0.
+
+    Raises:
+        ValueError: the data end before the image does.
+    """
+    height, width = indices.shape
+    at = x = y = 0
+    while y < height and not (y == height - 1 and x >= width):
+        if at + 2 > len(data):
+            raise ValueError("truncated: its run lengths end before its pixels do")
+        count, value = data[at : at + 2]
+        at += 2
+        if count:
+            run = np.resize(np.array((value >> 4, value & 15) if four_bits else value, dtype=np.uint8), count)
+        elif value == 0:
+            x, y = 0, y + 1
+            continue
+        elif value == 1:
+            return
+        elif value == 2:
+            x, y = x + data[at], y + data[at + 1]
+            at += 2
+            continue
+        else:
+            packed = np.frombuffer(data, dtype=np.uint8, count=(value + 1) // 2 if four_bits else value, offset=at)
+            run = np.stack((packed >> 4, packed & 15), axis=1).ravel()[:value] if four_bits else packed
+            at += packed.size + packed.size % 2  # padded to 16 bits
+        indices[y, x : x + len(run)] = run[: max(0, width - x)]
+        x += len(run)
+
+
+Image.register_decoder(_RleDecoder.name, _RleDecoder)
