@@ -155,6 +155,10 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         points_columns: Annotated[
             str | None, typer.Option(help="Other column names in it: image=FRAME,point=BODYPART,x=...,y=...")
         ] = None,
+        points_scale: Annotated[
+            str | None,
+            typer.Option(help="What makes its coordinates pixels: 2, 1/2, 2,1.5 (x,y), normalized or percent."),
+        ] = None,
         product: Annotated[list[str] | None, typer.Option(help="NAME=[SLOT:]MODULE[+MODULE...][@TYPE].")] = None,
         maps: Annotated[
             bool | None, typer.Option("--maps/--no-maps", help="Also store feature maps (float16).")
@@ -220,6 +224,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "output_shape": output_shape,
             "points": points,
             "points_columns": points_columns,
+            "points_scale": points_scale,
             "products": tuple(product) if product else None,
             "maps": maps,
             "image_size": image_size,

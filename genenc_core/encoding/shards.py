@@ -48,7 +48,8 @@ class EncodedShard:
 class ShardInput:
     """Rows of one shard: their numbers, image ids, and points float64 `[rows, K, 2]` in source pixels.
 
-    `point_states`: the numbers that the run's `point_status` has a meaning for.
+    `relative`: points are fractions of their image's width and height instead. `point_states`: the numbers that the
+    run's `point_status` has a meaning for.
     """
 
     shard: int
@@ -56,6 +57,7 @@ class ShardInput:
     """Ascending; usually all of the shard's."""
     image_ids: Sequence[str]
     points: np.ndarray
+    relative: bool = False
     point_states: frozenset[int] = frozenset(POINT_STATES)
 
     def at(self, row: int) -> int:
@@ -317,8 +319,9 @@ class ShardEncoder:
             return points, status
         for position, (image, at) in enumerate(zip(images, rows, strict=True)):
             assert image.affine is not None
+            xy = self.given.points[at]
             points[position], status[position] = geometry.map_points(
-                self.given.points[at],
+                xy * (image.width, image.height) if self.given.relative else xy,
                 image.affine,
                 source_size=(image.height, image.width),
                 preprocessing=self.preprocessing,

@@ -81,6 +81,27 @@ def decode_image(
     return _decode_in_words(data, plugin, max_pixels)
 
 
+def upright_size(data: bytes | bytearray) -> tuple[int, int]:
+    """Return (width, height) as the header says, after the orientation in it; no pixel is decoded.
+
+    Raises:
+        ImageUnreadable: no image that is read here.
+        Exception: whatever Pillow raises for a damaged header.
+    """
+    plugin = _plugin_for(data)
+    if plugin is TiffImagePlugin.TiffImageFile:
+        page = tiff.Page(data)
+        size, orientation = (page.width, page.height), headers.valid_orientation(page.orientation)
+    else:
+        _silence_decoders()
+        with plugin(io.BytesIO(data)) as image:
+            size = image.size
+            is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+            exif = image.info.get("exif") or b""
+        orientation = headers.jpeg_orientation(data) if is_jpeg else headers.exif_orientation(exif)
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
 def small_jpeg(data: bytes | bytearray, *, max_pixels: int, goal: Goal) -> plain_jpeg.Source | None:
     """Return an image that `plain_jpeg.decode_resized` can decode together with others; None: `decode_image`."""
     header = headers.jpeg_header(data)

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from genenc_core import errors
 from genenc_core.images import differences, folders, listing, matching, names, rows, sources
+from genenc_core.images.point_scale import PointsScale
 from genenc_core.images.points import PointTable
 
 LOGGER = logging.getLogger(__name__)
@@ -51,13 +52,19 @@ class Manifest:
     left_out: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict, compare=False)
     """Files beside the images that no reader takes: end of the name ("" for none) -> how many, and the first few."""
     labels: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """With points: `images_without` a label, and images of the points file that are `absent`; {} where not recorded."""
+    """With points: `images_without` a label, images of the points file that are `absent`, and the `scale` of its
+    coordinates where they were no pixels; {} where not recorded."""
     opener: Callable[[], BinaryIO] | None = None
     """How to open one that is no local file."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
     """What the file says of its row groups, read once: it grows with the rows."""
     starts: np.ndarray = field(compare=False, repr=False)
     """First row of every row group, and the number of rows."""
+
+    @property
+    def points_scale(self) -> PointsScale:
+        """What the points file's coordinates were multiplied by."""
+        return PointsScale.parse(self.labels.get("scale"))
 
     @classmethod
     def open(cls, path: Path, *, opener: Callable[[], BinaryIO] | None = None) -> Self:
@@ -183,7 +190,10 @@ def _label_counts(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
             type(found.get(key, 0)) is int for key in ("absent", "images_without")
         ):
             raise ValueError("genenc.labels is no object of counts")
-    except (ValueError, RecursionError) as error:
+        if not isinstance(found.get("scale", ""), str):
+            raise ValueError("genenc.labels has a scale that is no text")
+        PointsScale.parse(found.get("scale"))
+    except (ValueError, RecursionError, errors.InputError) as error:
         raise errors.StoreError(f"{path} is damaged: {error}") from error
     return found
 
@@ -236,15 +246,15 @@ def write_manifest(
     try:
         if points is None:
             listed = listing.iter_blocks(source, limit=limit, block_rows=rows.GROUP_ROWS, left_out=left_out)
-            _write(partial, rows.blocks(listed), source, (), left_out=left_out)
+            _write(partial, rows.blocks(listed), source, left_out=left_out)
         else:
             matcher = matching.Matcher(points.images)
-            _write(spool, rows.blocks(_watched(source, matcher, limit, left_out)), source, ())
+            _write(spool, rows.blocks(_watched(source, matcher, limit, left_out)), source)
             placed = matcher.placed()
             _note_labels(placed, points)
             spooled = Manifest.open(spool).iter_columns(rows.schema(()).names, batch_rows=rows.GROUP_ROWS)
             blocks = (rows.with_points(block, placed.rows, points.xy) for block in spooled)
-            _write(partial, blocks, source, points.names, absent=placed.absent, labelled=placed.rows, left_out=left_out)
+            _write(partial, blocks, source, points, absent=placed.absent, labelled=placed.rows, left_out=left_out)
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -307,13 +317,14 @@ def _write(
     path: Path,
     blocks: Iterable[pa.RecordBatch],
     source: sources.ImageSource,
-    point_names: Sequence[str],
+    points: PointTable | None = None,
     *,
     absent: Sequence[str] = (),
     labelled: Container[int] = (),
     left_out: folders.LeftOut | None = None,
 ) -> None:
     """Write blocks of rows and the manifest's metadata; refuse to write none."""
+    point_names = () if points is None else points.names
     digest = rows.Digest(point_names)
     count = with_label = 0
     with path.open("xb") as file:
@@ -331,7 +342,7 @@ def _write(
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
                     **({"genenc.left_out": _as_json(left_out)} if left_out and left_out.kinds else {}),
-                    **({"genenc.labels": json.dumps(_labels(count, with_label, absent))} if point_names else {}),
+                    **({} if points is None else {"genenc.labels": _labels(count, with_label, absent, points)}),
                 }
             )
         file.flush()
@@ -351,9 +362,14 @@ def _as_json(left_out: folders.LeftOut) -> str:
     return json.dumps(kinds, ensure_ascii=False)
 
 
-def _labels(count: int, labelled: int, absent: Sequence[str]) -> dict[str, object]:
-    """Return what a manifest says of the points file: images without a label, and labels without an image."""
-    return {"images_without": count - labelled, "absent": len(absent), "absent_first": list(absent[:20])}
+def _labels(count: int, labelled: int, absent: Sequence[str], points: PointTable) -> str:
+    """Return what a manifest says of the points file: images without a label, labels without an image, the scale."""
+    found: dict[str, object] = {
+        "images_without": count - labelled,
+        "absent": len(absent),
+        "absent_first": list(absent[:20]),
+    }
+    return json.dumps(found if points.scale.text is None else {**found, "scale": points.scale.text})
 
 
 def _extensions() -> str:

@@ -1,5 +1,6 @@
 """Named points per image, read from a tidy table or a DeepLabCut CSV."""
 
+import dataclasses
 import math
 import re
 import unicodedata
@@ -11,6 +12,7 @@ import numpy as np
 
 from genenc_core import errors
 from genenc_core.images import matching, tables
+from genenc_core.images.point_scale import PIXELS, PointsScale
 from genenc_core.images.sources import IMAGE_COLUMNS
 
 TIDY_COLUMNS: Mapping[str, Sequence[str]] = {
@@ -40,13 +42,18 @@ DLC_HEADER = ("scorer", "individuals", "bodyparts", "coords")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointTable:
-    """Points in source-image pixels, origin at the top-left edge; NaN = missing."""
+    """Points in source-image pixels, origin at the top-left edge; NaN = missing.
+
+    Where `scale` is relative they are fractions of the image's width and height.
+    """
 
     names: tuple[str, ...]
     images: tuple[str, ...]
     """as `matching.normal` writes them"""
     xy: np.ndarray
     """float64 [len(images), len(names), 2]."""
+    scale: PointsScale = PIXELS
+    """What the file's coordinates were multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class _Point:
     y: float
 
 
-def read_points(path: Path, *, columns: str | None = None) -> PointTable:
+def read_points(path: Path, *, columns: str | None = None, scale: str | None = None) -> PointTable:
     """Read points from a tidy CSV/Parquet (columns image, point, x, y; others ignored) or a DeepLabCut CSV.
 
     Columns of a tidy table may have other names: those of `TIDY_COLUMNS`, or `columns`, `image=frame,x=column,...`.
@@ -66,7 +73,7 @@ def read_points(path: Path, *, columns: str | None = None) -> PointTable:
     A DeepLabCut CSV begins with the rows scorer, [individuals,] bodyparts, coords; the image stands in one column or
     in three (labeled-data, folder, file); likelihood columns are ignored; points of several animals are named
     `individual.bodypart`. Images and names keep the order of their first appearance, in composed characters (NFC), and
-    images as `matching.normal` writes them. An empty or NaN cell is missing.
+    images as `matching.normal` writes them. An empty or NaN cell is missing. `scale`: `PointsScale.parse`.
 
     Raises:
         InputError: unreadable, a column missing, x or y that is no finite number, a point given twice, or no points.
@@ -76,6 +83,7 @@ def read_points(path: Path, *, columns: str | None = None) -> PointTable:
     if not path.is_file():
         raise errors.InputError(f"the points file {str(path)!r} does not exist")
     chosen = _chosen_columns(columns)
+    points_scale = PointsScale.parse(scale)
     if not tables.is_table(path):
         suffix = path.suffix.lower()
         other = _OTHER_FORMATS.get(
@@ -91,7 +99,7 @@ def read_points(path: Path, *, columns: str | None = None) -> PointTable:
     table = _table(path, _iter_dlc(path) if dlc else _iter_tidy(path, chosen))
     if not table.names or not table.images:
         raise errors.InputError(f"the points file {str(path)!r} holds no points")
-    return table
+    return dataclasses.replace(table, xy=points_scale.apply(table.xy), scale=points_scale)
 
 
 def _is_dlc(path: Path) -> bool:

@@ -119,7 +119,7 @@ class Reader:
         started = time.thread_time()
         file = _File(request, bytearray(), "", None, 0.0)
         try:
-            data, mtime_ns = _read(request.path)
+            data, mtime_ns = read(request.path)
             changed = change(request, len(data), mtime_ns)
             if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
                 raise _Changed(changed)
@@ -239,7 +239,7 @@ def unreadable(
     )
 
 
-def _read(path: str) -> tuple[bytearray, int]:
+def read(path: str) -> tuple[bytearray, int]:
     """Return a regular file's bytes, and when it was last changed, in nanoseconds.
 
     Raises:

@@ -19,6 +19,7 @@ from genenc_core.encoding import tile_plan
 from genenc_core.encoding.cells import Cells
 from genenc_core.export.execution import Execution
 from genenc_core.images import manifest
+from genenc_core.images.point_scale import PointsScale
 from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
 from genenc_core.store import beneath, local, places, run_store
@@ -31,6 +32,8 @@ PARAMETERS = "provenance/parameters.json"
 FAILED = "provenance/failed"
 CELLS = "cells"
 """The entry of a run's identity that says where the cells of maps lie; runs of genenc 0.1.0 have none."""
+POINTS_SCALE = "points_scale"
+"""The entry of a run's identity that says what labelled coordinates were multiplied by; absent: they were pixels."""
 
 
 class RunFolder:
@@ -136,6 +139,11 @@ class RunFolder:
         array = next((array for array in self.store.plan.arrays if array.name == "point_status"), None)
         flags: Any = () if array is None else array.attributes["flag_values"]
         return frozenset(flags)
+
+    @property
+    def points_scale(self) -> PointsScale:
+        """What the coordinates of the points file were multiplied by."""
+        return PointsScale.parse(self.identity.get(POINTS_SCALE))
 
     @property
     def tiles(self) -> tile_plan.TilePlan | None:

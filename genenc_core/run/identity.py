@@ -1,11 +1,20 @@
 """What a run folder's documents hold for the run itself, checked when they are read: anybody may have written them."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
 from genenc_core import errors, spec
 from genenc_core.export.execution import Precision
+from genenc_core.images import point_scale
+
+
+def _is_scale(text: str) -> str:
+    try:
+        point_scale.PointsScale.parse(text)
+    except errors.InputError as error:
+        raise ValueError(str(error)) from error
+    return text
 
 
 class _Images(pydantic.BaseModel):
@@ -51,6 +60,7 @@ class _Identity(pydantic.BaseModel):
     execution: _Execution | None = None
     products: list[str]
     cells: dict[str, _Cells] | None = None
+    points_scale: Annotated[str, pydantic.AfterValidator(_is_scale)] | None = None
     images: _Images
 
 

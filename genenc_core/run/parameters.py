@@ -44,6 +44,11 @@ class ExtractParameters(BaseModel):
         default=None,
         description="Columns of a tidy points file with other names: image=FRAME,point=BODYPART,x=...,y=...",
     )
+    points_scale: str | None = Field(
+        default=None,
+        description="What makes the points file's coordinates pixels: a factor (2, 1/2), one for x and one for y "
+        "(2,1.5), normalized (0 to 1 across the image) or percent; none: they are pixels.",
+    )
     products: tuple[str, ...] = Field(
         default=(), description="NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]; none: features and probes."
     )

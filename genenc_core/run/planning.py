@@ -12,12 +12,21 @@ from genenc_core.encoding import batching, control, products, tile_plan
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.encoding.cells import Cells
 from genenc_core.export import backends, describe
-from genenc_core.images import folders, geometry, manifest, points, sources
+from genenc_core.images import folders, geometry, label_check, manifest, point_scale, points, sources
 from genenc_core.models import state_files, weights
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, map_cells, model_files, out_folder, outputs_check, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run.folder import CELLS, MANIFEST, MODEL_FOLDER, MODEL_SPEC, PARAMETERS, RunFolder, file_digest
+from genenc_core.run.folder import (
+    CELLS,
+    MANIFEST,
+    MODEL_FOLDER,
+    MODEL_SPEC,
+    PARAMETERS,
+    POINTS_SCALE,
+    RunFolder,
+    file_digest,
+)
 from genenc_core.store import creation, layout, local, publication, run_store
 from genenc_core.store.objects import Root, is_remote, open_objects
 
@@ -50,7 +59,7 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         StoreError: the folder holds another run; the difference is named, and nothing in it is changed.
     """
     source = check_parameters(given)
-    table = None if given.points is None else points.read_points(Path(given.points), columns=given.points_columns)
+    table = _points(given)
     root: Root = given.out if is_remote(given.out) else Path(given.out)
     with out_folder.planning_folder(given.out) as scratch:
         exists = run_store.RunStore.exists(root)
@@ -62,6 +71,8 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         if listed.left_out:
             warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
         control.current().checkpoint()
+        if table is not None and not exists:
+            label_check.check(listed, scale_given=given.points_scale is not None)
         if exists:
             _refuse_other_run(root, design, listed)
         elif isinstance(root, Path):
@@ -74,6 +85,12 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
     return root
 
 
+def _points(given: run_parameters.ExtractParameters) -> points.PointTable | None:
+    if given.points is None:
+        return None
+    return points.read_points(Path(given.points), columns=given.points_columns, scale=given.points_scale)
+
+
 def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSource:
     """Refuse at once what can be refused without a model; return the opened image source."""
     FailureBudget.parse(given.max_failures)
@@ -82,6 +99,9 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
     tiles.check(given)
     if given.points_columns is not None and given.points is None:
         raise errors.InputError(f"--points-columns {given.points_columns!r} needs --points FILE")
+    if given.points_scale is not None and given.points is None:
+        raise errors.InputError(f"--points-scale {given.points_scale!r} needs --points FILE")
+    point_scale.PointsScale.parse(given.points_scale)
     if given.limit is not None and given.limit < 1:
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:
@@ -191,6 +211,7 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],
         **({} if design.cells is None else {CELLS: {name: at.as_json() for name, at in design.cells.items()}}),
+        **({} if listed.points_scale.text is None else {POINTS_SCALE: listed.points_scale.text}),
         "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},
     }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from genenc_core import errors
 from genenc_core.images import folders
+from genenc_core.images.point_scale import PointsScale
 from genenc_core.images.point_states import POINT_STATES
 from genenc_core.run import identity, integrity, out_folder, records, tally
 from genenc_core.run.folder import RunFolder
@@ -277,6 +278,9 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
         lines.append(
             "  outside image: beyond the image's edges; correct the points file (other size? x and y swapped?)"
         )
+    if found.labels.get("scale"):
+        scale = PointsScale.parse(found.labels["scale"])
+        lines.append(f"  the coordinates of the points file were {scale.describe()}")
     if found.labels.get("absent"):
         lines.append(f"  {found.labels['absent']} images of the points file are not among the images")
     if found.labels.get("images_without"):

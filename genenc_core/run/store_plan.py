@@ -10,6 +10,7 @@ import pyarrow as pa
 from genenc_core import spec, text
 from genenc_core.encoding import products
 from genenc_core.images import folders, manifest
+from genenc_core.images.point_scale import PointsScale
 from genenc_core.images.point_states import POINT_STATES
 from genenc_core.store import layout
 from genenc_core.store.objects import is_remote
@@ -93,11 +94,7 @@ def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
             dims=("image", "point"),
             kind="float64",
             values=_positions(listed, f"point_{axis}"),
-            attributes={
-                "long_name": f"{axis} of the point in the source image",
-                "units": "pixel",
-                "comment": "origin at the top left edge of the image, after EXIF orientation",
-            },
+            attributes=_point_attributes(axis, listed.points_scale),
         )
         for axis in ("x", "y")
     ]
@@ -120,6 +117,8 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
     left_out = f"\nLeft out: {text.markdown(folders.describe(listed.left_out))}." if listed.left_out else ""
     preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
+    scale = listed.points_scale
+    scaled = "" if scale.text is None else f"\nPoints: the coordinates of the points file were {scale.describe()}."
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
@@ -138,7 +137,7 @@ print(good.sizes, run.image_id.values[:3])
 {rows}
 
 Weights `{str(identity["weights"])[:16]}`, backend {identity["backend"]}.
-Preprocessing: {preprocessing}.{tiles}{left_out}
+Preprocessing: {preprocessing}.{tiles}{scaled}{left_out}
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 
@@ -220,6 +219,18 @@ def _chunk_rows(shard_rows: int, row_bytes: int, *, most: int = CHUNK_ROWS) -> i
     """Return the largest divisor of the shard with at most `most` rows and 8 MiB."""
     most = max(1, min(most, CHUNK_BYTES // max(row_bytes, 1), shard_rows))
     return next(rows for rows in range(most, 0, -1) if shard_rows % rows == 0)
+
+
+def _point_attributes(axis: str, scale: PointsScale) -> dict[str, str]:
+    side = {"x": "width", "y": "height"}[axis]
+    comment = "origin at the top left edge of the image, after EXIF orientation"
+    if scale.text is not None:
+        comment += f"; the coordinates of the points file were {scale.describe()}"
+    return {
+        "long_name": f"{axis} of the point in the source image" + (f", by its {side}" if scale.relative else ""),
+        "units": "1" if scale.relative else "pixel",
+        "comment": comment,
+    }
 
 
 def _texts(listed: manifest.Manifest, column: str) -> Iterator[list[str]]:

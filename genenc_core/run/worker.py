@@ -145,6 +145,7 @@ class Worker:
                 rows=range(start, stop),
                 image_ids=rows.image_ids,
                 points=rows.points,
+                relative=self.folder.points_scale.relative,
                 point_states=self.folder.point_states,
             )
             shard_encoder = shards.ShardEncoder(
@@ -196,6 +197,7 @@ class Worker:
                 rows=wanted,
                 image_ids=[rows.image_ids[each] for each in at],
                 points=rows.points[at],
+                relative=self.folder.points_scale.relative,
                 point_states=self.folder.point_states,
             )
             # All of them may fail once more: they are recorded as it is.
