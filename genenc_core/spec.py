@@ -9,12 +9,10 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from genenc_core import errors, small_files, spec_rules
+from genenc_core.choices import DecodeScale, ExportFormat, Fit
 from genenc_core.spec_block import (
     ArtifactInfo,
     ArtifactInput,
-    DecodeScale,
-    ExportFormat,
-    Fit,
     GenencBlock,
     Preprocessing,
     Record,

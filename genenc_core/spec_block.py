@@ -4,10 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-Fit = Literal["stretch", "crop", "pad"]
-DecodeScale = Literal["full", "scaled"]
+from genenc_core.choices import DecodeScale, Fit
+
 SourceKind = Literal["torchvision", "timm", "python", "genenc", "factory"]
-ExportFormat = Literal["torchscript", "aotinductor", "exported_program", "onnx"]
 
 
 class Record(BaseModel):

@@ -1,10 +1,11 @@
 """Text of unknown origin made safe for where it goes: a terminal, Markdown, JSON; and credentials taken out of it."""
 
+import difflib
 import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def plural(count: int, noun: str) -> str:
 def argument(value: object) -> str:
     """Return a path or an address as one word of a shell command."""
     return shlex.quote(str(value))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `did you mean 'pad'?` for a word that is spelled like one or several known ones, else nothing."""
+    near = difflib.get_close_matches(word.lower(), known)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def whole_number(text: str) -> int | None:

@@ -4,14 +4,16 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from genenc_core import errors
+from genenc_core import choices, errors
 from genenc_core.cli import benchmark, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
 from genenc_core.cli.usage import AcceptChanged, Json, Models, Plain, RunArgument, Trust
+
+THE_RUNS = "the run's own"
 
 
 def run(flows: Runner | None = None) -> None:
@@ -65,9 +67,15 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
     def runner(plain: bool) -> Runner:
         return PlainRunner() if plain or flows is None else flows
 
-    @app.command(short_help="Try it: draw images, export a model, extract, verify.")
+    @usage.command(
+        app,
+        short_help="Try it: draw images, export a model, extract, verify.",
+        example="genenc demo --out genenc-demo",
+        guide="the beginning",
+    )
     def demo(
-        out: Annotated[Path, typer.Option(help="Where to put the demo.")] = Path("genenc-demo"), plain: Plain = False
+        out: Annotated[Path, usage.option(help="Where to put the demo.", group=usage.STORE)] = Path("genenc-demo"),
+        plain: Plain = False,
     ) -> None:
         """Draw a small labelled image set, export a model, extract features and probes, verify, say what lies where."""
         who = runner(plain)
@@ -76,26 +84,55 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
             raise typer.Exit(demo_command.run(out, who))
 
-    @app.command(short_help="Write a model as an artifact with its RuntimeModelSpec.")
+    @usage.command(
+        app,
+        short_help="Write a model as an artifact with its RuntimeModelSpec.",
+        example="genenc export resnet18 --out models --formats torchscript,onnx",
+        guide="Exported models",
+    )
     def export(
         model: Annotated[
             str, typer.Argument(help="A model name, package.module:factory, or a .toml/.yaml model file.")
         ],
-        out: Annotated[Path, typer.Option(help="Folder for the artifacts and their specs.")],
-        weights: Annotated[str, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = "pretrained",
+        out: Annotated[Path, usage.option(help="Folder for the artifacts and their specs.", group=usage.STORE)],
+        weights: Annotated[
+            str, usage.option(help="pretrained[:TAG], random:SEED, or a file.", group=usage.MODEL)
+        ] = "pretrained",
         weights_key: usage.WeightsKey = None,
-        image_size: Annotated[str | None, typer.Option(help="H or HxW in pixels.")] = None,
-        layers: Annotated[
-            list[str] | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")
-        ] = None,
-        formats: Annotated[str, typer.Option(help="torchscript, aotinductor, exported_program, onnx.")] = "torchscript",
-        batch_min: Annotated[int, typer.Option(help="Fewest images per call.")] = 1,
-        batch_max: Annotated[int, typer.Option(help="Most images per call.")] = 32,
-        variants: Annotated[str | None, typer.Option(help="One file per batch size instead: 1,8,32.")] = None,
-        dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="Take a range of image sizes.")] = False,
-        size_min: Annotated[str | None, typer.Option(help="Smallest size of that range, H or HxW.")] = None,
-        size_max: Annotated[str | None, typer.Option(help="Largest size of that range, H or HxW.")] = None,
+        layers: usage.Layers = None,
         trust: Trust = False,
+        image_size: usage.ImageSize = None,
+        dynamic_size: Annotated[
+            bool, usage.option("--dynamic-size", help="Take a range of image sizes.", group=usage.SIZES)
+        ] = False,
+        size_min: Annotated[
+            str | None,
+            usage.option(
+                help="Smallest size of that range.", group=usage.SIZES, default="half of the model's", metavar="<H|HxW>"
+            ),
+        ] = None,
+        size_max: Annotated[
+            str | None,
+            usage.option(
+                help="Largest size of that range.", group=usage.SIZES, default="twice the model's", metavar="<H|HxW>"
+            ),
+        ] = None,
+        formats: Annotated[
+            str,
+            usage.option(
+                help="One artifact each; commas between.",
+                group="Artifacts",
+                metavar=f"<{'|'.join(get_args(choices.ExportFormat))}>,...",
+            ),
+        ] = "torchscript",
+        batch_min: Annotated[int, usage.option(help="Fewest images per call.", group="Artifacts")] = 1,
+        batch_max: Annotated[int, usage.option(help="Most images per call.", group="Artifacts")] = 32,
+        variants: Annotated[
+            str | None,
+            usage.option(
+                help="Instead of these bounds, one file per batch size: 1,8,32.", group="Artifacts", metavar="<N,...>"
+            ),
+        ] = None,
         json: Json = False,
         plain: Plain = False,
     ) -> None:
@@ -127,85 +164,227 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             else:
                 output.say([line for item in done for line in model_export.words(item)])
 
-    @app.command(
+    @usage.command(
+        app,
         short_help="Turn images into features in a run folder, or go on with it.",
+        example="genenc extract photos/ --model resnet18 --points labels.csv --out run",
+        guide="Your images, Points, Products",
         context_settings={"allow_extra_args": True},
     )
     def extract(
         context: typer.Context,
         images: Annotated[str | None, typer.Argument(help="A folder, a quoted glob, or a CSV/Parquet list.")] = None,
-        model: Annotated[str | None, typer.Option(help="A model name, a spec JSON, or the model_id of one.")] = None,
-        out: Annotated[
-            str | None, typer.Option(help="The run folder to create or continue, or s3://bucket/prefix.")
-        ] = None,
-        weights: Annotated[str | None, typer.Option(help="pretrained[:TAG], random:SEED, or a file.")] = None,
-        weights_key: usage.WeightsKey = None,
-        mean: Annotated[
+        image_column: Annotated[
             str | None,
-            typer.Option(help="Artifacts: mean of RGB in [0, 1], R,G,B, or imagenet, clip, half."),
+            usage.option(help="The list's column of image paths.", group=usage.INPUT, metavar="<column>"),
         ] = None,
-        std: Annotated[str | None, typer.Option(help="Artifacts: std, as --mean.")] = None,
-        models: Models = None,
-        output_shape: Annotated[
-            str | None, typer.Option(help="general_encoder only: its first output, such as 768,7,7; compared.")
+        limit: Annotated[
+            int | None, usage.option(help="Only the first N images.", group=usage.INPUT, default="all images")
+        ] = None,
+        image_timeout: Annotated[
+            float | None, usage.option(help="Seconds an image may take.", group=usage.INPUT, default="60")
+        ] = None,
+        max_megapixels: Annotated[
+            float | None,
+            usage.option(help="Largest image, in millions of pixels.", group=usage.INPUT, default="400"),
         ] = None,
         points: Annotated[
-            str | None, typer.Option(help="Tidy CSV/Parquet (image,point,x,y) or DeepLabCut CSV.")
+            str | None,
+            usage.option(
+                help="Tidy CSV/Parquet (image,point,x,y) or DeepLabCut CSV.", group=usage.POINTS, metavar="<file>"
+            ),
         ] = None,
         points_columns: Annotated[
-            str | None, typer.Option(help="Other column names in it: image=FRAME,point=BODYPART,x=...,y=...")
+            str | None,
+            usage.option(
+                help="Other column names in it: image=FRAME,point=BODYPART,x=...,y=...",
+                group=usage.POINTS,
+                metavar="<COLUMN=NAME,...>",
+            ),
         ] = None,
         points_scale: Annotated[
             str | None,
-            typer.Option(help="What makes its coordinates pixels: 2, 1/2, 2,1.5 (x,y), normalized or percent."),
+            usage.option(
+                help="What makes its coordinates pixels: 2, 1/2, 2,1.5 (x,y), normalized or percent.",
+                group=usage.POINTS,
+                default="they are pixels",
+                metavar="<S|SX,SY|normalized|percent>",
+            ),
         ] = None,
-        product: Annotated[list[str] | None, typer.Option(help="NAME=[SLOT:]MODULE[+MODULE...][@TYPE].")] = None,
-        maps: Annotated[
-            bool | None, typer.Option("--maps/--no-maps", help="Also store feature maps (float16).")
+        model: Annotated[
+            str | None,
+            usage.option(
+                help="A model name, a spec JSON, or the model_id of one.", group=usage.MODEL, metavar="<name|file>"
+            ),
         ] = None,
-        layers: Annotated[
-            list[str] | None, typer.Option(help="Modules or stage indices, commas between: -2,-1.")
+        weights: Annotated[
+            str | None,
+            usage.option(
+                help="Of a model by name.",
+                group=usage.MODEL,
+                default="pretrained",
+                metavar="<pretrained[:TAG]|random:SEED|file>",
+            ),
         ] = None,
-        image_size: Annotated[str | None, typer.Option(help="Model input, H or HxW in pixels.")] = None,
-        fit: Annotated[str | None, typer.Option(help="stretch, crop or pad.")] = None,
+        weights_key: usage.WeightsKey = None,
+        mean: Annotated[
+            str | None,
+            usage.option(
+                help="Artifacts: mean of RGB in [0, 1].",
+                group=usage.MODEL,
+                default="the spec's, else none",
+                metavar="<R,G,B|imagenet|clip|half>",
+            ),
+        ] = None,
+        std: Annotated[
+            str | None,
+            usage.option(
+                help="Artifacts: std, as --mean.",
+                group=usage.MODEL,
+                default="that of --mean by name",
+                metavar="<R,G,B|imagenet|clip|half>",
+            ),
+        ] = None,
+        models: Models = None,
+        layers: usage.Layers = None,
+        output_shape: Annotated[
+            str | None,
+            usage.option(
+                help="general_encoder only: its first output, such as 768,7,7; compared.",
+                group=usage.MODEL,
+                metavar="<C,H,W>",
+            ),
+        ] = None,
+        backend: Annotated[
+            choices.Backend | None,
+            usage.option(
+                help="What runs the model; auto: a spec's artifact, else eager.", group=usage.MODEL, default="auto"
+            ),
+        ] = None,
+        precision: Annotated[
+            choices.Precision | None,
+            usage.option(
+                help="What an eager model computes in; part of what the run means. tf32: CUDA only.",
+                group=usage.MODEL,
+                default="float32",
+            ),
+        ] = None,
+        compile: Annotated[
+            bool | None,
+            usage.option(
+                "--compile/--no-compile", help="Compile an eager model.", group=usage.MODEL, default="no-compile"
+            ),
+        ] = None,
+        trust: Trust = False,
+        image_size: usage.ImageSize = None,
+        fit: Annotated[
+            choices.Fit | None,
+            usage.option(
+                help="How images meet the model's size.",
+                group=usage.SIZES,
+                default="pad with --points, else the model's own",
+            ),
+        ] = None,
         decode: Annotated[
-            str | None, typer.Option(help="full, or scaled: large JPEG at 1/2, 1/4 or 1/8, sooner, other pixels.")
+            choices.DecodeScale | None,
+            usage.option(
+                help="scaled: read large JPEG at 1/2, 1/4 or 1/8; faster, slightly other pixels.",
+                group=usage.SIZES,
+                default="full",
+            ),
         ] = None,
         canvas: Annotated[
             str | None,
-            typer.Option(help="Fit images to this size, HxW, and encode it in tiles of the model input."),
+            usage.option(
+                help="Fit images to this size and encode it in tiles of the model input.",
+                group=usage.SIZES,
+                default="no tiles",
+                metavar="<H|HxW>",
+            ),
         ] = None,
         tile_overlap: Annotated[
-            int | None, typer.Option(help="Pixels that tiles share; none: an eighth of the tile.")
+            int | None,
+            usage.option(help="Pixels that tiles share.", group=usage.SIZES, default="an eighth of the tile"),
         ] = None,
         tile_trim: Annotated[
-            int | None, typer.Option(help="Border pixels of a tile dropped where another covers them.")
+            int | None,
+            usage.option(
+                help="Border pixels of a tile dropped where another covers them.", group=usage.SIZES, default="0"
+            ),
         ] = None,
-        tile_blend: Annotated[str | None, typer.Option(help="cosine, average or none.")] = None,
-        backend: Annotated[str | None, typer.Option(help="auto, eager, or the format of an artifact.")] = None,
-        precision: Annotated[
-            str | None, typer.Option(help="float32, tf32, bfloat16 or float16; part of what the run means.")
+        tile_blend: Annotated[
+            choices.Blend | None,
+            usage.option(help="How overlapping tiles are weighted.", group=usage.SIZES, default="cosine"),
         ] = None,
-        compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Compile an eager model.")] = None,
-        trust: Trust = False,
-        shard_rows: Annotated[int | None, typer.Option(help="Images per shard.")] = None,
-        batch_size: Annotated[str | None, typer.Option(help="Images (with --canvas: tiles) per call, or auto.")] = None,
-        device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N.")] = None,
-        dtype: Annotated[str | None, typer.Option(help="float32 or float16, for vectors.")] = None,
-        image_column: Annotated[str | None, typer.Option(help="The list's column of image paths.")] = None,
-        limit: Annotated[int | None, typer.Option(help="Only the first N images.")] = None,
-        max_failures: Annotated[str | None, typer.Option(help="Unreadable images allowed per shard: 12 or 5%.")] = None,
-        decode_threads: Annotated[int | None, typer.Option(help="Decoding threads.")] = None,
-        image_timeout: Annotated[float | None, typer.Option(help="Seconds an image may take.")] = None,
-        max_megapixels: Annotated[float | None, typer.Option(help="Largest image, in millions of pixels.")] = None,
+        product: Annotated[
+            list[str] | None,
+            usage.option(
+                help="May be repeated.",
+                group=usage.PRODUCTS,
+                default="features, and probes with --points",
+                metavar="<NAME=[SLOT:]MODULE[+MODULE...][@TYPE]>",
+            ),
+        ] = None,
+        maps: Annotated[
+            bool | None,
+            usage.option(
+                "--maps/--no-maps", help="Also store feature maps (float16).", group=usage.PRODUCTS, default="no-maps"
+            ),
+        ] = None,
+        dtype: Annotated[
+            choices.StoredType | None,
+            usage.option(help="How vectors are stored.", group=usage.PRODUCTS, default="float32"),
+        ] = None,
+        out: Annotated[
+            str | None,
+            usage.option(
+                help="The run folder to create or continue, or s3://bucket/prefix.",
+                group=usage.STORE,
+                metavar="<folder>",
+            ),
+        ] = None,
+        shard_rows: Annotated[
+            int | None,
+            usage.option(
+                help="Images per shard.",
+                group=usage.STORE,
+                default="an eighth of the images, 32 to 256 on a CPU, to 4096 on a GPU",
+            ),
+        ] = None,
+        device: Annotated[
+            str | None,
+            usage.option(help="Where the model runs.", group=usage.RUN, default="auto", metavar=usage.DEVICES),
+        ] = None,
+        batch_size: Annotated[
+            str | None,
+            usage.option(
+                help="Images (with --canvas: tiles) per call.", group=usage.RUN, default="auto", metavar="<N|auto>"
+            ),
+        ] = None,
+        decode_threads: Annotated[
+            int | None, usage.option(help="Decoding threads.", group=usage.RUN, default="one per core")
+        ] = None,
+        max_failures: usage.MaxFailures = None,
         accept_changed: AcceptChanged = False,
         config: Annotated[
             Path | None,
-            typer.Option(help="A TOML file of these options, images too; flags override it, its paths start at it."),
+            usage.option(
+                help="A TOML file of these options, images too; flags override it, its paths start at it.",
+                group=usage.GENERAL,
+            ),
         ] = None,
-        json: Annotated[bool | None, typer.Option("--json/--no-json", help="Print one JSON document.")] = None,
+        json: Annotated[
+            bool | None,
+            usage.option("--json/--no-json", help="Print one JSON document.", group=usage.GENERAL, default="no-json"),
+        ] = None,
         plain: Annotated[
-            bool | None, typer.Option("--plain/--no-plain", help="Without Prefect: the same run folder and bytes.")
+            bool | None,
+            usage.option(
+                "--plain/--no-plain",
+                help="Without Prefect: the same run folder and bytes.",
+                group=usage.GENERAL,
+                default="no-plain",
+            ),
         ] = None,
     ) -> None:
         """Turn images into features in a run folder; the same command again continues it.
@@ -261,19 +440,39 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
             raise typer.Exit(extraction.extract(values, who, as_json=as_json))
 
-    @app.command(short_help="Continue a run from its folder alone.")
+    @usage.command(
+        app,
+        short_help="Continue a run from its folder alone.",
+        example="genenc resume run --shards failed",
+        guide="Your images, The run folder",
+    )
     def resume(
         run: RunArgument,
         shards: Annotated[
             str,
-            typer.Option(
-                help="pending, failed, numbers such as 0,3-7, or unreadable: images recorded as unreadable are tried "
-                "again (unreadable:5,17-20 only these rows)."
+            usage.option(
+                help="Numbers such as 0,3-7, or unreadable: images recorded as unreadable are tried again "
+                "(unreadable:5,17-20 only these rows).",
+                group=usage.RUN,
+                metavar="<pending|failed|N,...|unreadable[:ROW,...]>",
             ),
         ] = "pending",
-        device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N; none: the run's own.")] = None,
-        batch_size: Annotated[int | None, typer.Option(help="Images per call; none: the run's own.", min=1)] = None,
-        max_failures: Annotated[str | None, typer.Option(help="12, 5% or 0.05; none: the run's own.")] = None,
+        device: Annotated[
+            str | None,
+            usage.option(help="Where the model runs.", group=usage.RUN, default=THE_RUNS, metavar=usage.DEVICES),
+        ] = None,
+        batch_size: Annotated[
+            int | None, usage.option(help="Images per call.", group=usage.RUN, default=THE_RUNS, min=1)
+        ] = None,
+        max_failures: Annotated[
+            str | None,
+            usage.option(
+                help="Unreadable images allowed per shard: 12, 5% or 0.05.",
+                group=usage.RUN,
+                default=THE_RUNS,
+                metavar="<N|N%>",
+            ),
+        ] = None,
         accept_changed: AcceptChanged = False,
         trust: Trust = False,
         json: Json = False,

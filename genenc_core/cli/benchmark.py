@@ -6,25 +6,49 @@ from typing import Annotated
 import typer
 
 from genenc_core import errors
-from genenc_core.cli import output
+from genenc_core.cli import output, usage
 from genenc_core.cli.runners import Runner
 from genenc_core.cli.usage import Json
+
+MEASURED = "Measurements"
 
 
 def add_to(app: typer.Typer, flows: Runner | None) -> None:
     """Add the command to the command line."""
 
-    @app.command(short_help="Measure this machine, each way beside the others.")
+    @usage.command(
+        app,
+        short_help="Measure this machine, each way beside the others.",
+        example="genenc bench --suite end-to-end,store --quick",
+        guide="How fast",
+    )
     def bench(
         suite: Annotated[
-            str, typer.Option(help="data, model, store, end-to-end, start, scale, peers; commas between; or all.")
+            str,
+            usage.option(
+                help="What to measure; commas between.",
+                group=MEASURED,
+                metavar="<all|data|model|store|end-to-end|start|scale|peers>,...",
+            ),
         ] = "all",
-        out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
-        repeats: Annotated[int | None, typer.Option(help="Measurements of each; 5, or 3 with --quick.", min=1)] = None,
-        quick: Annotated[bool, typer.Option("--quick", help="Fewer images and repeats: minutes.")] = False,
-        compiled: Annotated[bool, typer.Option("--compiled", help="AOTInductor too; it compiles for minutes.")] = False,
-        peers: Annotated[Path | None, typer.Option(help="A folder of other tools' environments.")] = None,
-        folder: Annotated[Path | None, typer.Option(help="Where to work; none: the temporary folder.")] = None,
+        repeats: Annotated[
+            int | None, usage.option(help="Measurements of each.", group=MEASURED, default="5, with --quick 3", min=1)
+        ] = None,
+        quick: Annotated[
+            bool, usage.option("--quick", help="Fewer images and repeats: minutes.", group=MEASURED)
+        ] = False,
+        compiled: Annotated[
+            bool, usage.option("--compiled", help="AOTInductor too; it compiles for minutes.", group=MEASURED)
+        ] = False,
+        peers: Annotated[
+            Path | None, usage.option(help="A folder of other tools' environments.", group=MEASURED, default="none")
+        ] = None,
+        folder: Annotated[
+            Path | None, usage.option(help="Where to work.", group=usage.STORE, default="the temporary folder")
+        ] = None,
+        out: Annotated[
+            Path | None, usage.option(help="Also write the figures to this JSON file.", group=usage.STORE)
+        ] = None,
         json: Json = False,
     ) -> None:
         """Measure this machine: each way beside the others, in turn, as a Markdown table and JSON."""

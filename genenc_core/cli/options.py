@@ -1,6 +1,5 @@
 """Options that need more than a type: a TOML file under the flags, and sizes with words."""
 
-import difflib
 import os
 import tomllib
 from collections.abc import Sequence
@@ -51,8 +50,7 @@ def _known_option(key: str, config: Path) -> str:
     known = [*ExtractParameters.model_fields, *SWITCHES]
     name = {"product": "products"}.get(key, key.replace("-", "_"))
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+        hint = text.nearest(name, known) or f"known: {', '.join(known)}"
         raise errors.InputError(f"--config {str(config)!r}: there is no option {key!r}; {hint}")
     return name
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -170,7 +171,9 @@ def _problem(item: dict[str, Any]) -> str:
     """Return one wrong option in the words of the command line."""
     option = f"--{str(item['loc'][0]).replace('_', '-')}" if item["loc"] else "options"
     if item["type"] == "literal_error":
-        return f"{option} {item['input']!r} is unknown: give {item['ctx']['expected']}"
+        expected = str(item["ctx"]["expected"])
+        near = text.nearest(str(item["input"]), re.findall(r"'([^']*)'", expected))
+        return f"{option} {item['input']!r} is unknown: give {expected}{near and '; '}{near}"
     if item["type"] == "string_unicode":
         return f"{option} {item['input']!r} holds bytes that are not UTF-8: rename the file or folder, or link to it"
     if item["type"] == "value_error":

@@ -5,15 +5,17 @@ from typing import Annotated
 
 import typer
 
-from genenc_core import errors
-from genenc_core.cli import output
+from genenc_core import choices, errors
+from genenc_core.cli import output, usage
 from genenc_core.cli.usage import Json, Models, RunArgument, Trust
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
 
-    @app.command(short_help="Say where a run stands.")
+    @usage.command(
+        app, short_help="Say where a run stands.", example="genenc status run --json", guide="The run folder"
+    )
     def status(run: RunArgument, json: Json = False) -> None:
         """Say where a run stands; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
         with output.errors_as_words(as_json=json):
@@ -21,12 +23,20 @@ def add_to(app: typer.Typer) -> None:
 
             raise typer.Exit(inspection.status(run, as_json=json))
 
-    @app.command(short_help="Check every stored object against its record; --repair.")
+    @usage.command(
+        app,
+        short_help="Check every stored object against its record; --repair.",
+        example="genenc verify run --content",
+        guide="The run folder",
+    )
     def verify(
         run: RunArgument,
-        content: Annotated[bool, typer.Option("--content", help="Also decode every object.")] = False,
+        content: Annotated[bool, usage.option("--content", help="Also decode every object.", group="Checks")] = False,
         repair: Annotated[
-            bool, typer.Option("--repair", help="Make damaged shards pending (resume encodes them), restore metadata.")
+            bool,
+            usage.option(
+                "--repair", help="Make damaged shards pending (resume encodes them), restore metadata.", group="Checks"
+            ),
         ] = False,
         json: Json = False,
     ) -> None:
@@ -36,7 +46,12 @@ def add_to(app: typer.Typer) -> None:
 
             raise typer.Exit(inspection.verify(run, content=content, repair=repair, as_json=json))
 
-    @app.command(short_help="Say what a run holds, or what a model is.")
+    @usage.command(
+        app,
+        short_help="Say what a run holds, or what a model is.",
+        example="genenc info resnet18",
+        guide="Encoders",
+    )
     def info(
         target: Annotated[
             str, typer.Argument(help="A run folder, a spec JSON, or a model's name or id.", metavar="RUN|SPEC|MODEL")
@@ -51,11 +66,33 @@ def add_to(app: typer.Typer) -> None:
 
             inspection.info(target, tuple(models or ()), trust=trust, as_json=json)
 
-    @app.command("models", short_help="List the encoders that a name reaches.")
+    @usage.command(
+        app,
+        "models",
+        short_help="List the encoders that a name reaches.",
+        example="genenc models --search 'resnet*' --source timm",
+        guide="Encoders",
+    )
     def list_models(
-        search: Annotated[str | None, typer.Option(help="Only names that hold this text; with * a pattern.")] = None,
-        source: Annotated[str | None, typer.Option(help="genenc, json, torchvision or timm.")] = None,
-        shapes: Annotated[bool, typer.Option("--shapes", help="Find the channels of every row, however many.")] = False,
+        search: Annotated[
+            str | None,
+            usage.option(
+                help="Only names that contain this text; with * a pattern.",
+                group=usage.MODEL,
+                default="all names",
+                metavar="<text>",
+            ),
+        ] = None,
+        source: Annotated[
+            choices.ListedSource | None,
+            usage.option(help="Only models from here.", group=usage.MODEL, default="all sources"),
+        ] = None,
+        shapes: Annotated[
+            bool,
+            usage.option(
+                "--shapes", help="Show the output shapes of every row; without it, of up to 50 rows.", group=usage.MODEL
+            ),
+        ] = False,
         models: Models = None,
         json: Json = False,
     ) -> None:
@@ -65,9 +102,16 @@ def add_to(app: typer.Typer) -> None:
 
             models_command.run(search, source, tuple(models or ()), every_shape=shapes, as_json=json)
 
-    @app.command(short_help="Print the JSON Schema of a RuntimeModelSpec.")
+    @usage.command(
+        app,
+        short_help="Print the JSON Schema of a RuntimeModelSpec.",
+        example="genenc schema --out schema.json",
+        guide="Exported models",
+    )
     def schema(
-        out: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+        out: Annotated[
+            Path | None, usage.option(help="Write to this file.", group=usage.STORE, default="standard output")
+        ] = None,
     ) -> None:
         """Print the JSON Schema of a RuntimeModelSpec."""
         from genenc_core import spec

@@ -1,8 +1,8 @@
-"""Options that many commands have, and errors of usage, whose words may be names that a shell took from a folder."""
+"""Options that many commands have, how `--help` shows options, and errors of usage."""
 
 import contextlib
-import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -10,27 +10,116 @@ import typer.core
 
 from genenc_core import text
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+INPUT = "Input"
+POINTS = "Points"
+MODEL = "Model"
+SIZES = "Image size and tiles"
+PRODUCTS = "Products"
+STORE = "Store"
+RUN = "Run"
+GENERAL = "General"
+DEVICES = "<auto|cpu|cuda:N>"
+
+
+def option(*names: str, help: str, group: str, default: str | None = None, **more: Any) -> Any:
+    """Return an option in a group of `--help`; `default` says what holds without it, where its value does not."""
+    shown = help if default is None else f"{help}  [default: {default}]"
+    return typer.Option(*names, help=shown, rich_help_panel=group, show_default=default is None, **more)
+
+
+Json = Annotated[bool, option("--json", help="Print one JSON document.", group=GENERAL)]
 Models = Annotated[
     list[str] | None,
-    typer.Option(help="A folder of spec JSONs whose model_ids are names too; may be repeated."),
+    option(
+        help="A folder of spec JSONs whose model_ids are names too; may be repeated.", group=MODEL, metavar="<folder>"
+    ),
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="Load artifacts of unknown digest, and code that files name.")]
+Trust = Annotated[
+    bool, option("--trust", help="Load artifacts of unknown digest, and code that files name.", group=MODEL)
+]
 WeightsKey = Annotated[
-    str | None, typer.Option(help="Entry of a weights file: a name, ema or plain; none: the EMA where there is one.")
+    str | None,
+    option(
+        help="Entry of a weights file: a name, ema or plain.",
+        group=MODEL,
+        default="the EMA weights where there are any",
+        metavar="<name|ema|plain>",
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    option(
+        help="Modules or stage indices whose outputs become slots, commas between: -2,-1.",
+        group=MODEL,
+        default="the model's own",
+        metavar="<NAME|INDEX,...>",
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    option(help="Model input in pixels.", group=SIZES, default="the model's own", metavar="<H|HxW>"),
+]
+MaxFailures = Annotated[
+    str | None,
+    option(
+        help="Unreadable images allowed per shard: 12, 5% or 0.05.",
+        group=RUN,
+        default="5%, and always 10",
+        metavar="<N|N%>",
+    ),
 ]
 AcceptChanged = Annotated[
     bool,
-    typer.Option(
+    option(
         "--accept-changed",
         help="Store files that changed since the run was planned, and record those gone as unreadable.",
+        group=RUN,
     ),
 ]
-Plain = Annotated[bool, typer.Option("--plain", help="Without Prefect: the same run folder and bytes.")]
+Plain = Annotated[bool, option("--plain", help="Without Prefect: the same run folder and bytes.", group=GENERAL)]
 RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/prefix.", metavar="RUN")]
 
 # The base of every error in how a command is called; typer shows it, but does not export it.
 _USAGE: Any = typer.BadParameter.__base__
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose `--help` shows options in groups, and which refuses an option given twice that counts once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments."""
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in dict.fromkeys(order):
+            if (
+                order.count(parameter) < 2
+                or getattr(parameter, "multiple", True)
+                or getattr(parameter, "is_flag", False)
+            ):
+                continue
+            values = [_value(args, at, parameter.opts) for at in range(len(args))]
+            shown = " and ".join(repr(value) for value in values if value is not None)
+            raise typer.BadParameter(f"{parameter.opts[0]} is given more than once, as {shown}; give it once", ctx=ctx)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options under the names of their groups."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                is_argument = parameter.param_type_name == "argument"
+                group = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or GENERAL
+                groups.setdefault(group, []).append(record)
+        for name, records in groups.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+
+def command(app: typer.Typer, name: str | None = None, *, example: str, guide: str, **more: Any) -> Callable[..., Any]:
+    """Return the decorator that adds a command; its `--help` ends with an example and the README's section."""
+    epilog = f"\b\nExample: {example}\nGuide: README.md, {guide}"
+    return app.command(name, cls=Command, epilog=epilog, **more)
 
 
 class Commands(typer.core.TyperGroup):
@@ -41,32 +130,17 @@ class Commands(typer.core.TyperGroup):
         with _printable_errors():
             return super().make_context(*arguments, **options)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, which refuses an option that is given twice and counts once."""
-        command = super().get_command(ctx, cmd_name)
-        if command is not None and not hasattr(command, "reads_once"):
-            command.reads_once = command.parse_args  # type: ignore[attr-defined]
-            command.parse_args = functools.partial(_parse_once, command)  # type: ignore[method-assign]
-        return command
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return `--help`, with a default that typer takes without importing pydantic to convert it."""
+        help_option = super().get_help_option(ctx)
+        if help_option is not None:
+            help_option.default = False
+        return help_option
 
     def invoke(self, ctx: Any) -> Any:
         """Read the command's arguments and run it."""
         with _printable_errors():
             return super().invoke(ctx)
-
-
-def _parse_once(command: Any, ctx: Any, args: list[str]) -> list[str]:
-    """Read a command's arguments; of an option given twice nobody knows which is meant."""
-    given = list(args)
-    _values, _rest, order = command.make_parser(ctx).parse_args(args=list(args))
-    for parameter in dict.fromkeys(order):
-        if order.count(parameter) < 2 or getattr(parameter, "multiple", True) or parameter.is_flag:
-            continue
-        values = [_value(given, at, parameter.opts) for at in range(len(given))]
-        shown = " and ".join(repr(value) for value in values if value is not None)
-        raise typer.BadParameter(f"{parameter.opts[0]} is given more than once, as {shown}; give it once", ctx=ctx)
-    found: list[str] = command.reads_once(ctx, args)
-    return found
 
 
 def _value(args: list[str], at: int, names: list[str]) -> str | None:
@@ -82,5 +156,13 @@ def _printable_errors() -> Iterator[None]:
     try:
         yield
     except _USAGE as error:
-        error.message = text.printable(text.redacted(error.message))
+        message = error.message.replace("Value error, ", "")
+        error.message = text.printable(text.redacted(message + _near_choice(message)))
         raise
+
+
+def _near_choice(message: str) -> str:
+    """Return the choices that are spelled like a value which is none of them."""
+    found = re.search(r"'([^']*)' is not one of (.*)", message)
+    near = text.nearest(found[1], re.findall(r"'([^']*)'", found[2])) if found else ""
+    return f" {near[0].upper()}{near[1:]}" if near else ""

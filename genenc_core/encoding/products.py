@@ -3,13 +3,12 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from genenc_core import errors, spec
+from genenc_core.choices import StoredType
 from genenc_core.encoding import pooling, post_encoder
 from genenc_core.encoding.cells import Cells
-
-StoredType = Literal["float16", "float32"]
 
 RESERVED = frozenset(
     ("image", "channel", "point", "x", "y", "status", "image_id", "path", "point_x", "point_y", "point_status")

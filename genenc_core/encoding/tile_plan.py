@@ -3,13 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from genenc_core import errors, spec
+from genenc_core import choices, errors, spec
 
-Blend = Literal["cosine", "average", "none"]
+Blend = choices.Blend
 Size = tuple[int, int]
 
 DEFAULT_OVERLAP = 1 / 8

@@ -1,11 +1,9 @@
 """In which number format an eager model computes, and whether it is compiled: what changes its features a little."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from genenc_core import errors
-
-Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+from genenc_core.choices import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
 
+from genenc_core.choices import ZooSource
 from genenc_core.models import builtin_source, timm_source, torchvision_source
-
-ZooSource = Literal["genenc", "torchvision", "timm"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import pydantic
 
 from genenc_core import errors, spec
-from genenc_core.export.execution import Precision
+from genenc_core.choices import Precision
 from genenc_core.images import point_scale
 
 

@@ -5,12 +5,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from genenc_core import errors, spec, spec_rules, text
-from genenc_core.encoding.tile_plan import Blend
-from genenc_core.export.execution import Precision
+from genenc_core import choices, errors, spec_rules, text
 from genenc_core.images import limits
 
-Backend = Literal["auto", "eager", spec.ExportFormat]
 _SIZE = re.compile(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?\Z")
 
 
@@ -63,8 +60,10 @@ class ExtractParameters(BaseModel):
     output_shape: str | None = Field(
         default=None, description="general_encoder only: what its first output should be, such as 768,7,7; compared."
     )
-    fit: spec.Fit | None = Field(default=None, description="How images meet the model's size; none: the model's own.")
-    decode: spec.DecodeScale | None = Field(
+    fit: choices.Fit | None = Field(
+        default=None, description="How images meet the model's size; none: the model's own."
+    )
+    decode: choices.DecodeScale | None = Field(
         default=None,
         description="scaled: JPEG at the largest of 1/2, 1/4, 1/8 that covers the model's size, sooner and with "
         "slightly other pixels; full: as they are; none: the model's own, which is full.",
@@ -79,9 +78,13 @@ class ExtractParameters(BaseModel):
     tile_trim: int | None = Field(
         default=None, ge=0, description="Pixels of a tile's border dropped where another tile covers them; none: 0."
     )
-    tile_blend: Blend | None = Field(default=None, description="How tiles that overlap are weighed; none: cosine.")
-    backend: Backend = Field(default="auto", description="What runs the model; auto: a spec's artifact, else eager.")
-    precision: Precision = Field(
+    tile_blend: choices.Blend | None = Field(
+        default=None, description="How tiles that overlap are weighed; none: cosine."
+    )
+    backend: choices.Backend = Field(
+        default="auto", description="What runs the model; auto: a spec's artifact, else eager."
+    )
+    precision: choices.Precision = Field(
         default="float32", description="What an eager model computes in; part of what the run means. tf32: CUDA only."
     )
     compile: bool = Field(default=False, description="Compile an eager model; part of what the run means.")
@@ -89,7 +92,7 @@ class ExtractParameters(BaseModel):
         default=False, description="Load an artifact of unknown digest, and import code that a file names."
     )
     device: str = Field(default="auto", description="auto, cpu, or cuda:N.")
-    dtype: Literal["float16", "float32"] = Field(default="float32", description="How vectors are stored.")
+    dtype: choices.StoredType = Field(default="float32", description="How vectors are stored.")
     image_column: str | None = Field(default=None, description="The list's column of image paths.")
     limit: int | None = Field(default=None, description="Only the first N images.")
     shard_rows: int | None = Field(

@@ -84,7 +84,7 @@ def test_specs_of_a_folder_are_listed_and_broken_ones_named(genenc: Call, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--source", "zoo"), "--source 'zoo' is unknown: give genenc, json, timm, torchvision"),
+        (("--source", "zoo"), "'zoo' is not one of 'json', 'genenc', 'torchvision', 'timm'"),
         (("--source", "json"), "--models DIR"),
         (("--models", "nowhere"), "no folder 'nowhere'"),
     ],

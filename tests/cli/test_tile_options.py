@@ -64,7 +64,6 @@ def test_a_config_file_names_tiles_as_the_flags_do(genenc: Call, photos: Path, t
     ("options", "said"),
     [
         (["--tile-overlap", "16"], "--tile-overlap 16 does nothing without tiles: give --canvas HxW"),
-        (["--canvas", "64", "--tile-blend", "smooth"], "--tile-blend 'smooth' is unknown: give 'cosine', 'average'"),
         (["--canvas", "64", "--tile-overlap", "-8"], "--tile-overlap -8 cannot be used"),
         (["--canvas", "64", "--tile-trim", "-8"], "--tile-trim -8 cannot be used"),
         (["--canvas", "64", "--tile-trim", "8"], "--tile-trim 8 is out of range: it can be 0 to half the overlap of 8"),
