@@ -150,6 +150,9 @@ class GenencBlock(Record):
     channels_last_outputs: tuple[int, ...] | None = Field(
         default=None, description="Positions of outputs [B, h, w, C], which become [B, C, h, w]."
     )
+    outputs_left_out: tuple[str, ...] | None = Field(
+        default=None, description="The artifact's outputs that are no slots, and why."
+    )
     precision: str = "float32"
     artifact: ArtifactInfo | None = Field(default=None, description="The file that weights_path names.")
     variants: tuple[ArtifactInfo, ...] | None = Field(

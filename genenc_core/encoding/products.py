@@ -13,6 +13,7 @@ from genenc_core.encoding.cells import Cells
 RESERVED = frozenset(
     ("image", "channel", "point", "x", "y", "status", "image_id", "path", "point_x", "point_y", "point_status")
 ) | frozenset(("image_height", "image_width", "image_affine", "image_orientation"))
+_OF_MAPS = frozenset(("features", "probes", "maps"))
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _STEP = re.compile(r"\s*([A-Za-z0-9_]+)\s*(?:\((.*)\))?\s*\Z")
 _AXES = {3: post_encoder.MAP, 2: post_encoder.TOKENS, 1: post_encoder.VECTOR}
@@ -65,12 +66,13 @@ def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
     if not _NAME.match(name) or name in RESERVED:
         reason = "the store uses that name itself" if name in RESERVED else "use letters, digits and _"
         raise errors.InputError(f"product name {name!r} cannot be used ({reason})")
-    rest, at, stored = rest.partition("@")
-    stored = stored.strip() if at else dtype
+    # From the right: a slot may have any name, such as that of a dict's key.
+    rest, stored = rest.rsplit("@", 1) if "@" in rest.rpartition(":")[2] else (rest, dtype)
+    stored = stored.strip()
     if stored not in get_args(StoredType):
         raise errors.InputError(f"product {name!r}: type {stored!r} is unknown; known: float16, float32")
-    head, colon, tail = rest.partition(":")
-    slot, modules = (head.strip(), tail) if colon else (None, rest)
+    head, colon, modules = rest.rpartition(":")
+    slot = head.strip() if colon else None
     steps = tuple(_parse_step(part, text) for part in modules.split("+"))
     return ProductSpec(name=name, slot=slot, steps=steps, dtype=cast(StoredType, stored))
 
@@ -98,11 +100,12 @@ def _recorded_step(step: post_encoder.Step, masked: bool) -> post_encoder.Step:
 def default_products(
     outputs: Sequence[spec.SlotSpec], *, with_points: bool, dtype: StoredType = "float32", probe: str | None = "cell"
 ) -> tuple[ProductSpec, ...]:
-    """Return what is stored unless told otherwise: of every map its average and, with points, the vectors there.
+    """Return what is stored by default: of every map its mean and, with points, the vectors there; every vector as is.
 
-    One map gives `features` and `probes`, several give `features_SLOT` and `probes_SLOT`. Vectors and tokens beside
-    maps are left out; an encoder without maps has every slot stored as it is. `probe` is the interpolation of the
-    probes; None: that of `spatial_point` without a word.
+    One map gives `features` and `probes`, several give `features_SLOT` and `probes_SLOT`. A vector beside maps has the
+    name of its slot, or `features_SLOT` where that name is taken; token lists beside maps are left out (`not_stored`).
+    An encoder without maps has every slot stored as it is. `probe` is the interpolation of the probes; None: that of
+    `spatial_point` without a word.
 
     Raises:
         InputError: points for an encoder without maps, or slots whose names are the same in letters, digits and _.
@@ -110,10 +113,33 @@ def default_products(
     if any(len(slot.shape) == 3 for slot in outputs):
         products = _per_slot("features", outputs, post_encoder.Step("global_avg_pool"), dtype)
         step = post_encoder.Step("spatial_point", (("interpolation", probe),) if probe else ())
-        return products + (_per_slot("probes", outputs, step, dtype) if with_points else ())
+        products += _per_slot("probes", outputs, step, dtype) if with_points else ()
+        return products + _vectors(outputs, {product.name for product in products}, dtype)
     if with_points:
         raise errors.InputError(f"the encoder gives no map to probe points in, only {_shapes(outputs)}: leave them out")
     return _per_slot("features", outputs, post_encoder.Step("none"), dtype)
+
+
+def not_stored(outputs: Sequence[spec.SlotSpec], wanted: Sequence[Product]) -> str:
+    """Return the output slots of which no product is made, with their shapes; empty for none."""
+    taken = {product.slot for product in wanted}
+    return _shapes([slot for slot in outputs if slot.name not in taken])
+
+
+def _vectors(outputs: Sequence[spec.SlotSpec], taken: set[str], dtype: StoredType) -> tuple[ProductSpec, ...]:
+    """Return one product per vector beside maps; `taken` are the names of the products of these."""
+    found = []
+    for slot in outputs:
+        if len(slot.shape) != 1:
+            continue
+        plain = _plain(slot.name)
+        free = _NAME.match(plain) and plain not in RESERVED | taken | _OF_MAPS
+        name = plain if free else f"features_{plain}"
+        if name in taken:
+            raise _same_name(name, [item.name for item in outputs if _plain(item.name) == plain], "none")
+        taken.add(name)
+        found.append(ProductSpec(name=name, slot=slot.name, steps=(post_encoder.Step("none"),), dtype=dtype))
+    return tuple(found)
 
 
 def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:
@@ -130,22 +156,30 @@ def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:
 def _per_slot(
     base: str, outputs: Sequence[spec.SlotSpec], step: post_encoder.Step, dtype: StoredType
 ) -> tuple[ProductSpec, ...]:
-    """Return one product per map; without maps, per slot."""
+    """Return one product per map; without maps, per slot that can be stored."""
     steps = (step,)
-    slots = [slot.name for slot in outputs if len(slot.shape) == 3] or [slot.name for slot in outputs]
+    slots = [slot.name for slot in outputs if len(slot.shape) == 3]
+    slots = slots or [slot.name for slot in outputs if len(slot.shape) in _AXES] or [outputs[0].name]
     if len(slots) == 1:
         slot = None if slots[0] == outputs[0].name else slots[0]
         return (ProductSpec(name=base, slot=slot, steps=steps, dtype=dtype),)
-    names = {slot: f"{base}_{re.sub(r'[^A-Za-z0-9_]', '_', slot)}" for slot in slots}
-    taken: dict[str, str] = {}
-    for slot, name in names.items():
-        if name in taken:
-            raise errors.InputError(
-                f"output slots {taken[name]!r} and {slot!r} would both be stored as {name!r}: name them yourself with "
-                f"--product 'NAME={slot}:{step}'"
-            )
-        taken[name] = slot
+    names = {slot: f"{base}_{_plain(slot)}" for slot in slots}
+    for name in names.values():
+        same = [slot for slot in slots if names[slot] == name]
+        if len(same) > 1:
+            raise _same_name(name, same, step)
     return tuple(ProductSpec(name=name, slot=slot, steps=steps, dtype=dtype) for slot, name in names.items())
+
+
+def _plain(slot: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", slot)
+
+
+def _same_name(name: str, slots: Sequence[str], step: object) -> errors.InputError:
+    return errors.InputError(
+        f"output slots {' and '.join(map(repr, slots))} would both be stored as {name!r}: name them yourself with "
+        f"--product 'NAME={slots[-1]}:{step}'"
+    )
 
 
 def _shapes(outputs: Sequence[spec.SlotSpec]) -> str:

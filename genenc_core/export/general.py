@@ -83,6 +83,7 @@ def _block(found: artifact_trial.Trial) -> spec.GenencBlock | None:
     return spec.GenencBlock(
         input=found.form,
         output_positions=found.positions if found.left_out else None,
+        outputs_left_out=found.left_out or None,
         channels_last_outputs=found.channels_last or None,
     )
 

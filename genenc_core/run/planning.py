@@ -34,6 +34,10 @@ LOGGER = logging.getLogger(__name__)
 _NOT_NORMALISED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
+class SlotsNotStored(UserWarning):
+    """Outputs of the model of which nothing is stored, though nothing was said of what to store."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
     """Everything about a run that is known before its images are listed."""
@@ -65,7 +69,8 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         exists = run_store.RunStore.exists(root)
         given = _with_its_entry(root, given) if exists else given
         earlier = exists and CELLS not in run_store.RunStore.open(root).plan.identity
-        design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier)
+        recorded = _its_products(root, given) if exists else ()
+        design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier, recorded=recorded)
         control.current().checkpoint()
         listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
         if listed.left_out:
@@ -119,11 +124,13 @@ def make_design(
     *,
     export_to: Path | None,
     earlier: bool = False,
+    recorded: Sequence[str] = (),
 ) -> Design:
     """Resolve the model and work out preprocessing and products.
 
     `earlier`: as genenc 0.1.0 did, whose runs go on to mean what they meant: the model's own fit and `nearest` probes
-    where nothing is said of them, and poolings that count bars.
+    where nothing is said of them, and poolings that count bars. `recorded`: the products of a run, taken where none are
+    given.
     """
     model = encoders.resolve_model(given, export_to=export_to)
     device = encoders.device_of(model, given.device)
@@ -131,13 +138,7 @@ def make_design(
         encoders.try_once(model, device=device, trust=given.trust)
     if given.batch_size != "auto":
         batching.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
-    wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
-    if not wanted:
-        outputs = model.spec.outputs
-        probe = None if earlier else "cell"
-        wanted = list(products.default_products(outputs, with_points=table is not None, dtype=given.dtype, probe=probe))
-    if given.maps:
-        wanted += products.map_products(model.spec.outputs)
+    wanted = _wanted(given, model.spec.outputs, with_points=table is not None, recorded=recorded)
     count = len(table.names) if table else 0
     tiled = tiles.plan(given, model.spec, wanted)
     fit = given.fit or ("pad" if table is not None and not earlier else None)
@@ -150,6 +151,10 @@ def make_design(
     cells = None if earlier else map_cells.find(model, given, built, tiled)
     if cells is not None and geometry.leaves_bars(preprocessing):
         _note_bars(built)
+    not_stored = products.not_stored(slots, built)
+    if not_stored and not given.products:
+        told = f"not stored: output slots {not_stored}. --product 'NAME=SLOT:none' stores such ones in another run"
+        warnings.warn(told, SlotsNotStored, stacklevel=3)
     return Design(
         model=model,
         preprocessing=preprocessing,
@@ -160,6 +165,37 @@ def make_design(
         cells=cells,
         outputs=None if export_to is None else outputs_check.tried(model, device=device, trust=given.trust),
     )
+
+
+def _wanted(
+    given: run_parameters.ExtractParameters,
+    outputs: Sequence[spec.SlotSpec],
+    *,
+    with_points: bool,
+    recorded: Sequence[str],
+) -> list[products.ProductSpec]:
+    """Return the products that are given, else those that a run has, else the default ones."""
+    if recorded:
+        return [products.parse_product(text) for text in recorded]
+    wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
+    wanted = wanted or list(products.default_products(outputs, with_points=with_points, dtype=given.dtype))
+    return wanted + list(products.map_products(outputs) if given.maps else ())
+
+
+def _its_products(root: Root, given: run_parameters.ExtractParameters) -> tuple[str, ...]:
+    """Return the products of a run that was asked for without naming any, as now: what is made by default changes."""
+    if given.products:
+        return ()
+    folder = RunFolder(root)
+    before = records.read_json(folder.objects, PARAMETERS)
+    now = given.model_dump(mode="json")
+    kept = ("products", "dtype", "maps")
+    same = all(before.get(name, now[name]) == now[name] for name in kept) and _has_points(before) == _has_points(now)
+    return tuple(folder.identity["products"]) if same else ()
+
+
+def _has_points(asked: Mapping[str, object]) -> bool:
+    return asked.get("points") is not None
 
 
 def _with_its_entry(root: Root, given: run_parameters.ExtractParameters) -> run_parameters.ExtractParameters:
@@ -228,7 +264,11 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     own_spec = model_files.localised(_as_run(design), root, eager=design.model.backend == "eager")
     records.write_text(objects, MODEL_SPEC, own_spec.to_json())
     records.write_json(objects, PARAMETERS, given.model_dump(mode="json"))
-    records.write_text(objects, "README.md", store_plan.readme(identity, listed, design.products, out=given.out))
+    records.write_text(
+        objects,
+        "README.md",
+        store_plan.readme(identity, listed, design.products, out=given.out, not_stored=_not_stored(design)),
+    )
     plan = store_plan.make_plan(
         design.products,
         listed,
@@ -240,6 +280,13 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     beside = {key: objects.digest(key) for key in _originals(objects)}
     store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed), beside=beside)
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
+
+
+def _not_stored(design: Design) -> str:
+    """Return which outputs of the model and of its file are not stored, in words; empty for none."""
+    found = design.model.spec
+    slots = products.not_stored(found.outputs, design.products)
+    return "; ".join([*((found.genenc and found.genenc.outputs_left_out) or ()), *([slots] if slots else [])])
 
 
 def _as_run(design: Design) -> spec.RuntimeModelSpec:

@@ -102,9 +102,17 @@ def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
 
 
 def readme(
-    identity: Mapping[str, Any], listed: manifest.Manifest, wanted: Sequence[products.Product], *, out: str
+    identity: Mapping[str, Any],
+    listed: manifest.Manifest,
+    wanted: Sequence[products.Product],
+    *,
+    out: str,
+    not_stored: str = "",
 ) -> str:
-    """Return the text that a person who finds the folder needs; `out` is where it was asked for."""
+    """Return the text that a person who finds the folder needs; `out` is where it was asked for.
+
+    `not_stored` says which outputs of the model are not.
+    """
     where, opening = ".", '\nrun = xarray.open_zarr("features.zarr", consolidated=False)'
     if is_remote(out):
         where = argument(out)
@@ -116,6 +124,7 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     first = wanted[0].name
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
     left_out = f"\nLeft out: {text.markdown(folders.describe(listed.left_out))}." if listed.left_out else ""
+    outputs = f"\nOutputs that are not stored: {text.markdown(not_stored)}." if not_stored else ""
     preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
     scale = listed.points_scale
     scaled = "" if scale.text is None else f"\nPoints: the coordinates of the points file were {scale.describe()}."
@@ -137,7 +146,7 @@ print(good.sizes, run.image_id.values[:3])
 {rows}
 
 Weights `{str(identity["weights"])[:16]}`, backend {identity["backend"]}.
-Preprocessing: {preprocessing}.{tiles}{scaled}{left_out}
+Preprocessing: {preprocessing}.{tiles}{scaled}{outputs}{left_out}
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 

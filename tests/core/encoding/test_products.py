@@ -96,11 +96,59 @@ LAYERS = (
 def test_one_map_is_stored_under_plain_names_whatever_stands_beside_it() -> None:
     for outputs in (SLOTS[:1], VIT):
         found = products.default_products(outputs, with_points=True)
-        assert names(found) == ["features=global_avg_pool@float32", "probes=spatial_point(interpolation=cell)@float32"]
-        assert names(products.default_products(outputs, with_points=False)) == names(found)[:1]
+        assert names(found[:2]) == [
+            "features=global_avg_pool@float32",
+            "probes=spatial_point(interpolation=cell)@float32",
+        ]
+        assert names(products.default_products(outputs, with_points=False)) == names(found[:1] + found[2:])
         assert names(products.map_products(outputs)) == ["maps=none@float16"]
     later = products.default_products(VIT[1:] + VIT[:1], with_points=False, dtype="float16")
-    assert names(later) == ["features=features:global_avg_pool@float16"]
+    assert names(later)[0] == "features=features:global_avg_pool@float16"
+
+
+def test_vectors_beside_maps_are_stored_and_token_lists_are_named() -> None:
+    found = products.default_products(VIT, with_points=True)
+    assert names(found[2:]) == ["cls=cls:none@float32"]
+    built = products.build_products(found, VIT, point_count=1)
+    assert products.not_stored(VIT, built) == "register [4, 8]"
+    cls_token = products.build_products([products.parse_product("a=cls_token")], VIT, point_count=0)
+    assert products.not_stored(VIT, cls_token) == "features [8, 2, 3], register [4, 8]"
+
+
+@pytest.mark.parametrize("maps", [("map",), ("p3", "p4"), ("features",), ("features_0",)])
+@pytest.mark.parametrize(
+    ("slot", "name"),
+    [
+        ("vector", "vector"),
+        ("blocks.5.cls", "blocks_5_cls"),
+        ("status", "features_status"),
+        ("probes", "features_probes"),
+        ("3", "features_3"),
+        ("a:b@float16=c+d", "a_b_float16_c_d"),
+        ("features_p3", "features_p3"),
+    ],
+)
+def test_vectors_have_the_names_of_their_slots(maps: tuple[str, ...], slot: str, name: str) -> None:
+    outputs = (spec.SlotSpec(name=slot, shape=(5,)), *(spec.SlotSpec(name=each, shape=(4, 2, 2)) for each in maps))
+    found = products.default_products(outputs, with_points=True)
+    (vector,) = (item for item in found if item.slot == slot)
+    assert vector.name == ("features_features_p3" if (slot, maps) == ("features_p3", ("p3", "p4")) else name)
+    again = [products.parse_product(str(item)) for item in found]
+    assert again == list(found)
+    built = products.build_products(again, outputs, point_count=2)
+    assert {item.slot for item in built} == {slot, *maps}
+    assert products.not_stored(outputs, built) == ""
+
+
+def test_an_output_that_cannot_be_stored_stops_nothing_else() -> None:
+    outputs = (spec.SlotSpec(name="odd", shape=(2, 3, 4, 5)), *VIT)
+    for outputs_seen in (outputs, (outputs[0], *VIT[1:])):
+        built = products.build_products(
+            products.default_products(outputs_seen, with_points=False), outputs_seen, point_count=0
+        )
+        assert "odd [2, 3, 4, 5]" in products.not_stored(outputs_seen, built)
+    with pytest.raises(errors.InputError, match=r"'odd' has shape \[2, 3, 4, 5\]; only maps"):
+        products.build_products(products.default_products(outputs[:1], with_points=False), outputs[:1], point_count=0)
 
 
 def test_several_maps_are_stored_under_the_names_of_their_slots() -> None:
@@ -110,11 +158,12 @@ def test_several_maps_are_stored_under_the_names_of_their_slots() -> None:
         "features_stem_1=stem-1:global_avg_pool@float32",
         "probes_blocks_5=blocks.5:spatial_point(interpolation=cell)@float32",
         "probes_stem_1=stem-1:spatial_point(interpolation=cell)@float32",
+        "blocks_5_cls=blocks.5.cls:none@float32",
         "maps_blocks_5=blocks.5:none@float16",
         "maps_stem_1=stem-1:none@float16",
     ]
     assert [products.parse_product(str(item)) for item in found] == list(found)
-    assert len(products.build_products(found, LAYERS, point_count=1)) == 6
+    assert len(products.build_products(found, LAYERS, point_count=1)) == 7
 
 
 def test_an_encoder_without_maps_has_its_slots_stored_as_they_are() -> None:
@@ -133,6 +182,9 @@ def test_an_encoder_without_maps_has_its_slots_stored_as_they_are() -> None:
 
 
 def test_slots_with_the_same_plain_name_are_refused() -> None:
+    beside = (*VIT[:1], *(spec.SlotSpec(name=name, shape=(4,)) for name in ("a.b", "a_b", "a-b")))
+    with pytest.raises(errors.InputError, match=r"'a.b' and 'a_b' and 'a-b' would both be stored"):
+        products.default_products(beside, with_points=False)
     twins = tuple(spec.SlotSpec(name=name, shape=(4, 2, 2)) for name in ("a.b", "a_b"))
     with pytest.raises(errors.InputError, match=r"'a.b' and 'a_b' would both be stored as 'features_a_b'"):
         products.default_products(twins, with_points=False)
