@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from genenc_core import choices, errors
-from genenc_core.cli import benchmark, output, reading, usage
+from genenc_core.cli import benchmark, completing, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
 from genenc_core.cli.usage import AcceptChanged, Json, Models, Plain, RunArgument, Trust
 
@@ -42,6 +42,7 @@ def run(flows: Runner | None = None) -> None:
 
 def build_app(flows: Runner | None = None) -> typer.Typer:
     """Return the command line; without `flows` every command runs plain."""
+    completing.prepare()
     app = typer.Typer(
         name="genenc",
         cls=usage.Commands,
@@ -123,6 +124,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 help="One artifact each; commas between.",
                 group="Artifacts",
                 metavar=f"<{'|'.join(get_args(choices.ExportFormat))}>,...",
+                values=get_args(choices.ExportFormat),
             ),
         ] = "torchscript",
         batch_min: Annotated[int, usage.option(help="Fewest images per call.", group="Artifacts")] = 1,
@@ -209,6 +211,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 group=usage.POINTS,
                 default="they are pixels",
                 metavar="<S|SX,SY|normalized|percent>",
+                values=("normalized", "percent"),
             ),
         ] = None,
         model: Annotated[
@@ -224,6 +227,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 group=usage.MODEL,
                 default="pretrained",
                 metavar="<pretrained[:TAG]|random:SEED|file>",
+                values=("pretrained", "random:0"),
             ),
         ] = None,
         weights_key: usage.WeightsKey = None,
@@ -234,6 +238,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 group=usage.MODEL,
                 default="the spec's, else none",
                 metavar="<R,G,B|imagenet|clip|half>",
+                values=("imagenet", "clip", "half"),
             ),
         ] = None,
         std: Annotated[
@@ -243,6 +248,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 group=usage.MODEL,
                 default="that of --mean by name",
                 metavar="<R,G,B|imagenet|clip|half>",
+                values=("imagenet", "clip", "half"),
             ),
         ] = None,
         models: Models = None,
@@ -353,12 +359,22 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         ] = None,
         device: Annotated[
             str | None,
-            usage.option(help="Where the model runs.", group=usage.RUN, default="auto", metavar=usage.DEVICES),
+            usage.option(
+                help="Where the model runs.",
+                group=usage.RUN,
+                default="auto",
+                metavar=usage.DEVICES,
+                values=usage.DEVICE_VALUES,
+            ),
         ] = None,
         batch_size: Annotated[
             str | None,
             usage.option(
-                help="Images (with --canvas: tiles) per call.", group=usage.RUN, default="auto", metavar="<N|auto>"
+                help="Images (with --canvas: tiles) per call.",
+                group=usage.RUN,
+                default="auto",
+                metavar="<N|auto>",
+                values=("auto",),
             ),
         ] = None,
         decode_threads: Annotated[
@@ -455,11 +471,18 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 "(unreadable:5,17-20 only these rows).",
                 group=usage.RUN,
                 metavar="<pending|failed|N,...|unreadable[:ROW,...]>",
+                values=("pending", "failed", "unreadable"),
             ),
         ] = "pending",
         device: Annotated[
             str | None,
-            usage.option(help="Where the model runs.", group=usage.RUN, default=THE_RUNS, metavar=usage.DEVICES),
+            usage.option(
+                help="Where the model runs.",
+                group=usage.RUN,
+                default=THE_RUNS,
+                metavar=usage.DEVICES,
+                values=usage.DEVICE_VALUES,
+            ),
         ] = None,
         batch_size: Annotated[
             int | None, usage.option(help="Images per call.", group=usage.RUN, default=THE_RUNS, min=1)

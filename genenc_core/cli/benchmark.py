@@ -29,6 +29,7 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
                 help="What to measure; commas between.",
                 group=MEASURED,
                 metavar="<all|data|model|store|end-to-end|start|scale|peers>,...",
+                values=("all", "data", "model", "store", "end-to-end", "start", "scale", "peers"),
             ),
         ] = "all",
         repeats: Annotated[

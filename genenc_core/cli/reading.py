@@ -1,4 +1,4 @@
-"""The commands that only read: `status`, `verify`, `info`, `models`, `schema`."""
+"""The commands that only read: `status`, `verify`, `info`, `models`, `schema`, `completion`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from genenc_core import choices, errors
-from genenc_core.cli import output, usage
+from genenc_core.cli import completing, output, usage
 from genenc_core.cli.usage import Json, Models, RunArgument, Trust
 
 
@@ -124,3 +124,13 @@ def add_to(app: typer.Typer) -> None:
                 out.write_text(spec.json_schema(), encoding="utf-8")
             except OSError as error:
                 raise errors.InputError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+
+    @usage.command(
+        app,
+        short_help="Print a script for the completion of commands and options in a shell.",
+        example="genenc completion bash",
+        guide="Your images",
+    )
+    def completion(shell: Annotated[choices.Shell, typer.Argument(help="The shell.")]) -> None:
+        """Print a script for the completion of commands and options in a shell; the README says where to put it."""
+        output.say(completing.script(shell).splitlines())

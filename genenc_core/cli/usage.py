@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -19,10 +19,18 @@ STORE = "Store"
 RUN = "Run"
 GENERAL = "General"
 DEVICES = "<auto|cpu|cuda:N>"
+DEVICE_VALUES = ("auto", "cpu", "cuda:0")
 
 
-def option(*names: str, help: str, group: str, default: str | None = None, **more: Any) -> Any:
-    """Return an option in a group of `--help`; `default` says what holds without it, where its value does not."""
+def option(
+    *names: str, help: str, group: str, default: str | None = None, values: Sequence[str] = (), **more: Any
+) -> Any:
+    """Return an option in a group of `--help`.
+
+    `default` says what applies without it, where its value does not; a shell completes `values`, others are valid too.
+    """
+    if values:
+        more["autocompletion"] = lambda: [*values]
     shown = help if default is None else f"{help}  [default: {default}]"
     return typer.Option(*names, help=shown, rich_help_panel=group, show_default=default is None, **more)
 
@@ -44,6 +52,7 @@ WeightsKey = Annotated[
         group=MODEL,
         default="the EMA weights where there are any",
         metavar="<name|ema|plain>",
+        values=("ema", "plain"),
     ),
 ]
 Layers = Annotated[
@@ -88,6 +97,8 @@ class Command(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in dict.fromkeys(order):
             if (
