@@ -1,5 +1,6 @@
 """The commands of `genenc`; what needs Prefect comes in as a `Runner`, so that the core stays free of it."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def run(flows: Runner | None = None) -> None:
     # No child process, of ours or of a library, imports from the working directory, which may be a folder of images.
     os.environ["PYTHONSAFEPATH"] = "1"
     output.open_standard_streams()
+    faulthandler.enable(all_threads=False)  # a crash says in which line of whose code
     try:
         build_app(flows)()
     except SystemExit as leaving:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from genenc_core import errors
+from genenc_core import errors, exits
 from genenc_core.cli import output
 from genenc_core.encoding import control
 from genenc_core.encoding.budget import FailureBudget
@@ -12,7 +12,6 @@ from genenc_core.run import driver, parameters, planning, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store.objects import Root, join
 from genenc_core.store.places import GROUP
-from genenc_core.text import argument
 
 if TYPE_CHECKING:
     from genenc_core.cli.runners import Runner
@@ -56,7 +55,11 @@ def _watch(root: Root, work: Callable[[], driver.Result], *, as_json: bool) -> i
     try:
         with output.ProgressLine() as progress:
             watch = control.Control(on_plan=progress.plan, on_rows=progress.rows, on_phase=progress.phase)
-            with output.stop_on_signal(watch.stop), control.use(watch):
+            with (
+                output.stop_on_signal(watch.stop),
+                control.use(watch),
+                exits.guarded(state=lambda: status.standing(root)),
+            ):
                 result = work()
     except (errors.Stopped, KeyboardInterrupt) as error:
         return _tell_stop(root, error, as_json=as_json)
@@ -81,18 +84,11 @@ def _tell_result(root: Root, result: driver.Result, *, as_json: bool) -> int:
 
 
 def _tell_stop(root: Root, error: BaseException, *, as_json: bool) -> int:
-    words = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
-    try:
-        found = status.run_status(root)
-    except (errors.StoreError, errors.InputError):
-        text = f"{words} before the run folder was made: nothing is stored"
-        output.tell(text)
-        if as_json:
-            output.say_json({"error": text, "exit_code": errors.Stopped.exit_code})
-        return errors.Stopped.exit_code
-    if as_json:
-        output.say_json({**status.describe(found), "stopped": True})
-    how = f"go on with: genenc resume {argument(root)}"
-    text = f"{words}: {found.committed} of {found.shards} shards are stored; {how}"
+    text = f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'stopped'}: {status.standing(root)}"
     output.tell(text)
+    if as_json:
+        try:
+            output.say_json({**status.describe(status.run_status(root)), "stopped": True})
+        except (errors.StoreError, errors.InputError):
+            output.say_json({"error": text, "exit_code": errors.Stopped.exit_code})
     return errors.Stopped.exit_code

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from genenc_core import errors, pace, text
+from genenc_core import errors, exits, pace, text
 
 if TYPE_CHECKING:
     import rich.console
@@ -122,7 +122,8 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
-            yield
+            with exits.guarded(report=lambda message: _show_error(message, as_json=as_json)):
+                yield
     except errors.GenencError as error:
         fail(str(error), error.exit_code, as_json=as_json)
     except ValueError as error:
@@ -186,10 +187,14 @@ def _problem(item: dict[str, Any]) -> str:
 
 def fail(words: str, code: int, *, as_json: bool = False) -> None:
     """Write an error and leave."""
+    _show_error(words, code, as_json=as_json)
+    raise typer.Exit(code)
+
+
+def _show_error(words: str, code: int = errors.GenencError.exit_code, *, as_json: bool) -> None:
     if as_json:
         say_json({"error": text.redacted(words), "exit_code": code})
     tell(words, label="error:", style="bold red")
-    raise typer.Exit(code)
 
 
 def _show_warning(

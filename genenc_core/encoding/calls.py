@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from genenc_core import errors, host, torch_threads
+from genenc_core import errors, exits, host, torch_threads
 from genenc_core.encoding import host_memory
 
 _Result = TypeVar("_Result")
@@ -151,7 +151,9 @@ def alone(work: Callable[..., _Result], *arguments: object) -> _Result:
 
     def run(told: Future[_Result]) -> None:
         try:
-            told.set_result(context.run(work, *arguments))
+            with exits.guarded():
+                result = context.run(work, *arguments)
+            told.set_result(result)
         except BaseException as error:
             told.set_exception(_as_a_failure(error))
 

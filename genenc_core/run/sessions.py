@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from genenc_core import errors
+from genenc_core import errors, exits
 from genenc_core.provenance import environment
-from genenc_core.run import records
+from genenc_core.run import records, status
 from genenc_core.store.objects import Root, open_objects
 
 RUNS = "provenance/runs"
@@ -17,8 +17,15 @@ ENVIRONMENTS = "provenance/env"
 def recorded(root: Root, options: records.Options, *, command: str) -> Iterator[None]:
     """Record that a session starts, and how it ended if an exception ends it; `end` tells any other ending."""
     _begin(root, options, command)
+
+    def ended() -> str:
+        with contextlib.suppress(errors.StoreError):
+            end(root, options.session, state="failed", reason="the process was ended by code that it ran")
+        return status.standing(root)
+
     try:
-        yield
+        with exits.guarded(state=ended):
+            yield
     except BaseException as error:
         stopped = isinstance(error, errors.Stopped | KeyboardInterrupt) or not isinstance(error, Exception)
         with contextlib.suppress(errors.StoreError):

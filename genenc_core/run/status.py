@@ -140,6 +140,15 @@ def run_status(root: Root) -> records.RunStatus:
     return survey(root, most=0, committed_rows=False).status
 
 
+def standing(root: Root) -> str:
+    """Return how many shards of a run are stored and how to go on, for the end of an unfinished session."""
+    try:
+        found = run_status(root)
+    except (errors.StoreError, errors.InputError):
+        return "nothing is stored, the run folder was not made yet"
+    return f"{found.committed} of {found.shards} shards are stored; go on with: genenc resume {argument(root)}"
+
+
 def select_shards(folder: RunFolder, text: str) -> list[int]:
     """Return the shards that `pending`, `failed` or a list like `0,3-7` name and that are not committed.
 
