@@ -20,7 +20,7 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import bmp, headers, plain_jpeg, png16, tiff
+from genenc_core.images import bmp, headers, plain_jpeg, png, tiff
 from genenc_core.images.decoded import BAND_PIXELS, Decoded, Goal, ImageUnreadable, bands
 
 MAX_PIXELS = 400_000_000
@@ -56,8 +56,8 @@ def decode_image(
     over black, that of a BMP where a mask names it and it is not zero everywhere; 16 bits per channel are scaled by
     their range, `round(v * 255 / 65535)` (colour TIFF and PPM: `v >> 8`, at most 1 less); 32-bit integers within
     [0, 65535] count as 16-bit and floats within [0, 1] are scaled by 255, others are refused. CMYK and YCCK become RGB,
-    with inverted inks where an Adobe marker says so. Colour profiles are ignored. Of several frames or pages the first
-    is taken. The EXIF orientation is applied.
+    with inverted inks where an Adobe marker says so. Colour profiles and gamma are ignored. Of several frames or
+    pages the first is taken, of an animated PNG the still image. The EXIF orientation is applied.
 
     With a `goal` a grey or colour JPEG may come at the largest of libjpeg's reductions (1/2, 1/4, 1/8) that keeps as
     many pixels, or resized already. None: whole, as it is.
@@ -120,15 +120,11 @@ def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile],
     """Decode with Pillow; whatever it raises for hostile bytes, which is nearly anything, becomes a reason."""
     _silence_decoders()
     try:
-        try:
-            if plugin is TiffImagePlugin.TiffImageFile:
-                return _decode_tiff(data, max_pixels)
-            return _decode_with_pillow(data, plugin, max_pixels)
-        except (SyntaxError, ValueError):
-            bare = headers.png_without_texts(data) if plugin is PngImagePlugin.PngImageFile else data
-            if len(bare) == len(data):
-                raise
-            return _decode_with_pillow(bare, plugin, max_pixels)
+        if plugin is TiffImagePlugin.TiffImageFile:
+            return _decode_tiff(data, max_pixels)
+        if plugin is PngImagePlugin.PngImageFile:
+            return _decode_png(data, max_pixels)
+        return _decode_with_pillow(data, plugin, max_pixels)
     except (ImageUnreadable, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -197,8 +193,8 @@ def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFil
     with plugin(io.BytesIO(data)) as image:
         _check_size(image.height, image.width, max_pixels)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-        image.load()  # turns a TIFF upright by itself; a PNG may have its EXIF behind its pixels
-        pixels = torch.from_numpy(_rgb_array(image, data)).permute(2, 0, 1)
+        image.load()  # turns a TIFF upright by itself
+        pixels = torch.from_numpy(_rgb_array(image)).permute(2, 0, 1)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             return _whole(pixels, headers.valid_orientation(tiff_orientation))
         if plugin is JpegImagePlugin.JpegImageFile:
@@ -218,6 +214,24 @@ def _decode_tiff(data: bytes | bytearray, max_pixels: int) -> Decoded:
     return _whole(_upright(torch.from_numpy(page.rgb()).permute(2, 0, 1), orientation), orientation)
 
 
+def _decode_png(data: bytes | bytearray, max_pixels: int) -> Decoded:
+    found = png.parse(data)
+    _check_size(found.height, found.width, max_pixels)
+    if found.is_wide_colour:
+        rgb = _rgb_from_wide(found)
+    else:
+        with PngImagePlugin.PngImageFile(io.BytesIO(found.essential)) as image:
+            image.load()
+            last_row = image.crop((0, image.height - 1, image.width, image.height))
+            if found.interlaced or not np.asarray(last_row).any():  # Pillow does not notice rows that are missing
+                found.check_pixels()
+            if found.transparent is not None:  # Pillow leaves it in the file's own bits where it scales the pixels
+                image.info["transparency"] = found.transparent
+            rgb = _rgb_array(image)
+    orientation = headers.exif_orientation(found.exif)
+    return _whole(_upright(torch.from_numpy(rgb).permute(2, 0, 1), orientation), orientation)
+
+
 def _whole(upright: torch.Tensor, orientation: int) -> Decoded:
     return Decoded(pixels=upright, orientation=orientation, size=(upright.shape[1], upright.shape[2]))
 
@@ -231,13 +245,10 @@ def _silence_decoders() -> None:
         warnings.filterwarnings("ignore", module=_DECODER_MODULES)
 
 
-def _rgb_array(image: ImageFile.ImageFile, data: bytes | bytearray) -> np.ndarray:
+def _rgb_array(image: ImageFile.ImageFile) -> np.ndarray:
     """Return a loaded image as uint8 [H, W, 3]."""
-    transparent = image.info.get("transparency")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _rgb_from_grey(np.array(image), transparent)
-    if headers.is_png16_colour(data):
-        return _rgb_from_png16(data, transparent)
+        return _rgb_from_grey(np.array(image), image.info.get("transparency"))
     if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
         # Pillow takes the inks of every CMYK JPEG as inverted; libjpeg's notes say that only Adobe inverts them.
         return np.array(ImageChops.invert(image).convert("RGB"))
@@ -293,17 +304,18 @@ def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _rgb_from_png16(data: bytes | bytearray, transparent: object) -> np.ndarray:
+def _rgb_from_wide(image: png.Png) -> np.ndarray:
     """Return a 16-bit RGB, grey + alpha or RGBA PNG as uint8 [H, W, 3]; Pillow would drop the low bytes."""
-    buffer = torch.frombuffer(bytearray(png16.essential(data)), dtype=torch.uint8)
+    image.check_pixels()
+    buffer = torch.frombuffer(bytearray(image.without_transparency()), dtype=torch.uint8)
     channels = tvio.decode_png(buffer, mode=tvio.ImageReadMode.UNCHANGED).numpy()
     rgb = np.empty((*channels.shape[1:], 3), dtype=np.uint8)
     for rows in bands(*channels.shape[1:]):
         band = channels[:, rows].astype(np.uint32)
         colour = band if len(band) == 3 else band[:-1] * band[-1:] // 65535
         rgb[rows] = np.moveaxis((colour * 255 + 32895) >> 16, 0, 2)
-        if isinstance(transparent, tuple) and len(band) == 3:
-            rgb[rows][(band == np.array(transparent, dtype=np.uint32)[:, None, None]).all(axis=0)] = 0
+        if isinstance(image.transparent, tuple):
+            rgb[rows][(band == np.array(image.transparent, dtype=np.uint32)[:, None, None]).all(axis=0)] = 0
     return rgb
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_GREY = 0
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SOS_MARKER, _APP1_MARKER = 0xDA, 0xE1
 _SEGMENT = struct.Struct(">BBH")
@@ -127,23 +126,6 @@ def exif_orientation(exif: bytes) -> int:
 def valid_orientation(value: object) -> int:
     """Return an EXIF orientation as it is when it is 1 to 8, else 1."""
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def is_png16_colour(data: bytes | bytearray) -> bool:
-    """Return whether `data` is a PNG of 16 bits per channel with more than a grey channel."""
-    return data.startswith(PNG_SIGNATURE) and len(data) > 25 and data[24] == 16 and data[25] != PNG_GREY
-
-
-def png_without_texts(data: bytes | bytearray) -> bytes:
-    """Return the PNG without its texts and colour profile: what says nothing of the pixels may be large or damaged."""
-    kept = [bytes(data[: len(PNG_SIGNATURE)])]
-    at = len(PNG_SIGNATURE)
-    while at < len(data):
-        length = 12 + int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            kept.append(bytes(data[at : at + length]))
-        at += length
-    return b"".join(kept)
 
 
 def what_instead(data: bytes | bytearray) -> str:
