@@ -148,7 +148,12 @@ def _iter_dlc(path: Path) -> Iterator[_Point]:
             )
         if not image.strip("/"):
             raise errors.InputError(f"{path}: line {number} names no image")
-        cells += [""] * (len(header["coords"]) - len(cells))
+        if len(cells) < len(header["coords"]):
+            raise errors.InputError(
+                f"{path}: line {number} has {len(cells)} cells, its header has {len(header['coords'])}: was it cut off? "
+                "Missing labels are empty cells"
+            )
+        tables.refuse_more_cells(path, number, cells, len(header["coords"]))
         for name, (x, y) in columns.items():
             yield _Point(
                 number, image, name, _number(path, number, "x", cells[x]), _number(path, number, "y", cells[y])
@@ -235,6 +240,12 @@ def _table(path: Path, points: Iterable[_Point]) -> PointTable:
             raise errors.InputError(
                 f"{path}: row {point.row}: {len(images)} images by {len(names)} names of points are more than "
                 f"{LARGEST_TABLE:,} places. A name stands for one point in every image: do not number them through"
+            )
+        if math.isnan(point.x) != math.isnan(point.y):
+            there, empty = ("y", "x") if math.isnan(point.x) else ("x", "y")
+            raise errors.InputError(
+                f"{path}: row {point.row} gives {there} of the point {point.name!r} of {point.image!r}, and no {empty}; "
+                "leave both empty if it is missing"
             )
         if key in placed:
             raise errors.InputError(

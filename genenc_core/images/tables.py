@@ -103,7 +103,8 @@ def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
     text without surrounding blanks; Parquet cells are Python values.
 
     Raises:
-        InputError: the file cannot be read, a column is missing, or a CSV line has too few cells.
+        InputError: the file cannot be read, a column is missing or there twice, or a CSV line has too few or too many
+            cells.
     """
     names = column_names(path)
     positions = [names.index(column) for column in _existing(path, columns, names)]
@@ -118,7 +119,21 @@ def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
             continue
         if max(positions) >= len(cells):
             raise errors.InputError(f"{path}: line {number} has {len(cells)} cells, its header has {len(names)}")
+        refuse_more_cells(path, number, cells, len(names))
         yield number, tuple(cells[position].strip() for position in positions)
+
+
+def refuse_more_cells(path: Path, number: int, cells: Sequence[str], columns: int) -> None:
+    """Check that a line of a CSV has no more cells than its header, but for empty ones at its end.
+
+    Raises:
+        InputError: it has.
+    """
+    if any(cell.strip() for cell in cells[columns:]):
+        raise errors.InputError(
+            f"{path}: line {number} has {len(cells)} cells, its header has {columns}: put cells that hold a delimiter "
+            "in quotes, and write numbers with a decimal point"
+        )
 
 
 def iter_blocks(
@@ -149,20 +164,28 @@ def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number from 1, cells) of a UTF-8 CSV or TSV file.
 
     Raises:
-        InputError: the file cannot be read, or is not UTF-8 text.
+        InputError: the file cannot be read, is not UTF-8 text, or has a quote that does not end where a cell ends.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline(_LONGEST_HEADER)
             file.seek(0)
-            reader = csv.reader(file, delimiter=_delimiter(path, first))
+            # Strict: a lone quote would take in the lines that follow.
+            reader = csv.reader(file, delimiter=_delimiter(path, first), strict=True)
+            number = 0
             for cells in reader:
                 yield reader.line_num, cells
+                number = reader.line_num
     except UnicodeDecodeError as error:
         raise errors.InputError(
             f"cannot read {path} as UTF-8 CSV: {error}. Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')"
         ) from error
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise errors.InputError(
+            f"cannot read {path} as CSV: after line {number}: {error}. A cell that holds a quote is written in quotes, "
+            'with the quote doubled: "5"" tip"'
+        ) from error
+    except OSError as error:
         raise errors.InputError(f"cannot read {path} as UTF-8 CSV: {error}") from error
 
 
@@ -185,6 +208,11 @@ def _existing(path: Path, columns: Sequence[str], names: Sequence[str]) -> Seque
     if missing:
         wanted = ", ".join(repr(column) for column in missing)
         raise errors.InputError(f"{path} has no column {wanted}; its columns are: {', '.join(names) or 'none'}")
+    twice = [column for column in columns if names.count(column) > 1]
+    if twice:
+        raise errors.InputError(
+            f"{path} has {names.count(twice[0])} columns {twice[0]!r}: rename or remove all but one"
+        )
     return columns
 
 

@@ -8,13 +8,14 @@ mean) has no centre. Nothing is computed but positions.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from genenc_core.models import probing
 
@@ -133,13 +134,13 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shape, (height, width) = tuple(images.shape), images.shape[-2:]
             y = (torch.arange(height, dtype=torch.float32) + 0.5)[:, None].expand(shape)
             x = (torch.arange(width, dtype=torch.float32) + 0.5).expand(shape)
-            self._traces: dict[int, Trace | str] = {id(images): (y, x, torch.zeros(()).expand(shape))}
-        # Kept, so that no later tensor has the id of one that is gone.
-        self._kept: list[torch.Tensor] = [images]
+            # Weak, so that the memory of a large model's tensors is given back while it runs.
+            self._traces: MutableMapping[torch.Tensor, Trace | str] = WeakTensorKeyDictionary()
+            self._traces[images] = (y, x, torch.zeros(()).expand(shape))
 
     def trace(self, tensor: torch.Tensor) -> Trace | None:
         """Return the trace of a tensor; None where it has none."""
-        found = self._traces.get(id(tensor))
+        found = self._traces.get(tensor)
         return found if isinstance(found, tuple) else None
 
     def __torch_dispatch__(
@@ -148,13 +149,12 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run one operation and work out the traces of what it gives."""
         result = func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(id(leaf) in self._traces for leaf in inputs):
+        if any(leaf in self._traces for leaf in inputs):
             outputs = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             with _disable_current_modes(), torch.no_grad():
                 traces = self._followed(func, args, kwargs or {}, inputs, outputs)
             for tensor, trace in zip(outputs, traces, strict=True):
-                self._traces[id(tensor)] = trace
-                self._kept.append(tensor)
+                self._traces[tensor] = trace
         return result
 
     def _followed(
@@ -184,7 +184,7 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _of(self, tensor: Any) -> Trace | str:
         """Return the trace of an input; one of no image's looks nowhere."""
-        return self._traces.get(id(tensor), _NOWHERE)
+        return self._traces.get(tensor, _NOWHERE)
 
     def _moved(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], outputs: Sequence[Any]
@@ -218,8 +218,7 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(best, str):
                 best = trace
             elif best is not trace:
-                nearer = trace[2] < best[2]
-                best = tuple(torch.where(nearer, new, old) for new, old in zip(trace, best, strict=True))  # type: ignore[assignment]
+                best = _nearer(trace, best, shape)
         return best if isinstance(best, str) else tuple(item.expand(tuple(shape)) for item in best)  # type: ignore[return-value]
 
     def _mean(self, args: Sequence[Any], shape: torch.Size) -> Trace | str:
@@ -232,7 +231,7 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _product(self, factors: Sequence[Any], name: str, shape: torch.Size) -> Trace | str:
         """Return the trace of a matrix product with a constant: the centre of what each row looks at."""
         left, right = factors
-        known = [id(item) in self._traces for item in (left, right)]
+        known = [item in self._traces for item in (left, right)]
         if all(known):
             return _NOWHERE
         trace = self._of(left if known[0] else right)
@@ -262,6 +261,18 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         y, x, reach = (_sampled(_sampled(item, -2, rows), -1, columns) for item in merged)
         moved = (y, x, reach + step * kernel / 2)
         return [tuple(item.expand(tuple(out)) for item in moved)] * len(outputs)  # type: ignore[list-item]
+
+
+def _nearer(one: Trace, other: Trace, shape: torch.Size) -> Trace:
+    """Return for each element of `shape` the trace that looks at least far, once for what repeats (channels, keys)."""
+    given = [item.expand(tuple(shape)) for item in (*one, *other)]
+    for dim in range(len(shape)):
+        if all(item.stride(dim) == 0 for item in given):
+            given = [item.narrow(dim, 0, 1) for item in given]
+    first, second = given[:3], given[3:]
+    nearer = first[2] < second[2]
+    y, x, reach = (torch.where(nearer, a, b) for a, b in zip(first, second, strict=True))
+    return y, x, reach
 
 
 def _without_views(func: Any) -> Any:

@@ -218,7 +218,7 @@ def file_digest(objects: Objects, key: str) -> str:
         StoreError: it cannot be read.
     """
     try:
-        return objects.digest(key)[1]
+        return hashlib.sha256(objects.read(key)).hexdigest()
     except errors.UnsafeFileError as error:
         raise errors.StoreError(error.sentence) from error
     except OSError as error:

@@ -296,7 +296,7 @@ def _place(objects: Objects, record: records.CommitRecord, item: records.ObjectR
     missing = objects.size(target) is None
     if record.generation and not missing:  # what lies there may still be that of the record before
         algorithm, _, stated = item.digest.partition(":")
-        missing = objects.digest(target, algorithm) != (item.size, stated)
+        missing = objects.digest(target, algorithm, size=item.size) != (item.size, stated)
     if missing:
         raise errors.StoreError(
             f"shard {record.shard:05d}: object {item.key!r} is committed but neither in place nor staged; somebody "

@@ -31,11 +31,11 @@ def test_tidy_csv(tmp_path: Path) -> None:
 
 
 def test_tidy_parquet(tmp_path: Path) -> None:
-    columns = {"image": ["a", "a"], "point": ["l", "r"], "x": [1.5, None], "y": [2, 3], "more": [0, 0]}
+    columns = {"image": ["a", "a"], "point": ["l", "r"], "x": [1.5, None], "y": [2, None], "more": [0, 0]}
     parquet.write_table(pa.table(columns), tmp_path / "p.parquet")
     table = points.read_points(tmp_path / "p.parquet")
     assert table.names == ("l", "r")
-    np.testing.assert_array_equal(table.xy, [[[1.5, 2], [NAN, 3]]])
+    np.testing.assert_array_equal(table.xy, [[[1.5, 2], [NAN, NAN]]])
 
 
 def test_dlc_single_animal(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_dlc_multi_animal_with_three_index_columns_and_likelihood(tmp_path: Path
         "bodyparts,,,ear,ear,ear,ear,ear,box,box\n"
         "coords,,,x,y,likelihood,x,y,x,y\n"
         "labeled-data,vid,img1.png,1,2,0.9,3,4,5,6\n"
-        "labeled-data,vid,img2.png,,,,7,8\n",
+        "labeled-data,vid,img2.png,,,,7,8,,\n",
     )
     assert table.names == ("m1.ear", "m2.ear", "single.box")
     assert table.images == ("labeled-data/vid/img1.png", "labeled-data/vid/img2.png")
@@ -66,6 +66,32 @@ def test_dlc_multi_animal_with_three_index_columns_and_likelihood(tmp_path: Path
 
 
 DLC = "scorer,me,me\nbodyparts,nose,nose\ncoords,x,y\n"
+TIDY = "image,point,x,y,note\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (TIDY + "a,n,12,5,30,5\n", "line 2 has 6 cells, its header has 5: .* decimal point"),
+        (DLC + "a,12,5,30,5\n", "line 4 has 5 cells, its header has 3"),
+        ("image,point,x,x,y\na,n,1,2,3\n", "has 2 columns 'x': rename or remove all but one"),
+        ("image,image,point,x,y\na,b,n,1,2\n", "has 2 columns 'image'"),
+        (TIDY + 'a,n,1,2,"5 inch\nb,n,3,4,\nc,n,5,6,\n', "after line 1: unexpected end of data"),
+        (TIDY + 'a,n,1,2,"5 inch\nb,n,3,4,"6 inch\nc,n,5,6,\n', "after line 1: .* a quote is written in quotes"),
+        (TIDY + "a,n,,2,\n", "row 2 gives y of the point 'n' of 'a', and no x; leave both empty"),
+        (TIDY + "a,n,1,nan,\n", "row 2 gives x of the point 'n' of 'a', and no y"),
+        (DLC + "a,1,2\nb,1,\n", "row 5 gives x of the point 'nose' of 'b', and no y"),
+        (DLC + "a,1,2\nb,1\n", "line 5 has 2 cells, its header has 3: was it cut off"),
+    ],
+)
+def test_a_table_whose_cells_are_not_where_they_seem_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        read(tmp_path / "p.csv", text)
+
+
+def test_empty_cells_beyond_the_header_and_lines_in_quotes_are_fine(tmp_path: Path) -> None:
+    table = read(tmp_path / "p.csv", TIDY + 'a,n,1,2,"two\nlines, and ""quotes""",,\nb,n,3,4\n')
+    np.testing.assert_array_equal(table.xy, [[[1, 2]], [[3, 4]]])
 
 
 @pytest.mark.parametrize(
