@@ -150,6 +150,9 @@ class GenencBlock(Record):
     channels_last_outputs: tuple[int, ...] | None = Field(
         default=None, description="Positions of outputs [B, h, w, C], which become [B, C, h, w]."
     )
+    output_names: tuple[str, ...] | None = Field(
+        default=None, description="The artifact's names of all its outputs, in the order that positions count in."
+    )
     outputs_left_out: tuple[str, ...] | None = Field(
         default=None, description="The artifact's outputs that are no slots, and why."
     )

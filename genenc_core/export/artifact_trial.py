@@ -41,6 +41,8 @@ class Trial:
     """positions of the outputs that are [B, h, w, C] in the file"""
     left_out: tuple[str, ...] = ()
     """what the other outputs are, in words"""
+    names: tuple[str, ...] = ()
+    """the file's own names of all its outputs; empty: it has none"""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class _Outputs:
     positions: tuple[int, ...] = ()
     channels_last: tuple[int, ...] = ()
     left_out: list[str] = field(default_factory=list)
+    names: tuple[str, ...] = ()
 
 
 def tried(model_spec: spec.RuntimeModelSpec, *, any_size: bool = False) -> Trial:
@@ -75,6 +78,7 @@ def tried(model_spec: spec.RuntimeModelSpec, *, any_size: bool = False) -> Trial
         positions=tuple(found["positions"]),
         channels_last=tuple(found["channels_last"]),
         left_out=tuple(found["left_out"]),
+        names=tuple(found["names"]),
     )
 
 
@@ -110,7 +114,7 @@ answer = _in_a_process_of_its_own
 
 
 def find(
-    run: record.Runner,
+    run: record.FileRunner,
     *,
     name: str,
     size: tuple[int, int],
@@ -127,7 +131,10 @@ def find(
     form, least = _first_that_works(run, name, size, forms)
     found = _chosen(run, name, form, least, size)
     block = spec.GenencBlock(
-        input=form, output_positions=found.positions, channels_last_outputs=found.channels_last or None
+        input=form,
+        output_positions=found.positions,
+        channels_last_outputs=found.channels_last or None,
+        output_names=found.names or None,
     )
     adapted = adaptation.adapted(run, block)
 
@@ -157,11 +164,12 @@ def find(
         positions=found.positions,
         channels_last=found.channels_last,
         left_out=tuple(found.left_out),
+        names=found.names,
     )
 
 
 def _first_that_works(
-    run: record.Runner, name: str, size: tuple[int, int], forms: Sequence[spec.ArtifactInput]
+    run: record.FileRunner, name: str, size: tuple[int, int], forms: Sequence[spec.ArtifactInput]
 ) -> tuple[spec.ArtifactInput, int]:
     """Return the first form that the file takes, and the smallest batch of it.
 
@@ -182,7 +190,7 @@ def _first_that_works(
     )
 
 
-def _refusal(run: record.Runner, form: spec.ArtifactInput, batch: int, size: tuple[int, int]) -> str | None:
+def _refusal(run: record.FileRunner, form: spec.ArtifactInput, batch: int, size: tuple[int, int]) -> str | None:
     """Return what the file says to a batch; None: it takes it."""
     try:
         with torch.inference_mode():
@@ -192,7 +200,7 @@ def _refusal(run: record.Runner, form: spec.ArtifactInput, batch: int, size: tup
     return None
 
 
-def _chosen(run: record.Runner, name: str, form: spec.ArtifactInput, batch: int, size: tuple[int, int]) -> _Outputs:
+def _chosen(run: record.FileRunner, name: str, form: spec.ArtifactInput, batch: int, size: tuple[int, int]) -> _Outputs:
     """Return which outputs are kept: tensors of floating-point numbers with an entry of one axis or more per image.
 
     Raises:
@@ -201,14 +209,16 @@ def _chosen(run: record.Runner, name: str, form: spec.ArtifactInput, batch: int,
     found = _Outputs()
 
     def noted(images: torch.Tensor) -> Sequence[torch.Tensor]:
-        outputs = run(images)
+        given = run(images)
+        found.names = tuple(given) if isinstance(given, Mapping) else ()
+        outputs = list(given.values()) if isinstance(given, Mapping) else given
         kept = []
         for position, item in enumerate(outputs):
             why = input_form.why_left_out(item, batch)
             if why is None:
                 kept.append(position)
             else:
-                found.left_out.append(f"output {position} ({why})")
+                found.left_out.append(f"output {found.names[position] if found.names else position} ({why})")
         found.positions = tuple(kept)
         if form.layout == "NHWC":
             shapes = {position: tuple(outputs[position].shape[1:]) for position in kept}

@@ -57,9 +57,9 @@ def load_encoder(
     kind = choose_backend(model_spec, backend)
     if kind == "eager":
         return _eager(_rebuilt(model_spec, trusted=trust), model_spec, resolve_device(device), how)
-    loaded, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch, digests=digests)
+    run, loaded, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch, digests=digests)
     how.check(kind, where.type)
-    return Encoder(model_spec, loaded.run, backend=kind, device=where, concurrent=loaded.concurrent)
+    return Encoder(model_spec, run, backend=kind, device=where, concurrent=loaded.concurrent)
 
 
 def choose_backend(model_spec: spec.RuntimeModelSpec, wanted: str) -> BackendKind:
@@ -120,8 +120,8 @@ def resized(
     if backend == "eager":
         built = sources.build_encoder(_request(changed, trusted=trust))
         return changed.model_copy(update={"outputs": built.outputs})
-    loaded, where = loading.load(changed, device=device, trust=trust, scratch=None)
-    return changed.model_copy(update={"outputs": _measured(changed, loaded.run, where)})
+    run, _, where = loading.load(changed, device=device, trust=trust, scratch=None)
+    return changed.model_copy(update={"outputs": _measured(changed, run, where)})
 
 
 def _measured(model_spec: spec.RuntimeModelSpec, run: record.Runner, device: torch.device) -> tuple[spec.SlotSpec, ...]:

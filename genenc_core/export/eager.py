@@ -5,7 +5,7 @@ import contextlib
 import copy
 import importlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -48,7 +48,8 @@ def runner(module: nn.Module, device: torch.device, how: Execution) -> record.Ru
         casting = contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
         try:
             with casting:
-                found = record.tensors(called(images.contiguous(memory_format=layout)))
+                given = record.tensors(called(images.contiguous(memory_format=layout)))
+                found = list(given.values()) if isinstance(given, Mapping) else given
         except Exception as error:
             if replayed and "out of memory" in str(error):
                 # What was begun for this size holds its memory, and older torch refuses to go on from there.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.export import artifacts, comparison, describe, measure, sizes
+from genenc_core.export import adaptation, artifacts, comparison, describe, measure, sizes
 from genenc_core.export.describe import spec_for
 from genenc_core.export.formats import record, table
 from genenc_core.models import sources
@@ -142,7 +142,9 @@ def _compared(built: sources.BuiltEncoder, made: Sequence[_Made], tolerance: flo
     cpu = torch.device("cpu")
     candidates = [
         comparison.Candidate(
-            name=item.path.stem, run=table.FORMATS[item.kind].load(item.path, cpu, None).run, shapes=item.shapes
+            name=item.path.stem,
+            run=adaptation.adapted(table.FORMATS[item.kind].load(item.path, cpu, None).run, None),
+            shapes=item.shapes,
         )
         for item in made
     ]

@@ -26,8 +26,9 @@ def spec_of(
 ) -> spec.RuntimeModelSpec:
     """Describe an artifact of any format that takes a batch of images; 224 x 224 pixels unless it or the caller says.
 
-    Type, layout, batches and outputs are determined by running it: one output is the slot `features`, several are
-    `features_0`, ... by their place in the file; outputs without floating-point numbers are left out, with a warning.
+    Type, layout, batches and outputs are determined by running it: one output is the slot `features`, several have the
+    file's names for them, or are `features_0`, ... by their place; outputs without floating-point numbers are left out,
+    with a warning.
     `output_shape` ("768,7,7") is what the first one should be; it is compared, never believed. Images are stretched,
     as WhiskerToolbox does it. The file is given RGB in [0, 1], `normalised` first; without it a warning says so.
 
@@ -78,11 +79,12 @@ def _draft(path: Path, known: record.Format, size: tuple[int, int]) -> spec.Runt
 
 def _block(found: artifact_trial.Trial) -> spec.GenencBlock | None:
     """Return what the file needs beyond a spec's own words; None: nothing, as for most."""
-    if found.form is None and not found.left_out and not found.channels_last:
+    if found.form is None and not found.left_out and not found.channels_last and not found.names:
         return None
     return spec.GenencBlock(
         input=found.form,
         output_positions=found.positions if found.left_out else None,
+        output_names=found.names or None,
         outputs_left_out=found.left_out or None,
         channels_last_outputs=found.channels_last or None,
     )
@@ -136,6 +138,8 @@ def _format(path: Path) -> record.Format:
 def _slots(found: artifact_trial.Trial) -> tuple[spec.SlotSpec, ...]:
     shapes = found.outputs
     names = ("features",) if len(shapes) == 1 else tuple(f"features_{index}" for index in found.positions)
+    # A file may call an output nothing at all.
+    names = tuple(found.names[at] or f"features_{at}" for at in found.positions) if found.names else names
     return tuple(
         spec.SlotSpec(name=name, shape=shape, recommended_decoder="TensorToFeatureVector")
         for name, shape in zip(names, shapes, strict=True)

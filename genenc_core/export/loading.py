@@ -1,6 +1,5 @@
 """From a spec to what runs it: which files, whether they may be loaded, and one call for a file or its variants."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -69,8 +68,8 @@ def load(
     trust: bool,
     scratch: Path | None,
     digests: Mapping[int, str] | None = None,
-) -> tuple[record.Loaded, torch.device]:
-    """Return a spec's artifact or variants, loaded, and the device they run on.
+) -> tuple[record.Runner, record.Loaded, torch.device]:
+    """Return what runs a spec's artifact or variants, the file or files, loaded, and the device they run on.
 
     It takes float32 RGB [B, 3, H, W] in [0, 1] and gives float32, whatever the files take and give.
 
@@ -84,7 +83,7 @@ def load(
     if "dtype" not in form.model_fields_set and told is not None and not told.hint and told.dtype in _CASTS:
         # A spec from elsewhere has no word for it, and the file has one.
         block = block.model_copy(update={"input": form.model_copy(update={"dtype": told.dtype})})
-    return dataclasses.replace(loaded, run=adaptation.adapted(loaded.run, block)), where
+    return adaptation.adapted(loaded.run, block), loaded, where
 
 
 def load_raw(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from genenc_core.export import naming
 from genenc_core.export.formats import record
 
 
@@ -43,7 +44,7 @@ class VariantRunner:
 
     def __init__(self, loaders: Mapping[int, Callable[[], record.Loaded]]) -> None:
         self._loaders = dict(loaders)
-        self._loaded: dict[int, record.Runner] = {}
+        self._loaded: dict[int, record.FileRunner] = {}
         self._lock = threading.Lock()
 
     @property
@@ -51,19 +52,23 @@ class VariantRunner:
         """Batch sizes of the artifacts in memory."""
         return tuple(sorted(self._loaded))
 
-    def __call__(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+    def __call__(self, images: torch.Tensor) -> Sequence[torch.Tensor] | Mapping[str, torch.Tensor]:
         """Encode [B, 3, H, W]; surplus rows of a padded call are cut off."""
         parts: list[Sequence[torch.Tensor]] = []
+        names: tuple[str, ...] | None = None
         start = 0
         for size in cover(len(images), tuple(self._loaders)):
             piece = images[start : start + size]
             start += len(piece)
-            parts.append([tensor[: len(piece)] for tensor in self._runner(size)(_padded(piece, size))])
-        if len(parts) == 1:
-            return parts[0]
-        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+            found = self._runner(size)(_padded(piece, size))
+            if isinstance(found, Mapping):
+                names = names or tuple(found)
+                found = naming.ordered(found, names)
+            parts.append([tensor[: len(piece)] for tensor in found])
+        whole = parts[0] if len(parts) == 1 else [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        return whole if names is None else dict(zip(names, whole, strict=True))
 
-    def _runner(self, size: int) -> record.Runner:
+    def _runner(self, size: int) -> record.FileRunner:
         with self._lock:
             if size not in self._loaded:
                 self._loaded[size] = self._loaders[size]().run

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import sys
 import threading
 from collections.abc import Mapping
@@ -13,15 +14,18 @@ import torch
 
 from genenc_core import errors, spec
 from genenc_core.encoding import calls, control
-from genenc_core.export import backends, describe, exporting, loading, normalisation
+from genenc_core.export import adaptation, backends, describe, exporting, general, loading, naming, normalisation
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import table
 from genenc_core.models import sources, wording
 from genenc_core.models import trust as trust_rules
-from genenc_core.run import model_files, named_models
+from genenc_core.run import model_files, named_models, records
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
 from genenc_core.store.objects import join
+
+_FOUND_OUT = ("input", "output_positions", "channels_last_outputs", "output_names", "outputs_left_out")
+"""what the general encoder finds out of a file"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,21 @@ def _resolved(given: run_parameters.ExtractParameters, *, export_to: Path | None
     return ResolvedModel(spec=exported.spec, backend=backend)
 
 
+def as_recorded(model: ResolvedModel, folder: RunFolder) -> ResolvedModel:
+    """Return the exported file of a run with the outputs that the run has: later versions find out more of a file."""
+    found = model.spec
+    if found.model_id != general.MODEL_ID or folder.identity["model"] != general.MODEL_ID:
+        return model
+    recorded = spec.RuntimeModelSpec.from_json(json.dumps(records.read_json(folder.objects, MODEL_SPEC)))
+    same = recorded.inputs == found.inputs
+    if not same or model_files.identity_digest(model_files.artifact_digests(found)) != folder.identity["artifact"]:
+        return model
+    before, block = (item.genenc or spec.GenencBlock() for item in (recorded, found))
+    update = {name: getattr(before, name) for name in _FOUND_OUT}
+    changed = {"outputs": recorded.outputs, "genenc": block.model_copy(update=update)}
+    return dataclasses.replace(model, spec=found.model_copy(update=changed))
+
+
 def run_model(folder: RunFolder) -> ResolvedModel:
     """Return the model of a run folder, its paths absolute.
 
@@ -263,6 +282,31 @@ def device_of(model: ResolvedModel, wanted: str) -> str:
         if bound or table.FORMATS[model.backend].cpu_only:
             return "cpu"
     return str(backends.resolve_device(wanted))
+
+
+def by_name(model: ResolvedModel, *, device: str, trust: bool) -> ResolvedModel:
+    """Return the model with the outputs of a file from elsewhere found by their names, where it has any.
+
+    Raises:
+        InputError: it cannot be loaded, or the names of its outputs are those of other slots.
+    """
+    found = model.spec
+    block = found.genenc or spec.GenencBlock()
+    known = block.source is not None or block.output_names is not None or found.model_id == general.MODEL_ID
+    if model.backend == "eager" or len(found.outputs) < 2 or known:
+        return model
+    loaded, where = loading.load_raw(found, device=device, trust=trust, scratch=None)
+    given: list[object] = []
+
+    def noted(images: torch.Tensor) -> Any:
+        given.append(loaded.run(images))
+        return given[0]
+
+    size = describe.preprocessing_of(found)
+    batch = torch.zeros((found.resolved_batch_mode().min, 3, size.height, size.width), device=where)
+    with torch.inference_mode(), contextlib.suppress(Exception):  # `try_once` says what is wrong
+        adaptation.adapted(noted, found.genenc)(batch)
+    return dataclasses.replace(model, spec=naming.with_names(found, cast(Any, given[0]))) if given else model
 
 
 def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:

@@ -68,9 +68,9 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
     with out_folder.planning_folder(given.out) as scratch:
         exists = run_store.RunStore.exists(root)
         given = _with_its_entry(root, given) if exists else given
-        earlier = exists and CELLS not in run_store.RunStore.open(root).plan.identity
-        recorded = _its_products(root, given) if exists else ()
-        design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier, recorded=recorded)
+        run = RunFolder(root) if exists else None
+        earlier = run is not None and CELLS not in run.identity
+        design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier, run=run)
         control.current().checkpoint()
         listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
         if listed.left_out:
@@ -124,21 +124,25 @@ def make_design(
     *,
     export_to: Path | None,
     earlier: bool = False,
-    recorded: Sequence[str] = (),
+    run: RunFolder | None = None,
 ) -> Design:
     """Resolve the model and work out preprocessing and products.
 
     `earlier`: as genenc 0.1.0 did, whose runs go on to mean what they meant: the model's own fit and `nearest` probes
-    where nothing is said of them, and poolings that count bars. `recorded`: the products of a run, taken where none are
-    given.
+    where nothing is said of them, and poolings that count bars. `run`: one that is there, whose outputs and products
+    are taken where none are given.
     """
     model = encoders.resolve_model(given, export_to=export_to)
+    if run is not None:
+        model = encoders.as_recorded(model, run)
     device = encoders.device_of(model, given.device)
     if export_to is not None:
+        model = encoders.by_name(model, device=device, trust=given.trust)
         encoders.try_once(model, device=device, trust=given.trust)
     if given.batch_size != "auto":
         batching.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
-    wanted = _wanted(given, model.spec.outputs, with_points=table is not None, recorded=recorded)
+    its_own = _its_products(run, given) if run else ()
+    wanted = _wanted(given, model.spec.outputs, with_points=table is not None, recorded=its_own)
     count = len(table.names) if table else 0
     tiled = tiles.plan(given, model.spec, wanted)
     fit = given.fit or ("pad" if table is not None and not earlier else None)
@@ -182,11 +186,10 @@ def _wanted(
     return wanted + list(products.map_products(outputs) if given.maps else ())
 
 
-def _its_products(root: Root, given: run_parameters.ExtractParameters) -> tuple[str, ...]:
+def _its_products(folder: RunFolder, given: run_parameters.ExtractParameters) -> tuple[str, ...]:
     """Return the products of a run that was asked for without naming any, as now: what is made by default changes."""
     if given.products:
         return ()
-    folder = RunFolder(root)
     before = records.read_json(folder.objects, PARAMETERS)
     now = given.model_dump(mode="json")
     kept = ("products", "dtype", "maps")

@@ -71,7 +71,7 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
         program = move_to_device_pass(program, str(device))
     module = program.module()
 
-    def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
+    def run(images: torch.Tensor) -> Sequence[torch.Tensor] | Mapping[str, torch.Tensor]:
         return record.tensors(module(images))
 
     return record.Loaded(run=run, declared=_declared(program))

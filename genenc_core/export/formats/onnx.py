@@ -111,12 +111,16 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Loa
     inputs = [item.name for item in session.get_inputs()]
     record.require_one_input(path, inputs)
 
-    def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
+    names = [item.name for item in session.get_outputs()]
+
+    def run(images: torch.Tensor) -> Sequence[torch.Tensor] | Mapping[str, torch.Tensor]:
         try:
             found = session.run(None, {inputs[0]: images.numpy()})
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise RuntimeError(wording.reason(error)) from error
-        return [_tensor(array) for array in found]
+        outputs = [_tensor(array) for array in found]
+        # What an exporter calls the only one says little.
+        return outputs if len(names) == 1 else dict(zip(names, outputs, strict=True))
 
     return record.Loaded(run=run, declared=_declared(session.get_inputs()[0]))
 

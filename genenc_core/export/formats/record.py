@@ -14,6 +14,8 @@ from genenc_core.export import artifacts
 from genenc_core.models import wording
 
 Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+FileRunner = Callable[[torch.Tensor], Sequence[torch.Tensor] | Mapping[str, torch.Tensor]]
+"""of a file as it is: by place, or by name where it has names, in an order that may vary"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Declared:
 class Loaded:
     """An artifact that was loaded."""
 
-    run: Runner
+    run: FileRunner
     declared: Declared | None = None
     concurrent: bool = False
     """whether it is known that `run` may be called from several threads at once, and no call changes another's result
@@ -132,8 +134,12 @@ def require_one_input(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def tensors(outputs: object) -> Sequence[torch.Tensor]:
-    """Return what a module gave as a sequence."""
+def tensors(outputs: object) -> Sequence[torch.Tensor] | Mapping[str, torch.Tensor]:
+    """Return what a module gave as a sequence, or by its names."""
     if isinstance(outputs, torch.Tensor):
         return (outputs,)
-    return tuple(outputs.values()) if isinstance(outputs, dict) else tuple(outputs)  # type: ignore[arg-type]
+    if isinstance(outputs, dict):
+        return {str(name): value for name, value in outputs.items()}
+    fields = getattr(outputs, "_fields", None)
+    found: tuple[torch.Tensor, ...] = tuple(outputs)  # type: ignore[arg-type]
+    return found if fields is None else dict(zip(fields, found, strict=True))

@@ -95,7 +95,7 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
     module.eval()
     _require_one_input(path, module)
 
-    def run(images: torch.Tensor) -> Sequence[torch.Tensor]:
+    def run(images: torch.Tensor) -> Sequence[torch.Tensor] | Mapping[str, torch.Tensor]:
         return record.tensors(module(images))
 
     return record.Loaded(run=run, concurrent=keeps_no_state(module), declared=_declared(module))

@@ -1,19 +1,23 @@
 """Every output of a model is stored, or named as not stored: whatever kind of file or code the model is."""
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import zarr
+from PIL import Image
 from torch import nn
 
-from genenc_core import spec
+from genenc_core import errors, spec
 from genenc_core.encoding import products
 from genenc_core.export import artifact_trial
+from genenc_core.export.formats import onnx, record, table
 from genenc_core.run import driver, encoders, planning
 
 CODE = """
@@ -64,10 +68,6 @@ def _trace(module: nn.Module, path: Path) -> None:
     torch.jit.trace(module, torch.rand(2, 3, 32, 32), strict=False).save(path)
 
 
-def _script(module: nn.Module, path: Path) -> None:
-    torch.jit.save(torch.jit.script(module), path)
-
-
 def _program(module: nn.Module, path: Path) -> torch.export.ExportedProgram:
     return torch.export.export(
         module, (torch.rand(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=32)},)
@@ -94,6 +94,149 @@ def stored(run: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in group.arrays() if "genenc_product" in array.attrs}
 
 
+VARYING = """
+class Varying(torch.nn.Module):
+    def forward(self, images):
+        bright = images.mean((2, 3))
+        dark = 1 - bright
+        found: Dict[str, torch.Tensor] = {}
+        if HOW:
+            found["bright"] = bright
+            found["dark"] = dark
+        else:
+            found["dark"] = dark
+            found["bright"] = bright
+        if images.shape[0] == 1:
+            MORE
+        return found
+"""
+HOW = {"the batch's size": "images.shape[0] == 1", "content": "bool(images[0, 0, 0, 0] > 0.5)"}
+
+
+def _varying(how: str, folder: Path, *, more: str = "pass") -> Path:
+    """Write a script that gives its outputs in an order that varies; return its file."""
+    code = VARYING.replace("HOW", how).replace("MORE", more)
+    name = f"varying_{abs(hash(code))}"
+    (folder / f"{name}.py").write_text(f"from typing import Dict\nimport torch\n{code}")
+    torch.jit.script(__import__(name).Varying()).save(folder / "varying.pt")
+    return folder / "varying.pt"
+
+
+def _by_name(run: Path, bright: str = "features_bright", dark: str = "features_dark") -> None:
+    """What the slots of `VARYING` hold is what their names say."""
+    found = stored(run)
+    assert sorted(found) == sorted((bright, dark))
+    np.testing.assert_allclose(found[bright] + found[dark], 1, atol=1e-5)
+    group = zarr.open_group(run / "features.zarr", mode="r")
+    for row, path in enumerate(np.asarray(group["path"]).tolist()):
+        mean = np.asarray(Image.open(run.parent / "photos" / path)).mean() / 255
+        assert abs(found[bright][row].mean() - mean) < 0.05
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_dict_in_any_order_is_stored_by_its_names(extract: DRAWN, tmp_path: Path, how: str) -> None:
+    path = _varying(HOW[how], tmp_path)
+    extract(model="general_encoder", weights=str(path), trust=True)
+    _by_name(tmp_path / "run")
+
+
+def _foreign(path: Path, *slots: str) -> str:
+    """Write the spec that somebody else has for `VARYING`; return its file."""
+    theirs = spec.RuntimeModelSpec(
+        model_id="theirs",
+        display_name="Theirs",
+        weights_path=str(path),
+        inputs=(spec.SlotSpec(name="image", shape=(3, 32, 32)),),
+        outputs=tuple(spec.SlotSpec(name=name, shape=(3,)) for name in slots),
+    )
+    file = path.with_suffix(".json")
+    file.write_text(theirs.to_json())
+    return str(file)
+
+
+@pytest.mark.parametrize("slots", [("bright", "dark"), ("dark", "bright")])
+@pytest.mark.parametrize("how", HOW)
+def test_the_slots_of_a_spec_are_the_outputs_of_their_names(
+    extract: DRAWN, tmp_path: Path, how: str, slots: tuple[str, str]
+) -> None:
+    file = _foreign(_varying(HOW[how], tmp_path), *slots)
+    extract(model=file, weights=None, image_size=None, trust=True)
+    _by_name(tmp_path / "run")
+    # A session of its own, with another batch size, finds them again.
+    encoders.CACHE.clear()
+    extract(model=file, weights=None, image_size=None, trust=True, out=str(tmp_path / "alone"), batch_size=1)
+    encoders.CACHE.clear()
+    extract(model=file, weights=None, image_size=None, trust=True, out=str(tmp_path / "alone"), batch_size=4)
+    _by_name(tmp_path / "alone")
+
+
+def test_slots_of_other_names_keep_to_one_output(extract: DRAWN, tmp_path: Path) -> None:
+    extract(
+        model=_foreign(_varying(HOW["content"], tmp_path), "one", "other"), weights=None, image_size=None, trust=True
+    )
+    _by_name(tmp_path / "run", "features_other", "features_one")
+
+
+def test_a_slot_with_the_name_of_another_output_is_refused(extract: DRAWN, tmp_path: Path) -> None:
+    file = _foreign(_varying("True", tmp_path), "dark", "other")
+    with pytest.raises(errors.InputError, match="slot 'dark' would hold 'bright'"):
+        extract(model=file, weights=None, image_size=None, trust=True)
+
+
+def test_keys_that_vary_are_refused(extract: DRAWN, tmp_path: Path) -> None:
+    path = _varying("True", tmp_path, more='found["more"] = dark')
+    with pytest.raises(errors.InputError, match=r"gave the outputs bright, dark.* when it was looked at"):
+        extract(model="general_encoder", weights=str(path), trust=True)
+    assert not (tmp_path / "run").exists()
+
+
+def _scriptable(code: str) -> str:
+    """Return the code of the net that gives a dict, as torch.jit.script takes it."""
+    code = code.replace("import torch\n", "import torch\nfrom typing import Dict\n", 1)
+    code = code.replace("images):", "images) -> Dict[str, torch.Tensor]:")
+    return code.replace('if self.form == "dict": ', "").replace("        return maps, vector\n", "")
+
+
+@pytest.mark.parametrize("suffix", ["trace.pt", "script.pt", "program.pt2", "graph.onnx"])
+def test_the_slots_of_a_file_have_its_own_names(
+    extract: DRAWN, net: Callable[[str], nn.Module], tmp_path: Path, suffix: str
+) -> None:
+    if suffix == "script.pt":
+        (tmp_path / "slots_script.py").write_text(_scriptable(CODE))
+        torch.jit.script(__import__("slots_script").Net("dict").eval()).save(tmp_path / suffix)
+    else:
+        FILES[suffix](net("dict"), tmp_path / suffix)
+    with pytest.warns(planning.SlotsNotStored, match=r"slots list \[16, 4\]"):
+        extract(model="general_encoder", weights=str(tmp_path / suffix), trust=True)
+    found = stored(tmp_path / "run")
+    assert sorted(found) == ["features", "global"]
+    expected = net("dict").dense(torch.from_numpy(found["features"])).detach().numpy()
+    np.testing.assert_allclose(found["global"], expected, atol=1e-5)
+
+
+def test_a_run_keeps_the_names_of_slots_that_it_was_made_with(
+    extract: DRAWN, net: Callable[[str], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FILES["graph.onnx"](net("dict"), tmp_path / "graph.onnx")
+    again = {"model": "general_encoder", "weights": str(tmp_path / "graph.onnx"), "trust": True}
+    with monkeypatch.context() as earlier:
+        onnx_load = onnx.load
+        table_format = dataclasses.replace(table.FORMATS["onnx"], load=lambda *given: _nameless(onnx_load(*given)))
+        earlier.setattr(table, "FORMATS", {**table.FORMATS, "onnx": table_format})
+        extract(**again)
+    before = stored(tmp_path / "run")
+    assert sorted(before) == ["features", "features_1"]
+    encoders.CACHE.clear()
+    extract(**again)
+    encoders.CACHE.clear()
+    assert not driver.resume(tmp_path / "run", "pending", driver.options_for(tmp_path / "run", trust=True)).failures
+
+
+def _nameless(loaded: record.Loaded) -> record.Loaded:
+    """Return a file as genenc 0.1.0 saw it: outputs by place."""
+    return dataclasses.replace(loaded, run=lambda images: list(cast(Any, loaded.run(images)).values()))
+
+
 @pytest.mark.parametrize("source", ["factory", "layers", *FILES])
 def test_a_vector_beside_a_map_is_stored(
     extract: DRAWN, net: Callable[[str], nn.Module], tmp_path: Path, source: str
@@ -106,8 +249,9 @@ def test_a_vector_beside_a_map_is_stored(
     else:
         extract(model="slots_nets:as_tuple", weights=None)
     found = stored(tmp_path / "run")
-    vector = "dense" if source == "layers" else "features_1"
+    (vector,) = found.keys() - {"features"}
     assert {name: array.shape for name, array in found.items()} == {"features": (11, 4), vector: (11, 5)}
+    assert vector == "dense" if source == "layers" else vector == "features_1" or source == "graph.onnx"
     if source == "layers":
         return
     dense = net("tuple").dense
