@@ -190,6 +190,7 @@ def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal
 
 
 def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # somebody's model may have set it: missing rows would be grey
     with plugin(io.BytesIO(data)) as image:
         _check_size(image.height, image.width, max_pixels)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None

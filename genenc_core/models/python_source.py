@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.models import own_code, tokens, wording
+from genenc_core.models import own_code, process_state, tokens, wording
 from genenc_core.models.encoder import Parts, named_outputs
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
@@ -65,6 +65,8 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
 
     `pretrained` leaves the weights to the factory, `random:SEED` seeds torch before it, a file is loaded into it.
 
+    What of the process's state the code changes meanwhile is undone (see `process_state.restored`).
+
     Raises:
         InputError: no such module or factory, a factory that fails or returns no module, a wrong declaration, or
             unfit weights.
@@ -74,7 +76,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
             f"a factory has no pretrained tags, but {choice.tag!r} was asked of {name!r}. Give random:SEED or a file, "
             "or leave the weights to the factory."
         )
-    with construction_rng(choice):
+    with construction_rng(choice), process_state.restored(name):
         module = _called(name)
     if choice.path is not None:
         load_file(choice, model=module, trunk=module)
@@ -172,12 +174,16 @@ def _called(name: str) -> nn.Module:
             f"cannot find the model factory {name!r}: {wording.reason(error)}. Give package.module:factory, "
             f"importable from the working directory ({Path.cwd()}) or installed."
         ) from error
+    except SystemExit as ended:
+        raise _ended(f"importing {name.partition(':')[0]!r}", ended) from ended
     except Exception as error:  # the user's module may raise anything while it is imported
         raise errors.InputError(
             f"importing {name.partition(':')[0]!r} failed: {type(error).__name__}: {wording.reason(error)}."
         ) from error
     try:
         module = factory()
+    except SystemExit as ended:
+        raise _ended(f"the model factory {name!r}", ended) from ended
     except Exception as error:  # the user's code may raise anything
         raise errors.InputError(
             f"the model factory {name!r} failed: {type(error).__name__}: {wording.reason(error)}."
@@ -188,3 +194,11 @@ def _called(name: str) -> nn.Module:
             "that takes no arguments and returns one."
         )
     return module
+
+
+def _ended(what: str, ended: SystemExit) -> errors.InputError:
+    return errors.InputError(
+        f"{what} raised SystemExit({ended.code!r}). If it parses the command line: genenc passes it no arguments, so "
+        "give all options defaults, or name a function that builds the model without argparse. Code of a program "
+        "belongs under `if __name__ == '__main__':`."
+    )

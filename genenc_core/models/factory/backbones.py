@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import builtin_source, own_code, wording
+from genenc_core.models import builtin_source, own_code, process_state, wording
 from genenc_core.models.encoder import Parts
 from genenc_core.models.factory import features as feats
 from genenc_core.models.factory import registry
@@ -81,10 +81,12 @@ class PythonBackbones:
             InputError: it cannot be imported, fails, or gives no module.
         """
         try:
-            module = _factory(name)(*args, **kwargs)
+            factory = _factory(name)
+            with process_state.restored(name):
+                module = factory(*args, **kwargs)
         except errors.GenencError:
             raise
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise errors.InputError(
                 f"the backbone factory {name!r} failed: {type(error).__name__}: {wording.reason(error)}."
             ) from error
@@ -167,8 +169,9 @@ def keywords(*names: str) -> inspect.Signature:
 
 def _factory(name: str) -> Callable[..., Any]:
     try:
-        found = own_code.found(name)
-    except Exception as error:  # the user's module may raise anything while it is imported
+        with process_state.restored(name):
+            found = own_code.found(name)
+    except (Exception, SystemExit) as error:  # the user's module may raise anything while it is imported
         raise errors.InputError(
             f"cannot find the backbone factory {name!r}: {type(error).__name__}: {wording.reason(error)}. Give "
             f"package.module:factory, importable from the working directory ({Path.cwd()}) or installed."
