@@ -150,8 +150,8 @@ def _iter_dlc(path: Path) -> Iterator[_Point]:
             raise errors.InputError(f"{path}: line {number} names no image")
         if len(cells) < len(header["coords"]):
             raise errors.InputError(
-                f"{path}: line {number} has {len(cells)} cells, its header has {len(header['coords'])}: was it cut off? "
-                "Missing labels are empty cells"
+                f"{path}: line {number} has {len(cells)} cells, its header has {len(header['coords'])}: was it "
+                "cut off? Missing labels are empty cells"
             )
         tables.refuse_more_cells(path, number, cells, len(header["coords"]))
         for name, (x, y) in columns.items():
@@ -244,8 +244,8 @@ def _table(path: Path, points: Iterable[_Point]) -> PointTable:
         if math.isnan(point.x) != math.isnan(point.y):
             there, empty = ("y", "x") if math.isnan(point.x) else ("x", "y")
             raise errors.InputError(
-                f"{path}: row {point.row} gives {there} of the point {point.name!r} of {point.image!r}, and no {empty}; "
-                "leave both empty if it is missing"
+                f"{path}: row {point.row} gives {there} of the point {point.name!r} of {point.image!r}, and no "
+                f"{empty}; leave both empty if it is missing"
             )
         if key in placed:
             raise errors.InputError(

@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from genenc_core import errors
-from genenc_core.encoding import batching, calls
+from genenc_core.encoding import batching, calls, engine, tiling
 from genenc_core.export import backends, behaviour, eager
 from genenc_core.export.encoder import Encoder
 from genenc_core.export.execution import Execution
 from genenc_core.models import sources, wording
-from genenc_core.run import encoders
+from genenc_core.run import encoders, records
 from genenc_core.run.folder import RunFolder
 
 _DRAWS = 8
@@ -27,11 +28,10 @@ def tried(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Mapping
         InputError: it fails, or its features of an image depend on more than the image.
     """
     source = model.spec.genenc.source if model.spec.genenc else None
-    known = model.backend == "eager" and source is not None and source.kind in eager.STATELESS
     who = f"model {(source.name if source else model.spec.model_id)!r}"
     encoder = _plain(model, device=device, trust=trust)
     try:
-        if not known:
+        if not _is_known(model):
             calls.alone(_refuse_unsteady, encoder, who, model.execution)
         return calls.alone(sketch, encoder)
     except errors.InputError:
@@ -54,6 +54,11 @@ def refuse_unsteady(built: sources.BuiltEncoder) -> None:
     if built.kind not in eager.STATELESS:
         encoder = backends.eager_encoder(built)
         calls.alone(_refuse_unsteady, encoder, f"model {built.request.name!r}", Execution())
+
+
+def _is_known(model: encoders.ResolvedModel) -> bool:
+    source = model.spec.genenc.source if model.spec.genenc else None
+    return model.backend == "eager" and source is not None and source.kind in eager.STATELESS
 
 
 def _plain(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Encoder:
@@ -108,6 +113,66 @@ def refuse_other_outputs(folder: RunFolder, model: encoders.ResolvedModel, *, de
             "that it reads, code that it calls or an installed package has changed. Put back what was there, or "
             "extract to another --out"
         )
+
+
+class Watch:
+    """Sees that a session's model goes on giving an image what it gave, and gives it in batches of the run's size.
+
+    Models of torchvision, timm and genenc, which keep nothing between calls, are not watched.
+    """
+
+    def __init__(self, folder: RunFolder, runner: engine.Engine, options: records.Options) -> None:
+        """Look at the first batches.
+
+        Raises:
+            InputError: features of an image differ with the size of the batch.
+        """
+        model = encoders.run_model(folder)
+        self._runner = runner
+        self._encoder: Encoder | None = None
+        if _is_known(model):
+            return
+        device = encoders.device_of(model, options.device)
+        encoder = encoders.CACHE.load(model, device=device, trust=options.trust)
+        sizer = (runner.encoder if isinstance(runner.encoder, tiling.TiledEncoder) else runner).sizer
+        self._least = sizer.size if runner.fixed else model.spec.resolved_batch_mode().min
+        self._limit = behaviour.STEADY_IN_HALF if is_half(encoder, model.execution) else behaviour.STEADY
+        self._encoder = encoder
+        self._shown = behaviour.images(encoder.input_size, 2).to(encoder.device)
+        try:
+            self._before = runner.call(self._features, self._least)
+            together = runner.call(self._features, sizer.size)
+        except (RuntimeError, MemoryError) as error:
+            if not batching.is_out_of_memory(error):
+                raise
+            self._encoder = None  # the batches get smaller, and with them what could be compared
+            return
+        if told := behaviour.difference(self._before, together, self._limit):
+            raise errors.InputError(
+                f"model {model.spec.model_id!r} gives an image other features in a batch of {sizer.size} than in one "
+                f"of {self._least} ({told}), {behaviour.REMEDY}"
+            )
+
+    def look(self) -> None:
+        """Compare with the first batch.
+
+        Raises:
+            EncoderError: the model has changed since.
+        """
+        if self._encoder is None:
+            return
+        if told := behaviour.difference(self._before, self._runner.call(self._features, self._least), self._limit):
+            raise errors.EncoderError(
+                f"model {self._encoder.spec.model_id!r} gives the same image other features than when the session "
+                f"began ({told}): it keeps something between calls, or a file that it reads has changed"
+            )
+
+    def _features(self, count: int) -> dict[str, torch.Tensor]:
+        """Return the outputs for one image at three places of a batch where every other image is another one."""
+        assert self._encoder is not None
+        batch = self._shown[torch.arange(count) % 2].contiguous()
+        at = [0, count // 4 * 2, (count - 1) // 2 * 2]
+        return {slot: value[at] for slot, value in self._encoder(batch).items()}
 
 
 def is_half(encoder: Encoder, execution: Execution) -> bool:

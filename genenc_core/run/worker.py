@@ -16,7 +16,7 @@ from genenc_core.encoding import control, engine, shards
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.images import loader
 from genenc_core.images.limits import Limits
-from genenc_core.run import accuracy, engines, records, retries, tally, turns
+from genenc_core.run import accuracy, engines, outputs_check, records, retries, tally, turns
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import claims, layout, run_store
 from genenc_core.store.objects import Root, is_remote
@@ -40,6 +40,7 @@ class Worker:
         self._turns = turns.Turns()
         self._window = 0
         self._engine: engine.Engine | None = None
+        self._watch: outputs_check.Watch | None = None
         self._loader: loader.ImageLoader | None = None
 
     def close(self) -> None:
@@ -158,6 +159,7 @@ class Worker:
             )
             with contextlib.closing(images.iter_rows(start, stop)) as stream:
                 done = shard_encoder.run(passing(stream))
+        self._watched()
         encoded = time.perf_counter()
         device = str(runner.encoder.device)
         details = {"session": self.options.session, "started": started, "device": device, **done.details}
@@ -206,6 +208,7 @@ class Worker:
             )
             with contextlib.closing(images.iter_rows(start, stop, only=frozenset(wanted))) as stream:
                 done = shard_encoder.run(passing(stream))
+        self._watched()
         healed = int((done.status == layout.OK).sum())
         if healed:
             session = {"session": self.options.session, "started": started, "device": str(runner.encoder.device)}
@@ -218,6 +221,10 @@ class Worker:
         LOGGER.info("shard %05d: %d of %d unreadable images stored", shard, healed, len(wanted))
         seconds = {"total": time.perf_counter() - began}
         return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, healed=healed, seconds=seconds)
+
+    def _watched(self) -> None:
+        if self._watch is not None:
+            self._watch.look()
 
     def _prepared(self) -> tuple[engine.Engine, loader.ImageLoader]:
         with self._ready:
@@ -239,6 +246,7 @@ class Worker:
                     journal=self.folder.local_folder(DECODING),
                 )
                 accuracy.measure(self.folder, self.options, self._engine, self._loader)
+                self._watch = outputs_check.Watch(self.folder, self._engine, self.options)
             return self._engine, self._loader
 
 

@@ -4,8 +4,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import zarr
 from torch import nn
 
 from genenc_core import errors
@@ -40,6 +42,11 @@ class Net(nn.Module):
         if self.how == "how often":
             self.calls += 1
             return maps * self.calls
+        if self.how == "five together": return maps * 2 if len(maps) >= 5 else maps
+        if self.how == "all after the third": return torch.cat([maps[:3], 2 * maps[3:]])
+        if self.how == "the twentieth call":
+            self.calls += 1
+            return maps * (2 if self.calls > 20 else 1)
         if self.how == "a file": return maps * float(open("factor.txt").read())
         return maps
 
@@ -76,6 +83,31 @@ def test_a_model_that_looks_beyond_the_image_is_refused_before_anything_is_store
     with pytest.raises(errors.InputError, match=f"gives .*{UNSTEADY[how]}.*model.eval"):
         extract(model=nets(how))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("how", ["five together", "all after the third"])
+def test_features_that_depend_on_the_size_of_the_batch_are_refused_before_any_shard(
+    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path, how: str
+) -> None:
+    with pytest.raises(errors.InputError, match=r"other features in a batch of 5 than in one of 1 .*model\.eval"):
+        extract(model=nets(how), batch_size=5)
+    assert len(RunFolder(tmp_path / "run").store.pending()) == 3
+    assert extract(model=nets(how), batch_size=3, out=str(tmp_path / "small")).status.complete
+
+
+def test_a_model_that_changes_in_the_middle_of_a_session_fails_the_shard(
+    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path
+) -> None:
+    """What was computed after the change is not stored."""
+    result = extract(model=nets("the twentieth call"), batch_size=1, shard_rows=2)
+    assert result.failures
+    assert all("than when the session began" in str(failure) for failure in result.failures)
+    features = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")
+    extract(model=nets("steady"), batch_size=1, out=str(tmp_path / "steady"))
+    right = zarr.open_group(tmp_path / "steady" / "features.zarr", mode="r")["features"][:]
+    stored = features["status"][:] == 1
+    assert 0 < stored.sum() < len(stored)
+    np.testing.assert_allclose(features["features"][:][stored], right[stored], rtol=1e-5)
 
 
 def test_a_module_in_training_mode_is_put_in_evaluation_mode(
