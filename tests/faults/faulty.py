@@ -192,7 +192,7 @@ def _boundaries(rules: Sequence[Rule]) -> Iterator[tuple[Any, str, str]]:
         from genenc_core.images import reading
 
         yield reading.os, "open", "image.open"
-        yield reading, "_read", "image.read"
+        yield reading, "read", "image.read"
 
 
 def _wrapped(injector: Injector, label: str, real: Callable[..., Any]) -> Callable[..., Any]:
