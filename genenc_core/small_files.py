@@ -20,14 +20,16 @@ def read_text(path: Path, *, most: int = LARGEST_BYTES) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise errors.InputError("it is no regular file: give one")
+                raise errors.InputError("it is not a regular file")
             data = file.read(most + 1)
     except OSError as error:
         raise errors.InputError(error.strerror or str(error)) from error
     except ValueError as error:
         raise errors.InputError(f"its name cannot be one of a file: {error}") from error
     if len(data) > most:
-        raise errors.InputError(f"it is larger than {most:,} bytes, so it is no such description: give the right file")
+        raise errors.InputError(
+            f"it is larger than {most:,} bytes, which is too large for such a file: give the right one"
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -35,7 +35,7 @@ class Preprocessing(Record):
     decode: DecodeScale = Field(
         default="full",
         description="scaled: a JPEG is decoded at the largest of 1/2, 1/4, 1/8 that still covers the size it is "
-        "resized to; other pixels, sooner.",
+        "resized to; other pixels, faster.",
     )
 
     @model_serializer(mode="wrap")

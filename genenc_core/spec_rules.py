@@ -109,7 +109,7 @@ def _own_problems(spec: "RuntimeModelSpec") -> list[str]:
         if any(size < 1 for size in shape)
     ]
     found += [
-        f"{where}: shape {_shape(shape)} is absurd: a tensor has at most {LARGEST_VALUES} values for one image"
+        f"{where}: shape {_shape(shape)} is invalid: a tensor has at most {LARGEST_VALUES} values for one image"
         for where, shape in slots
         if any(size > LARGEST_SIZE for size in shape) or math.prod(shape) > LARGEST_VALUES
     ]

@@ -83,7 +83,7 @@ class Server:
         text = self._said.read_text(errors="replace") if self._said is not None else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        return (telling or lines or ["it said nothing"])[-1]
+        return (telling or lines or ["no message"])[-1]
 
 
 _WITHOUT = "go without Prefect with --plain"

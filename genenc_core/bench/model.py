@@ -56,8 +56,8 @@ def _batches(options: Options, model: str) -> Table:
     return Table(
         name="batch",
         title="Choosing the batch size",
-        settings=f"{model}, eager, in genenc's engine; each search is for a run of {RUN_IMAGES:,} images, in a process "
-        "of its own, and takes at most ten batches.",
+        settings=f"{model}, eager, in genenc's engine; each search is for a run of {RUN_IMAGES:,} images, in a "
+        "separate process, and takes at most ten batches.",
         baselines=(fastest.name,),
         rows=tuple(rows),
     )

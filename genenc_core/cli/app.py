@@ -59,7 +59,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
     @app.callback()
     def about(
-        version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+        version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
     ) -> None:
         if version:
             import importlib.metadata
@@ -170,7 +170,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
     @usage.command(
         app,
-        short_help="Turn images into features in a run folder, or go on with it.",
+        short_help="Turn images into features in a run folder, or continue one.",
         example="genenc extract photos/ --model resnet18 --points labels.csv --out run",
         guide="Your images, Points, Products",
         context_settings={"allow_extra_args": True},

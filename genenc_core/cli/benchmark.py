@@ -18,7 +18,7 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
 
     @usage.command(
         app,
-        short_help="Measure this machine, each way beside the others.",
+        short_help="Measure this machine, alternatives side by side.",
         example="genenc bench --suite end-to-end,store --quick",
         guide="How fast",
     )
@@ -60,10 +60,10 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
 
             names = suites.chosen(suite)
             if out is not None and not out.absolute().parent.is_dir():
-                raise errors.InputError(f"--out {str(out)!r}: its folder is not there; make it, or give another")
+                raise errors.InputError(f"--out {str(out)!r}: its folder does not exist; create it, or choose another")
             for option, given in (("folder", folder), ("peers", peers)):
                 if given is not None and not given.is_dir():
-                    raise errors.InputError(f"--{option} {str(given)!r} is no folder: make it, or give another")
+                    raise errors.InputError(f"--{option} {str(given)!r} is not a folder: create it, or choose another")
             with tempfile.TemporaryDirectory(dir=folder, prefix="genenc-bench-") as scratch:
                 options = records.Options(
                     folder=Path(scratch),

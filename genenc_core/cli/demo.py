@@ -57,7 +57,7 @@ def _closing(out: Path, root: Path, seconds: float) -> list[str]:
     width = max(len(str(path)) for path in places)
     return [
         "",
-        f"Done in {seconds:.0f} s. What lies where:",
+        f"Done in {seconds:.0f} s. Where things are:",
         *(f"  {path!s:<{width}}  {meaning}" for path, meaning in places.items()),
         "",
         "Open it (pip install xarray):",

@@ -46,7 +46,7 @@ def verify(root: Root, *, content: bool, repair: bool = False, as_json: bool) ->
             _tell_repair(root, done)
         elif not report.ok:
             where = argument(root)
-            output.say([f"to make damaged shards again: genenc verify {where} --repair, then genenc resume {where}"])
+            output.say([f"to restore damaged shards: genenc verify {where} --repair, then genenc resume {where}"])
     return 0 if report.ok or (done is not None and not done.unrepaired) else 1
 
 
@@ -59,7 +59,7 @@ def _tell_report(root: Root, report: VerifyReport) -> None:
 
 def _tell_repair(root: Root, done: Repaired) -> None:
     if done.restored:
-        output.say([f"written anew: {', '.join(done.restored)}"])
+        output.say([f"restored: {', '.join(done.restored)}"])
     if done.set_aside:
         output.say([f"set aside in {join(root, done.folder)}: {plural(len(done.set_aside), 'file')}"])
     if done.requeued:
@@ -80,7 +80,7 @@ def info(target: str, folders: tuple[str, ...], *, trust: bool = False, as_json:
         _info_run(RunFolder(target), as_json=as_json)
         return
     if not folders and ("/" in target or target.endswith(".json")) and not Path(target).exists() and not _known(target):
-        raise errors.InputError(f"{target!r} is not there: name a run folder, a spec JSON or a model")
+        raise errors.InputError(f"{target!r} does not exist: name a run folder, a spec JSON or a model")
     # Imports torch, which takes seconds; what a run holds is told without.
     from genenc_core.run import model_info
 

@@ -37,7 +37,7 @@ def run(search: str | None, source: str | None, folders: tuple[str, ...], *, eve
     _check_source(source, folders)
     rows = [row for row in _rows(known) if _fits(row, search, source)]
     for path, problem in problems.items():
-        output.tell(f"left out: {path}: {problem}")
+        output.tell(f"skipped: {path}: {problem}")
     shaped = every_shape or len(rows) <= FEW
     if shaped:
         rows = _with_shapes(rows, known)
@@ -47,7 +47,7 @@ def run(search: str | None, source: str | None, folders: tuple[str, ...], *, eve
     count = len(_HEADINGS) if shaped else 3
     output.say_table(_HEADINGS[:count], [_cells(row)[:count] for row in rows])
     if not rows:
-        output.tell("no model fits")
+        output.tell("no model matches")
     elif not shaped:
         hint = f"{len(rows)} models; --search TEXT shows the slots of up to {FEW}, --shapes those of all"
         output.tell(hint)
@@ -80,20 +80,20 @@ def _fits(row: Row, search: str | None, source: str | None) -> bool:
 def _with_shapes(rows: Sequence[Row], known: registry.ModelRegistry) -> list[Row]:
     console = output.error_console()
     tracked = rich.progress.track(
-        rows, description="looking at shapes", console=console, transient=True, disable=not console.is_terminal
+        rows, description="reading shapes", console=console, transient=True, disable=not console.is_terminal
     )
     return [_with_shape(row, known) for row in tracked]
 
 
 def _with_shape(row: Row, known: registry.ModelRegistry) -> Row:
     if row.name.removeprefix("genenc/") == general.MODEL_ID and row.source == "genenc":
-        return Row(name=row.name, source=row.source, input_size=row.input_size, note="those of the file it runs")
+        return Row(name=row.name, source=row.source, input_size=row.input_size, note="as in the file that it runs")
     try:
         info = known.info(row.name)
     except errors.InputError as error:
         return Row(name=row.name, source=row.source, input_size=row.input_size, note=str(error))
     except Exception as error:  # a library's model may raise anything; the other rows are still shown
-        note = f"its shapes are not known: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        note = f"its shapes are unknown: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return Row(name=row.name, source=row.source, input_size=row.input_size, note=note)
     shapes = [slot.shape for slot in info.spec.inputs]
     size = (shapes[0][1], shapes[0][2]) if len(shapes) == 1 and len(shapes[0]) == 3 else None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LONGEST_MESSAGE = 4000
 ENCODING = "encoding"
 """The phase whose images make the rate."""
-_NO_MEMORY = "there is not enough memory or address space: free some, or raise the limit (ulimit -v), and run it again"
+_NO_MEMORY = "not enough memory or address space: free some, or raise the limit (ulimit -v), then rerun the command"
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF)
 """Without the name of a file: standard output's."""
 _WANT_OF_MEMORY = ("failed to map segment", "annot allocate memory", "can't start new thread", "not enough memory")
@@ -145,7 +145,7 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
             raise
         fail(f"{_NO_MEMORY} ({error})", errors.GenencError.exit_code, as_json=as_json)
     except KeyboardInterrupt:
-        fail("stopped before anything was made", errors.Stopped.exit_code, as_json=as_json)
+        fail("stopped before anything was created", errors.Stopped.exit_code, as_json=as_json)
 
 
 def _fault(error: OSError) -> tuple[str, int]:
@@ -158,7 +158,7 @@ def _fault(error: OSError) -> tuple[str, int]:
     said = f"{where}{error.strerror or error}"
     if error.errno == errno.ENAMETOOLONG:
         return f"{said}; give a shorter one", errors.InputError.exit_code
-    return f"{said}; mend the disk, the mount or the rights, then give the command again", errors.GenencError.exit_code
+    return f"{said}; fix the disk, mount or permissions, then rerun the command", errors.GenencError.exit_code
 
 
 def _has_working_directory() -> bool:
@@ -300,7 +300,7 @@ def stop_on_signal(stop: Any) -> Iterator[None]:
             raise KeyboardInterrupt
         asked = True
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        tell(f"{name}: ending at the next batch, whole shards are kept; once more to abort at once")
+        tell(f"{name}: ending at the next batch, whole shards are kept; once more to abort immediately")
         stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -14,10 +14,10 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands to the command line."""
 
     @usage.command(
-        app, short_help="Say where a run stands.", example="genenc status run --json", guide="The run folder"
+        app, short_help="Show the state of a run.", example="genenc status run --json", guide="The run folder"
     )
     def status(run: RunArgument, json: Json = False) -> None:
-        """Say where a run stands; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
+        """Show the state of a run; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
         with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
@@ -48,7 +48,7 @@ def add_to(app: typer.Typer) -> None:
 
     @usage.command(
         app,
-        short_help="Say what a run holds, or what a model is.",
+        short_help="Show what a run contains, or describe a model.",
         example="genenc info resnet18",
         guide="Encoders",
     )
@@ -60,7 +60,7 @@ def add_to(app: typer.Typer) -> None:
         trust: Trust = False,
         json: Json = False,
     ) -> None:
-        """Say what a run holds, or what a model is: slots, batches, preprocessing; no weights are loaded for it."""
+        """Show what a run contains, or describe a model: slots, batches, preprocessing; loads no weights."""
         with output.errors_as_words(as_json=json):
             from genenc_core.cli import inspection
 
@@ -69,7 +69,7 @@ def add_to(app: typer.Typer) -> None:
     @usage.command(
         app,
         "models",
-        short_help="List the encoders that a name reaches.",
+        short_help="List the encoders available by name.",
         example="genenc models --search 'resnet*' --source timm",
         guide="Encoders",
     )
@@ -96,7 +96,7 @@ def add_to(app: typer.Typer) -> None:
         models: Models = None,
         json: Json = False,
     ) -> None:
-        """List the encoders that a name reaches; channels come from a run without weights when the rows are few."""
+        """List the encoders available by name; channels come from a run without weights when the rows are few."""
         with output.errors_as_words(as_json=json):
             from genenc_core.cli import models as models_command
 

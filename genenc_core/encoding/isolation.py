@@ -31,7 +31,7 @@ def encode_pieces(
         EncoderError: the encoder broke its contract (outputs of another number, shape or type), at once: all images
             have the same size, so no image makes it do so.
         Stopped: the end was asked for.
-        OSError: at once: it is no image's fault either.
+        OSError: at once: it is not an image's fault either.
         Exception: whatever the encoder raised, once more than `may_fail` images failed alone: then it is the encoder.
     """
     waiting = [(0, len(batch))]

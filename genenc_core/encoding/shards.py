@@ -195,7 +195,7 @@ class ShardEncoder:
             raise errors.ShardError(
                 self.given.shard,
                 f"more than {self.allowed} of {len(self.given)} images failed ({first}); nothing of it is stored: "
-                "mend the files, or allow more with --max-failures",
+                "fix the files, or allow more with --max-failures",
             )
 
     def _refuse_a_lost_volume(self) -> None:
@@ -212,7 +212,7 @@ class ShardEncoder:
         what = "are not the files that were planned" if self.causes["changed"] else "cannot be read"
         raise errors.ShardError(
             self.given.shard,
-            f"{count} of its {rows} files {what} ({first}), which is rather their volume's fault than theirs, so "
+            f"{count} of its {rows} files {what} ({first}), which points to a fault of their volume, so "
             "nothing of it is stored: mount the volume or put the files back (rsync -t and cp -p keep their times), or "
             "take them as they are now with --accept-changed; then resume the run",
         )
@@ -224,9 +224,9 @@ class ShardEncoder:
         if self.encoder_failures > 1 or not self._encodes_noise():
             raise errors.ShardError(
                 self.given.shard,
-                f"the encoder failed for every image that it got ({self.encoder_failures}: "
+                f"the encoder failed for every image of the shard ({self.encoder_failures}: "
                 f"{self.failures[-1].reason}), so "
-                "nothing is stored: mend the model or the device, or allow it with --max-failures 100%",
+                "nothing is stored: fix the model or the device, or allow it with --max-failures 100%",
             )
 
     def _refuse_a_turned_encoder(self, failure: str) -> None:
@@ -243,7 +243,7 @@ class ShardEncoder:
         raise errors.ShardError(
             self.given.shard,
             f"the encoder fails now for an image that it encoded before ({failure}), so nothing of the shard is "
-            "stored: mend the model or the device, then resume the run",
+            "stored: fix the model or the device, then resume the run",
         )
 
     def _encodes_noise(self) -> bool:

@@ -133,7 +133,7 @@ def _grid(slots: Sequence[spec.SlotSpec], tile: Size) -> Size:
         if len(slot.shape) != 3:
             raise errors.InputError(
                 f"output slot {slot.name!r} has shape {list(slot.shape)}, and what its tokens are for a canvas of "
-                "several tiles is not known: only maps [C, h, w] and vectors [C] can be had with --canvas"
+                "several tiles is not known: only maps [C, h, w] and vectors [C] are supported with --canvas"
             )
         height, width = slot.shape[1:]
         if tile[0] % height or tile[1] % width:
@@ -155,7 +155,7 @@ def _check_canvas(canvas: Size, tile: Size, grid: Size) -> None:
     )
     offers = dict.fromkeys(f"{height}x{width}" for height, width in (below, above))
     raise errors.InputError(
-        f"--canvas {canvas[0]}x{canvas[1]} is no whole number of the map's cells of {_text(grid)} pixels: "
+        f"--canvas {canvas[0]}x{canvas[1]} is not a whole number of the map's cells of {_text(grid)} pixels: "
         f"give {' or '.join(offers)}"
     )
 
@@ -166,7 +166,8 @@ def _check_shared(option: str, value: int, unit: int, span: str, *, ok: bool) ->
     if value % unit:
         below = value // unit * unit
         raise errors.InputError(
-            f"{option} {value} is no whole number of the maps' cells of {unit} pixels: give {below} or {below + unit}"
+            f"{option} {value} is not a whole number of the maps' cells of {unit} pixels: "
+            f"give {below} or {below + unit}"
         )
 
 

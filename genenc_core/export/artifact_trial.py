@@ -104,7 +104,7 @@ def _in_a_process_of_its_own(asked: str, *, any_size: bool) -> Mapping[str, Any]
         path = json.loads(asked)["weights_path"]
         raise errors.InputError(
             f"the artifact {path!r} ended its process (code {done.returncode}) when it was tried: "
-            f"{end or 'it said nothing'}."
+            f"{end or 'no message'}."
         )
     found: Mapping[str, Any] = json.loads(said)
     return found
@@ -230,7 +230,7 @@ def _chosen(run: record.FileRunner, name: str, form: spec.ArtifactInput, batch: 
     if not found.positions:
         told = "; ".join(found.left_out) or "nothing"
         raise errors.InputError(
-            f"the artifact {name!r} gives no features: {told}. Export the model so that it returns feature maps "
+            f"the artifact {name!r} returns no features: {told}. Export the model so that it returns feature maps "
             "[B, C, h, w] or vectors [B, C] of floating-point numbers."
         )
     return found
@@ -252,7 +252,7 @@ def _outputs(run: record.Runner, batch: int, size: tuple[int, int]) -> Sequence[
         if tensor.ndim < 2 or tensor.shape[0] != batch:
             raise ValueError(f"it gives {list(tensor.shape)} for a batch of {batch}")
     if not outputs:
-        raise ValueError("it gives nothing")
+        raise ValueError("it returns nothing")
     return outputs
 
 

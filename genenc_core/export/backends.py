@@ -168,8 +168,8 @@ def _rebuilt(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> sources.Bui
     same = ((block.mean or built.mean, block.std or built.std), tuple((s.name, s.shape) for s in model_spec.outputs))
     if same != ((built.mean, built.std), tuple((slot.name, slot.shape) for slot in built.outputs)):
         raise errors.InputError(
-            f"model spec {model_spec.model_id!r} declares another mean, std or outputs than {name!r} has here. Write "
-            "the spec again with genenc export."
+            f"model spec {model_spec.model_id!r} declares a different mean, std or outputs than {name!r} has here. "
+            "Write the spec again with genenc export."
         )
     return built
 
@@ -181,7 +181,7 @@ def _refuse_other_code(who: str, block: spec.GenencBlock, built: sources.BuiltEn
         if (recorded is not None or block.code is not None) and (recorded or {}) != now:
             raise errors.InputError(
                 f"the {what} of {built.request.name!r} differs from that which model spec {who!r} was made with: "
-                f"{own_code.describe_difference(recorded or {}, now)}. Put back what was there, or start anew: another "
+                f"{own_code.describe_difference(recorded or {}, now)}. Put back what was there, or start over: another "
                 "--out for a run, genenc export for a spec."
             )
 

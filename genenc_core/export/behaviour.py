@@ -13,7 +13,7 @@ _CONTRASTS = ((255, 0), (64, 180), (40, 0))
 """(range, least value) of each image in turn: batch statistics of two of them differ much."""
 REMEDY = (
     "so what is stored of an image would depend on more than the image. Put the model in evaluation mode before it is "
-    "saved or returned (model.eval()), and take out what is random or remembered."
+    "saved or returned (model.eval()), and remove what is random or kept between calls."
 )
 
 
@@ -45,8 +45,8 @@ def fault(
     first, again = run(batch), run(batch)
     if told := difference(first, again, limit):
         return (
-            f"gives the same images other features each time ({told}), as dropout or another random draw does, or "
-            "state that is kept between calls"
+            f"returns different features for the same images each time ({told}), as dropout or other randomness does, "
+            "or state that is kept between calls"
         )
     if count > 1:
         others = torch.cat([shown[:1], shown[-1:].expand(count - 1, -1, -1, -1)]).contiguous()
@@ -56,7 +56,7 @@ def fault(
                 return f"gives an image other features beside other images ({told}), as batch statistics do"
         turned = {slot: value.roll(-1, 0) for slot, value in run(batch.roll(1, 0).contiguous()).items()}
         if told := difference(first, turned, limit):
-            return f"gives an image other features in another place of the batch ({told})"
+            return f"returns different features for an image at another position in the batch ({told})"
     return None
 
 

@@ -23,6 +23,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type != "cuda" or index >= torch.cuda.device_count():
         raise errors.InputError(
             f"device {name!r} cannot be used: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices "
-            "here. Give auto, cpu, or one that is there."
+            "here. Give auto, cpu, or an existing one."
         )
     return torch.device("cuda", index)

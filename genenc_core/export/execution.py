@@ -36,6 +36,6 @@ class Execution:
             )
         if self.precision == "tf32" and not device.startswith("cuda"):
             raise errors.InputError(
-                f"precision tf32 is of CUDA devices, and the model would run on {device}: give --precision float32 or "
+                f"precision tf32 needs a CUDA device, and the model would run on {device}: give --precision float32 or "
                 "bfloat16, or another --device"
             )

@@ -95,11 +95,9 @@ def _check_arguments(
             f"cannot export to formats {list(formats)}: give one or more of {', '.join(table.FORMATS)}, each once."
         )
     if not 1 <= batch_min <= batch_max:
-        raise errors.InputError(
-            f"batch bounds {batch_min} to {batch_max} cannot be: the least must be at least 1 and not above the most."
-        )
+        raise errors.InputError(f"batch bounds {batch_min} to {batch_max} are invalid: need 1 <= min <= max.")
     if variants and (min(variants) < 1 or len(set(variants)) != len(variants)):
-        raise errors.InputError(f"variants {list(variants)} cannot be: give batch sizes of at least 1, each once.")
+        raise errors.InputError(f"variants {list(variants)} are invalid: give batch sizes of at least 1, each once.")
     if not stem or Path(stem).name != stem or stem.startswith("."):
         raise errors.InputError(f"model name {stem!r} must be a plain file name, without folders.")
 

@@ -61,7 +61,7 @@ def _draft(path: Path, known: record.Format, size: tuple[int, int]) -> spec.Runt
     return spec.RuntimeModelSpec(
         model_id=MODEL_ID,
         display_name=DISPLAY_NAME,
-        description=f"Outputs of {path.name} as found by running it.",
+        description=f"Outputs of {path.name} as observed by running it.",
         weights_path=str(path.resolve()),
         backend=known.backend,
         inputs=(
@@ -111,7 +111,7 @@ def parse_shape(given: str) -> tuple[int, ...]:
     sides = tuple(text.whole_number(part) or 0 for part in parts)
     if 0 in sides:
         raise errors.InputError(
-            f"output shape {given!r} cannot be read: {parts[sides.index(0)]!r} is no whole number of at least "
+            f"output shape {given!r} cannot be read: {parts[sides.index(0)]!r} is not a whole number of at least "
             "1. Give sizes with commas between, without the batch, such as 768,7,7."
         )
     return sides

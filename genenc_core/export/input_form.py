@@ -69,7 +69,7 @@ def _layouts(shape: tuple[int | None, ...] | None, name: str) -> list[tuple[str,
         return every
     if len(shape) != 4:
         raise errors.InputError(
-            f"the artifact {name!r} takes {_words(shape)}, which is no batch of images. {_OTHERWISE}"
+            f"the artifact {name!r} takes {_words(shape)}, which is not a batch of images. {_OTHERWISE}"
         )
     places = {"NCHW": shape[1], "NHWC": shape[3]}
     fits = [(layout, channels) for layout, channels in every if places[layout] in (channels, None)]
@@ -102,9 +102,9 @@ def refused(
     tried: Sequence[spec.ArtifactInput],
     size_taken: tuple[int, int] | None,
 ) -> str:
-    """Return why a file takes no batch of images, and the remedy that belongs to the cause."""
-    said = "; ".join(reasons) or "it said nothing"
-    start = f"the artifact {name!r} takes no batch of images of {size[0]} x {size[1]} pixels: {said}. "
+    """Return why a file does not accept a batch of images, and the remedy that belongs to the cause."""
+    said = "; ".join(reasons) or "no message"
+    start = f"the artifact {name!r} does not accept a batch of images of {size[0]} x {size[1]} pixels: {said}. "
     if size_taken is not None:
         return f"{start}It takes images of {size_taken[0]} x {size_taken[1]} pixels: give --image-size " + "x".join(
             map(str, size_taken)

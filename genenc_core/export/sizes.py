@@ -25,7 +25,7 @@ def size_range(
     found = spec.SizeRange(min=least, max=most, multiple=multiple)
     if not (found.takes(*least) and found.takes(*most) and found.takes(*own)) or least == most:
         raise errors.InputError(
-            f"the sizes {least[0]} x {least[1]} to {most[0]} x {most[1]} cannot be: both must be multiples of "
+            f"the sizes {least[0]} x {least[1]} to {most[0]} x {most[1]} are invalid: both must be multiples of "
             f"{multiple} (the model's stride), differ, and have the model's own {own[0]} x {own[1]} between them. "
             "Change --size-min, --size-max or --image-size."
         )
@@ -67,7 +67,9 @@ def require(built: sources.BuiltEncoder, found: spec.SizeRange) -> None:
         ExportError: it refuses one of them, or gives maps that do not grow with the image; what it says is told.
     """
     own = (built.preprocessing.height, built.preprocessing.width)
-    fixed = f"{built.request.name!r} takes images of {own[0]} x {own[1]} pixels only, so --dynamic-size cannot be had: "
+    fixed = (
+        f"{built.request.name!r} takes images of {own[0]} x {own[1]} pixels only, so --dynamic-size is not possible: "
+    )
     remedy = "Leave --dynamic-size out, and export once per --image-size."
     for height, width in further(found, own):
         images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -152,7 +152,7 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
 def _check_scans(data: bytes | bytearray) -> None:
     scans = data.count(b"\xff\xda")
     if scans > MAX_SCANS:
-        raise ImageUnreadable(f"a JPEG of {scans} scans, above the limit of {MAX_SCANS}: write the file anew")
+        raise ImageUnreadable(f"a JPEG of {scans} scans, above the limit of {MAX_SCANS}: save the file again")
 
 
 def _resizable(data: bytes | bytearray, header: headers.JpegHeader, goal: Goal | None) -> plain_jpeg.Source | None:

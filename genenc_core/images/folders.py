@@ -39,7 +39,7 @@ class LeftOut:
 
 
 def describe(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> str:
-    """Return what was left out in words: `3 files are no images that genenc reads: 2 .heic (a.heic, b.heic), ...`."""
+    """Return what was left out in words: `3 files are not images that genenc reads: 2 .heic (a.heic, b.heic), ...`."""
     total = sum(count for count, _ in kinds.values())
     shown = sorted(kinds.items(), key=lambda item: (-item[1][0], item[0]))[:_KINDS_SHOWN]
     parts = [
@@ -47,7 +47,7 @@ def describe(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> str:
         for kind, (count, first) in shown
     ]
     more = f", and {len(kinds) - len(shown)} more kinds" if len(kinds) > len(shown) else ""
-    what = "1 file is no image" if total == 1 else f"{total} files are no images"
+    what = "1 file is not an image" if total == 1 else f"{total} files are not images"
     return f"{what} that genenc reads: {', '.join(parts)}{more}"
 
 

@@ -183,7 +183,7 @@ def _answer_of_fork(
 
 
 def _memory() -> IO[bytes]:
-    """Return a file in memory where the system has such files: a full temporary folder is no image's fault."""
+    """Return a file in memory where the system has such files: a full temporary folder is not an image's fault."""
     create = getattr(os, "memfd_create", None)
     return tempfile.TemporaryFile() if create is None else os.fdopen(create("genenc"), "w+b")
 
@@ -241,7 +241,7 @@ def _listen(process: subprocess.Popen[bytes], answers: "queue.SimpleQueue[bytes]
 
 def _overdue(row: int, limits: Limits) -> reading.LoadedImage:
     reason = (
-        f"gave no result within {limits.seconds:g} s, in a process of its own: write the file anew, or allow more time "
+        f"gave no result within {limits.seconds:g} s, in a separate process: save the file again, or allow more time "
         "with --image-timeout"
     )
     return reading.unreadable(row, reason, cause="file")
@@ -249,7 +249,7 @@ def _overdue(row: int, limits: Limits) -> reading.LoadedImage:
 
 def _ending(number: int, said: str) -> str:
     """Return why an image is unreadable whose process ended with a signal (an exit code, when it is not positive)."""
-    return f"its decoder ends the process ({_name(number)}{f': {said}' if said else ''}): write the file anew"
+    return f"its decoder ends the process ({_name(number)}{f': {said}' if said else ''}): save the file again"
 
 
 def _name(number: int) -> str:

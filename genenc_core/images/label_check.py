@@ -87,7 +87,8 @@ def _normalized(xy: np.ndarray, sizes: np.ndarray) -> Finding | None:
     counted = f"{inside.sum()} of {len(there)} points of the points file lie in [0, 1], such as ({x:g}, {y:g})"
     if inside.mean() < 0.5:
         return Finding(
-            words=f"{counted}, as normalised coordinates do, and the others do not: are there labels of two kinds?",
+            words=f"{counted}, as normalised coordinates do, and the others do not: "
+            "does the file mix two kinds of labels?",
             refuse=False,
         )
     return Finding(

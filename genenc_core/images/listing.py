@@ -205,8 +205,8 @@ def _files(root: Path, entries: list[str], *, clean: bool) -> tuple[list[str], l
     long = next((entry for entry in entries if len(entry) > _LONGEST_NAME), None)
     if long is not None:
         raise errors.InputError(
-            f"an entry of {len(long)} characters begins {long[:40]!r} and is no path: if the column holds the images "
-            "themselves (base64), write them to files first, and give that folder"
+            f"an entry of {len(long)} characters begins {long[:40]!r} and is not a path: if the column holds the "
+            "images themselves (base64), write them to files first, and give that folder"
         )
     if clean:
         files = [entry.removeprefix(prefix) for entry in entries]

@@ -88,7 +88,7 @@ class ImageLoader:
         pending: _Pending = deque()
         if not self._manifest.root.is_dir():
             raise FileNotFoundError(
-                errno.ENOENT, "the images' folder is not there: put it back or mount it", str(self._manifest.root)
+                errno.ENOENT, "the images' folder does not exist: restore or mount it", str(self._manifest.root)
             )
         suspects = self._suspects(start, stop)
         try:
@@ -136,7 +136,7 @@ class ImageLoader:
         try:
             return self._pool.wait(job)
         except pool.Overdue:
-            LOGGER.warning("%s gave no result in time: it is tried in a process of its own", request.path)
+            LOGGER.warning("%s gave no result in time: it is tried again in a separate process", request.path)
             return self._alone.load(request)
 
     def _requests(self, start: int, stop: int, only: Collection[int] | None) -> Iterator[Request]:

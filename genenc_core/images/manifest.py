@@ -170,15 +170,15 @@ def _described(path: Path, stored: Mapping[bytes, bytes]) -> tuple[Path, str, tu
     try:
         point_names = json.loads(stored[b"genenc.point_names"])
         if not isinstance(point_names, list) or not all(isinstance(name, str) for name in point_names):
-            raise ValueError("genenc.point_names is no list of names")
+            raise ValueError("genenc.point_names is not a list of names")
         root = names.to_path(stored[b"genenc.root"].decode())
         if not os.path.isabs(root):  # noqa: PTH117
-            raise ValueError("genenc.root is no absolute path")
+            raise ValueError("genenc.root is not an absolute path")
         return Path(root), stored[b"genenc.digest"].decode(), tuple(point_names)
     except (KeyError, ValueError, RecursionError) as error:
         told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise errors.StoreError(
-            f"{path} is damaged: the metadata of a genenc manifest is not whole ({told})"
+            f"{path} is damaged: the metadata of a genenc manifest is incomplete ({told})"
         ) from error
 
 
@@ -189,9 +189,9 @@ def _label_counts(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
         if not isinstance(found, dict) or not all(
             type(found.get(key, 0)) is int for key in ("absent", "images_without")
         ):
-            raise ValueError("genenc.labels is no object of counts")
+            raise ValueError("genenc.labels is not an object of counts")
         if not isinstance(found.get("scale", ""), str):
-            raise ValueError("genenc.labels has a scale that is no text")
+            raise ValueError("genenc.labels has a scale that is not text")
         PointsScale.parse(found.get("scale"))
     except (ValueError, RecursionError, errors.InputError) as error:
         raise errors.StoreError(f"{path} is damaged: {error}") from error
@@ -218,7 +218,7 @@ def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequ
     except (KeyError, pa.ArrowException) as error:
         raise errors.StoreError(f"{path} is damaged: {error}") from error
     if wrong:
-        raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are not there or of another type")
+        raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are missing or of another type")
 
 
 def write_manifest(

@@ -79,7 +79,7 @@ def read_points(path: Path, *, columns: str | None = None, scale: str | None = N
         InputError: unreadable, a column missing, x or y that is no finite number, a point given twice, or no points.
     """
     if path.exists() and not path.is_file():
-        raise errors.InputError(f"the points file {str(path)!r} is no regular file; give a .csv, .tsv or .parquet")
+        raise errors.InputError(f"the points file {str(path)!r} is not a regular file; give a .csv, .tsv or .parquet")
     if not path.is_file():
         raise errors.InputError(f"the points file {str(path)!r} does not exist")
     chosen = _chosen_columns(columns)

@@ -19,7 +19,7 @@ from genenc_core.images.limits import Limits
 MAX_BYTES = 4 * 2**30
 Cause = Literal["image", "file", "changed"]
 """Why a row has no pixels: what the file holds; that it could not be read, in time, with the memory there is; that it
-is not the file that was planned. Where it is one of the last two for most of a shard, it is no image's fault."""
+is not the file that was planned. Where it is one of the last two for most of a shard, it is not an image's fault."""
 _NOT_THE_IMAGES_FAULT: Final = frozenset(
     (
         *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.EROFS),

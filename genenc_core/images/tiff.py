@@ -135,7 +135,9 @@ class Page:
             raise ImageUnreadable(f"damaged or unsupported TIFF: {_reason(error)}") from error
         planes, depth, height, width, contiguous = values.shape
         if depth != 1 or (height, width) != (self.height, self.width) or planes * contiguous != self.samples:
-            raise ImageUnreadable(f"a TIFF of {' x '.join(map(str, values.shape))} values, which is no flat picture")
+            raise ImageUnreadable(
+                f"a TIFF of {' x '.join(map(str, values.shape))} values, which is not a two-dimensional image"
+            )
         return np.moveaxis(values[:, 0], 0, 2).reshape(height, width, self.samples)
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:

@@ -100,7 +100,7 @@ def dry_run(module: EncoderModule, *, name: str, height: int, width: int) -> tup
             "Give another --image-size, or a model that takes this one."
         ) from error
     except errors.EncoderError as error:
-        raise errors.InputError(f"model {name!r} is no encoder: {error}") from error
+        raise errors.InputError(f"model {name!r} is not an encoder: {error}") from error
     return tuple(_slot(slot, tensor, name) for slot, tensor in outputs.items())
 
 
@@ -131,12 +131,12 @@ def _slot(slot: str, tensor: torch.Tensor, name: str) -> spec.SlotSpec:
     shape = tuple(tensor.shape)
     if len(shape) not in _DESCRIPTIONS or shape[0] != 2 or min(shape) < 1 or tensor.dtype != torch.float32:
         raise errors.InputError(
-            f"model {name!r} is no encoder: output {slot!r} of two images is {tensor.dtype} {list(shape)}, but must be "
-            "float32: feature maps [2, C, h, w], vectors [2, C], or lists of vectors [2, N, C] in a dict."
+            f"model {name!r} is not an encoder: output {slot!r} of 2 images is {tensor.dtype} {list(shape)}, but must "
+            "be float32: feature maps [2, C, h, w], vectors [2, C], or lists of vectors [2, N, C] in a dict."
         )
     if len(shape) == 3 and _UNNAMED.match(slot):
         raise errors.InputError(
-            f"model {name!r} gives tokens {list(shape)} and does not say on which grid they lie. Put them on it, "
+            f"model {name!r} gives tokens {list(shape)} and does not state their grid. Put them on it, "
             "or let the model declare num_prefix_tokens and patch_size."
         )
     return spec.SlotSpec(

@@ -76,7 +76,7 @@ def _resolved(item: str, parts: Parts, inside: Mapping[str, str]) -> str:
             return item
         if item in dict(parts.model.named_modules()):
             raise errors.InputError(
-                f"layer {item!r} is no part of the encoder: it comes after the feature maps. Its stages are "
+                f"layer {item!r} is not part of the encoder: it comes after the feature maps. Its stages are "
                 f"{_listed(stages)}."
             )
         near = difflib.get_close_matches(item, inside, n=5, cutoff=0.5)
@@ -143,12 +143,12 @@ def _form(name: str, module: nn.Module, calls: Sequence[object], parts: Parts) -
             raise _not_understood(name, shape, f"these are tokens on a grid that the model does not tell{known}")
         return "tokens"
     if len(shape) > 4:
-        raise _not_understood(name, shape, "it is no map [B, C, h, w], no tokens [B, N, C] and no vector [B, C]")
+        raise _not_understood(name, shape, "it is not a map [B, C, h, w], tokens [B, N, C] or a vector [B, C]")
     if len(shape) == 2:
         return "as it is"
     if parts.padded_inside is not None:
         inner = "x".join(map(str, parts.padded_inside))
-        reason = f"the model pads images of {size[0]} x {size[1]} pixels to {inner}, so its cells lie elsewhere"
+        reason = f"the model pads images of {size[0]} x {size[1]} pixels to {inner}, so its cells are elsewhere"
         raise _not_understood(
             name, shape, f"{reason} than points are looked up (--image-size {inner} needs no padding)"
         )

@@ -50,7 +50,7 @@ class Declared(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _tokens_are_told_whole(self) -> "Declared":
         if (self.patch_size is None) != (self.num_prefix_tokens is None):
-            raise ValueError("patch_size and num_prefix_tokens are told together or not at all")
+            raise ValueError("patch_size and num_prefix_tokens must be set together")
         if self.num_reg_tokens > (self.num_prefix_tokens or 0):
             raise ValueError("num_reg_tokens is more than num_prefix_tokens")
         return self
@@ -134,7 +134,7 @@ def _layout(name: str, declared: Declared, size: tuple[int, int]) -> tokens.Toke
     patch = _pair(declared.patch_size)
     if size[0] % patch[0] or size[1] % patch[1]:
         raise errors.InputError(
-            f"{name!r} has patches of {patch[0]} x {patch[1]} pixels, of which {size[0]} x {size[1]} is no multiple. "
+            f"{name!r} has patches of {patch[0]} x {patch[1]} pixels; {size[0]} x {size[1]} is not a multiple. "
             "Give another --image-size."
         )
     count, registers = declared.num_prefix_tokens, declared.num_reg_tokens

@@ -95,7 +95,7 @@ def checked_size(name: str, image_size: tuple[int, int] | None) -> tuple[int, in
     if height % PATCH or width % PATCH:
         near = "x".join(str(max(round(side / PATCH), 1) * PATCH) for side in (height, width))
         raise errors.InputError(
-            f"{name!r} cuts images into patches of {PATCH} pixels, so {height} x {width} pixels cannot be: each side "
+            f"{name!r} cuts images into patches of {PATCH} pixels, so {height} x {width} pixels do not fit: each side "
             f"must be a multiple of {PATCH}. Give, for example, --image-size {near}."
         )
     return height, width

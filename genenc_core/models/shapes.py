@@ -119,6 +119,6 @@ def _without_numbers(name: str) -> Iterator[_Shapes]:
 
 def _unknown(name: str, error: BaseException) -> errors.InputError:
     return errors.InputError(
-        f"the shapes of {name!r} cannot be found without running it ({type(error).__name__}: {wording.reason(error)}): "
-        "genenc export or extract will tell them."
+        f"the shapes of {name!r} are not known without running it ({type(error).__name__}: {wording.reason(error)}): "
+        "genenc export and extract report them."
     )

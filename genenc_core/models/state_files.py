@@ -66,7 +66,7 @@ def unreadable(path: Path, error: Exception) -> errors.InputError:
         said = "neither a zip archive nor a pickle of a state dict"
     reason = f"{type(error).__name__}: {wording.reason(type(error)(said)) if said else 'no reason given'}"
     return errors.InputError(
-        f"cannot read weights {str(path)!r}: it is no .safetensors file and no state dict that torch.load reads "
+        f"cannot read weights {str(path)!r}: it is neither a .safetensors file nor a state dict that torch.load reads "
         f"({reason[:200]}). {_REMEDY}"
     )
 
@@ -227,7 +227,7 @@ def left_out(names: Sequence[str], total: int) -> str | None:
     """Return a note of the entries of a file that are not taken; None: all are."""
     if not names:
         return None
-    return f"{len(names)} of {total} entries are no part of the encoder and left out: {_listed(names)}"
+    return f"{len(names)} of {total} entries are not part of the encoder and were left out: {_listed(names)}"
 
 
 def say(path: Path, text: str) -> None:

@@ -228,7 +228,7 @@ def _layout(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int]
         grid = _grid_of_own_map(model, size)
     if grid is None or (count is not None and count + grid[0] * grid[1] != shape[1]):
         raise errors.InputError(
-            f"timm's {name!r} gives tokens {list(shape)} and does not say on which grid they lie. Choose another "
+            f"timm's {name!r} gives tokens {list(shape)} and does not state their grid. Choose another "
             "model, or wrap it yourself and give package.module:factory."
         )
     height, width = grid

@@ -186,7 +186,7 @@ def run_model(folder: RunFolder) -> ResolvedModel:
     if (named, arguments) != (folder.identity["model"], folder.identity.get("arguments")):
         raise errors.StoreError(
             f"{join(folder.root, MODEL_SPEC)!r} is of the model {named!r}, but the run is of "
-            f"{folder.identity['model']!r}: somebody put another model there; extract to another --out"
+            f"{folder.identity['model']!r}: the model there was replaced; extract to another --out"
         )
     eager = folder.backend == "eager"
     # A spec from elsewhere may record no digest of its file; the run's identity has it always.

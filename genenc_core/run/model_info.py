@@ -25,14 +25,14 @@ def find(target: str, folders: tuple[str, ...], *, trust: bool = False) -> regis
 
     Raises:
         SpecError: a spec file that breaks a rule.
-        InputError: nothing has that name, or its shapes cannot be found without running it.
+        InputError: nothing has that name, or its shapes are not known without running it.
     """
     path = named_models.spec_file(target, folders)
     if path is None:
         try:
             return registry.ModelRegistry().info(target, trust=trust)
         except errors.InputError as error:
-            raise errors.InputError(f"{target!r} is no run folder and no spec here, and {error}") from error
+            raise errors.InputError(f"{target!r} is neither a run folder nor a spec file here, and {error}") from error
     found = spec.load_spec(path)
     return registry.ModelInfo(model_id=found.model_id, source="json", spec=found, path=path)
 

@@ -109,8 +109,8 @@ def refuse_other_outputs(folder: RunFolder, model: encoders.ResolvedModel, *, de
     told = changes(before, now, half=is_half(encoder, model.execution))
     if told:
         raise errors.StoreError(
-            f"the model gives other outputs for the same images than when this run was made: {'; '.join(told)}. A file "
-            "that it reads, code that it calls or an installed package has changed. Put back what was there, or "
+            f"the model returns different outputs for the same images than when this run was made: {'; '.join(told)}. "
+            "A file that it reads, code that it calls or an installed package has changed. Put back what was there, or "
             "extract to another --out"
         )
 

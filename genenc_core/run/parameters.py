@@ -65,7 +65,7 @@ class ExtractParameters(BaseModel):
     )
     decode: choices.DecodeScale | None = Field(
         default=None,
-        description="scaled: JPEG at the largest of 1/2, 1/4, 1/8 that covers the model's size, sooner and with "
+        description="scaled: JPEG at the largest of 1/2, 1/4, 1/8 that covers the model's size, faster and with "
         "slightly other pixels; full: as they are; none: the model's own, which is full.",
     )
     canvas: str | None = Field(
@@ -79,7 +79,7 @@ class ExtractParameters(BaseModel):
         default=None, ge=0, description="Pixels of a tile's border dropped where another tile covers them; none: 0."
     )
     tile_blend: choices.Blend | None = Field(
-        default=None, description="How tiles that overlap are weighed; none: cosine."
+        default=None, description="How overlapping tiles are weighted; none: cosine."
     )
     backend: choices.Backend = Field(
         default="auto", description="What runs the model; auto: a spec's artifact, else eager."

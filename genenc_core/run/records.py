@@ -170,7 +170,7 @@ def read_json(objects: Objects, key: str) -> dict[str, object]:
     stated = value.pop(SEAL, None)
     if stated is not None and stated != sealed.digest(value):
         raise errors.StoreError(
-            f"{where!r} was changed after it was written (it states another sha256 than its content has): the run "
+            f"{where!r} was changed after it was written (its sha256 does not match its content): the run "
             f"folder is damaged; genenc verify {argument(objects.name)} lists everything"
         )
     return value

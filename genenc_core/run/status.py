@@ -146,7 +146,7 @@ def standing(root: Root) -> str:
         found = run_status(root)
     except (errors.StoreError, errors.InputError):
         return "nothing is stored, the run folder was not made yet"
-    return f"{found.committed} of {found.shards} shards are stored; go on with: genenc resume {argument(root)}"
+    return f"{found.committed} of {found.shards} shards are stored; continue with: genenc resume {argument(root)}"
 
 
 def select_shards(folder: RunFolder, text: str) -> list[int]:

@@ -22,7 +22,9 @@ def new(algorithm: str) -> Any:
         ValueError: an algorithm that this version does not know.
     """
     if algorithm not in _ALGORITHMS:
-        raise ValueError(f"{algorithm[:80]!r} is no digest that this genenc knows ({', '.join(_ALGORITHMS)})")
+        raise ValueError(
+            f"{algorithm[:80]!r} is not a digest that this version of genenc knows ({', '.join(_ALGORITHMS)})"
+        )
     return _ALGORITHMS[algorithm]()
 
 

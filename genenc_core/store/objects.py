@@ -22,7 +22,7 @@ class Objects(Protocol):
     """One run folder's files. Keys are POSIX paths relative to the folder, such as `_txn/store.json`.
 
     All faults are `OSError`s: `FileNotFoundError` for a key that is not there, `FileExistsError` for a taken name,
-    `UnsafeFileError` for what is no regular file of a possible size, or lies behind a symbolic link: it is left alone.
+    `UnsafeFileError` for what is not a regular file of a possible size, or is behind a symbolic link: it is left alone.
     A call that failed for another reason may have happened all the same.
     """
 

@@ -78,7 +78,7 @@ def repair_store(
     with run_store.disk_errors(f"repair of {store.name!r}"), _alone(store, aside):
         for problem in (*problems, *others):
             if _is_original(store, problem):
-                what = f"{problem.what}; it says what the run is, and cannot be written anew: restore it from a copy"
+                what = f"{problem.what}; it says what the run is, and cannot be recreated: restore it from a copy"
                 unrepaired.append(dataclasses.replace(problem, what=what))
             elif problem.shard is None and not _is_created(store, problem):
                 # First, for a file or a link may stand where a folder was.
@@ -137,7 +137,7 @@ def _said(store: run_store.RunStore) -> str:
     except FileNotFoundError:
         holder = "it has just ended"
     return (
-        f"another repair of {store.name!r} is at work ({holder}): wait for it and give the command again. If that "
+        f"another repair of {store.name!r} is running ({holder}): wait for it, then rerun the command. If that "
         f"process is gone, it was killed: delete {where!r} first"
     )
 
@@ -231,7 +231,7 @@ def _restore(
             fresh = group / problem.key
             if not fresh.is_file() or files.digest(fresh) != store.created[problem.key]:
                 what = (
-                    f"{problem.what}; it cannot be written anew, because this version of zarr or genenc makes other "
+                    f"{problem.what}; it cannot be recreated, because this version of zarr or genenc writes other "
                     "bytes than the one that created the run: restore it from a copy"
                 )
                 found = verify.Problem(shard=None, rows=None, key=problem.key, what=what)

@@ -359,8 +359,8 @@ class RunStore:
         now = creation.read(self.objects)
         if now is None or (now.plan.fingerprint, now.created) != (self.plan.fingerprint, self.created):
             raise errors.StoreError(
-                f"{self.name!r} is no longer the run that this process works on: it was removed, moved or made anew "
-                "meanwhile, so nothing more is written to it; give the command again"
+                f"{self.name!r} is no longer the run that this process works on: it was removed, moved or recreated "
+                "meanwhile, so nothing more is written to it; rerun the command"
             )
 
     def _finish(self, record: records.CommitRecord) -> None:
@@ -396,7 +396,7 @@ def disk_errors(what: str) -> Iterator[None]:
     except ConnectionError as error:
         raise errors.StoreError(
             f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "
-            "is not final. When S3 can be reached again, give the command again or resume the run"
+            "is not final. When S3 can be reached again, rerun the command or resume the run"
         ) from error
     except OSError as error:
         raise errors.StoreError(
@@ -415,10 +415,10 @@ def read_errors(name: str) -> Iterator[None]:
     except ConnectionError as error:
         raise errors.StoreError(
             f"the run folder {name!r} cannot be reached: {error.strerror or error} "
-            f"({error.filename or 'no file named'}); when S3 can be reached again, give the command again"
+            f"({error.filename or 'no file named'}); rerun the command when S3 can be reached again"
         ) from error
     except OSError as error:
         raise errors.StoreError(
             f"the run folder {name!r} cannot be read: {error.strerror or error} ({error.filename or 'no file named'}); "
-            "mend its disk, its mount or its rights, then give the command again"
+            "fix its disk, mount or permissions, then rerun the command"
         ) from error

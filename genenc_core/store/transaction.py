@@ -299,6 +299,6 @@ def _place(objects: Objects, record: records.CommitRecord, item: records.ObjectR
         missing = objects.digest(target, algorithm, size=item.size) != (item.size, stated)
     if missing:
         raise errors.StoreError(
-            f"shard {record.shard:05d}: object {item.key!r} is committed but neither in place nor staged; somebody "
-            f"deleted it. {_REMEDY}"
+            f"shard {record.shard:05d}: object {item.key!r} is committed but neither in place nor staged; it "
+            f"was deleted. {_REMEDY}"
         )

@@ -67,9 +67,9 @@ def test_json_is_the_report(genenc: Callable[..., Any], tiny: list[Options]) -> 
     [
         (["--suite", "nope"], "--suite 'nope' is unknown: give all, or some of"),
         (["--suite", ""], "--suite '' is unknown"),
-        (["--out", "nowhere/found.json"], "its folder is not there"),
-        (["--folder", "nowhere"], "--folder 'nowhere' is no folder"),
-        (["--peers", "nowhere"], "--peers 'nowhere' is no folder"),
+        (["--out", "nowhere/found.json"], "its folder does not exist"),
+        (["--folder", "nowhere"], "--folder 'nowhere' is not a folder"),
+        (["--peers", "nowhere"], "--peers 'nowhere' is not a folder"),
         (["--repeats", "0"], "greater than or equal to 1"),
     ],
 )

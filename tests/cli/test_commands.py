@@ -362,7 +362,7 @@ def test_repair_then_resume_makes_a_damaged_run_whole(
     (run / "features.zarr" / "features" / "zarr.json").write_text("{}")
     said = genenc("verify", run, "--repair")
     assert said.code == 0
-    assert "written anew: features/zarr.json" in said.out
+    assert "restored: features/zarr.json" in said.out
     assert "to be encoded again: shards 1" in said.out
     assert genenc("status", run).code == 1
     assert genenc("resume", run).code == 0
@@ -408,7 +408,7 @@ def test_a_signal_ends_at_a_whole_shard_and_says_how_to_go_on(tmp_path: Path, nu
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert re.search(r"stopped: \d+ of 30 shards are stored; go on with: genenc resume", said)
+    assert re.search(r"stopped: \d+ of 30 shards are stored; continue with: genenc resume", said)
     states = status_of(run).reshape(30, 2)
     assert 0 < (states == 1).all(axis=1).sum() < 30
     assert ((states == 1).all(axis=1) | (states == 0).all(axis=1)).all()

@@ -66,7 +66,7 @@ def test_own_encoders_are_listed_and_the_general_one_names_no_shapes(genenc: Cal
     assert set(found) >= {"samvit_base", "samvit_large", "samvit_huge", "deepseek_sam", "darknet53_maps", "yolov3_tiny"}
     assert found["deepseek_sam"]["outputs"] == [{"name": "features", "shape": [1024, 16, 16], "pixels_per_cell": "64"}]
     assert found["deepseek_sam"]["parameters"] == 95_569_152
-    assert found["general_encoder"]["note"] == "those of the file it runs"
+    assert found["general_encoder"]["note"] == "as in the file that it runs"
     assert "outputs" not in found["general_encoder"]
 
 
@@ -96,7 +96,7 @@ def test_wrong_usage_is_said(genenc: Call, arguments: tuple[str, ...], words: st
 
 def test_nothing_fits(genenc: Call) -> None:
     said = genenc("models", "--search", "nosuchmodel")
-    assert (said.code, table(said.out)[1:], "no model fits" in said.err) == (0, [], True)
+    assert (said.code, table(said.out)[1:], "no model matches" in said.err) == (0, [], True)
 
 
 def test_info_of_a_spec_tells_slots_before_and_after_the_post_encoder(genenc: Call, tmp_path: Path) -> None:
@@ -163,10 +163,10 @@ def test_info_of_a_name_needs_no_weights(genenc: Call, monkeypatch: pytest.Monke
 def test_info_of_nothing_is_said(genenc: Call, tmp_path: Path) -> None:
     said = genenc("info", "resnet81")
     assert said.code == 2
-    assert "no run folder and no spec here" in said.err
+    assert "neither a run folder nor a spec file here" in said.err
     assert "resnet18" in said.err
     assert genenc("info", tmp_path / "absent.json").code == 2
-    assert "is not there" in genenc("info", tmp_path / "absent.json").err
+    assert "does not exist" in genenc("info", tmp_path / "absent.json").err
 
 
 def test_a_model_id_is_a_name_where_its_folder_is_given(genenc: Call, photos: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_config_file_names_tiles_as_the_flags_do(genenc: Call, photos: Path, t
         (["--canvas", "16"], "canvas of 16 x 16 pixels is smaller than the model's input of 32 x 32"),
         (["--canvas", "70x90"], "give 64x88 or 72x96"),
         (["--canvas", "64", "--tile-overlap", "32"], "--tile-overlap 32 is out of range: it can be 0 to 24 pixels"),
-        (["--canvas", "64", "--tile-overlap", "9"], "--tile-overlap 9 is no whole number"),
+        (["--canvas", "64", "--tile-overlap", "9"], "--tile-overlap 9 is not a whole number"),
     ],
 )
 def test_tiles_that_cannot_be_are_refused_in_one_paragraph(

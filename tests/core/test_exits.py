@@ -126,4 +126,4 @@ def test_a_command_that_a_model_ends_fails_and_says_how_to_go_on(where: str, tmp
     else:
         found = status.run_status(tmp_path / "run")
         assert found.committed < found.shards
-        assert f"{found.committed} of {found.shards} shards are stored; go on with: genenc resume run" in done.stderr
+        assert f"{found.committed} of {found.shards} shards are stored; continue with: genenc resume run" in done.stderr

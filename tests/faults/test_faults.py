@@ -116,12 +116,12 @@ CASES = {
     "record of a shard cannot be read": Case(
         rules=(Rule(call="objects.read", key="*commits*", nth=1, fault=faulty.fails(errno.ESTALE)),),
         code=1,
-        words=("Stale file handle", "give the command again"),
+        words=("Stale file handle", "rerun the command"),
     ),
     "the records' folder cannot be listed": Case(
         rules=(Rule(call="objects.names", key="*commits*", nth=1, fault=faulty.fails(errno.EMFILE)),),
         code=1,
-        words=(FILES, "give the command again"),
+        words=(FILES, "rerun the command"),
     ),
     "image: too many open files": Case(
         rules=(Rule(call="image.read", key="*img_005.png", fault=faulty.fails(errno.EMFILE)),),

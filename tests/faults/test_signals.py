@@ -107,7 +107,7 @@ def test_a_second_interrupt_ends_an_encoder_that_hangs(
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
-    assert "once more to abort at once" in told
+    assert "once more to abort immediately" in told
     assert "Traceback" not in told
     assert status.run_status(tmp_path / "run").committed == 0
 

@@ -50,7 +50,7 @@ def require(module: nn.Module | None) -> None:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler as error:
         raise errors.ExportError(
-            "AOTInductor export needs a C++ compiler (g++), and none was found. Install one (apt install g++), or "
+            "AOTInductor export needs a C++ compiler (g++), but there is none. Install one (apt install g++), or "
             "export with --formats torchscript."
         ) from error
 

@@ -90,7 +90,7 @@ def split_qkv(model: nn.Module, ending: str) -> None:
     """Replace every submodule whose name ends with `.ending` (or is it) by `QkvParts`; the outputs stay the same.
 
     Raises:
-        InputError: no such module, or one that is no linear layer from d to 3 d.
+        InputError: no such module, or one that is not a linear layer from d to 3 d.
     """
     found = [name for name, _ in model.named_modules() if name == ending or name.endswith(f".{ending}")]
     if not found:
@@ -99,7 +99,9 @@ def split_qkv(model: nn.Module, ending: str) -> None:
         parent, _, child = name.rpartition(".")
         fused = model.get_submodule(name)
         if not isinstance(fused, nn.Linear) or fused.out_features != 3 * fused.in_features:
-            raise errors.InputError(f"replace_qkv {ending!r}: {name!r} is no linear layer from d to 3 d, but {fused}.")
+            raise errors.InputError(
+                f"replace_qkv {ending!r}: {name!r} is not a linear layer from d to 3 d, but {fused}."
+            )
         setattr(model.get_submodule(parent), child, QkvParts(fused))
 
 

@@ -142,7 +142,7 @@ def _activation(named: nn.Module | str | None) -> nn.Module:
     kind = known.get(named.removeprefix("torch.nn.").removeprefix("modules.activation."))
     if kind is None or not issubclass(kind, nn.Module):
         raise errors.InputError(
-            f"final_act {named!r} is no activation of torch.nn.{registry.nearest(named.rpartition('.')[2], known)} "
+            f"final_act {named!r} is not an activation of torch.nn.{registry.nearest(named.rpartition('.')[2], known)} "
             "Give such a name, or a module."
         )
     made: nn.Module = kind()

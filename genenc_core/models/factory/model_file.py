@@ -66,7 +66,7 @@ def canonical(arguments: Mapping[str, Any]) -> str:
     try:
         return json.dumps(named, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise errors.InputError(f"a value is no text, number, true, false, list or table: {error}.") from error
+        raise errors.InputError(f"a value is not text, a number, true, false, a list or a table: {error}.") from error
 
 
 def build(arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:

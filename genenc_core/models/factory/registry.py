@@ -40,7 +40,7 @@ class Registry:
             InputError: not callable, or the name is taken.
         """
         if not callable(constructor):
-            raise errors.InputError(f"cannot register {constructor!r}: it is no class or function that can be called.")
+            raise errors.InputError(f"cannot register {constructor!r}: it is not a callable class or function.")
         key = name or constructor.__name__
         if key in self:
             raise errors.InputError(f"the name {key!r} is registered already; unregister({key!r}) first to replace it.")

@@ -126,7 +126,7 @@ def _created(name: str, *, pretrained: bool, **options: Any) -> Any:
 def _layers(name: str, body: Any, indices: Sequence[int] | None) -> list[int]:
     depth = len(getattr(body, "blocks", ()))
     if not depth or not hasattr(body, "num_prefix_tokens") or not hasattr(body, "forward_intermediates"):
-        raise errors.InputError(f"timm's {name!r} is no plain transformer; take backbone_output 'maps'.")
+        raise errors.InputError(f"timm's {name!r} is not a plain transformer; take backbone_output 'maps'.")
     wanted = list(range(depth)) if indices is None else list(indices)
     if not wanted or any(not -depth <= index < depth for index in wanted):
         raise errors.InputError(f"backbone_out_indices {wanted} of {name!r} must be from {-depth} to {depth - 1}.")

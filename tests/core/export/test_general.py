@@ -117,7 +117,9 @@ def test_a_file_for_one_image_is_fixed_to_it(tmp_path: Path) -> None:
 
 def test_a_file_that_mixes_the_images_of_a_batch_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    with pytest.raises(errors.InputError, match=r"other features in another place of the batch.*evaluation mode"):
+    with pytest.raises(
+        errors.InputError, match=r"different features for an image at another position in the batch.*evaluation mode"
+    ):
         general.spec_of(traced(Mixing(), tmp_path / "mix.pt"), image_size=(32, 48), trust=True)
 
 
@@ -129,7 +131,7 @@ def test_a_package_tells_its_bounds_and_its_size(exported: dict[str, exporting.E
         ("features_0", (8, 4, 5)),
         ("features_1", (4, 8, 10)),
     ]
-    with pytest.raises(errors.InputError, match=r"takes no batch of images of 40 x 32 pixels.*--image-size"):
+    with pytest.raises(errors.InputError, match=r"does not accept a batch of images of 40 x 32 pixels.*--image-size"):
         general.spec_of(path, image_size=(40, 32), trust=True)
 
 
@@ -166,7 +168,7 @@ def test_a_file_that_always_mixes_is_refused() -> None:
             raise RuntimeError("two or more")
         return (images.mean((2, 3)) * torch.arange(len(images))[:, None],)
 
-    with pytest.raises(errors.InputError, match="in another place of the batch"):
+    with pytest.raises(errors.InputError, match="at another position in the batch"):
         artifact_trial.find(run, name="x", size=(8, 8), bounded=False)
 
 
@@ -199,5 +201,5 @@ class Whole(nn.Module):
 
 
 def test_a_file_without_features_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(errors.InputError, match="gives no features: output 0"):
+    with pytest.raises(errors.InputError, match="returns no features: output 0"):
         general.spec_of(traced(Whole(), tmp_path / "whole.pt"), image_size=(32, 48), trust=True)

@@ -262,7 +262,7 @@ def test_outputs_of_other_ranks_are_kept(kind: str, shape: tuple[int, ...], tmp_
 @pytest.mark.parametrize("kind", LEFT_OUT)
 def test_a_file_without_features_is_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
     path = traced(Several(kind), torch.rand(2, 3, *SIZE), tmp_path / "m.pt")
-    with pytest.raises(errors.InputError, match=r"gives no features: output 0 \(") as found:
+    with pytest.raises(errors.InputError, match=r"returns no features: output 0 \(") as found:
         general.spec_of(path, image_size=SIZE, trust=True)
     assert "--image-size" not in str(found.value)
 

@@ -333,7 +333,7 @@ def test_names_from_other_systems_find_their_files(tmp_path: Path, entry: str, f
         ("\\\\server\\share\\a.png", "a path of a Windows machine"),
         ("https://example.org/a.png", r"is an address \(https://\).*download"),
         ("s3://bucket/a.png", r"is an address \(s3://\)"),
-        ("iVBORw0KGgo" + "A" * 5000, r"no path.*\(base64\)"),
+        ("iVBORw0KGgo" + "A" * 5000, r"not a path.*\(base64\)"),
     ],
 )
 def test_entries_that_can_be_no_file_here_are_refused(tmp_path: Path, entry: str, words: str) -> None:
@@ -390,7 +390,7 @@ def test_files_that_no_reader_takes_are_counted_and_named(tmp_path: Path) -> Non
     list(listing.iter_blocks(sources.open_source(str(tmp_path)), left_out=left_out))
     assert {kind: count for kind, (count, _) in left_out.kinds.items()} == {".heic": 4, "": 1, ".npy": 1}
     assert folders.describe(left_out.kinds) == (
-        "6 files are no images that genenc reads: 4 .heic (b.HEIC, d.heic, e.heic, ...), 1 without an extension "
+        "6 files are not images that genenc reads: 4 .heic (b.HEIC, d.heic, e.heic, ...), 1 without an extension "
         "(noext), 1 .npy (sub/f.npy)"
     )
     only = folders.LeftOut()

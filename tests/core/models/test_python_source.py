@@ -126,7 +126,7 @@ def test_declared_nhwc_maps_come_with_their_channels_first(own: str) -> None:
         ("typo", "imagesize: Extra inputs.* may hold image_size, mean"),
         ("size", "image_size"),
         ("zero", "std"),
-        ("half", "patch_size and num_prefix_tokens are told together"),
+        ("half", "patch_size and num_prefix_tokens must be set together"),
         ("many", "num_reg_tokens is more than num_prefix_tokens"),
         ("wrong", "787 tokens, but a grid of 28 x 28 patches and 1"),
         ("stage", "declares the stage 'convolution', but has no such module"),

@@ -67,7 +67,7 @@ def test_a_size_that_cannot_be_is_refused_as_when_built() -> None:
 
 
 def test_a_model_that_needs_numbers_is_said_so() -> None:
-    with pytest.raises(errors.InputError, match="cannot be found without running it"):
+    with pytest.raises(errors.InputError, match="are not known without running it"):
         shapes.measure("tiny_models:raises_for_dark", image_size=(32, 32))
 
 

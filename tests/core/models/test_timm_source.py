@@ -99,7 +99,7 @@ def test_an_unknown_tag_lists_the_known_ones() -> None:
         build("resnet10t", weights="pretrained:NOPE")
 
 
-@pytest.mark.parametrize(("name", "words"), [("crossvit_tiny_240", "gives a list"), ("pit_ti_224", "which grid")])
+@pytest.mark.parametrize(("name", "words"), [("crossvit_tiny_240", "gives a list"), ("pit_ti_224", "state their grid")])
 def test_models_without_one_map_are_refused(name: str, words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
         build(name)

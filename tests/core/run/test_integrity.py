@@ -276,5 +276,5 @@ def test_a_manifest_without_a_column_is_said_in_words(begun: Path, column: str) 
     path = begun / "images.parquet"
     table = stored(path)
     parquet.write_table(table.drop_columns([column]), path)
-    with pytest.raises(errors.StoreError, match=f"the columns {column} are not there"):
+    with pytest.raises(errors.StoreError, match=f"the columns {column} are missing"):
         RunFolder(begun)

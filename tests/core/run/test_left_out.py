@@ -1,4 +1,4 @@
-"""Files of a folder that are no images are said when the run is made, and whenever somebody asks later."""
+"""Files of a folder that are not images are said when the run is made, and whenever somebody asks later."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.
     for name in ("c.heic", "d.jp2", "b_noext"):
         (photos / name).write_bytes(b"x")
     words = (
-        "3 files are no images that genenc reads: 1 without an extension (b_noext), 1 .heic (c.heic), 1 .jp2 (d.jp2)"
+        "3 files are not images that genenc reads: 1 without an extension (b_noext), 1 .heic (c.heic), 1 .jp2 (d.jp2)"
     )
     with pytest.warns(folders.FilesLeftOut) as told:
         driver.extract(given(tmp_path))
@@ -46,5 +46,5 @@ def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.
 def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.heic").write_bytes(b"x")
-    with pytest.raises(errors.InputError, match=r"no images found.*1 file is no image that genenc reads: 1 \.heic"):
+    with pytest.raises(errors.InputError, match=r"no images found.*1 file is not an image that genenc reads: 1 \.heic"):
         driver.extract(given(tmp_path))

@@ -100,7 +100,7 @@ def test_rows_that_a_dead_process_had_in_work_are_loaded_alone(
 
     def load(loader: isolated.IsolatedLoader, request: reading.Request) -> reading.LoadedImage:
         alone.append(request.row)
-        return reading.unreadable(request.row, "its decoder ends the process (SIGSEGV): write the file anew")
+        return reading.unreadable(request.row, "its decoder ends the process (SIGSEGV): save the file again")
 
     monkeypatch.setattr(isolated.IsolatedLoader, "load", load)
     result = extract()

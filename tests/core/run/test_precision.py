@@ -114,7 +114,7 @@ def test_it_is_part_of_what_a_run_means_and_a_resumed_run_keeps_it(extract: Extr
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"precision": "tf32"}, "tf32 is of CUDA devices, and the model would run on cpu: give --precision"),
+        ({"precision": "tf32"}, "tf32 needs a CUDA device, and the model would run on cpu: give --precision"),
         ({"precision": "bfloat16", "backend": "torchscript"}, "--precision bfloat16 goes with --backend eager only"),
         ({"compile": True, "backend": "torchscript"}, "--compile goes with --backend eager only"),
         ({"compile": True, "canvas": "64"}, "--compile does not go with --canvas"),

@@ -312,7 +312,7 @@ def test_images_that_are_away_fail_the_shards_and_are_read_later(
     options = driver.options_for(tmp_path / "run", max_failures="100%")
     result = driver.resume(tmp_path / "run", "pending", options)
     assert len(result.failures) == result.status.pending > 0
-    assert "the images' folder is not there" in result.failures[0].reason
+    assert "the images' folder does not exist" in result.failures[0].reason
     assert result.status.unreadable == 0
     away.rename(photos)
     assert driver.resume(tmp_path / "run", "failed", options).status.complete

@@ -188,7 +188,7 @@ def test_a_second_repair_at_the_same_time_is_refused(small: ModuleType, full: ru
     def second(_point: str) -> None:
         if full.objects.size(places.record(1)) is None:
             return  # the last step is done
-        with pytest.raises(errors.StoreError, match=r"another repair of .* is at work .*process \d+ on") as refused:
+        with pytest.raises(errors.StoreError, match=r"another repair of .* is running .*process \d+ on") as refused:
             mend(small, full)
         refusals.append(refused.value)
 

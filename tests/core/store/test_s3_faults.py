@@ -76,7 +76,7 @@ def test_what_cannot_be_reached_is_not_damaged(
     store = run_store.RunStore.open(full.name)
     for kind in ("GET other", "GET record"):
         rule = plan.fail(kind, "503 before", times=1000)
-        with pytest.raises(errors.StoreError, match=r"the run folder 's3://.*503.*give the command again"):
+        with pytest.raises(errors.StoreError, match=r"the run folder 's3://.*503.*rerun the command"):
             verify.verify_store(store, content=True, threads=threads)
         rule.times = 0
     rule = plan.fail("GET record", "503 before", times=1000)

@@ -77,9 +77,9 @@ def test_split_projections_compute_the_same(bias: bool) -> None:
 def test_what_cannot_be_split_or_adapted() -> None:
     with pytest.raises(errors.InputError, match="no module of the backbone"):
         adapters.split_qkv(tiny_backbones.Patches(), "query")
-    with pytest.raises(errors.InputError, match="no linear layer from d to 3 d"):
+    with pytest.raises(errors.InputError, match="not a linear layer from d to 3 d"):
         adapters.split_qkv(tiny_backbones.Patches(), "fc1")
-    with pytest.raises(errors.InputError, match="no linear layer from d to 3 d"):
+    with pytest.raises(errors.InputError, match="not a linear layer from d to 3 d"):
         adapters.split_qkv(tiny_backbones.Patches(), "embed")
     for config, said in (
         ({"method": "LORAX"}, "no method 'LORAX'.*LORA"),

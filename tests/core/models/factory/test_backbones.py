@@ -118,7 +118,7 @@ def test_torchvisions_transformer_gives_tokens_or_maps_of_every_layer() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("timm_resnet18", {"output": "tokens"}, "no plain transformer"),
+        ("timm_resnet18", {"output": "tokens"}, "not a plain transformer"),
         ("timm_resnet18", {"output": "vectors"}, "'maps' or 'tokens'"),
         ("timm_resnet18", {"bands": ["RED"]}, "timm cannot build the backbone 'resnet18'"),
         ("timm_test_vit", {"output": "tokens", "out_indices": [9]}, "from -6 to 5"),

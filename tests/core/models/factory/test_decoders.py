@@ -164,7 +164,7 @@ def test_sine_cosine_positions() -> None:
         ("FCNDecoder", {"num_convs": 0}, "at least 1"),
         ("UNetDecoder", {"channels": [3]}, "must be 2 numbers"),
         ("UNetDecoder", {"channels": [3, 3], "attention_type": "cbam"}, "scse"),
-        ("MLPDecoder", {"activation": "Relu6000"}, "no activation of torch.nn"),
+        ("MLPDecoder", {"activation": "Relu6000"}, "not an activation of torch.nn"),
         ("ASPPSegmentationHead", {"num_classes": 2, "in_channels": 5}, "in_channels 5"),
         ("ASPPSegmentationHead", {"num_classes": 2, "in_index": [0, 1]}, "resize_concat"),
         ("SatMAEHead", {"output_embed_dim": 18}, "multiple of 4"),

@@ -67,7 +67,7 @@ def test_a_taken_name_is_refused_until_it_is_given_up() -> None:
     assert names.includes_head("Mine")
     with pytest.raises(errors.InputError, match="not registered"):
         names.unregister("Other")
-    with pytest.raises(errors.InputError, match="no class or function"):
+    with pytest.raises(errors.InputError, match="not a callable class or function"):
         names.register(3)  # type: ignore[arg-type]
 
 
