@@ -101,11 +101,12 @@ class Command(typer.core.TyperCommand):
             return super().parse_args(ctx, args)
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in dict.fromkeys(order):
-            if (
-                order.count(parameter) < 2
-                or getattr(parameter, "multiple", True)
-                or getattr(parameter, "is_flag", False)
-            ):
+            if order.count(parameter) < 2 or getattr(parameter, "multiple", True):
+                continue
+            if parameter.is_flag:
+                both = [name for name in (*parameter.opts, *parameter.secondary_opts) if name in args]
+                if len(both) > 1:
+                    raise typer.BadParameter(f"{' and '.join(both)} contradict each other; give one", ctx=ctx)
                 continue
             values = [_value(args, at, parameter.opts) for at in range(len(args))]
             shown = " and ".join(repr(value) for value in values if value is not None)
