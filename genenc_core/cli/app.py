@@ -97,7 +97,9 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         model: Annotated[
             str, typer.Argument(help="A model name, package.module:factory, or a .toml/.yaml model file.")
         ],
-        out: Annotated[Path, usage.option(help="Folder for the artifacts and their specs.", group=usage.STORE)],
+        out: Annotated[
+            str, usage.option(help="Folder for the artifacts and their specs.", group=usage.STORE, metavar="<path>")
+        ],
         weights: Annotated[
             str, usage.option(help="pretrained[:TAG], random:SEED, or a file.", group=usage.MODEL)
         ] = "pretrained",
@@ -140,7 +142,11 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         json: Json = False,
         plain: Plain = False,
     ) -> None:
-        """Export a model, compare the artifact with the eager model, and write its RuntimeModelSpec."""
+        """Export a model, compare the artifact with the eager model, and write its RuntimeModelSpec.
+
+        The model's own normalisation goes into the artifact, which takes RGB in [0, 1]; an own module declares its mean
+        and std. --mean and --std are for artifacts made elsewhere: give them to genenc extract.
+        """
         who = runner(plain)
         with output.errors_as_words(as_json=json), who.session():
             from genenc_core.cli import options
@@ -148,7 +154,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
 
             given = model_export.ExportParameters(
                 model=model,
-                out=str(out),
+                out=out,
                 weights=weights,
                 weights_key=weights_key,
                 image_size=image_size,

@@ -1,5 +1,7 @@
 """From a built model to its artifacts: exported, compared with the eager model, and described by a spec each."""
 
+import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from genenc_core.models import sources
 __all__ = ["ExportedModel", "Format", "export_encoder", "spec_for"]
 
 Format = spec.ExportFormat
+_FILE_ENDINGS = (".pt", ".pt2", ".pth", ".onnx", ".json", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ def export_encoder(
     """
     stem = describe.file_stem(built) if name is None else name
     _check_arguments(stem, formats, batch_min, batch_max, variants)
+    check_folder(out)
     for kind in formats:
         table.FORMATS[kind].require(built.module)
     if size_range is not None:
@@ -102,13 +106,42 @@ def _check_arguments(
         raise errors.InputError(f"model name {stem!r} must be a plain file name, without folders.")
 
 
+def check_folder(out: Path) -> None:
+    """Refuse at once what can be no folder of artifacts; nothing is made.
+
+    Raises:
+        InputError: what is wrong with it.
+    """
+    shown = f"--out {str(out)!r}"
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(out), re.IGNORECASE):
+        raise errors.InputError(f"{shown} is an address: artifacts are exported to a local folder, then copied")
+    try:
+        str(out).encode()
+    except UnicodeEncodeError as error:
+        raise errors.InputError(f"{shown} is not UTF-8, and torch writes no such names: give another") from error
+    nearest = next(item for item in (out, *out.absolute().parents) if os.path.lexists(item))
+    is_folder = nearest.is_dir()
+    if nearest == out and not is_folder:
+        what = "a link that leads to no folder" if out.is_symlink() else "no folder"
+        raise errors.InputError(f"{shown} is {what}: artifacts get names of their own in a folder, so give one")
+    if nearest != out and out.suffix.lower() in _FILE_ENDINGS:
+        raise errors.InputError(
+            f"{shown} looks like the name of a file: artifacts get names of their own in a folder, so give one, such "
+            f"as {str(out.with_suffix(''))!r}"
+        )
+    if not is_folder or not os.access(nearest, os.W_OK | os.X_OK):
+        raise errors.InputError(f"{shown} cannot be written: {str(nearest)!r} is not a writable folder")
+
+
 def _staging(out: Path) -> "tempfile.TemporaryDirectory[str]":
     """Make the output folder and, in it, one for unfinished files: so a full or read-only disk is found at once."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=".genenc-export-", dir=out)
     except OSError as error:
-        raise errors.InputError(f"cannot write into {str(out)!r}: {error}. Give another --out.") from error
+        raise errors.InputError(
+            f"cannot write into {str(out)!r}: {error.strerror or error}. Give another --out."
+        ) from error
 
 
 def _compiled(

@@ -46,7 +46,7 @@ class ExportParameters(BaseModel):
     @field_validator("*")
     @classmethod
     def _texts_are_usable(cls, value: object) -> object:
-        return run_parameters.usable(value)
+        return run_parameters.encodable(run_parameters.usable(value))
 
     @property
     def title(self) -> str:
@@ -108,6 +108,9 @@ def export(given: ExportParameters) -> list[exporting.ExportedModel]:
 
 
 def _check(given: ExportParameters) -> None:
+    if not given.out:
+        raise errors.InputError("--out is empty: name a folder")
+    exporting.check_folder(Path(given.out))
     if given.batch_min > given.batch_max:
         raise errors.InputError(
             f"--batch-min {given.batch_min} is larger than --batch-max {given.batch_max}: swap or widen them"

@@ -3,7 +3,8 @@
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from genenc_core import choices, errors, spec_rules, text
 from genenc_core.images import limits
@@ -123,8 +124,9 @@ class ExtractParameters(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _texts_are_usable(cls, value: object) -> object:
-        return usable(value)
+    def _texts_are_usable(cls, value: object, info: ValidationInfo) -> object:
+        # A folder of images has a way out, which `sources.open_source` says.
+        return usable(value) if info.field_name == "images" else encodable(usable(value))
 
     @property
     def title(self) -> str:
@@ -148,6 +150,18 @@ def usable(value: object) -> object:
                 "it holds credentials, which would be kept in the run's records: leave them out, and give them as the "
                 "service's own tools take them (environment variables or a profile)"
             )
+    return value
+
+
+def encodable(value: object) -> object:
+    """Return an option's value if its texts can be recorded.
+
+    Raises:
+        PydanticCustomError: a path with bytes that are not UTF-8.
+    """
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, str) and text.encodable(item) != item:
+            raise pydantic_core.PydanticCustomError("string_unicode", "a path of UTF-8, as records are")
     return value
 
 
