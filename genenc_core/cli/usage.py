@@ -103,7 +103,7 @@ class Command(typer.core.TyperCommand):
         for parameter in dict.fromkeys(order):
             if order.count(parameter) < 2 or getattr(parameter, "multiple", True):
                 continue
-            if parameter.is_flag:
+            if getattr(parameter, "is_flag", False):
                 both = [name for name in (*parameter.opts, *parameter.secondary_opts) if name in args]
                 if len(both) > 1:
                     raise typer.BadParameter(f"{' and '.join(both)} contradict each other; give one", ctx=ctx)
