@@ -41,6 +41,8 @@ class ModelRequest:
     """which entry of a weights file: its dotted name, `ema` or `plain`; None: as timm has it, the EMA first"""
     trust: bool = False
     """import the code that a model file names; what `name` itself names is the caller's own word"""
+    task_aux_heads: bool = True
+    """model files only: take the `aux_heads` of a TerraTorch task, which genenc 0.1.0 left aside"""
 
     @property
     def code(self) -> str | None:
@@ -129,7 +131,8 @@ def resolved(request: ModelRequest) -> ModelRequest:
         InputError: the model file cannot be read, or is no description of a model.
     """
     if request.arguments is None and Path(request.name).suffix.lower() in MODEL_FILE_SUFFIXES:
-        return dataclasses.replace(request, arguments=model_file.read(Path(request.name), trusted=request.trust))
+        found = model_file.read(Path(request.name), trusted=request.trust, task_aux_heads=request.task_aux_heads)
+        return dataclasses.replace(request, arguments=found)
     return request
 
 

@@ -21,7 +21,7 @@ from genenc_core.models import sources, wording
 from genenc_core.models import trust as trust_rules
 from genenc_core.run import model_files, named_models, records
 from genenc_core.run import parameters as run_parameters
-from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder
+from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder, is_earlier_run
 from genenc_core.store.objects import join
 
 _FOUND_OUT = ("input", "output_positions", "channels_last_outputs", "output_names", "outputs_left_out")
@@ -229,6 +229,7 @@ def _request(given: run_parameters.ExtractParameters) -> sources.ModelRequest:
         image_size=size,
         layers=given.layers,
         trust=given.trust,
+        task_aux_heads=not (given.model.lower().endswith(sources.MODEL_FILE_SUFFIXES) and is_earlier_run(given.out)),
     )
 
 

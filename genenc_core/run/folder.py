@@ -36,6 +36,15 @@ POINTS_SCALE = "points_scale"
 """The entry of a run's identity that says what labelled coordinates were multiplied by; absent: they were pixels."""
 
 
+def is_earlier_run(root: Root) -> bool:
+    """Return whether a run of genenc 0.1.0 is there, which goes on to mean what it meant.
+
+    Raises:
+        StoreError: the folder cannot be read, or the run in it is damaged.
+    """
+    return run_store.RunStore.exists(root) and CELLS not in run_store.RunStore.open(root).plan.identity
+
+
 class RunFolder:
     """An opened run folder, here or on S3.
 

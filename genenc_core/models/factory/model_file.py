@@ -23,17 +23,18 @@ _WORDS = {"fit": ("stretch", "crop", "pad"), "interpolation": ("bilinear", "bicu
 _FACTORY = "EncoderDecoderFactory"
 
 
-def read(path: Path, *, trusted: bool = False) -> str:
+def read(path: Path, *, trusted: bool = False, task_aux_heads: bool = True) -> str:
     """Return the content of a model file as canonical JSON text (sorted keys, backbone and decoder with prefixes).
 
     The arguments of `build_model` stand at the top level, under `model_args`, or where a TerraTorch configuration
     has them (`model.init_args.model_args`); beside them our own keys `image_size`, `mean`, `std`, `fit`,
-    `interpolation` and `outputs`. A backbone of somebody's own code is imported for it, if that is `trusted`.
+    `interpolation` and `outputs`. A backbone of somebody's own code is imported for it, if that is `trusted`. Without
+    `task_aux_heads` the `aux_heads` of a configuration's task are left aside; no slot comes from them.
 
     Raises:
         InputError: the file cannot be read, does not describe a model (the key is named), or names unknown code.
     """
-    arguments = _flattened_of(path)
+    arguments = _flattened_of(path, task_aux_heads)
     named = arguments.get("backbone")
     trust.require(trust.dotted(named) if isinstance(named, str) else None, who=_who(path), trust=trusted)
     try:
@@ -47,9 +48,9 @@ def _who(path: Path) -> str:
     return f"model file {str(path)!r}"
 
 
-def _flattened_of(path: Path) -> dict[str, Any]:
+def _flattened_of(path: Path, task_aux_heads: bool) -> dict[str, Any]:
     try:
-        return _flattened(file_content.content(path))
+        return _flattened(file_content.content(path), task_aux_heads)
     except errors.InputError as error:
         raise errors.InputError(f"{_who(path)}: {error}") from error
 
@@ -107,10 +108,10 @@ def build(arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | N
     )
 
 
-def _flattened(content: dict[str, Any]) -> dict[str, Any]:
+def _flattened(content: dict[str, Any], task_aux_heads: bool) -> dict[str, Any]:
     """Return one level of arguments, wherever they stood."""
     if "model" in content:
-        content = _configuration(content)
+        content = _configuration(content, task_aux_heads)
     nested = content.pop("model_args", None) or {}
     if not isinstance(nested, dict):
         raise errors.InputError("model_args must be names and values.")
@@ -120,7 +121,7 @@ def _flattened(content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**content, **nested}.items() if value is not None}
 
 
-def _configuration(content: Mapping[str, Any]) -> dict[str, Any]:
+def _configuration(content: Mapping[str, Any], task_aux_heads: bool) -> dict[str, Any]:
     """Return what a TerraTorch configuration says of the model; how it is trained, and on what, is left aside."""
     model = content["model"]
     options = model.get("init_args") if isinstance(model, dict) else None
@@ -136,7 +137,7 @@ def _configuration(content: Mapping[str, Any]) -> dict[str, Any]:
     arguments = options["model_args"]
     if not isinstance(arguments, dict):
         raise errors.InputError("model_args must be names and values.")
-    if options.get("aux_heads"):
+    if options.get("aux_heads") and task_aux_heads:
         if arguments.get("aux_decoders"):
             raise errors.InputError("aux_heads of the task and aux_decoders of model_args are the same; give one.")
         # TerraTorch's tasks hand their auxiliary heads to the factory under this name.

@@ -1,7 +1,8 @@
 """Runs that genenc 0.1.0 began (commit d5bd188) are read, verified, continued and mean what they meant.
 
-`earlier_runs.zip` holds four runs of ten images, two of three shards committed, with the images, the points, and what
-that version stores when each run is completed (`NAME.npz`).
+`earlier_runs.zip` holds five runs of ten images, two of three shards committed, with the images, the points, and what
+that version stores when each run is completed (`NAME.npz`). The model file of the fifth has auxiliary heads of its
+task, which that version left aside.
 """
 
 import json
@@ -19,7 +20,7 @@ from genenc_core.run import driver, parameters, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import verify
 
-RUNS = ("own-code", "cropped", "padded", "artifact")
+RUNS = ("own-code", "cropped", "padded", "artifact", "model-file")
 
 
 @pytest.fixture

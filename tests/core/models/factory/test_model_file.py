@@ -145,8 +145,10 @@ def test_auxiliary_heads_of_the_task_are_those_of_the_factory(tmp_path: Path) ->
     )
     request = sources.ModelRequest(name="factory/seg", weights=str(tmp_path / "w.ckpt"), arguments=given)
     assert [slot.shape for slot in sources.build_encoder(request).outputs] == [(3, 64, 64)]
+    both = written(tmp_path, configuration({**ARGUMENTS, "aux_decoders": AUX}, aux_heads=AUX))
     with pytest.raises(errors.InputError, match="are the same; give one"):
-        model_file.read(written(tmp_path, configuration({**ARGUMENTS, "aux_decoders": AUX}, aux_heads=AUX)))
+        model_file.read(both)
+    assert model_file.read(both, task_aux_heads=False) == given
 
 
 @pytest.mark.parametrize("backbone", ["prithvi_eo_v2_300", "terratorch_prithvi_vit_100", "terramind_v1_base"])
