@@ -20,7 +20,7 @@ from PIL import (
 )
 from torchvision import io as tvio
 
-from genenc_core.images import bmp, headers, plain_jpeg, png, tiff
+from genenc_core.images import bmp, headers, heif, plain_jpeg, png, tiff
 from genenc_core.images.decoded import BAND_PIXELS, Decoded, Goal, ImageUnreadable, bands
 
 MAX_PIXELS = 400_000_000
@@ -50,7 +50,7 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     goal: Goal | None = None,
 ) -> Decoded:
-    """Decode JPEG, PNG, GIF, TIFF, BMP, WebP or PPM bytes; thread-safe, the codecs release the GIL.
+    """Decode JPEG, PNG, GIF, TIFF, BMP, WebP, PPM, AVIF or HEIC bytes; thread-safe, the codecs release the GIL.
 
     Grey is replicated; 1 bit becomes 0 or 255; a palette becomes RGB; alpha and transparent colours are composited
     over black, that of a BMP where a mask names it and it is not zero everywhere; 16 bits per channel are scaled by
@@ -138,6 +138,11 @@ def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile],
 
 def _plugin_for(data: bytes | bytearray) -> type[ImageFile.ImageFile]:
     plugin = next((plugin for prefix, plugin in _PLUGINS.items() if data.startswith(prefix)), None)
+    kind = heif.kind(data)
+    if kind is not None:
+        if not heif.is_installed(kind):
+            raise ImageUnreadable(heif.remedy(kind))
+        return heif.plugin(kind)
     if plugin is None or (plugin is WebPImagePlugin.WebPImageFile and data[8:12] != b"WEBP"):
         raise ImageUnreadable(headers.what_instead(data))
     return plugin

@@ -3,11 +3,11 @@
 import fnmatch
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from genenc_core import errors
-from genenc_core.images import sources
+from genenc_core.images import heif, sources
 
 
 class LinkedFolderNotEntered(UserWarning):
@@ -48,7 +48,8 @@ def describe(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> str:
     ]
     more = f", and {len(kinds) - len(shown)} more kinds" if len(kinds) > len(shown) else ""
     what = "1 file is not an image" if total == 1 else f"{total} files are not images"
-    return f"{what} that genenc reads: {', '.join(parts)}{more}"
+    remedies = "".join(f"; for {kind} {remedy}" for kind, _ in shown if (remedy := heif.remedy_of(kind[1:])))
+    return f"{what} that genenc reads: {', '.join(parts)}{more}{remedies}"
 
 
 _KINDS_SHOWN = 8
@@ -56,9 +57,12 @@ _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
 _LONGEST_END = 10
 
 
-def walk(root: Path, pattern: Sequence[str], left_out: LeftOut | None = None) -> Iterator[str]:
+def walk(
+    root: Path, pattern: Sequence[str], left_out: LeftOut | None = None, *, extensions: Collection[str] | None = None
+) -> Iterator[str]:
     """Yield the image files below `root` that match `pattern`, as relative POSIX paths in string order.
 
+    Image files are those whose names end in one of `extensions`; None: of every kind that can be read here.
     Others that match are counted in `left_out`, but for hidden ones and the system's own.
 
     Raises:
@@ -71,7 +75,7 @@ def walk(root: Path, pattern: Sequence[str], left_out: LeftOut | None = None) ->
         if path.endswith("/"):
             stack += _children(root, path, pattern)
         elif everything or _matches(tuple(path.split("/")), pattern):
-            if sources.has_image_extension(path):
+            if sources.has_image_extension(path, extensions):
                 yield path
             elif left_out is not None:
                 left_out.add(path)

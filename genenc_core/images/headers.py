@@ -135,5 +135,5 @@ def what_instead(data: bytes | bytearray) -> str:
         if start.startswith(prefix):
             return f"not an image: {kind}"
     if data[4:8] == b"ftyp":
-        return "not a supported image: HEIC, AVIF or a video"
+        return "not a supported image: a video, or an image of another kind in its container"
     return f"not a known image format: begins with {bytes(data[:8])!r}"

@@ -145,7 +145,7 @@ def _of_folder(
     pattern: tuple[str, ...] = ("**",)
     if source.kind == "glob":
         pattern = Path(source.location).parts[len(source.root.parts) :]
-    found = islice(folders.walk(source.root, pattern, left_out), limit)
+    found = islice(folders.walk(source.root, pattern, left_out, extensions=source.extensions), limit)
     while files := list(islice(found, block_rows)):
         texts = [names.to_text(path) for path in files]
         yield _Named(image_ids=texts, paths=texts, files=files)

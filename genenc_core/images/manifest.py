@@ -54,6 +54,8 @@ class Manifest:
     labels: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """With points: `images_without` a label, images of the points file that are `absent`, and the `scale` of its
     coordinates where they were no pixels; {} where not recorded."""
+    extensions: tuple[str, ...] = field(default=sources.EXTENSIONS, compare=False)
+    """Ends of the names of what counted as an image in a folder or a glob."""
     opener: Callable[[], BinaryIO] | None = None
     """How to open one that is no local file."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
@@ -94,6 +96,7 @@ class Manifest:
             point_names=point_names,
             labels=_label_counts(path, stored),
             left_out=_left_out(path, stored),
+            extensions=_extensions_of(stored),
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
@@ -341,6 +344,7 @@ def _write(
                     "genenc.root": names.to_text(str(source.root)),
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                    **({} if source.kind == "list" else {"genenc.extensions": ",".join(source.extensions)}),
                     **({"genenc.left_out": _as_json(left_out)} if left_out and left_out.kinds else {}),
                     **({} if points is None else {"genenc.labels": _labels(count, with_label, absent, points)}),
                 }
@@ -348,7 +352,9 @@ def _write(
         file.flush()
         os.fsync(file.fileno())
     if count == 0:
-        looked = "it has no rows" if source.kind == "list" else f"looked for files ending in {_extensions()}"
+        looked = (
+            "it has no rows" if source.kind == "list" else f"looked for files ending in {', '.join(source.extensions)}"
+        )
         if left_out is not None and left_out.kinds:
             looked += f"; {folders.describe(left_out.kinds)}"
         raise errors.InputError(f"no images found in {source.describe()}: {looked}")
@@ -372,8 +378,10 @@ def _labels(count: int, labelled: int, absent: Sequence[str], points: PointTable
     return json.dumps(found if points.scale.text is None else {**found, "scale": points.scale.text})
 
 
-def _extensions() -> str:
-    return ", ".join(sources.EXTENSIONS)
+def _extensions_of(stored: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """Return the recorded ends of names; earlier versions recorded none and knew only those that need no decoder."""
+    recorded = stored.get(b"genenc.extensions", b"").decode(errors="replace")
+    return tuple(recorded.split(",")) if recorded else sources.EXTENSIONS
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,21 +2,28 @@
 
 import glob
 import os
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from genenc_core import errors
-from genenc_core.images import tables
+from genenc_core.images import heif, tables
 
 EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "tif", "tiff", "bmp", "dib"),
     *("gif", "webp", "ppm", "pgm", "pbm", "pnm"),
 )
+"""Ends of the names of the images that are read wherever genenc runs."""
 IMAGE_COLUMNS = (
     *("image", "path", "file", "filename", "image_path", "file_name", "filepath", "file_path", "img", "image_name"),
     *("img_path", "image_file", "img_name", "images"),
 )
+
+
+def readable_extensions() -> tuple[str, ...]:
+    """Return the ends of names of the images that can be read here, with the decoders that are installed."""
+    return EXTENSIONS + heif.extensions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +37,8 @@ class ImageSource:
     """The folder, the absolute pattern, or the list file."""
     image_column: str | None
     """Lists only: the column that names the image."""
+    extensions: tuple[str, ...] = field(default_factory=readable_extensions)
+    """Folders and globs only: ends of the names of images."""
 
     def describe(self) -> str:
         """Return the source in words, for messages."""
@@ -106,9 +115,9 @@ def _list_source(path: Path, image_column: str | None) -> ImageSource:
     return ImageSource(kind="list", root=file.parent, location=str(file), image_column=column)
 
 
-def has_image_extension(name: str) -> bool:
-    """Return whether a file's name ends as an image's does."""
-    return name.rpartition(".")[2].lower() in EXTENSIONS
+def has_image_extension(name: str, extensions: Collection[str] | None = None) -> bool:
+    """Return whether a file's name ends as an image's does; None: of every kind that can be read here."""
+    return name.rpartition(".")[2].lower() in (readable_extensions() if extensions is None else extensions)
 
 
 def _check_utf8(name: str) -> None:

@@ -72,6 +72,8 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         earlier = run is not None and CELLS not in run.identity
         design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier, run=run)
         control.current().checkpoint()
+        if exists:  # what counts as an image does not change with the decoders that are installed
+            source = dataclasses.replace(source, extensions=RunFolder(root).manifest.extensions)
         listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
         if listed.left_out:
             warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)

@@ -261,7 +261,7 @@ def test_jpeg_without_its_end_is_unreadable(photo: np.ndarray, encode: Encode) -
         (b"<HTML><body>404</body></HTML>", "HTML"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"%PDF-1.7", "PDF"),
-        (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0", "HE"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "not a known image format"),
         (b"RIFF\x24\0\0\0WAVEfmt ", "not a known image format"),
         (bytes(100), "not a known image format"),

@@ -384,13 +384,13 @@ def test_lists_with_other_delimiters_and_names(tmp_path: Path, text: str) -> Non
 
 def test_files_that_no_reader_takes_are_counted_and_named(tmp_path: Path) -> None:
     """Of a folder, in subfolders too; hidden and the system's own are not, nor what a glob does not match."""
-    touch(tmp_path, "a.png", "b.HEIC", "sub/c.heic", "d.heic", "e.heic", "noext", "sub/f.npy", ".hidden.npy")
+    touch(tmp_path, "a.png", "b.HDR", "sub/c.hdr", "d.hdr", "e.hdr", "noext", "sub/f.npy", ".hidden.npy")
     touch(tmp_path, "Thumbs.db", "sub/desktop.ini", ".git/g.npy")
     left_out = folders.LeftOut()
     list(listing.iter_blocks(sources.open_source(str(tmp_path)), left_out=left_out))
-    assert {kind: count for kind, (count, _) in left_out.kinds.items()} == {".heic": 4, "": 1, ".npy": 1}
+    assert {kind: count for kind, (count, _) in left_out.kinds.items()} == {".hdr": 4, "": 1, ".npy": 1}
     assert folders.describe(left_out.kinds) == (
-        "6 files are not images that genenc reads: 4 .heic (b.HEIC, d.heic, e.heic, ...), 1 without an extension "
+        "6 files are not images that genenc reads: 4 .hdr (b.HDR, d.hdr, e.hdr, ...), 1 without an extension "
         "(noext), 1 .npy (sub/f.npy)"
     )
     only = folders.LeftOut()

@@ -8,7 +8,7 @@ import pytest
 import pictures
 from genenc_core import errors
 from genenc_core.cli import inspection
-from genenc_core.images import folders
+from genenc_core.images import folders, heif
 from genenc_core.run import driver, parameters, status
 
 
@@ -24,11 +24,9 @@ def given(tmp_path: Path, **more: object) -> parameters.ExtractParameters:
 
 def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = pictures.write_folder(tmp_path / "photos", 3)
-    for name in ("c.heic", "d.jp2", "b_noext"):
+    for name in ("c.hdr", "d.jp2", "b_noext"):
         (photos / name).write_bytes(b"x")
-    words = (
-        "3 files are not images that genenc reads: 1 without an extension (b_noext), 1 .heic (c.heic), 1 .jp2 (d.jp2)"
-    )
+    words = "3 files are not images that genenc reads: 1 without an extension (b_noext), 1 .hdr (c.hdr), 1 .jp2 (d.jp2)"
     with pytest.warns(folders.FilesLeftOut) as told:
         driver.extract(given(tmp_path))
     assert [str(item.message) for item in told if item.category is folders.FilesLeftOut] == [words]
@@ -36,15 +34,27 @@ def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.
     assert words in (tmp_path / "run/README.md").read_text().replace("\\", "")
     inspection.status(tmp_path / "run", as_json=True)
     found = json.loads(capsys.readouterr().out)["left_out"]
-    assert found[".heic"] == {"files": 1, "first": ["c.heic"]}
+    assert found[".hdr"] == {"files": 1, "first": ["c.hdr"]}
     # They are no part of what the run means.
-    (photos / "e.heic").write_bytes(b"x")
+    (photos / "e.hdr").write_bytes(b"x")
     with pytest.warns(folders.FilesLeftOut, match="4 files"):
         driver.extract(given(tmp_path))
 
 
 def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/a.heic").write_bytes(b"x")
-    with pytest.raises(errors.InputError, match=r"no images found.*1 file is not an image that genenc reads: 1 \.heic"):
+    (tmp_path / "photos/a.hdr").write_bytes(b"x")
+    with pytest.raises(errors.InputError, match=r"no images found.*1 file is not an image that genenc reads: 1 \.hdr"):
         driver.extract(given(tmp_path))
+
+
+def test_a_decoder_that_is_installed_later_changes_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = pictures.write_folder(tmp_path / "photos", 3)
+    (photos / "c.heic").write_bytes(b"x")
+    monkeypatch.setattr(heif, "is_installed", lambda _: False)
+    with pytest.warns(folders.FilesLeftOut, match=r"1 \.heic .*; for \.heic install"):
+        driver.extract(given(tmp_path))
+    monkeypatch.setattr(heif, "is_installed", lambda _: True)
+    with pytest.warns(folders.FilesLeftOut, match=r"1 \.heic"):
+        again = driver.extract(given(tmp_path))
+    assert again.asked == 0
