@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,14 @@ from genenc_core import errors
 
 ATTRIBUTE = "genenc"
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
+_FINDERS = frozenset({"importlib", "importlib.util", "importlib.machinery", "pkgutil", "runpy", "zipimport"})
+"""Modules by which a source imports what its text does not name."""
+_LOADED: dict[str, tuple[object, str]] = {}
+"""Per module that no source names: the spec that it was imported with, and the digest of its file when it was noted."""
+_BUILT: dict[str, set[str]] = {}
+"""Per dotted path: modules that were imported while it was imported and its model built and tried."""
+_BEFORE: dict[str, frozenset[str]] = {}
+"""Per dotted path: the modules that there were before it was last imported."""
 _KNOWN: dict[str, tuple[object, Mapping[str, str]]] = {}
 """Per module: the spec that it was imported with, which a reload replaces, and the digests of its source then."""
 
@@ -33,6 +42,10 @@ class Digests:
     files: Mapping[str, str]
 
 
+class CodeWithoutFile(UserWarning):
+    """Somebody's code is in no file whose digest could be recorded."""
+
+
 def found(name: str) -> Any:
     """Import `package.module:attribute` and return what it names; installed packages come before the folder here.
 
@@ -40,6 +53,7 @@ def found(name: str) -> Any:
         ImportError, AttributeError, ValueError, or whatever the module raises.
     """
     module_name, _, attribute = name.partition(":")
+    _BEFORE[name] = frozenset(sys.modules)
     here = str(Path.cwd())
     # Last, for a folder of images from anywhere may hold a numpy.py.
     sys.path.append(here)
@@ -69,6 +83,21 @@ def digests(code: str | None, model: nn.Module) -> Digests:
         return Digests(code={}, files={})
     noted = _note(module)
     now = _source(module)
+    loaded = _loaded(code, module)
+    noted, now = (
+        {**{name: told for name, (told, _) in loaded.items()}, **noted},
+        {
+            **{name: found for name, (_, found) in loaded.items()},
+            **now,
+        },
+    )
+    if not noted:
+        warnings.warn(
+            f"the code of {code!r} is in no file, so its digest is not recorded: that it changes between two sessions "
+            "of a run shows only in what it computes. Put it into a module of its own",
+            CodeWithoutFile,
+            stacklevel=2,
+        )
     if now != noted:
         raise errors.InputError(
             f"the code of {code!r} has changed since this process imported it ({describe_difference(noted, now)}), so "
@@ -95,15 +124,54 @@ def _note(module: ModuleType) -> Mapping[str, str]:
     return known[1]
 
 
+def _loaded(code: str, module: ModuleType) -> dict[str, tuple[str, str]]:
+    """Return the digests, as noted and now, of files that were imported from a project without being named in it.
+
+    Those are what was imported while the model was built and tried. Where sources import by computed names, or cannot
+    be read, it is all that is imported from the project, for it may have been before.
+    """
+    root = _root(module)
+    if root is None or _is_installed(root):
+        return {}
+    new = _BUILT.setdefault(code, set())
+    new |= sys.modules.keys() - _BEFORE.get(code, frozenset(sys.modules))
+    everything = _closure(module, root).computed
+    told: dict[str, tuple[str, str]] = {}
+    for name, each in list(sys.modules.items()):
+        if (everything or name in new) and name != "__main__" and (path := _own_file(each, root)):
+            spec, now = getattr(each, "__spec__", None), _sha256(path)
+            if name not in _LOADED or _LOADED[name][0] is not spec:
+                _LOADED[name] = (spec, now)
+            told[path.relative_to(root).as_posix()] = (_LOADED[name][1], now)
+    return told
+
+
+def _own_file(module: object, root: Path) -> Path | None:
+    """Return the file of a module of the project in `root`; None for others."""
+    file = getattr(module, "__file__", None)
+    path = Path(file).absolute() if isinstance(file, str) else None
+    ours = str(getattr(module, "__name__", "")).startswith("genenc_")
+    if path is None or ours or not path.is_relative_to(root) or _is_installed(path) or not path.is_file():
+        return None
+    return path
+
+
 def _source(module: ModuleType) -> dict[str, str]:
     """Return the digests of the files that a module and its imports consist of, by name below their common root."""
     root = _root(module)
     if root is None:
-        return {}
+        archive = getattr(getattr(module, "__loader__", None), "archive", None)  # of a zip file
+        return {Path(archive).name: _sha256(Path(archive))} if archive else {}
+    paths = _closure(module, root).files
+    return {path.relative_to(root).as_posix(): _sha256(path) for path in sorted(paths)}
+
+
+def _closure(module: ModuleType, root: Path) -> "_Closure":
     top = module.__name__.partition(".")[0]
     # An installed package is not a project: what stands beside it is somebody else's.
-    paths = _Closure(root, only=top if _is_installed(root) else None).of(module.__name__)
-    return {path.relative_to(root).as_posix(): _sha256(path) for path in sorted(paths)}
+    found = _Closure(root, only=top if _is_installed(root) else None)
+    found.follow(module.__name__)
+    return found
 
 
 def _root(module: ModuleType) -> Path | None:
@@ -129,13 +197,15 @@ class _Closure:
         self._root = root
         self._only = only
         self._places: dict[str, Sequence[str] | None] = {"": [str(root)]}
-        self._files: set[Path] = set()
+        self.files: set[Path] = set()
+        self.computed = False
+        """whether a source may import what it does not name, or is no text"""
 
-    def of(self, name: str) -> set[Path]:
+    def follow(self, name: str) -> None:
+        """Add the files that the import of a module leads to."""
         todo = [name]
         while todo:
             todo += self._new(todo.pop())
-        return self._files
 
     def _new(self, name: str) -> Iterator[str]:
         """Add the module and the packages around it; give the names that those which are new import."""
@@ -156,12 +226,16 @@ class _Closure:
         inside = spec.submodule_search_locations
         self._places[name] = [] if inside is None else list(inside)
         path = Path(spec.origin) if spec.has_location and spec.origin else None
-        if path is None or path in self._files or not path.is_relative_to(self._root):
+        if path is None or path in self.files or not path.is_relative_to(self._root):
             return
-        self._files.add(path)
-        if path.suffix == ".py":
-            package = name if inside is not None else name.rpartition(".")[0]
-            yield from _imports(path.read_bytes(), package)
+        self.files.add(path)
+        if path.suffix != ".py":
+            self.computed = True
+            return
+        package = name if inside is not None else name.rpartition(".")[0]
+        names = list(_imports(path.read_bytes(), package))
+        self.computed |= not _FINDERS.isdisjoint(names)
+        yield from names
 
     def _is_own(self, top: str) -> bool:
         """Whether a name without dots would be imported from this folder."""
@@ -198,6 +272,8 @@ def _imports(source: bytes, package: str) -> Iterator[str]:
             first = node.args[0]
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 yield from filter(None, [_absolute(first.value, package)])
+        elif isinstance(node, ast.Name) and node.id in ("__import__", "exec"):
+            yield "importlib"
 
 
 def _absolute(name: str, package: str) -> str | None:

@@ -1,7 +1,10 @@
 """A user's own code: which files its digests cover, and that nothing of the working directory runs unasked."""
 
 import importlib
+import py_compile
 import sys
+import types
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +129,82 @@ def test_a_hostile_working_directory_runs_nothing_but_what_was_named(project: Pa
 def test_a_model_without_tensors_has_no_digest_of_weights(project: Path) -> None:
     write(project, bare_net="from torch import nn\ndef factory():\n    return nn.AvgPool2d(8)\n")
     assert sources.build_encoder(sources.ModelRequest(name="bare_net:factory")).weights_sha256 is None
+
+
+COMPUTED = {
+    "importlib": "import importlib\nhelper = importlib.import_module(NAME)\n",
+    "from importlib": "from importlib import import_module as load\nhelper = load(NAME)\n",
+    "__import__": "helper = __import__(NAME)\n",
+    "exec": "exec('import ' + NAME)\n",
+    "every module": "import pkgutil\nfor each in pkgutil.iter_modules(__path__, 'lab_c.'): __import__(each.name)\n",
+    "in the factory": "import importlib\ndef factory():\n    importlib.import_module(NAME)\n    return net()\n",
+    "in forward": "import importlib\ndef factory(): return Lazy(lambda: importlib.import_module(NAME))\n",
+    "elsewhere": "import pydoc\ndef factory(): return Lazy(lambda: pydoc.locate(NAME))\n",
+}
+LAZY = """
+from torch import nn
+NAME = __name__ + ".helper"
+def net(): return nn.Conv2d(3, 4, 8, 8)
+class Lazy(nn.Module):
+    def __init__(self, load):
+        super().__init__()
+        self.net, self.load = net(), load
+    def forward(self, images):
+        self.load()
+        return self.net(images)
+"""
+
+
+def built_code(name: str) -> set[str]:
+    return set(sources.build_encoder(sources.ModelRequest(name=name, image_size=(32, 32))).own.code)
+
+
+@pytest.mark.parametrize("way", COMPUTED)
+def test_the_digests_cover_what_was_imported_by_computed_names(project: Path, way: str) -> None:
+    inside = LAZY + ("" if "def factory" in COMPUTED[way] else "factory = net\n") + COMPUTED[way]
+    write(project, lab_c__helper="import lab_c.third\n", lab_c__third="value = 1\n")
+    (project / "lab_c/__init__.py").write_text(inside)
+    wanted = {"lab_c/__init__.py", "lab_c/helper.py", "lab_c/third.py"}
+    assert built_code("lab_c:factory") == wanted
+    assert built_code("lab_c:factory") == wanted  # again, though nothing is imported any more
+    write(project, lab_c__third="value = 22\n")
+    with pytest.raises(errors.InputError, match=r"lab_c/third.py changed"):
+        built_code("lab_c:factory")
+
+
+def test_modules_imported_before_are_covered_where_names_are_computed(project: Path) -> None:
+    write(project, lab_d__helper="value = 1\n")
+    (project / "lab_d/__init__.py").write_text(LAZY + COMPUTED["in the factory"])
+    own_code.found("lab_d.helper:value")
+    assert built_code("lab_d:factory") == {"lab_d/__init__.py", "lab_d/helper.py"}
+
+
+def test_other_modules_of_a_script_are_not_covered_where_names_are_not_computed(project: Path) -> None:
+    write(project, own_net=NET, analysis="value = 1\n")
+    own_code.found("analysis:value")
+    assert built_code("own_net:factory") == {"own_net.py"}
+
+
+def test_compiled_code_is_covered_with_what_it_imports(project: Path) -> None:
+    write(project, compiled_net="import compiled_helper\n" + NET, compiled_helper="value = 1\n")
+    py_compile.compile(str(project / "compiled_net.py"), cfile=str(project / "compiled_net.pyc"))
+    (project / "compiled_net.py").unlink()
+    assert built_code("compiled_net:factory") == {"compiled_net.pyc", "compiled_helper.py"}
+
+
+def test_an_archive_is_covered_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(project / "nets.zip", "w") as archive:
+        archive.writestr("zipped_net.py", NET)
+    monkeypatch.syspath_prepend(project / "nets.zip")
+    try:
+        assert built_code("zipped_net:factory") == {"nets.zip"}
+    finally:
+        sys.modules.pop("zipped_net", None)
+
+
+def test_code_without_a_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("typed_net")
+    exec(NET, module.__dict__)
+    monkeypatch.setitem(sys.modules, "typed_net", module)
+    with pytest.warns(own_code.CodeWithoutFile, match="is in no file"):
+        assert built_code("typed_net:factory") == set()
