@@ -72,8 +72,10 @@ def found(name: str) -> Any:
 def digests(code: str | None, model: nn.Module) -> Digests:
     """Return what tells the code and the files of a model of somebody's own from others; nothing for other models.
 
-    `code` is the dotted path that was imported, `model` what it made. Files are those that a module of `model`
-    declares: `genenc = {"files": ("weights.onnx",)}`, relative to the folder that the code is imported from.
+    `code` is the dotted path that was imported, `model` what it made. Besides what the sources name, modules of the
+    same folder count that were imported meanwhile: since `found`, or at any time where sources compute names. Files are
+    those that a module of `model` declares: `genenc = {"files": ("weights.onnx",)}`, relative to the folder that the
+    code is imported from.
 
     Raises:
         InputError: the source has changed since it was imported, or a declared file cannot be read.

@@ -98,7 +98,7 @@ def test_what_a_model_declares_is_its_preprocessing_and_the_reading_of_its_token
 
 def test_a_size_asked_for_comes_before_the_declared_one(own: str) -> None:
     assert build(f"{own}:whole", size=(8, 40)).outputs[0].shape == (8, 1, 5)
-    with pytest.raises(errors.InputError, match="patches of 8 x 8 pixels, of which 20 x 24 is no multiple"):
+    with pytest.raises(errors.InputError, match="patches of 8 x 8 pixels; 20 x 24 is not a multiple"):
         build(f"{own}:whole", size=(20, 24))
 
 
