@@ -199,8 +199,12 @@ def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFil
     with plugin(io.BytesIO(data)) as image:
         _check_size(image.height, image.width, max_pixels)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+        covered = image.tile[0][1] if image.tile else None
         image.load()  # turns a TIFF upright by itself
-        pixels = torch.from_numpy(_rgb_array(image)).permute(2, 0, 1)
+        rgb = _rgb_array(image)
+        if isinstance(image, GifImagePlugin.GifImageFile) and covered is not None:
+            rgb = _only(covered, rgb)
+        pixels = torch.from_numpy(rgb).permute(2, 0, 1)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             return _whole(pixels, headers.valid_orientation(tiff_orientation))
         if plugin is JpegImagePlugin.JpegImageFile:
@@ -263,6 +267,14 @@ def _rgb_array(image: ImageFile.ImageFile) -> np.ndarray:
     if image.mode in ("RGBa", "La") or image.has_transparency_data:
         return _over_black(image)
     return _interleaved(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _only(covered: tuple[int, int, int, int], rgb: np.ndarray) -> np.ndarray:
+    """Return a GIF's first frame over black; Pillow gives what it leaves uncovered the palette's first colour."""
+    left, top, right, bottom = covered
+    framed = np.zeros_like(rgb)
+    framed[top:bottom, left:right] = rgb[top:bottom, left:right]
+    return framed
 
 
 def _interleaved(image: Image.Image) -> np.ndarray:
