@@ -150,6 +150,9 @@ class GenencBlock(Record):
     channels_last_outputs: tuple[int, ...] | None = Field(
         default=None, description="Positions of outputs [B, h, w, C], which become [B, C, h, w]."
     )
+    channels_first_lists: tuple[int, ...] | None = Field(
+        default=None, description="Positions of outputs [B, C, N], which become [B, N, C]."
+    )
     output_names: tuple[str, ...] | None = Field(
         default=None, description="The artifact's names of all its outputs, in the order that positions count in."
     )

@@ -26,7 +26,8 @@ def adapted(run: record.FileRunner, block: spec.GenencBlock | None) -> record.Ru
     mean = std = None
     if not block.normalization_inside and block.mean and block.std:
         mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (block.mean, block.std))
-    last = frozenset(block.channels_last_outputs or ())
+    orders: dict[int, tuple[int, ...]] = dict.fromkeys(block.channels_last_outputs or (), (0, 3, 1, 2))
+    orders |= dict.fromkeys(block.channels_first_lists or (), (0, 2, 1))
     positions, names = block.output_positions, list(block.output_names or ())
 
     def whole(images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -38,7 +39,7 @@ def adapted(run: record.FileRunner, block: spec.GenencBlock | None) -> record.Ru
                 names.extend(found)
             found = naming.ordered(found, names)
         kept = range(len(found)) if positions is None else [at for at in positions if at < len(found)]
-        return [_plain(found[at], channels_last=at in last) for at in kept]
+        return [_plain(found[at], orders.get(at)) for at in kept]
 
     return whole
 
@@ -54,8 +55,8 @@ def _formed(images: torch.Tensor, form: spec.ArtifactInput) -> torch.Tensor:
     return images.permute(0, 2, 3, 1).contiguous() if form.layout == "NHWC" else images
 
 
-def _plain(tensor: torch.Tensor, *, channels_last: bool) -> torch.Tensor:
+def _plain(tensor: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor) or tensor.is_complex():
         return tensor
     tensor = tensor.to(torch.float32)
-    return tensor.permute(0, 3, 1, 2).contiguous() if channels_last else tensor
+    return tensor if order is None else tensor.permute(order).contiguous()

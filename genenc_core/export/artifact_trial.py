@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from genenc_core import children, errors, spec
-from genenc_core.export import adaptation, behaviour, input_form, loading
+from genenc_core.export import adaptation, axes, behaviour, input_form, loading, naming
 from genenc_core.export.formats import record
 from genenc_core.models import wording
 
@@ -41,6 +41,8 @@ class Trial:
     """positions of the outputs that are [B, h, w, C] in the file"""
     left_out: tuple[str, ...] = ()
     """what the other outputs are, in words"""
+    channels_first: tuple[int, ...] = ()
+    """positions of the outputs that are lists [B, C, N] in the file"""
     names: tuple[str, ...] = ()
     """the file's own names of all its outputs; empty: it has none"""
 
@@ -51,6 +53,7 @@ class _Outputs:
 
     positions: tuple[int, ...] = ()
     channels_last: tuple[int, ...] = ()
+    channels_first: tuple[int, ...] = ()
     left_out: list[str] = field(default_factory=list)
     names: tuple[str, ...] = ()
 
@@ -77,6 +80,7 @@ def tried(model_spec: spec.RuntimeModelSpec, *, any_size: bool = False) -> Trial
         form=None if form is None else spec.ArtifactInput.model_validate(form),
         positions=tuple(found["positions"]),
         channels_last=tuple(found["channels_last"]),
+        channels_first=tuple(found["channels_first"]),
         left_out=tuple(found["left_out"]),
         names=tuple(found["names"]),
     )
@@ -134,6 +138,7 @@ def find(
         input=form,
         output_positions=found.positions,
         channels_last_outputs=found.channels_last or None,
+        channels_first_lists=found.channels_first or None,
         output_names=found.names or None,
     )
     adapted = adaptation.adapted(run, block)
@@ -163,6 +168,7 @@ def find(
         form=None if form == spec.ArtifactInput() else form,
         positions=found.positions,
         channels_last=found.channels_last,
+        channels_first=found.channels_first,
         left_out=tuple(found.left_out),
         names=found.names,
     )
@@ -233,7 +239,44 @@ def _chosen(run: record.FileRunner, name: str, form: spec.ArtifactInput, batch: 
             f"the artifact {name!r} returns no features: {told}. Export the model so that it returns feature maps "
             "[B, C, h, w] or vectors [B, C] of floating-point numbers."
         )
+    _find_axes(run, name, form, batch, size, found)
     return found
+
+
+def _find_axes(
+    run: record.FileRunner,
+    name: str,
+    form: spec.ArtifactInput,
+    batch: int,
+    size: tuple[int, int],
+    found: _Outputs,
+) -> None:
+    """Note which outputs have their channels in another place than maps [B, C, h, w] and lists [B, N, C].
+
+    Raises:
+        InputError: a map of which neither its sides nor its values say so.
+    """
+
+    def whole(images: torch.Tensor) -> Sequence[torch.Tensor]:
+        given = run(images)
+        return naming.ordered(given, found.names) if isinstance(given, Mapping) else given
+
+    adapted = adaptation.adapted(whole, spec.GenencBlock(input=form))
+    with torch.inference_mode():
+        seen = axes.channels_last(adapted, found.positions, size=size, batch=batch)
+        ranks = {at: value.ndim for at, value in enumerate(adapted(_images(batch, size)))}
+    found.channels_first = tuple(at for at, last in seen.items() if last and ranks[at] == 3)
+    if form.layout == "NHWC":
+        return  # where both orders would do, the file's own counts
+    found.channels_last = tuple(at for at, last in seen.items() if last and ranks[at] == 4)
+    unclear = [at for at, last in seen.items() if last is None and ranks[at] == 4]
+    if unclear:
+        called = found.names[unclear[0]] if found.names else unclear[0]
+        raise errors.InputError(
+            f"output {called} of the artifact {name!r} may be a map [C, h, w] or [h, w, C] for images of {size[0]} x "
+            f"{size[1]} pixels. Give an --image-size whose height and width differ, or a spec that lists it in "
+            "genenc.channels_last_outputs, or has that empty"
+        )
 
 
 def _most(takes: Callable[[int], bool], least: int) -> int:

@@ -59,7 +59,14 @@ def load_encoder(
         return _eager(_rebuilt(model_spec, trusted=trust), model_spec, resolve_device(device), how)
     run, loaded, where = loading.load(model_spec, device=device, trust=trust, scratch=scratch, digests=digests)
     how.check(kind, where.type)
-    return Encoder(model_spec, run, backend=kind, device=where, concurrent=loaded.concurrent)
+    return Encoder(
+        model_spec,
+        run,
+        backend=kind,
+        device=where,
+        concurrent=loaded.concurrent,
+        batch_statistics=loaded.batch_statistics,
+    )
 
 
 def choose_backend(model_spec: spec.RuntimeModelSpec, wanted: str) -> BackendKind:

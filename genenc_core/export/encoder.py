@@ -26,10 +26,11 @@ class Encoder:
         device: torch.device,
         tf32: bool = False,
         concurrent: bool = False,
+        batch_statistics: bool = False,
     ) -> None:
         """`concurrent`: it may be called from several threads at once; no other call then changes what one gives.
 
-        On a device of its own one thread launches all the same.
+        On a device of its own one thread launches all the same. `batch_statistics`: as `record.Loaded`.
         """
         self.spec = model_spec
         self.backend = backend
@@ -38,6 +39,7 @@ class Encoder:
         self.preprocessing = describe.preprocessing_of(model_spec)
         self.concurrent = concurrent and device.type == "cpu"
         self.input_size = (self.preprocessing.height, self.preprocessing.width)
+        self.batch_statistics = batch_statistics
         self._slot = model_spec.inputs[0].name
         self._batch = model_spec.resolved_batch_mode()
         self._run = run

@@ -79,7 +79,7 @@ def _draft(path: Path, known: record.Format, size: tuple[int, int]) -> spec.Runt
 
 def _block(found: artifact_trial.Trial) -> spec.GenencBlock | None:
     """Return what the file needs beyond a spec's own words; None: nothing, as for most."""
-    if found.form is None and not found.left_out and not found.channels_last and not found.names:
+    if not any((found.form, found.left_out, found.channels_last, found.channels_first, found.names)):
         return None
     return spec.GenencBlock(
         input=found.form,
@@ -87,6 +87,7 @@ def _block(found: artifact_trial.Trial) -> spec.GenencBlock | None:
         output_names=found.names or None,
         outputs_left_out=found.left_out or None,
         channels_last_outputs=found.channels_last or None,
+        channels_first_lists=found.channels_first or None,
     )
 
 

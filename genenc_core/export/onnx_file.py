@@ -10,6 +10,9 @@ _IR_VERSION, _GRAPH, _OPSET_IMPORT = 1, 7, 8
 _MODEL_FIELDS = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26))
 _DOMAIN, _VERSION = 1, 2
 _EXTERNAL_DATA = 13
+_OP_TYPE, _ATTRIBUTE = 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
+_LONGEST_NAME = 64
 # Which fields of a message lead to tensors: graphs lie in nodes (If, Loop), tensors in attributes (Constant).
 _TO_TENSORS: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -26,11 +29,15 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxFile:
-    """Versions of the format and of the standard operators; whether weights lie in other files."""
+    """Versions of the format and of the standard operators; whether weights lie in other files.
+
+    `batch_statistics`: whether a normalisation takes the mean and variance of the batch instead of those learnt.
+    """
 
     ir_version: int
     opset: int
     external: bool
+    batch_statistics: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +67,12 @@ def _read(file: BinaryIO, size: int) -> OnnxFile | None:
     if len(ir) != 1 or len(graphs) != 1:
         return None
     opsets = [_opset(file, field) for field in found if field.number == _OPSET_IMPORT and field.wire == _LENGTH]
-    return OnnxFile(ir_version=ir[0], opset=max(opsets, default=0), external=_external(file, "model", 0, size))
+    return OnnxFile(
+        ir_version=ir[0],
+        opset=max(opsets, default=0),
+        external=_external(file, "model", 0, size),
+        batch_statistics=_any_in_training(file, "model", 0, size),
+    )
 
 
 def _opset(file: BinaryIO, field: _Field) -> int:
@@ -83,6 +95,33 @@ def _external(file: BinaryIO, kind: str, start: int, stop: int, *, depth: int = 
         for part in list(_fields(file, start, stop))
         if part.number in inner and part.wire == _LENGTH
     )
+
+
+def _any_in_training(file: BinaryIO, kind: str, start: int, stop: int, *, depth: int = 0) -> bool:
+    """Tell whether any node of a message, however deep, is a batch normalisation that is left in training mode."""
+    if depth > _DEEPEST:
+        raise ValueError(f"messages more than {_DEEPEST} deep")
+    parts = list(_fields(file, start, stop))
+    if kind == "node" and any(_text(file, part) == b"BatchNormalization" for part in parts if part.number == _OP_TYPE):
+        attributes = [part for part in parts if part.number == _ATTRIBUTE]
+        return any(_is_training(file, part) for part in attributes)
+    inner = _TO_TENSORS.get(kind, {})
+    return any(
+        _any_in_training(file, inner[part.number], part.start, part.start + part.value, depth=depth + 1)
+        for part in parts
+        if part.wire == _LENGTH and inner.get(part.number) in ("graph", "function", "node", "attribute")
+    )
+
+
+def _is_training(file: BinaryIO, attribute: _Field) -> bool:
+    parts = list(_fields(file, attribute.start, attribute.start + attribute.value))
+    named = any(_text(file, part) == b"training_mode" for part in parts if part.number == _ATTRIBUTE_NAME)
+    return named and any(part.value == 1 for part in parts if part.number == _ATTRIBUTE_INT)
+
+
+def _text(file: BinaryIO, field: _Field) -> bytes:
+    file.seek(field.start)
+    return file.read(min(field.value, _LONGEST_NAME)) if field.wire == _LENGTH else b""
 
 
 def _fields(file: BinaryIO, start: int, stop: int) -> Iterator[_Field]:

@@ -128,6 +128,12 @@ def _parts(name: str, module: nn.Module, declared: Declared, image_size: tuple[i
     )
 
 
+def states_axes(module: nn.Module) -> bool:
+    """Tell whether an own model's encoder says where the channels of its maps are."""
+    trunk = getattr(module, "trunk", module)
+    return isinstance(trunk, _Arranged) or dict(getattr(trunk, ATTRIBUTE, {})).get("output_fmt") is not None
+
+
 def _layout(name: str, declared: Declared, size: tuple[int, int]) -> tokens.TokenLayout | None:
     if declared.patch_size is None or declared.num_prefix_tokens is None:
         return None

@@ -17,14 +17,21 @@ from genenc_core.encoding import calls, control
 from genenc_core.export import adaptation, backends, describe, exporting, general, loading, naming, normalisation
 from genenc_core.export.execution import Execution
 from genenc_core.export.formats import table
-from genenc_core.models import sources, wording
+from genenc_core.models import python_source, sources, tokens, wording
 from genenc_core.models import trust as trust_rules
 from genenc_core.run import model_files, named_models, records
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder, is_earlier_run
 from genenc_core.store.objects import join
 
-_FOUND_OUT = ("input", "output_positions", "channels_last_outputs", "output_names", "outputs_left_out")
+_FOUND_OUT = (
+    "input",
+    "output_positions",
+    "channels_last_outputs",
+    "channels_first_lists",
+    "output_names",
+    "outputs_left_out",
+)
 """what the general encoder finds out of a file"""
 
 
@@ -308,6 +315,35 @@ def by_name(model: ResolvedModel, *, device: str, trust: bool) -> ResolvedModel:
     with torch.inference_mode(), contextlib.suppress(Exception):  # `try_once` says what is wrong
         adaptation.adapted(noted, found.genenc)(batch)
     return dataclasses.replace(model, spec=naming.with_names(found, cast(Any, given[0]))) if given else model
+
+
+def refuse_other_axes(model: ResolvedModel, given: run_parameters.ExtractParameters) -> None:
+    """Check that maps whose axes nobody has stated look like [C, h, w].
+
+    Raises:
+        InputError: the sides of one are in proportion to the images' only as [h, w, C].
+    """
+    found, block = model.spec, model.spec.genenc or spec.GenencBlock()
+    own = block.source is not None and block.source.kind == "python" and not block.source.layers
+    if block.channels_last_outputs is not None or (block.source is not None and not own):
+        return
+    built = built_model(given) if own else None
+    if built is not None and python_source.states_axes(built.module):
+        return
+    size = describe.preprocessing_of(found)
+    if own:
+        remedy = "Return [B, C, h, w], or state its output_fmt, 'NHWC' or 'NCHW', in the model's attribute genenc"
+    else:
+        remedy = (
+            "List its position in genenc.channels_last_outputs and give the slot the shape [C, h, w], or have that "
+            "list empty if it is right so"
+        )
+    for slot in found.outputs:
+        if len(slot.shape) == 3 and tokens.map_axes((1, *slot.shape), (size.height, size.width)) == (False, True):
+            raise errors.InputError(
+                f"output slot {slot.name!r} of {found.model_id!r} has the shape {list(slot.shape)}, which is a map "
+                f"[h, w, C] and none [C, h, w] of images of {size.height} x {size.width} pixels. {remedy}"
+            )
 
 
 def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:

@@ -70,6 +70,12 @@ def _plain(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Encode
 
 
 def _refuse_unsteady(encoder: Encoder, who: str, execution: Execution) -> None:
+    if encoder.batch_statistics:
+        # Of a batch of one no comparison shows it.
+        raise errors.InputError(
+            f"{who} normalises by the mean and variance of each batch instead of those that it learnt, "
+            f"{behaviour.REMEDY}"
+        )
     bounds = encoder.spec.resolved_batch_mode()
     limit = behaviour.STEADY_IN_HALF if is_half(encoder, execution) else behaviour.STEADY
     try:

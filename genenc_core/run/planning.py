@@ -139,6 +139,7 @@ def make_design(
         model = encoders.as_recorded(model, run)
     device = encoders.device_of(model, given.device)
     if export_to is not None:
+        encoders.refuse_other_axes(model, given)
         model = encoders.by_name(model, device=device, trust=given.trust)
         encoders.try_once(model, device=device, trust=given.trust)
     if given.batch_size != "auto":
@@ -360,6 +361,8 @@ def _given_values(block: spec.GenencBlock) -> dict[str, object]:
         told["output_positions"] = list(block.output_positions)
     if block.channels_last_outputs is not None:
         told["channels_last_outputs"] = list(block.channels_last_outputs)
+    if block.channels_first_lists is not None:
+        told["channels_first_lists"] = list(block.channels_first_lists)
     return told
 
 

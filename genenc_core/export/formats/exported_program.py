@@ -12,6 +12,9 @@ from genenc_core import errors, torch_faults, torch_logs
 from genenc_core.export.formats import record
 from genenc_core.models import wording
 
+_LEARNT, _TRAINING = 3, 5
+"""places of the learnt mean and of the mode among the arguments of a batch normalisation"""
+
 
 def require(_module: nn.Module | None) -> None:
     """Need nothing beyond torch."""
@@ -74,7 +77,19 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
     def run(images: torch.Tensor) -> Sequence[torch.Tensor] | Mapping[str, torch.Tensor]:
         return record.tensors(module(images))
 
-    return record.Loaded(run=run, declared=_declared(program))
+    return record.Loaded(run=run, declared=_declared(program), batch_statistics=_batch_statistics(program))
+
+
+def _batch_statistics(program: torch.export.ExportedProgram) -> bool:
+    """Whether a batch normalisation with learnt statistics is left in training mode."""
+    return any(
+        "batch_norm" in str(node.target)
+        and len(node.args) > _TRAINING
+        and node.args[_TRAINING] is True
+        # Without learnt statistics it may be a normalisation of each image.
+        and node.args[_LEARNT] is not None
+        for node in program.graph.nodes
+    )
 
 
 def _declared(program: torch.export.ExportedProgram) -> record.Declared | None:

@@ -88,8 +88,8 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Loa
     Raises:
         InputError: a damaged file, one that needs a newer onnxruntime, or one with weights in other files.
     """
-    found = onnx_file.read(path)
-    if found is not None and found.external:
+    about = onnx_file.read(path)
+    if about is not None and about.external:
         raise errors.InputError(
             f"{str(path)!r} keeps weights in other files, which no digest covers. Save it as one file, or export the "
             "model with genenc export."
@@ -122,7 +122,11 @@ def load(path: Path, _device: torch.device, _scratch: Path | None) -> record.Loa
         # What an exporter calls the only one says little.
         return outputs if len(names) == 1 else dict(zip(names, outputs, strict=True))
 
-    return record.Loaded(run=run, declared=_declared(session.get_inputs()[0]))
+    return record.Loaded(
+        run=run,
+        declared=_declared(session.get_inputs()[0]),
+        batch_statistics=about is not None and about.batch_statistics,
+    )
 
 
 def _tensor(array: Any) -> Any:

@@ -39,6 +39,8 @@ class Loaded:
     concurrent: bool = False
     """whether it is known that `run` may be called from several threads at once, and no call changes another's result
     """
+    batch_statistics: bool = False
+    """whether it is known to normalise by the mean and variance of the batch, although it has learnt ones"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,12 @@ def load(path: Path, device: torch.device, _scratch: Path | None) -> record.Load
     def run(images: torch.Tensor) -> Sequence[torch.Tensor] | Mapping[str, torch.Tensor]:
         return record.tensors(module(images))
 
-    return record.Loaded(run=run, concurrent=keeps_no_state(module), declared=_declared(module))
+    return record.Loaded(
+        run=run,
+        concurrent=keeps_no_state(module),
+        declared=_declared(module),
+        batch_statistics=_batch_statistics(module),
+    )
 
 
 def _require_one_input(path: Path, module: Any) -> None:
@@ -116,6 +121,18 @@ def _require_one_input(path: Path, module: Any) -> None:
         ) from error
     needed = [item.name for item in arguments if not item.has_default_value()]
     record.require_one_input(path, needed or [item.name for item in arguments[:1]])
+
+
+def _batch_statistics(module: Any) -> bool:
+    """Whether a batch normalisation with learnt statistics is left in training mode, as in a trace of such a model."""
+    try:
+        nodes = [node for node in _nodes(module.inlined_graph) if node.kind() == "aten::batch_norm"]
+    except (AttributeError, RuntimeError):
+        return False
+    arguments = [list(node.inputs()) for node in nodes]
+    # Without learnt statistics it may be a normalisation of each image.
+    learning = [mode for _, _, _, learnt, _, mode, *_ in arguments if learnt.type().kind() != "NoneType"]
+    return any(mode.node().kind() == "prim::Constant" and mode.toIValue() is True for mode in learning)
 
 
 def _declared(module: Any) -> record.Declared | None:

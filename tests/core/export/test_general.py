@@ -112,7 +112,8 @@ class Mixing(nn.Module):
 def test_a_file_for_one_image_is_fixed_to_it(tmp_path: Path) -> None:
     found = general.spec_of(traced(OneImage(), tmp_path / "one.pt", batch=1), image_size=(32, 48), trust=True)
     assert found.resolved_batch_mode().describe() == "Fixed(1)"
-    assert found.outputs[0].shape == (6, 24)
+    # It gives channels and places, [1, 6, 24]; a list of tokens is the other way round.
+    assert found.outputs[0].shape == (24, 6)
 
 
 def test_a_file_that_mixes_the_images_of_a_batch_is_refused(tmp_path: Path) -> None:

@@ -301,3 +301,20 @@ def test_a_run_keeps_the_products_that_were_the_default_when_it_was_made(
     assert sorted(stored(tmp_path / "run")) == ["features"]
     extract(model="slots_nets:as_tuple", weights=None, out=str(tmp_path / "other"))
     assert sorted(stored(tmp_path / "other")) == ["features", "features_1"]
+
+
+def test_a_file_of_one_image_that_normalises_by_the_batch_is_refused(extract: DRAWN, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4)).train()
+    torch.jit.trace(module, torch.rand(1, 3, 32, 32), check_trace=False).save(tmp_path / "m.pt")
+    theirs = spec.RuntimeModelSpec(
+        model_id="theirs",
+        display_name="Theirs",
+        weights_path=str(tmp_path / "m.pt"),
+        inputs=(spec.SlotSpec(name="image", shape=(3, 32, 32)),),
+        outputs=(spec.SlotSpec(name="y", shape=(4, 4, 4)),),
+        batch_mode=spec.BatchModeSpec(fixed=1),
+    )
+    (tmp_path / "m.json").write_text(theirs.to_json())
+    with pytest.raises(errors.InputError, match=r"'theirs' normalises by the mean and variance of each batch.*eval"):
+        extract(model=str(tmp_path / "m.json"), weights=None, image_size=None, trust=True, batch_size=1)
+    assert not (tmp_path / "run").exists()
