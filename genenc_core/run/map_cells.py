@@ -5,13 +5,16 @@ from collections.abc import Sequence
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.encoding import products, tile_plan
+from genenc_core.encoding import calls, products, tile_plan
 from genenc_core.encoding.cells import Cells, require_regular
-from genenc_core.export import describe
+from genenc_core.export import behaviour, describe, loading
+from genenc_core.export.encoder import Encoder
 from genenc_core.models import encoder, receptive
 from genenc_core.run import encoders
 from genenc_core.run import parameters as run_parameters
 
+_SEEN = 1e-5
+"""share of the largest change that is none"""
 _PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
 
 
@@ -41,7 +44,7 @@ def find(
             continue
         shape = slot.shape[1:]
         known = followed.get(slot.name)
-        cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given)
+        cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given, _encoder(model, given))
         if tiled is not None:
             require_regular(cells, shape, pixels, subject=f"output slot {slot.name!r}")
         found[slot.name] = cells
@@ -62,15 +65,60 @@ def _followed(
         return {}
 
 
+def _encoder(model: encoders.ResolvedModel, given: run_parameters.ExtractParameters) -> Encoder | None:
+    """Return what runs a file; None for an eager model."""
+    if model.backend == "eager" or not loading.artifact_files(model.spec):
+        return None
+    return encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
+
+
 def _cells(known: tuple[receptive.Axis, receptive.Axis], shape: Sequence[int], pixels: tuple[int, int]) -> Cells:
     # One cell has no stride, and needs none.
     strides = [axis[0] if count > 1 else float(side) for axis, count, side in zip(known, shape, pixels, strict=True)]
     return Cells(stride=(strides[0], strides[1]), first=(known[0][1], known[1][1]))
 
 
-def _even(slot: spec.SlotSpec, pixels: tuple[int, int], given: run_parameters.ExtractParameters) -> Cells:
+def _is_denser(encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -> bool:
+    """Tell whether cells lie closer than if they divided the input evenly, as those of unpadded convolutions do.
+
+    Two strips of pixels are changed, half the input apart, and the last cells that change are further apart than half
+    the map. Where every cell sees every pixel they are the same, and nothing is told.
+    """
+    least = encoder.spec.resolved_batch_mode().min
+    images = behaviour.images(pixels, 1)
+    before = _map(encoder, images, least, slot)
+    for axis in (0, 1):
+        cells, step = slot.shape[1 + axis], pixels[axis] // slot.shape[1 + axis]
+        last = []
+        for cell in (0, cells // 2):
+            changed = images.clone()
+            strip = changed.narrow(2 + axis, cell * step, step)
+            strip.copy_(1 - strip)
+            change = (_map(encoder, changed, least, slot) - before).abs().sum(0).sum(1 - axis)
+            seen = torch.nonzero(change > _SEEN * change.max())
+            last.append(int(seen.max()) if len(seen) else 0)
+        if last[1] - last[0] > cells // 2 + 1:
+            return True
+    return False
+
+
+def _map(encoder: Encoder, images: torch.Tensor, least: int, slot: spec.SlotSpec) -> torch.Tensor:
+    batch = images.expand(least, -1, -1, -1).contiguous().to(encoder.device)
+    return calls.alone(encoder, batch)[slot.name][0].cpu().double()
+
+
+def _even(
+    slot: spec.SlotSpec, pixels: tuple[int, int], given: run_parameters.ExtractParameters, encoder: Encoder | None
+) -> Cells:
     shape = slot.shape[1:]
     if all(side % cells == 0 for side, cells in zip(pixels, shape, strict=True)):
+        if encoder is not None and _is_denser(encoder, slot, pixels):
+            raise errors.InputError(
+                f"where the cells of output slot {slot.name!r} lie is not known: a change in the image shows them to "
+                f"lie closer than every {pixels[0] // shape[0]} x {pixels[1] // shape[1]} pixels, as after "
+                f"convolutions without padding, and {given.model!r} does not show its strides. Run the model itself "
+                "(package.module:factory), or export it to TorchScript, which show them"
+            )
         return Cells.regular(shape, pixels)
     steps = [_likely_stride(side, cells) for side, cells in zip(pixels, shape, strict=True)]
     below = [max(side // step, 1) * step for side, step in zip(pixels, steps, strict=True)]

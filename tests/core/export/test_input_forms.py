@@ -252,7 +252,7 @@ def test_outputs_that_are_no_features_are_left_out_and_said(kind: str, first: bo
         torch.testing.assert_close(slot, nn.functional.avg_pool2d(images(), 4), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("vector", (3,)), ("tokens", (3, 24)), ("deep", (3, 1, 4, 6))])
+@pytest.mark.parametrize(("kind", "shape"), [("vector", (3,)), ("tokens", (24, 3)), ("deep", (3, 1, 4, 6))])
 def test_outputs_of_other_ranks_are_kept(kind: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     path = traced(Several("map", kind), torch.rand(2, 3, *SIZE), tmp_path / "m.pt")
     found, _ = encode(path)
