@@ -52,6 +52,7 @@ def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
         return None
     frame: tuple[int, int, int, int] | None = None
     progressive = False
+    exif = b""
     at = 2
     for at, marker, length in _jpeg_segments(data):
         if marker == _SOS_MARKER:
@@ -63,6 +64,8 @@ def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
                 return None
             frame = struct.unpack_from(">BHHB", data, at + 4)
             progressive = marker & 0x03 == 0x02
+        elif marker == _APP1_MARKER:
+            exif = _with_exif(exif, data, at, length)
     if frame is None or 0 in frame or at + 5 > len(data) or data[at + 1] != _SOS_MARKER:
         return None
     return JpegHeader(
@@ -70,7 +73,7 @@ def jpeg_header(data: bytes | bytearray) -> JpegHeader | None:
         height=frame[1],
         width=frame[2],
         components=frame[3],
-        orientation=jpeg_orientation(data),
+        orientation=exif_orientation(exif),
         many_scans=progressive or data[at + 4] < frame[3],
     )
 
@@ -84,11 +87,17 @@ def jpeg_orientation(data: bytes | bytearray) -> int:
     for at, marker, length in _jpeg_segments(data):
         if marker == _SOS_MARKER:
             break
-        if marker == _APP1_MARKER and data.startswith(_EXIF_MARK, at + 4):
-            body = bytes(data[at + 4 + len(_EXIF_MARK) : at + 2 + length])
-            if exif or body[:4] in _TIFF_ORDERS:
-                exif += body
+        if marker == _APP1_MARKER:
+            exif = _with_exif(exif, data, at, length)
     return exif_orientation(exif)
+
+
+def _with_exif(exif: bytes, data: bytes | bytearray, at: int, length: int) -> bytes:
+    """Return what EXIF was collected before the APP1 segment at a position, and that of the segment."""
+    if not data.startswith(_EXIF_MARK, at + 4):
+        return exif
+    body = bytes(data[at + 4 + len(_EXIF_MARK) : at + 2 + length])
+    return exif + body if exif or body[:4] in _TIFF_ORDERS else exif
 
 
 def _jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
