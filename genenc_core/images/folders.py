@@ -28,12 +28,15 @@ class LeftOut:
         """End of the name, in lower case ("" for none) -> how many, and the first few."""
 
     def add(self, path: str) -> None:
-        """Count one file."""
+        """Count one file; of hidden ones those that may be images."""
         name = path.rpartition("/")[2]
-        if name.lower() in _SYSTEM_FILES:
+        hidden = name.startswith(".")
+        image = sources.has_image_extension(name) and not name.startswith("._")  # macOS: what belongs to a file
+        if name.lower() in _SYSTEM_FILES or (hidden and not image):
             return
         _, dot, end = name.rpartition(".")
         kind = f".{end.lower()}" if dot and len(end) <= _LONGEST_END else ""
+        kind = f"hidden {kind}" if hidden else kind
         count, first = self.kinds.get(kind, (0, ()))
         self.kinds[kind] = count + 1, first if len(first) == self.examples else (*first, path)
 
@@ -62,8 +65,9 @@ def walk(
 ) -> Iterator[str]:
     """Yield the image files below `root` that match `pattern`, as relative POSIX paths in string order.
 
-    Image files are those whose names end in one of `extensions`; None: of every kind that can be read here.
-    Others that match are counted in `left_out`, but for hidden ones and the system's own.
+    Image files are those whose names end in one of `extensions`; None: of every kind that can be read here. Others that
+    match are counted in `left_out`, but for the system's own, and hidden files that are no images. Hidden folders are
+    not entered.
 
     Raises:
         InputError: a folder that cannot be listed.
@@ -75,7 +79,7 @@ def walk(
         if path.endswith("/"):
             stack += _children(root, path, pattern)
         elif everything or _matches(tuple(path.split("/")), pattern):
-            if sources.has_image_extension(path, extensions):
+            if sources.has_image_extension(path, extensions) and not path.rpartition("/")[2].startswith("."):
                 yield path
             elif left_out is not None:
                 left_out.add(path)
@@ -95,11 +99,10 @@ def _children(root: Path, folder: str, pattern: Sequence[str]) -> list[str]:
 
 
 def _wanted(entry: os.DirEntry[str], root: Path) -> str | None:
-    if entry.name.startswith("."):
-        return None
+    hidden = entry.name.startswith(".")
     if entry.is_dir(follow_symlinks=False):
-        return entry.name + "/"
-    if entry.is_symlink() and _is_linked_folder(entry):
+        return None if hidden else entry.name + "/"
+    if not hidden and entry.is_symlink() and _is_linked_folder(entry):
         _tell_linked(Path(entry.path), root)
         return None
     return entry.name

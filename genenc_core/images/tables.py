@@ -51,6 +51,7 @@ def find_columns(path: Path, wanted: Mapping[str, Sequence[str]], chosen: Mappin
             continue
         fits = [column for word in synonyms for column in columns if _plain(column) == _plain(word)]
         exact = [column for column in fits if column == name]
+        _refuse_twice(path, fits, columns)
         if len(set(fits)) > 1 and not exact:
             raise errors.InputError(
                 f"{path} has several columns that may be {name!r}: {', '.join(map(repr, dict.fromkeys(fits)))}. Name "
@@ -171,9 +172,13 @@ def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             first = file.readline(_LONGEST_HEADER)
             file.seek(0)
             # Strict: a lone quote would take in the lines that follow.
-            reader = csv.reader(file, delimiter=_delimiter(path, first), strict=True)
-            number = 0
+            delimiter = _delimiter(path, first)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            number = columns = 0
             for cells in reader:
+                columns = columns or len(cells)
+                if reader.line_num - number > 1:
+                    _refuse_rows_in_a_cell(path, number + 1, cells, delimiter, columns)
                 yield reader.line_num, cells
                 number = reader.line_num
     except UnicodeDecodeError as error:
@@ -187,6 +192,16 @@ def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from error
     except OSError as error:
         raise errors.InputError(f"cannot read {path} as UTF-8 CSV: {error}") from error
+
+
+def _refuse_rows_in_a_cell(path: Path, number: int, cells: Sequence[str], delimiter: str, columns: int) -> None:
+    """Check that no lines of a cell in quotes look like rows of the table, which a stray quote takes in."""
+    lines = [line for cell in cells for line in cell.splitlines()[1:]]
+    if columns > 1 and any(line.count(delimiter) == columns - 1 for line in lines):
+        raise errors.InputError(
+            f"{path}: a cell that begins with a quote in line {number} takes in lines that look like rows of the "
+            "table: remove or double the quote, or write the cell in one line"
+        )
 
 
 _LONGEST_HEADER = 2**20
@@ -208,12 +223,16 @@ def _existing(path: Path, columns: Sequence[str], names: Sequence[str]) -> Seque
     if missing:
         wanted = ", ".join(repr(column) for column in missing)
         raise errors.InputError(f"{path} has no column {wanted}; its columns are: {', '.join(names) or 'none'}")
+    _refuse_twice(path, columns, names)
+    return columns
+
+
+def _refuse_twice(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
     twice = [column for column in columns if names.count(column) > 1]
     if twice:
         raise errors.InputError(
             f"{path} has {names.count(twice[0])} columns {twice[0]!r}: rename or remove all but one"
         )
-    return columns
 
 
 def _open_parquet(path: Path) -> parquet.ParquetFile:

@@ -186,7 +186,7 @@ def _fitting(
     missing = [name for name in wanted if name not in kept and not name.endswith("num_batches_tracked")]
     surplus = [name for name in kept if name not in own]
     problems = _name_problems("missing", missing) + _name_problems("not in the model", surplus)
-    return kept, _shape_problems(kept, own) + problems
+    return kept, _shape_problems(kept, own) + _type_problems(kept, own) + problems
 
 
 def _belongs(name: str, tops: set[str], own: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -201,6 +201,20 @@ def _shape_problems(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.T
         if name in own and own[name].shape != value.shape
     ]
     return _name_problems("other sizes", wrong)
+
+
+def _type_problems(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return entries whose numbers are no weights by themselves: quantised, their scales lie elsewhere."""
+    wrong = [
+        f"{name} is {str(value.dtype).removeprefix('torch.')}"
+        for name, value in state.items()
+        if name in own and own[name].is_floating_point() and not _is_weight(value.dtype)
+    ]
+    return _name_problems("quantised, or no floating-point numbers", wrong)
+
+
+def _is_weight(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def _name_problems(label: str, names: list[str]) -> list[str]:

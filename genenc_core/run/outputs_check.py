@@ -146,14 +146,15 @@ class Watch:
         self._encoder = encoder
         self._shown = behaviour.images(encoder.input_size, 2).to(encoder.device)
         try:
-            self._before = runner.call(self._features, self._least)
-            together = runner.call(self._features, sizer.size)
+            self._before = runner.call(self._first, self._least)
+            refuse_other_outputs(folder, model, device=device, trust=options.trust)
+            told = runner.call(self._place_that_differs, sizer.size)
         except (RuntimeError, MemoryError) as error:
             if not batching.is_out_of_memory(error):
                 raise
             self._encoder = None  # the batches get smaller, and with them what could be compared
             return
-        if told := behaviour.difference(self._before, together, self._limit):
+        if told:
             raise errors.InputError(
                 f"model {model.spec.model_id!r} gives an image other features in a batch of {sizer.size} than in one "
                 f"of {self._least} ({told}), {behaviour.REMEDY}"
@@ -167,18 +168,29 @@ class Watch:
         """
         if self._encoder is None:
             return
-        if told := behaviour.difference(self._before, self._runner.call(self._features, self._least), self._limit):
+        if told := behaviour.difference(self._before, self._runner.call(self._first, self._least), self._limit):
             raise errors.EncoderError(
                 f"model {self._encoder.spec.model_id!r} gives the same image other features than when the session "
                 f"began ({told}): it keeps something between calls, or a file that it reads has changed"
             )
 
-    def _features(self, count: int) -> dict[str, torch.Tensor]:
-        """Return the outputs for one image at three places of a batch where every other image is another one."""
+    def _first(self, count: int, *, of: int = 0) -> dict[str, torch.Tensor]:
+        """Return the outputs for one of the two images, the first in a batch of `count`."""
+        return {slot: value[:1] for slot, value in self._batch(count, of).items()}
+
+    def _place_that_differs(self, count: int) -> str | None:
+        """Return in words where in a batch of `count` an image gets other features than as the first of the least."""
+        if count == self._least:
+            return None
+        alone = self._before, self._first(self._least, of=1)
+        together = self._batch(count, 0)
+        places = ({slot: value[at : at + 1] for slot, value in together.items()} for at in range(count))
+        told = (behaviour.difference(alone[at % 2], place, self._limit) for at, place in enumerate(places))
+        return next(filter(None, told), None)
+
+    def _batch(self, count: int, first: int) -> dict[str, torch.Tensor]:
         assert self._encoder is not None
-        batch = self._shown[torch.arange(count) % 2].contiguous()
-        at = [0, count // 4 * 2, (count - 1) // 2 * 2]
-        return {slot: value[at] for slot, value in self._encoder(batch).items()}
+        return self._encoder(self._shown[(torch.arange(count) + first) % 2].contiguous())
 
 
 def is_half(encoder: Encoder, execution: Execution) -> bool:

@@ -78,6 +78,7 @@ TIDY = "image,point,x,y,note\n"
         ("image,image,point,x,y\na,b,n,1,2\n", "has 2 columns 'image'"),
         (TIDY + 'a,n,1,2,"5 inch\nb,n,3,4,\nc,n,5,6,\n', "after line 1: unexpected end of data"),
         (TIDY + 'a,n,1,2,"5 inch\nb,n,3,4,"6 inch\nc,n,5,6,\n', "after line 1: .* a quote is written in quotes"),
+        (TIDY + 'a,n,1,2,"5 inch\nb,n,3,4,\nc,n,5,6,ok"\n', "a quote in line 2 takes in lines that look like rows"),
         (TIDY + "a,n,,2,\n", "row 2 gives y of the point 'n' of 'a', and no x; leave both empty"),
         (TIDY + "a,n,1,nan,\n", "row 2 gives x of the point 'n' of 'a', and no y"),
         (DLC + "a,1,2\nb,1,\n", "row 5 gives x of the point 'nose' of 'b', and no y"),
@@ -87,6 +88,13 @@ TIDY = "image,point,x,y,note\n"
 def test_a_table_whose_cells_are_not_where_they_seem_is_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
         read(tmp_path / "p.csv", text)
+
+
+def test_two_columns_of_one_name_in_a_parquet_file_are_refused(tmp_path: Path) -> None:
+    columns = [pa.array([cell]) for cell in ("a", "n", 1.0, 2.0, 3.0)]
+    parquet.write_table(pa.table(columns, names=["image", "point", "x", "x", "y"]), tmp_path / "p.parquet")
+    with pytest.raises(errors.InputError, match="has 2 columns 'x'"):
+        points.read_points(tmp_path / "p.parquet")
 
 
 def test_empty_cells_beyond_the_header_and_lines_in_quotes_are_fine(tmp_path: Path) -> None:

@@ -393,6 +393,11 @@ def test_files_that_no_reader_takes_are_counted_and_named(tmp_path: Path) -> Non
         "6 files are not images that genenc reads: 4 .hdr (b.HDR, d.hdr, e.hdr, ...), 1 without an extension "
         "(noext), 1 .npy (sub/f.npy)"
     )
+    touch(tmp_path, ".DSC1.jpg", "sub/.g.png", "._a.png", ".cache/h.png")
+    hidden = folders.LeftOut()
+    assert [len(block) for block in listing.iter_blocks(sources.open_source(str(tmp_path)), left_out=hidden)] == [1]
+    assert hidden.kinds["hidden .jpg"] == (1, (".DSC1.jpg",))
+    assert hidden.kinds["hidden .png"] == (1, ("sub/.g.png",))
     only = folders.LeftOut()
     list(listing.iter_blocks(sources.open_source(str(tmp_path / "*.png")), left_out=only))
     assert only.kinds == {}

@@ -125,6 +125,22 @@ def test_one_entry_of_any_name_is_it(tmp_path: Path) -> None:
     assert is_of(quiet(tmp_path / "w.pth", "run.nets.b")[0], 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn])
+def test_quantised_weights_without_their_scales_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.save({name: value.to(dtype) for name, value in state(1).items()}, tmp_path / "w.pt")
+    with pytest.raises(
+        errors.InputError, match=f"quantised, or no floating-point numbers: body.0.weight is {str(dtype)[6:]}"
+    ):
+        load(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_floating_point_types_are_taken(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.save({name: value.to(dtype) for name, value in state(1).items()}, tmp_path / "w.pt")
+    body, _ = quiet(tmp_path / "w.pt")
+    torch.testing.assert_close(body.state_dict()["0.weight"], state(1)["body.0.weight"].to(dtype).float())
+
+
 def test_a_key_is_for_files() -> None:
     with pytest.raises(errors.InputError, match="chooses in a file"):
         weights.parse_weights("random:0", "ema")

@@ -1,5 +1,6 @@
 """What is stored of an image is the image's alone, and one run's features are of one model."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,10 @@ class Net(nn.Module):
             return maps * self.calls
         if self.how == "five together": return maps * 2 if len(maps) >= 5 else maps
         if self.how == "all after the third": return torch.cat([maps[:3], 2 * maps[3:]])
+        if self.how == "the last of four" and len(maps) == 4: return torch.cat([maps[:3], 2 * maps[3:]])
+        if self.how.startswith("call "):
+            self.calls += 1
+            return maps * (2 if self.calls > int(self.how[5:]) else 1)
         if self.how == "the twentieth call":
             self.calls += 1
             return maps * (2 if self.calls > 20 else 1)
@@ -108,6 +113,27 @@ def test_a_model_that_changes_in_the_middle_of_a_session_fails_the_shard(
     stored = features["status"][:] == 1
     assert 0 < stored.sum() < len(stored)
     np.testing.assert_allclose(features["features"][:][stored], right[stored], rtol=1e-5)
+
+
+def test_every_place_of_a_batch_is_looked_at(extract: Callable[..., driver.Result], nets: Callable[[str], str]) -> None:
+    with pytest.raises(errors.InputError, match="other features in a batch of 4"):
+        extract(model=nets("the last of four"), batch_size=4)
+
+
+@pytest.mark.parametrize("call", range(4, 20))
+def test_no_run_holds_features_from_before_and_after_a_change(
+    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path, call: int
+) -> None:
+    """At whatever call the model changes: what is stored is what it gave before, or after, and never both."""
+    extract(model=nets("steady"), batch_size=4, out=str(tmp_path / "steady"))
+    right = zarr.open_group(tmp_path / "steady" / "features.zarr", mode="r")["features"][:]
+    with contextlib.suppress(errors.GenencError):
+        extract(model=nets(f"call {call}"), batch_size=4)
+    if (tmp_path / "run").exists():
+        group = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")
+        stored = group["status"][:] == 1
+        shares = group["features"][:][stored] / right[stored]
+        assert np.allclose(shares, 1) or np.allclose(shares, 2)
 
 
 def test_a_module_in_training_mode_is_put_in_evaluation_mode(
