@@ -85,7 +85,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 def test_a_model_that_looks_beyond_the_image_is_refused_before_anything_is_stored(
     extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path, how: str
 ) -> None:
-    with pytest.raises(errors.InputError, match=f"gives .*{UNSTEADY[how]}.*model.eval"):
+    with pytest.raises(errors.InputError, match=f"features .*{UNSTEADY[how]}.*model.eval"):
         extract(model=nets(how))
     assert not (tmp_path / "run").exists()
 
@@ -153,9 +153,9 @@ def test_a_model_that_gives_other_outputs_in_a_later_session_is_refused(
     committed = RunFolder(tmp_path / "run").store.committed()
     options = driver.options_for(tmp_path / "run", device="cpu", trust=True)
     (tmp_path / "factor.txt").write_text("1.001")
-    with pytest.raises(errors.StoreError, match=r"other outputs .* slot 'features' by 0\.\d+ %"):
+    with pytest.raises(errors.StoreError, match=r"different outputs .* slot 'features' by 0\.\d+ %"):
         driver.resume(tmp_path / "run", "pending", options)
-    with pytest.raises(errors.StoreError, match="other outputs"):
+    with pytest.raises(errors.StoreError, match="different outputs"):
         extract(model=nets("a file"))
     assert RunFolder(tmp_path / "run").store.committed() == committed
     (tmp_path / "factor.txt").write_text("1.000001")  # as far as kernels round
