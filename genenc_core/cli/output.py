@@ -145,7 +145,7 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
             raise
         fail(f"{_NO_MEMORY} ({error})", errors.GenencError.exit_code, as_json=as_json)
     except KeyboardInterrupt:
-        fail("stopped before anything was created", errors.Stopped.exit_code, as_json=as_json)
+        fail("stopped", errors.Stopped.exit_code, as_json=as_json)
 
 
 def _fault(error: OSError) -> tuple[str, int]:

@@ -29,12 +29,28 @@ def find(target: str, folders: tuple[str, ...], *, trust: bool = False) -> regis
     """
     path = named_models.spec_file(target, folders)
     if path is None:
+        _refuse_other_files(target)
         try:
             return registry.ModelRegistry().info(target, trust=trust)
         except errors.InputError as error:
             raise errors.InputError(f"{target!r} is neither a run folder nor a spec file here, and {error}") from error
     found = spec.load_spec(path)
     return registry.ModelInfo(model_id=found.model_id, source="json", spec=found, path=path)
+
+
+def _refuse_other_files(target: str) -> None:
+    path = Path(target)
+    if not path.is_file() or path.suffix.lower() in (".toml", ".yaml", ".yml"):
+        return
+    hint = ""
+    if path.suffix.lower() in (".pt", ".pt2", ".onnx", ".pth", ".safetensors"):
+        hint = (
+            "; name the spec next to an exported model, or run one without a spec with genenc extract --model "
+            "general_encoder --weights FILE --trust"
+        )
+    raise errors.InputError(
+        f"{target!r} is a file that is neither a spec (.json) nor a model file (.toml, .yaml){hint}"
+    )
 
 
 def post_encoder_steps(found: spec.RuntimeModelSpec) -> tuple[post_encoder.Step, ...]:

@@ -160,6 +160,24 @@ def test_info_of_a_name_needs_no_weights(genenc: Call, monkeypatch: pytest.Monke
     assert json.loads(genenc("info", "genenc/yolov3_tiny", "--json").out)["source"] == "genenc"
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("image.png", "neither a spec (.json) nor a model file (.toml, .yaml)"),
+        ("noext", "neither a spec (.json) nor a model file"),
+        ("model.pt", "--model general_encoder --weights FILE"),
+        ("model.ONNX", "--model general_encoder --weights FILE"),
+        ("broken.json", "it is not UTF-8 text"),
+        ("broken.toml", "cannot be read"),
+    ],
+)
+def test_info_of_another_file_says_what_it_describes(genenc: Call, tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_bytes(b"\x89 something else")
+    said = genenc("info", tmp_path / name)
+    assert said.code == 2
+    assert words in said.err
+
+
 def test_info_of_nothing_is_said(genenc: Call, tmp_path: Path) -> None:
     said = genenc("info", "resnet81")
     assert said.code == 2
