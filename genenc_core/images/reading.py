@@ -285,9 +285,14 @@ def change(request: Request, found_bytes: int, mtime_ns: int) -> str | None:
 
 
 def _same_time(one: int, other: int) -> bool:
-    """Whether two times are equal where one of them was kept to fewer digits, as a copy's may be."""
+    """Whether two times are equal where one of them was kept to fewer digits, as a copy's may be.
+
+    Not two whole seconds: they are those of two pictures of a camera.
+    """
+    if one == other or (one % _SECOND == 0 and other % _SECOND == 0):
+        return one == other
     apart = abs(one - other)
-    return apart == 0 or any(apart < each and (one % each == 0 or other % each == 0) for each in _RESOLUTIONS)
+    return any(apart < each and (one % each == 0 or other % each == 0) for each in _RESOLUTIONS)
 
 
 def _utc(mtime_ns: int) -> str:

@@ -14,6 +14,8 @@ from genenc_core.run import encoders
 from genenc_core.run import parameters as run_parameters
 
 _SEEN = 1e-5
+_OWN = 0.1
+"""Least share of the largest change that a cell over changed pixels has."""
 """share of the largest change that is none"""
 _PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
 
@@ -44,7 +46,7 @@ def find(
             continue
         shape = slot.shape[1:]
         known = followed.get(slot.name)
-        cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given, _encoder(model, given))
+        cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given, model)
         if tiled is not None:
             require_regular(cells, shape, pixels, subject=f"output slot {slot.name!r}")
         found[slot.name] = cells
@@ -63,13 +65,6 @@ def _followed(
         return receptive.traced(loaded, torch.zeros((count, 3, *pixels), device=loaded.device))
     except Exception:  # every runtime has exceptions of its own; nothing is known of the cells then
         return {}
-
-
-def _encoder(model: encoders.ResolvedModel, given: run_parameters.ExtractParameters) -> Encoder | None:
-    """Return what runs a file; None for an eager model."""
-    if model.backend == "eager" or not loading.artifact_files(model.spec):
-        return None
-    return encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
 
 
 def _cells(known: tuple[receptive.Axis, receptive.Axis], shape: Sequence[int], pixels: tuple[int, int]) -> Cells:
@@ -102,22 +97,51 @@ def _is_denser(encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -
     return False
 
 
+def _is_misplaced(encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -> bool:
+    """Tell whether pixels change other cells than those that lie over them, as in maps that are mirrored or turned.
+
+    Blocks of a cell's size are changed one by one; the cells around a block's own must then change, if any do.
+    """
+    least = encoder.spec.resolved_batch_mode().min
+    images = behaviour.images(pixels, 1)
+    before = _map(encoder, images, least, slot)
+    rows, columns = slot.shape[1:]
+    height, width = pixels[0] // rows, pixels[1] // columns
+    for row, column in ((rows // 5, columns * 4 // 5), (rows // 2, columns // 4), (rows - 1, columns // 2)):
+        changed = images.clone()
+        block = changed[:, :, row * height : (row + 1) * height, column * width : (column + 1) * width]
+        block.copy_(1 - block)
+        change = (_map(encoder, changed, least, slot) - before).abs().sum(0)
+        own = change[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
+        if own < _OWN * change.max():
+            return True
+    return False
+
+
 def _map(encoder: Encoder, images: torch.Tensor, least: int, slot: spec.SlotSpec) -> torch.Tensor:
     batch = images.expand(least, -1, -1, -1).contiguous().to(encoder.device)
     return calls.alone(encoder, batch)[slot.name][0].cpu().double()
 
 
 def _even(
-    slot: spec.SlotSpec, pixels: tuple[int, int], given: run_parameters.ExtractParameters, encoder: Encoder | None
+    slot: spec.SlotSpec, pixels: tuple[int, int], given: run_parameters.ExtractParameters, model: encoders.ResolvedModel
 ) -> Cells:
     shape = slot.shape[1:]
+    encoder = encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
+    hides_strides = model.backend != "eager" and bool(loading.artifact_files(model.spec))
     if all(side % cells == 0 for side, cells in zip(pixels, shape, strict=True)):
-        if encoder is not None and _is_denser(encoder, slot, pixels):
+        if hides_strides and _is_denser(encoder, slot, pixels):
             raise errors.InputError(
                 f"where the cells of output slot {slot.name!r} lie is not known: a change in the image shows them to "
                 f"lie closer than every {pixels[0] // shape[0]} x {pixels[1] // shape[1]} pixels, as after "
                 f"convolutions without padding, and {given.model!r} does not show its strides. Run the model itself "
                 "(package.module:factory), or export it to TorchScript, which show them"
+            )
+        if _is_misplaced(encoder, slot, pixels):
+            raise errors.InputError(
+                f"a change in the image shows in other cells of output slot {slot.name!r} than in those over it: the "
+                f"map of {given.model!r} is mirrored, turned or shifted, or its cells are in another order. Points and "
+                "bars would meet other places: let the model return the map as the image lies, [C, rows, columns]"
             )
         return Cells.regular(shape, pixels)
     steps = [_likely_stride(side, cells) for side, cells in zip(pixels, shape, strict=True)]

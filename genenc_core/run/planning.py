@@ -322,6 +322,7 @@ def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> 
         if old["weights"] == weights.OF_NOTHING and identity["weights"] is None:
             identity["weights"] = weights.OF_NOTHING
     if old == identity:
+        _refuse_other_place(root, listed)
         return
     told = layout.describe_identity(_without_images(old), _without_images(identity))
     lines = [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", told)]
@@ -332,6 +333,17 @@ def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> 
         + "; ".join(line for line in lines if line)
         + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as it is)"
     )
+
+
+def _refuse_other_place(root: Root, listed: manifest.Manifest) -> None:
+    """Raise `StoreError` where a run's images are still where they were and others, that seem the same, were named."""
+    known, given = (Path(rows.read(0, 1).paths[0]) for rows in (RunFolder(root).manifest, listed))
+    if known != given and known.exists() and not (given.exists() and known.samefile(given)):
+        raise errors.OtherRunError(
+            f"the images of the run {str(root)!r} begin with {str(known)!r}, which is still there, and those given "
+            f"with {str(given)!r}: names, sizes and times are the same, and the files are others. Give another --out, or go "
+            "on with the images that it has (`genenc resume`)"
+        )
 
 
 def _outside_name(block: spec.GenencBlock) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Files that do not show their strides: cells that divide the image by accident are noticed."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,60 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "padded": lambda: nn.Sequential(nn.Conv2d(3, 5, 7, 2, 3), nn.ReLU(), nn.Conv2d(5, 5, 3, 2, 1)),
     "padded, coarse": lambda: nn.Sequential(nn.Conv2d(3, 5, 7, 4, 3), nn.ReLU(), nn.Conv2d(5, 5, 3, 4, 1)),
 }
+
+
+TURNED = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.how = nn.Conv2d(3, 5, 8, 8), how
+        self.attention = nn.MultiheadAttention(5, 1, batch_first=True)
+    def forward(self, images):
+        maps = self.conv(images)
+        if self.how == "mirrored": return self.conv(images.flip(3))
+        if self.how == "upside_down": return maps.flip(2)
+        if self.how == "transposed": return maps.transpose(2, 3)
+        if self.how == "turned": return maps.rot90(1, (2, 3))
+        if self.how == "shifted": return maps.roll(3, 3)
+        if self.how == "in_another_order": return maps[:, :, [7, 6, 5, 4, 3, 2, 1, 0]]
+        if self.how == "of_tokens": return maps.flatten(2).transpose(1, 2).reshape(-1, 8, 8, 5).permute(0, 3, 2, 1)
+        tokens = maps.flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        if self.how == "right": return torch.sort(tokens.transpose(1, 2).reshape(-1, 5, 8, 8), dim=1).values
+        return maps + maps.flip(3).mean((2, 3), keepdim=True)
+def __getattr__(name):
+    return lambda: Net(name)
+"""
+
+
+@pytest.mark.parametrize("where", ["code", "onnx"])
+@pytest.mark.parametrize(
+    "how",
+    ["mirrored", "upside_down", "transposed", "turned", "shifted", "in_another_order", "of_tokens", "right", "mean"],
+)
+def test_maps_that_do_not_lie_as_the_image_are_refused_with_points(
+    extract: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, where: str
+) -> None:
+    monkeypatch.setattr(artifact_trial, "answer", artifact_trial.here)
+    (tmp_path / "turned_nets.py").write_text(TURNED)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "points.csv").write_text("image,point,x,y\nimg_000.png,tip,9,9\n")
+    given = {"model": f"turned_nets:{how}", "image_size": "64", "points": str(tmp_path / "points.csv")}
+    if where == "onnx":
+        net = importlib.import_module("turned_nets").Net(how).eval()
+        batch = {0: torch.export.Dim("batch", min=1, max=32)}
+        program = torch.export.export(net, (torch.rand(2, 3, 64, 64),), dynamic_shapes=(batch,))
+        torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "m.onnx")
+        given |= {"model": "general_encoder", "weights": str(tmp_path / "m.onnx"), "trust": True}
+    if how in ("right", "mean"):
+        extract(**given)
+        return
+    with pytest.raises(errors.InputError, match="is mirrored, turned or shifted"):
+        extract(**given)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", NETS)

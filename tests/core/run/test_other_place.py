@@ -1,0 +1,32 @@
+"""A run's images are those that it was made of, not others of the same names, sizes and times."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from genenc_core import errors
+from genenc_core.run import driver
+
+Extract = Callable[..., driver.Result]
+
+
+def test_another_folder_that_seems_the_same_is_refused(extract: Extract, photos: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(photos, tmp_path / "other")  # with its times
+    extract()
+    with pytest.raises(errors.OtherRunError, match=r"photos/img_000.png', which is still there, .*other/img_000.png'"):
+        extract(images=str(other))
+
+
+def test_the_same_folder_by_another_name_goes_on(extract: Extract, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    assert extract().status.complete
+    assert extract(images=str(tmp_path / "link")).status.complete
+
+
+def test_images_that_were_moved_are_the_runs_own(extract: Extract, photos: Path, tmp_path: Path) -> None:
+    assert extract().status.complete
+    os.rename(photos, tmp_path / "moved")  # noqa: PTH104
+    assert extract(images=str(tmp_path / "moved")).status.complete
