@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from genenc_core import errors, text
 
@@ -44,6 +44,11 @@ def guarded(state: State | None = None, report: Report | None = None) -> Iterato
             del _GUARDS[max(index for index, each in enumerate(_GUARDS) if each is guard)]
             if not _GUARDS:
                 os._exit = _EXIT
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, as genenc's own code may."""
+    _EXIT(code)
 
 
 def _python_exit(process: int) -> Any:

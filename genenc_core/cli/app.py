@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from genenc_core import choices, errors
+from genenc_core import choices, errors, exits
 from genenc_core.cli import benchmark, completing, output, reading, usage
 from genenc_core.cli.runners import PlainRunner, Runner
 from genenc_core.cli.usage import AcceptChanged, Json, Models, Plain, RunArgument, Trust
@@ -38,7 +38,7 @@ def run(flows: Runner | None = None) -> None:
         if code == errors.Stopped.exit_code:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(errors.Stopped.exit_code)
+            exits.leave(errors.Stopped.exit_code)
     sys.exit(code if isinstance(code, int) else 1)
 
 

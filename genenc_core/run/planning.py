@@ -341,8 +341,8 @@ def _refuse_other_place(root: Root, listed: manifest.Manifest) -> None:
     if known != given and known.exists() and not (given.exists() and known.samefile(given)):
         raise errors.OtherRunError(
             f"the images of the run {str(root)!r} begin with {str(known)!r}, which is still there, and those given "
-            f"with {str(given)!r}: names, sizes and times are the same, the files are others. Give another --out, or go "
-            "on with the images that it has (`genenc resume`)"
+            f"with {str(given)!r}: other files of the same names, sizes and times. Give another --out, or go on with "
+            "the images that it has (`genenc resume`)"
         )
 
 
