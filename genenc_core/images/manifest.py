@@ -314,6 +314,13 @@ def _note_labels(placed: matching.Placed, points: PointTable) -> None:
             *(len(placed.absent), len(points.images), ", ".join(map(repr, placed.absent[:3]))),
             ", ..." if len(placed.absent) > 3 else "",
         )
+    if placed.elsewhere:
+        name, path = placed.elsewhere[0]
+        LOGGER.warning(
+            "%d of %d images of the points file are named with folders that their paths do not have: %r is taken for "
+            "%r. If these are not the images that were labelled, give those",
+            *(len(placed.elsewhere), len(points.images), name, path),
+        )
 
 
 def _write(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from genenc_core import errors
 
 _SHOWN = 3
+_DEEPLABCUT = "labeled-data"
+"""The folder that names in its label files begin with, wherever they lie."""
 _EXACT = 1 << 30
 """Stronger than any number of path components."""
 
@@ -18,6 +20,8 @@ class _Match:
     strength: int = 0
     rows: list[int] = field(default_factory=list)
     image_ids: list[str] = field(default_factory=list)
+    path: str = ""
+    """Of the first of the rows."""
     namesake: str = ""
     """An image of the same file name in another folder."""
 
@@ -30,6 +34,8 @@ class Placed:
     """row -> index of the name"""
     absent: tuple[str, ...]
     """names of the points file that are no image's"""
+    elsewhere: tuple[tuple[str, str], ...]
+    """names, each with the path of its image, where the name begins with folders that the path has not"""
 
 
 class Matcher:
@@ -63,7 +69,7 @@ class Matcher:
         """
         exact = self._by_name.get(normal(image_id))
         if exact is not None:
-            self._keep(exact, _EXACT, row, image_id)
+            self._keep(exact, _EXACT, row, image_id, path)
         longest, length = "", 0
         for count, end in enumerate(_ends(normal(path), deepest=self._deepest), start=1):
             if end not in self._by_end:
@@ -71,7 +77,7 @@ class Matcher:
             longest, length = end, count
             index = self._by_name.get(end)
             if index is not None and index != exact:
-                self._keep(index, count, row, image_id)
+                self._keep(index, count, row, image_id, path)
         if not length:
             return
         agrees = length >= max(named, 2)
@@ -79,7 +85,7 @@ class Matcher:
             if index == exact or self._by_name.get(longest) == index:
                 continue
             if agrees:
-                self._keep(index, length, row, image_id)
+                self._keep(index, length, row, image_id, path)
             else:
                 self._matches[index].namesake = self._matches[index].namesake or image_id
 
@@ -89,11 +95,12 @@ class Matcher:
         Raises:
             InputError: no name has a row, a name has two equally good rows, or a row two names.
         """
-        absent = [name for name, match in zip(self._names, self._matches, strict=True) if not match.rows]
+        pairs = list(zip(self._names, self._matches, strict=True))
+        absent = [name for name, match in pairs if not match.rows]
         if self._names and len(absent) == len(self._names):
             self._refuse_all(absent)
         rows: dict[int, int] = {}
-        for index, (name, match) in enumerate(zip(self._names, self._matches, strict=True)):
+        for index, (name, match) in enumerate(pairs):
             if not match.rows:
                 continue
             if len(match.rows) > 1:
@@ -108,7 +115,8 @@ class Matcher:
                     f"the points file's images {self._names[other]!r} and {name!r} both mean {match.image_ids[0]!r}; "
                     "give the folder that holds all of them, or remove one"
                 )
-        return Placed(rows=rows, absent=tuple(absent))
+        elsewhere = tuple((name, match.path) for name, match in pairs if _begins_elsewhere(name, match))
+        return Placed(rows=rows, absent=tuple(absent), elsewhere=elsewhere)
 
     def _refuse_all(self, absent: Sequence[str]) -> None:
         shown = ", ".join(repr(name) for name in absent[:_SHOWN])
@@ -122,13 +130,20 @@ class Matcher:
             "images that were labelled, or, if these are they, correct the folder in the points file or leave it out"
         )
 
-    def _keep(self, index: int, strength: int, row: int, image_id: str) -> None:
+    def _keep(self, index: int, strength: int, row: int, image_id: str, path: str) -> None:
         match = self._matches[index]
         if strength > match.strength:
-            match.strength, match.rows, match.image_ids = strength, [row], [image_id]
+            match.strength, match.rows, match.image_ids, match.path = strength, [row], [image_id], path
         elif strength == match.strength and row not in match.rows and len(match.rows) == 1:
             match.rows.append(row)
             match.image_ids.append(image_id)
+
+
+def _begins_elsewhere(name: str, match: _Match) -> bool:
+    parts = normal(name).split("/")
+    if not match.rows or match.strength >= len(parts):
+        return False
+    return parts[-match.strength - 1] != _DEEPLABCUT or len(parts) > match.strength + 1
 
 
 def normal(name: str) -> str:

@@ -286,6 +286,26 @@ def test_a_points_file_of_more_videos_than_the_images_is_taken_and_counted(
     assert np.isfinite(written.read(0, 1).points).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mouse1/images/a00.png", True),
+        ("/other/machine/images/a00.png", True),
+        ("mouse1/labeled-data/images/a00.png", True),
+        ("labeled-data/images/a00.png", False),
+        ("images/a00.png", False),
+        ("a00.png", False),
+    ],
+)
+def test_names_that_begin_with_other_folders_are_said(
+    tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture, name: str, said: bool
+) -> None:
+    """They may be of another mouse, or of another machine."""
+    assert folder.name == "images"
+    write(tmp_path / "m.parquet", folder, points=table_of({name: [(1, 2), (3, 4)]}))
+    assert (f"{name!r} is taken for '{folder}/a00.png'" in caplog.text) == said
+
+
 def test_two_names_of_one_row_are_refused() -> None:
     with pytest.raises(errors.InputError, match=r"'v1/set/b\.png' and 'v2/set/b\.png' both mean 'b\.png'"):
         placed(["v1/set/b.png", "v2/set/b.png"], ["b.png"])
