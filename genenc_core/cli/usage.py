@@ -1,6 +1,7 @@
 """Options that many commands have, how `--help` shows options, and errors of usage."""
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import typer
 import typer.core
 
 from genenc_core import text
+from genenc_core.cli import output
 
 INPUT = "Input"
 POINTS = "Points"
@@ -90,6 +92,7 @@ RunArgument = Annotated[str, typer.Argument(help="A run folder, or s3://bucket/p
 
 # The base of every error in how a command is called; typer shows it, but does not export it.
 _USAGE: Any = typer.BadParameter.__base__
+_AS_JSON = "genenc.as_json"
 
 
 class Command(typer.core.TyperCommand):
@@ -135,12 +138,16 @@ def command(app: typer.Typer, name: str | None = None, *, example: str, guide: s
 
 
 class Commands(typer.core.TyperGroup):
-    """The commands; what is wrong with a call is said without characters that steer a terminal."""
+    """The commands; a wrong call is said without characters that steer a terminal, and as JSON if asked."""
 
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
+    def make_context(self, info_name: Any, args: list[str], *others: Any, **more: Any) -> Any:
         """Read the arguments before the command."""
-        with _printable_errors():
-            return super().make_context(*arguments, **options)
+        options = itertools.takewhile(lambda argument: argument != "--", args)
+        as_json = any(option.partition("=")[0] == "--json" for option in options)
+        with _told_errors(as_json=as_json):
+            context = super().make_context(info_name, args, *others, **more)
+        context.meta[_AS_JSON] = as_json
+        return context
 
     def get_help_option(self, ctx: Any) -> Any:
         """Return `--help`, with a default that typer takes without importing pydantic to convert it."""
@@ -151,7 +158,7 @@ class Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Read the command's arguments and run it."""
-        with _printable_errors():
+        with _told_errors(as_json=ctx.meta[_AS_JSON]):
             return super().invoke(ctx)
 
 
@@ -164,12 +171,14 @@ def _value(args: list[str], at: int, names: list[str]) -> str | None:
 
 
 @contextlib.contextmanager
-def _printable_errors() -> Iterator[None]:
+def _told_errors(*, as_json: bool) -> Iterator[None]:
     try:
         yield
     except _USAGE as error:
         message = error.message.replace("Value error, ", "")
         error.message = text.printable(text.redacted(message + _near_choice(message)))
+        if as_json:
+            output.say_json({"error": error.format_message(), "exit_code": error.exit_code})
         raise
 
 
