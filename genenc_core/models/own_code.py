@@ -83,17 +83,10 @@ def digests(code: str | None, model: nn.Module) -> Digests:
     module = sys.modules.get(code.partition(":")[0]) if code else None
     if code is None or module is None:
         return Digests(code={}, files={})
-    noted = _note(module)
-    now = _source(module)
     loaded = _loaded(code, module)
-    noted, now = (
-        {**{name: told for name, (told, _) in loaded.items()}, **noted},
-        {
-            **{name: found for name, (_, found) in loaded.items()},
-            **now,
-        },
-    )
-    if not noted:
+    noted = {name: before for name, (before, _) in loaded.items()} | dict(_note(module))
+    now = {name: after for name, (_, after) in loaded.items()} | _source(module)
+    if not noted and not _is_ours(module):
         warnings.warn(
             f"the code of {code!r} is in no file, so its digest is not recorded: that it changes between two sessions "
             "of a run shows only in what it computes. Put it into a module of its own",
@@ -148,12 +141,15 @@ def _loaded(code: str, module: ModuleType) -> dict[str, tuple[str, str]]:
     return told
 
 
+def _is_ours(module: object) -> bool:
+    return str(getattr(module, "__name__", "")).startswith("genenc_")
+
+
 def _own_file(module: object, root: Path) -> Path | None:
     """Return the file of a module of the project in `root`; None for others."""
     file = getattr(module, "__file__", None)
     path = Path(file).absolute() if isinstance(file, str) else None
-    ours = str(getattr(module, "__name__", "")).startswith("genenc_")
-    if path is None or ours or not path.is_relative_to(root) or _is_installed(path) or not path.is_file():
+    if path is None or _is_ours(module) or not path.is_relative_to(root) or _is_installed(path) or not path.is_file():
         return None
     return path
 

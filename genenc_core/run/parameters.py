@@ -1,7 +1,7 @@
 """The parameters of an extraction, as a person, a file or the Prefect form fills them in."""
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -121,6 +121,14 @@ class ExtractParameters(BaseModel):
         default=False,
         description="Store files that changed since the run was planned, and record those gone as unreadable.",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
+            raise ValueError(f"{str(value).lower()} is no value of it")  # pydantic takes true for 1
+        return value
 
     @field_validator("*")
     @classmethod

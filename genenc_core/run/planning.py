@@ -158,6 +158,8 @@ def make_design(
     cells = None if earlier else map_cells.find(model, given, built, tiled)
     if cells is not None and geometry.leaves_bars(preprocessing):
         _note_bars(built)
+    if table is not None and not any(product.needs_points for product in built):
+        LOGGER.warning("no product takes the points: --product 'probes=spatial_point(cell)' stores vectors at them")
     not_stored = products.not_stored(slots, built)
     if not_stored and not given.products:
         told = f"not stored: output slots {not_stored}. --product 'NAME=SLOT:none' stores such ones in another run"

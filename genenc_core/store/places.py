@@ -24,8 +24,7 @@ SET_ASIDE: Final = "_txn/set-aside"
 REPAIR: Final = "_txn/repair.json"
 """Held by the one repair that runs."""
 
-_SHARD_NAME: Final = re.compile(r"s(\d{7,})(?:\.json|-\w+)")
-_LATER_NAME: Final = re.compile(r"s(\d{7,})\.r([1-9]\d{0,3})(?:\.json|-\w+)")
+_NAME: Final = re.compile(r"s(\d{7,})(?:\.r([1-9]\d{0,3}))?(?:\.json|-\w+)")
 
 
 def silent(_point: str) -> None:
@@ -48,14 +47,11 @@ def _later(generation: int) -> str:
 
 def shard_of(name: str) -> int | None:
     """Return the shard that a first record's or attempt's name belongs to; None for any other name."""
-    match = _SHARD_NAME.fullmatch(name)
-    return int(match[1]) if match else None
+    found = generation_of(name)
+    return found[0] if found and not found[1] else None
 
 
 def generation_of(name: str) -> tuple[int, int] | None:
     """Return the shard and the generation of any record's or attempt's name; None for any other name."""
-    match = _LATER_NAME.fullmatch(name)
-    if match:
-        return int(match[1]), int(match[2])
-    shard = shard_of(name)
-    return None if shard is None else (shard, 0)
+    match = _NAME.fullmatch(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None

@@ -9,6 +9,7 @@ import pytest
 
 from genenc_core import errors
 from genenc_core.cli import options
+from genenc_core.run.parameters import ExtractParameters
 
 Call = Callable[..., Any]
 
@@ -98,6 +99,17 @@ def test_a_wrong_file_is_refused_with_the_remedy(name: str, text: str, words: st
     config.write_text(text)
     with pytest.raises(errors.InputError, match=words):
         options.merged(config, {})
+
+
+@pytest.mark.parametrize("name", sorted(set(ExtractParameters.model_fields) - {"images", "model", "out"}))
+def test_true_is_a_value_of_flags_alone(name: str) -> None:
+    given = {"images": "photos", "model": "resnet18", "out": "run", name: True}
+    flag = isinstance(ExtractParameters.model_fields[name].default, bool)
+    if flag:
+        assert getattr(ExtractParameters.model_validate(given), name) is True
+        return
+    with pytest.raises(ValueError, match=name):
+        ExtractParameters.model_validate(given)
 
 
 def test_a_glob_that_the_shell_expanded_is_refused() -> None:

@@ -104,3 +104,18 @@ def test_labels_are_looked_at_before_anything_is_made(extract: Extract, photos: 
 def test_a_scale_that_cannot_be_is_refused_at_once(extract: Extract, changes: dict[str, str], said: str) -> None:
     with pytest.raises(errors.InputError, match=said):
         extract(model="no_such_model", **changes)
+
+
+def test_points_that_no_product_takes_are_said(
+    extract: Extract, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "p.csv").write_text("image,point,x,y\nimg_000.png,tip,40,30\n")
+    extract(points=str(tmp_path / "p.csv"), products=("v=global_avg_pool",))
+    assert "no product takes the points" in caplog.text
+    caplog.clear()
+    extract(
+        points=str(tmp_path / "p.csv"),
+        products=("v=global_avg_pool", "t=spatial_point(cell)"),
+        out=str(tmp_path / "other"),
+    )
+    assert "no product takes" not in caplog.text
