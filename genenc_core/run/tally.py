@@ -53,10 +53,14 @@ def stamps(objects: Objects) -> dict[int, Stamp]:
     Raises:
         OSError: the folder of the records cannot be read.
     """
-    found = objects.stamps(places.COMMITS) if isinstance(objects, LocalObjects) else ()
-    named = ((places.generation_of(name), stamp) for name, stamp in found)
-    # A later record of a shard stands in for those before it.
-    return {name[0]: stamp for name, stamp in sorted(item for item in named if item[0] is not None) if name}
+    newest: dict[int, tuple[int, Stamp]] = {}
+    for name, stamp in objects.stamps(places.COMMITS) if isinstance(objects, LocalObjects) else ():
+        if of := places.generation_of(name):
+            shard, generation = of
+            # A later record of a shard stands in for those before it.
+            if shard not in newest or generation > newest[shard][0]:
+                newest[shard] = generation, stamp
+    return {shard: stamp for shard, (_, stamp) in newest.items()}
 
 
 def note(objects: Objects, records: Iterable[CommitRecord]) -> None:
@@ -162,5 +166,8 @@ def _is_whole(line: bytes) -> bool:
 def _sane(line: Line) -> bool:
     if type(line.points) is not dict or type(line.seconds) is not dict:
         return False
-    counts = {type(line.ok), type(line.unreadable), type(line.changed), *map(type, line.points.values())}
-    return counts == {int} and set(map(type, line.seconds.values())) <= {int, float}
+    if not type(line.ok) is type(line.unreadable) is type(line.changed) is int:
+        return False
+    return all(type(each) is int for each in line.points.values()) and all(
+        type(each) in (int, float) for each in line.seconds.values()
+    )

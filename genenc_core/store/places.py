@@ -33,7 +33,12 @@ def silent(_point: str) -> None:
 
 def record(shard: int, generation: int = 0) -> str:
     """Return the key of a shard's commit record: its first, or a later one that healed rows."""
-    return f"{COMMITS}/s{shard:07d}{_later(generation)}.json"
+    return f"{COMMITS}/{record_name(shard, generation)}"
+
+
+def record_name(shard: int, generation: int = 0) -> str:
+    """Return the name of a shard's commit record in the folder of the records."""
+    return f"s{shard:07d}{_later(generation)}.json"
 
 
 def attempt(shard: int, name: str = "", generation: int = 0) -> str:

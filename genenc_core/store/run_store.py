@@ -154,13 +154,14 @@ class RunStore:
         foreign: list[str] = []
         with read_errors(self.name):
             names = set(self.objects.names(places.COMMITS))
+        count = self.shard_count
         for name in names:
-            shard, generation = places.generation_of(name) or (self.shard_count, 0)
-            own = shard < self.shard_count and name == places.record(shard, generation).rpartition("/")[2]
+            shard, generation = places.generation_of(name) or (count, 0)
+            own = shard < count and name == places.record_name(shard, generation)
             if own and not generation:
                 committed.add(shard)
             # A later record follows the one before it.
-            elif not own or places.record(shard, generation - 1).rpartition("/")[2] not in names:
+            elif not own or places.record_name(shard, generation - 1) not in names:
                 foreign.append(name)
         return committed, sorted(foreign)
 
