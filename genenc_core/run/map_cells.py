@@ -46,7 +46,11 @@ def find(
             continue
         shape = slot.shape[1:]
         known = followed.get(slot.name)
-        cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given, model)
+        if tuple(shape) == pixels:
+            # A value per pixel, whatever the coarser maps were that it was made of.
+            cells = Cells.regular(shape, pixels)
+        else:
+            cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given, model)
         if tiled is not None:
             require_regular(cells, shape, pixels, subject=f"output slot {slot.name!r}")
         found[slot.name] = cells

@@ -11,6 +11,7 @@ from torch import nn
 
 from genenc_core import errors
 from genenc_core.export import artifact_trial
+from genenc_core.run.folder import RunFolder
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "valid, stride 2": lambda: nn.Conv2d(3, 5, 34, 2),  # 16 cells of 64 pixels, every 2 pixels
@@ -95,3 +96,29 @@ def test_cells_closer_than_they_seem_are_refused_with_points(
             extract(**given, points=str(tmp_path / "points.csv"))
         return
     extract(**given, points=str(tmp_path / "points.csv"))
+
+
+PER_PIXEL = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.skip = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 4, 1)
+    def forward(self, images):
+        deep = self.down(self.skip(images).repeat(1, 1, 1, 1)[:, :3])
+        return nn.functional.interpolate(deep, size=images.shape[-2:], mode="bilinear")
+def net():
+    return Net()
+"""
+
+
+def test_an_output_of_the_inputs_size_has_a_value_per_pixel(
+    extract: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was made of a coarser map whose sides were rounded up."""
+    (tmp_path / "per_pixel_nets.py").write_text(PER_PIXEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "points.csv").write_text("image,point,x,y\nimg_000.png,tip,9,9\n")
+    extract(model="per_pixel_nets:net", image_size="33x47", points=str(tmp_path / "points.csv"))
+    (cells,) = RunFolder(tmp_path / "run").cells.values()
+    assert (cells.stride, cells.first) == ((1, 1), (0.5, 0.5))
