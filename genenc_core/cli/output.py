@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from genenc_core import errors, exits, pace, text
+from genenc_core import errors, exits, memory, pace, text
 
 if TYPE_CHECKING:
     import rich.console
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 LONGEST_MESSAGE = 4000
 ENCODING = "encoding"
 """The phase whose images make the rate."""
-_NO_MEMORY = "not enough memory or address space: free some, or raise the limit (ulimit -v), then rerun the command"
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF)
 """Without the name of a file: standard output's."""
-_WANT_OF_MEMORY = ("failed to map segment", "annot allocate memory", "can't start new thread", "not enough memory")
 
 
 def open_standard_streams() -> None:
@@ -73,10 +71,13 @@ def error_console() -> "rich.console.Console":
 
 def tell(words: str, *, label: str = "", style: str = "") -> None:
     """Write one paragraph to standard error, after a coloured label; nothing in it is markup or steers a terminal."""
-    import rich.text
-
     shown = text.shortened(text.printable(text.redacted(words)), LONGEST_MESSAGE)
-    error_console().print(rich.text.Text.assemble((label, style), " " if label else "", shown))
+    try:
+        import rich.text
+
+        error_console().print(rich.text.Text.assemble((label, style), " " if label else "", shown))
+    except (MemoryError, ImportError):  # where memory is short, and the message says so
+        sys.stderr.write(f"{label} {shown}\n".lstrip())
 
 
 def say(lines: Sequence[str]) -> None:
@@ -125,7 +126,9 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
             with exits.guarded(report=lambda message: _show_error(message, as_json=as_json)):
                 yield
     except errors.GenencError as error:
-        fail(str(error), error.exit_code, as_json=as_json)
+        # A library that could not be loaded is not a model that does not exist, nor a damaged file.
+        cause = memory.lacking_cause(error) if isinstance(error, errors.InputError | errors.StoreError) else None
+        fail(*(_lacking(cause) if cause else (str(error), error.exit_code)), as_json=as_json)
     except ValueError as error:
         import pydantic  # a ValidationError is a ValueError; `genenc --help` is quicker without it
 
@@ -136,16 +139,20 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE or (error.filename is None and error.errno in _OF_OUTPUT):
             raise
-        fail(*_fault(error), as_json=as_json)
-    except MemoryError:
-        fail(_NO_MEMORY, errors.GenencError.exit_code, as_json=as_json)
-    except (ImportError, RuntimeError) as error:
-        # Of a library that cannot be mapped, or a thread that cannot be started.
-        if not any(words in str(error) for words in _WANT_OF_MEMORY):
-            raise
-        fail(f"{_NO_MEMORY} ({error})", errors.GenencError.exit_code, as_json=as_json)
+        fail(*(_lacking(error) if memory.is_lacking(error) else _fault(error)), as_json=as_json)
     except KeyboardInterrupt:
         fail("stopped", errors.Stopped.exit_code, as_json=as_json)
+    except Exception as error:
+        cause = memory.lacking_cause(error)
+        if cause is None:
+            raise
+        fail(*_lacking(cause), as_json=as_json)
+
+
+def _lacking(error: BaseException) -> tuple[str, int]:
+    """Return what to say of an error for want of memory, and the exit code."""
+    said = text.shortened(" ".join(str(error).split()), 300)
+    return f"{memory.LACKING} ({said})" if said else memory.LACKING, errors.GenencError.exit_code
 
 
 def _fault(error: OSError) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from PIL import (
 )
 from torchvision import io as tvio
 
+from genenc_core import memory
 from genenc_core.images import bmp, headers, heif, plain_jpeg, png, tiff
 from genenc_core.images.decoded import BAND_PIXELS, Decoded, Goal, ImageUnreadable, bands
 
@@ -132,6 +133,8 @@ def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile],
             f"more pixels than Pillow decodes of a {plugin.format} (179 megapixels): write it as PNG, TIFF or JPEG"
         ) from error
     except Exception as error:
+        if memory.is_lacking(error):
+            raise MemoryError(str(error)) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageUnreadable(f"damaged or unsupported {plugin.format}: {reason[:200]}") from error
 

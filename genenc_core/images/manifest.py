@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from genenc_core import errors
+from genenc_core import errors, memory
 from genenc_core.images import differences, folders, listing, matching, names, rows, sources
 from genenc_core.images.point_scale import PointsScale
 from genenc_core.images.points import PointTable
@@ -83,7 +83,7 @@ class Manifest:
         except errors.UnsafeFileError as error:
             raise errors.StoreError(error.sentence) from error
         except (OSError, pa.ArrowException) as error:
-            raise errors.StoreError(f"{path} is not a readable manifest: {error}") from error
+            raise _damage(path, error, "not a readable manifest") from error
         if stored.get(b"genenc.version", b"") != rows.VERSION.encode():
             raise errors.StoreError(f"{path} is a Parquet file but no genenc manifest of version {rows.VERSION}")
         root, digest, point_names = _described(path, stored)
@@ -136,7 +136,7 @@ class Manifest:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns)):
                     yield batch.select(list(columns))
         except (OSError, pa.ArrowException) as error:
-            raise errors.StoreError(f"{self.path} is damaged: {error}") from error
+            raise _damage(self.path, error) from error
 
     def content_digest(self) -> str:
         """Return the digest of the rows as they are now: `digest`, unless the file was changed.
@@ -164,8 +164,15 @@ class Manifest:
             with self._file() as file:
                 table = file.read_row_groups([*groups], columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
-            raise errors.StoreError(f"{self.path} is damaged: {error}") from error
+            raise _damage(self.path, error) from error
         return table.slice(start - int(self.starts[first]) if groups else 0, stop - start)
+
+
+def _damage(path: Path, error: Exception, what: str = "damaged") -> Exception:
+    """Return what to raise for a file that Arrow cannot read; that memory or a thread was lacking is no damage."""
+    if memory.is_lacking(error):
+        return MemoryError(str(error))
+    return errors.StoreError(f"{path} is {what}: {error}")
 
 
 def _described(path: Path, stored: Mapping[bytes, bytes]) -> tuple[Path, str, tuple[str, ...]]:
@@ -219,7 +226,7 @@ def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequ
             if field.name not in found.names or found.field(field.name).type != field.type
         ]
     except (KeyError, pa.ArrowException) as error:
-        raise errors.StoreError(f"{path} is damaged: {error}") from error
+        raise _damage(path, error) from error
     if wrong:
         raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are missing or of another type")
 

@@ -265,7 +265,11 @@ class DecodePool:
                     target=self._serve, args=(worker, started), name=f"genenc-images-{worker.slot}", daemon=True
                 )
                 self._workers.append(worker)
-                worker.thread.start()
+                try:
+                    worker.thread.start()
+                except BaseException:
+                    started.abort()
+                    raise
             started.wait()
 
     def _free_slot(self) -> int:
@@ -275,7 +279,10 @@ class DecodePool:
 
     def _serve(self, worker: Worker, started: threading.Barrier) -> None:
         torch_threads.set_here(1)
-        started.wait()
+        try:
+            started.wait()
+        except threading.BrokenBarrierError:  # another one could not be started
+            return
         self._run(worker)
 
     @staticmethod

@@ -163,8 +163,9 @@ class Claims:
             return
         self._objects.make_folder(places.CLAIMS)
         self._beat()
-        self._heart = threading.Thread(target=self._keep_beating, name="genenc-claims", daemon=True)
-        self._heart.start()
+        heart = threading.Thread(target=self._keep_beating, name="genenc-claims", daemon=True)
+        heart.start()
+        self._heart = heart
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._lease / BEATS):

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from genenc_core import errors
+from genenc_core import errors, memory
 from genenc_core.store import digests, layout, places, records, run_store, sealed, transaction, zarr_arrays
 from genenc_core.store.objects import is_remote
 
@@ -89,6 +89,7 @@ def _verify(store: run_store.RunStore, *, content: bool, threads: int) -> Verify
         *_foreign_records(store),
     ]
     unpromoted = set()
+    zarr_arrays.start()
     check = functools.partial(_shard_problems, store, content=content)
     with ThreadPoolExecutor(max_workers=threads) as pool:
         for first in range(0, len(committed), _AT_ONCE):
@@ -246,6 +247,8 @@ def _object_problem(
 
 def _refuse_passing(store: run_store.RunStore, error: Exception) -> None:
     """Raise a fault that says nothing of the file that was read: repair must not take it for damage."""
+    if memory.is_lacking(error):
+        raise error
     if isinstance(error, OSError) and (is_remote(store.name) or error.errno not in _OF_THE_FILE):
         raise error
 

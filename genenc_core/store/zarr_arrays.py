@@ -61,6 +61,11 @@ def encode(metadata: bytes, key: str, start: int, block: np.ndarray) -> list[Buf
     return shard_bytes.parts(form, shard_bytes.values(block))
 
 
+def start() -> None:
+    """Start zarr's own thread. Call it before several threads use zarr: all would wait for ever for one that fails."""
+    zarr.create_group(MemoryStore(), zarr_format=3)
+
+
 def encode_by_zarr(metadata: bytes, key: str, start: int, block: np.ndarray) -> memoryview:
     """Return the bytes that zarr itself stores for the rows, whatever the array's codecs; arguments as in `encode`.
 
