@@ -110,6 +110,7 @@ def server() -> Iterator[Server]:
         locked = {"PREFECT_SERVER_API_AUTH_STRING": word, "PREFECT_API_AUTH_STRING": word}
         with _environment(PREFECT_API_URL=url, NO_PROXY=loopback, no_proxy=loopback, **locked):
             process = _started(listening, said)
+            listening.close()  # it is the child's now: were it open here, a child that died would seem to be only slow
             try:
                 read_prefect_settings()
                 yield Server(url, process, said)

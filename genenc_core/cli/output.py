@@ -161,6 +161,8 @@ def _fault(error: OSError) -> tuple[str, int]:
         return error.sentence, errors.StoreError.exit_code
     if error.errno == errno.ENOENT and not error.filename and not _has_working_directory():
         return "the working directory was deleted; change into one that exists", errors.InputError.exit_code
+    if error.errno == errno.ENOENT and "temporary directory" in str(error.strerror):
+        return f"{error.strerror}: set TMPDIR to a folder that can be written", errors.GenencError.exit_code
     where = f"{text.shortened(repr(error.filename), 300)}: " if error.filename else ""
     said = f"{where}{error.strerror or error}"
     if error.errno == errno.ENAMETOOLONG:

@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +46,14 @@ def test_a_stream_or_a_place_that_is_missing_is_said_in_a_sentence(
     assert (done.returncode, words in done.stderr) == (code, True), done
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_said_with_the_remedy(
+    tmp_path: Path, genenc: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
+    monkeypatch.setattr("genenc_core.cli.inspection.status", lambda *_arguments, **_options: tempfile.mkdtemp())
+    said = genenc("status", tmp_path)
+    assert (said.code, said.out) == (1, "")
+    assert "absent']: set TMPDIR to a folder that can be written\n" in said.err
