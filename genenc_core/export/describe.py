@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from genenc_core import errors, spec, spec_rules
+from genenc_core.export import normalisation
 from genenc_core.models import sources
 
 INPUT_SLOT = "image"
@@ -132,6 +133,11 @@ def _normalisation_problems(block: spec.GenencBlock | None) -> list[str]:
         return ["genenc.normalization_inside is false, so genenc.mean and genenc.std are needed (or --mean and --std)"]
     if min(block.std) <= 0:
         return [f"genenc.std is {list(block.std)}; each number is above 0"]
+    if normalisation.is_for_bytes(block.mean, block.std):
+        return [
+            f"genenc.mean {list(block.mean)} and genenc.std {list(block.std)} are for pixels from 0 to 255, and images "
+            "are given in [0, 1]; divide both by 255"
+        ]
     form = block.input or spec.ArtifactInput()
     if form.dtype == "uint8":
         return ["genenc.normalization_inside is false, but genenc.input.dtype is uint8, which holds 0 to 255"]

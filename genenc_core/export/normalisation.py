@@ -15,6 +15,7 @@ NAMED: Mapping[str, tuple[Triple, Triple]] = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 """mean and std, of RGB in [0, 1]"""
+_LARGEST = 2
 
 
 class NormalisationWarning(UserWarning):
@@ -47,14 +48,19 @@ def parse(mean: str | None, std: str | None) -> Normalisation | None:
         if std not in NAMED:
             raise errors.InputError(f"--mean {mean!r} needs a --std: three numbers (1,1,1 for none), or {names}")
     found = Normalisation(mean=_triple("--mean", mean, 0), std=_triple("--std", std, 1))
-    if max(map(abs, found.mean)) > 2:
+    if is_for_bytes(found.mean, found.std):
         raise errors.InputError(
-            f"--mean {mean!r} is for pixels from 0 to 255, and images are given in [0, 1]: divide --mean and --std by "
-            "255 each (a model that takes 0 to 255: --mean 0 --std 0.00392157)"
+            f"--mean {mean!r} and --std {std!r} are for pixels from 0 to 255, and images are given in [0, 1]: divide "
+            "both by 255 (a model that takes 0 to 255: --mean 0 --std 0.00392157)"
         )
     if min(found.std) <= 0:
         raise errors.InputError(f"--std {std!r} cannot be used: each number is above 0")
     return found
+
+
+def is_for_bytes(mean: Triple, std: Triple) -> bool:
+    """Tell whether a mean or a std is of pixels from 0 to 255: with it, images in [0, 1] become all but constant."""
+    return max(map(abs, mean)) > _LARGEST or max(std) > _LARGEST
 
 
 def _triple(option: str, given: str, place: int) -> Triple:

@@ -332,6 +332,9 @@ def test_a_foreign_specs_mean_and_std_are_honoured(tmp_path: Path) -> None:
     given = backends.load_encoder(foreign(path, (3, *SIZE), [(3, 8, 12)], genenc=block))(images())
     torch.testing.assert_close(given["y0"], nn.functional.avg_pool2d(normalised(images()), 2))
     without = block.model_copy(update={"mean": None})
+    bytes_ = block.model_copy(update={"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)})
+    with pytest.raises(errors.SpecError, match=r"are for pixels from 0 to 255.*divide both by 255"):
+        backends.load_encoder(foreign(path, (3, *SIZE), [(3, 8, 12)], genenc=bytes_))
     with pytest.raises(errors.SpecError, match=r"genenc\.mean and genenc\.std are needed"):
         backends.load_encoder(foreign(path, (3, *SIZE), [(3, 8, 12)], genenc=without))
     with pytest.raises(errors.InputError, match="says how its images are normalised"):
@@ -351,6 +354,8 @@ def test_a_file_without_a_word_of_normalisation_gets_a_line(tmp_path: Path) -> N
     ("mean", "std", "words"),
     [
         (None, "1,1,1", "needs a --mean"),
+        ("0", "255", "'255' are for pixels from 0 to 255"),
+        ("imagenet", "58.4,57.1,57.4", "are for pixels from 0 to 255"),
         ("0.5,0.5,0.5", None, "needs a --std"),
         ("0.5,0.5", "1,1,1", "cannot be read"),
         ("nan,0,0", "1,1,1", "cannot be read"),
