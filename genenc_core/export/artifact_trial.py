@@ -271,6 +271,8 @@ def _find_axes(
     found.channels_last = tuple(at for at, last in seen.items() if last and ranks[at] == 4)
     unclear = [at for at, last in seen.items() if last is None and ranks[at] == 4]
     if unclear:
+        if told := _fault(adapted, batch, batch, size):  # what is random tells nothing of axes
+            raise errors.InputError(f"the artifact {name!r} {told}, {behaviour.REMEDY}")
         called = found.names[unclear[0]] if found.names else unclear[0]
         raise errors.InputError(
             f"output {called} of the artifact {name!r} may be a map [C, h, w] or [h, w, C] for images of {size[0]} x "
