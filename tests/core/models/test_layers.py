@@ -265,7 +265,7 @@ def test_the_weights_are_those_of_the_whole_encoder() -> None:
             ("layer22",),
             r"no layer 'layer22'. The nearest names are: layer2.* stages are layer1, layer2, layer3, layer4",
         ),
-        (("fc",), r"'fc' is no part of the encoder"),
+        (("fc",), r"'fc' is not part of the encoder"),
         (("layer2", "-3"), r"name 'layer2' twice"),
         (("layer1.0.relu",), r"is called 2 times"),
     ],
@@ -290,7 +290,7 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
         ("twice", "is called 2 times"),
         ("pair", "gives a tuple, not a tensor"),
         ("windows", "does not keep the images apart"),
-        ("wide", r"gives \[2, 16, 16, 16, 1\] .* no map"),
+        ("wide", r"gives \[2, 16, 16, 16, 1\] .* not a map"),
         ("listed", "tokens on a grid that the model does not tell"),
         # 16 channels of 16 x 16 cells, from a module that nothing is known of
         ("act", "not known which axis holds the channels"),

@@ -251,7 +251,7 @@ def test_regression_head() -> None:
     assert not any(isinstance(item, nn.BatchNorm2d) for item in plain.modules())
     assert isinstance(heads.RegressionHead(8, final_act=nn.Softplus()).final_act, nn.Softplus)
     for named in ("os.system", "torch.nn.Conv2d"):
-        with pytest.raises(errors.InputError, match=r"no activation of torch\.nn"):
+        with pytest.raises(errors.InputError, match=r"not an activation of torch\.nn"):
             heads.RegressionHead(8, final_act=named)
 
 
