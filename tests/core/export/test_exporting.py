@@ -171,7 +171,7 @@ def test_an_unwritable_folder_is_found_before_any_work(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(comparison, "draw", lambda *_: pytest.fail("worked before looking at --out"))
-    with pytest.raises(errors.InputError, match="cannot write into"):
+    with pytest.raises(errors.InputError, match="cannot be written"):
         exporting.export_encoder(tiny, out=tmp_path / "file" / "out", formats=["torchscript"])
 
 
