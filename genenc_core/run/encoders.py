@@ -300,7 +300,9 @@ def by_name(model: ResolvedModel, *, device: str, trust: bool) -> ResolvedModel:
     """
     found = model.spec
     block = found.genenc or spec.GenencBlock()
-    known = block.source is not None or block.output_names is not None or found.model_id == general.MODEL_ID
+    # Our own ONNX files have the names of their slots: a spec in another order was edited.
+    ours = block.source is not None
+    known = (ours and model.backend != "onnx") or block.output_names is not None or found.model_id == general.MODEL_ID
     if model.backend == "eager" or len(found.outputs) < 2 or known:
         return model
     loaded, where = loading.load_raw(found, device=device, trust=trust, scratch=None)
@@ -314,7 +316,14 @@ def by_name(model: ResolvedModel, *, device: str, trust: bool) -> ResolvedModel:
     batch = torch.zeros((found.resolved_batch_mode().min, 3, size.height, size.width), device=where)
     with torch.inference_mode(), contextlib.suppress(Exception):  # `try_once` says what is wrong
         adaptation.adapted(noted, found.genenc)(batch)
-    return dataclasses.replace(model, spec=naming.with_names(found, cast(Any, given[0]))) if given else model
+    if not given or (ours and not _in_another_order(given[0], found)):
+        return model
+    return dataclasses.replace(model, spec=naming.with_names(found, cast(Any, given[0])))
+
+
+def _in_another_order(given: object, model_spec: spec.RuntimeModelSpec) -> bool:
+    slots = [slot.name for slot in model_spec.outputs]
+    return isinstance(given, Mapping) and sorted(given) == sorted(slots) and list(given) != slots
 
 
 def refuse_other_axes(model: ResolvedModel, given: run_parameters.ExtractParameters) -> None:

@@ -1,5 +1,6 @@
 """Runs on artifacts: every format, variants and sizes; the run folder alone is enough, and it means what it says."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -318,3 +319,33 @@ def test_the_kept_spec_says_the_runs_own_fit_and_size(extract: Callable[..., dri
     extract(canvas="64", image_size="32", out=str(tmp_path / "tiles"))
     tiled = spec.load_spec(tmp_path / "tiles" / "model_spec.json").genenc.preprocessing
     assert (tiled.height, tiled.width) == (32, 32)
+
+
+EQUAL = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 4, 8, 8), nn.Conv2d(3, 4, 8, 8)
+    def forward(self, images):
+        return {"zeta": self.one(images), "alpha": self.two(images)}
+def net():
+    return Net()
+"""
+
+
+def test_slots_of_our_own_onnx_file_are_found_by_name_in_an_edited_spec(
+    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "equal_nets.py").write_text(EQUAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    (path,) = export(tmp_path / "model", model="equal_nets:net", formats=("onnx",), trust=True)
+    content = json.loads(path.read_text())
+    extract(model=str(path), out=str(tmp_path / "right"), weights=None, image_size=None)
+    content["outputs"].reverse()
+    path.write_text(json.dumps(content))
+    extract(model=str(path), out=str(tmp_path / "edited"), weights=None, image_size=None)
+    right, edited = (zarr.open_group(tmp_path / name / "features.zarr", mode="r") for name in ("right", "edited"))
+    for name in ("features_zeta", "features_alpha"):
+        np.testing.assert_array_equal(edited[name][:], right[name][:])
+    assert not np.allclose(right["features_zeta"][:], right["features_alpha"][:])
