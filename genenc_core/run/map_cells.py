@@ -14,9 +14,9 @@ from genenc_core.run import encoders
 from genenc_core.run import parameters as run_parameters
 
 _SEEN = 1e-5
+"""Share of the largest change that is none."""
 _OWN = 0.1
 """Least share of the largest change that a cell over changed pixels has."""
-"""share of the largest change that is none"""
 _PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
 
 
@@ -77,23 +77,42 @@ def _cells(known: tuple[receptive.Axis, receptive.Axis], shape: Sequence[int], p
     return Cells(stride=(strides[0], strides[1]), first=(known[0][1], known[1][1]))
 
 
-def _is_denser(encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -> bool:
+class _Changes:
+    """What a change of pixels changes in a slot's map whose cells seem to divide the input evenly."""
+
+    def __init__(self, encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -> None:
+        self.rows, self.columns = slot.shape[1:]
+        self._steps = pixels[0] // self.rows, pixels[1] // self.columns
+        self._encoder, self._slot = encoder, slot
+        self._images = behaviour.images(pixels, 1)
+        self._before = self._map(self._images)
+
+    def of(self, rows: range, columns: range) -> torch.Tensor:
+        """Return by how much each cell changes, [h, w], when the pixels under these cells do."""
+        changed = self._images.clone()
+        (high, wide), last = self._steps, (rows.stop, columns.stop)
+        block = changed[:, :, rows.start * high : last[0] * high, columns.start * wide : last[1] * wide]
+        block.copy_(1 - block)
+        return (self._map(changed) - self._before).abs().sum(0)
+
+    def _map(self, images: torch.Tensor) -> torch.Tensor:
+        least = self._encoder.spec.resolved_batch_mode().min
+        batch = images.expand(least, -1, -1, -1).contiguous().to(self._encoder.device)
+        return calls.alone(self._encoder, batch)[self._slot.name][0].cpu().double()
+
+
+def _is_denser(changes: _Changes) -> bool:
     """Tell whether cells lie closer than if they divided the input evenly, as those of unpadded convolutions do.
 
     Two strips of pixels are changed, half the input apart, and the last cells that change are further apart than half
     the map. Where every cell sees every pixel they are the same, and nothing is told.
     """
-    least = encoder.spec.resolved_batch_mode().min
-    images = behaviour.images(pixels, 1)
-    before = _map(encoder, images, least, slot)
-    for axis in (0, 1):
-        cells, step = slot.shape[1 + axis], pixels[axis] // slot.shape[1 + axis]
+    whole = range(changes.rows), range(changes.columns)
+    for axis, cells in enumerate((changes.rows, changes.columns)):
         last = []
         for cell in (0, cells // 2):
-            changed = images.clone()
-            strip = changed.narrow(2 + axis, cell * step, step)
-            strip.copy_(1 - strip)
-            change = (_map(encoder, changed, least, slot) - before).abs().sum(0).sum(1 - axis)
+            strip = range(cell, cell + 1)
+            change = changes.of(*(strip if each == axis else whole[each] for each in (0, 1))).sum(1 - axis)
             seen = torch.nonzero(change > _SEEN * change.max())
             last.append(int(seen.max()) if len(seen) else 0)
         if last[1] - last[0] > cells // 2 + 1:
@@ -101,47 +120,36 @@ def _is_denser(encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -
     return False
 
 
-def _is_misplaced(encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -> bool:
+def _is_misplaced(changes: _Changes) -> bool:
     """Tell whether pixels change other cells than those that lie over them, as in maps that are mirrored or turned.
 
     Blocks of a cell's size are changed one by one; the cells around a block's own must then change, if any do.
     """
-    least = encoder.spec.resolved_batch_mode().min
-    images = behaviour.images(pixels, 1)
-    before = _map(encoder, images, least, slot)
-    rows, columns = slot.shape[1:]
-    height, width = pixels[0] // rows, pixels[1] // columns
+    rows, columns = changes.rows, changes.columns
     for row, column in ((rows // 5, columns * 4 // 5), (rows // 2, columns // 4), (rows - 1, columns // 2)):
-        changed = images.clone()
-        block = changed[:, :, row * height : (row + 1) * height, column * width : (column + 1) * width]
-        block.copy_(1 - block)
-        change = (_map(encoder, changed, least, slot) - before).abs().sum(0)
+        change = changes.of(range(row, row + 1), range(column, column + 1))
         own = change[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
         if own < _OWN * change.max():
             return True
     return False
 
 
-def _map(encoder: Encoder, images: torch.Tensor, least: int, slot: spec.SlotSpec) -> torch.Tensor:
-    batch = images.expand(least, -1, -1, -1).contiguous().to(encoder.device)
-    return calls.alone(encoder, batch)[slot.name][0].cpu().double()
-
-
 def _even(
     slot: spec.SlotSpec, pixels: tuple[int, int], given: run_parameters.ExtractParameters, model: encoders.ResolvedModel
 ) -> Cells:
     shape = slot.shape[1:]
-    encoder = encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
-    hides_strides = model.backend != "eager" and bool(loading.artifact_files(model.spec))
     if all(side % cells == 0 for side, cells in zip(pixels, shape, strict=True)):
-        if hides_strides and _is_denser(encoder, slot, pixels):
+        encoder = encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
+        changes = _Changes(encoder, slot, pixels)
+        hides_strides = model.backend != "eager" and bool(loading.artifact_files(model.spec))
+        if hides_strides and _is_denser(changes):
             raise errors.InputError(
                 f"where the cells of output slot {slot.name!r} lie is not known: a change in the image shows them to "
                 f"lie closer than every {pixels[0] // shape[0]} x {pixels[1] // shape[1]} pixels, as after "
                 f"convolutions without padding, and {given.model!r} does not show its strides. Run the model itself "
                 "(package.module:factory), or export it to TorchScript, which show them"
             )
-        if _is_misplaced(encoder, slot, pixels):
+        if _is_misplaced(changes):
             raise errors.InputError(
                 f"a change in the image shows in other cells of output slot {slot.name!r} than in those over it: the "
                 f"map of {given.model!r} is mirrored, turned or shifted, or its cells are in another order. Points and "

@@ -50,12 +50,6 @@ def _later(generation: int) -> str:
     return f".r{generation}" if generation else ""
 
 
-def shard_of(name: str) -> int | None:
-    """Return the shard that a first record's or attempt's name belongs to; None for any other name."""
-    found = generation_of(name)
-    return found[0] if found and not found[1] else None
-
-
 def generation_of(name: str) -> tuple[int, int] | None:
     """Return the shard and the generation of any record's or attempt's name; None for any other name."""
     match = _NAME.fullmatch(name)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from decoding import pixels_of
 from genenc_core.images import decode, decoded
 
 HEIGHT, WIDTH = 5, 13
@@ -60,10 +61,6 @@ def words(samples: np.ndarray, masks: Sequence[int], bits: int) -> list[bytes]:
         if mask:
             values |= samples[..., channel].astype(np.uint32) << ((mask & -mask).bit_length() - 1)
     return [line.astype(f"<u{bits // 8}").tobytes() for line in values]
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    return decode.decode_image(data).pixels.permute(1, 2, 0).numpy()
 
 
 def opencv(data: bytes) -> np.ndarray:

@@ -13,27 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from decoding import pixels_of, reason_of
 from genenc_core.images import decode, decoded, headers
 
 Encode = Callable[..., bytes]
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    """Decode to [H, W, 3] and check what every decoded image promises."""
-    decoded = decode.decode_image(data)
-    assert decoded.pixels.dtype == torch.uint8
-    assert decoded.pixels.shape[0] == 3
-    return decoded.pixels.permute(1, 2, 0).numpy()
-
-
-def reason_of(data: bytes) -> str:
-    with pytest.raises(decoded.ImageUnreadable) as caught:
-        decode.decode_image(data)
-    reason = str(caught.value)
-    assert reason
-    assert "\n" not in reason
-    assert len(reason) < 250
-    return reason
 
 
 def exif_with(orientation: int) -> bytes:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import decoding
 from genenc_core.images import decode, decoded, folders, heif, manifest, sources
 
 KINDS = ["AVIF", "HEIC"]
@@ -36,7 +37,7 @@ def written(image: Image.Image, kind: str, orientation: int = 1) -> bytes:
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    return decode.decode_image(data).pixels.permute(1, 2, 0).numpy().astype(float)
+    return decoding.pixels_of(data).astype(float)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])

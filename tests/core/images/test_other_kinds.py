@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import decoding
 from genenc_core.images import decode, decoded
 
 HEIGHT, WIDTH = 5, 13
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    return decode.decode_image(data).pixels.permute(1, 2, 0).numpy().astype(float)
+    return decoding.pixels_of(data).astype(float)
 
 
 @pytest.mark.parametrize("largest", [1, 3, 15, 100, 254, 255, 256, 1000, 1023, 4095, 65534, 65535])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genenc_core.images import decode, decoded, png
+from decoding import pixels_of, reason_of
+from genenc_core.images import png
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
@@ -53,16 +54,6 @@ def written(
 ) -> bytes:
     head = header(kind, bits, values.shape[:2], interlaced=interlaced)
     return file(head, *extra, (b"IDAT", packed(values, bits, interlaced=interlaced)), (b"IEND", b""))
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    return decode.decode_image(data).pixels.permute(1, 2, 0).numpy()
-
-
-def reason_of(data: bytes) -> str:
-    with pytest.raises(decoded.ImageUnreadable) as caught:
-        decode.decode_image(data)
-    return str(caught.value)
 
 
 def over_black(samples: np.ndarray, largest: int) -> np.ndarray:

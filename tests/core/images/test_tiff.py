@@ -11,22 +11,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from genenc_core.images import decode, decoded, headers
+from decoding import pixels_of, reason_of
+from genenc_core.images import decode, headers
 
 HEIGHT, WIDTH = 37, 53
 COMPRESSIONS = (None, "deflate", "lzw", "packbits", "zstd")
 GENERATOR = np.random.default_rng(0)
-
-
-def pixels_of(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3]."""
-    return decode.decode_image(data).pixels.permute(1, 2, 0).numpy()
-
-
-def reason_of(data: bytes) -> str:
-    with pytest.raises(decoded.ImageUnreadable) as caught:
-        decode.decode_image(data)
-    return str(caught.value)
 
 
 def written(values: np.ndarray, **options: Any) -> bytes:

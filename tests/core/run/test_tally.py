@@ -136,7 +136,7 @@ def test_a_record_that_vanishes_meanwhile_is_passed_over(run: Path, monkeypatch:
         yield found
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert {places.shard_of(name) for name, _ in objects.stamps(places.COMMITS)} == {0, 2}
+    assert {places.generation_of(name) for name, _ in objects.stamps(places.COMMITS)} == {(0, 0), (2, 0)}
 
 
 def test_a_folder_that_cannot_be_written_is_surveyed(
