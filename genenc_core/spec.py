@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from genenc_core import errors, small_files, spec_rules
+from genenc_core import errors, small_files, spec_edits, spec_rules
 from genenc_core.choices import DecodeScale, ExportFormat, Fit
 from genenc_core.spec_block import (
     ArtifactInfo,
@@ -220,11 +220,18 @@ def load_spec(path: Path) -> RuntimeModelSpec:
     """Read a spec file, resolve its paths and check its rules.
 
     Raises:
-        SpecError: unreadable, unparsable, or breaking a rule; lists every problem.
+        SpecError: unreadable, unparsable, breaking a rule, or edited where genenc wrote it; lists every problem.
     """
     spec = RuntimeModelSpec.from_json_file(path)
-    spec.check()
+    found = file_problems(spec)
+    if found:
+        raise errors.SpecError(f"model spec {spec.model_id!r}", found)
     return spec
+
+
+def file_problems(spec: RuntimeModelSpec) -> list[str]:
+    """Return every broken rule of a spec as its file has it, and what was edited after genenc wrote it."""
+    return spec.problems() + spec_edits.problems(spec)
 
 
 def json_schema() -> str:

@@ -168,3 +168,8 @@ class GenencBlock(Record):
         default=None, description="Sizes that the artifacts take; none: only that of inputs."
     )
     genenc_version: str | None = None
+    written_sha256: dict[str, str] | None = Field(
+        default=None,
+        description="sha256 of the inputs, outputs and genenc entries that say what numbers mean, as genenc wrote "
+        "them: a spec edited there is refused.",
+    )

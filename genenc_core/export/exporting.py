@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, spec_edits
 from genenc_core.export import adaptation, artifacts, comparison, describe, measure, sizes
 from genenc_core.export.describe import spec_for
 from genenc_core.export.formats import record, table
@@ -252,6 +252,6 @@ def _spec(
             )
             for item, info in zip(made, infos, strict=True)
         )
-    written = base.model_copy(update=update)
+    written = spec_edits.sealed(base.model_copy(update=update))
     written.check()
     return written

@@ -88,10 +88,11 @@ def applied(model_spec: spec.RuntimeModelSpec, wanted: Normalisation) -> spec.Ru
     block = model_spec.genenc or spec.GenencBlock()
     if block.mean is not None or block.std is not None or block.source is not None:
         inside = "inside the artifact" if block.normalization_inside else "by genenc, before it"
+        edit = ", or correct genenc.mean, genenc.std and genenc.normalization_inside in the spec"
         raise errors.InputError(
             f"--mean and --std do not go with model spec {model_spec.model_id!r}, which says how its images are "
-            f"normalised (mean {_words(block.mean)}, std {_words(block.std)}, {inside}): leave them out, or correct "
-            "genenc.mean, genenc.std and genenc.normalization_inside in the spec"
+            f"normalised (mean {_words(block.mean)}, std {_words(block.std)}, {inside}): leave them out"
+            f"{edit if block.source is None else ''}"
         )
     form = block.input or spec.ArtifactInput()
     if form.dtype == "uint8":

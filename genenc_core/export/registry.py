@@ -228,7 +228,7 @@ def folders(paths: tuple[str, ...]) -> tuple[ModelRegistry, dict[str, str]]:
 
 def _read(path: Path) -> spec.RuntimeModelSpec:
     model_spec = spec.RuntimeModelSpec.from_json_file(path.absolute())
-    problems = model_spec.problems()
+    problems = spec.file_problems(model_spec)
     if problems:
         raise RegistrationError(path, tuple(problems))
     return model_spec

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from genenc_core import errors, spec, text
+from genenc_core import errors, spec, spec_edits, text
 from genenc_core.encoding import batching, control, products, tile_plan
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.encoding.cells import Cells
@@ -270,7 +270,7 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
         listed.path.replace(root / MANIFEST)
     listed = manifest.Manifest.open(root / MANIFEST)
     own_spec = model_files.localised(_as_run(design), root, eager=design.model.backend == "eager")
-    records.write_text(objects, MODEL_SPEC, own_spec.to_json())
+    records.write_text(objects, MODEL_SPEC, spec_edits.sealed(own_spec).to_json())
     records.write_json(objects, PARAMETERS, given.model_dump(mode="json"))
     records.write_text(
         objects,

@@ -146,7 +146,7 @@ def test_a_file_written_anew_is_loaded_anew_in_the_same_process(
     (path,) = export(tmp_path / "m")
     (other,) = export(tmp_path / "other", weights="random:1")
     given = spec.RuntimeModelSpec.from_json(path.read_text())
-    block = given.genenc.model_copy(update={"artifact": None})
+    block = given.genenc.model_copy(update={"artifact": None, "written_sha256": None})
     path.write_text(given.model_copy(update={"genenc": block}).to_json())
     extract(**from_spec(path, trust=True))
     first = features(tmp_path / "run")
@@ -168,7 +168,7 @@ def test_a_spec_of_another_size_than_its_file_is_refused(
     given = spec.RuntimeModelSpec.from_json(path.read_text())
     image = given.inputs[0].model_copy(update={"shape": (3, 64, 64)})
     size = given.genenc.preprocessing.model_copy(update={"height": 64, "width": 64})
-    block = given.genenc.model_copy(update={"preprocessing": size})
+    block = given.genenc.model_copy(update={"preprocessing": size, "written_sha256": None})
     path.write_text(given.model_copy(update={"inputs": (image,), "genenc": block}).to_json())
     with pytest.raises(errors.InputError, match="fails at a batch of 1 of 64 x 64 pixels"):
         extract(**from_spec(path))
@@ -225,7 +225,8 @@ def test_a_range_that_the_file_does_not_have_is_refused(
 ) -> None:
     (path,) = export(tmp_path / "m", formats=(kind,), batch_max=2)
     given = spec.RuntimeModelSpec.from_json(path.read_text())
-    block = given.genenc.model_copy(update={"dynamic_size": spec.SizeRange(min=(32, 32), max=(64, 64), multiple=32)})
+    sizes = spec.SizeRange(min=(32, 32), max=(64, 64), multiple=32)
+    block = given.genenc.model_copy(update={"dynamic_size": sizes, "written_sha256": None})
     path.write_text(given.model_copy(update={"genenc": block}).to_json())
     with pytest.raises(errors.InputError, match="fails at images of 64 x 64 pixels, which its spec says it takes"):
         extract(**from_spec(path, image_size="64"))
@@ -334,7 +335,26 @@ def net():
 """
 
 
-def test_slots_of_our_own_onnx_file_are_found_by_name_in_an_edited_spec(
+@pytest.mark.parametrize("kind", ["torchscript", "exported_program", "onnx"])
+def test_a_spec_of_ours_with_its_outputs_in_another_order_is_refused(
+    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "equal_nets.py").write_text(EQUAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    (path,) = export(tmp_path / "model", model="equal_nets:net", formats=(kind,), batch_max=3, trust=True)
+    extract(**from_spec(path, limit=2))
+    kept = tmp_path / "run/model_spec.json"
+    assert extract(**from_spec(kept, limit=2, out=str(tmp_path / "again"))).status.complete
+    for place in (path, kept):
+        content = json.loads(place.read_text())
+        content["outputs"].reverse()
+        place.write_text(json.dumps(content))
+        with pytest.raises(errors.SpecError, match="outputs edited after genenc wrote the spec"):
+            extract(**from_spec(place, limit=2, out=str(tmp_path / "edited")))
+    assert not (tmp_path / "edited").exists()
+
+
+def test_slots_of_our_own_onnx_file_are_found_by_name_in_an_edited_spec_of_an_earlier_version(
     extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "equal_nets.py").write_text(EQUAL)
@@ -343,6 +363,7 @@ def test_slots_of_our_own_onnx_file_are_found_by_name_in_an_edited_spec(
     content = json.loads(path.read_text())
     extract(model=str(path), out=str(tmp_path / "right"), weights=None, image_size=None)
     content["outputs"].reverse()
+    del content["genenc"]["written_sha256"]
     path.write_text(json.dumps(content))
     extract(model=str(path), out=str(tmp_path / "edited"), weights=None, image_size=None)
     right, edited = (zarr.open_group(tmp_path / name / "features.zarr", mode="r") for name in ("right", "edited"))
