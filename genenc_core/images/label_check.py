@@ -67,7 +67,7 @@ def examine(listed: manifest.Manifest) -> Finding | None:
         some = some * each
     scaled = scale.text is not None
     found = None if scaled else _normalized(_finite(xy), each)
-    return found or _outside(some, each, scaled=scaled) or _corner(some, each)
+    return found or _outside(some, each, scaled=scaled) or _corner(some, each) or _origin(_finite(xy))
 
 
 def _finite(xy: np.ndarray) -> np.ndarray:
@@ -144,6 +144,18 @@ def _corner(xy: np.ndarray, sizes: np.ndarray) -> Finding | None:
         words=f"all {len(xy)} points looked at lie in the upper left quarter of their images (x up to {reach[0]:.0%} "
         f"of the width, y up to {reach[1]:.0%} of the height): if smaller frames were labelled, give --points-scale (2 "
         f"for half the size{percent}); --points-scale 1 if the coordinates are right",
+        refuse=False,
+    )
+
+
+def _origin(xy: np.ndarray) -> Finding | None:
+    """Whether points lie exactly at (0, 0), which COCO and others write for a point that is not visible."""
+    count = int((xy == 0).all(axis=1).sum())
+    if not count:
+        return None
+    return Finding(
+        words=f"{count} of {len(xy)} points of the points file lie exactly at (0, 0), as some tools write a point that "
+        "is not visible: leave x and y empty where there is none, or its vector is that of the image's corner",
         refuse=False,
     )
 

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,13 @@ _OTHER_FORMATS: Mapping[str, str] = {
 _SAME_FORMAT = {".hdf5": ".h5", ".hdf": ".h5", ".xls": ".xlsx", ".ods": ".xlsx", ".pickle": ".pkl", ".jsonl": ".json"}
 LARGEST_TABLE = 2**26
 """images times names; 1 GiB of positions"""
+_SHOWN = 8
+_INDEX = r"|index|Unnamed: \d+|__index_level_\d+__"
 DLC_HEADER = ("scorer", "individuals", "bodyparts", "coords")
+
+
+class UnusedColumns(UserWarning):
+    """Columns of a points file that nothing is taken from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +73,15 @@ class _Point:
 
 
 def read_points(path: Path, *, columns: str | None = None, scale: str | None = None) -> PointTable:
-    """Read points from a tidy CSV/Parquet (columns image, point, x, y; others ignored) or a DeepLabCut CSV.
+    """Read points from a tidy CSV/Parquet (columns image, point, x, y; a warning names others) or a DeepLabCut CSV.
 
     Columns of a tidy table may have other names: those of `TIDY_COLUMNS`, or `columns`, `image=frame,x=column,...`.
 
     A DeepLabCut CSV begins with the rows scorer, [individuals,] bodyparts, coords; the image stands in one column or
-    in three (labeled-data, folder, file); likelihood columns are ignored; points of several animals are named
-    `individual.bodypart`. Images and names keep the order of their first appearance, in composed characters (NFC), and
-    images as `matching.normal` writes them. An empty or NaN cell is missing. `scale`: `PointsScale.parse`.
+    in three (labeled-data, folder, file); likelihood columns are not used, which a warning says; points of several
+    animals are named `individual.bodypart`. Images and names keep the order of their first appearance, in composed
+    characters (NFC), images as `matching.normal` writes them. An empty or NaN cell is missing.
+    `scale`: `PointsScale.parse`.
 
     Raises:
         InputError: unreadable, a column missing, x or y that is no finite number, a point given twice, or no points.
@@ -124,10 +132,29 @@ def _iter_tidy(path: Path, chosen: Mapping[str, str]) -> Iterator[_Point]:
     columns = tables.find_columns(path, TIDY_COLUMNS, chosen)
     for text in ("image", "point"):
         tables.refuse_bytes(path, columns[text])
+    _name_unused(path, columns.values())
     for number, (image, name, x, y) in tables.iter_cells(path, [columns[key] for key in TIDY_COLUMNS]):
         if image in (None, "") or name in (None, ""):
             raise errors.InputError(f"{path}: row {number} has an empty image or point")
         yield _Point(number, str(image), str(name), _number(path, number, "x", x), _number(path, number, "y", y))
+
+
+def _name_unused(path: Path, used: Collection[str]) -> None:
+    """Warn of columns that are not read: a likelihood, or what tells animals, videos or annotators apart."""
+    # A data frame's index has no name, or pandas's own for that.
+    unused = [name for name in tables.column_names(path) if name not in used and not re.fullmatch(_INDEX, name)]
+    if unused:
+        more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
+        _warn_of_unused(path, f"{', '.join(map(repr, unused[:_SHOWN]))}{more}")
+
+
+def _warn_of_unused(path: Path, names: str) -> None:
+    warnings.warn(
+        f"{path.name}: columns that are not used: {names}. Every row is a point, however likely or visible; what tells "
+        "animals or videos apart belongs in the name of the point or of the image",
+        UnusedColumns,
+        stacklevel=2,
+    )
 
 
 def _iter_dlc(path: Path) -> Iterator[_Point]:
@@ -136,6 +163,8 @@ def _iter_dlc(path: Path) -> Iterator[_Point]:
     index_columns = next((i for i, cell in enumerate(header["coords"]) if i and cell), 1)
     _refuse_several_scorers(path, header, index_columns)
     columns = _dlc_columns(path, header, index_columns)
+    if "likelihood" in header["coords"]:
+        _warn_of_unused(path, "likelihood")
     for number, cells in lines:
         if not any(cells):
             continue

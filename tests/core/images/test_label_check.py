@@ -75,6 +75,7 @@ def test_what_cannot_be_pixels_is_refused(folder: Path, tmp_path: Path, change: 
         (lambda xy: xy * (0.5, 0.4), "upper left quarter"),
         (lambda xy: np.concatenate([xy[:-3], xy[-3:] / WIDTH]), "two kinds"),
         (lambda xy: np.concatenate([xy[:-3], xy[-3:] + 900]), r"lie outside their images, such as \(\d+"),
+        (lambda xy: np.where(np.isnan(xy), 0, xy), r"4 of 60 points .* exactly at \(0, 0\)"),
         (lambda xy: xy + np.array((5000, 7)), "are these the images that were labelled"),
     ],
 )
@@ -87,7 +88,6 @@ def test_what_may_be_right_is_warned_of(folder: Path, tmp_path: Path, change: Ch
     "change",
     [
         lambda xy: xy,
-        lambda xy: np.where(np.isnan(xy), 0, xy),  # (0, 0) stands for a missing point
         lambda xy: np.full_like(xy, np.nan),
         np.round,
     ],

@@ -1,5 +1,6 @@
 """Points are read from tidy tables and DeepLabCut CSVs, or refused with the row that is wrong."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,25 @@ def test_cells_that_only_python_takes_for_numbers_are_refused(tmp_path: Path, ce
     path.write_text(f"image,point,x,y\na.png,p,{cell},2\n")
     with pytest.raises(errors.InputError, match="not a finite number"):
         points.read_points(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("image,point,x,y,visible", "not used: 'visible'"),
+        (",image,individual,point,x,y,Likelihood", "not used: 'individual', 'Likelihood'"),
+        (",image,point,x,y", None),
+        ("index,frame,bodypart,x,y", None),
+    ],
+)
+def test_columns_that_are_not_used_are_named(tmp_path: Path, header: str, said: str | None) -> None:
+    (tmp_path / "p.csv").write_text(f"{header}\n{','.join('7' for _ in header.split(','))}\n")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        points.read_points(tmp_path / "p.csv")
+    assert [said in str(one.message) for one in seen] == ([] if said is None else [True])
+
+
+def test_a_likelihood_of_deeplabcut_is_said_not_to_be_used(tmp_path: Path) -> None:
+    with pytest.warns(points.UnusedColumns, match="not used: likelihood"):
+        read(tmp_path / "p.csv", "scorer,S,S,S\nbodyparts,a,a,a\ncoords,x,y,likelihood\na.png,1,2,0.1\n")
