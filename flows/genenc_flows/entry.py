@@ -1,10 +1,13 @@
 """The console script: the core's command line with the Prefect flows plugged in."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from genenc_core import exits
 from genenc_core.cli import app
+from genenc_core.cli.runners import PlainRunner
 
 if TYPE_CHECKING:
     from genenc_core.export import exporting
@@ -16,7 +19,16 @@ DRAIN_SECONDS = 20.0
 
 def main() -> None:
     """Run `genenc`."""
-    app.run(FlowRunner())
+    runner = FlowRunner()
+    try:
+        app.run(runner)
+    except SystemExit as leaving:
+        if runner.undelivered and isinstance(leaving.code, int):
+            # At an ordinary end Prefect would try every event again for seconds.
+            with contextlib.suppress(OSError):
+                sys.stderr.flush()
+            exits.leave(leaving.code)
+        raise
 
 
 class FlowRunner:
@@ -24,6 +36,7 @@ class FlowRunner:
 
     def __init__(self) -> None:
         self._server: local_server.Server | None = None
+        self.undelivered = False
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
@@ -45,7 +58,7 @@ class FlowRunner:
 
         # Built while the server starts; the flow finds it in this process's cache.
         encoders.warm(given)
-        return _shard_result(self._state_of(run))
+        return _shard_result(self._state_of(run, lambda: PlainRunner().extract(given)))
 
     def resume(self, root: str, shards: str, options: "records.Options") -> "driver.Result":
         """Run the flow `rerun_shards`."""
@@ -64,7 +77,7 @@ class FlowRunner:
                 return_state=True,
             )
 
-        return _shard_result(self._state_of(run))
+        return _shard_result(self._state_of(run, lambda: PlainRunner().resume(root, shards, options)))
 
     def export(self, given: "model_export.ExportParameters") -> "list[exporting.ExportedModel]":
         """Run the flow `export_model`."""
@@ -74,23 +87,34 @@ class FlowRunner:
 
             return model.export_model(given, return_state=True)
 
-        done: list[exporting.ExportedModel] = self._state_of(run).result()
+        state = self._state_of(run, lambda: PlainRunner().export(given))
+        done: list[exporting.ExportedModel] = state if isinstance(state, list) else state.result()
         return done
 
-    def _state_of(self, run: Callable[[], Any]) -> Any:
-        """Return the final state of a flow run, every state of which the server has been told."""
+    def _state_of(self, run: Callable[[], Any], plainly: Callable[[], Any]) -> Any:
+        """Return the final state of a flow run, every state of which the server has been told.
+
+        Without the server that is the state which the flow came to, or else what `plainly` returns.
+        """
         from genenc_core import errors
 
         assert self._server is not None
         self._server.wait_until_ready()
         from prefect.exceptions import TerminationSignal
 
-        try:
-            return run()
-        except TerminationSignal as error:
-            raise errors.Stopped("ended by a signal") from error
-        finally:
-            _drain()
+        from genenc_flows import lost_server
+
+        with lost_server.Watch(self._server) as watch, lost_server.outcomes() as kept:
+            try:
+                return run()
+            except TerminationSignal as error:
+                raise errors.Stopped("ended by a signal") from error
+            except Exception as error:
+                if not watch.explains(error):
+                    raise
+                return kept[-1] if kept else plainly()
+            finally:
+                self.undelivered = watch.gone or not _drain()
 
 
 def _shard_result(state: Any) -> "driver.Result":
@@ -98,6 +122,8 @@ def _shard_result(state: Any) -> "driver.Result":
     from genenc_core import errors
     from genenc_core.run import driver
 
+    if isinstance(state, driver.Result):
+        return state
     if state.is_cancelled() or state.is_cancelling():
         raise errors.Stopped(str(state.message))
     outcome = state.result(raise_on_failure=False)
@@ -110,13 +136,17 @@ def _shard_result(state: Any) -> "driver.Result":
     raise errors.GenencError(f"the flow ended {state.name}: {state.message}")
 
 
-def _drain() -> None:
-    """Wait until the server has every event and log of this process: what is queued when it ends is lost."""
+def _drain() -> bool:
+    """Wait until the server has every event and log of this process; return whether it has.
+
+    What is queued when the process ends is lost.
+    """
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    EventsWorker.drain_all(timeout=DRAIN_SECONDS)
-    APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+    # Outside of event loops they return what is done and what is not.
+    waits = [worker.drain_all(timeout=DRAIN_SECONDS) for worker in (EventsWorker, APILogWorker)]
+    return not any(isinstance(wait, tuple) and wait[1] for wait in waits)
 
 
 if __name__ == "__main__":

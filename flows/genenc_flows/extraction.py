@@ -21,6 +21,7 @@ from genenc_core import errors, pace
 from genenc_core.encoding import control
 from genenc_core.run import driver, parameters, records, sessions, turns, worker
 from genenc_core.run.folder import RunFolder
+from genenc_flows import lost_server
 from genenc_tasks import extraction, reporting
 
 LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=turns.LANES))
@@ -46,8 +47,8 @@ def extract_features(
     try:
         root = extraction.create_store(given)
     except errors.Stopped as stopped:
-        return Cancelled(message=str(stopped))
-    return _work(root, "pending", records.Options.of(given), shards_per_task, command="extract")
+        return lost_server.keep(Cancelled(message=str(stopped)))
+    return lost_server.keep(_work(root, "pending", records.Options.of(given), shards_per_task, command="extract"))
 
 
 @flow(
@@ -74,7 +75,7 @@ def rerun_shards(
         trust=trust,
         accept_changed=accept_changed,
     )
-    return _work(run, shards, options, shards_per_task, command="resume")
+    return lost_server.keep(_work(run, shards, options, shards_per_task, command="resume"))
 
 
 def _work(root: str, which: str, options: records.Options, shards_per_task: int | None, *, command: str) -> State[Any]:

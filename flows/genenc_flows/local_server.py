@@ -23,6 +23,7 @@ QUIET: Mapping[str, str] = {
     "PREFECT_LOGGING_LEVEL": "INFO",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "genenc_core",
     "PREFECT_CLI_COLORS": "false",
 }
@@ -79,11 +80,31 @@ class Server:
                 )
             time.sleep(0.1)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a child of this command."""
+        return self._process is not None
+
+    def has_ended(self) -> bool:
+        """Whether it is a child process that has ended."""
+        return self._process is not None and self._process.poll() is not None
+
+    def answers(self) -> bool:
+        """Whether it answers within seconds."""
+        return _answers(self.url)
+
+    def end(self) -> None:
+        """End it if it is a child process, so that nobody waits for its answers."""
+        if self._process is not None:
+            _ended(self._process)
+
     def _last_words(self) -> str:
         text = self._said.read_text(errors="replace") if self._said is not None else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-        return (telling or lines or ["no message"])[-1]
+        code = self._process.returncode if self._process is not None else 0
+        ended = f"ended by signal {-code}" if code < 0 else "no message"
+        return (telling or lines or [ended])[-1]
 
 
 _WITHOUT = "go without Prefect with --plain"

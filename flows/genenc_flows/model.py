@@ -4,6 +4,7 @@ from prefect import flow
 
 from genenc_core.export import exporting
 from genenc_core.run import model_export
+from genenc_flows import lost_server
 from genenc_tasks import model
 
 
@@ -13,4 +14,4 @@ def export_model(given: model_export.ExportParameters) -> list[exporting.Exporte
     done = model.export_artifacts(given)
     for item in done:
         model.generate_spec(item)
-    return done
+    return lost_server.keep(done)
