@@ -3,8 +3,8 @@
 Beside every tensor that comes of the image goes its *trace*: for each element the centre (y, x) of what it looks at, in
 pixels of the input, and how far that reaches. Convolutions and poolings move centres as their strides, paddings and
 kernels say; views, slices and permutations move traces as they move values; of two summands or factors (a residual
-connection and its branch) the one that looks at less counts. What mixes places without an order (attention, a global
-mean) has no centre. Nothing is computed but positions.
+connection and its branch), and of levels side by side in one map, the one that looks at less counts. What mixes places
+without an order (attention, a global mean) has no centre. Nothing is computed but positions.
 """
 
 import math
@@ -280,13 +280,22 @@ def _without_views(func: Any) -> Any:
 
 
 def _gathered(trace: Trace, dims: list[int], shape: tuple[int, ...], *, anywhere: bool = False) -> Trace | str:
-    """Return the middle of a trace over `dims`; without `anywhere`, only where it is one place."""
+    """Return the middle of a trace over `dims`; without `anywhere`, only where it is one place.
+
+    Where finer levels lie beside coarser ones that were enlarged to them, the finest has the map's geometry.
+    """
     y, x, reach = trace
-    far = max(float((item.amax(dims) - item.amin(dims)).max()) for item in (y, x))
+    least = reach.amin(dims, keepdim=True)
+    finest = reach <= least + _TOLERANCE
+    count = finest.sum(dims, keepdim=True)
+    far, middle = 0.0, []
+    for item in (y, x):
+        low, high = item.where(finest, item.new_tensor(math.inf)), item.where(finest, item.new_tensor(-math.inf))
+        far = max(far, float((high.amax(dims) - low.amin(dims)).max()))
+        middle.append((item.where(finest, item.new_zeros(())).sum(dims, keepdim=True) / count).reshape(shape))
     if far > _TOLERANCE and not anywhere:
         return _NOWHERE
-    middle = [(item.mean(dims, keepdim=True)).reshape(shape) for item in (y, x)]
-    return middle[0], middle[1], (reach.amax(dims, keepdim=True) + far).reshape(shape)
+    return middle[0], middle[1], (least + far).reshape(shape)
 
 
 def _sampled(values: torch.Tensor, dim: int, at: torch.Tensor) -> torch.Tensor:
@@ -411,10 +420,13 @@ _RESAMPLES: Mapping[str, _Places] = {
 
 def _grid(trace: Trace | None) -> tuple[Axis, Axis] | None:
     """Return stride and first centre, vertically and horizontally, of a map's cells; None for no even grid."""
-    if trace is None or not bool(torch.isfinite(trace[2]).all()):
+    if trace is None:
+        return None
+    finest = _gathered(trace, [1], (trace[0].shape[0], 1, *trace[0].shape[2:]), anywhere=True)
+    if isinstance(finest, str) or not bool(torch.isfinite(finest[2]).all()):
         return None
     axes = []
-    for values, dim in ((trace[0], -2), (trace[1], -1)):
+    for values, dim in ((finest[0], -2), (finest[1], -1)):
         line = values.double().mean([at for at in range(4) if at != dim % 4])
         count = len(line)
         stride = float((line[-1] - line[0]) / (count - 1)) if count > 1 else 0.0

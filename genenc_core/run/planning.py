@@ -155,7 +155,9 @@ def make_design(
         bars = geometry.leaves_bars(preprocessing)
         wanted = [products.recorded(product, slots, bars=bars) for product in wanted]
     built = products.build_products(wanted, slots, point_count=count)
-    cells = None if earlier else map_cells.find(model, given, built, tiled)
+    # A run goes on with the cells that it has: later versions place some of them more exactly.
+    recorded = {} if run is None else run.cells
+    cells = None if earlier else recorded or map_cells.find(model, given, built, tiled)
     if cells is not None and geometry.leaves_bars(preprocessing):
         _note_bars(built)
     if table is not None and not any(product.needs_points for product in built):

@@ -112,6 +112,56 @@ def test_known_models(name: str, size: int, stride: float, first: float) -> None
     assert found["features"] == ((stride, first), (stride, first))
 
 
+class Levels(nn.Module):
+    """A level of stride 4 beside one of stride 32, enlarged to it and weaker: together they are one map."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.fine = nn.Conv2d(3, 4, 4, stride=4, padding=2)
+        self.deep = nn.Sequential(*(nn.Conv2d(4, 4, 3, stride=2, padding=1) for _ in range(3)))
+        self.fuse, self.linear = nn.Conv2d(8, 4, 1), nn.Linear(8, 4)
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, 0.1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 4 or 8, h, w]."""
+        fine = self.fine(images)
+        deep = nn.functional.interpolate(self.deep(fine) * 0.1, size=fine.shape[2:], mode="bilinear")
+        both = torch.cat((deep, fine), 1)
+        if self.how == "conv":
+            return self.fuse(both)
+        if self.how == "linear":
+            return self.linear(both.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.how == "stack":
+            return torch.stack((deep, fine)).sum(0)
+        return both if self.how == "none" else fine + deep
+
+
+@pytest.mark.parametrize("size", [(60, 90), (97, 131), (64, 96)])
+@pytest.mark.parametrize("how", ["conv", "linear", "stack", "none", "sum"])
+def test_a_map_of_several_levels_has_the_cells_of_the_finest(how: str, size: tuple[int, int]) -> None:
+    model = Levels(how).eval()
+    found = receptive.cells(model, lambda run, images: {"m": run(images)}, size=size)["m"]
+    assert found == ((4.0, 0.0), (4.0, 0.0))
+    (_, (stride, first)) = found
+    image = torch.zeros(1, 3, *size)
+    with torch.inference_mode():
+        plain = model(image)
+        for column in range(0, size[1] - 3, 7):
+            image[..., column] = 1
+            changed = (model(image) - plain).abs().sum((0, 1, 2))
+            image[..., column] = 0
+            assert int(changed.argmax()) == int((column + 0.5 - first) / stride + 0.5)
+
+
+def test_values_from_between_pixels_are_in_the_middle_of_them() -> None:
+    """Neighbours that were put side by side into channels are of one level, and the mean of their places counts."""
+    model = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 4, 1))
+    found = receptive.cells(model, lambda run, images: {"m": run(images)}, size=(32, 32))
+    assert found["m"] == ((4.0, 2.0), (4.0, 2.0))
+
+
 class Mixed(nn.Module):
     """A map whose every cell is of the whole image."""
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from genenc_core import errors
+from genenc_core.encoding.cells import Cells
 from genenc_core.export import artifact_trial
+from genenc_core.run import map_cells
 from genenc_core.run.folder import RunFolder
 
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -96,6 +98,19 @@ def test_cells_closer_than_they_seem_are_refused_with_points(
             extract(**given, points=str(tmp_path / "points.csv"))
         return
     extract(**given, points=str(tmp_path / "points.csv"))
+
+
+def test_a_run_goes_on_with_the_cells_that_it_recorded(
+    extract: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions placed the cells of some maps a little differently."""
+    (tmp_path / "points.csv").write_text("image,point,x,y\nimg_000.png,tip,9,9\n")
+    before = Cells(stride=(4.089, 4.0), first=(2.0, 2.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(map_cells, "find", lambda *_: {"features": before})
+        extract(points=str(tmp_path / "points.csv"))
+    assert extract(points=str(tmp_path / "points.csv")).asked == 0
+    assert RunFolder(tmp_path / "run").cells == {"features": before}
 
 
 PER_PIXEL = """
