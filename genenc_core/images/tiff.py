@@ -47,7 +47,13 @@ class Page:
         import tifffile
 
         try:
-            self._page: Any = tifffile.TiffFile(io.BytesIO(data)).pages[0]
+            pages: Any = tifffile.TiffFile(io.BytesIO(data)).pages
+            self._page: Any = pages[0]
+            if self._page.is_reduced and _has_second(pages):
+                raise ImageUnreadable(
+                    "the first page of this TIFF is a smaller version of another (NewSubfileType 1): write the image "
+                    "itself first, or alone"
+                )
             self._read_tags()
             missing = self._misses_strips(len(data))
         except ImageUnreadable:
@@ -188,6 +194,13 @@ class Page:
         colours = self._colour_map()
         found: np.ndarray = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)[indices]
         return found
+
+
+def _has_second(pages: Any) -> bool:
+    try:
+        return bool(pages[1])
+    except IndexError:
+        return bool(pages[0].subifds)
 
 
 def _reason(error: Exception) -> str:

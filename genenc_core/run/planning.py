@@ -12,7 +12,7 @@ from genenc_core.encoding import batching, control, products, tile_plan
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.encoding.cells import Cells
 from genenc_core.export import backends, describe
-from genenc_core.images import folders, geometry, label_check, manifest, point_scale, points, sources
+from genenc_core.images import folders, frames, geometry, label_check, manifest, point_scale, points, sources
 from genenc_core.models import state_files, weights
 from genenc_core.provenance import environment
 from genenc_core.run import encoders, map_cells, model_files, out_folder, outputs_check, records, store_plan, tiles
@@ -78,6 +78,8 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
         if listed.left_out:
             warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
         control.current().checkpoint()
+        if not exists:
+            frames.check(listed)
         if table is not None and not exists:
             label_check.check(listed, scale_given=given.points_scale is not None)
         if exists:

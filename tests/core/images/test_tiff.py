@@ -281,6 +281,20 @@ def test_of_several_pages_the_first_counts_whatever_the_others_are() -> None:
     assert np.abs(pixels_of(buffer.getvalue()) - expected(first, "rgb")).max() <= 1
 
 
+@pytest.mark.parametrize(("alone", "subfiletype"), [(True, 1), (False, 0), (False, 1)])
+def test_a_thumbnail_before_its_image_is_refused(alone: bool, subfiletype: int) -> None:
+    image = drawn(3, "uint8")
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(image, photometric="rgb", subfiletype=subfiletype, metadata=None)
+        if not alone:
+            writer.write(np.repeat(image, 4, 0), photometric="rgb", metadata=None)
+    if subfiletype and not alone:
+        assert "smaller version of another" in reason_of(buffer.getvalue())
+    else:
+        assert np.abs(pixels_of(buffer.getvalue()) - expected(image, "rgb")).max() <= 1
+
+
 def test_an_announced_size_is_refused_before_memory_is_taken() -> None:
     data = grey_file(b"\0" * 64, bits=12, more={256: (4, 60000), 257: (4, 60000), 279: (4, 64)})
     assert "above the limit" in reason_of(data)
