@@ -111,6 +111,31 @@ def describe_difference(before: Mapping[str, str], after: Mapping[str, str], *, 
     return ", ".join([*told[:most], *more])
 
 
+def refuse_late(code: str | None, recorded: Mapping[str, str] | None, before: frozenset[str]) -> None:
+    """Check that a model imports nothing of its project for the first time while it encodes.
+
+    Args:
+        code: the dotted path that was imported; None for other models.
+        recorded: the digests of its code by file name; None: those of a run or spec that has none.
+        before: the names of the modules that there were when its first images were encoded.
+
+    Raises:
+        EncoderError: a module was imported since, and no digest of it is recorded.
+    """
+    module = sys.modules.get(code.partition(":")[0]) if code else None
+    root = None if module is None else _root(module)
+    if recorded is None or root is None or _is_installed(root):
+        return
+    new = [each for name, each in list(sys.modules.items()) if name not in before and name != "__main__"]
+    paths = {path.relative_to(root).as_posix() for each in new if (path := _own_file(each, root))}
+    if late := sorted(paths - recorded.keys()):
+        raise errors.EncoderError(
+            f"model {code!r} imported {', '.join(late)} only while it encoded images, so the run has no digest of that "
+            "code. Import it at the top of a module that the model is built from, and make the run anew with another "
+            "--out"
+        )
+
+
 def _note(module: ModuleType) -> Mapping[str, str]:
     """Return the digests of a module's source as they were when it was imported."""
     known = _KNOWN.get(module.__name__)

@@ -109,7 +109,7 @@ class EncoderCache:
         )
         encoder = calls.alone(work)
         if model.backend == "eager":
-            trust_rules.remember(_code(model.spec))
+            trust_rules.remember(code_of(model.spec))
         return encoder
 
 
@@ -207,7 +207,7 @@ def run_model(folder: RunFolder) -> ResolvedModel:
     return ResolvedModel(spec=found, backend=backend, digests=digests, execution=folder.execution)
 
 
-def _code(found: spec.RuntimeModelSpec) -> str | None:
+def code_of(found: spec.RuntimeModelSpec) -> str | None:
     """Return the dotted path that building a spec's eager model imports."""
     source = found.genenc.source if found.genenc else None
     return None if source is None else trust_rules.code_of(source.kind, source.name, source.arguments)

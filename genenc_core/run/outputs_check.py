@@ -1,6 +1,7 @@
 """A run's model on a few fixed images: refused when it is not steady, and compared with what it gave at first."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from genenc_core.encoding import batching, calls, engine, tiling
 from genenc_core.export import backends, behaviour, eager
 from genenc_core.export.encoder import Encoder
 from genenc_core.export.execution import Execution
-from genenc_core.models import sources, wording
+from genenc_core.models import own_code, sources, wording
 from genenc_core.run import encoders, records
 from genenc_core.run.folder import RunFolder
 
@@ -30,10 +31,11 @@ def tried(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Mapping
     source = model.spec.genenc.source if model.spec.genenc else None
     who = f"model {(source.name if source else model.spec.model_id)!r}"
     encoder = _plain(model, device=device, trust=trust)
+    modules = frozenset(sys.modules)
     try:
         if not _is_known(model):
             calls.alone(_refuse_unsteady, encoder, who, model.execution)
-        return calls.alone(sketch, encoder)
+        told = calls.alone(sketch, encoder)
     except errors.InputError:
         raise
     except Exception as error:  # somebody's model may raise anything
@@ -43,6 +45,11 @@ def tried(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Mapping
         raise errors.InputError(
             f"{who} fails at images of {height} x {width} pixels: {type(error).__name__}: {wording.reason(error)}."
         ) from error
+    try:
+        own_code.refuse_late(encoders.code_of(model.spec), _recorded_code(model), modules)
+    except errors.EncoderError as error:
+        raise errors.InputError(str(error)) from error
+    return told
 
 
 def refuse_unsteady(built: sources.BuiltEncoder) -> None:
@@ -54,6 +61,10 @@ def refuse_unsteady(built: sources.BuiltEncoder) -> None:
     if built.kind not in eager.STATELESS:
         encoder = backends.eager_encoder(built)
         calls.alone(_refuse_unsteady, encoder, f"model {built.request.name!r}", Execution())
+
+
+def _recorded_code(model: encoders.ResolvedModel) -> Mapping[str, str] | None:
+    return model.spec.genenc.code if model.spec.genenc else None
 
 
 def _is_known(model: encoders.ResolvedModel) -> bool:
@@ -127,13 +138,16 @@ class Watch:
     Models of torchvision, timm and genenc, which keep nothing between calls, are not watched.
     """
 
-    def __init__(self, folder: RunFolder, runner: engine.Engine, options: records.Options) -> None:
-        """Look at the first batches.
+    def __init__(
+        self, folder: RunFolder, runner: engine.Engine, options: records.Options, *, modules: frozenset[str]
+    ) -> None:
+        """Look at the first batches; `modules` are those that were imported before the session loaded its model.
 
         Raises:
             InputError: features of an image differ with the size of the batch.
         """
         model = encoders.run_model(folder)
+        self._code = encoders.code_of(model.spec), _recorded_code(model), modules
         self._runner = runner
         self._encoder: Encoder | None = None
         if _is_known(model):
@@ -164,8 +178,9 @@ class Watch:
         """Compare with the first batch.
 
         Raises:
-            EncoderError: the model has changed since.
+            EncoderError: the model has changed since, or imported code that the run has no digest of.
         """
+        own_code.refuse_late(*self._code)
         if self._encoder is None:
             return
         if told := behaviour.difference(self._before, self._runner.call(self._first, self._least), self._limit):

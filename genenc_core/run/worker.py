@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import dataclasses
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -229,6 +230,7 @@ class Worker:
     def _prepared(self) -> tuple[engine.Engine, loader.ImageLoader]:
         with self._ready:
             if self._engine is None or self._loader is None:
+                modules = frozenset(sys.modules)
                 self._engine = engines.make_engine(self.folder, self.options)
                 threads = self.options.decode_threads or host.cores()
                 preprocessing = self.folder.preprocessing
@@ -246,7 +248,7 @@ class Worker:
                     journal=self.folder.local_folder(DECODING),
                 )
                 accuracy.measure(self.folder, self.options, self._engine, self._loader)
-                self._watch = outputs_check.Watch(self.folder, self._engine, self.options)
+                self._watch = outputs_check.Watch(self.folder, self._engine, self.options, modules=modules)
             return self._engine, self._loader
 
 
