@@ -125,6 +125,8 @@ def _from_file(name: str, value: Any, folder: Path) -> Any:
     """Return an option's value with its relative paths made to start at the config file's folder."""
     if name == "models" and isinstance(value, list):
         return [_path(item, folder) for item in value]
+    if name in ("images", "out", "points") and type(value) in (int, float):
+        value = str(value)  # a folder named by a number, written without quotes
     if not isinstance(value, str):
         return value
     is_path = name in ("images", "out", "points")

@@ -17,6 +17,7 @@ CLAIM = ".claim"
 OWN_NAMES = frozenset(
     (MANIFEST, MODEL_SPEC, MODEL_FOLDER, "README.md", places.GROUP, places.TRANSACTIONS, "provenance")
 )
+_OF_A_STORE = frozenset((places.GROUP, places.TRANSACTIONS))
 
 
 def check(out: str) -> None:
@@ -65,7 +66,10 @@ def writing(root: Path) -> Iterator[None]:
 
 def _check_remote(objects: Objects) -> None:
     try:
-        foreign = sorted(name for name in objects.names("") if name not in OWN_NAMES)
+        names = set(objects.names(""))
+        # A run is published with its store first: without one, a README.md or a folder `model` is somebody's own.
+        own = OWN_NAMES if _OF_A_STORE & names else frozenset[str]()
+        foreign = sorted(names - own)
     except OSError as error:
         raise errors.InputError(
             f"--out {objects.name!r} cannot be read: {error.strerror or error}; check the bucket, the credentials and "
@@ -86,11 +90,18 @@ def _check_local(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise errors.InputError(f"--out {str(root)!r} is a file: give a folder")
     if root.is_dir() and not run_store.RunStore.exists(root):
-        foreign = sorted(item.name for item in root.iterdir() if item.name not in OWN_NAMES and item.name[0] != ".")
+        names = {item.name for item in root.iterdir()}
+        # Only a killed creation leaves a claim; else a README.md or a folder `model` is somebody's own.
+        own = OWN_NAMES if CLAIM in names or _OF_A_STORE & names else frozenset[str]()
+        foreign = sorted(name for name in names - own if name[0] != ".")
         if foreign:
             raise errors.InputError(
                 f"--out {str(root)!r} is not empty and not a run folder (it holds {foreign[0]!r}): give a new folder"
             )
+    whole = root.resolve()
+    for above in whole.parents:
+        if whole.relative_to(above).parts[0] in OWN_NAMES and run_store.RunStore.exists(above):
+            raise errors.InputError(f"--out {str(root)!r} lies within the run {str(above)!r}: give another")
     nearest = next(item for item in (root, *root.absolute().parents) if item.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise errors.InputError(f"--out {str(root)!r} cannot be written: {str(nearest)!r} is not a writable folder")
@@ -112,7 +123,9 @@ def _claimed(root: Path) -> Iterator[None]:
         raise
     finally:
         with contextlib.suppress(OSError):
-            (root / CLAIM).unlink()
+            names = set(os.listdir(root))  # noqa: PTH208
+            if _OF_A_STORE & names or not OWN_NAMES & names:  # else it says whose the files are
+                (root / CLAIM).unlink()
         os.close(claim)
 
 

@@ -106,6 +106,11 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
     if given.image_size is not None:
         run_parameters.parse_image_size(given.image_size)
     tiles.check(given)
+    if given.weights == "":
+        raise errors.InputError(
+            "--weights is an empty text, perhaps of a variable that is not set: give a file, pretrained or "
+            "random:SEED, or leave it out"
+        )
     if given.points_columns is not None and given.points is None:
         raise errors.InputError(f"--points-columns {given.points_columns!r} needs --points FILE")
     if given.points_scale is not None and given.points is None:

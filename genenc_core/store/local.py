@@ -187,8 +187,8 @@ class LocalObjects:
                 raise errors.UnsafeFileError(errno.ELOOP, beneath.kind(about.st_mode), str(self.path(source)))
             if size is not None and about.st_size != size:
                 raise errors.StoreError(
-                    f"staged object {str(self.path(source))!r} has {about.st_size} bytes, its record says {size}; the "
-                    "file system lost committed data, make the run again with another --out"
+                    f"staged object {str(self.path(source))!r} has {about.st_size} bytes, its record says {size}: it "
+                    "changed, or the file system lost committed data. genenc verify --repair makes the shard pending"
                 )
             staged.replace(place)
 

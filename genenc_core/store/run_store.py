@@ -201,11 +201,12 @@ class RunStore:
         details = sealed.normal(records.SCHEMA, details)
         with disk_errors(f"shard {shard:05d} of {self.name!r}"):
             record = transaction.own_record(self.objects, self.plan, shard)
+            fresh = record is None
             if record is None:
                 record = self._attempt(shard, blocks, details)
             else:
                 self.objects.sync(places.COMMITS)
-            self._finish(record)
+            self._finish(record, look=not fresh)
         return record
 
     def blocks(self, record: records.CommitRecord) -> dict[str, np.ndarray]:
@@ -258,6 +259,7 @@ class RunStore:
         details = sealed.normal(records.SCHEMA, details)
         with disk_errors(f"shard {before.shard:05d} of {self.name!r}"):
             record = self._later(before)
+            fresh = record is None
             if record is None:
                 previous = transaction.record_digest(self.objects, before)
                 try:
@@ -268,7 +270,7 @@ class RunStore:
                         raise
                 else:
                     record = self._attempt(before.shard, blocks, details, before.generation + 1, previous)
-            self._finish(record)
+            self._finish(record, look=not fresh)
         return record
 
     def _fitting(
@@ -364,10 +366,10 @@ class RunStore:
                 "meanwhile, so nothing more is written to it; rerun the command"
             )
 
-    def _finish(self, record: records.CommitRecord) -> None:
+    def _finish(self, record: records.CommitRecord, *, look: bool = True) -> None:
         """Put a shard in place; its record's folder was fsynced, as nothing may be visible before it is durable."""
         try:
-            transaction.promote(self.objects, record, observe=self.observer)
+            transaction.promote(self.objects, record, observe=self.observer, look=look)
         except errors.StoreError:
             now = transaction.own_record(self.objects, self.plan, record.shard)
             if now is None or now.generation == record.generation:

@@ -246,15 +246,18 @@ def misplaced(record: records.CommitRecord, plan: layout.StorePlan, shard: int) 
     return ""
 
 
-def promote(objects: Objects, record: records.CommitRecord, *, observe: places.Observer) -> None:
+def promote(objects: Objects, record: records.CommitRecord, *, observe: places.Observer, look: bool = True) -> None:
     """Move a committed shard's objects to their Zarr keys, `status` last; again, or by several at once, is harmless.
 
-    The caller has made sure that the record is durable.
+    The caller has made sure that the record is durable. `look`: compare what is staged with the record first, where it
+    was not staged just now.
 
     Raises:
-        StoreError: an object is neither staged nor in place.
+        StoreError: an object is neither staged nor in place, or what is staged is not what was committed.
     """
     *data, status = record.objects
+    for item in record.objects if look else ():
+        _refuse_changed(objects, record, item)
     for item in data:
         _place(objects, record, item)
         observe("promote:object")
@@ -286,6 +289,16 @@ def staged(objects: Objects, prefix: str = "") -> list[str]:
 
 def _folder_of(item: records.ObjectRecord) -> str:
     return f"{places.GROUP}/{item.key}".rpartition("/")[0]
+
+
+def _refuse_changed(objects: Objects, record: records.CommitRecord, item: records.ObjectRecord) -> None:
+    staged, (algorithm, _, stated) = f"{places.STAGING}/{item.staged}", item.digest.partition(":")
+    with contextlib.suppress(FileNotFoundError):
+        if objects.digest(staged, algorithm, size=item.size) != (item.size, stated):
+            raise errors.StoreError(
+                f"shard {record.shard:05d}: {item.key!r} is committed, but {staged!r}, which waits to be put in place, "
+                f"is not what was committed: it changed. {_REMEDY}"
+            )
 
 
 def _place(objects: Objects, record: records.CommitRecord, item: records.ObjectRecord) -> None:

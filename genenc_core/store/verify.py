@@ -222,11 +222,15 @@ def _object_problem(
     """Return what is wrong with one object, "" if nothing is."""
     place = f"{places.GROUP}/{item.key}"
     what = difference(store, place, item.size, item.digest)
-    # What is staged is still to be put in place, whatever lies there now.
-    if what and store.objects.size(f"{places.STAGING}/{item.staged}") is not None:
-        return _UNPROMOTED
-    if what:  # looked at again: a worker may have put it in place between the two looks
+    if what:
+        # What is staged is still to be put in place, whatever lies there now; it must be what was committed.
+        staged = difference(store, f"{places.STAGING}/{item.staged}", item.size, item.digest)
+        if not staged:
+            return _UNPROMOTED
+        # Looked at again: a worker may have put it in place between the looks.
         what = difference(store, place, item.size, item.digest)
+        if what and staged != _MISSING:
+            return f"{staged} in {places.STAGING}/{item.staged}, where it waits to be put in place"
     if what or not (content or array.name == layout.STATUS):
         return f"{what} since it was committed" if what else ""
     about = f"{array.name}/{zarr_arrays.METADATA}"

@@ -239,6 +239,7 @@ def test_export_then_extract_by_spec(genenc: Call, photos: Path, tmp_path: Path)
         ({"--weights": f"random:{DIGITS}"}, 2, "too long"),
         ({"--weights": "random:9223372036854775808"}, 2, "the seed is"),
         ({"images": ""}, 2, "empty text"),
+        ({"--weights": ""}, 2, "--weights is an empty text"),
         ({"images": "n" * 300}, 2, "too long; give a shorter one"),
         ({"--points": "photos"}, 2, "is not a regular file"),
         ({"--max-failures": "lots"}, 2, "neither a count"),

@@ -48,6 +48,7 @@ def test_a_config_alone_is_a_whole_command_from_any_folder(
         ('images = "~/a"', "images", "{home}/a"),
         ('out = "s3://bucket/run"', "out", "s3://bucket/run"),
         ('points = "p.csv"', "points", "{}/p.csv"),
+        ("out = 1979", "out", "{}/1979"),
         ('models = ["specs", "/abs"]', "models", ["{}/specs", "/abs"]),
         ('weights = "w.safetensors"', "weights", "{}/w.safetensors"),
         ('weights = "pretrained:IMAGENET1K_V1"', "weights", "pretrained:IMAGENET1K_V1"),

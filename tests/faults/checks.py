@@ -163,9 +163,9 @@ def break_protocol(how: str) -> None:
         for owner in owners:
             owner.move = _torn_move
     elif how == "early-clean":
-        transaction.promote = lambda at, record, *, observe: (
+        transaction.promote = lambda at, record, *, observe, **more: (
             transaction.clean(at, record, observe=observe),
-            real_promote(at, record, observe=observe),
+            real_promote(at, record, observe=observe, **more),
         )
     elif how == "no-record":
         transaction.Attempt.commit = lambda self, record: (promote_unrecorded(self, record), record)[1]

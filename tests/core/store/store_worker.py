@@ -403,12 +403,12 @@ def _finish_and_check(root: Root) -> None:
 def status_first(real: Callable[..., None]) -> Callable[..., None]:
     """A deliberately broken promotion, which the checker must find."""
 
-    def promote(at: Objects, record: object, *, observe: places.Observer) -> None:
+    def promote(at: Objects, record: object, *, observe: places.Observer, look: bool = True) -> None:
         status = record.objects[-1]
         staged = f"{places.STAGING}/{status.staged}"
         if at.size(staged) is not None:
             at.move(staged, f"{places.GROUP}/{status.key}")
-        real(at, record, observe=observe)
+        real(at, record, observe=observe, look=look)
 
     return promote
 

@@ -41,6 +41,45 @@ def test_every_damage_is_put_right_and_nothing_else_is_touched(
     assert verify.verify_store(full, content=True).ok
 
 
+STAGED = {
+    "flip": lambda path, data: path.write_bytes(data[:-1] + bytes([data[-1] ^ 1])),
+    "cut": lambda path, data: path.write_bytes(data[:-1]),
+    "empty": lambda path, _: path.write_bytes(b""),
+    "gone": lambda path, _: path.unlink(),
+    "folder": lambda path, _: (path.unlink(), path.mkdir()),
+    "link": lambda path, _: (path.unlink(), path.symlink_to("/etc/hostname")),
+}
+
+
+@pytest.mark.parametrize("how", STAGED)
+@pytest.mark.parametrize("point", ["commit:after", "promote:object", "promote:before-status"])
+def test_damage_of_what_waits_to_be_put_in_place_is_found_never_stored_and_put_right(
+    small: ModuleType, store: run_store.RunStore, point: str, how: str
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill(passed: str) -> None:
+        if passed == point:
+            raise Killed
+
+    small.commit(store, 0)
+    with pytest.raises(Killed):
+        small.commit(run_store.RunStore.open(store.objects.root, observer=kill), 1)
+    (attempt,) = store.objects.path(places.STAGING).iterdir()
+    victim = max(attempt.iterdir(), key=lambda path: path.name)
+    STAGED[how](victim, victim.read_bytes())
+    report = verify.verify_store(store)
+    assert [problem.shard for problem in report.problems] == [1]
+    with pytest.raises(errors.StoreError):
+        store.recover()
+    assert mend(small, store).requeued == (1,)
+    assert verify.verify_store(store, content=True).problems == ()
+    assert small.resume(store.objects.root).pending() == []
+    assert verify.verify_store(store, content=True).ok
+    assert not list(store.objects.path(places.STAGING).iterdir())
+
+
 def test_an_intact_run_is_not_touched(small: ModuleType, full: run_store.RunStore) -> None:
     before = {path: path.stat().st_mtime_ns for path in sorted(full.objects.root.rglob("*"))}
     done = mend(small, full)
