@@ -32,7 +32,10 @@ class Bounds:
         """Raise `InputError` when a requested size is out of bounds."""
         if size < 1 or self.clamp(size) != size:
             upper = "unlimited" if self.max is None else self.max
-            raise errors.InputError(f"batch size {size} is outside the model's bounds {self.min} to {upper}")
+            raise errors.InputError(
+                f"batch size {size} is outside the model's bounds {self.min} to {upper}: give one of them, or leave "
+                "--batch-size out; a model that is exported again can have others (--batch-min, --batch-max)"
+            )
 
 
 class BatchSizer:

@@ -20,7 +20,7 @@ from genenc_core.models import wording
 _LEAST = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 _MOST = (32, 24, 16, 12, 8, 7, 6, 5, 4, 3, 2)
 _SECONDS = 600
-_RAISED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+_RAISED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, torch.jit.Error)
 """What a file raises at images that it does not take."""
 
 

@@ -53,6 +53,9 @@ def candidates(declared: record.Declared | None, *, name: str, numpy: bool) -> I
             )
         if known:
             dtypes = [*dtypes, declared.dtype] if declared.hint else [declared.dtype]
+    if declared is None or declared.hint:
+        # A script may assert it. Last, for what takes both is meant for values in [0, 1] more often.
+        dtypes.append("uint8")
     layouts = _layouts(declared.shape if declared else None, name)
     for dtype, (layout, channels) in itertools.product(dict.fromkeys(dtypes), layouts):
         yield spec.ArtifactInput.model_validate({"dtype": dtype, "layout": layout, "channels": channels})
@@ -103,7 +106,7 @@ def refused(
     size_taken: tuple[int, int] | None,
 ) -> str:
     """Return why a file does not accept a batch of images, and the remedy that belongs to the cause."""
-    said = "; ".join(reasons) or "no message"
+    said = "; ".join(_asserted(reason) for reason in reasons) or "no message"
     start = f"the artifact {name!r} does not accept a batch of images of {size[0]} x {size[1]} pixels: {said}. "
     if size_taken is not None:
         return f"{start}It takes images of {size_taken[0]} x {size_taken[1]} pixels: give --image-size " + "x".join(
@@ -121,6 +124,14 @@ def refused(
     if any(word in lowered for word in ("dim value", "dimension", "shape", "size", "guard", "expected input")):
         return f"{start}{forms}Give the --image-size that it was exported for; if it is this one, {_lower(_OTHERWISE)}"
     return f"{start}{forms}{_OTHERWISE}"
+
+
+def _asserted(reason: str) -> str:
+    """Return what a file says in words, where it is an assertion's name alone."""
+    if not reason.startswith("AssertionError"):
+        return reason
+    what = reason.removeprefix("AssertionError").strip(": ")
+    return f"its code asserts what these images are not{f' ({what})' if what else ''}"
 
 
 def _lower(sentence: str) -> str:

@@ -372,10 +372,11 @@ def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
         raise errors.InputError(str(error)) from error
     except Exception as error:  # every runtime has exceptions of its own
         height, width = encoder.input_size
+        form = (model.spec.genenc and model.spec.genenc.input) or spec.ArtifactInput()
         raise errors.InputError(
             f"the artifact of model spec {model.spec.model_id!r} fails at a batch of {smallest} of {height} x {width} "
-            f"pixels: {wording.reason(error)}. The spec's inputs or batch_mode are not the file's: correct them, or "
-            "export the model again."
+            f"pixels: {wording.reason(error)}. It was given {form.describe()}. The spec's inputs, genenc.input or "
+            "batch_mode are not the file's: correct them, or export the model again."
         ) from error
 
 

@@ -186,6 +186,48 @@ def test_torchscript_layouts_are_found_by_trying(channels: int, last: bool, tmp_
     assert given["features"].shape == (3, 7, 8, 12)
 
 
+class Asserting(nn.Module):
+    """A script that takes nothing but what it asserts."""
+
+    def __init__(self, dtype: torch.dtype, *, last: bool) -> None:
+        super().__init__()
+        self.dtype, self.last = dtype, last
+        self.conv = nn.Conv2d(3, 7, 2, stride=2)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        assert given.dtype == self.dtype
+        if self.last:
+            assert given.shape[3] == 3, "give images as [B, H, W, 3]"
+            given = given.permute(0, 3, 1, 2)
+        else:
+            assert given.shape[1] == 3
+        return self.conv(given.float() / 255 if self.dtype == torch.uint8 else given.float())
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_scripts_that_assert_a_type_or_a_layout(dtype: torch.dtype, last: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Asserting(dtype, last=last).eval()
+    torch.jit.script(module).save(tmp_path / "m.pt")
+    found, given = encode(tmp_path / "m.pt")
+    form = found.genenc.input if found.genenc and found.genenc.input else spec.ArtifactInput()
+    assert (form.dtype, form.layout) == (str(dtype).removeprefix("torch."), "NHWC" if last else "NCHW")
+    torch.testing.assert_close(given["features"], module.conv(images()))
+
+
+def test_a_script_that_asserts_what_no_image_is_is_refused_in_words(tmp_path: Path) -> None:
+    class Never(nn.Module):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            assert given.shape[0] == 99, "one image, please"
+            return given
+
+    torch.jit.script(Never()).save(tmp_path / "m.pt")
+    match = r"its code asserts what these images are not \(one image, please\).*Tried were.*uint8.*wrap it"
+    with pytest.raises(errors.InputError, match=match):
+        general.spec_of(tmp_path / "m.pt", image_size=SIZE, trust=True)
+
+
 def test_torchscript_of_four_channels_is_refused_for_that(tmp_path: Path) -> None:
     path = traced(Scripted(4), torch.rand(2, 4, *SIZE), tmp_path / "m.pt")
     with pytest.raises(errors.InputError, match=r"to have 4 channels.*red, green and blue") as found:
