@@ -128,6 +128,10 @@ def named_outputs(value: object) -> dict[str, torch.Tensor]:
 
 
 def _slot(slot: str, tensor: torch.Tensor, name: str) -> spec.SlotSpec:
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise errors.InputError(
+            f"model {name!r} is not an encoder: output {slot!r} is a nested or sparse tensor; it must be dense."
+        )
     shape = tuple(tensor.shape)
     if len(shape) not in _DESCRIPTIONS or shape[0] != 2 or min(shape) < 1 or tensor.dtype != torch.float32:
         raise errors.InputError(

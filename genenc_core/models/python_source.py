@@ -1,5 +1,6 @@
 """Encoders from a user's own code, named `package.module:factory`, and what such a model may tell of itself."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -80,7 +81,18 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
         module = _called(name)
     if choice.path is not None:
         load_file(choice, model=module, trunk=module)
+    _refuse_empty_tensors(name, module)
     return _parts(name, module, _declared(name, module), image_size)
+
+
+def _refuse_empty_tensors(name: str, module: nn.Module) -> None:
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    found = [which for which, tensor in tensors if tensor.is_meta or nn.parameter.is_lazy(tensor)]
+    if found:
+        raise errors.InputError(
+            f"the module of {name!r} has {len(found)} tensors without numbers, such as {found[0]!r}: it is on the meta "
+            "device, or lazy. Let the factory load its weights, and run a lazy module once before it is returned."
+        )
 
 
 def _declared(name: str, module: nn.Module) -> Declared:

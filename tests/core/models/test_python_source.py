@@ -54,6 +54,14 @@ def many(): return declaring(Vit(), {"num_prefix_tokens": 1, "num_reg_tokens": 2
 def wrong(): return declaring(Vit(), {"num_prefix_tokens": 1, "patch_size": 8})
 def stage(): return declaring(Last(), {"stages": ("convolution",)})
 def text(): return declaring(Last(), "NHWC")
+def empty(): return Last().to("meta")
+def lazy(): return nn.Sequential(nn.LazyConv2d(5, 4))
+class Nested(Last):
+    def forward(self, images): return torch.nested.nested_tensor(list(self.conv(images)))
+def nested(): return Nested()
+class Sparse(Last):
+    def forward(self, images): return self.conv(images).to_sparse()
+def sparse(): return Sparse()
 """
 
 
@@ -131,6 +139,10 @@ def test_declared_nhwc_maps_come_with_their_channels_first(own: str) -> None:
         ("wrong", "787 tokens, but a grid of 28 x 28 patches and 1"),
         ("stage", "declares the stage 'convolution', but has no such module"),
         ("text", "is a str, not a dict"),
+        ("empty", "has 2 tensors without numbers, such as 'conv.weight'"),
+        ("lazy", "tensors without numbers, such as '0.weight'"),
+        ("nested", "a nested or sparse tensor; it must be dense"),
+        ("sparse", "a nested or sparse tensor; it must be dense"),
         ("silent", "let the model declare num_prefix_tokens and patch_size"),
     ],
 )
