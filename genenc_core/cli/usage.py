@@ -180,6 +180,8 @@ def _told_errors(*, as_json: bool) -> Iterator[None]:
         if as_json:
             output.say_json({"error": error.format_message(), "exit_code": error.exit_code})
         raise
+    except BrokenPipeError as error:  # typer would make exit code 1 of it
+        raise typer.Exit(output.tell_lost_output(error)) from error
 
 
 def _near_choice(message: str) -> str:

@@ -32,6 +32,8 @@ def run(shell: str, folder: Path) -> subprocess.CompletedProcess[str]:
         ("GENENC status nothing >&- 2>&- <&-", 2, ""),
         ("GENENC status nothing --json >/dev/full", 1, "No space left on device"),
         ("GENENC schema | head -c 1 >/dev/null", 0, ""),
+        ("set -o pipefail; GENENC schema | true", 141, ""),
+        ("set -o pipefail; PYTHONUNBUFFERED=1 GENENC status --help | true", 141, ""),
         ("GENENC status $'\\xff'", 2, "is not a run folder"),
         ("LC_ALL=C PYTHONUTF8=0 GENENC status $'\\xff\\xe4'", 2, "is not a run folder"),
         ("mkdir gone && cd gone && rmdir ../gone && GENENC status nothing", 2, "the working directory was deleted"),
