@@ -131,7 +131,7 @@ def refuse_late(code: str | None, recorded: Mapping[str, str] | None, before: fr
     if late := sorted(paths - recorded.keys()):
         raise errors.EncoderError(
             f"model {code!r} imported {', '.join(late)} only while it encoded images, so the run has no digest of that "
-            "code. Import it at the top of a module that the model is built from, and make the run anew with another "
+            "code. Import it at the top of a module that the model is built from, and make a new run with another "
             "--out"
         )
 
