@@ -28,6 +28,8 @@ def status(root: Root, *, as_json: bool) -> int:
         output.say_json({**described, "shard_rows": shards, **images})
         return found.status.exit_code
     output.say(run_status.summary_lines(found))
+    if found.status.complete:
+        output.say([f"counted from the commit records; genenc verify {argument(root)} reads what is stored"])
     failed = [row for row in found.shards if row.state == "failed"]
     output.say([f"shard {row.shard} (rows {row.start}-{row.stop - 1}) failed: {row.reason}" for row in failed[:LISTED]])
     return found.status.exit_code

@@ -78,13 +78,16 @@ def plan(root: Root, shards: str) -> list[int]:
     """Finish what was committed but not put in place; return the shards to do and tell whoever watches.
 
     Raises:
-        StoreError: a file that the run was made with is damaged, or a name in the folder is a link, a pipe or a device.
+        StoreError: a file that the run was made with is damaged, a name in the folder is a link, a pipe or a device, or
+            nothing is to do and committed objects are missing.
     """
     folder = RunFolder(root)
     integrity.require_inputs(folder)
     folder.store.recover()
     wanted = status.select_shards(folder, shards)
     sweep(folder)
+    if not wanted:  # what is encoded is verified at its end
+        status.require_listed(root)
     rows = folder.rows_of(wanted)
     if shards.startswith("unreadable"):
         rows = sum(status.unreadable_rows(folder, shards.partition(":")[2] or "all").values())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -252,13 +253,29 @@ def require_intact(root: Root) -> int:
     report = verify_run(root)
     if report.unpromoted:
         RunFolder(root).store.recover()
-    if not report.ok:
-        found = "; ".join(f"{item.place}: {item.what}" for item in report.problems[:5])
-        raise errors.StoreError(
-            f"{str(root)!r} is damaged: {found}; genenc verify {argument(root)} lists everything, and with --repair "
-            "makes damaged shards pending"
-        )
+    _refuse(root, report.problems)
     return report.shards_checked
+
+
+def require_listed(root: Root) -> None:
+    """Refuse a run of whose committed objects some are missing or cut short, by listings alone: no object is read.
+
+    Raises:
+        StoreError: the first few are named.
+    """
+    _refuse(root, list(itertools.islice(verify.listed_problems(RunFolder(root).store), 5)))
+
+
+def _refuse(root: Root, problems: Sequence[verify.Problem]) -> None:
+    if not problems:
+        return
+    shards = (f"shard {item.shard:05d}: " if item.shard is not None else "" for item in problems)
+    found = "; ".join(f"{shard}{item.place}: {item.what}" for shard, item in zip(shards, problems[:5], strict=False))
+    where = argument(root)
+    raise errors.StoreError(
+        f"{str(root)!r} is damaged: {found}; genenc verify {where} lists everything, genenc verify {where} --repair "
+        f"makes damaged shards pending, then genenc resume {where} encodes them again"
+    )
 
 
 def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:

@@ -17,6 +17,8 @@ _UNPROMOTED: Final = "committed but not in place yet"
 _MISSING: Final = "missing"
 _AT_ONCE: Final = 256
 """Shards whose reports wait for their turn."""
+_FEW: Final = 256
+"""Shards whose records are read for the sizes of their objects."""
 _LONGEST: Final = len(str(layout.LARGEST_SHARDS))
 _OF_THE_FILE: Final = frozenset(
     (errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EFBIG, errno.EUCLEAN)
@@ -113,6 +115,60 @@ def shard_problems(store: run_store.RunStore, shard: int, *, content: bool = Fal
         return [problem for problem in found if problem.what != _UNPROMOTED]
     present = [key for key in _keys(store.plan, shard) if store.objects.size(f"{places.GROUP}/{key}") is not None]
     return list(_foreign(store, present, set()))
+
+
+def listed_problems(store: run_store.RunStore) -> Iterator[Problem]:
+    """Yield what the listings of the arrays' folders show of committed shards: objects that are missing or cut short.
+
+    Reads one listing per array, and only the shards that look wrong in it. Where arrays are compressed, the size of
+    every object stands in its record alone: it is compared in runs of few shards, in others an empty object is found.
+
+    Raises:
+        StoreError: a folder cannot be read.
+    """
+    with run_store.read_errors(store.name):
+        committed = sorted(store.committed())
+        expected = _expected_sizes(store, committed)
+        suspects: set[int] = set()
+        for array in store.plan.all_arrays:
+            found = _listed(store, array)
+            for shard in committed:
+                size = found.get(layout.chunk_key(array, shard).partition("/")[2])
+                if not size or size != expected(array, shard, size):
+                    suspects.add(shard)
+        for shard in sorted(suspects):
+            yield from shard_problems(store, shard)
+
+
+def _listed(store: run_store.RunStore, array: layout.ArrayPlan) -> dict[str, int]:
+    try:
+        return dict(store.objects.walk(f"{places.GROUP}/{array.name}"))
+    except FileNotFoundError:
+        return {}
+
+
+def _expected_sizes(
+    store: run_store.RunStore, committed: list[int]
+) -> Callable[[layout.ArrayPlan, int, int], int | None]:
+    """Return what gives the size of a shard's object; the size that was found where it cannot be known."""
+    last = store.shard_count - 1
+    some = committed if len(committed) <= _FEW else [committed[0], *({last} & {*committed})]
+    sizes: dict[int, dict[str, int]] = {}
+    for shard in some:
+        try:
+            record = store.record(shard)
+        except errors.StoreError:  # named when the shard itself is looked at
+            record = None
+        items = () if record is None else zip(store.plan.all_arrays, record.objects, strict=True)
+        sizes[shard] = {array.name: item.size for array, item in items}
+
+    def expected(array: layout.ArrayPlan, shard: int, found: int) -> int | None:
+        if shard in sizes:
+            return sizes[shard].get(array.name)
+        # Without compression all whole shards have objects of one size; the last shard is among those read.
+        return found if array.compress else sizes[committed[0]].get(array.name, found)
+
+    return expected
 
 
 def _keys(plan: layout.StorePlan, shard: int) -> list[str]:

@@ -15,7 +15,7 @@ from genenc_core import errors
 from genenc_core.run import driver, integrity, planning, records, status, tally, worker
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
-from genenc_core.store import places, sealed
+from genenc_core.store import layout, places, sealed, verify
 
 Extract = Callable[..., driver.Result]
 
@@ -278,3 +278,28 @@ def test_a_manifest_without_a_column_is_said_in_words(begun: Path, column: str) 
     parquet.write_table(table.drop_columns([column]), path)
     with pytest.raises(errors.StoreError, match=f"the columns {column} are missing"):
         RunFolder(begun)
+
+
+@pytest.mark.parametrize("few", [0, 256], ids=["many shards", "few shards"])
+def test_a_complete_run_is_not_called_complete_when_objects_are_missing(
+    run: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_FEW", few)
+    options = driver.options_for(run)
+    assert driver.resume(run, "pending", options).asked == 0
+    store = RunFolder(run).store
+    group = run / "features.zarr"
+    # The second of three shards: the first and the last are those whose sizes are read.
+    for array in store.plan.all_arrays:
+        path = group / layout.chunk_key(array, 1)
+        whole = path.read_bytes()
+        for change in (b"", whole[:-1], None) if few or not array.compress else (b"", None):
+            path.unlink() if change is None else path.write_bytes(change)
+            for shards in ("pending", "failed", "0"):
+                with pytest.raises(errors.StoreError, match=rf"shard 00001: .*{array.name}/.*--repair"):
+                    driver.resume(run, shards, options)
+            path.write_bytes(whole)
+        assert driver.resume(run, "pending", options).asked == 0
+    shutil.rmtree(group / store.plan.arrays[0].name)
+    with pytest.raises(errors.StoreError, match=r"genenc verify .* --repair"):
+        driver.resume(run, "pending", options)
