@@ -87,9 +87,12 @@ class ImageLoader:
         """
         pending: _Pending = deque()
         if not self._manifest.root.is_dir():
-            raise FileNotFoundError(
-                errno.ENOENT, "the images' folder does not exist: restore or mount it", str(self._manifest.root)
+            what = (
+                "the images' folder does not exist. A run reads its images from where they were when it was made, "
+                "also when another place is given later: restore or mount that folder, or make a symbolic link in its "
+                "place to where they are now (ln -s NEW OLD)"
             )
+            raise FileNotFoundError(errno.ENOENT, what, str(self._manifest.root))
         suspects = self._suspects(start, stop)
         try:
             for request in self._requests(start, stop, only):

@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from genenc_core import errors
-from genenc_core.run import driver
+from genenc_core.run import driver, planning
+from genenc_core.run.parameters import ExtractParameters
 
 Extract = Callable[..., driver.Result]
+
+
+def given(images: Path, out: Path) -> ExtractParameters:
+    return ExtractParameters(
+        images=str(images), model="tiny_models:conv", weights="random:1", image_size="32", out=str(out), device="cpu"
+    )
 
 
 def test_another_folder_that_seems_the_same_is_refused(extract: Extract, photos: Path, tmp_path: Path) -> None:
@@ -30,3 +37,15 @@ def test_images_that_were_moved_are_the_runs_own(extract: Extract, photos: Path,
     assert extract().status.complete
     os.rename(photos, tmp_path / "moved")  # noqa: PTH104
     assert extract(images=str(tmp_path / "moved")).status.complete
+
+
+def test_an_unfinished_run_says_where_it_reads_moved_images_and_goes_on_by_a_link(photos: Path, tmp_path: Path) -> None:
+    planning.create_run(given(photos, tmp_path / "run"))
+    moved = photos.rename(tmp_path / "moved")
+    begun = driver.extract(given(moved, tmp_path / "run"))
+    assert "also when another place is given later" in str(begun.failures[0])
+    assert str(photos) in str(begun.failures[0])
+    photos.symlink_to(moved)
+    again = driver.extract(given(moved, tmp_path / "run"))
+    assert again.status.complete
+    assert again.status.unreadable == 0
