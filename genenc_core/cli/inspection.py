@@ -9,8 +9,10 @@ from genenc_core.cli import output
 from genenc_core.run import precision
 from genenc_core.run import status as run_status
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
+from genenc_core.run.integrity import README
 from genenc_core.store.objects import Root, is_remote, join
-from genenc_core.store.repair import Repaired
+from genenc_core.store.repair import Repaired, is_original
+from genenc_core.store.run_store import RunStore
 from genenc_core.store.verify import Problem, VerifyReport
 from genenc_core.text import argument, plural
 
@@ -38,18 +40,34 @@ def status(root: Root, *, as_json: bool) -> int:
 def verify(root: Root, *, content: bool, repair: bool = False, as_json: bool) -> int:
     """Check a run, put it right if asked to; print what is (or was) wrong; return 0 when nothing is wrong now."""
     report = run_status.verify_run(root, content=content)
+    if not as_json:
+        _tell_report(root, report)
     done = run_status.repair_run(root, content=content) if repair and not report.ok else None
     if as_json:
         repaired = None if done is None else {**dataclasses.asdict(done), "folder": join(root, done.folder)}
         output.say_json({"ok": report.ok, **dataclasses.asdict(report), "repaired": repaired})
-    else:
-        _tell_report(root, report)
-        if done is not None:
-            _tell_repair(root, done)
-        elif not report.ok:
-            where = argument(root)
-            output.say([f"to restore damaged shards: genenc verify {where} --repair, then genenc resume {where}"])
+    elif done is not None:
+        _tell_repair(root, done)
+    elif not report.ok:
+        output.say(_advice(root, report))
     return 0 if report.ok or (done is not None and not done.unrepaired) else 1
+
+
+def _advice(root: Root, report: VerifyReport) -> list[str]:
+    """Return how to go on, for each kind of damage that there is."""
+    store, where = RunStore.open(root), argument(root)
+    originals = [problem.key for problem in report.problems if is_original(store, problem)]
+    lines = []
+    if len(originals) < len(report.problems):
+        again = any(problem.shard is not None for problem in report.problems)
+        then = f", then genenc resume {where}" if again else ""
+        lines.append(f"to restore {'damaged shards' if again else 'what can be'}: genenc verify {where} --repair{then}")
+    if originals:
+        named = ", ".join(dict.fromkeys(originals))
+        lines.append(f"to be restored from a copy, --repair cannot make them anew: {named}")
+    if originals == [README]:
+        lines.append("README.md is for people only: no feature depends on it")
+    return lines
 
 
 def _tell_report(root: Root, report: VerifyReport) -> None:

@@ -25,7 +25,7 @@ def problems(folder: RunFolder) -> list[verify.Problem]:
     with run_store.read_errors(folder.root):
         found = [
             *_specials(folder),
-            *_recorded(folder),
+            *recorded(folder.store),
             *_unrecorded_manifest(folder),
             *_foreign_model_files(folder),
             *_records(folder),
@@ -41,7 +41,7 @@ def require_inputs(folder: RunFolder) -> None:
         StoreError: the first such files are named; nothing was changed.
     """
     with run_store.read_errors(folder.root):
-        found = [*_specials(folder), *_recorded(folder), *_unrecorded_manifest(folder)]
+        found = [*_specials(folder), *recorded(folder.store), *_unrecorded_manifest(folder)]
         found += verify.created_problems(folder.store)
     wrong = [problem for problem in found if problem.key != README]
     if not wrong:
@@ -64,9 +64,10 @@ def _specials(folder: RunFolder) -> Iterator[verify.Problem]:
                 yield _problem(key, f"{what}, which is not followed, opened or changed")
 
 
-def _recorded(folder: RunFolder) -> Iterator[verify.Problem]:
-    for key, (size, sha256) in folder.store.files.items():
-        what = verify.difference(folder.store, key, size, f"sha256:{sha256}")
+def recorded(store: run_store.RunStore) -> Iterator[verify.Problem]:
+    """Yield what happened to the files that the run was made with, where `store.json` records them."""
+    for key, (size, sha256) in store.files.items():
+        what = verify.difference(store, key, size, f"sha256:{sha256}")
         if what:
             yield _problem(key, f"{what} since the run was created")
 

@@ -220,7 +220,17 @@ def verify_run(root: Root, *, content: bool = False) -> verify.VerifyReport:
     Raises:
         StoreError: the folder is not a run, or its manifest or identity is not its own.
     """
-    folder = RunFolder(root)
+    try:
+        folder = RunFolder(root)
+    except errors.StoreError:
+        # A file that the run was made with is damaged: what else is damaged can still be listed.
+        store = run_store.RunStore.open(root)
+        with run_store.read_errors(store.name):
+            found = tuple(integrity.recorded(store))
+        if not found:
+            raise
+        report = verify.verify_store(store, content=content)
+        return dataclasses.replace(report, problems=(*found, *report.problems))
     report = verify.verify_store(folder.store, content=content)
     return dataclasses.replace(report, problems=(*integrity.problems(folder), *report.problems))
 

@@ -77,7 +77,7 @@ def repair_store(
         return Repaired(requeued=(), restored=(), set_aside=(), folder=aside.folder, unrepaired=())
     with run_store.disk_errors(f"repair of {store.name!r}"), _alone(store, aside):
         for problem in (*problems, *others):
-            if _is_original(store, problem):
+            if is_original(store, problem):
                 what = f"{problem.what}; it says what the run is, and cannot be recreated: restore it from a copy"
                 unrepaired.append(dataclasses.replace(problem, what=what))
             elif problem.shard is None and not _is_created(store, problem):
@@ -146,8 +146,8 @@ def _is_created(store: run_store.RunStore, problem: verify.Problem) -> bool:
     return problem.folder == places.GROUP and problem.key in store.created
 
 
-def _is_original(store: run_store.RunStore, problem: verify.Problem) -> bool:
-    """Return whether a file beside the group is one of those that say what the run is."""
+def is_original(store: run_store.RunStore, problem: verify.Problem) -> bool:
+    """Return whether a file beside the group is one of those that say what the run is, which no repair makes anew."""
     return not problem.folder and problem.key in (*store.files, *_ORIGINALS, places.STORE_FILE)
 
 

@@ -23,7 +23,8 @@ from genenc_core.store import (
     transaction,
     zarr_arrays,
 )
-from genenc_core.store.objects import Objects, Root, open_objects
+from genenc_core.store.objects import Objects, Root, join, open_objects
+from genenc_core.text import argument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,16 @@ class RunStore:
         committed: set[int] = set()
         foreign: list[str] = []
         with read_errors(self.name):
-            names = set(self.objects.names(places.COMMITS))
+            try:
+                names = set(self.objects.names(places.COMMITS))
+            except FileNotFoundError as error:
+                where = join(self.name, places.COMMITS)
+                raise errors.StoreError(
+                    f"the folder of the commit records, {where!r}, does not exist: it was deleted or not copied, and "
+                    f"nothing else says which features are stored. Put it back from a copy. Without one, make an empty "
+                    f"folder there; then genenc verify {argument(self.name)} --repair sets the features aside, and "
+                    f"genenc resume {argument(self.name)} encodes all images again"
+                ) from error
         count = self.shard_count
         for name in names:
             shard, generation = places.generation_of(name) or (count, 0)
