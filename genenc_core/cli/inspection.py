@@ -57,16 +57,14 @@ def _advice(root: Root, report: VerifyReport) -> list[str]:
     """Return how to go on, for each kind of damage that there is."""
     store, where = RunStore.open(root), argument(root)
     originals = [problem.key for problem in report.problems if is_original(store, problem)]
+    lost = [key for key in dict.fromkeys(originals) if key != README]
     lines = []
-    if len(originals) < len(report.problems):
+    if len(report.problems) > len([key for key in originals if key != README]):
         again = any(problem.shard is not None for problem in report.problems)
         then = f", then genenc resume {where}" if again else ""
         lines.append(f"to restore {'damaged shards' if again else 'what can be'}: genenc verify {where} --repair{then}")
-    if originals:
-        named = ", ".join(dict.fromkeys(originals))
-        lines.append(f"to be restored from a copy, --repair cannot make them anew: {named}")
-    if originals == [README]:
-        lines.append("README.md is for people only: no feature depends on it")
+    if lost:
+        lines.append(f"to be restored from a copy, --repair cannot make them anew: {', '.join(lost)}")
     return lines
 
 

@@ -126,6 +126,12 @@ def not_stored(outputs: Sequence[spec.SlotSpec], wanted: Sequence[Product]) -> s
     return _shapes([slot for slot in outputs if slot.name not in taken])
 
 
+def outputs_not_stored(found: spec.RuntimeModelSpec, wanted: Sequence[Product]) -> str:
+    """Return which outputs of a model and of its file are not stored, in words; empty for none."""
+    slots = not_stored(found.outputs, wanted)
+    return "; ".join([*((found.genenc and found.genenc.outputs_left_out) or ()), *([slots] if slots else [])])
+
+
 def _vectors(outputs: Sequence[spec.SlotSpec], taken: set[str], dtype: StoredType) -> tuple[ProductSpec, ...]:
     """Return one product per vector beside maps; `taken` are the names of the products of these."""
     found = []

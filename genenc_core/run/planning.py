@@ -284,7 +284,13 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     records.write_text(
         objects,
         "README.md",
-        store_plan.readme(identity, listed, design.products, out=given.out, not_stored=_not_stored(design)),
+        store_plan.readme(
+            identity,
+            listed,
+            design.products,
+            out=given.out,
+            not_stored=products.outputs_not_stored(design.model.spec, design.products),
+        ),
     )
     plan = store_plan.make_plan(
         design.products,
@@ -297,13 +303,6 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
     beside = {key: objects.digest(key) for key in _originals(objects)}
     store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed), beside=beside)
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
-
-
-def _not_stored(design: Design) -> str:
-    """Return which outputs of the model and of its file are not stored, in words; empty for none."""
-    found = design.model.spec
-    slots = products.not_stored(found.outputs, design.products)
-    return "; ".join([*((found.genenc and found.genenc.outputs_left_out) or ()), *([slots] if slots else [])])
 
 
 def _as_run(design: Design) -> spec.RuntimeModelSpec:

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from genenc_core import errors
+from genenc_core import errors, spec
 from genenc_core.images import folders
 from genenc_core.images.point_scale import PointsScale
 from genenc_core.images.point_states import POINT_STATES
 from genenc_core.run import identity, integrity, out_folder, records, tally
-from genenc_core.run.folder import RunFolder
+from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store import repair, run_store, verify
 from genenc_core.store.objects import Root
 from genenc_core.store.records import CommitRecord
@@ -251,7 +251,25 @@ def repair_run(root: Root, *, content: bool = False) -> repair.Repaired:
         coordinates=store_plan.coordinates(folder.manifest),
         content=content,
         beside=functools.partial(integrity.problems, folder),
+        remake=lambda key: _readme(folder) if key == integrity.README else None,
     )
+
+
+def _readme(folder: RunFolder) -> bytes | None:
+    """Return the run's README as this version writes it, None where it cannot."""
+    from genenc_core.encoding import products
+    from genenc_core.run import store_plan, tiles
+
+    try:
+        found = spec.RuntimeModelSpec.from_json(folder.objects.read(MODEL_SPEC).decode())
+        parsed = [products.parse_product(each) for each in folder.identity["products"]]
+        slots = tiles.outputs(found, parsed, folder.tiles)
+        built = products.build_products(parsed, slots, point_count=len(folder.manifest.point_names), cells=folder.cells)
+        left_out = products.outputs_not_stored(found, built)
+        words = store_plan.readme(folder.identity, folder.manifest, built, out=folder.given.out, not_stored=left_out)
+    except (errors.GenencError, OSError):
+        return None
+    return words.encode()
 
 
 def require_intact(root: Root) -> int:

@@ -11,6 +11,7 @@ committing; a shard that has none gets a mark in its place first.
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import socket
 import tempfile
@@ -39,7 +40,7 @@ class Repaired:
     requeued: tuple[int, ...]
     """Shards without a record from now on; the next `resume` encodes them."""
     restored: tuple[str, ...]
-    """Metadata and coordinate files written anew, relative to the Zarr group."""
+    """Files written anew: metadata and coordinates, relative to the Zarr group, and those beside it."""
     set_aside: tuple[str, ...]
     """What was moved away, relative to `folder`."""
     folder: str
@@ -54,6 +55,7 @@ def repair_store(
     coordinates: Sequence[layout.CoordinatePlan],
     content: bool = False,
     beside: Callable[[], Sequence[verify.Problem]] = tuple,
+    remake: Callable[[str], bytes | None] = lambda _key: None,
 ) -> Repaired:
     """Verify the run and put right what is wrong; what is intact is not touched.
 
@@ -64,6 +66,8 @@ def repair_store(
         coordinates: those that the run was created with, to write damaged ones anew.
         content: verify by decoding, too.
         beside: what is wrong beside the store now. Files that the run was made with are left, the others set aside.
+        remake: gives what a file that the run was made with should hold, None where it cannot; it is written where it
+            has the digest that is recorded.
 
     Raises:
         StoreError: the disk failed, or another repair is at work.
@@ -78,6 +82,12 @@ def repair_store(
     with run_store.disk_errors(f"repair of {store.name!r}"), _alone(store, aside):
         for problem in (*problems, *others):
             if is_original(store, problem):
+                data = remake(problem.key)
+                if data is not None and store.files.get(problem.key) == (len(data), hashlib.sha256(data).hexdigest()):
+                    aside.move("", problem.key)
+                    store.objects.replace(problem.key, data)
+                    restored.append(problem.key)
+                    continue
                 what = f"{problem.what}; it says what the run is, and cannot be recreated: restore it from a copy"
                 unrepaired.append(dataclasses.replace(problem, what=what))
             elif problem.shard is None and not _is_created(store, problem):
@@ -85,7 +95,8 @@ def repair_store(
                 aside.move(problem.folder, problem.key)
         damaged = [problem for problem in problems if _is_created(store, problem)]
         if damaged:
-            restored, left = _restore(store, damaged, coordinates, aside)
+            anew, left = _restore(store, damaged, coordinates, aside)
+            restored += anew
             unrepaired += left
             # Objects are decoded with the array's metadata: what is wrong with them shows only now.
             problems = verify.verify_store(store, content=content).problems
@@ -147,7 +158,7 @@ def _is_created(store: run_store.RunStore, problem: verify.Problem) -> bool:
 
 
 def is_original(store: run_store.RunStore, problem: verify.Problem) -> bool:
-    """Return whether a file beside the group is one of those that say what the run is, which no repair makes anew."""
+    """Return whether a file beside the group is one of those that say what the run is."""
     return not problem.folder and problem.key in (*store.files, *_ORIGINALS, places.STORE_FILE)
 
 

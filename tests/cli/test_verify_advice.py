@@ -17,7 +17,7 @@ def run(genenc: Call, photos: Path, tiny: list[str], tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", ["images.parquet", "model_spec.json", "provenance/parameters.json", "README.md"])
+@pytest.mark.parametrize("name", ["images.parquet", "model_spec.json", "provenance/parameters.json"])
 def test_a_file_that_says_what_the_run_is(genenc: Call, run: Path, name: str) -> None:
     path = run / name
     path.write_bytes(path.read_bytes()[:-1])
@@ -35,6 +35,22 @@ def test_a_file_that_says_what_the_run_is(genenc: Call, run: Path, name: str) ->
     assert "to restore damaged shards: genenc verify" in said.out
     assert "from a copy" in said.out
     assert not json.loads(genenc("verify", run, "--json").out)["ok"]
+
+
+def test_the_readme_is_written_anew(genenc: Call, run: Path) -> None:
+    path = run / "README.md"
+    whole = path.read_bytes()
+    for change in (whole + b"my note", None):
+        path.unlink() if change is None else path.write_bytes(change)
+        out = genenc("verify", run).out
+        assert "to restore what can be: genenc verify" in out
+        assert "copy" not in out
+        said = genenc("verify", run, "--repair")
+        assert said.code == 0, said.out
+        assert "restored: README.md" in said.out
+        assert path.read_bytes() == whole
+    assert [each.read_bytes() for each in run.glob("_txn/set-aside/*/README.md")] == [whole + b"my note"]
+    assert genenc("verify", run).code == 0
 
 
 def test_other_damage_needs_no_resume(genenc: Call, run: Path) -> None:
