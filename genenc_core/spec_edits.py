@@ -32,9 +32,12 @@ _REMEDY = "export the model again, or remove the genenc block to describe the fi
 
 def sealed(spec: "RuntimeModelSpec") -> "RuntimeModelSpec":
     """Return the spec with the digests of what genenc wrote in it; one without a genenc block stays as it is."""
-    if spec.genenc is None:
-        return spec
-    return spec.model_copy(update={"genenc": spec.genenc.model_copy(update={"written_sha256": _digests(spec)})})
+    return spec if spec.genenc is None else _with(spec, _digests(spec))
+
+
+def unsealed(spec: "RuntimeModelSpec") -> "RuntimeModelSpec":
+    """Return the spec without those digests: equal for equal models, whether written yet or not."""
+    return spec if spec.genenc is None else _with(spec, None)
 
 
 def problems(spec: "RuntimeModelSpec") -> list[str]:
@@ -51,6 +54,11 @@ def problems(spec: "RuntimeModelSpec") -> list[str]:
     before, now = block.written_sha256, _digests(spec)
     edited = sorted(part for part in before.keys() | now.keys() if before.get(part) != now.get(part))
     return [f"{', '.join(edited)} edited after genenc wrote the spec: {_REMEDY}"] if edited else []
+
+
+def _with(spec: "RuntimeModelSpec", digests: dict[str, str] | None) -> "RuntimeModelSpec":
+    block = (spec.genenc or GenencBlock()).model_copy(update={"written_sha256": digests})
+    return spec.model_copy(update={"genenc": block})
 
 
 def _contradictions(spec: "RuntimeModelSpec", block: GenencBlock) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, spec_edits
 from genenc_core.encoding import calls, control
 from genenc_core.export import adaptation, backends, describe, exporting, general, loading, naming, normalisation
 from genenc_core.export.execution import Execution
@@ -73,7 +73,7 @@ class EncoderCache:
         """Return the encoder of a resolved model on a device; `keep` is false for one that is needed once only."""
         files = () if model.backend == "eager" else loading.artifact_files(model.spec).values()
         stamps = model_files.stamps(file.path for file in files)
-        key = (model.spec.to_json(), model.backend, model.execution, device, stamps)
+        key = (spec_edits.unsealed(model.spec).to_json(), model.backend, model.execution, device, stamps)
         with self._lock:
             # What was loaded without trust serves those who trust, too.
             for trusted in {False, trust}:
