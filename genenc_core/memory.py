@@ -11,6 +11,8 @@ _WORDS = (
     "Failed to launch worker thread",  # Arrow
     "not enough memory",
     "Insufficient memory",  # OpenCV and libjpeg
+    "could not create a primitive",  # oneDNN
+    "without setting an exception",  # the interpreter itself
 )
 
 

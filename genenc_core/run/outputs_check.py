@@ -161,6 +161,7 @@ class Watch:
         self._shown = behaviour.images(encoder.input_size, 2).to(encoder.device)
         try:
             self._before = runner.call(self._first, self._least)
+            # Once more: since the session's first comparison a batch size was searched, with many calls.
             refuse_other_outputs(folder, model, device=device, trust=options.trust)
             told = runner.call(self._place_that_differs, sizer.size)
         except (RuntimeError, MemoryError) as error:
