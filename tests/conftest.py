@@ -2,9 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
@@ -12,6 +12,8 @@ import ceph
 import s3_server
 from genenc_flows import local_server
 
+# Set before anything imports torch: its threads and pytest-xdist's processes would wait for the same cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Set before anything imports Prefect, which reads them once.
 local_server.quiet_environment()
 os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
@@ -20,6 +22,22 @@ _STATE = tempfile.TemporaryDirectory(prefix="genenc-test-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
 
 _USES: list[IO[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _artifacts_are_tried_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare a process that imports torch for each file; packages need one, tests marked `own_process` ask for it."""
+    from genenc_core import spec
+    from genenc_core.export import artifact_trial
+
+    own = artifact_trial.answer
+
+    def answer(asked: str, *, any_size: bool) -> Mapping[str, Any]:
+        package = spec.RuntimeModelSpec.model_validate_json(asked).resolved_backend() == "aotinductor"
+        return (own if package else artifact_trial.here)(asked, any_size=any_size)
+
+    if "own_process" not in request.keywords:
+        monkeypatch.setattr(artifact_trial, "answer", answer)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The general encoder: any exported file without a spec; what it takes and gives is found, never believed."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def conv(tmp_path: Path) -> Path:
     return traced(tiny_models.conv(), tmp_path / "conv.pt")
 
 
+@pytest.mark.own_process
 def test_outputs_and_batches_are_found_by_running_it(conv: Path) -> None:
     found = general.spec_of(conv, image_size=(32, 48), trust=True)
     assert (found.model_id, found.display_name) == ("general_encoder", "General Encoder")
@@ -59,6 +61,14 @@ def test_the_other_formats_tell_their_own_bounds(kind: spec.ExportFormat, tmp_pa
     images = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     encoder = backends.load_encoder(found, trust=True)
     torch.testing.assert_close(encoder(images)["features"], built.module(images)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.own_process
+def test_a_file_that_ends_its_process_is_refused(conv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dying = [sys.executable, "-c", "import os; os.abort()"]
+    monkeypatch.setattr(artifact_trial.children, "command", lambda *_arguments: dying)
+    with pytest.raises(errors.InputError, match=r"conv.*ended its process \(code -6\)"):
+        general.spec_of(conv, trust=True)
 
 
 def test_its_own_size_is_224(conv: Path) -> None:

@@ -18,12 +18,6 @@ from genenc_core.export import artifact_trial, backends, general, normalisation
 SIZE = (16, 24)
 
 
-@pytest.fixture(autouse=True)
-def _trials_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process for each of so many files takes minutes; what it says is tested in test_general."""
-    monkeypatch.setattr(artifact_trial, "answer", artifact_trial.here)
-
-
 DTYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,

@@ -11,12 +11,7 @@ import zarr
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.export import artifact_trial, axes, backends, general
-
-
-@pytest.fixture(autouse=True)
-def _trials_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact_trial, "answer", artifact_trial.here)
+from genenc_core.export import axes, backends, general
 
 
 class Net(nn.Module):

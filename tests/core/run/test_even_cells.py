@@ -11,7 +11,6 @@ from torch import nn
 
 from genenc_core import errors
 from genenc_core.encoding.cells import Cells
-from genenc_core.export import artifact_trial
 from genenc_core.run import map_cells
 from genenc_core.run.folder import RunFolder
 
@@ -60,7 +59,6 @@ def __getattr__(name):
 def test_maps_that_do_not_lie_as_the_image_are_refused_with_points(
     extract: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, where: str
 ) -> None:
-    monkeypatch.setattr(artifact_trial, "answer", artifact_trial.here)
     (tmp_path / "turned_nets.py").write_text(TURNED)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "points.csv").write_text("image,point,x,y\nimg_000.png,tip,9,9\n")
@@ -83,7 +81,6 @@ def test_maps_that_do_not_lie_as_the_image_are_refused_with_points(
 def test_cells_closer_than_they_seem_are_refused_with_points(
     extract: Callable[..., Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(artifact_trial, "answer", artifact_trial.here)
     torch.manual_seed(0)
     images = torch.rand(2, 3, 64, 64)
     program = torch.export.export(

@@ -90,7 +90,7 @@ def test_a_changed_bit_in_any_file_is_found_and_named(run: Path) -> None:
     for name in files_of(run):
         path = run / name
         data = path.read_bytes()
-        for changed in (*flips(data, 2), data[:-1], data + b"\0"):
+        for changed in (*flips(data, 0), data[:-1], data + b"\0"):
             path.write_bytes(changed)
             if name not in said(lambda: status.verify_run(run, content=True)):
                 missed.append((name, changed[:200]))

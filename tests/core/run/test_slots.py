@@ -16,7 +16,6 @@ from torch import nn
 
 from genenc_core import errors, spec
 from genenc_core.encoding import products
-from genenc_core.export import artifact_trial
 from genenc_core.export.formats import onnx, record, table
 from genenc_core.run import driver, encoders, planning
 
@@ -48,7 +47,6 @@ DRAWN = Callable[..., driver.Result]
 @pytest.fixture(autouse=True)
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], nn.Module]]:
     """Return a call that builds the net of a form; its module is `slots_nets`."""
-    monkeypatch.setattr(artifact_trial, "answer", artifact_trial.here)
     (tmp_path / "slots_nets.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
