@@ -64,7 +64,7 @@ def _advice(root: Root, report: VerifyReport) -> list[str]:
         then = f", then genenc resume {where}" if again else ""
         lines.append(f"to restore {'damaged shards' if again else 'what can be'}: genenc verify {where} --repair{then}")
     if lost:
-        lines.append(f"to be restored from a copy, --repair cannot make them anew: {', '.join(lost)}")
+        lines.append(f"to be restored from a copy, --repair cannot recreate them: {', '.join(lost)}")
     return lines
 
 

@@ -11,7 +11,7 @@ _SEGMENT = struct.Struct(">BBH")
 _EXIF_MARK = b"Exif\0\0"
 _TIFF_ORDERS: Mapping[bytes, str] = {b"II*\0": "<", b"MM\0*": ">"}
 _ORIENTATION_TAG = 0x0112
-_TIFF_INTEGERS: Mapping[int, str] = {1: "B", 3: "H", 4: "I"}
+_TIFF_INTEGERS: Mapping[int, str] = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 
 _NOT_IMAGES: Mapping[bytes, str] = {
     b"<!doctype html": "an HTML page",
@@ -125,8 +125,12 @@ def exif_orientation(exif: bytes) -> int:
         (entries,) = struct.unpack_from(order + "H", tiff, start)
         for entry in range(start + 2, start + 2 + 12 * entries, 12):
             tag, kind, count = struct.unpack_from(order + "HHI", tiff, entry)
-            if tag == _ORIENTATION_TAG and kind in _TIFF_INTEGERS and count == 1:
-                return valid_orientation(struct.unpack_from(order + _TIFF_INTEGERS[kind], tiff, entry + 8)[0])
+            if tag == _ORIENTATION_TAG and kind in _TIFF_INTEGERS and count:
+                code = order + _TIFF_INTEGERS[kind]
+                # Up to four bytes stand in the entry itself, more elsewhere; the first value counts.
+                inside = count * struct.calcsize(code) <= 4
+                (place,) = (entry + 8,) if inside else struct.unpack_from(order + "I", tiff, entry + 8)
+                return valid_orientation(struct.unpack_from(code, tiff, place)[0])
     except struct.error:  # a damaged block says nothing; the pixels are still good
         return 1
     return 1

@@ -12,6 +12,8 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 """PhotometricInterpretation, TIFF 6.0 page 37."""
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _UNASSOCIATED = 2
+_CMYK_INKS = 1
+"""InkSet, TIFF 6.0 page 70."""
 _JPEG = (6, 7)
 _COLOURS: Mapping[int, int] = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4}
 _REFUSED: Mapping[int, str] = {
@@ -79,6 +81,14 @@ class Page:
         self.extra = tuple(map(int, extra if isinstance(extra, tuple) else (extra,)))
         orientation = tags.valueof("Orientation", 1)
         self.orientation = orientation if isinstance(orientation, int) else 1
+        self._refuse_other_kinds(int(tags.valueof("ImageDepth", 1)), int(tags.valueof("InkSet", _CMYK_INKS)))
+
+    def _refuse_other_kinds(self, depth: int, inks: int) -> None:
+        """Refuse what readers take for a plain image, each in its own way."""
+        if depth != 1:
+            raise ImageUnreadable(f"a TIFF of {depth} planes in one image (ImageDepth): write each plane as an image")
+        if self.photometric == CMYK and inks != _CMYK_INKS:
+            raise ImageUnreadable("a TIFF of other inks than cyan, magenta, yellow and black: convert it to RGB")
 
     def _misses_strips(self, size: int) -> bool:
         offsets, counts = self._page.dataoffsets, self._page.databytecounts
@@ -165,6 +175,8 @@ class Page:
         tags = self._page.tags
         ends = [tags.valueof(name) for name in ("SMinSampleValue", "SMaxSampleValue")]
         if all(isinstance(end, int | float | tuple) and np.size(end) for end in ends):
+            if any(np.unique(end).size > 1 for end in ends):
+                raise ImageUnreadable("a TIFF whose channels have different ranges (SMinSampleValue, SMaxSampleValue)")
             low, high = (float(np.ravel(end)[0]) for end in ends)
             if np.isfinite((low, high)).all() and low < high:
                 return low, high

@@ -10,14 +10,14 @@ from PIL import Image, ImageOps
 
 from genenc_core.images import decode, headers
 
-SHORT, LONG, BYTE = 3, 4, 1
+SHORT, LONG, BYTE, SSHORT, SLONG = 3, 4, 1, 8, 9
 
 
 def tiff(orientation: int | None, *, order: str = "<", kind: int = SHORT, count: int = 1, padding: int = 0) -> bytes:
     """Return a TIFF block whose only entry is the orientation, or one without it."""
     entries = b""
     if orientation is not None:
-        code = {SHORT: "H", LONG: "I", BYTE: "B"}[kind]
+        code = {SHORT: "H", LONG: "I", BYTE: "B", SSHORT: "h", SLONG: "i"}[kind]
         value = struct.pack(order + code, orientation).ljust(4, b"\0")
         entries = struct.pack(order + "HHI", headers._ORIENTATION_TAG, kind, count) + value
     mark = b"II*\0" if order == "<" else b"MM\0*"
@@ -47,7 +47,12 @@ CASES: dict[str, tuple[bytes, int]] = {
     "behind fill bytes": (b"\xff\xff\xff" + app1(tiff(6)), 6),
     "as LONG": (app1(tiff(6, kind=LONG)), 6),
     "as LONG, big-endian": (app1(tiff(6, kind=LONG, order=">")), 6),
-    "two of them": (app1(tiff(6, count=2)), 1),
+    "two of them": (app1(tiff(6, count=2)), 6),
+    "as SSHORT": (app1(tiff(6, kind=SSHORT)), 6),
+    "as SSHORT, big-endian": (app1(tiff(6, kind=SSHORT, order=">")), 6),
+    "as SLONG": (app1(tiff(6, kind=SLONG)), 6),
+    "as SLONG, negative": (app1(tiff(-6, kind=SLONG)), 1),
+    "none of it": (app1(tiff(6, count=0)), 1),
     "0": (app1(tiff(0)), 1),
     "9": (app1(tiff(9)), 1),
     "of the thumbnail": (app1(IN_THE_THUMBNAIL), 1),

@@ -281,6 +281,30 @@ def test_of_several_pages_the_first_counts_whatever_the_others_are() -> None:
     assert np.abs(pixels_of(buffer.getvalue()) - expected(first, "rgb")).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_planes_in_one_image_are_refused(dtype: str, tile: tuple[int, int] | None) -> None:
+    planes = np.stack([drawn(1, dtype)[..., 0]] * 3)
+    how = {"tile": (1, *tile)} if tile else {}
+    assert "3 planes in one image" in reason_of(written(planes, photometric="minisblack", volumetric=True, **how))
+
+
+@pytest.mark.parametrize(("channels", "inks"), [(4, 1), (4, 2), (5, 2)])
+def test_inks_that_are_not_cmyk_are_refused(channels: int, inks: int) -> None:
+    values = np.dstack([drawn(1, "uint8")] * channels)
+    data = written(values, photometric="separated", extratags=[(332, "H", 1, inks, True)])
+    if (channels, inks) == (4, 1):
+        assert pixels_of(data).shape == (HEIGHT, WIDTH, 3)
+    else:
+        assert "other inks" in reason_of(data)
+
+
+def test_a_range_of_each_channel_is_refused() -> None:
+    ends = [(340, "f", 3, (0.0, 0.0, 0.0), True), (341, "f", 3, (4.0, 2.0, 1.0), True)]
+    values = GENERATOR.random((HEIGHT, WIDTH, 3)).astype("float32")
+    assert "different ranges" in reason_of(written(values, photometric="rgb", extratags=ends))
+
+
 @pytest.mark.parametrize(("alone", "subfiletype"), [(True, 1), (False, 0), (False, 1)])
 def test_a_thumbnail_before_its_image_is_refused(alone: bool, subfiletype: int) -> None:
     image = drawn(3, "uint8")
