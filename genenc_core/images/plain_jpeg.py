@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import JpegImagePlugin
+from PIL import ImageFile, JpegImagePlugin
 from torchvision import io as tvio
 
 from genenc_core.images import resizing
@@ -173,6 +173,7 @@ def _whole(data: bytes | bytearray) -> torch.Tensor | None:
 
 
 def _reduced(data: bytes | bytearray, reduction: int) -> torch.Tensor | None:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # as in decode
     try:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
             image.draft(None, (image.width // reduction, image.height // reduction))

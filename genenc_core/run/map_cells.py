@@ -35,14 +35,16 @@ def find(
         InputError: they are not known, and the input is no multiple of the map; or tiles that do not join.
     """
     names = {product.slot for product in wanted if any(word in product.text for word in _PLACED)}
-    if not names:
+    # Tiles that do not join give a wrong map, wherever its cells lie.
+    looked_at = names | ({product.slot for product in wanted} if tiled is not None else set())
+    if not looked_at:
         return {}
     size = describe.preprocessing_of(model.spec)
     pixels = (size.height, size.width)
     followed = _followed(model, given, pixels)
     found = {}
     for slot in model.spec.outputs:
-        if slot.name not in names or len(slot.shape) != 3:
+        if slot.name not in looked_at or len(slot.shape) != 3:
             continue
         shape = slot.shape[1:]
         known = followed.get(slot.name)
@@ -53,7 +55,8 @@ def find(
             cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given, model)
         if tiled is not None:
             require_regular(cells, shape, pixels, subject=f"output slot {slot.name!r}")
-        found[slot.name] = cells
+        if slot.name in names:
+            found[slot.name] = cells
     return found
 
 

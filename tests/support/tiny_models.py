@@ -135,6 +135,11 @@ def unpadded() -> nn.Module:
     )
 
 
+def every_third() -> nn.Module:
+    """Map [B, 3, H, W] to [B, 4, h, w], h = (H - 19) // 3 + 1, w alike."""
+    return nn.Conv2d(3, 4, 19, stride=3)
+
+
 class Branching(nn.Module):
     """A net whose path depends on its numbers, which torch.export refuses."""
 

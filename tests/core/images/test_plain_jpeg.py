@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 import pictures
 from genenc_core import spec
@@ -332,3 +332,13 @@ def test_an_image_loads_the_same_at_once_and_in_two_steps(
             steps.width,
             steps.orientation,
         )
+
+
+def test_a_cut_file_is_not_filled_with_grey_where_a_models_code_asks_pillow_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = saved(Image.effect_noise((256, 192), 60).convert("RGB"))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert plain_jpeg._reduced(data, 2) is not None
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert plain_jpeg._reduced(data[: len(data) // 2], 2) is None

@@ -241,6 +241,16 @@ def test_the_canvas_keeps_what_a_models_own_crop_would_cut(extract: Extract, tmp
     assert (found.fit, found.height, found.width, found.resize_short) == ("crop", 96, 128, None)
 
 
+@pytest.mark.parametrize("product", ["m=none", "m=global_avg_pool(bars)", "m=global_avg_pool"])
+def test_maps_that_do_not_fill_their_tile_are_refused_whatever_is_stored(
+    extract: Extract, tmp_path: Path, product: str
+) -> None:
+    """16 cells, 3 pixels apart, look as if they were 4 apart in 64 pixels."""
+    with pytest.raises(errors.InputError, match=r"a cell every 3 x 3 .* maps of tiles cannot be joined"):
+        extract(model="tiny_models:every_third", image_size="64", canvas="128", products=(product,), fit="stretch")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
