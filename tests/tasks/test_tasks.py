@@ -93,7 +93,7 @@ def test_verify_names_what_is_damaged(given: ExtractParameters) -> None:
     extraction.encode_shards.fn(groups[0], records.Options.of(given))
     (victim, *_) = sorted((Path(root) / "features.zarr" / "features").glob("c*"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
-    with pytest.raises(errors.StoreError, match=r"damaged: features\.zarr/features/c\."):
+    with pytest.raises(errors.StoreError, match=r"damaged: shard 00000: features\.zarr/features/c\."):
         extraction.verify_run.fn(root)
 
 
