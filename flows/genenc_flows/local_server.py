@@ -80,11 +80,6 @@ class Server:
                 )
             time.sleep(0.1)
 
-    @property
-    def is_own(self) -> bool:
-        """Whether it is a child of this command."""
-        return self._process is not None
-
     def has_ended(self) -> bool:
         """Whether it is a child process that has ended."""
         return self._process is not None and self._process.poll() is not None

@@ -31,8 +31,6 @@ class Cuttable(local_server.Server):
         super().__init__("http://127.0.0.1:9/api", None, None)
         self.own, self.is_cut = own, False
 
-    is_own = property(lambda self: self.own)
-
     def wait_until_ready(self) -> None:
         pass
 
