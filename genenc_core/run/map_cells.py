@@ -1,8 +1,9 @@
 """Where the cells of a run's maps lie, found once when the run is made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from genenc_core import errors, spec
 from genenc_core.encoding import calls, products, tile_plan
@@ -13,10 +14,18 @@ from genenc_core.models import encoder, receptive
 from genenc_core.run import encoders
 from genenc_core.run import parameters as run_parameters
 
+Compute = Callable[[torch.Tensor], torch.Tensor]
+"""From an image [1, 3, height, width] to a map [C, h, w]."""
 _SEEN = 1e-5
 """Share of the largest change that is none."""
 _OWN = 0.1
 """Least share of the largest change that a cell over changed pixels has."""
+_MUCH_LESS = 0.5
+"""Share of the largest change below which that of a block's own cell is no accident, for several blocks."""
+_LEAST_CELLS = 6
+_BLOCKS = 16
+"""Blocks along the shorter side of a map of the input's size."""
+_EVEN = 1e-3
 _PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
 
 
@@ -48,11 +57,10 @@ def find(
             continue
         shape = slot.shape[1:]
         known = followed.get(slot.name)
-        if tuple(shape) == pixels:
-            # A value per pixel, whatever the coarser maps were that it was made of.
-            cells = Cells.regular(shape, pixels)
+        if known and (tuple(shape) != pixels or _is_per_pixel(known)):
+            cells = _cells(known, shape, pixels)
         else:
-            cells = _cells(known, shape, pixels) if known else _even(slot, pixels, given, model)
+            cells = _even(slot, pixels, given, model)
         if tiled is not None:
             require_regular(cells, shape, pixels, subject=f"output slot {slot.name!r}")
         if slot.name in names:
@@ -80,15 +88,24 @@ def _cells(known: tuple[receptive.Axis, receptive.Axis], shape: Sequence[int], p
     return Cells(stride=(strides[0], strides[1]), first=(known[0][1], known[1][1]))
 
 
-class _Changes:
-    """What a change of pixels changes in a slot's map whose cells seem to divide the input evenly."""
+def _is_per_pixel(known: tuple[receptive.Axis, receptive.Axis]) -> bool:
+    """Tell whether the cells of a map of the input's size lie one by one; those made of coarser ones do only about."""
+    return all(abs(stride - 1) < _EVEN for stride, _ in known)
 
-    def __init__(self, encoder: Encoder, slot: spec.SlotSpec, pixels: tuple[int, int]) -> None:
-        self.rows, self.columns = slot.shape[1:]
-        self._steps = pixels[0] // self.rows, pixels[1] // self.columns
-        self._encoder, self._slot = encoder, slot
+
+class _Changes:
+    """What a change of pixels changes in a slot's map whose cells seem to divide the input evenly.
+
+    `group` x `group` cells are looked at as one, whose change is their mean.
+    """
+
+    def __init__(self, compute: Compute, pixels: tuple[int, int], group: int = 1) -> None:
+        self._compute, self._group = compute, group
         self._images = behaviour.images(pixels, 1)
-        self._before = self._map(self._images)
+        self._before = compute(self._images)
+        rows, columns = self._before.shape[1:]
+        self.rows, self.columns = -(-rows // group), -(-columns // group)
+        self._steps = pixels[0] // rows * group, pixels[1] // columns * group
 
     def of(self, rows: range, columns: range) -> torch.Tensor:
         """Return by how much each cell changes, [h, w], when the pixels under these cells do."""
@@ -96,12 +113,17 @@ class _Changes:
         (high, wide), last = self._steps, (rows.stop, columns.stop)
         block = changed[:, :, rows.start * high : last[0] * high, columns.start * wide : last[1] * wide]
         block.copy_(1 - block)
-        return (self._map(changed) - self._before).abs().sum(0)
+        change = (self._compute(changed) - self._before).abs().sum(0)
+        return nn.functional.avg_pool2d(change[None], self._group, ceil_mode=True)[0]
 
-    def _map(self, images: torch.Tensor) -> torch.Tensor:
-        least = self._encoder.spec.resolved_batch_mode().min
-        batch = images.expand(least, -1, -1, -1).contiguous().to(self._encoder.device)
-        return calls.alone(self._encoder, batch)[self._slot.name][0].cpu().double()
+
+def _map_of(encoder: Encoder, slot: str) -> Compute:
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        least = encoder.spec.resolved_batch_mode().min
+        batch = images.expand(least, -1, -1, -1).contiguous().to(encoder.device)
+        return calls.alone(encoder, batch)[slot][0].cpu().double()
+
+    return compute
 
 
 def _is_denser(changes: _Changes) -> bool:
@@ -123,6 +145,14 @@ def _is_denser(changes: _Changes) -> bool:
     return False
 
 
+def _is_elsewhere(compute: Compute, changes: _Changes, pixels: tuple[int, int]) -> bool:
+    """Tell whether pixels change other cells than those that lie over them."""
+    if (changes.rows, changes.columns) != pixels:
+        return _is_misplaced(changes) or _is_shifted(changes)
+    # Larger blocks than pixels: the map may be made of a coarser one.
+    return _is_misplaced(_Changes(compute, pixels, -(-min(pixels) // _BLOCKS))) or _is_shifted(changes)
+
+
 def _is_misplaced(changes: _Changes) -> bool:
     """Tell whether pixels change other cells than those that lie over them, as in maps that are mirrored or turned.
 
@@ -137,13 +167,45 @@ def _is_misplaced(changes: _Changes) -> bool:
     return False
 
 
+def _is_shifted(changes: _Changes) -> bool:
+    """Tell whether all cells lie the same whole number of cells from the pixels that change them.
+
+    Blocks of a cell's size in the middle are changed one by one. The middle of the cells that change counts, or, where
+    all may, the cell that changes most, if the block's own changes much less. Strides put cells off by half of one,
+    and those that were enlarged to others by different amounts.
+    """
+    rows, columns = changes.rows, changes.columns
+    if min(rows, columns) < _LEAST_CELLS:
+        return False
+    offsets = []
+    for step in range(-2, 2):
+        row, column = rows // 2 + step, columns // 2 + step
+        change = changes.of(range(row, row + 1), range(column, column + 1))
+        offsets.append([_offset(change, row, axis=0), _offset(change, column, axis=1)])
+    return any(len(set(axis)) == 1 and abs(axis[0]) >= 1 for axis in zip(*offsets, strict=True))
+
+
+def _offset(change: torch.Tensor, at: int, *, axis: int) -> float:
+    """Return how many cells from `at` the change of a map [h, w] lies along an axis."""
+    seen = change > _SEEN * change.max()
+    along = torch.nonzero(seen.any(1 - axis)).flatten()
+    if len(along) == 0:
+        return 0.0
+    first, last = int(along[0]), int(along[-1])
+    if first > 0 and last < change.shape[axis] - 1:
+        return (first + last) / 2 - at
+    line = change.amax(1 - axis)
+    return float(line.argmax() - at) if line[at] < _MUCH_LESS * line.max() else 0.0
+
+
 def _even(
     slot: spec.SlotSpec, pixels: tuple[int, int], given: run_parameters.ExtractParameters, model: encoders.ResolvedModel
 ) -> Cells:
     shape = slot.shape[1:]
     if all(side % cells == 0 for side, cells in zip(pixels, shape, strict=True)):
         encoder = encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
-        changes = _Changes(encoder, slot, pixels)
+        compute = _map_of(encoder, slot.name)
+        changes = _Changes(compute, pixels)
         hides_strides = model.backend != "eager" and bool(loading.artifact_files(model.spec))
         if hides_strides and _is_denser(changes):
             raise errors.InputError(
@@ -152,7 +214,7 @@ def _even(
                 f"convolutions without padding, and {given.model!r} does not show its strides. Run the model itself "
                 "(package.module:factory), or export it to TorchScript, which show them"
             )
-        if _is_misplaced(changes):
+        if _is_elsewhere(compute, changes, pixels):
             raise errors.InputError(
                 f"a change in the image shows in other cells of output slot {slot.name!r} than in those over it: the "
                 f"map of {given.model!r} is mirrored, turned or shifted, or its cells are in another order. Points and "

@@ -31,7 +31,9 @@ class Net(nn.Module):
     def __init__(self, how):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.how = nn.Conv2d(3, 5, 8, 8), how
+        self.how, *_ = how.partition("_per_pixel")
+        self.full = how != self.how
+        self.conv = nn.Conv2d(3, 5, 3, 1, 1) if self.full else nn.Conv2d(3, 5, 8, 8)
         self.attention = nn.MultiheadAttention(5, 1, batch_first=True)
     def forward(self, images):
         maps = self.conv(images)
@@ -40,6 +42,9 @@ class Net(nn.Module):
         if self.how == "transposed": return maps.transpose(2, 3)
         if self.how == "turned": return maps.rot90(1, (2, 3))
         if self.how == "shifted": return maps.roll(3, 3)
+        if self.how == "shifted_by_one": return maps.roll(1, 3)
+        if self.how == "shifted_back": return maps.roll(-2, 2)
+        if self.full: return torch.sort(maps, dim=1).values
         if self.how == "in_another_order": return maps[:, :, [7, 6, 5, 4, 3, 2, 1, 0]]
         if self.how == "of_tokens": return maps.flatten(2).transpose(1, 2).reshape(-1, 8, 8, 5).permute(0, 3, 2, 1)
         tokens = maps.flatten(2).transpose(1, 2)
@@ -54,7 +59,11 @@ def __getattr__(name):
 @pytest.mark.parametrize("where", ["code", "onnx"])
 @pytest.mark.parametrize(
     "how",
-    ["mirrored", "upside_down", "transposed", "turned", "shifted", "in_another_order", "of_tokens", "right", "mean"],
+    [
+        *("mirrored", "upside_down", "transposed", "turned", "shifted", "shifted_by_one", "shifted_back"),
+        *("in_another_order", "of_tokens", "right", "mean"),
+        *(f"{how}_per_pixel" for how in ("mirrored", "turned", "shifted", "shifted_by_one", "shifted_back", "right")),
+    ],
 )
 def test_maps_that_do_not_lie_as_the_image_are_refused_with_points(
     extract: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, where: str
@@ -69,12 +78,63 @@ def test_maps_that_do_not_lie_as_the_image_are_refused_with_points(
         program = torch.export.export(net, (torch.rand(2, 3, 64, 64),), dynamic_shapes=(batch,))
         torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "m.onnx")
         given |= {"model": "general_encoder", "weights": str(tmp_path / "m.onnx"), "trust": True}
-    if how in ("right", "mean"):
+    if how in ("right", "mean", "right_per_pixel"):
         extract(**given)
         return
     with pytest.raises(errors.InputError, match="is mirrored, turned or shifted"):
         extract(**given)
     assert not (tmp_path / "run").exists()
+
+
+PLACED: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    "halved four times": (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(4))), (128, 96)),
+    "first of each block": (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1, 2) for _ in range(3))), (64, 64)),
+    "padded behind": (
+        lambda: nn.Sequential(
+            *(part for _ in range(2) for part in (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 3, 3, 2)))
+        ),
+        (64, 48),
+    ),
+    "large kernel, one channel": (lambda: nn.Sequential(nn.Conv2d(3, 5, 8, 8), nn.Conv2d(5, 1, 31, 1, 15)), (96, 96)),
+    "large kernel per pixel": (lambda: nn.Conv2d(3, 1, 7, 1, 3), (45, 31)),
+    "enlarged": (
+        lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(4)), nn.Upsample((64, 96), mode="bilinear")),
+        (64, 96),
+    ),
+    "enlarged, odd": (
+        lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(2)), nn.Upsample((63, 95), mode="nearest")),
+        (63, 95),
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 3, 3, 2, 1), nn.ConvTranspose2d(3, 1, 4, 4)),
+        (64, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", PLACED)
+def test_maps_of_strides_and_kernels_are_not_taken_for_shifted(name: str, seed: int) -> None:
+    """Also where nothing is known but what the model computes."""
+    torch.manual_seed(seed)
+    made, size = PLACED[name]
+    net = made().eval()
+
+    def seen_elsewhere(turn: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+        def compute(images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return turn(net(images))[0].double()
+
+        return map_cells._is_elsewhere(compute, map_cells._Changes(compute, size), size)
+
+    assert not seen_elsewhere(lambda maps: maps)
+    if name == "large kernel, one channel":  # every cell sees all pixels alike
+        return
+    assert seen_elsewhere(lambda maps: maps.roll(maps.shape[3] // 3, 3))
+    assert seen_elsewhere(lambda maps: maps.flip(2))
+    if name in ("first of each block", "large kernel per pixel"):  # the others are known to about a cell only
+        assert seen_elsewhere(lambda maps: maps.roll(1, 2))
+        assert seen_elsewhere(lambda maps: maps.roll(-2, 3))
 
 
 @pytest.mark.parametrize("name", NETS)
