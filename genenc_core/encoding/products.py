@@ -134,18 +134,27 @@ def outputs_not_stored(found: spec.RuntimeModelSpec, wanted: Sequence[Product]) 
 
 def _vectors(outputs: Sequence[spec.SlotSpec], taken: set[str], dtype: StoredType) -> tuple[ProductSpec, ...]:
     """Return one product per vector beside maps; `taken` are the names of the products of these."""
-    found = []
+    exact = {slot.name for slot in outputs}
+    names: dict[str, str] = {}
     for slot in outputs:
         if len(slot.shape) != 1:
             continue
         plain = _plain(slot.name)
-        free = _NAME.match(plain) and plain not in RESERVED | taken | _OF_MAPS
-        name = plain if free else f"features_{plain}"
-        if name in taken:
-            raise _same_name(name, [item.name for item in outputs if _plain(item.name) == plain], "none")
-        taken.add(name)
-        found.append(ProductSpec(name=name, slot=slot.name, steps=(post_encoder.Step("none"),), dtype=dtype))
-    return tuple(found)
+        # A name that is exactly another slot's is that one's.
+        free = _NAME.match(plain) and plain not in RESERVED | taken | _OF_MAPS | (exact - {slot.name})
+        names[slot.name] = plain if free else f"features_{plain}"
+    for slot_name, name in names.items():
+        same = [item for item, other in names.items() if other == name]
+        if len(same) > 1 or name in taken:
+            raise _same_name(name, same if len(same) > 1 else [*_of_plain(outputs, slot_name)], "none")
+    return tuple(
+        ProductSpec(name=name, slot=slot_name, steps=(post_encoder.Step("none"),), dtype=dtype)
+        for slot_name, name in names.items()
+    )
+
+
+def _of_plain(outputs: Sequence[spec.SlotSpec], name: str) -> list[str]:
+    return [slot.name for slot in outputs if _plain(slot.name) == _plain(name)]
 
 
 def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:

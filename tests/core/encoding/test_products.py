@@ -140,6 +140,40 @@ def test_vectors_have_the_names_of_their_slots(maps: tuple[str, ...], slot: str,
     assert products.not_stored(outputs, built) == ""
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("slots", "expected"),
+    [
+        (("b.cls", "b_cls"), {"b.cls": "features_b_cls", "b_cls": "b_cls"}),
+        (("b_map.x", "b_map_x"), {"b_map.x": "features_b_map_x", "b_map_x": "b_map_x"}),
+        (("a b", "a_b"), {"a b": "features_a_b", "a_b": "a_b"}),
+    ],
+)
+def test_a_name_is_that_of_the_slot_that_has_it_exactly(
+    slots: tuple[str, ...], expected: dict[str, str], order: int
+) -> None:
+    outputs = (
+        spec.SlotSpec(name="b", shape=(4, 2, 2)),
+        *(spec.SlotSpec(name=name, shape=(4,)) for name in slots[::order]),
+    )
+    found = products.default_products(outputs, with_points=True)
+    assert {item.slot: item.name for item in found if item.slot in slots} == expected
+
+
+def test_a_vector_does_not_have_the_name_of_a_map() -> None:
+    outputs = (spec.SlotSpec(name="m_x", shape=(4, 2, 2)), spec.SlotSpec(name="m.x", shape=(4,)))
+    assert [item.name for item in products.default_products(outputs, with_points=False)] == ["features", "features_m_x"]
+    outputs = (*outputs, spec.SlotSpec(name="n", shape=(4, 2, 2)))
+    with pytest.raises(errors.InputError, match=r"'m_x' and 'm.x' would both be stored as 'features_m_x'"):
+        products.default_products(outputs, with_points=False)
+    outputs = tuple(
+        spec.SlotSpec(name=name, shape=shape)
+        for name, shape in (("m", (4, 2, 2)), ("status", (4,)), ("features_status", (4,)))
+    )
+    with pytest.raises(errors.InputError, match="'status' and 'features_status' would both be stored"):
+        products.default_products(outputs, with_points=False)
+
+
 def test_an_output_that_cannot_be_stored_stops_nothing_else() -> None:
     outputs = (spec.SlotSpec(name="odd", shape=(2, 3, 4, 5)), *VIT)
     for outputs_seen in (outputs, (outputs[0], *VIT[1:])):
@@ -183,7 +217,7 @@ def test_an_encoder_without_maps_has_its_slots_stored_as_they_are() -> None:
 
 def test_slots_with_the_same_plain_name_are_refused() -> None:
     beside = (*VIT[:1], *(spec.SlotSpec(name=name, shape=(4,)) for name in ("a.b", "a_b", "a-b")))
-    with pytest.raises(errors.InputError, match=r"'a.b' and 'a_b' and 'a-b' would both be stored"):
+    with pytest.raises(errors.InputError, match=r"'a.b' and 'a-b' would both be stored as 'features_a_b'"):
         products.default_products(beside, with_points=False)
     twins = tuple(spec.SlotSpec(name=name, shape=(4, 2, 2)) for name in ("a.b", "a_b"))
     with pytest.raises(errors.InputError, match=r"'a.b' and 'a_b' would both be stored as 'features_a_b'"):
