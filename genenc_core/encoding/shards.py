@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from genenc_core import errors, spec, text
 from genenc_core.encoding import control, engine, isolation, products
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.encoding.reduced import Reduced
-from genenc_core.images import geometry, loader
+from genenc_core.images import geometry, loader, reading
 from genenc_core.images.point_states import (
     POINT_OK,
     POINT_OUTSIDE,
@@ -21,6 +21,7 @@ from genenc_core.images.point_states import (
     POINT_STATES,
     POINT_UNREADABLE,
 )
+from genenc_core.images.stamps import Stamp
 from genenc_core.store import layout
 
 _NOT_FINITE = "the encoder returned NaN or infinite values for this image"
@@ -104,13 +105,20 @@ class ShardEncoder:
         budget: FailureBudget,
         *,
         accept_changed: bool = False,
+        lost_volume: bool = True,
         others_answer: Callable[[], bool] = lambda: True,
+        doubtful: Callable[[Mapping[int, Stamp]], Mapping[int, str]] = lambda _stamps: {},
     ) -> None:
         """Prepare for one shard.
 
-        `accept_changed`: files count as they are now. `others_answer`: whether files of other shards can be read.
+        `accept_changed`: files count as they are now. `lost_volume`: fail when most files cannot be read or are others.
+        `others_answer`: whether files of other shards can be read. `doubtful`: the rows that may be of other files, and
+        why, from what all files of the shard were found to be.
         """
         self.accept_changed = accept_changed
+        self.lost_volume = lost_volume and not accept_changed
+        self.doubtful = doubtful
+        self.stamps: dict[int, Stamp] = {}
         self.others_answer = others_answer
         self.given = given
         self.runner = runner
@@ -148,6 +156,7 @@ class ShardEncoder:
                 item.ticket.cancel()
         if not self.status.all():
             raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
+        self._doubt()
         self._refuse_a_lost_volume()
         self._refuse_a_broken_encoder()
         return EncodedShard(arrays=self.arrays, status=self.status, details=self._details())
@@ -170,6 +179,8 @@ class ShardEncoder:
         """Note what is known of an image before it is encoded; return whether it can be."""
         at = self.given.at(image.row)
         self.digests[at] = image.sha256
+        if image.stamp is not None:
+            self.stamps[image.row] = image.stamp
         if image.changed is not None and image.pixels is not None:
             self.changes.append({"row": image.row, "image_id": self.given.image_ids[at], "change": image.changed})
         self.seconds["load_threads"] += image.seconds
@@ -198,12 +209,28 @@ class ShardEncoder:
                 "fix the files, or allow more with --max-failures",
             )
 
+    def _doubt(self) -> None:
+        """Drop rows that may be of other files than planned; where changed files are accepted, note them as such."""
+        changed = {item["row"] for item in self.changes}
+        for row, reason in self.doubtful(self.stamps).items():
+            at = self.given.at(row)
+            if self.status[at] != layout.OK or row in changed:
+                continue
+            if self.accept_changed:
+                self.changes.append({"row": row, "image_id": self.given.image_ids[at], "change": reason})
+                continue
+            for name, empty in empty_arrays(1, self.runner.products, self.given.points.shape[1]).items():
+                self.arrays[name][at] = empty[0]
+            self.causes["changed"] += 1
+            self.control.on_rows(-1, 0)
+            self._fail(row, f"{reason}; {reading.REMEDY}")
+
     def _refuse_a_lost_volume(self) -> None:
         """Raise when most files cannot be read, or are not those that were planned: so looks another volume, or none.
 
         One image alone may be gone; where it is all of its shard, `others_answer` tells.
         """
-        if self.accept_changed:
+        if not self.lost_volume:
             return
         count, rows = self.causes["file"] + self.causes["changed"], len(self.given)
         if count * 2 <= rows or (count == 1 and self.others_answer()):

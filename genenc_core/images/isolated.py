@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 
 from genenc_core import children, spec
-from genenc_core.images import geometry, reading
+from genenc_core.images import geometry, reading, stamps
 from genenc_core.images.limits import Limits
 
 STARTING_SECONDS = 120.0
@@ -218,7 +218,8 @@ def _unpacked(row: int, answer: bytes, limits: Limits) -> reading.LoadedImage:
     shape = fields.pop("shape")
     pixels = None if shape is None else torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
     affine = None if fields["affine"] is None else geometry.Affine(**fields["affine"])
-    return reading.LoadedImage(**{**fields, "row": row, "pixels": pixels, "affine": affine})
+    stamp = None if fields["stamp"] is None else stamps.Stamp(*fields["stamp"])
+    return reading.LoadedImage(**{**fields, "row": row, "pixels": pixels, "affine": affine, "stamp": stamp})
 
 
 def _answer(stream: IO[bytes], content: bytes) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,8 @@ class Manifest:
     coordinates where they were no pixels; {} where not recorded."""
     extensions: tuple[str, ...] = field(default=sources.EXTENSIONS, compare=False)
     """Ends of the names of what counted as an image in a folder or a glob."""
+    listed_ns: int | None = field(default=None, compare=False)
+    """When its files were listed, in nanoseconds since 1970, by this machine's clock; None where not recorded."""
     opener: Callable[[], BinaryIO] | None = None
     """How to open one that is no local file."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
@@ -97,6 +100,7 @@ class Manifest:
             labels=_label_counts(path, stored),
             left_out=_left_out(path, stored),
             extensions=_extensions_of(stored),
+            listed_ns=_listed_ns(path, stored),
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
@@ -251,12 +255,12 @@ def write_manifest(
     """
     if limit is not None and limit < 1:
         raise errors.InputError(f"the limit is {limit}; it must be at least 1 image")
-    left_out = folders.LeftOut()
+    left_out, listed_ns = folders.LeftOut(), time.time_ns()
     partial, spool = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}") for kind in ("partial", "spool"))
     try:
         if points is None:
             listed = listing.iter_blocks(source, limit=limit, block_rows=rows.GROUP_ROWS, left_out=left_out)
-            _write(partial, rows.blocks(listed), source, left_out=left_out)
+            _write(partial, rows.blocks(listed), source, left_out=left_out, listed_ns=listed_ns)
         else:
             matcher = matching.Matcher(points.images)
             _write(spool, rows.blocks(_watched(source, matcher, limit, left_out)), source)
@@ -264,7 +268,13 @@ def write_manifest(
             _note_labels(placed, points)
             spooled = Manifest.open(spool).iter_columns(rows.schema(()).names, batch_rows=rows.GROUP_ROWS)
             blocks = (rows.with_points(block, placed.rows, points.xy) for block in spooled)
-            _write(partial, blocks, source, points, absent=placed.absent, labelled=placed.rows, left_out=left_out)
+            _write(
+                *(partial, blocks, source, points),
+                absent=placed.absent,
+                labelled=placed.rows,
+                left_out=left_out,
+                listed_ns=listed_ns,
+            )
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -339,6 +349,7 @@ def _write(
     absent: Sequence[str] = (),
     labelled: Container[int] = (),
     left_out: folders.LeftOut | None = None,
+    listed_ns: int | None = None,
 ) -> None:
     """Write blocks of rows and the manifest's metadata; refuse to write none."""
     point_names = () if points is None else points.names
@@ -358,6 +369,7 @@ def _write(
                     "genenc.root": names.to_text(str(source.root)),
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                    **({} if listed_ns is None else {"genenc.listed_ns": str(listed_ns)}),
                     **({} if source.kind == "list" else {"genenc.extensions": ",".join(source.extensions)}),
                     **({"genenc.left_out": _as_json(left_out)} if left_out and left_out.kinds else {}),
                     **({} if points is None else {"genenc.labels": _labels(count, with_label, absent, points)}),
@@ -396,6 +408,16 @@ def _extensions_of(stored: Mapping[bytes, bytes]) -> tuple[str, ...]:
     """Return the recorded ends of names; earlier versions recorded none and knew only those that need no decoder."""
     recorded = stored.get(b"genenc.extensions", b"").decode(errors="replace")
     return tuple(recorded.split(",")) if recorded else sources.EXTENSIONS
+
+
+def _listed_ns(path: Path, stored: Mapping[bytes, bytes]) -> int | None:
+    """Return when the files were listed; earlier versions did not record it."""
+    recorded = stored.get(b"genenc.listed_ns")
+    if recorded is None:
+        return None
+    if not recorded.isdigit() or len(recorded) > 19:
+        raise errors.StoreError(f"{path} is damaged: genenc.listed_ns is not a time")
+    return int(recorded)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,10 +13,12 @@ from typing import Final, Literal, NamedTuple
 
 import torch
 
-from genenc_core.images import decode, decoded, geometry, plain_jpeg
+from genenc_core.images import decode, decoded, geometry, plain_jpeg, stamps
 from genenc_core.images.limits import Limits
 
 MAX_BYTES = 4 * 2**30
+REMEDY: Final = "put the original back, or store it as it is with --accept-changed"
+"""For a file that is not the one that was planned."""
 Cause = Literal["image", "file", "changed"]
 """Why a row has no pixels: what the file holds; that it could not be read, in time, with the memory there is; that it
 is not the file that was planned. Where it is one of the last two for most of a shard, it is not an image's fault."""
@@ -27,9 +29,6 @@ _NOT_THE_IMAGES_FAULT: Final = frozenset(
         *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ESHUTDOWN, errno.EREMOTEIO),
     )
 )
-_RESOLUTIONS: Final = (100, 1000, 10**7, 10**9, 2 * 10**9)
-"""Nanoseconds to which file systems and archives keep times: NTFS; tar; exFAT; ext3, NFS, zip; FAT."""
-_SECOND: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +57,8 @@ class LoadedImage:
     """CPU time of its thread for reading, decoding and fitting."""
     cause: Cause = "image"
     """Why it is unreadable."""
+    stamp: stamps.Stamp | None = None
+    """Of a file of the planned size; None where there is none."""
 
 
 class Request(NamedTuple):
@@ -83,6 +84,7 @@ class _File(NamedTuple):
     sha256: str
     changed: str | None
     seconds: float
+    stamp: stamps.Stamp | None = None
 
     def after(self, started: float) -> "_File":
         """Return it with the CPU time of this thread since `started` added."""
@@ -119,11 +121,13 @@ class Reader:
         started = time.thread_time()
         file = _File(request, bytearray(), "", None, 0.0)
         try:
-            data, mtime_ns = read(request.path)
-            changed = change(request, len(data), mtime_ns)
+            data, status = read(request.path)
+            stamp = _stamp(request, status)
+            file = file._replace(stamp=stamp)
+            changed = change(request, len(data), status.st_mtime_ns)
             if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
                 raise _Changed(changed)
-            file = _File(request, data, hashlib.sha256(data).hexdigest(), changed, 0.0)
+            file = _File(request, data, hashlib.sha256(data).hexdigest(), changed, 0.0, stamp)
             source = decode.small_jpeg(data, max_pixels=self._limits.pixels, goal=self._fitter.goal)
         except Exception as error:
             return self._failed(file.after(started), error)
@@ -166,6 +170,7 @@ class Reader:
             failure=None,
             changed=file.changed,
             seconds=file.after(started).seconds,
+            stamp=file.stamp,
         )
 
     def _failed(self, file: _File, error: Exception) -> LoadedImage:
@@ -182,6 +187,7 @@ class Reader:
             changed=file.changed,
             seconds=file.seconds,
             cause=_cause(file.request, error),
+            stamp=file.stamp,
         )
 
 
@@ -222,6 +228,7 @@ def unreadable(
     changed: str | None = None,
     seconds: float = 0.0,
     cause: Cause = "image",
+    stamp: stamps.Stamp | None = None,
 ) -> LoadedImage:
     """Return a row without pixels, and why."""
     return LoadedImage(
@@ -236,11 +243,18 @@ def unreadable(
         changed=changed,
         seconds=seconds,
         cause=cause,
+        stamp=stamp,
     )
 
 
-def read(path: str) -> tuple[bytearray, int]:
-    """Return a regular file's bytes, and when it was last changed, in nanoseconds.
+def _stamp(request: Request, status: os.stat_result) -> stamps.Stamp | None:
+    if request.planned_mtime_ns is None or status.st_size != request.planned_bytes:
+        return None
+    return stamps.Stamp(status.st_size, request.planned_mtime_ns, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def read(path: str) -> tuple[bytearray, os.stat_result]:
+    """Return a regular file's bytes and what its file system said of it before.
 
     Raises:
         ImageUnreadable: no regular file, or too large.
@@ -269,7 +283,7 @@ def read(path: str) -> tuple[bytearray, int]:
             raise decoded.ImageUnreadable("it was written to while it was read")
     finally:
         os.close(descriptor)
-    return data, status.st_mtime_ns
+    return data, status
 
 
 def change(request: Request, found_bytes: int, mtime_ns: int) -> str | None:
@@ -279,31 +293,20 @@ def change(request: Request, found_bytes: int, mtime_ns: int) -> str | None:
         return f"was missing when the run was planned, {found_bytes} bytes when it was read"
     if found_bytes != request.planned_bytes:
         return f"changed since planned: was {request.planned_bytes} bytes, is {found_bytes} bytes"
-    if planned is None or _same_time(planned, mtime_ns):
+    if planned is None or stamps.same_time(planned, mtime_ns):
         return None
     return f"changed since planned: same size, written {_utc(mtime_ns)} instead of {_utc(planned)}"
 
 
-def _same_time(one: int, other: int) -> bool:
-    """Whether two times are equal where one of them was kept to fewer digits, as a copy's may be.
-
-    Not two whole seconds: they are those of two pictures of a camera.
-    """
-    if one == other or (one % _SECOND == 0 and other % _SECOND == 0):
-        return one == other
-    apart = abs(one - other)
-    return any(apart < each and (one % each == 0 or other % each == 0) for each in _RESOLUTIONS)
-
-
 def _utc(mtime_ns: int) -> str:
     with contextlib.suppress(ValueError, OverflowError, OSError):  # a year that no calendar has
-        return datetime.datetime.fromtimestamp(mtime_ns // _SECOND, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{mtime_ns // _SECOND} s"
+        return datetime.datetime.fromtimestamp(mtime_ns // 10**9, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{mtime_ns // 10**9} s"
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, _Changed):
-        return f"{error}; put the original back, or store it as it is with --accept-changed"
+        return f"{error}; {REMEDY}"
     if isinstance(error, decoded.ImageUnreadable):
         return str(error)
     if isinstance(error, MemoryError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from genenc_core import errors, host, spec
 from genenc_core.encoding import control, engine, shards
 from genenc_core.encoding.budget import FailureBudget
-from genenc_core.images import loader
+from genenc_core.images import loader, stamps
 from genenc_core.images.limits import Limits
 from genenc_core.run import accuracy, engines, outputs_check, records, retries, tally, turns
 from genenc_core.run.folder import RunFolder
@@ -157,6 +157,7 @@ class Worker:
                 self.budget,
                 accept_changed=self.options.accept_changed,
                 others_answer=lambda: images.others_answer(start, stop),
+                doubtful=lambda found: stamps.doubtful(found, self.folder.manifest),
             )
             with contextlib.closing(images.iter_rows(start, stop)) as stream:
                 done = shard_encoder.run(passing(stream))
@@ -205,7 +206,13 @@ class Worker:
             )
             # All of them may fail once more: they are recorded as it is.
             shard_encoder = shards.ShardEncoder(
-                given, runner, self.folder.preprocessing, FailureBudget.parse("100%"), accept_changed=True
+                given,
+                runner,
+                self.folder.preprocessing,
+                FailureBudget.parse("100%"),
+                accept_changed=self.options.accept_changed,
+                lost_volume=False,
+                doubtful=lambda found: stamps.doubtful(found, self.folder.manifest),
             )
             with contextlib.closing(images.iter_rows(start, stop, only=frozenset(wanted))) as stream:
                 done = shard_encoder.run(passing(stream))

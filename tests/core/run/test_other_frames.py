@@ -1,0 +1,90 @@
+"""Frames of one size and one time that are renamed or replaced in the middle of a run."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genenc_core.run import driver, planning
+from genenc_core.run.parameters import ExtractParameters
+
+TIME = 1_700_000_000 * 10**9
+FRAMES = 12
+
+
+def renumber(folder: Path) -> None:
+    (folder / "00.bmp").unlink()
+    for at in range(1, FRAMES):
+        (folder / f"{at:02}.bmp").rename(folder / f"{at - 1:02}.bmp")
+
+
+def replace(folder: Path) -> None:
+    """As a tool does that writes in place and keeps times."""
+    for at in range(FRAMES - 1):
+        shutil.copy2(folder / f"{at + 1:02}.bmp", folder / f"{at:02}.bmp")
+
+
+def touch(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.chmod(0o600)
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for at in range(FRAMES):
+        Image.fromarray(np.full((32, 32, 3), at * 20, np.uint8)).save(folder / f"{at:02}.bmp")
+    return folder
+
+
+def planned(frames: Path, step: int) -> ExtractParameters:
+    """Plan a run whose frames were written every `step` nanoseconds."""
+    for at, path in enumerate(sorted(frames.iterdir())):
+        os.utime(path, ns=(TIME + at * step, TIME + at * step))
+    given = ExtractParameters.model_validate(
+        {
+            "images": str(frames),
+            "model": "tiny_models:conv",
+            "weights": "random:0",
+            "image_size": "32",
+            "out": str(frames.parent / "run"),
+            "shard_rows": 4,
+            "batch_size": 3,
+            "device": "cpu",
+        }
+    )
+    planning.create_run(given)
+    return given
+
+
+@pytest.mark.parametrize("step", [0, 5 * 10**6, 5 * 10**8, 500], ids=str)
+@pytest.mark.parametrize("change", [renumber, replace])
+def test_a_frame_is_not_stored_from_its_neighbour(frames: Path, change: Callable[[Path], None], step: int) -> None:
+    given = planned(frames, step)
+    change(frames)
+    root = Path(given.out)
+    done = driver.resume(root, "pending", driver.options_for(root))
+    assert done.status.ok <= (0 if change is renumber else 1)  # the last frame was not replaced
+    assert "--accept-changed" in done.failures[0].reason
+    accepted = driver.resume(root, "pending", driver.options_for(root, accept_changed=True))
+    assert accepted.status.changed == FRAMES - 1
+
+
+def test_frames_that_were_only_touched_are_stored_where_their_times_differ(frames: Path) -> None:
+    given = planned(frames, 33_366_701)
+    touch(frames)
+    root = Path(given.out)
+    done = driver.resume(root, "pending", driver.options_for(root))
+    assert (done.status.ok, done.status.changed) == (FRAMES, 0)
+
+
+def test_frames_of_one_time_that_were_not_touched_are_stored(frames: Path) -> None:
+    given = planned(frames, 0)
+    root = Path(given.out)
+    done = driver.resume(root, "pending", driver.options_for(root))
+    assert (done.status.ok, done.status.changed) == (FRAMES, 0)
