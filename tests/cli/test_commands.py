@@ -18,6 +18,7 @@ import pytest
 import zarr
 from PIL import Image
 
+import forked
 import pictures
 from genenc_core import spec
 from genenc_core.cli import drawing
@@ -397,7 +398,7 @@ def slow_extraction(tmp_path: Path, *, images: int, shard_rows: int, batch_size:
     command += ["--model", "tiny_models:slow", "--weights", "random:0", "--image-size", "32"]
     command += ["--shard-rows", str(shard_rows), "--batch-size", str(batch_size)]
     environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return forked.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
+import forked
 import pictures
 
 Call = Callable[..., Any]
@@ -100,8 +100,8 @@ def test_killed_and_resumed_a_tiled_run_ends_with_the_same_bytes(tmp_path: Path)
     command += ["--shard-rows", "2", "--batch-size", "8", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent), "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--out", str(whole)], env=environment, check=True, capture_output=True)
-    with subprocess.Popen([*command, "--out", str(killed)], env=environment, stdout=subprocess.DEVNULL) as process:
+    forked.run([*command, "--out", str(whole)], env=environment, check=True, capture_output=True)
+    with forked.Popen([*command, "--out", str(killed)], env=environment, stdout=forked.DEVNULL) as process:
         commits = killed / "_txn" / "commits"
         while process.poll() is None and not (commits.exists() and len(list(commits.glob("s*.json"))) >= 3):
             time.sleep(0.001)
@@ -110,6 +110,6 @@ def test_killed_and_resumed_a_tiled_run_ends_with_the_same_bytes(tmp_path: Path)
     assert was_running
     assert len(list(commits.glob("s*.json"))) < 12
     resume = [sys.executable, "-m", "genenc_flows.entry", "resume", str(killed), "--plain"]
-    done = subprocess.run(resume, env=environment, check=True, capture_output=True, text=True)
+    done = forked.run(resume, env=environment, check=True, capture_output=True, text=True)
     assert "24 of 24 images stored" in done.stdout
     assert objects(killed) == objects(whole)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 import pictures
 from genenc_core import exits
 from genenc_core.run import status
@@ -117,7 +118,7 @@ def test_a_command_that_a_model_ends_fails_and_says_how_to_go_on(where: str, tmp
     command = [sys.executable, "-m", "genenc_flows.entry", "extract", str(photos), "--plain", "--model", "ends:model"]
     command += ["--image-size", "32", "--shard-rows", "3", "--batch-size", "1", "--decode-threads", "1", "--out", "run"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = forked.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done
     assert "os._exit(0) in" in done.stderr
     assert "ends.py, line" in done.stderr

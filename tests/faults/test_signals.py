@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 import checks
+import forked
 import pictures
 import store_worker as small
 from genenc_core.run import records, status
@@ -64,7 +65,7 @@ def slow_run(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., "s
         command += ["--weights", "random:0", "--image-size", "32", "--shard-rows", "4", "--batch-size", "2"]
         folders = [Path(pictures.__file__).parent, Path(__file__).parent]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, folders), *sys.path])}
-        process = subprocess.Popen(
+        process = forked.Popen(
             [*command, "--device", "cpu", "--out", str(tmp_path / "run")],
             env=environment,
             stdout=subprocess.PIPE,

@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
+import forked
 import pictures
 from genenc_core import errors
 from genenc_core.run import status
@@ -32,7 +33,7 @@ def started(tmp_path: Path) -> "subprocess.Popen[str]":
         "PYTHONPATH": str(Path(pictures.__file__).parent),
         "PREFECT_API_URL": PREFECT_API_URL.value(),
     }
-    process = subprocess.Popen(
+    process = forked.Popen(
         [*command, "--out", str(tmp_path / "run")],
         env=environment,
         stdout=subprocess.PIPE,

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import forked
 import hostile_images
 from genenc_core import spec
 from genenc_core.images import decode, geometry, inflight, isolated, limits, loader, manifest, pool, reading, sources
@@ -25,6 +27,13 @@ SERVE = "import hostile_images; hostile_images.serve()"
 def listed(folder: Path, tmp_path: Path) -> manifest.Manifest:
     """Twelve readable images."""
     return manifest.write_manifest(tmp_path / "m.parquet", sources.open_source(str(folder)))
+
+
+@pytest.fixture(autouse=True)
+def _children_are_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the import of torch; the sessions below start children of their own as the product does."""
+    forking = types.SimpleNamespace(**{**vars(subprocess), "Popen": forked.Popen})
+    monkeypatch.setattr(isolated, "subprocess", forking)
 
 
 def poison(listed: manifest.Manifest, word: bytes, *rows: int) -> None:
@@ -169,7 +178,7 @@ sys.stdout.write("end")
 
 
 def session(listed: manifest.Manifest, notes: Path, *, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-c", DYING, str(listed.path), str(notes), str(seconds)],
         capture_output=True,
         text=True,

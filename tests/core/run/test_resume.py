@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ import torch
 import zarr
 from PIL import Image
 
+import forked
 import pictures
 import tiny_models
 from genenc_core import errors
@@ -153,10 +153,10 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path: Pat
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent), "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, "--out", str(whole)], env=environment, check=True, capture_output=True)
+    forked.run([*command, "--out", str(whole)], env=environment, check=True, capture_output=True)
     kills = 0
     for wanted in (1, 5, 12):
-        with subprocess.Popen([*command, "--out", str(killed)], env=environment, stdout=subprocess.DEVNULL) as process:
+        with forked.Popen([*command, "--out", str(killed)], env=environment, stdout=forked.DEVNULL) as process:
             commits = killed / "_txn" / "commits"
             while process.poll() is None and not (commits.exists() and len(list(commits.glob("s*.json"))) >= wanted):
                 time.sleep(0.001)
@@ -165,7 +165,7 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path: Pat
     assert kills == 3
     before = sessions(killed)
     assert 12 <= len(before) < 20
-    done = subprocess.run([*command, "--out", str(killed)], env=environment, check=True, capture_output=True, text=True)
+    done = forked.run([*command, "--out", str(killed)], env=environment, check=True, capture_output=True, text=True)
     assert "40 of 40 images stored" in done.stdout
     after = sessions(killed)
     assert {shard: after[shard] for shard in before} == before

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 import genenc_core
 import pictures
 from genenc_core import errors
@@ -38,7 +39,7 @@ def resume() -> Iterator[Starter]:
 
     def start(root: Path) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", PROGRAM, str(root)]
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        started.append(forked.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         return started[-1]
 
     yield start
