@@ -22,6 +22,10 @@ class _Match:
     image_ids: list[str] = field(default_factory=list)
     path: str = ""
     """Of the first of the rows."""
+    by_id: str = ""
+    """The path of the row whose id the name is, where that path does not end so."""
+    by_path: str = ""
+    """The path of another row, whose id the name is not, where it ends with the whole name."""
     namesake: str = ""
     """An image of the same file name in another folder."""
 
@@ -70,7 +74,7 @@ class Matcher:
         exact = self._by_name.get(normal(image_id))
         if exact is not None:
             self._keep(exact, _EXACT, row, image_id, path)
-        longest, length = "", 0
+        longest, length, of_path = "", 0, False
         for count, end in enumerate(_ends(normal(path), deepest=self._deepest), start=1):
             if end not in self._by_end:
                 break
@@ -78,6 +82,10 @@ class Matcher:
             index = self._by_name.get(end)
             if index is not None and index != exact:
                 self._keep(index, count, row, image_id, path)
+                self._matches[index].by_path = path
+            of_path = of_path or index == exact
+        if exact is not None and not of_path:
+            self._matches[exact].by_id = path
         if not length:
             return
         agrees = length >= max(named, 2)
@@ -108,6 +116,11 @@ class Matcher:
                 raise errors.InputError(
                     f"the points file's image {name!r} fits several images equally well: {first!r} and {second!r}; "
                     "write more of its path"
+                )
+            if match.by_id and match.by_path:
+                raise errors.InputError(
+                    f"the points file's image {name!r} is the image_id of {match.by_id!r} and the name of "
+                    f"{match.by_path!r}: write more of its path, or give the rows other ids"
                 )
             other = rows.setdefault(match.rows[0], index)
             if other != index:

@@ -19,6 +19,8 @@ IMAGE_COLUMNS = (
     *("image", "path", "file", "filename", "image_path", "file_name", "filepath", "file_path", "img", "image_name"),
     *("img_path", "image_file", "img_name", "images"),
 )
+_COMPARED = 16384
+"""Rows of a list that are compared at once."""
 
 
 def readable_extensions() -> tuple[str, ...]:
@@ -111,8 +113,28 @@ def _list_source(path: Path, image_column: str | None) -> ImageSource:
             f"{', '.join(columns) or 'none'}. Name the right one with --image-column"
         )
     tables.refuse_bytes(path, column)
+    if image_column is None:
+        for other in dict.fromkeys(lower[name] for name in IMAGE_COLUMNS if name in lower):
+            if other != column:
+                _refuse_other_names(path, column, other)
     file = path.resolve()
     return ImageSource(kind="list", root=file.parent, location=str(file), image_column=column)
+
+
+def _refuse_other_names(path: Path, column: str, other: str) -> None:
+    """Raise `InputError` when another column names other images; the ends of the same paths are the same."""
+    try:
+        tables.refuse_bytes(path, other)
+    except errors.InputError:
+        return
+    for numbers, block in tables.iter_blocks(path, [column, other], block_rows=_COMPARED):
+        for number, *cells in zip(numbers, *block, strict=True):
+            short, long = sorted((str(cell or "").strip().replace("\\", "/") for cell in cells), key=len)
+            if has_image_extension(short) and has_image_extension(long) and not f"/{long}".endswith(f"/{short}"):
+                raise errors.InputError(
+                    f"the list {str(path)!r} has several columns that may be the image: row {number} has {cells[0]!r} "
+                    f"as {column!r} and {cells[1]!r} as {other!r}. Name the right one with --image-column {column}"
+                )
 
 
 def has_image_extension(name: str, extensions: Collection[str] | None = None) -> bool:

@@ -318,6 +318,32 @@ def test_list_with_own_ids_matches_by_id_or_path(tmp_path: Path, folder: Path) -
     assert got.points[:, 0, 0].tolist() == [5, 1]
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("i2.png", "im/i1.png"), ("x", "im/i2.png")],
+        [("im/i1.png", "im/i2.png"), ("im/i2.png", "im/i1.png")],
+        [("a", "im/i2.png"), ("i2.png", "other/deep/i1.png")],
+        [("b/i2.png", "im/i1.png"), ("x", "a/b/i2.png")],
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_name_that_is_one_rows_id_and_another_rows_file_is_refused(rows: list[tuple[str, str]], turned: bool) -> None:
+    for name in {image_id for image_id, _ in rows} & {"i2.png", "im/i1.png", "b/i2.png"}:
+        matcher = matching.Matcher([name])
+        for row, (image_id, path) in enumerate(reversed(rows) if turned else rows):
+            matcher.see(row, image_id, f"/data/set/{path}", named=path.count("/") + 1)
+        with pytest.raises(errors.InputError, match=r"is the image_id of .* and the name of"):
+            matcher.placed()
+
+
+def test_an_id_that_ends_its_path_is_no_other_rows() -> None:
+    matcher = matching.Matcher(["b.png", "second"])
+    for row, (image_id, path) in enumerate([("x", "sub/b.png"), ("b.png", "b.png"), ("second", "c.png")]):
+        matcher.see(row, image_id, f"/data/set/{path}", named=path.count("/") + 1)
+    assert matcher.placed().rows == {1: 0, 2: 1}
+
+
 @pytest.mark.parametrize("with_points", [False, True])
 def test_difference_in_words(tmp_path: Path, folder: Path, with_points: bool) -> None:
     points = table_of({"a04.png": [(1, 2), (NAN, 4)], "a05.png": [(1, 2), (3, 4)]}) if with_points else None

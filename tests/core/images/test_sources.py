@@ -141,6 +141,29 @@ def test_list_with_ids_and_named_column(tmp_path: Path) -> None:
     assert [(image.image_id, image.path) for image in listed.images(source)] == [("7", "a.png"), ("8", "a.png")]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("names", [("path", "image"), ("filename", "img_path"), ("File", "IMAGE_NAME")])
+@pytest.mark.parametrize("other", ["c.png", "x/b.png", "bb.png", "B.png"])
+def test_a_list_with_two_columns_of_images_needs_a_choice(
+    tmp_path: Path, names: tuple[str, str], other: str, suffix: str
+) -> None:
+    touch(tmp_path, "a.png", "sub/b.png", "c.png")
+    path = write_list(tmp_path / f"l.{suffix}", {names[0]: ["a.png", "sub/b.png"], names[1]: ["a.png", other]})
+    with pytest.raises(errors.InputError, match=r"several columns that may be the image: .*--image-column"):
+        sources.open_source(str(path))
+    assert [image.path for image in listed.images(sources.open_source(str(path), image_column=names[0]))] == [
+        "a.png",
+        "sub/b.png",
+    ]
+
+
+@pytest.mark.parametrize("others", [["a.png", "b.png"], ["3", "4"], ["", "sub/b.png"], ["cat", "dog"]])
+def test_a_second_column_that_names_no_other_image_is_none(tmp_path: Path, others: list[str]) -> None:
+    touch(tmp_path, "a.png", "sub/b.png")
+    path = write_list(tmp_path / "l.csv", {"image": ["a.png", "sub/b.png"], "filename": others})
+    assert ids(str(path)) == ["a.png", "sub/b.png"]
+
+
 def test_duplicates_in_a_list_are_refused(tmp_path: Path) -> None:
     """Also when the two spell the path differently; but only among the rows that are used."""
     path = write_list(tmp_path / "l.csv", {"image": ["a.png", "b.png", "./a.png"]})
