@@ -52,7 +52,7 @@ WeightsKey = Annotated[
     option(
         help="Entry of a weights file: a name, ema or plain.",
         group=MODEL,
-        default="the EMA weights where there are any",
+        default="state_dict_ema or model_ema where there is one",
         metavar="<name|ema|plain>",
         values=("ema", "plain"),
     ),

@@ -79,9 +79,32 @@ def renamed_safetensors(path: Path, renaming: Renaming) -> State:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return OrderedDict((name, file.get_tensor(found)) for found, name in renaming(list(file.keys())).items())
+            return renamed(renaming(list(file.keys())), file.get_tensor, path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise unreadable(path, error) from error
+
+
+def renamed(names: Mapping[str, str], tensor: Callable[[str], torch.Tensor], path: Path) -> State:
+    """Return the tensors of a file's names under the names that these become.
+
+    Raises:
+        InputError: two names become the same, and their tensors differ.
+    """
+    made: State = OrderedDict()
+    origin: dict[str, str] = {}
+    for found, name in names.items():
+        value = tensor(found)
+        if name in made and not _equal(made[name], value):
+            raise errors.InputError(
+                f"weights {str(path)!r} hold both {origin[name]!r} and {found!r}, two names of the model's {name!r}, "
+                "with different values: save the file again with only one of them"
+            )
+        made[name], origin[name] = value, found
+    return made
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def unwrapped(value: Any, path: Path, *, key: str | None, notes: list[str]) -> tuple[State, str | None]:
@@ -110,12 +133,10 @@ def unwrapped(value: Any, path: Path, *, key: str | None, notes: list[str]) -> t
         notes.append(f"entry {chosen!r} is taken" + (f", not {_listed(others)}" if others else ""))
         if others and key is None:
             say(path, f"{notes[-1]}; choose another with --weights-key")
-    made: State = OrderedDict(state)
+    made = renamed({name: _OLD_DENSENET.sub(r"\1\2", name) for name in state}, state.__getitem__, path)
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
         made._metadata = metadata  # type: ignore[attr-defined]
-    for name in [name for name in made if _OLD_DENSENET.match(name)]:
-        made[_OLD_DENSENET.sub(r"\1\2", name)] = made.pop(name)
     return made, chosen
 
 
@@ -136,13 +157,19 @@ def _chosen(value: Any, entries: Mapping[str, Any], path: Path, key: str | None)
     Raises:
         InputError: there is no such entry.
     """
+    if key in entries:
+        return key
     plain = next((name for name in _by_rank(entries, _PLAIN_KEYS)), None)
     ema = next((name for name in _by_rank(entries, _EMA_KEYS)), None)
     if key in (None, EMA) and ema is not None:
         return ema
     if key in (None, PLAIN):
         return plain or (next(iter(entries)) if len(entries) == 1 and not _is_state(value) else None)
-    if key in entries or (key is not None and _under_prefix(value, key)):
+    assert key is not None
+    inside = list(_by_rank(entries, (key,)))
+    if len(inside) == 1:  # {"ema": {"module": ...}}
+        return inside[0]
+    if _under_prefix(value, key):
         return key
     known = f"it has {_listed(entries)}" if entries else "it is one state dict without such a prefix"
     raise errors.InputError(f"--weights-key {key!r} is not in the weights {str(path)!r}: {known}. Choose another.")
@@ -176,12 +203,13 @@ def without_wrappers(state: State, wanted: Collection[str], path: Path, notes: l
     A prefix is taken off where the model's tensors stand under it and not without it; what stands elsewhere is left.
 
     Raises:
-        InputError: the model's tensors stand under several prefixes.
+        InputError: the model's tensors stand under several prefixes, or twice under one.
     """
     metadata = getattr(state, "_metadata", None)
     if any(_COMPILED in name.split(".") for name in state) and not any(_COMPILED in name.split(".") for name in wanted):
         # torch.compile wraps the whole model, or some of its modules.
-        state = OrderedDict((".".join(p for p in name.split(".") if p != _COMPILED), v) for name, v in state.items())
+        names = {name: ".".join(part for part in name.split(".") if part != _COMPILED) for name in state}
+        state = renamed(names, state.__getitem__, path)
         notes.append(f"{_COMPILED!r} is taken off the names")
     if any(name in state for name in wanted):
         return state
@@ -195,8 +223,8 @@ def without_wrappers(state: State, wanted: Collection[str], path: Path, notes: l
         return state
     (prefix,) = found
     made: State = OrderedDict(
-        # Names elsewhere keep what they have, so that they are known for what they are.
-        (name.removeprefix(prefix), value)
+        # Names elsewhere keep what they have, so that they are known for what they are; none is another's.
+        (name if name.removeprefix(prefix) in state else name.removeprefix(prefix), value)
         for name, value in state.items()
     )
     notes.append(f"{prefix!r} is taken off the names")

@@ -241,5 +241,5 @@ def read_state(
     notes = choice.reading.notes
     state, choice.reading.entry = state_files.unwrapped(state_files.read(path), path, key=choice.key, notes=notes)
     if renaming is not None:
-        return OrderedDict((name, state[found]) for found, name in renaming(list(state)).items())
+        return state_files.renamed(renaming(list(state)), state.__getitem__, path)
     return state_files.without_wrappers(state, wanted, path, notes)

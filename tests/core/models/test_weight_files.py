@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import sources, state_files, weights
+from genenc_core.models import sam, sources, state_files, weights
 
 
 class Net(nn.Module):
@@ -81,6 +82,50 @@ def test_one_compiled_module_of_a_model(tmp_path: Path) -> None:
     assert is_of(quiet(tmp_path / "w.pth")[0], 1)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("one", "other", "name"),
+    [
+        ("_orig_mod.body.0.weight", "body.0.weight", "body.0.weight"),
+        ("body._orig_mod.0.weight", "_orig_mod.body.0.weight", "body.0.weight"),
+        ("body.denselayer1.norm.1.weight", "body.denselayer1.norm1.weight", "body.denselayer1.norm1.weight"),
+    ],
+)
+def test_two_names_that_become_one_are_refused(one: str, other: str, name: str, turned: bool, tmp_path: Path) -> None:
+    """Whichever stands first; equal values are one."""
+    values = {key: value for key, value in state(1).items() if key != name}
+    pair = (other, one) if turned else (one, other)
+    weight = state(1).get(name, torch.ones(4))
+    torch.save(values | {pair[0]: weight, pair[1]: weight + 1}, tmp_path / "w.pth")
+    with pytest.raises(errors.InputError, match=f"hold both {pair[0]!r} and {pair[1]!r}, two names of the model's"):
+        quiet(tmp_path / "w.pth")
+    equal = values | {pair[0]: weight, pair[1]: weight.clone()}
+    torch.save(equal, tmp_path / "w.pth")
+    found, _ = state_files.unwrapped(state_files.read(tmp_path / "w.pth"), tmp_path / "w.pth", key=None, notes=[])
+    cleaned = state_files.without_wrappers(found, list(state(1)), tmp_path / "w.pth", [])
+    assert len(cleaned) == len(equal) - 1
+    assert torch.equal(cleaned[name], weight)
+
+
+def test_a_classifier_beside_the_prefix_keeps_its_name(tmp_path: Path) -> None:
+    beside = {name: value for name, value in state(2).items() if name.startswith("fc.")}
+    torch.save({**beside, **prefixed("model.", 1)}, tmp_path / "w.pth")
+    found, _ = state_files.unwrapped(state_files.read(tmp_path / "w.pth"), tmp_path / "w.pth", key=None, notes=[])
+    cleaned = state_files.without_wrappers(found, [n for n in state(1) if n.startswith("body")], tmp_path / "w.pth", [])
+    assert torch.equal(cleaned["fc.bias"], beside["fc.bias"])
+    assert torch.equal(cleaned["model.fc.bias"], state(1)["fc.bias"])
+    assert is_of(quiet(tmp_path / "w.pth")[0], 1)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_two_names_of_one_tensor_of_sam_are_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"w{suffix}"
+    values = {"blocks.0.mlp.lin1.bias": torch.zeros(2), "blocks.0.mlp.fc1.bias": torch.ones(2)}
+    safetensors.torch.save_file(values, path) if suffix == ".safetensors" else torch.save(values, path)
+    with pytest.raises(errors.InputError, match=r"hold both .*mlp\.(lin1|fc1).* and .*mlp\.(lin1|fc1)"):
+        weights.read_state(weights.parse_weights(str(path)), sam.checkpoint_names)
+
+
 def test_entries_beside_the_prefix_are_left_out_and_listed(tmp_path: Path) -> None:
     torch.save({**prefixed("model."), "criterion.weight": torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.warns(state_files.WeightsWarning, match=r"3 of 10 entries.*fc\.weight, fc\.bias, criterion\.weight"):
@@ -112,6 +157,17 @@ def test_the_ema_is_taken_as_timm_does_and_said(plain: str, ema: str, tmp_path: 
         assert is_of(quiet(path, key)[0], seed), key
     with pytest.raises(errors.InputError, match=f"'best' is not in the weights .* it has {plain}, {ema}"):
         quiet(path, "best")
+
+
+def test_an_entry_called_ema_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "c.pth"
+    for entry in (state(2), {"module": state(2), "updates": 7}):
+        torch.save({"model": state(1), "ema": entry}, path)
+        with pytest.warns(state_files.WeightsWarning, match="entry 'model' is taken, not ema"):
+            assert is_of(load(path)[0], 1)
+        assert is_of(quiet(path, "ema")[0], 2)
+    torch.save({"model": state(1), "ema": state(2), "model_ema": state(3)}, path)
+    assert is_of(quiet(path, "ema")[0], 2)
 
 
 def test_one_entry_of_any_name_is_it(tmp_path: Path) -> None:
