@@ -35,10 +35,11 @@ def run(flows: Runner | None = None) -> None:
     finally:
         code = output.flushed(code)
         # torch's threads abort an interpreter that shuts down under them.
-        if code == errors.Stopped.exit_code:
+        # An interpreter that shuts down without memory may crash.
+        if code == errors.Stopped.exit_code or output.memory_lacked():
             sys.stdout.flush()
             sys.stderr.flush()
-            exits.leave(errors.Stopped.exit_code)
+            exits.leave(code if isinstance(code, int) else 1)
     sys.exit(code if isinstance(code, int) else 1)
 
 
@@ -455,6 +456,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
         with output.errors_as_words(as_json=bool(json)):
             from genenc_core.cli import options
 
+            as_json = options.wants_json(config) if json is None else json
+        with output.errors_as_words(as_json=as_json):
             options.refuse_more_images(images, context.args)
             flags |= {"layers": options.layers(layers), "batch_size": options.batch_size(batch_size)}
             values = options.merged(config, flags | {"plain": plain, "json": json})

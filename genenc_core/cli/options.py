@@ -1,6 +1,7 @@
 """Options that need more than a type: a TOML file under the flags, and sizes with words."""
 
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,20 @@ def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
             shown = "IMAGES" if name == "images" else f"--{name}"
             raise errors.InputError(f"{shown} is missing: give it on the command line or in a --config file")
     return merged
+
+
+def wants_json(config: Path | None) -> bool:
+    """Whether a TOML file asks for JSON, as far as it can be read: its own faults are then answered in JSON too."""
+    if config is None:
+        return False
+    try:
+        written = small_files.read_text(config, most=LARGEST_CONFIG)
+    except (OSError, ValueError, errors.GenencError):
+        return False
+    try:
+        return tomllib.loads(written).get("json") is True
+    except (ValueError, RecursionError):
+        return re.search(r"^json\s*=\s*true\s*(#.*)?$", written, re.MULTILINE) is not None
 
 
 def _read(config: Path, flags: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ ENCODING = "encoding"
 """The phase whose images make the rate."""
 _OF_OUTPUT = (errno.ENOSPC, errno.EBADF)
 """Without the name of a file: standard output's."""
+_LACKED: list[bool] = []
+"""Not empty once memory was lacking."""
 
 
 def open_standard_streams() -> None:
@@ -149,8 +151,14 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
         fail(*_lacking(cause), as_json=as_json)
 
 
+def memory_lacked() -> bool:
+    """Whether an error was for want of memory."""
+    return bool(_LACKED)
+
+
 def _lacking(error: BaseException) -> tuple[str, int]:
     """Return what to say of an error for want of memory, and the exit code."""
+    _LACKED.append(True)
     said = text.shortened(" ".join(str(error).split()), 300)
     return f"{memory.LACKING} ({said})" if said else memory.LACKING, errors.GenencError.exit_code
 

@@ -84,6 +84,7 @@ def create_run(given: run_parameters.ExtractParameters) -> Root:
             label_check.check(listed, scale_given=given.points_scale is not None)
         if exists:
             _refuse_other_run(root, design, listed)
+            _refuse_other_shards(root, given.shard_rows)
         elif isinstance(root, Path):
             with out_folder.writing(root):
                 creation.discard_unfinished(local.LocalObjects(root))
@@ -343,6 +344,16 @@ def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> 
         + "; ".join(line for line in lines if line)
         + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as it is)"
     )
+
+
+def _refuse_other_shards(root: Root, given: int | None) -> None:
+    """Raise `StoreError` where an existing run is asked for in shards of another size."""
+    plan = run_store.RunStore.open(root).plan
+    if given is not None and min(given, plan.rows) != plan.shard_rows:
+        raise errors.OtherRunError(
+            f"{str(root)!r} holds a run in shards of {plan.shard_rows} images, and --shard-rows is {given}: the size "
+            f"of its shards is fixed. Leave --shard-rows out, or give {plan.shard_rows} or another --out"
+        )
 
 
 def _refuse_other_place(root: Root, listed: manifest.Manifest) -> None:

@@ -113,6 +113,18 @@ def test_true_is_a_value_of_flags_alone(name: str) -> None:
         ExtractParameters.model_validate(given)
 
 
+@pytest.mark.parametrize(
+    "wrong", ["no_such_option = 1", "model = ", "json = true # twice", "trust = true", "limit = 'three'", "plain = 3"]
+)
+def test_a_wrong_file_that_asks_for_json_is_answered_in_json(wrong: str, genenc: Call, tmp_path: Path) -> None:
+    config = _job(tmp_path, "json = true", 'images = "x"\nout = "run"\nmodel = "resnet18"', wrong)
+    said = genenc("extract", "--config", config)
+    assert (said.code, json.loads(said.out)["exit_code"]) == (2, 2)
+    assert genenc("extract", "--config", config, "--no-json").out == ""
+    config.write_text(f'model = "resnet18"\n{wrong.removeprefix("json = true")}\n')
+    assert genenc("extract", "--config", config).out == ""
+
+
 def test_a_glob_that_the_shell_expanded_is_refused() -> None:
     options.refuse_more_images("a.png", [])
     with pytest.raises(errors.InputError, match=r"there are 3: 'a\.png', 'b\.png', \.\.\..*Quote a glob"):

@@ -459,3 +459,11 @@ def test_a_run_that_vanishes_under_its_worker_hides_no_error(
     with pytest.raises(ValueError, match="the first error"):
         extract()
     assert not (tmp_path / "run").exists()
+
+
+def test_another_shard_size_for_an_existing_run_is_refused(extract: Callable[..., driver.Result]) -> None:
+    assert extract().status.complete
+    with pytest.raises(errors.OtherRunError, match="in shards of 4 images, and --shard-rows is 5"):
+        extract(shard_rows=5)
+    for same in (4, None):
+        assert extract(shard_rows=same).asked == 0
