@@ -19,11 +19,8 @@ ROOT = Path(__file__).parents[1]
 RESNET = ("--model", "resnet18", "--weights", "random:0", "--image-size", "32")
 
 
-def run(
-    command: Sequence[Path | str], folder: Path, *, home: Path | None = None, **more: str
-) -> "subprocess.CompletedProcess[str]":
+def run(command: Sequence[Path | str], folder: Path, *, home: Path, **more: str) -> "subprocess.CompletedProcess[str]":
     """Run a command in a folder, with nothing of this process's own paths and servers, and its state in `home`."""
-    home = home or folder
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PREFECT_API_URL")}
     state = {"PREFECT_HOME": str(home / "prefect"), "XDG_STATE_HOME": str(home / "state"), **more}
     return subprocess.run(command, cwd=folder, env={**kept, **state}, capture_output=True, text=True, check=False)
@@ -57,6 +54,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what commands keep; Prefect fills a new one for nine seconds."""
+    return tmp_path_factory.mktemp("home")
+
+
 def test_the_wheel_owns_only_names_that_begin_with_genenc(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -73,7 +76,7 @@ def test_the_wheel_owns_only_names_that_begin_with_genenc(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize("packaged", [True, False], ids=["with __init__.py", "without __init__.py"])
-def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, tmp_path: Path, packaged: bool) -> None:
+def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, tmp_path: Path, packaged: bool) -> None:
     """Our command runs in its folder, and so does its own flow, which calls ours as a subflow."""
     for name, text in {
         "flows/nightly.py": (
@@ -96,10 +99,10 @@ def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, tmp_path: Pa
             (tmp_path / name).with_name("__init__.py").touch()
     pictures.write_folder(tmp_path / "photos", 3)
     if packaged:
-        done = run([installed / "genenc", "extract", "photos", *RESNET, "--out", "ours"], tmp_path)
+        done = run([installed / "genenc", "extract", "photos", *RESNET, "--out", "ours"], tmp_path, home=home)
         assert done.returncode == 0, done.stderr
     own = "from flows.nightly import nightly; print('stored', nightly())"
-    done = run([installed / "python", "-c", own], tmp_path, PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    done = run([installed / "python", "-c", own], tmp_path, home=home, PREFECT_SERVER_ANALYTICS_ENABLED="false")
     assert "stored 3" in done.stdout, done.stderr
 
 
@@ -111,7 +114,7 @@ def names_of_modules() -> list[str]:
     return sorted(name for name in found | more | set(sys.stdlib_module_names) if name.isidentifier())
 
 
-def test_no_code_of_the_working_directory_runs(installed: Path, tmp_path: Path) -> None:
+def test_no_code_of_the_working_directory_runs(installed: Path, home: Path, tmp_path: Path) -> None:
     """Neither modules nor Prefect's settings, with its server, and with an artifact, which is tried in a child."""
     photos = pictures.write_folder(tmp_path / "photos", 3)
     ran = tmp_path / "ran"
@@ -128,6 +131,6 @@ def test_no_code_of_the_working_directory_runs(installed: Path, tmp_path: Path) 
         ["export", "resnet18", *RESNET[2:], "--out", "../model", "--formats", "torchscript", "--plain"],
         ["extract", ".", *artifact, "--image-size", "32", "--out", "../general", "--plain"],
     ):
-        done = run([installed / "genenc", *command], photos, home=tmp_path)
+        done = run([installed / "genenc", *command], photos, home=home)
         assert not ran.exists(), (command[0], ran.read_text())
         assert done.returncode == 0, done.stderr

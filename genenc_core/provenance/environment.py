@@ -1,21 +1,23 @@
 """What a run ran on: machine, interpreter, packages, torch and its devices, and the code's own version."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 
 def describe_environment() -> dict[str, object]:
     """Return the environment as JSON data; nothing in it names a user, a host or a secret."""
-    installed = packages()
+    installed = dict(_packages_on(tuple(sys.path)))
     return {
         "genenc": installed.get("genenc", ""),
-        "code": describe_code(Path(__file__).resolve().parents[2]),
+        "code": dict(describe_code(Path(__file__).resolve().parents[2])),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": {"cpu": cpu_name(), "logical_cores": os.cpu_count(), "architecture": platform.machine()},
@@ -50,6 +52,12 @@ def describe_torch() -> dict[str, object]:
     return found
 
 
+@functools.cache
+def _packages_on(_path: tuple[str, ...]) -> dict[str, str]:
+    """Return `packages()`, read once: a process keeps what it has imported, whatever is installed later."""
+    return packages()
+
+
 def packages() -> dict[str, str]:
     """Return every installed distribution and its version, sorted by name; of two by one name the one imported."""
     found: dict[str, str] = {}
@@ -77,6 +85,7 @@ def cpu_name() -> str:
     return next(names, platform.processor() or "unknown")
 
 
+@functools.cache
 def describe_code(folder: Path) -> dict[str, object]:
     """Return the git commit of the code and whether it was changed since; empty for an installed package."""
     commit = _git(folder, "rev-parse", "HEAD")

@@ -1,11 +1,9 @@
 """A tiny run of the product in this process, with faults: what it says, what readers see, what comes after."""
 
 import dataclasses
-import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import zarr
@@ -15,12 +13,10 @@ import checks
 import faulty
 import pictures
 from genenc_core.cli import app
-from genenc_core.provenance import environment
 from genenc_core.run import status
 from genenc_core.store import objects, places, run_store
 
 IMAGES, SHARD_ROWS = 11, 4
-_real_packages = environment.packages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +51,7 @@ class Scene:
 
     def genenc(self, arguments: Sequence[str], *rules: faulty.Rule, seed: int = 0) -> Said:
         """Run a command while faults happen; an exception that is not an exit comes out as it is."""
-        with faulty.injected(*rules, seed=seed) as injector, mock.patch.object(environment, "packages", _packages):
+        with faulty.injected(*rules, seed=seed) as injector:
             done = CliRunner().invoke(app.build_app(), list(arguments), catch_exceptions=False)
         return Said(done.exit_code, done.stdout, done.stderr, injector)
 
@@ -86,12 +82,6 @@ class Scene:
             differ.append("verify --content finds something")
         left = [str(path.relative_to(self.root)) for path in self.root.rglob(".*")]
         return differ + ([f"left behind: {left}"] if left else [])
-
-
-@functools.cache
-def _packages() -> dict[str, str]:
-    """Return the installed packages, looked at once: most of the time of a tiny run."""
-    return _real_packages()
 
 
 def _equal_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
