@@ -209,11 +209,20 @@ class _Capture:
         call = _CURRENT.get()
         if call is None or self.name not in call.wanted:
             return
+        if self.name in call.found:
+            raise _varying(self.name, "is called several times")
         enough = call.may_stop and len(call.found) + 1 == len(call.wanted)
         # Later layers may change the tensor in place.
         call.found[self.name] = output if enough else output.clone()
         if enough:
             raise _Enough
+
+
+def _varying(name: str, what: str) -> errors.EncoderError:
+    return errors.EncoderError(
+        f"layer {name!r} {what} for some images, and is called once for others, so it has no one output: name the "
+        "module around it, or one that is always called once."
+    )
 
 
 def has_other_hooks(module: nn.Module) -> bool:
@@ -237,7 +246,11 @@ class _Tapped(nn.Module):
             trunk.get_submodule(tap.path).register_forward_hook(_Capture(tap.name))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the slots of every tap."""
+        """Return the slots of every tap.
+
+        Raises:
+            EncoderError: one is not called once for these images, as it was for those that it was looked at with.
+        """
         # An exporter follows the whole pass; what its graph does not need it leaves out by itself.
         exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
         call = _Call(frozenset(tap.name for tap in self.taps), may_stop=not exporting)
@@ -249,6 +262,8 @@ class _Tapped(nn.Module):
             _CURRENT.reset(token)
         slots: dict[str, torch.Tensor] = {}
         for tap in self.taps:
+            if tap.name not in call.found:
+                raise _varying(tap.name, "is not called")
             slots.update(self._slots(tap, call.found[tap.name]))
         return slots
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 import torch
-from torch import nn
+from torch import fx, nn
 
 from genenc_core import errors, spec
 from genenc_core.models import own_code, process_state, tokens, wording
@@ -79,10 +79,19 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
         )
     with construction_rng(choice), process_state.restored(name):
         module = _called(name)
+    _accept_one_mode(module)
     if choice.path is not None:
         load_file(choice, model=module, trunk=module)
     _refuse_empty_tensors(name, module)
     return _parts(name, module, _declared(name, module), image_size)
+
+
+def _accept_one_mode(module: nn.Module) -> None:
+    """Let the modules of exported programs be put into evaluation mode: they compute the same in every mode."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):  # `ExportedProgram.module()` sets functions that raise on the object
+            for method in ("train", "eval"):
+                part.__dict__.pop(method, None)
 
 
 def _refuse_empty_tensors(name: str, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from genenc_core.encoding import calls, products, tile_plan
 from genenc_core.encoding.cells import Cells, require_regular
 from genenc_core.export import behaviour, describe, loading
 from genenc_core.export.encoder import Encoder
-from genenc_core.models import encoder, receptive
+from genenc_core.models import encoder, receptive, wording
 from genenc_core.run import encoders
 from genenc_core.run import parameters as run_parameters
 
@@ -117,11 +117,17 @@ class _Changes:
         return nn.functional.avg_pool2d(change[None], self._group, ceil_mode=True)[0]
 
 
-def _map_of(encoder: Encoder, slot: str) -> Compute:
+def _map_of(encoder: Encoder, slot: str, name: str) -> Compute:
     def compute(images: torch.Tensor) -> torch.Tensor:
         least = encoder.spec.resolved_batch_mode().min
         batch = images.expand(least, -1, -1, -1).contiguous().to(encoder.device)
-        return calls.alone(encoder, batch)[slot][0].cpu().double()
+        try:
+            return calls.alone(encoder, batch)[slot][0].cpu().double()
+        except Exception as error:  # somebody's model may raise anything
+            raise errors.InputError(
+                f"{name!r} fails at a batch of {least} images of {images.shape[2]} x {images.shape[3]} pixels: "
+                f"{type(error).__name__}: {wording.reason(error)}."
+            ) from error
 
     return compute
 
@@ -204,7 +210,7 @@ def _even(
     shape = slot.shape[1:]
     if all(side % cells == 0 for side, cells in zip(pixels, shape, strict=True)):
         encoder = encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
-        compute = _map_of(encoder, slot.name)
+        compute = _map_of(encoder, slot.name, given.model)
         changes = _Changes(compute, pixels)
         hides_strides = model.backend != "eager" and bool(loading.artifact_files(model.spec))
         if hides_strides and _is_denser(changes):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from genenc_core import errors
-from genenc_core.models import sources
+from genenc_core.models import layers, sources
 
 OWN = """
 import torch
@@ -315,3 +315,29 @@ def test_a_layers_values_are_its_own_even_if_a_later_one_works_in_place(own: str
     assert found["negative"].max() <= 0
     assert found["negative"].min() < 0
     assert torch.equal(found["act"], torch.zeros_like(found["act"]))
+
+
+class Varying(nn.Module):
+    """Its layer is called as often as the images say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.last = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.stem(images)
+        for _ in range(int(images.mean().round())):
+            maps = self.again(maps)
+        return self.last(maps)
+
+
+def test_a_layer_that_is_called_as_often_as_the_images_say_fails_in_words() -> None:
+    taps = (
+        layers.Tap(name="again", path="again", form="as it is"),
+        layers.Tap(name="last", path="last", form="as it is"),
+    )
+    tapped = layers._Tapped(Varying().eval(), taps, None)
+    assert set(tapped(torch.ones(2, 3, 16, 16))) == {"again", "last"}
+    for value, what in ((0, "is not called"), (2, "is called several times")):
+        with pytest.raises(errors.EncoderError, match=f"layer 'again' {what} for some images"):
+            tapped(torch.full((2, 3, 16, 16), float(value)))

@@ -237,3 +237,26 @@ def test_what_would_end_the_process_is_a_failure_of_the_call(raised: BaseExcepti
     with pytest.raises(errors.EncoderError, match=f"the model raised {type(raised).__name__}"):
         calls.alone(model)
     threads.close()
+
+
+EXPORTED = """
+import torch
+from torch import nn
+def any_batch():
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    return torch.export.export(nn.Conv2d(3, 4, 8, 8), (torch.rand(2, 3, 32, 32),), dynamic_shapes=(batch,)).module()
+def two_images():
+    return torch.export.export(nn.Conv2d(3, 4, 8, 8), (torch.rand(2, 3, 32, 32),)).module()
+"""
+
+
+def test_the_module_of_an_exported_program_runs(
+    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exported_net.py").write_text(EXPORTED)
+    (tmp_path / "points.csv").write_text("image,point,x,y\nimg_000.png,tip,9,9\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"image_size": "32", "points": str(tmp_path / "points.csv")}
+    assert extract(model="exported_net:any_batch", **given).asked > 0
+    with pytest.raises(errors.InputError, match="fails at a batch of 1 images of 32 x 32 pixels"):
+        extract(model="exported_net:two_images", out=str(tmp_path / "other"), **given)
