@@ -18,6 +18,8 @@ POLL_SECONDS = 0.5
 ASK_SECONDS = 10.0
 SILENT_SECONDS = 60.0
 """A server that has not answered for so long is taken for gone; a restart is shorter."""
+GONE_SECONDS = 2.0
+"""How long a request waits for a server that is taken for gone: a stopped one takes requests and never answers."""
 _OUTCOMES: ContextVar[list[object] | None] = ContextVar("outcomes", default=None)
 
 
@@ -52,8 +54,9 @@ class Watch:
         self._lock = threading.Lock()
         self._server = server
         # Changed in place: temporary settings hold in one thread only, and Prefect sends requests from many.
-        self._client = get_current_settings().client
-        self._retries = self._client.max_retries
+        settings = get_current_settings()
+        self._client, self._api = settings.client, settings.api
+        self._retries, self._timeout = self._client.max_retries, self._api.request_timeout
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_looking, daemon=True)
 
@@ -96,6 +99,7 @@ class Watch:
             if not self.gone:
                 self.gone = True
                 self._client.max_retries = 0
+                self._api.request_timeout = min(self._timeout, GONE_SECONDS)
                 logging.raiseExceptions = False  # Prefect would write about every log that it cannot send
                 output.tell(
                     f"the Prefect server {how}; the command goes on without it", label="warning:", style="yellow"
@@ -104,6 +108,6 @@ class Watch:
     def _take_back(self) -> None:
         if self.gone:
             self.gone = False
-            self._client.max_retries = self._retries
+            self._client.max_retries, self._api.request_timeout = self._retries, self._timeout
             logging.raiseExceptions = True
             output.tell("the Prefect server answers again")

@@ -164,8 +164,9 @@ def make_design(
         wanted = [products.recorded(product, slots, bars=bars) for product in wanted]
     built = products.build_products(wanted, slots, point_count=count)
     # A run goes on with the cells that it has: later versions place some of them more exactly.
-    recorded = {} if run is None else run.cells
-    cells = None if earlier else recorded or map_cells.find(model, given, built, tiled)
+    cells = None if earlier else run.cells if run is not None else map_cells.find(model, given, built, tiled)
+    if run is not None and not earlier and not run.cells and tiled is not None:
+        _warn_of_tiles(model, given, built, tiled)
     if cells is not None and geometry.leaves_bars(preprocessing):
         _note_bars(built)
     if table is not None and not any(product.needs_points for product in built):
@@ -184,6 +185,19 @@ def make_design(
         cells=cells,
         outputs=None if export_to is None else outputs_check.tried(model, device=device, trust=given.trust),
     )
+
+
+def _warn_of_tiles(
+    model: encoders.ResolvedModel,
+    given: run_parameters.ExtractParameters,
+    built: Sequence[products.Product],
+    tiled: tile_plan.TilePlan,
+) -> None:
+    """Warn of an existing run whose tiles do not join: it goes on as it began, whichever command continues it."""
+    try:
+        map_cells.find(model, given, built, tiled)
+    except errors.InputError as error:
+        warnings.warn(f"the maps of this run are wrong where its tiles meet, make it again: {error}", stacklevel=4)
 
 
 def _wanted(

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.settings import get_current_settings
 from prefect.states import State
 
 import pictures
@@ -100,6 +101,7 @@ def test_a_server_that_gives_no_slots_and_takes_no_artifacts_changes_nothing(
 
     for client in (httpx.Client, httpx.AsyncClient):
         monkeypatch.setattr(client, "send", failing(client.send))
+    monkeypatch.setattr(get_current_settings().client, "max_retries", 0)
     state = extraction.extract_features(parameters(tmp_path), return_state=True)
     assert state.message == "9 of 9 images stored, 0 unreadable"
     assert bool(met) == (refused == "/artifacts")

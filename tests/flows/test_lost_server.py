@@ -53,10 +53,10 @@ def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr(lost_server, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(lost_server, "ASK_SECONDS", 0.02)
     monkeypatch.setattr(lost_server, "SILENT_SECONDS", 0.2)
-    client = get_current_settings().client
-    retries = client.max_retries
+    client, api = get_current_settings().client, get_current_settings().api
+    before = client.max_retries, api.request_timeout
     yield made
-    client.max_retries, logging.raiseExceptions = retries, True
+    (client.max_retries, api.request_timeout), logging.raiseExceptions = before, True
 
 
 def refused_when_cut(server: Cuttable, send: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ import pictures
 import tiny_models
 from genenc_core import errors
 from genenc_core.encoding import control, products, tile_plan
-from genenc_core.run import driver, model_export, status, store_plan, worker
+from genenc_core.run import driver, map_cells, model_export, status, store_plan, worker
 from genenc_core.run.folder import RunFolder
 from genenc_core.spec import Preprocessing, SlotSpec
 
@@ -249,6 +249,19 @@ def test_maps_that_do_not_fill_their_tile_are_refused_whatever_is_stored(
     with pytest.raises(errors.InputError, match=r"a cell every 3 x 3 .* maps of tiles cannot be joined"):
         extract(model="tiny_models:every_third", image_size="64", canvas="128", products=(product,), fit="stretch")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_old_run_of_tiles_that_do_not_join_goes_on_with_a_warning(
+    extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version made it; the same command and `resume` answer alike."""
+    given = {"model": "tiny_models:every_third", "image_size": "64", "canvas": "128", "fit": "stretch"}
+    with monkeypatch.context() as earlier:
+        earlier.setattr(map_cells, "require_regular", lambda *_args, **_more: None)
+        made = extract(**given, products=("m=none",))
+    with pytest.warns(UserWarning, match=r"maps of this run are wrong where its tiles meet, make it again"):
+        again = extract(**given, products=("m=none",))
+    assert (again.asked, again.status) == (0, made.status)
 
 
 @pytest.mark.parametrize(
