@@ -1,5 +1,6 @@
 """What every test shares: quiet, private Prefect settings, one test server and one S3 server per session, if needed."""
 
+import collections
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,14 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, then those of many: a long file at the end would keep one process busy alone."""
+    files = collections.Counter(item.path for item in items)
+    slow = {item.path for item in items if "slow" in item.keywords}
+    place = {path: (path not in slow, -count) for path, count in files.items()}
+    items.sort(key=lambda item: (*place[item.path], str(item.path)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

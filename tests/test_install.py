@@ -75,6 +75,7 @@ def test_the_wheel_owns_only_names_that_begin_with_genenc(wheel: Path) -> None:
         assert files == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packaged", [True, False], ids=["with __init__.py", "without __init__.py"])
 def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, tmp_path: Path, packaged: bool) -> None:
     """Our command runs in its folder, and so does its own flow, which calls ours as a subflow."""
@@ -114,6 +115,7 @@ def names_of_modules() -> list[str]:
     return sorted(name for name in found | more | set(sys.stdlib_module_names) if name.isidentifier())
 
 
+@pytest.mark.slow
 def test_no_code_of_the_working_directory_runs(installed: Path, home: Path, tmp_path: Path) -> None:
     """Neither modules nor Prefect's settings, with its server, and with an artifact, which is tried in a child."""
     photos = pictures.write_folder(tmp_path / "photos", 3)

@@ -37,6 +37,7 @@ def test_an_export_that_fails_says_one_line(kind: str, tmp_path: Path) -> None:
     assert "torch.export cannot export this model" in json.loads(done.stdout)["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torchscript", "exported_program", "onnx"])
 def test_export_and_run_are_quiet(kind: str, tmp_path: Path) -> None:
     out = tmp_path / "m"

@@ -22,6 +22,7 @@ def artifacts(client: SyncPrefectClient, run_id: Any) -> dict[str, Any]:
     return {item["key"]: item for item in client.request("POST", "/artifacts/filter", json=wanted).json()}
 
 
+@pytest.mark.slow
 def test_names_reach_prefect_as_text(tmp_path: Path) -> None:
     photos = pictures.write_folder(tmp_path / FOLDER, 3)
     (photos / BAD).write_bytes(b"no image")

@@ -46,7 +46,7 @@ def check_cores(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         {"model": "resnet50", "image_size": "64"},
         {"model": "yolov3_tiny", "image_size": "64"},
         {"model": "resnet18", "image_size": "64", "layers": ("layer2", "layer4")},
-        {"model": "resnet18", "image_size": "64", "precision": "bfloat16"},
+        {"model": "resnet18", "image_size": "32", "precision": "bfloat16"},
     ],
     ids=lambda model: "-".join(map(str, model.values())),
 )
@@ -88,6 +88,7 @@ def test_modules_with_hooks_get_one_batch_at_a_time() -> None:
     assert not backends.eager_encoder(built).concurrent
 
 
+@pytest.mark.slow
 def test_what_is_compiled_gets_one_batch_at_a_time(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_an_exported_spec_equals_the_eager_model(
     assert np.isfinite(eager).all()
 
 
+@pytest.mark.slow
 def test_an_aotinductor_package_equals_the_eager_model(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
     """A named model, compiled for the run: within 1e-5 relative, short last batches included; compiled once."""
     extract(out=str(tmp_path / "eager"))
