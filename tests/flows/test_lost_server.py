@@ -14,6 +14,7 @@ import psutil
 import pytest
 from prefect.settings import get_current_settings
 
+import forked
 import pictures
 from genenc_core import errors
 from genenc_core.encoding import control
@@ -168,7 +169,7 @@ def test_a_server_of_the_commands_own_is_killed(tmp_path: Path) -> None:
     unset = {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"PYTHONPATH": str(Path(pictures.__file__).parent), "PREFECT_HOME": str(tmp_path / "home")}
-    with subprocess.Popen(
+    with forked.Popen(
         [*command, "--out", str(run)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         while process.poll() is None and not list((run / "_txn" / "commits").glob("s*.json")):
