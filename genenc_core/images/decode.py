@@ -203,6 +203,8 @@ def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFil
         _check_size(image.height, image.width, max_pixels)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
         covered = image.tile[0][1] if image.tile else None
+        if isinstance(image, PpmImagePlugin.PpmImageFile):
+            _check_samples(image, data)
         image.load()  # turns a TIFF upright by itself
         rgb = _rgb_array(image)
         if isinstance(image, GifImagePlugin.GifImageFile) and covered is not None:
@@ -215,6 +217,19 @@ def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFil
         else:
             orientation = headers.exif_orientation(image.info.get("exif") or b"")
     return _whole(_upright(pixels, orientation), orientation)
+
+
+def _check_samples(image: PpmImagePlugin.PpmImageFile, data: bytes | bytearray) -> None:
+    """Refuse binary samples above the largest value that the header states; Pillow would make them white."""
+    codec, _, offset, args = image.tile[0]
+    if codec != "ppm" or not isinstance(args, tuple):  # another codec refuses them itself, or there are none
+        return
+    most = int(args[1])
+    kind = np.dtype(np.uint8 if most < 256 else ">u2")
+    count = min(image.height * image.width * len(image.getbands()), (len(data) - offset) // kind.itemsize)
+    found = int(np.frombuffer(data, dtype=kind, count=count, offset=offset).max(initial=0))
+    if found > most:
+        raise ImageUnreadable(f"a sample of {found} in a file whose header states at most {most}: correct its header")
 
 
 def _decode_tiff(data: bytes | bytearray, max_pixels: int) -> Decoded:

@@ -34,6 +34,18 @@ def test_pnm_of_every_range(kind: bytes, largest: int) -> None:
         decode.decode_image(data[: len(data) // 2])
 
 
+@pytest.mark.parametrize("largest", [1, 200, 254, 256, 4095, 65534])
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
+def test_pnm_samples_above_the_stated_largest_are_refused(kind: bytes, largest: int) -> None:
+    values = np.zeros((HEIGHT, WIDTH, 3 if kind in (b"P3", b"P6") else 1), dtype=int)
+    values[-1, -1, -1] = largest + 1
+    body = values.astype(">u2" if largest > 255 else "u1").tobytes()
+    if kind in (b"P2", b"P3"):
+        body = " ".join(map(str, values.ravel())).encode()
+    with pytest.raises(decoded.ImageUnreadable, match=str(largest + 1)):
+        decode.decode_image(b"%s %d %d %d\n" % (kind, WIDTH, HEIGHT, largest) + body)
+
+
 @pytest.mark.parametrize("kind", [b"P1", b"P4"])
 def test_pnm_of_one_bit(kind: bytes) -> None:
     """A set bit is black."""
