@@ -55,9 +55,10 @@ def decode_image(
 
     Grey is replicated; 1 bit becomes 0 or 255; a palette becomes RGB; alpha and transparent colours are composited
     over black, that of a BMP where a mask names it and it is not zero everywhere; 16 bits per channel are scaled by
-    their range, `round(v * 255 / 65535)` (colour TIFF and PPM: `v >> 8`, at most 1 less); 32-bit integers within
-    [0, 65535] count as 16-bit and floats within [0, 1] are scaled by 255, others are refused. CMYK and YCCK become RGB,
-    with inverted inks where an Adobe marker says so. Colour profiles and gamma are ignored. Of several frames or
+    their range, `round(v * 255 / 65535)` (colour TIFF and PPM: `v >> 8`, at most 1 less); wider integers within
+    [0, 65535] count as 16-bit, but are refused if none is above 255 (unless all are 0); floats within [0, 1] are scaled
+    by 255; others are refused, as is a TIFF whose tags state fewer bits than its samples have. CMYK and YCCK become
+    RGB, with inverted inks where an Adobe marker says so. Colour profiles and gamma are ignored. Of several frames or
     pages the first is taken, of an animated PNG the still image. The EXIF orientation is applied.
 
     With a `goal` a grey or colour JPEG may come at the largest of libjpeg's reductions (1/2, 1/4, 1/8) that keeps as

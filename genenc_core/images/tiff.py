@@ -28,7 +28,8 @@ _REFUSED: Mapping[int, str] = {
     51177: "depth",
 }
 LARGEST_INTEGER = 65535
-"""32-bit integers count as 16-bit ones up to here."""
+"""Integers of more than 16 bits count as 16-bit ones up to here."""
+_BYTE = 8
 _PILLOW_READS = frozenset(
     {
         *((WHITE_IS_ZERO, 1, 1), (BLACK_IS_ZERO, 1, 1), (WHITE_IS_ZERO, 8, 1), (BLACK_IS_ZERO, 8, 1)),
@@ -102,6 +103,8 @@ class Page:
             return False
         if self.photometric == YCBCR:
             return self.compression in _JPEG and (self.bits, self.samples) == (8, 3)
+        if self._narrower_ranges():
+            return False
         if (self.photometric, self.bits, self.samples) == (PALETTE, 8, 1):
             return bool(self._colour_map().max() > 255)
         return (self.photometric, self.bits, self.samples) in _PILLOW_READS
@@ -109,8 +112,9 @@ class Page:
     def rgb(self) -> np.ndarray:
         """Return uint8 [H, W, 3] as stored, not yet upright.
 
-        Unsigned samples are scaled by their bits, signed ones from 0 to their largest value, floats by the tags
-        SMinSampleValue and SMaxSampleValue, or from 0 to 1. Unassociated alpha is composited over black.
+        Unsigned samples are scaled by their bits, signed ones from 0 to their largest value, integers of more than 16
+        bits as 16 bits, floats by the tags SMinSampleValue and SMaxSampleValue, or from 0 to 1. Unassociated alpha is
+        composited over black.
 
         Raises:
             ImageUnreadable: damaged, without a meaning in red, green and blue, or values whose range is not known.
@@ -169,7 +173,35 @@ class Page:
             raise ImageUnreadable(
                 f"{kind}{self.bits}-bit pixels in [{least:g}, {most:g}]; only [{low:g}, {high:g}] has a known scale"
             )
+        if self.format != _FLOAT and most > 0:
+            self._refuse_doubtful_range(int(most), int(high))
         return low, high
+
+    def _refuse_doubtful_range(self, most: int, white: int) -> None:
+        """Refuse integers whose own range is likely a smaller one: they would come out nearly black."""
+        if self.bits > 16 and most < 2**_BYTE:
+            raise ImageUnreadable(
+                f"{self.bits}-bit integers of at most {most}, without a known range (white may be 255 or 65535): save "
+                "them as 8 or 16 bits, or as floats in [0, 1]"
+            )
+        for name, stated in self._narrower_ranges().items():
+            if most <= stated:
+                raise ImageUnreadable(
+                    f"{self.bits}-bit samples, whose white is {white}, but the tag {name} states {stated} as the "
+                    f"largest: scale them to {white}, or remove the tag if they are right as they are"
+                )
+
+    def _narrower_ranges(self) -> Mapping[str, int]:
+        """Return what tags state as the largest value where that is all ones of 8 bits or more, but not all of them.
+
+        Any other value is the largest in this very image (TIFF 6.0, section 8), which says nothing of its range.
+        """
+        if self.bits <= _BYTE or self.format == _FLOAT or self.photometric == PALETTE:
+            return {}
+        narrower = {2**bits - 1 for bits in range(_BYTE, min(self.bits - (self.format == _SIGNED), 16))}
+        stated = {name: self._page.tags.valueof(name) for name in ("MaxSampleValue", "SMaxSampleValue")}
+        known = {name: value for name, value in stated.items() if isinstance(value, int | float | tuple)}
+        return {name: int(np.max(value)) for name, value in known.items() if np.max(value, initial=0) in narrower}
 
     def _float_range(self) -> tuple[float, float]:
         tags = self._page.tags

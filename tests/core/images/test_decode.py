@@ -179,13 +179,14 @@ def test_16_bit_png_transparent_colour(png16: Encode, png_chunk: Callable[[bytes
 
 
 def test_wide_pixels_need_a_known_range(encode: Encode) -> None:
-    """32-bit integers count as 16-bit, floats as [0, 1]; beyond that nobody knows the scale, so they are refused."""
+    """32-bit integers count as 16-bit, floats as [0, 1]; others, and integers that may be 8-bit, are refused."""
     integers = np.array([[0, 256, 65535]], dtype=np.int32)
     np.testing.assert_array_equal(pixels_of(encode(Image.fromarray(integers), "TIFF"))[0, :, 0], [0, 1, 255])
     floats = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
     np.testing.assert_array_equal(pixels_of(encode(Image.fromarray(floats), "TIFF"))[0, :, 0], [0, 128, 255])
     for bad in (integers + 1, integers - 1, floats * 2, floats - 0.1, np.float32([[np.nan, 0.5]])):
         assert "known scale" in reason_of(encode(Image.fromarray(bad), "TIFF"))
+    assert "white may be 255 or 65535" in reason_of(encode(Image.fromarray(np.int32([[0, 255]])), "TIFF"))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG", "WEBP"])

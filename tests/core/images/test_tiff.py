@@ -173,6 +173,70 @@ def test_signed_samples_go_from_0_to_their_largest(dtype: str) -> None:
     assert "only [0, " in reason_of(written(values, photometric="minisblack"))
 
 
+WIDE = ["int32", "uint32", "int64", "uint64"]
+
+
+@pytest.mark.parametrize("dtype", WIDE)
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "rgb"])
+@pytest.mark.parametrize("layout", ["strips", "tiles", "planar", "lzw", "big"])
+def test_wide_integers_that_may_be_of_8_bits_are_refused(dtype: str, photometric: str, layout: str) -> None:
+    """Scaled by 65535 they would be nearly black; above 255 they count as 16-bit ones, and zeros are black anyhow."""
+    channels = 3 if photometric == "rgb" else 1
+    options: dict[str, Any] = {"photometric": photometric, "bigtiff": layout == "big"}
+    options |= {"tiles": {"tile": (32, 48)}, "lzw": {"compression": "lzw"}}.get(layout, {})
+    options["planarconfig"] = "separate" if layout == "planar" else "contig"
+
+    def file_of(values: np.ndarray) -> bytes:
+        source = values.astype(dtype) if channels == 3 else values.astype(dtype)[..., 0]
+        return written(np.moveaxis(source, 2, 0) if layout == "planar" and channels == 3 else source, **options)
+
+    values = drawn(channels, "uint8")
+    for most in (255, 1):
+        reason = reason_of(file_of(np.minimum(values, most)))
+        assert f"{np.dtype(dtype).itemsize * 8}-bit integers of at most {most}" in reason
+        assert "save them as 8 or 16 bits" in reason
+    wide = drawn(channels, "uint16")
+    assert np.abs(pixels_of(file_of(wide)) - expected(wide, photometric)).max() <= 0.51
+    zeros = np.zeros_like(wide)
+    np.testing.assert_array_equal(pixels_of(file_of(zeros)), expected(zeros, photometric))
+    zeros[5, 7] = 256
+    assert np.abs(pixels_of(file_of(zeros)) - expected(zeros, photometric)).max() <= 0.51
+
+
+@pytest.mark.parametrize("tag", [281, 341], ids=["MaxSampleValue", "SMaxSampleValue"])
+@pytest.mark.parametrize("dtype", ["uint16", "int16", *WIDE])
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite", "rgb"])
+def test_samples_that_use_fewer_bits_by_a_tag_are_refused(dtype: str, kind: str, tag: int) -> None:
+    channels = 3 if kind == "rgb" else 1
+    white = min(np.iinfo(dtype).max, 65535)
+
+    def file_of(values: np.ndarray, stated: int) -> bytes:
+        source = values if channels == 3 else values[..., 0]
+        ends = [(tag, "H" if tag == 281 else "d", channels, (stated,) * channels, True)]
+        return written(source, photometric=kind, extratags=ends)
+
+    def picture(values: np.ndarray) -> np.ndarray:
+        scaled = np.broadcast_to(values / white, (HEIGHT, WIDTH, 3))
+        return 255 * (1 - scaled if kind == "miniswhite" else scaled)
+
+    for bits in (10, 12, 14):
+        stated = 2**bits - 1
+        values = (drawn(channels, "uint16") >> (16 - bits)).astype(dtype)
+        assert f"states {stated} as the largest: scale them to {white}" in reason_of(file_of(values, stated))
+        # The whole range, the largest value of this very image, nonsense, or one that the samples exceed.
+        for other in (white, int(values.max()) - 3, 0, 2 ** (bits - 1) - 1):
+            assert np.abs(pixels_of(file_of(values, other)) - picture(values)).max() <= 1, other
+        zeros = np.zeros_like(values)
+        assert np.abs(pixels_of(file_of(zeros, stated)) - picture(zeros)).max() == 0
+
+
+@pytest.mark.parametrize("stated", [0, 1, 63, 127, 200, 255])
+def test_the_largest_value_that_a_tag_states_of_8_bits_means_nothing(stated: int) -> None:
+    values = drawn(3, "uint8") // 4
+    data = written(values, photometric="rgb", extratags=[(281, "H", 3, (stated,) * 3, True)])
+    np.testing.assert_array_equal(pixels_of(data), values)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_floats_are_scaled_by_the_range_that_tags_state_else_from_0_to_1(dtype: str, channels: int) -> None:
