@@ -19,27 +19,29 @@ class BmpImage(BmpImagePlugin.BmpImageFile):
         super()._open()
         (codec, extents, offset, args), *_ = self.tile
         assert isinstance(args, tuple)
-        bits, has_alpha_mask = self._header()
+        bits, colours, has_alpha_mask = self._header()
         if codec == "bmp_rle":
             codec = _RleDecoder.name
         if self.mode == "RGBA" and not has_alpha_mask:
             self._mode, args = "RGB", ("BGRX", *args[1:])
-        if self.mode in _BITS_OF_MODE and bits != _BITS_OF_MODE[self.mode]:
-            levels = (0, 255) if self.mode == "1" else range(256)
+        if self.mode in _BITS_OF_MODE and (bits != _BITS_OF_MODE[self.mode] or colours < 2**bits):
+            levels = (0, 255)[:colours] if self.mode == "1" else range(min(colours, 256))
             self._mode = "P"
             self.palette = ImagePalette.raw("RGB", bytes(level for level in levels for _ in range(3)))
             if codec == "raw":
-                args = ("P;4" if bits == 4 else "P", *args[1:])
+                args = ("P" if bits == 8 else f"P;{bits}", *args[1:])
         self.tile = [ImageFile._Tile(codec, extents, offset, args)]
 
-    def _header(self) -> tuple[int, bool]:
-        """Return the bits per pixel, and whether a mask says which of them are alpha."""
+    def _header(self) -> tuple[int, int, bool]:
+        """Return the bits per pixel, the colours of a palette, and whether a mask says which bits are alpha."""
         assert self.fp is not None
         self.fp.seek(14)
         header = self.fp.read(56)
         size = int.from_bytes(header[:4], "little")
-        bits = header[10:12] if size == _CORE_HEADER_BYTES else header[14:16]
-        return int.from_bytes(bits, "little"), size >= _ALPHA_MASK.stop and any(header[_ALPHA_MASK])
+        is_core = size == _CORE_HEADER_BYTES
+        bits = int.from_bytes(header[10:12] if is_core else header[14:16], "little")
+        colours = 0 if is_core else int.from_bytes(header[32:36], "little")
+        return bits, colours or 2**bits, size >= _ALPHA_MASK.stop and any(header[_ALPHA_MASK])
 
 
 def has_blank_alpha(image: Image.Image) -> bool:

@@ -281,11 +281,28 @@ def _rgb_array(image: ImageFile.ImageFile) -> np.ndarray:
     if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
         # Pillow takes the inks of every CMYK JPEG as inverted; libjpeg's notes say that only Adobe inverts them.
         return np.array(ImageChops.invert(image).convert("RGB"))
+    if image.mode == "P":
+        _check_indices(image)
     if bmp.has_blank_alpha(image):
         image.putalpha(255)
     if image.mode in ("RGBa", "La") or image.has_transparency_data:
         return _over_black(image)
     return _interleaved(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _check_indices(image: ImageFile.ImageFile) -> None:
+    """Refuse indices beyond the palette, which Pillow takes for black; one that is transparent is black anyhow."""
+    colours = len(image.getpalette() or ()) // 3
+    histogram = np.array(image.histogram())
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        histogram[transparent : transparent + 1] = 0
+    beyond = np.flatnonzero(histogram[colours:])
+    if beyond.size:
+        raise ImageUnreadable(
+            f"damaged {image.format}: a pixel has colour number {colours + beyond[-1]} of a palette of {colours}, "
+            "counted from 0"
+        )
 
 
 def _only(covered: tuple[int, int, int, int], rgb: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from decoding import pixels_of
+from decoding import pixels_of, reason_of
 from genenc_core.images import decode, decoded
 
 HEIGHT, WIDTH = 5, 13
@@ -95,6 +95,23 @@ def test_indices_are_looked_up(bits: int, header: int, kind: str, top_down: bool
     data = bmp(body, bits=bits, header=header, palette=palette, top_down=top_down)
     np.testing.assert_array_equal(pixels_of(data), palette[indices])
     np.testing.assert_array_equal(opencv(data), palette[indices])
+
+
+@pytest.mark.parametrize("kind", ["colours", "grey", "indices"])
+@pytest.mark.parametrize("header", [INFO, V5])
+@pytest.mark.parametrize(("bits", "colours"), [(1, 1), (4, 1), (4, 2), (4, 9), (8, 1), (8, 2), (8, 16), (8, 200)])
+def test_indices_beyond_the_palette_are_refused(bits: int, colours: int, header: int, kind: str) -> None:
+    palette = palettes(256)[kind][:colours]
+    if colours == 2:
+        palette = palettes(2)[kind]
+    indices = np.zeros((HEIGHT, WIDTH), dtype=int)
+    for last in (colours - 1, colours, 2**bits - 1):
+        indices[1, 2] = last
+        data = bmp(rows(packed(indices, bits), top_down=False), bits=bits, header=header, palette=palette)
+        if last < colours:
+            np.testing.assert_array_equal(pixels_of(data), palette[indices])
+        else:
+            assert f"has colour number {last} of a palette of {colours}" in reason_of(data)
 
 
 @pytest.mark.parametrize("top_down", [False, True])

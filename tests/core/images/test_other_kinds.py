@@ -46,6 +46,28 @@ def test_pnm_samples_above_the_stated_largest_are_refused(kind: bytes, largest: 
         decode.decode_image(b"%s %d %d %d\n" % (kind, WIDTH, HEIGHT, largest) + body)
 
 
+@pytest.mark.parametrize("transparent", [False, True])
+def test_gif_indices_beyond_the_palette_are_refused(transparent: bool) -> None:
+    """But for a transparent one, which is black whatever its colour is."""
+    palette = np.random.default_rng(3).integers(1, 256, (256, 3), dtype=np.uint8)
+    image = Image.fromarray(np.full((HEIGHT, WIDTH), 3, dtype=np.uint8), mode="P")
+    image.putpixel((2, 1), 77)
+    image.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "GIF", optimize=False, **({"transparency": 77} if transparent else {}))
+    data = buffer.getvalue()
+    table = palette.tobytes()
+    assert data[13:].startswith(table)
+    cut = data[:10] + bytes([data[10] & 0xF8 | 1]) + data[11:13] + table[:12] + data[13 + len(table) :]
+    if transparent:
+        expected = np.tile(palette[3].astype(float), (HEIGHT, WIDTH, 1))
+        expected[1, 2] = 0
+        np.testing.assert_array_equal(pixels_of(cut), expected)
+    else:
+        with pytest.raises(decoded.ImageUnreadable, match="colour number 77 of a palette of 4"):
+            decode.decode_image(cut)
+
+
 @pytest.mark.parametrize("kind", [b"P1", b"P4"])
 def test_pnm_of_one_bit(kind: bytes) -> None:
     """A set bit is black."""

@@ -80,6 +80,28 @@ def opencv_colours(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("alphas", [0, 1, 3])
+@pytest.mark.parametrize("colours", [1, 3, 10, 255])
+def test_indices_beyond_the_palette_are_refused(colours: int, alphas: int, interlaced: bool) -> None:
+    palette = np.random.default_rng(colours).integers(0, 256, (colours, 3), dtype=np.uint8)
+    alpha = np.full(colours, 255)
+    alpha[:alphas] = 100
+    extra: list[Chunk] = [(b"PLTE", palette.tobytes())]
+    if alphas:
+        extra.append((b"tRNS", alpha[:alphas].astype(np.uint8).tobytes()))
+    values = np.zeros((9, 13, 1), dtype=np.uint8)
+    for bits in (bits for bits in (1, 2, 4, 8) if 2**bits > colours):
+        values[5, 7] = colours - 1
+        expected = over_black(np.concatenate([palette, alpha[:, None]], axis=1)[values[..., 0]], 255)
+        data = written(values, PALETTE, bits, interlaced=interlaced, extra=extra)
+        assert np.abs(pixels_of(data) - expected).max() <= 1
+        for index in {colours, 2**bits - 1}:
+            values[5, 7] = index
+            data = written(values, PALETTE, bits, interlaced=interlaced, extra=extra)
+            assert f"has colour number {index} of a palette of {colours}" in reason_of(data)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("size", [(9, 13), (1, 1), (1, 9), (17, 2)])
 @pytest.mark.parametrize("transparent", [False, True])
 @pytest.mark.parametrize(("kind", "bits"), KINDS)
