@@ -181,7 +181,8 @@ def _entries(source: sources.ImageSource, limit: int | None, block_rows: int) ->
     column = source.image_column or sources.IMAGE_COLUMNS[0]
     with_ids = column != "image_id" and "image_id" in tables.column_names(path)
     columns = [column, "image_id"] if with_ids else [column]
-    for numbers, cells in tables.iter_blocks(path, columns, block_rows=block_rows, limit=limit):
+    blocks = tables.iter_blocks(path, columns, block_rows=block_rows, limit=limit, with_blanks=[column])
+    for numbers, cells in blocks:
         texts = [_texts(values) for values in cells]
         told = ["\0" + "\0".join(values) + "\0" for values in texts]
         if any(text.count("\0") != len(numbers) + 1 or "\0\0" in text for text in told):
@@ -233,7 +234,7 @@ def _listed_path(root: Path, entry: str) -> str:
         )
     if not found:
         _refuse_foreign(entry)
-    return found[0] if found else full
+    return found[0] if found else os.path.normpath(root / entry.strip())
 
 
 def _composed(text: str) -> str:

@@ -1,5 +1,6 @@
 """Which manifest row each image of a points file means, found while the images stream by."""
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ _DEEPLABCUT = "labeled-data"
 """The folder that names in its label files begin with, wherever they lie."""
 _EXACT = 1 << 30
 """Stronger than any number of path components."""
+_BLANK_EDGE = re.compile(r"(?:^|/)\s|\s(?:/|$)")
 
 
 @dataclass(slots=True)
@@ -48,7 +50,8 @@ class Matcher:
     A name that is an image's id, or its whole path, means it. Else the longest common end counts, in whole components,
     of the name and the image's full path; the folder that holds the file must agree where the name has one, and so
     must all folders that both name from the source's own folder (for a list: its entry) on. Backslashes count as
-    slashes, and characters as their composed form (NFC).
+    slashes, and characters as their composed form (NFC). Blanks around a component may have been lost with the cell
+    that held it, so that two images which differ in them alone are equally good.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -71,9 +74,14 @@ class Matcher:
             path: absolute and POSIX.
             named: how many of the path's last components belong to the source: below its folder, and that itself.
         """
+        self._compare(row, image_id, path, image_id, path, named)
+        if _BLANK_EDGE.search(path) or _BLANK_EDGE.search(image_id):
+            self._compare(row, _without_blanks(image_id), _without_blanks(path), image_id, path, named)
+
+    def _compare(self, row: int, image_id: str, path: str, shown_id: str, shown_path: str, named: int) -> None:
         exact = self._by_name.get(normal(image_id))
         if exact is not None:
-            self._keep(exact, _EXACT, row, image_id, path)
+            self._keep(exact, _EXACT, row, shown_id, shown_path)
         longest, length, of_path = "", 0, False
         for count, end in enumerate(_ends(normal(path), deepest=self._deepest), start=1):
             if end not in self._by_end:
@@ -81,11 +89,11 @@ class Matcher:
             longest, length = end, count
             index = self._by_name.get(end)
             if index is not None and index != exact:
-                self._keep(index, count, row, image_id, path)
-                self._matches[index].by_path = path
+                self._keep(index, count, row, shown_id, shown_path)
+                self._matches[index].by_path = shown_path
             of_path = of_path or index == exact
         if exact is not None and not of_path:
-            self._matches[exact].by_id = path
+            self._matches[exact].by_id = shown_path
         if not length:
             return
         agrees = length >= max(named, 2)
@@ -93,9 +101,9 @@ class Matcher:
             if index == exact or self._by_name.get(longest) == index:
                 continue
             if agrees:
-                self._keep(index, length, row, image_id, path)
+                self._keep(index, length, row, shown_id, shown_path)
             else:
-                self._matches[index].namesake = self._matches[index].namesake or image_id
+                self._matches[index].namesake = self._matches[index].namesake or shown_id
 
     def placed(self) -> Placed:
         """Return where the names lie once every image was seen.
@@ -113,9 +121,10 @@ class Matcher:
                 continue
             if len(match.rows) > 1:
                 first, second = match.image_ids
+                blanks = _without_blanks(first) == _without_blanks(second)
                 raise errors.InputError(
                     f"the points file's image {name!r} fits several images equally well: {first!r} and {second!r}; "
-                    "write more of its path"
+                    + ("their names differ in blanks alone: rename one" if blanks else "write more of its path")
                 )
             if match.by_id and match.by_path:
                 raise errors.InputError(
@@ -164,6 +173,10 @@ def normal(name: str) -> str:
     if not name.isascii():
         name = unicodedata.normalize("NFC", name)
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _without_blanks(path: str) -> str:
+    return "/".join(part.strip() for part in path.split("/"))
 
 
 def _ends(path: str, *, deepest: int | None = None) -> Iterator[str]:

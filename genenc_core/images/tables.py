@@ -3,7 +3,7 @@
 import csv
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -97,11 +97,14 @@ def refuse_bytes(path: Path, column: str) -> None:
     raise errors.InputError(f"the column {column!r} of {path} holds {what}, not the paths of images. {remedy}")
 
 
-def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[object, ...]]]:
+def iter_cells(
+    path: Path, columns: Sequence[str], *, with_blanks: Collection[str] = ()
+) -> Iterator[tuple[int, tuple[object, ...]]]:
     """Yield (row number, the cells of `columns`); blank CSV lines are skipped.
 
     The row number is the line in a CSV (the header is line 1) and the row, from 1, in a Parquet file. CSV cells are
-    text without surrounding blanks; Parquet cells are Python values.
+    text without surrounding blanks, but for the columns `with_blanks` (where blanks alone are still empty); Parquet
+    cells are Python values.
 
     Raises:
         InputError: the file cannot be read, a column is missing or there twice, or a CSV line has too few or too many
@@ -113,6 +116,7 @@ def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
         for numbers, block in _iter_parquet_blocks(path, columns, 65536):
             yield from zip(numbers, zip(*block, strict=True), strict=True)
         return
+    kept = {position for position, column in zip(positions, columns, strict=True) if column in with_blanks}
     lines = iter_csv(path)
     next(lines, None)
     for number, cells in lines:
@@ -121,7 +125,12 @@ def iter_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, tuple[
         if max(positions) >= len(cells):
             raise errors.InputError(f"{path}: line {number} has {len(cells)} cells, its header has {len(names)}")
         refuse_more_cells(path, number, cells, len(names))
-        yield number, tuple(cells[position].strip() for position in positions)
+        yield number, tuple(_cell(cells[position], with_blanks=position in kept) for position in positions)
+
+
+def _cell(text: str, *, with_blanks: bool) -> str:
+    stripped = text.strip()
+    return text if with_blanks and stripped else stripped
 
 
 def refuse_more_cells(path: Path, number: int, cells: Sequence[str], columns: int) -> None:
@@ -138,7 +147,12 @@ def refuse_more_cells(path: Path, number: int, cells: Sequence[str], columns: in
 
 
 def iter_blocks(
-    path: Path, columns: Sequence[str], *, block_rows: int, limit: int | None = None
+    path: Path,
+    columns: Sequence[str],
+    *,
+    block_rows: int,
+    limit: int | None = None,
+    with_blanks: Collection[str] = (),
 ) -> Iterator[tuple[Sequence[int], list[Sequence[object]]]]:
     """Yield (row numbers, the cells of each column) of at most `block_rows` rows, as `iter_cells` has them one by one.
 
@@ -156,7 +170,7 @@ def iter_blocks(
             yield numbers[:left], [values[:left] for values in cells]
             left -= min(left, len(numbers))
         return
-    found = islice(iter_cells(path, columns), limit)
+    found = islice(iter_cells(path, columns, with_blanks=with_blanks), limit)
     while lines := list(islice(found, block_rows)):
         yield [number for number, _ in lines], list(zip(*(texts for _, texts in lines), strict=True))
 

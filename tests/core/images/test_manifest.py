@@ -344,6 +344,17 @@ def test_an_id_that_ends_its_path_is_no_other_rows() -> None:
     assert matcher.placed().rows == {1: 0, 2: 1}
 
 
+@pytest.mark.parametrize("name", [" a.png", "a.png ", "sub/ a.png", " s/a.png", "s /a.png"])
+def test_blanks_around_a_name_do_not_lead_to_its_twin(name: str) -> None:
+    """A cell of a CSV may have lost them: alone the image is meant, beside its twin neither."""
+    stripped = "/".join(part.strip() for part in name.split("/"))
+    for given in (name, stripped):
+        assert placed([given], [name]) == {0: 0}
+    for images in ([name, stripped], [stripped, name]):
+        with pytest.raises(errors.InputError, match="in blanks alone: rename one"):
+            placed([stripped], images)
+
+
 @pytest.mark.parametrize("with_points", [False, True])
 def test_difference_in_words(tmp_path: Path, folder: Path, with_points: bool) -> None:
     points = table_of({"a04.png": [(1, 2), (NAN, 4)], "a05.png": [(1, 2), (3, 4)]}) if with_points else None

@@ -424,3 +424,14 @@ def test_files_that_no_reader_takes_are_counted_and_named(tmp_path: Path) -> Non
     only = folders.LeftOut()
     list(listing.iter_blocks(sources.open_source(str(tmp_path / "*.png")), left_out=only))
     assert only.kinds == {}
+
+
+def test_a_csv_list_takes_a_name_with_its_blanks_where_there_is_such_a_file(tmp_path: Path) -> None:
+    touch(tmp_path, " lead.png", "lead.png", "tail.png", "other.png ")
+    (tmp_path / "l.csv").write_text(
+        "n,image,m\n1, lead.png,\n2,lead.png,\n3, tail.png ,\n4,other.png ,\n5, gone.png,\n"
+    )
+    assert ids(str(tmp_path / "l.csv")) == [" lead.png", "lead.png", "tail.png", "other.png ", "gone.png"]
+    (tmp_path / "l.csv").write_text("n,image\n1,a.png\n2,  \n")
+    with pytest.raises(errors.InputError, match="row 3 has an empty"):
+        ids(str(tmp_path / "l.csv"))
