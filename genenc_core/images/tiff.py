@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import TiffImagePlugin
 
 from genenc_core.images.decoded import ImageUnreadable, bands
 
@@ -15,7 +16,8 @@ _UNASSOCIATED = 2
 _CMYK_INKS = 1
 """InkSet, TIFF 6.0 page 70."""
 _JPEG = (6, 7)
-_COLOURS: Mapping[int, int] = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4}
+_WEBP = 50001
+_COLOURS: Mapping[int, int] = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
 _REFUSED: Mapping[int, str] = {
     4: "a transparency mask",
     8: "CIE L*a*b* colours",
@@ -101,6 +103,8 @@ class Page:
         """Whether Pillow reads such a page right, as the tests' comparison with other readers shows."""
         if self.format != _UNSIGNED or self.big or self.planar:
             return False
+        if self.compression not in TiffImagePlugin.COMPRESSION_INFO or self.compression == _WEBP:  # not in every build
+            return False
         if self.photometric == YCBCR:
             return self.compression in _JPEG and (self.bits, self.samples) == (8, 3)
         if self._narrower_ranges():
@@ -132,8 +136,9 @@ class Page:
     def _check(self) -> None:
         if self.photometric in _REFUSED:
             raise ImageUnreadable(f"a TIFF of {_REFUSED[self.photometric]}: convert it to RGB or grey")
-        if self.photometric == YCBCR:
-            raise ImageUnreadable("a TIFF of YCbCr colours without JPEG compression: convert it to RGB")
+        is_jpeg = self.compression == _JPEG[1] and self.bits == 8 and not self.planar
+        if self.photometric == YCBCR and not is_jpeg:  # of a JPEG tifffile gives RGB
+            raise ImageUnreadable("a TIFF of YCbCr colours that are no JPEG of 8 bits: convert it to RGB")
         if self.photometric not in _COLOURS:
             raise ImageUnreadable(f"a TIFF of an unknown kind (PhotometricInterpretation {self.photometric})")
         colours = _COLOURS[self.photometric]

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+import pictures
 from decoding import pixels_of, reason_of
 from genenc_core.images import decode, headers
 
@@ -282,6 +283,33 @@ def test_cmyk(dtype: str, planar: bool) -> None:
     assert np.abs(found - scaled[..., :3] * scaled[..., 3:] * 255).max() <= 1
 
 
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("tile", [None, (16, 32)])
+def test_a_jpeg_in_a_bigtiff_is_that_in_a_tiff(subsampling: tuple[int, int], tile: tuple[int, int] | None) -> None:
+    """Pillow reads the one, tifffile the other."""
+    image = np.rint(expected(pictures.texture(WIDTH, HEIGHT, 5), "rgb")).astype(np.uint8)
+    for kind in ("rgb", "minisblack"):
+        source = image if kind == "rgb" else image[..., 0]
+        how: dict[str, Any] = {"photometric": kind, "compression": "jpeg", "tile": tile, "subsampling": subsampling}
+        small, big = (pixels_of(written(source, bigtiff=bigtiff, **how)).astype(int) for bigtiff in (False, True))
+        assert np.abs(small - big).max() <= 1
+        assert np.abs((big if kind == "rgb" else big[..., 0]) - source).mean() < 10
+        assert tifffile.TiffFile(io.BytesIO(written(source, **how))).pages[0].photometric == (6 if kind == "rgb" else 1)
+
+
+@pytest.mark.parametrize("compression", ["webp", "jpeg2000", "png", "jpegxr", "lerc", "jpegxl"])
+@pytest.mark.parametrize("kind", ["rgb", "minisblack"])
+def test_compressions_that_pillow_may_lack_are_read(compression: str, kind: str) -> None:
+    values = drawn(3, "uint8") if kind == "rgb" else drawn(1, "uint8")[..., 0]
+    if compression == "webp" and kind != "rgb":
+        pytest.skip("no grey in WebP")
+    lossless = {"compressionargs": {"lossless": True}} if compression in ("webp", "jpegxl") else {}
+    data = written(values, photometric=kind, compression=compression, **lossless)
+    by_tifffile = tifffile.imread(io.BytesIO(data))
+    np.testing.assert_array_equal(pixels_of(data), by_tifffile if kind == "rgb" else np.dstack([by_tifffile] * 3))
+    assert np.abs(by_tifffile.astype(int) - values).mean() < 6
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_the_orientation_is_applied_by_either_reader(orientation: int, dtype: str) -> None:
@@ -309,7 +337,7 @@ def test_the_orientation_is_applied_by_either_reader(orientation: int, dtype: st
         (8, 8, "CIE L"),
         (32803, 8, "colour filter array"),
         (32845, 16, "LogLuv"),
-        (6, 8, "YCbCr colours without JPEG"),
+        (6, 8, "YCbCr colours that are no JPEG"),
         (99, 8, "an unknown kind"),
         (2, 8, "of 1 channels where 3 have a meaning"),
     ],
