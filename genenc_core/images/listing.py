@@ -222,10 +222,10 @@ def _listed_path(root: Path, entry: str) -> str:
     Raises:
         InputError: no such file, and the entry is of another machine, or means two files.
     """
-    full = os.path.normpath(root / entry)
+    full = _joined(root, entry)
     if Path(full).exists():
         return full
-    found = [path for reading in _readings(entry) if Path(path := os.path.normpath(root / reading)).exists()]
+    found = [path for reading in _readings(entry) if Path(path := _joined(root, reading)).exists()]
     forms = {path for path in found if _composed(path) == _composed(full)}
     if len(forms) > 1:
         raise errors.InputError(
@@ -234,7 +234,16 @@ def _listed_path(root: Path, entry: str) -> str:
         )
     if not found:
         _refuse_foreign(entry)
-    return found[0] if found else os.path.normpath(root / entry.strip())
+    return found[0] if found else _joined(root, entry.strip())
+
+
+def _joined(root: Path, entry: str) -> str:
+    """Return the path of an entry without `.` and `..`; behind a link to a folder `..` is where the system goes."""
+    full = os.path.join(root, entry)  # noqa: PTH118 -- a Path would drop what is to be kept
+    climb, dots, rest = full.rpartition("/../")
+    if dots and (there := os.path.realpath(f"{climb}/..")) != os.path.realpath(os.path.normpath(f"{climb}/..")):
+        full = f"{there}/{rest}"
+    return os.path.normpath(full)
 
 
 def _composed(text: str) -> str:
@@ -246,7 +255,8 @@ def _readings(entry: str) -> Iterator[str]:
     if names.has_escape(entry):
         yield names.to_path(entry)
     if entry.lower().startswith("file://"):
-        yield urllib.parse.unquote(urllib.parse.urlsplit(entry).path)
+        # Of a file `?` and `#` are parts of its name.
+        yield urllib.parse.unquote("/" + entry[len("file://") :].partition("/")[2])
     slashes = entry.strip().replace("\\", "/")
     for text in dict.fromkeys((entry.strip(), slashes)):
         yield text

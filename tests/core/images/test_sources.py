@@ -435,3 +435,20 @@ def test_a_csv_list_takes_a_name_with_its_blanks_where_there_is_such_a_file(tmp_
     (tmp_path / "l.csv").write_text("n,image\n1,a.png\n2,  \n")
     with pytest.raises(errors.InputError, match="row 3 has an empty"):
         ids(str(tmp_path / "l.csv"))
+
+
+def test_two_dots_behind_a_link_lead_where_the_system_goes(tmp_path: Path) -> None:
+    """Not to a file of the same name beside the link."""
+    touch(tmp_path, "set/a.png", "set/x.png", "other/x.png", "other/deep/b.png")
+    (tmp_path / "set" / "link").symlink_to("../other/deep")
+    entries = ["link/../x.png", "./sub/../x.png", "../set/a.png", "link/b.png"]
+    (tmp_path / "set" / "l.csv").write_text("\n".join(["image", *entries]))
+    found = [image.path for image in images_of(tmp_path / "set" / "l.csv")]
+    assert found == [str(tmp_path / "other/x.png"), "x.png", "a.png", "link/b.png"]
+
+
+@pytest.mark.parametrize("name", ["c.png?x=1.png", "c.png#2.png", "c d.png"])
+def test_an_address_of_a_file_keeps_all_of_its_name(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "c.png", name)
+    (tmp_path / "l.csv").write_text(f"image\nfile://{tmp_path}/{name.replace(' ', '%20')}\n")
+    assert ids(str(tmp_path / "l.csv")) == [name]
