@@ -36,32 +36,38 @@ def fault(
 ) -> str | None:
     """Return in words how the features of an image depend on more than the image; None: they do not.
 
-    The same batch is run twice, an image in other company and, where `least` is 1, alone, and the batch in another
-    order. Batches have two images, or the next number from `least` to `most` (0: any).
+    The same batch is run twice, images in other company and alone (or, where `least` is more, with copies), and the
+    batch in another order. Batches have two images, or the next number from `least` to `most` (0: any).
     """
     count = max(min(2, most) if most else 2, least)
     shown = images(size, count + 1).to(device)
     batch = shown[:count].contiguous()
-    first, again = run(batch), run(batch)
+    first, again = _of(run, batch), _of(run, batch)
     if told := difference(first, again, limit):
         return (
             f"returns different features for the same images each time ({told}), as dropout or other randomness does, "
             "or state that is kept between calls"
         )
     if count > 1:
-        others = torch.cat([shown[:1], shown[-1:].expand(count - 1, -1, -1, -1)]).contiguous()
-        company = [_first(run(others))] + ([_first(run(shown[:1].contiguous()))] if least == 1 else [])
-        for seen in company:
-            if told := difference(_first(first), seen, limit):
+        others = _of(run, torch.cat([shown[:1], shown[-1:].expand(count - 1, -1, -1, -1)]))
+        alone = [_of(run, shown[at : at + 1].expand(1 if least == 1 else count, -1, -1, -1)) for at in (0, 1, count)]
+        pairs = ((first, 0, others, 0), (alone[0], 0, first, 0), (alone[1], 0, first, 1), (alone[2], 0, others, 1))
+        for one, at, other, place in pairs:
+            if told := difference(_image(one, at), _image(other, place), limit):
                 return f"gives an image other features beside other images ({told}), as batch statistics do"
-        turned = {slot: value.roll(-1, 0) for slot, value in run(batch.roll(1, 0).contiguous()).items()}
+        turned = {slot: value.roll(-1, 0) for slot, value in _of(run, batch.roll(1, 0)).items()}
         if told := difference(first, turned, limit):
             return f"returns different features for an image at another position in the batch ({told})"
     return None
 
 
-def _first(found: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {slot: value[:1] for slot, value in found.items()}
+def _of(run: Run, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    """Return the outputs for a copy of some images: a model may write over those that it gets."""
+    return run(images.clone(memory_format=torch.contiguous_format))
+
+
+def _image(found: Mapping[str, torch.Tensor], at: int) -> dict[str, torch.Tensor]:
+    return {slot: value[at : at + 1] for slot, value in found.items()}
 
 
 def difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], limit: float = STEADY) -> str | None:

@@ -25,6 +25,8 @@ Axis = tuple[float, float]
 """stride and centre of the first cell, in pixels"""
 _NOWHERE = "mixes places"
 _TOLERANCE = 1e-3
+_MOST_CELLS = 4
+"""How many cells apart the channels of one cell may look; further, its values are not of one place."""
 _MOVES = frozenset(
     [
         "view",
@@ -163,7 +165,7 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
         try:
             if name.rstrip("_") == "copy":
-                # Into a part of another tensor, perhaps, which this cannot know.
+                self._forget_whole(args[0])
                 return [self._broadcast([args[1]], outputs[0].shape)] * len(outputs)
             if name in _MOVES:
                 return self._moved(func, args, kwargs, outputs)
@@ -181,6 +183,13 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError):
             pass  # an operation in a form that is not followed
         return [_NOWHERE] * len(outputs)
+
+    def _forget_whole(self, part: torch.Tensor) -> None:
+        """Lose the traces of tensors that `part`, which something is written into, is a view of, or they of it."""
+        storage = part.untyped_storage()._cdata
+        for other in list(self._traces):
+            if other is not part and other.untyped_storage()._cdata == storage:
+                self._traces[other] = _NOWHERE
 
     def _of(self, tensor: Any) -> Trace | str:
         """Return the trace of an input; one of no image's looks nowhere."""
@@ -258,6 +267,8 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         assert isinstance(merged, tuple)
         rows, columns, kernel = places(args, out)
         step = max(_step(merged[0], -2), _step(merged[1], -1))
+        if _spread(trace, merged) > _MOST_CELLS * max(step, 1):
+            return [_NOWHERE] * len(outputs)
         y, x, reach = (_sampled(_sampled(item, -2, rows), -1, columns) for item in merged)
         moved = (y, x, reach + step * kernel / 2)
         return [tuple(item.expand(tuple(out)) for item in moved)] * len(outputs)  # type: ignore[list-item]
@@ -296,6 +307,12 @@ def _gathered(trace: Trace, dims: list[int], shape: tuple[int, ...], *, anywhere
     if far > _TOLERANCE and not anywhere:
         return _NOWHERE
     return middle[0], middle[1], (least + far).reshape(shape)
+
+
+def _spread(trace: Trace, merged: Trace) -> float:
+    """Return how far apart the channels of a cell look at most: `_gathered` has added it to the reach."""
+    finite = torch.isfinite(merged[2])
+    return float((merged[2] - trace[2].amin(1, keepdim=True))[finite].max()) if bool(finite.any()) else 0.0
 
 
 def _sampled(values: torch.Tensor, dim: int, at: torch.Tensor) -> torch.Tensor:
@@ -425,6 +442,7 @@ def _grid(trace: Trace | None) -> tuple[Axis, Axis] | None:
     finest = _gathered(trace, [1], (trace[0].shape[0], 1, *trace[0].shape[2:]), anywhere=True)
     if isinstance(finest, str) or not bool(torch.isfinite(finest[2]).all()):
         return None
+    spread = _spread(trace, finest)
     axes = []
     for values, dim in ((finest[0], -2), (finest[1], -1)):
         line = values.double().mean([at for at in range(4) if at != dim % 4])
@@ -436,6 +454,8 @@ def _grid(trace: Trace | None) -> tuple[Axis, Axis] | None:
         if (count > 1 and stride <= 0) or float((values - even.reshape(shape)).abs().max()) > _TOLERANCE * max(
             stride, 1
         ):
+            return None
+        if count > 1 and spread > _MOST_CELLS * max(stride, 1):
             return None
         axes.append((_rounded(stride), _rounded(float(line[0]))))
     return axes[0], axes[1]

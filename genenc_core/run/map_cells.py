@@ -11,7 +11,7 @@ from genenc_core.encoding.cells import Cells, require_regular
 from genenc_core.export import behaviour, describe, loading
 from genenc_core.export.encoder import Encoder
 from genenc_core.models import encoder, receptive, wording
-from genenc_core.run import encoders
+from genenc_core.run import encoders, outputs_check
 from genenc_core.run import parameters as run_parameters
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
@@ -25,6 +25,8 @@ _MUCH_LESS = 0.5
 _LEAST_CELLS = 6
 _BLOCKS = 16
 """Blocks along the shorter side of a map of the input's size."""
+_LOOKED_AT = ((0.2, 0.8), (0.5, 0.25), (1.0, 0.5), (0.1, 0.3), (0.7, 0.9))
+"""Places (down, across) of blocks that are changed, as shares of a map."""
 _EVEN = 1e-3
 _PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
 
@@ -59,6 +61,8 @@ def find(
         known = followed.get(slot.name)
         if known and (tuple(shape) != pixels or _is_per_pixel(known)):
             cells = _cells(known, shape, pixels)
+            if not outputs_check.is_known(model):
+                _refuse_elsewhere(cells, slot, pixels, given, model)
         else:
             cells = _even(slot, pixels, given, model)
         if tiled is not None:
@@ -120,7 +124,8 @@ class _Changes:
 def _map_of(encoder: Encoder, slot: str, name: str) -> Compute:
     def compute(images: torch.Tensor) -> torch.Tensor:
         least = encoder.spec.resolved_batch_mode().min
-        batch = images.expand(least, -1, -1, -1).contiguous().to(encoder.device)
+        # A copy: a model may write over the images that it gets.
+        batch = images.expand(least, -1, -1, -1).clone(memory_format=torch.contiguous_format).to(encoder.device)
         try:
             return calls.alone(encoder, batch)[slot][0].cpu().double()
         except Exception as error:  # somebody's model may raise anything
@@ -159,13 +164,56 @@ def _is_elsewhere(compute: Compute, changes: _Changes, pixels: tuple[int, int]) 
     return _is_misplaced(_Changes(compute, pixels, -(-min(pixels) // _BLOCKS))) or _is_shifted(changes)
 
 
+def _refuse_elsewhere(
+    cells: Cells,
+    slot: spec.SlotSpec,
+    pixels: tuple[int, int],
+    given: run_parameters.ExtractParameters,
+    model: encoders.ResolvedModel,
+) -> None:
+    """Check somebody's own model where its cells were followed: what was followed may mix places without showing it.
+
+    Blocks of pixels are changed, and cells whose centres lie in them or next to them must change, if any do.
+    """
+    encoder = encoders.CACHE.load(model, device=encoders.device_of(model, given.device), trust=given.trust)
+    compute = _map_of(encoder, slot.name, given.model)
+    images = behaviour.images(pixels, 1)
+    before = compute(images)
+    centres = [
+        first + stride * torch.arange(count, dtype=torch.float64)
+        for first, stride, count in zip(cells.first, cells.stride, slot.shape[1:], strict=True)
+    ]
+    side = [max(stride, min(pixels) / _BLOCKS) for stride in cells.stride]
+    for shares in _LOOKED_AT:
+        middles = [line[int(share * (len(line) - 1))] for share, line in zip(shares, centres, strict=True)]
+        changed = images.clone()
+        rows, columns = (
+            slice(max(int(middle - half / 2), 0), max(int(middle + half / 2), 1))
+            for middle, half in zip(middles, side, strict=True)
+        )
+        changed[:, :, rows, columns] = 1 - changed[:, :, rows, columns]
+        change = (compute(changed) - before).abs().sum(0)
+        near = [(line - middle).abs() <= 1.5 * half for line, middle, half in zip(centres, middles, side, strict=True)]
+        if change[near[0]][:, near[1]].max() < _OWN * change.max():
+            raise _elsewhere(slot, given)
+
+
+def _elsewhere(slot: spec.SlotSpec, given: run_parameters.ExtractParameters) -> errors.InputError:
+    return errors.InputError(
+        f"a change in the image shows in other cells of output slot {slot.name!r} than in those over it: the "
+        f"map of {given.model!r} is mirrored, turned or shifted, or its cells are in another order. Points and "
+        "bars would meet other places: let the model return the map as the image lies, [C, rows, columns]"
+    )
+
+
 def _is_misplaced(changes: _Changes) -> bool:
     """Tell whether pixels change other cells than those that lie over them, as in maps that are mirrored or turned.
 
     Blocks of a cell's size are changed one by one; the cells around a block's own must then change, if any do.
     """
     rows, columns = changes.rows, changes.columns
-    for row, column in ((rows // 5, columns * 4 // 5), (rows // 2, columns // 4), (rows - 1, columns // 2)):
+    for down, across in _LOOKED_AT:
+        row, column = int(down * (rows - 1)), int(across * (columns - 1))
         change = changes.of(range(row, row + 1), range(column, column + 1))
         own = change[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].max()
         if own < _OWN * change.max():
@@ -221,11 +269,7 @@ def _even(
                 "(package.module:factory), or export it to TorchScript, which show them"
             )
         if _is_elsewhere(compute, changes, pixels):
-            raise errors.InputError(
-                f"a change in the image shows in other cells of output slot {slot.name!r} than in those over it: the "
-                f"map of {given.model!r} is mirrored, turned or shifted, or its cells are in another order. Points and "
-                "bars would meet other places: let the model return the map as the image lies, [C, rows, columns]"
-            )
+            raise _elsewhere(slot, given)
         return Cells.regular(shape, pixels)
     steps = [_likely_stride(side, cells) for side, cells in zip(pixels, shape, strict=True)]
     below = [max(side // step, 1) * step for side, step in zip(pixels, steps, strict=True)]

@@ -17,6 +17,8 @@ from genenc_core.run import encoders, records
 from genenc_core.run.folder import RunFolder
 
 _DRAWS = 8
+_SHOWN = 3
+"""Images of a session's watch."""
 _HALF = frozenset({"float16", "bfloat16"})
 
 
@@ -33,7 +35,7 @@ def tried(model: encoders.ResolvedModel, *, device: str, trust: bool) -> Mapping
     encoder = _plain(model, device=device, trust=trust)
     modules = frozenset(sys.modules)
     try:
-        if not _is_known(model):
+        if not is_known(model):
             calls.alone(_refuse_unsteady, encoder, who, model.execution)
         told = calls.alone(sketch, encoder)
     except errors.InputError:
@@ -67,7 +69,8 @@ def _recorded_code(model: encoders.ResolvedModel) -> Mapping[str, str] | None:
     return model.spec.genenc.code if model.spec.genenc else None
 
 
-def _is_known(model: encoders.ResolvedModel) -> bool:
+def is_known(model: encoders.ResolvedModel) -> bool:
+    """Tell whether a model is one of torchvision, timm or genenc, run as it is."""
     source = model.spec.genenc.source if model.spec.genenc else None
     return model.backend == "eager" and source is not None and source.kind in eager.STATELESS
 
@@ -150,7 +153,7 @@ class Watch:
         self._code = encoders.code_of(model.spec), _recorded_code(model), modules
         self._runner = runner
         self._encoder: Encoder | None = None
-        if _is_known(model):
+        if is_known(model):
             return
         device = encoders.device_of(model, options.device)
         encoder = encoders.CACHE.load(model, device=device, trust=options.trust)
@@ -158,7 +161,7 @@ class Watch:
         self._least = sizer.size if runner.fixed else model.spec.resolved_batch_mode().min
         self._limit = behaviour.STEADY_IN_HALF if is_half(encoder, model.execution) else behaviour.STEADY
         self._encoder = encoder
-        self._shown = behaviour.images(encoder.input_size, 2).to(encoder.device)
+        self._shown = behaviour.images(encoder.input_size, _SHOWN).to(encoder.device)
         try:
             self._before = runner.call(self._first, self._least)
             # Once more: since the session's first comparison a batch size was searched, with many calls.
@@ -191,22 +194,22 @@ class Watch:
             )
 
     def _first(self, count: int, *, of: int = 0) -> dict[str, torch.Tensor]:
-        """Return the outputs for one of the two images, the first in a batch of `count`."""
+        """Return the outputs for one of the images, the first in a batch of `count`."""
         return {slot: value[:1] for slot, value in self._batch(count, of).items()}
 
     def _place_that_differs(self, count: int) -> str | None:
         """Return in words where in a batch of `count` an image gets other features than as the first of the least."""
         if count == self._least:
             return None
-        alone = self._before, self._first(self._least, of=1)
+        alone = [self._before, *(self._first(self._least, of=at) for at in range(1, _SHOWN))]
         together = self._batch(count, 0)
         places = ({slot: value[at : at + 1] for slot, value in together.items()} for at in range(count))
-        told = (behaviour.difference(alone[at % 2], place, self._limit) for at, place in enumerate(places))
+        told = (behaviour.difference(alone[at % _SHOWN], place, self._limit) for at, place in enumerate(places))
         return next(filter(None, told), None)
 
     def _batch(self, count: int, first: int) -> dict[str, torch.Tensor]:
         assert self._encoder is not None
-        return self._encoder(self._shown[(torch.arange(count) + first) % 2].contiguous())
+        return self._encoder(self._shown[(torch.arange(count) + first) % _SHOWN].contiguous())
 
 
 def is_half(encoder: Encoder, execution: Execution) -> bool:

@@ -174,5 +174,37 @@ def test_what_has_no_centre_is_left_out() -> None:
     assert receptive.cells(Mixed(), lambda run, images: {"m": run(images)}, size=(32, 32)) == {}
 
 
+class Written(nn.Module):
+    """A map a part of which is written over with another part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 4, h, w]."""
+        maps = self.conv(images)
+        maps[..., 3:] = maps[..., :-3].clone()
+        return maps
+
+
+class Regrouped(nn.Module):
+    """Tokens that were taken for channels: a cell's channels are of patches far apart."""
+
+    def __init__(self, after: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.after = nn.Conv2d(3, 5, 4, 4), after
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 5, h, w]."""
+        maps = self.conv(images)
+        return self.after(maps.flatten(2).transpose(1, 2).reshape(maps.shape))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [Written(), Regrouped(nn.Identity()), Regrouped(nn.Conv2d(5, 5, 3, 1, 1))])
+def test_what_was_moved_within_a_map_has_no_centre(model: nn.Module) -> None:
+    assert receptive.cells(model, lambda run, images: {"m": run(images)}, size=(64, 64)) == {}
+
+
 def test_a_model_that_fails_is_unknown() -> None:
     assert receptive.cells(nn.Linear(7, 2), lambda run, images: {"m": run(images)}, size=(32, 32)) == {}

@@ -44,6 +44,10 @@ class Net(nn.Module):
         if self.how == "shifted": return maps.roll(3, 3)
         if self.how == "shifted_by_one": return maps.roll(1, 3)
         if self.how == "shifted_back": return maps.roll(-2, 2)
+        if self.how == "regrouped": return maps.flatten(2).transpose(1, 2).reshape(maps.shape)
+        if self.how == "written_over":
+            maps[..., 3:] = maps[..., :-3].clone()
+            return maps
         if self.full: return torch.sort(maps, dim=1).values
         if self.how == "in_another_order": return maps[:, :, [7, 6, 5, 4, 3, 2, 1, 0]]
         if self.how == "of_tokens": return maps.flatten(2).transpose(1, 2).reshape(-1, 8, 8, 5).permute(0, 3, 2, 1)
@@ -61,7 +65,7 @@ def __getattr__(name):
     "how",
     [
         *("mirrored", "upside_down", "transposed", "turned", "shifted", "shifted_by_one", "shifted_back"),
-        *("in_another_order", "of_tokens", "right", "mean"),
+        *("regrouped", "written_over", "in_another_order", "of_tokens", "right", "mean"),
         *(f"{how}_per_pixel" for how in ("mirrored", "turned", "shifted", "shifted_by_one", "shifted_back", "right")),
     ],
 )

@@ -36,6 +36,11 @@ class Net(nn.Module):
         if self.how == "a module that is not registered": return self.hidden[0](maps)
         if self.how == "batch statistics": return F.batch_norm(maps, None, None, training=True)
         if self.how == "the mean of the batch": return maps - maps.mean(0, keepdim=True)
+        if self.how == "a dark batch": return self.conv(2 * images if images.mean() < 0.2 else images)
+        if self.how == "the largest of the batch":
+            while float(maps.abs().max()) > 0.5: maps = maps / 2
+            return maps
+        if self.how == "writes over images": return self.conv(images.sub_(0.5).div_(0.25))
         if self.how == "the first image": return maps + maps[:1]
         if self.how == "its place": return maps * torch.arange(1, len(maps) + 1).reshape(-1, 1, 1, 1)
         if self.how == "the last call":
@@ -65,6 +70,8 @@ UNSTEADY = {
     "how often": "each time",
     "batch statistics": "beside other images",
     "the mean of the batch": "beside other images",
+    "a dark batch": "beside other images",
+    "the largest of the batch": "beside other images",
     "the first image": "",
     "its place": "",
 }
@@ -88,6 +95,12 @@ def test_a_model_that_looks_beyond_the_image_is_refused_before_anything_is_store
     with pytest.raises(errors.InputError, match=f"features .*{UNSTEADY[how]}.*model.eval"):
         extract(model=nets(how))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_writes_over_its_images_runs(
+    extract: Callable[..., driver.Result], nets: Callable[[str], str]
+) -> None:
+    assert extract(model=nets("writes over images"), image_size="64").status.complete
 
 
 @pytest.mark.parametrize("how", ["five together", "all after the third"])
