@@ -168,7 +168,13 @@ def _iter_dlc(path: Path) -> Iterator[_Point]:
     for number, cells in lines:
         if not any(cells):
             continue
-        image = "/".join(cell.strip() for cell in cells[:index_columns])
+        parts = [cell.strip() for cell in cells[:index_columns]]
+        if any(parts) and not all(parts):
+            raise errors.InputError(
+                f"{path}: line {number} names its image in {index_columns} cells, and some are empty: {parts}. Write "
+                "the folders in every line"
+            )
+        image = "/".join(parts)
         if image.isdecimal():
             raise errors.InputError(
                 f"{path}: line {number} is of frame {image} of a video: this is what DeepLabCut found in a video, and "

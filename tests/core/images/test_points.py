@@ -241,3 +241,13 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path, header: str, said: 
 def test_a_likelihood_of_deeplabcut_is_said_not_to_be_used(tmp_path: Path) -> None:
     with pytest.warns(points.UnusedColumns, match="not used: likelihood"):
         read(tmp_path / "p.csv", "scorer,S,S,S\nbodyparts,a,a,a\ncoords,x,y,likelihood\na.png,1,2,0.1\n")
+
+
+@pytest.mark.parametrize("index", [",,img1.png", "labeled-data,,img1.png", "labeled-data,vid,"])
+def test_a_dlc_line_without_its_folders_is_refused(tmp_path: Path, index: str) -> None:
+    """A spreadsheet's merged cells: the name alone could be a frame of another video."""
+    with pytest.raises(errors.InputError, match="line 5 names its image in 3 cells, and some are empty"):
+        read(
+            tmp_path / "p.csv",
+            "scorer,,,me,me\nbodyparts,,,n,n\ncoords,,,x,y\nlabeled-data,vid,img0.png,1,2\n" + index + ",3,4\n",
+        )
