@@ -87,11 +87,19 @@ def plain_loader(folder: str, threads: int) -> Iterator[Once]:
 
 @contextlib.contextmanager
 def loading(folder: str, threads: int, out: str) -> Iterator[Once]:
-    """Load the rows of a planned run, in their order and with no journal: read, hash, decode, resize and cut out."""
+    """Load the rows of a planned run, in their order: read, hash, decode, resize and cut out."""
     _alone(out)
     run = RunFolder(planning.create_run(parameters(folder, out, threads)))
-    with loader.ImageLoader(run.manifest, run.preprocessing, threads=threads, window=2 * BATCH) as images:
-        yield lambda: float(sum(image.pixels is not None for image in images.iter_rows(0, run.manifest.rows)))
+    with loader.ImageLoader(run.manifest, run.preprocessing, workers=threads, batch=BATCH) as images:
+
+        def once() -> float:
+            count = 0
+            for batch in images.iter_batches(0, run.manifest.rows):
+                count += len(batch)
+                batch.release()
+            return float(count)
+
+        yield once
 
 
 @contextlib.contextmanager
@@ -154,7 +162,7 @@ def parameters(folder: str, out: str, threads: int, **more: object) -> ExtractPa
             "model": f"{HERE}:average_pool",
             "out": out,
             "batch_size": BATCH,
-            "decode_threads": threads,
+            "decode_workers": threads,
             "device": "cpu",
             **more,
         }

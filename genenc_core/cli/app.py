@@ -386,8 +386,8 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
                 values=("auto",),
             ),
         ] = None,
-        decode_threads: Annotated[
-            int | None, usage.option(help="Decoding threads.", group=usage.RUN, default="one per core")
+        decode_workers: Annotated[
+            int | None, usage.option(help="Processes that decode images.", group=usage.RUN, default="one per core")
         ] = None,
         max_failures: usage.MaxFailures = None,
         accept_changed: AcceptChanged = False,
@@ -448,7 +448,7 @@ def build_app(flows: Runner | None = None) -> typer.Typer:
             "image_column": image_column,
             "limit": limit,
             "max_failures": max_failures,
-            "decode_threads": decode_threads,
+            "decode_workers": decode_workers,
             "image_timeout": image_timeout,
             "max_megapixels": max_megapixels,
             "accept_changed": accept_changed or None,

@@ -8,6 +8,7 @@ from genenc_core import errors, exits
 from genenc_core.cli import output
 from genenc_core.encoding import control
 from genenc_core.encoding.budget import FailureBudget
+from genenc_core.images import decode_server
 from genenc_core.run import driver, parameters, planning, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store.objects import Root, join
@@ -30,6 +31,7 @@ class ResumeOptions:
 
 def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
     """Run an extraction; return the exit code."""
+    decode_server.prepare()
     given = parameters.ExtractParameters.model_validate(values)
     planning.check_parameters(given)
     return _watch(given.out, lambda: runner.extract(given), as_json=as_json)
@@ -37,6 +39,7 @@ def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
 
 def resume(root: str, shards: str, changes: ResumeOptions, runner: "Runner", *, as_json: bool) -> int:
     """Continue a run; return the exit code."""
+    decode_server.prepare()
     options = driver.options_for(
         root,
         device=changes.device,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -12,6 +13,7 @@ import torch
 from genenc_core import host
 from genenc_core.encoding import host_memory
 
+LOGGER = logging.getLogger(__name__)
 Stage = Literal["copy_in", "compute", "copy_out"]
 STAGES: tuple[Stage, ...] = ("copy_in", "compute", "copy_out")
 
@@ -31,8 +33,12 @@ class Device(Protocol):
     place in a stream.
     """
 
-    def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return uint8 images `[3, H, W]` as one `[B, 3, H, W]` in host memory that the device copies from."""
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return uint8 images `[k, 3, H, W]` as one `[B, 3, H, W]` in host memory that the device copies from."""
+        ...
+
+    def page_lock(self, memory: np.ndarray) -> None:
+        """Let the device copy from host memory while the host does other work."""
         ...
 
     def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:
@@ -75,13 +81,16 @@ class Device(Protocol):
 class CpuDevice:
     """The host itself: every stage is done when it is called, and nothing is copied."""
 
-    def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return `[B, 3, H, W]`.
 
         Copied by numpy: a thread whose torch operations run in parallel has helpers of its own, and with more threads
         than cores OpenMP lets those of the encoder sleep between its operations.
         """
-        return torch.from_numpy(np.stack([image.numpy() for image in images]))
+        return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
+
+    def page_lock(self, memory: np.ndarray) -> None:
+        """Do nothing: it is the host's own."""
 
     def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
         """Do nothing."""
@@ -136,11 +145,20 @@ class CudaDevice:
         torch.cuda.synchronize(device)
         self._streams = {name: torch.cuda.Stream(device) for name in STAGES}  # type: ignore[no-untyped-call]
 
-    def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return `[B, 3, H, W]` in page-locked memory; copied by numpy, for torch starts threads for each image."""
-        slab = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=True)
-        np.stack([image.numpy() for image in images], out=slab.numpy())
-        return slab
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return `[B, 3, H, W]` in page-locked memory; copied by numpy, for torch starts threads for each part."""
+        count = sum(len(part) for part in parts)
+        joined = torch.empty((count, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
+        np.concatenate([part.numpy() for part in parts], out=joined.numpy())
+        return joined
+
+    def page_lock(self, memory: np.ndarray) -> None:
+        """Register it with CUDA; where that is refused, copies from it are slower."""
+        code = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)  # type: ignore[no-untyped-call]
+        if int(code) != 0:
+            LOGGER.warning(
+                "the memory of decoded images cannot be page-locked (CUDA error %d): copies are slower", code
+            )
 
     def stage(self, name: Stage) -> contextlib.AbstractContextManager[Any]:
         """Make the stage's stream the calling thread's current one."""

@@ -183,9 +183,10 @@ class Engine:
         height, width = self.encoder.input_size
         # The same few again: to draw every image would take its share of the time that is measured.
         noise = torch.randint(0, 256, (min(size, _DRAWN), 3, height, width), dtype=torch.uint8)
+        repeated = [noise] * (size // len(noise)) + [noise[: size % len(noise)]]
         points = torch.zeros(size, point_count, 2, dtype=torch.float64)
         valid = torch.ones(size, point_count, dtype=torch.bool)
-        pixels = self.device.stack([noise[at % len(noise)] for at in range(size)])
+        pixels = self.device.join(repeated)
         batch = Batch(pixels=pixels, points=points, valid=valid)
         begun = [self._threads.submit(self._launch, batch) for _ in range(self.side_by_side)]
         with contextlib.ExitStack() as ended:

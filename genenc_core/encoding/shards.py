@@ -1,6 +1,5 @@
 """One shard: decoded images in row order to whole arrays, a status per row, and a record of what happened."""
 
-import bisect
 import dataclasses
 import time
 from collections import Counter, deque
@@ -21,7 +20,7 @@ from genenc_core.images.point_states import (
     POINT_STATES,
     POINT_UNREADABLE,
 )
-from genenc_core.images.stamps import Stamp
+from genenc_core.images.stamps import NO_STAMP
 from genenc_core.store import layout
 
 _NOT_FINITE = "the encoder returned NaN or infinite values for this image"
@@ -61,20 +60,16 @@ class ShardInput:
     relative: bool = False
     point_states: frozenset[int] = frozenset(POINT_STATES)
 
-    def at(self, row: int) -> int:
-        """Return where a row stands among them."""
-        return bisect.bisect_left(self.rows, row)
-
     def __len__(self) -> int:
         return len(self.image_ids)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Sent:
-    """A batch on its way through the engine: its images, where they go, and its ticket."""
+    """A batch on its way through the engine: its images, where they go in the arrays, and its ticket."""
 
-    images: Sequence[loader.LoadedImage]
-    rows: np.ndarray
+    loaded: loader.LoadedBatch
+    at: np.ndarray
     point_status: np.ndarray
     batch: engine.Batch
     ticket: engine.Ticket
@@ -107,7 +102,7 @@ class ShardEncoder:
         accept_changed: bool = False,
         lost_volume: bool = True,
         others_answer: Callable[[], bool] = lambda: True,
-        doubtful: Callable[[Mapping[int, Stamp]], Mapping[int, str]] = lambda _stamps: {},
+        doubtful: Callable[[np.ndarray, np.ndarray], Mapping[int, str]] = lambda _rows, _stamps: {},
     ) -> None:
         """Prepare for one shard.
 
@@ -118,7 +113,6 @@ class ShardEncoder:
         self.accept_changed = accept_changed
         self.lost_volume = lost_volume and not accept_changed
         self.doubtful = doubtful
-        self.stamps: dict[int, Stamp] = {}
         self.others_answer = others_answer
         self.given = given
         self.runner = runner
@@ -129,31 +123,36 @@ class ShardEncoder:
         self.causes: Counter[str] = Counter()
         self.arrays = empty_arrays(len(given), runner.products, given.points.shape[1])
         self.status = np.zeros(len(given), dtype=np.uint8)
-        self.digests = [""] * len(given)
+        self.rows = np.asarray(given.rows)
+        self.stamped = np.full(len(given), NO_STAMP)
+        self.digests = np.zeros(len(given), dtype="S64")
         self.failures: list[Failure] = []
         self.changes: list[dict[str, object]] = []
         self.sent: deque[_Sent] = deque()
         self.sizes: Counter[int] = Counter()
-        self.seconds = dict.fromkeys(("load_wait", "load_threads", "encode", "reduce"), 0.0)
+        self.seconds = dict.fromkeys(("load_wait", "decode_workers", "encode", "reduce"), 0.0)
         self.control = control.current()
 
-    def run(self, images: Iterable[loader.LoadedImage]) -> EncodedShard:
-        """Encode every image, with at most `Engine.in_flight` batches on their way.
+    def run(
+        self, batches: Iterable[loader.LoadedBatch], *, on_loaded: Callable[[], None] = lambda: None
+    ) -> EncodedShard:
+        """Encode every image, with at most `Engine.in_flight` batches on their way; `on_loaded` is called for each.
 
         Raises:
             ShardError: more failures than the budget allows, or rows that the loader did not deliver.
             InputError: a value that does not fit its stored type.
             Stopped: the end was asked for between two batches.
-            Exception: whatever the encoder raises for more images than the budget allows, and `images` while read.
+            Exception: whatever the encoder raises for more images than the budget allows, and `batches` while read.
         """
         try:
-            self._send_all(images)
+            self._send_all(batches, on_loaded)
             while self.sent:
                 self.control.checkpoint()
                 self._collect()
         finally:
             for item in self.sent:
                 item.ticket.cancel()
+                item.loaded.release()
         if not self.status.all():
             raise errors.ShardError(self.given.shard, f"{int((self.status == 0).sum())} rows were not loaded")
         self._doubt()
@@ -161,45 +160,46 @@ class ShardEncoder:
         self._refuse_a_broken_encoder()
         return EncodedShard(arrays=self.arrays, status=self.status, details=self._details())
 
-    def _send_all(self, images: Iterable[loader.LoadedImage]) -> None:
-        waiting: list[loader.LoadedImage] = []
+    def _send_all(self, batches: Iterable[loader.LoadedBatch], on_loaded: Callable[[], None]) -> None:
         asked = time.perf_counter()
-        for image in images:
+        for loaded in batches:
             self.seconds["load_wait"] += time.perf_counter() - asked
-            if self._take(image):
-                waiting.append(image)
-            if len(waiting) >= self.runner.sizer.size:
-                self._send(waiting)
-                waiting = []
+            on_loaded()
+            try:
+                at = self._take(loaded)
+                if len(loaded):
+                    self._send(loaded, at)
+                else:
+                    loaded.release()
+            except BaseException:
+                loaded.release()
+                raise
             asked = time.perf_counter()
-        if waiting:
-            self._send(waiting)
 
-    def _take(self, image: loader.LoadedImage) -> bool:
-        """Note what is known of an image before it is encoded; return whether it can be."""
-        at = self.given.at(image.row)
-        self.digests[at] = image.sha256
-        if image.stamp is not None:
-            self.stamps[image.row] = image.stamp
-        if image.changed is not None and image.pixels is not None:
-            self.changes.append({"row": image.row, "image_id": self.given.image_ids[at], "change": image.changed})
-        self.seconds["load_threads"] += image.seconds
-        if image.pixels is None or image.affine is None:
-            self.causes[image.cause] += 1
-            self._fail(image.row, image.failure or "unreadable")
-            return False
-        self.arrays["image_height"][at] = image.height
-        self.arrays["image_width"][at] = image.width
-        self.arrays["image_orientation"][at] = image.orientation
-        affine = image.affine
-        self.arrays["image_affine"][at] = affine.scale_x, affine.scale_y, affine.offset_x, affine.offset_y
-        return True
+    def _take(self, loaded: loader.LoadedBatch) -> np.ndarray:
+        """Note what is known of images before they are encoded; return where their rows stand in the arrays."""
+        at = np.searchsorted(self.rows, loaded.rows)
+        self.digests[np.searchsorted(self.rows, loaded.seen)] = loaded.sha256
+        self.stamped[np.searchsorted(self.rows, loaded.seen)] = loaded.stamps
+        self.changes += [
+            {"row": row, "image_id": self._image_id(row), "change": change} for row, change in loaded.changes.items()
+        ]
+        self.seconds["decode_workers"] += loaded.seconds
+        self.arrays["image_height"][at] = loaded.heights
+        self.arrays["image_width"][at] = loaded.widths
+        self.arrays["image_orientation"][at] = loaded.orientations
+        self.arrays["image_affine"][at] = loaded.affines
+        for failed in loaded.unreadable:
+            self.causes[failed.cause] += 1
+            self._fail(failed.row, failed.reason)
+        return at
+
+    def _image_id(self, row: int) -> str:
+        return self.given.image_ids[int(np.searchsorted(self.rows, row))]
 
     def _fail(self, row: int, reason: str) -> None:
-        at = self.given.at(row)
-        self.status[at] = layout.UNREADABLE
-        reason = text.encodable(reason)
-        self.failures.append(Failure(row=row, image_id=self.given.image_ids[at], reason=reason))
+        self.status[np.searchsorted(self.rows, row)] = layout.UNREADABLE
+        self.failures.append(Failure(row=row, image_id=self._image_id(row), reason=text.encodable(reason)))
         self.control.on_rows(0, 1)
         if len(self.failures) > self.allowed:
             first = "; ".join(f"{item.image_id}: {item.reason}" for item in self.failures[:3])
@@ -212,8 +212,9 @@ class ShardEncoder:
     def _doubt(self) -> None:
         """Drop rows that may be of other files than planned; where changed files are accepted, note them as such."""
         changed = {item["row"] for item in self.changes}
-        for row, reason in self.doubtful(self.stamps).items():
-            at = self.given.at(row)
+        known = self.stamped != NO_STAMP
+        for row, reason in self.doubtful(self.rows[known], self.stamped[known]).items():
+            at = int(np.searchsorted(self.rows, row))
             if self.status[at] != layout.OK or row in changed:
                 continue
             if self.accept_changed:
@@ -277,10 +278,10 @@ class ShardEncoder:
         height, width = self.runner.encoder.input_size
         count = self.given.points.shape[1]
         pixels = torch.randint(
-            0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+            0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
         noise = engine.Batch(
-            pixels=self.runner.device.stack([pixels]),
+            pixels=self.runner.device.join([pixels]),
             points=torch.zeros(1, count, 2, dtype=torch.float64),
             valid=torch.zeros(1, count, dtype=torch.bool),
         )
@@ -291,25 +292,28 @@ class ShardEncoder:
         except Exception:  # a model may raise anything
             return False
 
-    def _send(self, images: Sequence[loader.LoadedImage]) -> None:
+    def _send(self, loaded: loader.LoadedBatch, at: np.ndarray) -> None:
         """Give the engine one batch; take back what is done, and wait where too many are on their way."""
         self.control.checkpoint()
-        rows = np.array([self.given.at(image.row) for image in images])
-        points, point_status = self._points(images, rows)
+        sizes = np.stack([loaded.heights, loaded.widths], axis=1)
+        points, point_status = self._points(loaded, sizes, at)
+        view = None
+        if geometry.leaves_bars(self.preprocessing):
+            view = torch.from_numpy(geometry.views(loaded.affines, sizes, self.preprocessing))
         batch = engine.Batch(
-            pixels=self.runner.device.stack([image.pixels for image in images if image.pixels is not None]),
+            pixels=loaded.parts[0] if len(loaded.parts) == 1 else self.runner.device.join(loaded.parts),
             points=torch.from_numpy(points),
             valid=torch.from_numpy(point_status == POINT_OK),
-            view=self._views(images),
+            view=view,
         )
         ticket = self.runner.submit(batch)
-        self.sent.append(_Sent(images=images, rows=rows, point_status=point_status, batch=batch, ticket=ticket))
+        self.sent.append(_Sent(loaded=loaded, at=at, point_status=point_status, batch=batch, ticket=ticket))
         while len(self.sent) >= self.runner.in_flight:
             self._collect()
 
     def _collect(self) -> None:
         """Keep what the engine made of the batch that was sent first."""
-        sent = self.sent.popleft()
+        sent = self.sent[0]
         may_fail = self.allowed - len(self.failures)
         for piece in isolation.encode_pieces(self.runner, sent.batch, sent.ticket, may_fail=may_fail):
             part = slice(piece.start, piece.stop)
@@ -317,65 +321,43 @@ class ShardEncoder:
                 self._refuse_a_turned_encoder(piece.failure or _NOT_FINITE)
             if piece.reduced is None:
                 self.encoder_failures += 1
-                self._fail(sent.images[piece.start].row, piece.failure or "the encoder failed for this image")
+                self._fail(int(sent.loaded.rows[piece.start]), piece.failure or "the encoder failed for this image")
                 continue
-            self._keep(sent.images[part], sent.rows[part], sent.point_status[part], piece.reduced)
+            self._keep(sent.at[part], sent.point_status[part], piece.reduced)
             if self.runner.witness is None and piece.reduced.finite.any():
                 self.runner.witness = sent.batch.copy_of(piece.start + int(piece.reduced.finite.argmax()))
+        self.sent.popleft().loaded.release()
 
-    def _keep(
-        self, images: Sequence[loader.LoadedImage], rows: np.ndarray, point_status: np.ndarray, reduced: Reduced
-    ) -> None:
+    def _keep(self, at: np.ndarray, point_status: np.ndarray, reduced: Reduced) -> None:
         for name, value in reduced.arrays.items():
-            self.arrays[name][rows] = value
+            self.arrays[name][at] = value
         if "point_status" in self.arrays:
-            self.arrays["point_status"][rows] = point_status
-        self.status[rows] = layout.OK
+            self.arrays["point_status"][at] = point_status
+        self.status[at] = layout.OK
         self.sizes.update(reduced.sizes)
         self.seconds["encode"] += reduced.encode_seconds
         self.seconds["reduce"] += reduced.reduce_seconds
-        self._drop_not_finite(images, rows, reduced.finite)
+        self._drop_not_finite(at[~reduced.finite])
         self.control.on_rows(int(reduced.finite.sum()), 0)
 
-    def _points(self, images: Sequence[loader.LoadedImage], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _points(self, loaded: loader.LoadedBatch, sizes: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return model pixels `[B, K, 2]` and point status `[B, K]` of a batch."""
-        count = self.given.points.shape[1]
-        points = np.full((len(images), count, 2), np.nan)
-        status = np.zeros((len(images), count), dtype=np.uint8)
-        if count == 0:
-            return points, status
-        for position, (image, at) in enumerate(zip(images, rows, strict=True)):
-            assert image.affine is not None
-            xy = self.given.points[at]
-            points[position], status[position] = geometry.map_points(
-                xy * (image.width, image.height) if self.given.relative else xy,
-                image.affine,
-                source_size=(image.height, image.width),
-                preprocessing=self.preprocessing,
-            )
+        xy = self.given.points[at]
+        if self.given.relative:
+            xy = xy * sizes[:, None, ::-1]
+        points, status = geometry.map_points(xy, loaded.affines, sizes, self.preprocessing)
         if POINT_OUTSIDE_IMAGE not in self.given.point_states:
             status[status == POINT_OUTSIDE_IMAGE] = POINT_OUTSIDE
         return points, status
 
-    def _views(self, images: Sequence[loader.LoadedImage]) -> torch.Tensor | None:
-        """Return what each image fills of the model's input, float64 `[B, 4]`; None where it is all."""
-        if not geometry.leaves_bars(self.preprocessing):
-            return None
-        views = [
-            geometry.view(image.affine, source_size=(image.height, image.width), preprocessing=self.preprocessing)
-            for image in images
-            if image.affine is not None
-        ]
-        return torch.from_numpy(np.stack(views))
-
-    def _drop_not_finite(self, images: Sequence[loader.LoadedImage], rows: np.ndarray, finite: np.ndarray) -> None:
-        for image, at in zip(np.asarray(images, dtype=object)[~finite], rows[~finite], strict=True):
-            for product in self.runner.products:
-                self.arrays[product.name][at] = np.nan
-            if "point_status" in self.arrays:
-                self.arrays["point_status"][at] = POINT_UNREADABLE
-            self.encoder_failures += 1
-            self._fail(image.row, _NOT_FINITE)
+    def _drop_not_finite(self, at: np.ndarray) -> None:
+        for name in [product.name for product in self.runner.products]:
+            self.arrays[name][at] = np.nan
+        if "point_status" in self.arrays:
+            self.arrays["point_status"][at] = POINT_UNREADABLE
+        self.encoder_failures += len(at)
+        for row in self.rows[at].tolist():
+            self._fail(row, _NOT_FINITE)
 
     def _point_counts(self) -> dict[str, int]:
         states = self.arrays.get("point_status", np.zeros(0, dtype=np.uint8))
@@ -387,7 +369,7 @@ class ShardEncoder:
             "unreadable": [dataclasses.asdict(failure) for failure in failures],
             "changed_since_planned": self.changes,
             "points": self._point_counts(),
-            "input_sha256": self.digests,
+            "input_sha256": self.digests.astype(str).tolist(),
             "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }

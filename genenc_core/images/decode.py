@@ -1,10 +1,10 @@
 """Image bytes to upright RGB pixels, with one stated rule for every kind of file."""
 
 import io
-import math
 import warnings
 from collections.abc import Mapping
 
+import imagecodecs
 import numpy as np
 import torch
 from PIL import (
@@ -18,7 +18,6 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-from torchvision import io as tvio
 
 from genenc_core import memory
 from genenc_core.images import bmp, headers, heif, plain_jpeg, png, tiff
@@ -27,10 +26,8 @@ from genenc_core.images.decoded import BAND_PIXELS, Decoded, Goal, ImageUnreadab
 MAX_PIXELS = 400_000_000
 MAX_SCANS = 500
 """Of one JPEG; encoders write about ten, and each costs a pass over all pixels, however few bytes it has."""
-SMALL_PIXELS, SMALL_BYTES = 2**21, 2**23
-"""Of images that are decoded several at once: of larger ones each is work enough, and may take long."""
 
-_DECODER_MODULES = r"PIL\.|torchvision\.io\."
+_DECODER_MODULES = r"PIL\."
 
 # A closed list: Pillow knows formats that run other programs (EPS), and Image.open() would apply its own size limit.
 _PLUGINS: Mapping[bytes, type[ImageFile.ImageFile]] = {
@@ -62,7 +59,7 @@ def decode_image(
     pages the first is taken, of an animated PNG the still image. The EXIF orientation is applied.
 
     With a `goal` a grey or colour JPEG may come at the largest of libjpeg's reductions (1/2, 1/4, 1/8) that keeps as
-    many pixels, or resized already. None: whole, as it is.
+    many pixels. None: whole, as it is.
 
     Raises:
         ImageUnreadable: empty, truncated, no image, more than `max_pixels` (before they are allocated), a JPEG of more
@@ -102,20 +99,6 @@ def upright_size(data: bytes | bytearray) -> tuple[int, int]:
             exif = image.info.get("exif") or b""
         orientation = headers.jpeg_orientation(data) if is_jpeg else headers.exif_orientation(exif)
     return (size[1], size[0]) if orientation >= 5 else size
-
-
-def small_jpeg(data: bytes | bytearray, *, max_pixels: int, goal: Goal) -> plain_jpeg.Source | None:
-    """Return an image that `plain_jpeg.decode_resized` can decode together with others; None: `decode_image`."""
-    header = headers.jpeg_header(data)
-    if header is None or header.many_scans or not header.plain:
-        return None
-    small = header.height * header.width <= min(SMALL_PIXELS, max_pixels) and len(data) <= SMALL_BYTES
-    return _resizable(data, header, goal) if small else None
-
-
-def resized_jpeg(pixels: torch.Tensor, source: plain_jpeg.Source) -> Decoded:
-    """Return what `plain_jpeg.decode_resized` made of a source."""
-    return Decoded(pixels=pixels, orientation=1, size=source.size, resized=True)
 
 
 def _decode_in_words(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
@@ -164,23 +147,8 @@ def _check_scans(data: bytes | bytearray) -> None:
         raise ImageUnreadable(f"a JPEG of {scans} scans, above the limit of {MAX_SCANS}: save the file again")
 
 
-def _resizable(data: bytes | bytearray, header: headers.JpegHeader, goal: Goal | None) -> plain_jpeg.Source | None:
-    """Return a JPEG that can be decoded and resized in one step."""
-    if goal is None or goal.reduce or goal.interpolation is None or header.orientation != 1:
-        return None
-    size = header.height, header.width
-    target = goal.target(*size)
-    fits = math.prod(target.size) <= MAX_PIXELS
-    return plain_jpeg.source(data, size, target, goal.interpolation) if fits else None
-
-
 def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, goal: Goal | None) -> Decoded | None:
     """Return None when libjpeg refuses."""
-    source = _resizable(data, header, goal)
-    if source is not None:
-        (resized,) = plain_jpeg.decode_resized([source])
-        if resized is not None:
-            return resized_jpeg(resized, source)
     size = (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
     reduction = 1
     if goal is not None and goal.reduce:
@@ -266,7 +234,7 @@ def _whole(upright: torch.Tensor, orientation: int) -> Decoded:
 
 
 def _silence_decoders() -> None:
-    """Ignore the decoders' own warnings: Pillow's on odd metadata, which name no file, torchvision's on its future.
+    """Ignore the decoders' own warnings: Pillow's on odd metadata, which name no file.
 
     `warnings.catch_warnings` is not thread-safe before Python 3.14, so one filter for their modules is added once.
     """
@@ -361,8 +329,7 @@ def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
 def _rgb_from_wide(image: png.Png) -> np.ndarray:
     """Return a 16-bit RGB, grey + alpha or RGBA PNG as uint8 [H, W, 3]; Pillow would drop the low bytes."""
     image.check_pixels()
-    buffer = torch.frombuffer(bytearray(image.without_transparency()), dtype=torch.uint8)
-    channels = tvio.decode_png(buffer, mode=tvio.ImageReadMode.UNCHANGED).numpy()
+    channels = np.moveaxis(imagecodecs.png_decode(image.without_transparency()), 2, 0)
     rgb = np.empty((*channels.shape[1:], 3), dtype=np.uint8)
     for rows in bands(*channels.shape[1:]):
         band = channels[:, rows].astype(np.uint32)

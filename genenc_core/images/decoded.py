@@ -30,8 +30,6 @@ class Goal:
     """Takes the (height, width) of the upright source and returns what it is resized to."""
     reduce: bool = False
     """Whether a JPEG may be decoded at a reduction that keeps as many pixels."""
-    interpolation: resizing.Interpolation | None = None
-    """Of the resize, with antialiasing, where the decoder may do it too."""
 
 
 class Decoded(NamedTuple):
@@ -43,8 +41,6 @@ class Decoded(NamedTuple):
     """EXIF orientation 1 to 8 as found in the file; already applied to `pixels`."""
     size: tuple[int, int]
     """(height, width) of the upright source in pixels."""
-    resized: bool = False
-    """Whether `pixels` are resized already, as the goal says."""
     reduction: int = 1
     """Source pixels per pixel and axis: 1, 2, 4 or 8."""
     beyond: tuple[int, int] = (0, 0)

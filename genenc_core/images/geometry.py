@@ -22,6 +22,11 @@ class Affine:
     offset_x: float
     offset_y: float
 
+    @property
+    def row(self) -> tuple[float, float, float, float]:
+        """Scale x and y, offset x and y, as they are stored."""
+        return self.scale_x, self.scale_y, self.offset_x, self.offset_y
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitPlan:
@@ -53,12 +58,13 @@ class Fitter:
         self.goal = decoded.Goal(
             target=lambda height, width: plan(height, width).target,
             reduce=preprocessing.decode == "scaled",
-            interpolation=preprocessing.interpolation if preprocessing.antialias else None,
         )
         """What the decoder may know of it."""
 
-    def fit(self, image: decoded.Decoded) -> tuple[torch.Tensor, Affine]:
+    def fit(self, image: decoded.Decoded, *, into: np.ndarray | None = None) -> tuple[torch.Tensor, Affine]:
         """Return contiguous uint8 [3, model height, model width], and the map from source to model pixels.
+
+        The pixels are written to `into`, where it is given.
 
         Raises:
             ImageUnreadable: as `apply_fit`.
@@ -66,7 +72,7 @@ class Fitter:
         plan = self._plan(*image.size)
         if image.reduction > 1:
             plan = _plan_reduced(image, plan)
-        return apply_fit(image.pixels, plan, self._preprocessing, resized=image.resized), plan.affine
+        return apply_fit(image.pixels, plan, self._preprocessing, into=into), plan.affine
 
 
 def plan_fit(height: int, width: int, preprocessing: spec.Preprocessing) -> FitPlan:
@@ -119,11 +125,11 @@ def _plan_reduced(image: decoded.Decoded, plan: FitPlan) -> FitPlan:
 
 
 def apply_fit(
-    pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing, *, resized: bool = False
+    pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing, *, into: np.ndarray | None = None
 ) -> torch.Tensor:
     """Return uint8 [3, H, W] brought to contiguous uint8 [3, model height, model width] as `plan` says.
 
-    `resized`: that is done already.
+    It is in the memory of `into`, where that is given.
 
     Raises:
         ImageUnreadable: a side ratio so extreme that the resized image would exceed the decoder's pixel limit.
@@ -133,21 +139,22 @@ def apply_fit(
             f"{pixels.shape[2]} x {pixels.shape[1]} pixels would be resized to {plan.resized[1]} x {plan.resized[0]} "
             "before the crop: too long a shape"
         )
-    if not resized:
-        pixels = resizing.resize(
-            pixels, plan.target, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
-        )
-    return place(pixels, plan, preprocessing)
+    resized = resizing.resize(
+        pixels, plan.target, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
+    )
+    return place(resized, plan, preprocessing, into=into)
 
 
-def place(resized: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing) -> torch.Tensor:
+def place(
+    resized: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing, *, into: np.ndarray | None = None
+) -> torch.Tensor:
     """Return a resized image, uint8 [3, H, W], cut and padded to contiguous uint8 [3, model height, model width].
 
     It may lack what is cut off at the bottom and the right.
     """
     rows, columns = preprocessing.height, preprocessing.width
     visible = resized.numpy()[:, plan.crop_top : plan.crop_top + rows, plan.crop_left : plan.crop_left + columns]
-    fitted = np.empty((3, rows, columns), dtype=np.uint8)
+    fitted = np.empty((3, rows, columns), dtype=np.uint8) if into is None else into
     if visible.shape[1:] != (rows, columns):
         colour = preprocessing.pad_value if preprocessing.fit == "pad" else (0, 0, 0)
         fitted[:] = np.array(colour, dtype=np.uint8)[:, None, None]
@@ -158,47 +165,43 @@ def place(resized: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessin
 
 
 def map_points(
-    points: np.ndarray,
-    affine: Affine,
-    *,
-    source_size: tuple[int, int],
-    preprocessing: spec.Preprocessing,
+    points: np.ndarray, affines: np.ndarray, source_sizes: np.ndarray, preprocessing: spec.Preprocessing
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Carry points through an image's geometry.
+    """Carry points through the geometry of their images.
 
     Args:
-        points: float64 [K, 2], x and y in pixels of the upright source; NaN in either = no such point.
-        affine: the image's map.
-        source_size: (height, width) of the upright source; its right and bottom edges still belong to it.
+        points: float64 [N, K, 2], x and y in pixels of the upright sources; NaN in either = no such point.
+        affines: float64 [N, 4], the images' maps: scale x and y, offset x and y.
+        source_sizes: [N, 2], (height, width) of the upright sources; their right and bottom edges belong to them.
         preprocessing: gives the model's size.
 
     Returns:
-        Model pixels, float64 [K, 2], NaN unless ok; and status, uint8 [K]: 1 ok, 2 outside the part of the image that
-        the model sees, 4 no such point, 5 outside the image.
+        Model pixels, float64 [N, K, 2], NaN unless ok; and status, uint8 [N, K]: 1 ok, 2 outside the part of the image
+        that the model sees, 4 no such point, 5 outside the image.
     """
-    scale = np.array([affine.scale_x, affine.scale_y])
-    mapped = points * scale + np.array([affine.offset_x, affine.offset_y])
-    source_edge = np.array([source_size[1], source_size[0]], dtype=np.float64)
+    scale, offset = affines[:, None, :2], affines[:, None, 2:]
+    mapped = points * scale + offset
+    source_edge = source_sizes[:, None, ::-1].astype(np.float64)
     model_edge = np.array([preprocessing.width, preprocessing.height], dtype=np.float64)
     slack = 1e-9 * model_edge  # the far edge times a rounded scale may end a hair beyond the model's edge
-    on_image = ((points >= 0) & (points <= source_edge)).all(axis=1)
-    in_view = ((mapped >= -slack) & (mapped <= model_edge + slack)).all(axis=1)
-    missing = np.isnan(points).any(axis=1)
+    on_image = ((points >= 0) & (points <= source_edge)).all(axis=2)
+    in_view = ((mapped >= -slack) & (mapped <= model_edge + slack)).all(axis=2)
+    missing = np.isnan(points).any(axis=2)
     states = [POINT_MISSING, POINT_OUTSIDE_IMAGE, POINT_OUTSIDE]
     status = np.select([missing, ~on_image, ~in_view], states, POINT_OK).astype(np.uint8)
-    model_points = np.where((status == POINT_OK)[:, None], np.clip(mapped, 0, model_edge), np.nan)
+    model_points = np.where((status == POINT_OK)[..., None], np.clip(mapped, 0, model_edge), np.nan)
     return model_points, status
 
 
-def view(affine: Affine, *, source_size: tuple[int, int], preprocessing: spec.Preprocessing) -> np.ndarray:
-    """Return what an image of `source_size` (height, width) fills of the model's input.
+def views(affines: np.ndarray, source_sizes: np.ndarray, preprocessing: spec.Preprocessing) -> np.ndarray:
+    """Return what images fill of the model's input; `affines` and `source_sizes` as in `map_points`.
 
-    float64 [4]: left, top, right, bottom in model pixels.
+    float64 [N, 4]: left, top, right, bottom in model pixels.
     """
-    left, top = affine.offset_x, affine.offset_y
-    right, bottom = left + source_size[1] * affine.scale_x, top + source_size[0] * affine.scale_y
+    near = affines[:, 2:]
+    far = near + source_sizes[:, ::-1] * affines[:, :2]
     edge = np.array([preprocessing.width, preprocessing.height] * 2, dtype=np.float64)
-    clipped: np.ndarray = np.clip([left, top, right, bottom], 0, edge)
+    clipped: np.ndarray = np.clip(np.hstack([near, far]), 0, edge)
     return clipped
 
 

@@ -1,38 +1,113 @@
-"""Images of a manifest as model-sized pixels: read, decode and fit in a pool of threads, in row order."""
+"""Images of a manifest as batches of model-sized pixels, in row order: read, decoded and fitted by decode workers.
 
+The process that asks handles batches: nothing here is done per image but for images that fail.
+"""
+
+import collections
 import contextlib
+import dataclasses
 import errno
+import itertools
 import logging
-from collections import deque
-from collections.abc import Collection, Generator, Iterator
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
+import torch
 
 from genenc_core import errors, spec
-from genenc_core.images import geometry, inflight, isolated, plain_jpeg, pool, reading
-from genenc_core.images.jobs import Job
+from genenc_core.images import decode_server, decode_worker, reading
+from genenc_core.images.decode_worker import Answer, Piece
 from genenc_core.images.limits import Limits
 from genenc_core.images.manifest import Manifest
-from genenc_core.images.reading import LoadedImage, Request
-
-__all__ = ["ImageLoader", "LoadedImage"]
+from genenc_core.images.slab import Slab, anonymous_file
+from genenc_core.images.stamps import NO_STAMP
 
 LOGGER = logging.getLogger(__name__)
+LARGEST_PIECE, PIECE_BYTES = 16, 4 * 2**20
+"""Rows that a worker is given at a time, and bytes of their pixels."""
+AHEAD_BYTES = 512 * 2**20
+"""Of pixels that may be in work or waiting to be taken."""
 _BLOCK_ROWS = 4096
 _ASKED = 8
 """Files of other shards that are asked for when a shard has none."""
-_Pending = deque[tuple[Request, Job | None]]
+_GIVEN = 2
+"""Pieces that a worker has at a time: the second waits until the first is done."""
+_TICK = 1.0
+_FEWEST_HUNG = 4
+_TRIES = 8
+"""Workers that may be killed from outside with the same row in work."""
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+_SAID = 4096
+
+
+class TooManyHung(errors.GenencError):
+    """One image after the other hangs: no image's fault any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A row without pixels: why, and whose fault it is."""
+
+    row: int
+    reason: str
+    cause: reading.Cause
+
+
+class LoadedBatch:
+    """The next readable images of some rows, and all that is known of the rows up to the last of them.
+
+    `rows` int64 `[n]` of the images; `heights`, `widths` int32 `[n]` of the upright sources in pixels; `orientations`
+    uint8 `[n]`, EXIF's, already applied; `affines` float64 `[n, 4]`, source to model pixels: scale x and y, offset x
+    and y. `parts`: their pixels, uint8 `[k, 3, H, W]` each, together `n`.
+    `seen` int64 `[m]`: all rows that were tried, with `sha256` S64 `[m]` of their files, empty where there is none,
+    and `stamps`, STAMP `[m]`.
+    `unreadable`: those without pixels; `changes`: row -> how its file differs from the one that was planned, of images.
+    `seconds`: CPU time of the workers.
+    """
+
+    def __init__(self, taken: Sequence["_Taken"], held: Sequence["_Held"]) -> None:
+        self._held = held
+        self.parts = [each.pixels for each in taken if len(each.rows)]
+        self.rows = np.concatenate([each.rows for each in taken])
+        records = np.concatenate([each.records for each in taken])
+        self.heights, self.widths = records["height"], records["width"]
+        self.orientations, self.affines = records["orientation"], records["affine"]
+        self.seen = np.concatenate([each.seen for each in taken])
+        self.sha256 = np.concatenate([each.sha256 for each in taken])
+        self.stamps = np.concatenate([each.stamps for each in taken])
+        self.unreadable: list[Unreadable] = []
+        self.changes: dict[int, str] = {}
+        self.seconds = 0.0
+        for each in taken:
+            self.unreadable += each.unreadable
+            self.changes |= each.changes
+            self.seconds += each.seconds
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def release(self) -> None:
+        """Give the memory of the pixels back: nothing reads them any more. Once."""
+        for each in self._held:
+            each.release()
+        self._held = ()
 
 
 class ImageLoader:
-    """A pool of threads that turns manifest rows into pixels; use as a context manager, or close it.
+    """Decode workers that turn manifest rows into batches of pixels; use as a context manager, or close it.
 
-    Each worker thread runs torch operations on one thread; the threads of the rest of the process keep theirs.
-
-    An image that outlasts `limits.seconds` gets a second chance in a process of its own; its thread is given up and
-    replaced. So does, at once, an image that a process which died had in work: `journal` is the folder where loaders
-    of the same manifest note that, and None keeps no notes.
+    Workers are started as there is work for them, `workers` at most. An image whose worker ends or takes longer than
+    `limits.seconds` is tried once more, alone; if it happens again, its row has that reason.
     """
 
     def __init__(
@@ -40,25 +115,42 @@ class ImageLoader:
         manifest: Manifest,
         preprocessing: spec.Preprocessing,
         *,
-        threads: int = 2,
-        window: int = 64,
+        workers: int = 2,
+        batch: int = 64,
+        in_flight: int = 1,
         limits: Limits | None = None,
-        journal: Path | None = None,
+        prepare_memory: Callable[[np.ndarray], None] = lambda _images: None,
     ) -> None:
-        if threads < 1 or window < 1:
-            raise errors.InputError(f"the loader needs at least one thread and a window of one: {threads=}, {window=}")
-        chosen = limits or Limits()
-        plain_jpeg.prepare()  # here, and not in the isolated process: each of its images would pay for it
+        """Begin.
+
+        Args:
+            manifest: the rows.
+            preprocessing: what becomes of an image.
+            workers: processes that decode.
+            batch: images of a full batch.
+            in_flight: batches of one caller that may wait for their release; two callers are served at a time.
+            limits: bounds per image.
+            prepare_memory: is given the memory of all pixels, uint8 `[slots, 3, H, W]`.
+
+        Raises:
+            InputError: a number below 1.
+            OSError: no memory or descriptor.
+        """
+        if min(workers, batch, in_flight) < 1:
+            raise errors.InputError(f"the loader needs numbers of one at least: {workers=}, {batch=}, {in_flight=}")
         self._manifest = manifest
-        self._window = window
-        self._alone = isolated.IsolatedLoader(preprocessing, chosen)
-        self._journal = inflight.Journal(journal, pool.slots(threads))
-        self._pool = pool.DecodePool(
-            reading.Reader(geometry.Fitter(preprocessing), chosen),
-            threads=threads,
-            seconds=chosen.seconds,
-            journal=self._journal,
-        )
+        self._batch = batch
+        image_bytes = 3 * preprocessing.height * preprocessing.width
+        self._piece = max(1, min(LARGEST_PIECE, PIECE_BYTES // image_bytes, -(-batch // workers)))
+        wanted = max(2 * batch, 2 * _GIVEN * workers * self._piece)
+        self._ahead = max(-(-min(wanted, AHEAD_BYTES // image_bytes) // batch), 1)
+        """Blocks that one caller has in work or waiting, while there are some."""
+        blocks = 2 * (in_flight + 1) + self._ahead + 1
+        self._slab = Slab(blocks * batch, preprocessing.height, preprocessing.width, workers=workers)
+        prepare_memory(self._slab.images)
+        self._pool = _Workers(self._slab, preprocessing, limits or Limits(), workers)
+        self._free = list(range(blocks))[::-1]
+        self._room = threading.Condition()
 
     def __enter__(self) -> Self:
         return self
@@ -68,87 +160,68 @@ class ImageLoader:
     ) -> None:
         self.close()
 
-    def iter_rows(
-        self, start: int, stop: int, *, only: Collection[int] | None = None
-    ) -> Generator[LoadedImage, None, None]:
-        """Yield the rows from `start` up to `stop`, in order, with at most `window` images in work or waiting.
+    def iter_batches(
+        self,
+        start: int,
+        stop: int,
+        *,
+        only: Collection[int] | None = None,
+        on_asked: Callable[[], None] = lambda: None,
+    ) -> Generator[LoadedBatch, None, None]:
+        """Yield the rows from `start` up to `stop`, in order, in full batches but for the last; release each.
 
-        With `only`, the others of them are left out.
+        A broken image is an entry of its batch, never an exception. Closing the iterator early cancels what has not
+        begun.
 
-        A broken image is a `LoadedImage` with a failure, never an exception. Closing the iterator early cancels what
-        has not begun.
+        Args:
+            start: the first row.
+            stop: the row behind the last.
+            only: rows to load; None: all.
+            on_asked: called once all rows are in work, when another caller's may follow.
 
         Raises:
             StoreError: rows that the manifest does not have.
-            TooManyHung: more images hang than there are threads.
+            TooManyHung: one image after the other hangs.
             OSError: a fault of the process or the volume that says nothing of an image: the images' folder is gone or
-                empty, too many open files, no space, a stale or silent network file system, a decoder killed from
+                empty, too many open files, no space, a stale or silent network file system, decode workers killed from
                 outside.
         """
-        pending: _Pending = deque()
-        if not self._manifest.root.is_dir():
-            what = (
-                "the images' folder does not exist. A run reads its images from where they were when it was made, "
-                "also when another place is given later: restore or mount that folder, or make a symbolic link in its "
-                "place to where they are now (ln -s NEW OLD)"
-            )
-            raise FileNotFoundError(errno.ENOENT, what, str(self._manifest.root))
-        suspects = self._suspects(start, stop)
+        self._require_folder()
+        blocks = self._blocks(start, stop, only)
+        pending: collections.deque[_Block] = collections.deque()
+        carried: list[_Taken] = []
+        asked = False
         try:
-            for request in self._requests(start, stop, only):
-                if len(pending) == self._window:
-                    yield from self._next_quarter(pending)
-                pending.append((request, None if request.row in suspects else self._pool.submit(request)))
-            while pending:
-                yield from self._next_quarter(pending)
+            while True:
+                while not asked and len(pending) < self._ahead:
+                    block = next(blocks, None)
+                    if block is None:
+                        asked = True
+                        on_asked()
+                        break
+                    if not self._place(block, wait=not pending):
+                        blocks = itertools.chain([block], blocks)  # another caller has the room
+                        break
+                    pending.append(block)
+                    self._pool.submit(block.pieces)
+                if not pending:
+                    break
+                carried.append(self._pool.wait(pending[0]).taken())
+                pending.popleft()  # its memory is held by what was taken
+                while sum(len(each.rows) for each in carried) >= self._batch:
+                    yield self._cut(carried, self._batch)
+            if carried:
+                yield self._cut(carried, self._batch)
         finally:
-            for _request, job in pending:
-                if job is not None:
-                    self._pool.cancel(job)
-
-    def settle(self, start: int, stop: int) -> None:
-        """Tell that the rows from `start` up to `stop` are stored: none of them is a suspect any more."""
-        self._journal.settle(start, stop)
+            for each in carried:
+                each.held.release()
+            for block in pending:
+                self._pool.give_up(block)
 
     def close(self) -> None:
-        """Cancel what has not begun, wait a little for what has, and end the threads; one that hangs is left behind."""
-        self._alone.close()
-        self._journal.close(hung=not self._pool.close())
-
-    def _next_quarter(self, pending: _Pending) -> Iterator[LoadedImage]:
-        """Take the first quarter of a window: to wake up once for many images is cheaper than for each."""
-        some = min(len(pending), max(self._window // 4, 1))
-        last = pending[some - 1][1]
-        if last is not None:
-            self._pool.wait_for_end(last)
-        for _ in range(some):
-            yield self._loaded(*pending.popleft())
-
-    def _suspects(self, start: int, stop: int) -> set[int]:
-        found = {row for row in self._journal.suspects() if start <= row < stop}
-        if found:
-            LOGGER.warning(
-                "rows %s were being decoded when an earlier process ended: they are decoded in a process of their own",
-                ", ".join(map(str, sorted(found)[:20])),
-            )
-        return found
-
-    def _loaded(self, request: Request, job: Job | None) -> LoadedImage:
-        if job is None:
-            return self._alone.load(request)
-        try:
-            return self._pool.wait(job)
-        except pool.Overdue:
-            LOGGER.warning("%s gave no result in time: it is tried again in a separate process", request.path)
-            return self._alone.load(request)
-
-    def _requests(self, start: int, stop: int, only: Collection[int] | None) -> Iterator[Request]:
-        for first in range(start, stop, _BLOCK_ROWS):
-            block = self._manifest.read(first, min(first + _BLOCK_ROWS, stop))
-            columns = (block.paths, block.bytes, block.mtime_ns)
-            for row, path, planned_bytes, mtime_ns in zip(range(first, stop), *columns, strict=False):
-                if only is None or row in only:
-                    yield Request(row, path, planned_bytes, mtime_ns)
+        """End the workers; what they have in work is lost."""
+        self._pool.close()
+        self._slab.close()
 
     def others_answer(self, start: int, stop: int) -> bool:
         """Whether any of a few files of other rows than `start` to `stop` can be read, or there are none to ask."""
@@ -160,3 +233,476 @@ class ImageLoader:
                 file.read(1)
                 return True
         return not asked
+
+    def _require_folder(self) -> None:
+        if not self._manifest.root.is_dir():
+            what = (
+                "the images' folder does not exist. A run reads its images from where they were when it was made, "
+                "also when another place is given later: restore or mount that folder, or make a symbolic link in its "
+                "place to where they are now (ln -s NEW OLD)"
+            )
+            raise FileNotFoundError(errno.ENOENT, what, str(self._manifest.root))
+
+    def _blocks(self, start: int, stop: int, only: Collection[int] | None) -> Iterator["_Block"]:
+        """Yield the rows as blocks of a batch each, which have no memory yet."""
+        rows, planned = np.empty(0, np.int64), np.empty((2, 0), np.int64)
+        paths: list[str] = []
+        for first in range(start, stop, _BLOCK_ROWS):
+            found = self._manifest.read(first, min(first + _BLOCK_ROWS, stop))
+            wanted = np.arange(first, first + len(found.paths))
+            more = list(found.paths)
+            numbers = np.stack([np.asarray(found.bytes, np.int64), np.asarray(found.mtime_ns, np.int64)])
+            if only is not None:
+                kept = [at for at, row in enumerate(wanted.tolist()) if row in only]
+                wanted, more, numbers = wanted[kept], [more[at] for at in kept], numbers[:, kept]
+            rows, paths, planned = np.concatenate([rows, wanted]), paths + more, np.hstack([planned, numbers])
+            last = first + _BLOCK_ROWS >= stop
+            while len(rows) >= self._batch or (last and len(rows)):
+                size = self._batch
+                yield _Block(rows[:size], paths[:size], planned[:, :size], self._piece)
+                rows, paths, planned = rows[size:], paths[size:], planned[:, size:]
+
+    def _place(self, block: "_Block", *, wait: bool) -> bool:
+        """Give a block its memory; return False where there is none and it need not `wait`."""
+        with self._room:
+            if wait:
+                self._room.wait_for(lambda: self._free)
+            if not self._free:
+                return False
+            number = self._free.pop()
+        block.place(number * self._batch, self._slab, lambda: self._give_back(number))
+        return True
+
+    def _give_back(self, number: int) -> None:
+        with self._room:
+            self._free.append(number)
+            self._room.notify_all()
+
+    @staticmethod
+    def _cut(carried: list["_Taken"], size: int) -> LoadedBatch:
+        """Take a batch of `size` images from what is carried, with all that is known of rows before its last."""
+        taken: list[_Taken] = []
+        while carried and size:
+            first = carried[0]
+            if len(first.rows) > size:
+                now, carried[0] = first.split(size)
+                taken.append(now)
+                break
+            taken.append(carried.pop(0))
+            size -= len(first.rows)
+        return LoadedBatch(taken, [each.held for each in taken])
+
+
+class _Held:
+    """Memory of a block, of which some parts are still in use."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back = give_back
+        self._lock = threading.Lock()
+        self._users = 1
+
+    def share(self) -> Self:
+        """Count one more user."""
+        with self._lock:
+            self._users += 1
+        return self
+
+    def release(self) -> None:
+        """Count one user less; with the last one the memory is given back."""
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self._give_back()
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Taken:
+    """Images of a block, and what is known of its rows, which comes with the first of its images."""
+
+    rows: np.ndarray
+    records: np.ndarray
+    pixels: torch.Tensor
+    seen: np.ndarray
+    sha256: np.ndarray
+    stamps: np.ndarray
+    unreadable: list[Unreadable]
+    changes: dict[int, str]
+    seconds: float
+    held: _Held
+
+    def split(self, count: int) -> tuple["_Taken", "_Taken"]:
+        """Return the first `count` images with all that is known, and the others."""
+        first = dataclasses.replace(
+            self, rows=self.rows[:count], records=self.records[:count], pixels=self.pixels[:count]
+        )
+        rest = _Taken(
+            rows=self.rows[count:],
+            records=self.records[count:],
+            pixels=self.pixels[count:],
+            seen=self.seen[:0],
+            sha256=self.sha256[:0],
+            stamps=self.stamps[:0],
+            unreadable=[],
+            changes={},
+            seconds=0.0,
+            held=self.held.share(),
+        )
+        return first, rest
+
+
+class _Block:
+    """Rows of one batch on their way through the workers, in pieces."""
+
+    def __init__(self, rows: np.ndarray, paths: Sequence[str], planned: np.ndarray, piece: int) -> None:
+        self.rows = rows
+        self.records = np.zeros(len(rows), decode_worker.RECORD)
+        self.words: dict[int, dict[str, Any]] = {}
+        self.pieces = [
+            _Work(self, at, paths[at : at + piece], planned[:, at : at + piece]) for at in range(0, len(rows), piece)
+        ]
+        self.missing = len(rows)
+        self.fault: Exception | None = None
+        self.given_up = False
+        """Whether nobody waits for it any more."""
+
+    def place(self, slot: int, slab: Slab, give_back: Callable[[], None]) -> None:
+        """Set where its pixels go."""
+        self.slot = slot
+        self.pixels = slab.tensor(slot, slot + len(self.rows))
+        self.held = _Held(give_back)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.fault is not None or not self.missing
+
+    def note(self, at: int, records: np.ndarray, words: dict[int, dict[str, Any]]) -> None:
+        """Keep what came of its rows from `at` on."""
+        self.records[at : at + len(records)] = records
+        self.words.update((at + key, value) for key, value in words.items())
+        self.missing -= len(records)
+
+    def taken(self) -> _Taken:
+        """Return what came of it.
+
+        Raises:
+            OSError: a fault of the process or the volume.
+        """
+        rows = self.rows.tolist()
+        unreadable: list[Unreadable] = []
+        changes: dict[int, str] = {}
+        for at, words in sorted(self.words.items()):
+            if "fault" in words:
+                raise OSError(*words["fault"])
+            if "failure" in words:
+                unreadable.append(Unreadable(row=rows[at], reason=words["failure"], cause=words["cause"]))
+            elif "changed" in words:
+                changes[rows[at]] = words["changed"]
+        good = self.records["readable"].astype(bool)
+        whole = bool(good.all())
+        sha256 = np.frombuffer(self.records["sha256"].tobytes().hex().encode(), "S64").copy()
+        sha256[self.records["hashed"] == 0] = b""
+        return _Taken(
+            rows=self.rows if whole else self.rows[good],
+            records=self.records if whole else self.records[good],
+            pixels=self.pixels if whole else torch.from_numpy(self.pixels.numpy()[good]),
+            seen=self.rows,
+            sha256=sha256,
+            stamps=self.records["stamp"],
+            unreadable=unreadable,
+            changes=changes,
+            seconds=float(self.records["seconds"].sum()),
+            held=self.held,
+        )
+
+
+class _Work:
+    """Rows of a block that a worker is given at a time."""
+
+    def __init__(
+        self, block: _Block, at: int, paths: Sequence[str], planned: np.ndarray, *, alone: bool = False
+    ) -> None:
+        self.block = block
+        self.at = at
+        self.paths = paths
+        self.planned = planned
+        self.alone = alone
+        """Whether it is one row that is tried once more."""
+        self.killed = 0
+        """How often its worker was killed from outside."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows_alone(self) -> list["_Work"]:
+        """Return its rows one by one, to be tried once more."""
+        return [
+            _Work(self.block, self.at + each, self.paths[each : each + 1], self.planned[:, each : each + 1], alone=True)
+            for each in range(len(self))
+        ]
+
+    def packed(self) -> bytes:
+        """Return it as a message."""
+        return Piece(self.block.slot + self.at, self.paths, *self.planned).packed()
+
+
+class _Worker:
+    """A worker as the process that asks sees it."""
+
+    def __init__(
+        self, index: int, server: decode_server.DecodeServer, process: int, connection: Connection, said: int
+    ) -> None:
+        self.index = index
+        self.server = server
+        self.process = process
+        self.connection = connection
+        self.said = said
+        self.given: collections.deque[_Work] = collections.deque()
+        """The first is in work."""
+        self.begun = 0
+        """Rows, when it was last looked at."""
+        self.age = 0.0
+        """Seconds that somebody waited since it began with its row."""
+
+    def last_words(self) -> str:
+        """Return the first line that its decoders wrote, and close everything."""
+        self.connection.close()
+        words = os.pread(self.said, _SAID, 0)
+        os.close(self.said)
+        return words.decode(errors="replace").strip().partition("\n")[0][:120]
+
+
+class _Workers:
+    """The workers of a loader, and a thread that gives them work and takes what came of it."""
+
+    def __init__(self, slab: Slab, preprocessing: spec.Preprocessing, limits: Limits, most: int) -> None:
+        self._slab = slab
+        self._limits = limits
+        self._most = most
+        self._setup = {
+            "preprocessing": preprocessing.model_dump_json(),
+            "limits": dataclasses.asdict(limits),
+            "slots": len(slab.images),
+            "workers": most,
+        }
+        self._queue: collections.deque[_Work] = collections.deque()
+        self._workers: dict[int, _Worker] = {}
+        """By the descriptor of their connection."""
+        self._changed = threading.Condition()
+        """Held while anything here is read or changed."""
+        self._waiting = 0
+        self._hung = 0
+        """Images that hung, one after the other."""
+        self._watched = time.monotonic()
+        self._closed = False
+        self._wake, self._woken = os.pipe()
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        self._thread: threading.Thread | None = None
+
+    def submit(self, pieces: Sequence[_Work]) -> None:
+        """Queue the pieces of a block."""
+        with self._changed:
+            self._queue.extend(pieces)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="genenc-images", daemon=True)
+                self._thread.start()
+            self._nudge()
+
+    def wait(self, block: _Block) -> _Block:
+        """Return a block when all of it was read.
+
+        Raises:
+            TooManyHung: one image after the other hangs.
+            OSError: there are no workers, or they are killed from outside.
+        """
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: block.ended)
+            finally:
+                self._waiting -= 1
+        if block.fault is not None:
+            raise block.fault
+        return block
+
+    def give_up(self, block: _Block) -> None:
+        """Drop what was not begun of a block; its memory is given back when no worker writes to it."""
+        with self._changed:
+            block.given_up = True
+            self._drop_given_up(block)
+
+    def close(self) -> None:
+        """End the workers and the thread."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._fail(errors.Stopped("stopped: the loader is closed"))
+            self._nudge()
+        if self._thread is not None:
+            self._thread.join()
+        for descriptor in (self._wake, self._woken):
+            os.close(descriptor)
+
+    def _nudge(self) -> None:
+        os.write(self._woken, b"!")
+
+    def _run(self) -> None:
+        while not self._closed:
+            ready = self._poll.poll(_TICK * 1000)
+            with self._changed:
+                try:
+                    for descriptor, _event in ready:
+                        if descriptor == self._wake:
+                            os.read(self._wake, 4096)
+                        else:
+                            self._receive(self._workers[descriptor])
+                    self._watch()
+                    self._hand_out()
+                except Exception as error:  # of a worker that cannot be started, perhaps
+                    self._fail(error)
+                self._changed.notify_all()
+        for worker in list(self._workers.values()):
+            self._part_with(worker, kill=True)
+
+    def _hand_out(self) -> None:
+        """Give each worker its pieces; start one more where all are busy and pieces wait."""
+        while self._queue and not self._closed:
+            worker = min(self._workers.values(), key=lambda each: len(each.given), default=None)
+            if worker is None or (worker.given and len(self._workers) < self._most):
+                worker = self._started()
+            elif len(worker.given) >= _GIVEN:
+                return
+            work = self._queue.popleft()
+            if not worker.given:
+                worker.age = 0.0
+            worker.given.append(work)
+            with contextlib.suppress(OSError):  # it ended, which is seen by the end of its connection
+                worker.connection.send_bytes(work.packed())
+
+    def _started(self) -> _Worker:
+        index = next(
+            number for number in itertools.count() if all(number != each.index for each in self._workers.values())
+        )
+        ours, theirs = socket.socketpair()
+        said = anonymous_file()
+        with ours, theirs:
+            asked = (theirs.fileno(), self._slab.descriptor, said)
+            server, process = decode_server.fork({**self._setup, "worker": index}, asked)
+            worker = _Worker(index, server, process, Connection(ours.detach()), said)
+        self._workers[worker.connection.fileno()] = worker
+        self._poll.register(worker.connection.fileno(), select.POLLIN)
+        return worker
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            answer = Answer.of(worker.connection.recv_bytes())
+        except (EOFError, OSError):
+            self._ended(worker)
+            return
+        work = worker.given.popleft()
+        worker.age = 0.0
+        self._hung = 0
+        work.block.note(work.at, answer.records, answer.words)
+        self._drop_given_up(work.block)
+
+    def _ended(self, worker: _Worker) -> None:
+        """Take back what a worker had that ended by itself or from outside."""
+        self._poll.unregister(worker.connection.fileno())
+        del self._workers[worker.connection.fileno()]
+        said = worker.last_words()
+        try:
+            ending = worker.server.ending(worker.process)
+        except decode_server.ServerLost:
+            ending = None
+        given = list(worker.given)
+        if not given:
+            return
+        work, rest = given[0], given[1:]
+        if ending is None or -ending.code in _FROM_OUTSIDE:
+            work.killed += 1
+            again = [work]
+            if work.killed >= _TRIES:
+                again = []
+                work.block.fault = ChildProcessError(
+                    f"{work.paths[0]!r}: its decode worker was killed from outside {_TRIES} times"
+                    f"{'' if ending is None else f' ({ending.name})'}, perhaps for want of memory: free some, or give "
+                    "fewer --decode-workers; --max-megapixels leaves out large images"
+                )
+        elif work.alone:
+            what = f"{ending.name}{f': {said}' if said else ''}"
+            self._record(work, f"its decoder ends the process ({what}): save the file again", cause="image")
+            again = []
+        else:
+            again = work.rows_alone()
+        self._queue.extendleft(reversed([*again, *rest]))
+        self._drop_given_up(work.block, *(each.block for each in rest))
+
+    def _watch(self) -> None:
+        """Let the rows in work grow older while somebody waits, and kill the workers of those over the limit."""
+        now = time.monotonic()
+        # A process that was suspended has not waited.
+        passed, self._watched = min(now - self._watched, 2 * _TICK), now
+        for worker in list(self._workers.values()):
+            begun = int(self._slab.counters[worker.index])
+            worker.age = worker.age + passed if worker.given and self._waiting and begun == worker.begun else 0.0
+            worker.begun = begun
+            if worker.age >= self._limits.seconds:
+                self._give_up(worker)
+
+    def _give_up(self, worker: _Worker) -> None:
+        """Kill a worker that hangs."""
+        work, *rest = worker.given
+        self._part_with(worker, kill=True)
+        again: list[_Work] = []
+        if work.alone:
+            reason = (
+                f"gave no result within {self._limits.seconds:g} s, twice: save the file again, or allow more time "
+                "with --image-timeout"
+            )
+            self._record(work, reason, cause="file")
+            self._hung += 1
+        else:
+            LOGGER.warning("%s gave no result in time: it is tried once more", work.paths[0])
+            again = work.rows_alone()
+        self._queue.extendleft(reversed([*again, *rest]))
+        self._drop_given_up(work.block, *(each.block for each in rest))
+        if self._hung > max(self._most, _FEWEST_HUNG):
+            raise TooManyHung(
+                f"{self._hung} images, one after the other, gave no result within {self._limits.seconds:g} s each (the "
+                f"last is {work.paths[0]!r}): see whether their volume answers, or allow more time with "
+                "--image-timeout, and run it again"
+            )
+
+    def _part_with(self, worker: _Worker, *, kill: bool) -> None:
+        """Let a worker go, whose number its place in the counters keeps no more."""
+        descriptor = worker.connection.fileno()
+        self._poll.unregister(descriptor)
+        del self._workers[descriptor]
+        if kill:
+            with contextlib.suppress(OSError):
+                worker.server.kill(worker.process)
+        worker.last_words()
+
+    def _record(self, work: _Work, reason: str, *, cause: reading.Cause) -> None:
+        record = np.zeros(1, decode_worker.RECORD)
+        record["stamp"] = NO_STAMP
+        record["height"] = record["width"] = -1
+        work.block.note(work.at, record, {0: {"failure": reason, "cause": cause}})
+
+    def _fail(self, error: Exception) -> None:
+        """Let all that wait have an error: it is of no image."""
+        for work in [*self._queue, *(work for worker in self._workers.values() for work in worker.given)]:
+            work.block.fault = work.block.fault or error
+        self._queue.clear()
+        self._hung = 0
+
+    def _drop_given_up(self, *blocks: _Block) -> None:
+        """Give back the memory of blocks that nobody waits for and no worker writes to any more."""
+        for block in {id(block): block for block in blocks}.values():
+            if block.given_up:
+                self._queue = collections.deque(work for work in self._queue if work.block is not block)
+                if not any(work.block is block for each in self._workers.values() for work in each.given):
+                    block.held.release()

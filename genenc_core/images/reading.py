@@ -7,13 +7,13 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 
-from genenc_core.images import decode, decoded, geometry, plain_jpeg, stamps
+from genenc_core.images import decode, decoded, geometry, stamps
 from genenc_core.images.limits import Limits
 
 MAX_BYTES = 4 * 2**30
@@ -77,49 +77,33 @@ class _Changed(decoded.ImageUnreadable):
 
 
 class _File(NamedTuple):
-    """A file that was read."""
+    """What is known of a file that was read."""
 
     request: Request
-    data: bytearray
     sha256: str
     changed: str | None
-    seconds: float
     stamp: stamps.Stamp | None = None
-
-    def after(self, started: float) -> "_File":
-        """Return it with the CPU time of this thread since `started` added."""
-        return self._replace(seconds=self.seconds + time.thread_time() - started)
-
-
-class Begun(NamedTuple):
-    """An image that was read, and can be decoded together with others."""
-
-    file: _File
-    source: plain_jpeg.Source
 
 
 class Reader:
-    """Reads, decodes and fits images in two steps: the second takes less per image when it is done for several."""
+    """Reads, decodes and fits images."""
 
     def __init__(self, fitter: geometry.Fitter, limits: Limits) -> None:
         self._fitter = fitter
         self._limits = limits
 
-    def load(self, request: Request) -> LoadedImage:
-        """Load one image alone; raises as `begin`."""
-        found = self.begin(request)
-        return self.finish([found])[0] if isinstance(found, Begun) else found
+    def load(self, request: Request, *, into: np.ndarray | None = None) -> LoadedImage:
+        """Read one image; a broken one is a `LoadedImage` with a failure.
 
-    def begin(self, request: Request) -> LoadedImage | Begun:
-        """Read an image, and load it unless it is a small one that can be decoded with others.
-
-        A broken one is a `LoadedImage` with a failure.
+        Args:
+            request: the file.
+            into: uint8 [3, model height, model width] that its pixels are written to; None: new memory.
 
         Raises:
             OSError: a fault of the process or the volume that says nothing of the image.
         """
         started = time.thread_time()
-        file = _File(request, bytearray(), "", None, 0.0)
+        file = _File(request, "", None)
         try:
             data, status = read(request.path)
             stamp = _stamp(request, status)
@@ -127,40 +111,13 @@ class Reader:
             changed = change(request, len(data), status.st_mtime_ns)
             if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
                 raise _Changed(changed)
-            file = _File(request, data, hashlib.sha256(data).hexdigest(), changed, 0.0, stamp)
-            source = decode.small_jpeg(data, max_pixels=self._limits.pixels, goal=self._fitter.goal)
+            file = _File(request, hashlib.sha256(data).hexdigest(), changed, stamp)
+            image = decode.decode_image(data, max_pixels=self._limits.pixels, goal=self._fitter.goal)
+            pixels, affine = self._fitter.fit(image, into=into)
         except Exception as error:
-            return self._failed(file.after(started), error)
-        file = file.after(started)
-        return self._loaded(file) if source is None else Begun(file, source)
-
-    def finish(self, begun: Sequence[Begun]) -> list[LoadedImage]:
-        """Decode and fit images; what `decode_resized` cannot is decoded alone."""
-        started = time.thread_time()
-        resized: Sequence[torch.Tensor | None]
-        try:
-            resized = plain_jpeg.decode_resized([each.source for each in begun])
-        except Exception:  # whose fault it is tells each alone
-            resized = [None] * len(begun)
-        share = (time.thread_time() - started) / len(begun)
-        return [
-            self._loaded(
-                each.file._replace(seconds=each.file.seconds + share),
-                None if pixels is None else decode.resized_jpeg(pixels, each.source),
-            )
-            for each, pixels in zip(begun, resized, strict=True)
-        ]
-
-    def _loaded(self, file: _File, image: decoded.Decoded | None = None) -> LoadedImage:
-        """Fit an image, and decode it unless it is; raises as `begin`."""
-        started = time.thread_time()
-        try:
-            image = image or decode.decode_image(file.data, max_pixels=self._limits.pixels, goal=self._fitter.goal)
-            pixels, affine = self._fitter.fit(image)
-        except Exception as error:
-            return self._failed(file.after(started), error)
+            return self._failed(file, error, time.thread_time() - started)
         return LoadedImage(
-            row=file.request.row,
+            row=request.row,
             pixels=pixels,
             height=image.size[0],
             width=image.size[1],
@@ -168,12 +125,12 @@ class Reader:
             orientation=image.orientation,
             sha256=file.sha256,
             failure=None,
-            changed=file.changed,
-            seconds=file.after(started).seconds,
-            stamp=file.stamp,
+            changed=changed,
+            seconds=time.thread_time() - started,
+            stamp=stamp,
         )
 
-    def _failed(self, file: _File, error: Exception) -> LoadedImage:
+    def _failed(self, file: _File, error: Exception, seconds: float) -> LoadedImage:
         """Return a row without pixels, for one image must never end the others; raise what is no fault of the image."""
         if isinstance(error, OSError):
             if error.errno in _NOT_THE_IMAGES_FAULT:
@@ -185,7 +142,7 @@ class Reader:
             _reason(error),
             sha256=file.sha256,
             changed=file.changed,
-            seconds=file.seconds,
+            seconds=seconds,
             cause=_cause(file.request, error),
             stamp=file.stamp,
         )

@@ -5,8 +5,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -36,9 +34,8 @@ def resize(pixels: torch.Tensor, target: Target, *, interpolation: Interpolation
     interleaved = (1, 3 * width, 3)
     rows = pixels if pixels.stride() == interleaved else pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     if not is_native(interpolation):
-        mode = InterpolationMode(interpolation)
-        resized: torch.Tensor = transforms.resize(rows, list(target.size), interpolation=mode, antialias=antialias)
-        return resized
+        exact = functional.interpolate(rows[None].float(), target.size, mode=interpolation, antialias=antialias)
+        return exact.round_().to(torch.uint8)[0]
     # The strides are written out, for where a side is 1 those that torch works out fit planar memory as well.
     batch = rows.as_strided((1, 3, height, width), (3 * height * width, *interleaved))
     if not antialias:

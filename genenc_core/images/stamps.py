@@ -5,11 +5,12 @@ one time (uncompressed frames out of an archive) are told apart by when they wer
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from genenc_core.images.manifest import Manifest
+if TYPE_CHECKING:  # decode workers need no Parquet
+    from genenc_core.images.manifest import Manifest
 
 RESOLUTIONS = (100, 1000, 10**7, 10**9, 2 * 10**9)
 """Nanoseconds to which file systems and archives keep times: NTFS; tar; exFAT; ext3, NFS, zip; FAT."""
@@ -31,6 +32,11 @@ class Stamp(NamedTuple):
     """When its content, name or permissions last changed, in nanoseconds since 1970."""
 
 
+STAMP = np.dtype([(name, np.int64) for name in Stamp._fields])
+"""The same in arrays."""
+NO_STAMP = np.array((-1, 0, 0, 0), STAMP)[()]
+
+
 def same_time(one: int, other: int) -> bool:
     """Whether two times are equal where one of them was kept to fewer digits, as a copy's may be.
 
@@ -42,16 +48,21 @@ def same_time(one: int, other: int) -> bool:
     return any(apart < each and (one % each == 0 or other % each == 0) for each in RESOLUTIONS)
 
 
-def doubtful(stamps: Mapping[int, Stamp], manifest: Manifest) -> dict[int, str]:
+def doubtful(rows: np.ndarray, stamped: np.ndarray, manifest: "Manifest") -> dict[int, str]:
     """Return the rows of a shard whose files may be others than planned, each with the reason.
 
     Args:
-        stamps: row -> the stamp of every file of the shard that was read.
+        rows: int64 [n], all of the shard's whose files were read.
+        stamped: STAMP [n], of their files.
         manifest: of all rows.
 
     Raises:
         StoreError: the manifest is damaged.
     """
+    exact = (stamped["planned"] == stamped["found"]).all()
+    if exact and (manifest.listed_ns is None or (stamped["touched"] <= manifest.listed_ns).all()):
+        return {}
+    stamps = {row: Stamp(*values) for row, values in zip(rows.tolist(), stamped.tolist(), strict=True)}
     kept = _resolutions(stamps)
     near = {row: stamp for row, stamp in stamps.items() if same_time(stamp.planned, stamp.found)}
     rounded = {row: _apart(stamp) for row, stamp in near.items() if stamp.planned != stamp.found}
@@ -88,7 +99,7 @@ def _resolutions(stamps: Mapping[int, Stamp]) -> list[int]:
     return [each for each in RESOLUTIONS if (planned % each == 0).all() != (found % each == 0).all()]
 
 
-def _shared(late: Mapping[int, Stamp], widths: Mapping[int, int], manifest: Manifest) -> Iterator[int]:
+def _shared(late: Mapping[int, Stamp], widths: Mapping[int, int], manifest: "Manifest") -> Iterator[int]:
     """Yield the rows for whose file another planned file could be taken, by size and time."""
     sizes = {stamp.size for stamp in late.values()}
     times = [stamp.found for stamp in late.values()]
@@ -109,7 +120,7 @@ def _shared(late: Mapping[int, Stamp], widths: Mapping[int, int], manifest: Mani
 
 
 def _alike(
-    manifest: Manifest, sizes: Collection[int], first: int, last: int
+    manifest: "Manifest", sizes: Collection[int], first: int, last: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows with their sizes and times, int64, of all files of some sizes and a span of time."""
     wanted, start = np.array(sorted(sizes)), 0
@@ -123,7 +134,7 @@ def _alike(
     return rows, size, time
 
 
-def _remembered(manifest: Manifest) -> Callable[[int], str]:
+def _remembered(manifest: "Manifest") -> Callable[[int], str]:
     """Return what gives a row's path, and reads neighbours but once."""
     blocks: dict[int, list[str]] = {}
 

@@ -86,7 +86,10 @@ def _values(
 def _pixels(folder: RunFolder, images: ImageLoader, size: tuple[int, int]) -> torch.Tensor:
     """Return uint8 images `[n, 3, H, W]` of the model's size."""
     rows = min(FIRST_IMAGES, folder.store.plan.rows)
-    good = [image.pixels for image in images.iter_rows(0, rows) if image.pixels is not None]
+    good: list[torch.Tensor] = []
+    for batch in images.iter_batches(0, rows):
+        good += [pixels for part in batch.parts for pixels in part.clone()]
+        batch.release()
     if not good:
         return torch.randint(0, 256, (rows, 3, *size), dtype=torch.uint8)
     found = torch.stack(good)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from genenc_core import errors
 from genenc_core.encoding import control
-from genenc_core.images import inflight
 from genenc_core.run import integrity, out_folder, planning, records, sessions, status, worker
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import RunFolder
@@ -100,7 +99,6 @@ def sweep(folder: RunFolder) -> None:
     out_folder.sweep_killed(folder.root)
     if not folder.store.pending():
         claims.Claims(folder.objects).sweep()
-        inflight.sweep(folder.local_folder(worker.DECODING))
 
 
 def finish(root: Root, asked: Sequence[int], options: records.Options) -> Result:

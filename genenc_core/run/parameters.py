@@ -106,7 +106,7 @@ class ExtractParameters(BaseModel):
     max_failures: str | None = Field(
         default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."
     )
-    decode_threads: int | None = Field(default=None, ge=1, le=256, description="Decoding threads; none: one per core.")
+    decode_workers: int | None = Field(default=None, ge=1, le=256, description="Decode workers; none: one per core.")
     image_timeout: float = Field(
         default=60.0, gt=0, le=86400, description="Seconds an image may take before its row is recorded as unreadable."
     )

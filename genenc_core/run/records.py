@@ -29,7 +29,7 @@ class Options:
     device: str = "auto"
     batch_size: int | None = None
     max_failures: str | None = None
-    decode_threads: int | None = None
+    decode_workers: int | None = None
     image_timeout: float = 60.0
     max_megapixels: float = 400.0
     trust: bool = False
@@ -45,7 +45,7 @@ class Options:
             device=given.device,
             batch_size=None if given.batch_size == "auto" else given.batch_size,
             max_failures=given.max_failures,
-            decode_threads=given.decode_threads,
+            decode_workers=given.decode_workers,
             image_timeout=given.image_timeout,
             max_megapixels=given.max_megapixels,
             accept_changed=given.accept_changed,

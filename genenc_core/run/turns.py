@@ -3,17 +3,27 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from genenc_core.encoding import control
-from genenc_core.images.loader import LoadedImage
 
 LANES = 2
 """Shards of one process that are in work at a time: one is read and written while another is encoded."""
 STALLED_SECONDS = 5.0
 """A shard that takes no image for so long lets the others go on: an image of it hangs, or its encoder is slow."""
 
-Passing = Callable[[Iterable[LoadedImage]], Iterator[LoadedImage]]
+
+class Turn:
+    """One shard's turn to load, where it has one."""
+
+    def __init__(self, held: contextlib.ExitStack, moved: Callable[[], None]) -> None:
+        self._held = held
+        self.moved = moved
+        """Called whenever images were loaded."""
+
+    def end(self) -> None:
+        """Let the next shard load: all images of this one are in work."""
+        self._held.close()
 
 
 class Turns:
@@ -24,8 +34,8 @@ class Turns:
         self._moved = time.monotonic()
 
     @contextlib.contextmanager
-    def turn(self, count: int, window: int) -> Iterator[Passing]:
-        """Wait for a turn; `count` images go through the function given, and with the last `window` of them it ends.
+    def turn(self) -> Iterator[Turn]:
+        """Wait for a turn, which ends with the block if not before.
 
         Raises:
             Stopped: the end was asked for meanwhile.
@@ -33,16 +43,11 @@ class Turns:
         held = contextlib.ExitStack()
         if self._begun():
             held.callback(self._lock.release)
-
-        def passing(items: Iterable[LoadedImage]) -> Iterator[LoadedImage]:
-            for left, item in zip(range(count - 1, -1, -1), items, strict=False):
-                self._moved = time.monotonic()
-                if left <= window:
-                    held.close()
-                yield item
-
         with held:
-            yield passing
+            yield Turn(held, self._move)
+
+    def _move(self) -> None:
+        self._moved = time.monotonic()
 
     def _begun(self) -> bool:
         """Wait for the lock; return False when whoever has it stalls."""
@@ -50,5 +55,5 @@ class Turns:
             control.current().checkpoint()
             if time.monotonic() - self._moved > STALLED_SECONDS:
                 return False
-        self._moved = time.monotonic()
+        self._move()
         return True

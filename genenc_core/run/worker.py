@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from genenc_core import errors, host, spec
+from genenc_core import errors, host
 from genenc_core.encoding import control, engine, shards
 from genenc_core.encoding.budget import FailureBudget
 from genenc_core.images import loader, stamps
@@ -24,8 +24,6 @@ from genenc_core.store.objects import Root, is_remote
 
 LOGGER = logging.getLogger(__name__)
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 1.0
-WINDOW_BYTES = 512 * 2**20
-DECODING = "provenance/decoding"
 
 
 class Worker:
@@ -39,13 +37,12 @@ class Worker:
         self._noted: dict[int, str] = {}
         self._ready = threading.Lock()
         self._turns = turns.Turns()
-        self._window = 0
         self._engine: engine.Engine | None = None
         self._watch: outputs_check.Watch | None = None
         self._loader: loader.ImageLoader | None = None
 
     def close(self) -> None:
-        """End the threads that decode and encode, and give up what is claimed, and memory that is kept and free."""
+        """End the decode workers and the encoding threads, and give up claims, and memory that is kept and free."""
         self.claims.close()
         if self._engine is not None:
             self._engine.close()
@@ -139,7 +136,7 @@ class Worker:
 
     def _encode(self, shard: int, start: int, stop: int) -> records.ShardReport:
         runner, images = self._prepared()
-        with self._turns.turn(stop - start, self._window) as passing:
+        with self._turns.turn() as turn:
             began, started = time.perf_counter(), records.now()
             rows = self.folder.manifest.read(start, stop)
             given = shards.ShardInput(
@@ -157,10 +154,10 @@ class Worker:
                 self.budget,
                 accept_changed=self.options.accept_changed,
                 others_answer=lambda: images.others_answer(start, stop),
-                doubtful=lambda found: stamps.doubtful(found, self.folder.manifest),
+                doubtful=lambda rows, found: stamps.doubtful(rows, found, self.folder.manifest),
             )
-            with contextlib.closing(images.iter_rows(start, stop)) as stream:
-                done = shard_encoder.run(passing(stream))
+            with contextlib.closing(images.iter_batches(start, stop, on_asked=turn.end)) as stream:
+                done = shard_encoder.run(stream, on_loaded=turn.moved)
         self._watched()
         encoded = time.perf_counter()
         device = str(runner.encoder.device)
@@ -168,7 +165,6 @@ class Worker:
         record = self.folder.store.commit(shard, done.arrays, done.status, details=details)
         tally.note(self.folder.objects, [record])
         self.folder.forget_failure(shard)
-        images.settle(start, stop)
         ended = time.perf_counter()
         seconds = {name: shard_encoder.seconds[name] for name in ("load_wait", "encode", "reduce")}
         seconds |= {"commit": ended - encoded, "total": ended - began}
@@ -193,7 +189,7 @@ class Worker:
         if not wanted:
             return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, skipped=True)
         runner, images = self._prepared()
-        with self._turns.turn(len(wanted), self._window) as passing:
+        with self._turns.turn() as turn:
             rows = self.folder.manifest.read(start, stop)
             at = [row - start for row in wanted]
             given = shards.ShardInput(
@@ -212,10 +208,11 @@ class Worker:
                 FailureBudget.parse("100%"),
                 accept_changed=self.options.accept_changed,
                 lost_volume=False,
-                doubtful=lambda found: stamps.doubtful(found, self.folder.manifest),
+                doubtful=lambda rows, found: stamps.doubtful(rows, found, self.folder.manifest),
             )
-            with contextlib.closing(images.iter_rows(start, stop, only=frozenset(wanted))) as stream:
-                done = shard_encoder.run(passing(stream))
+            tried = images.iter_batches(start, stop, only=frozenset(wanted), on_asked=turn.end)
+            with contextlib.closing(tried) as stream:
+                done = shard_encoder.run(stream, on_loaded=turn.moved)
         self._watched()
         healed = int((done.status == layout.OK).sum())
         if healed:
@@ -225,7 +222,6 @@ class Worker:
             tally.note(self.folder.objects, [record])
             left = record.status_counts["unreadable"]
         self.folder.forget_failure(shard)
-        images.settle(start, stop)
         LOGGER.info("shard %05d: %d of %d unreadable images stored", shard, healed, len(wanted))
         seconds = {"total": time.perf_counter() - began}
         return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, healed=healed, seconds=seconds)
@@ -239,20 +235,18 @@ class Worker:
             if self._engine is None or self._loader is None:
                 modules = frozenset(sys.modules)
                 self._engine = engines.make_engine(self.folder, self.options)
-                threads = self.options.decode_threads or host.cores()
-                preprocessing = self.folder.preprocessing
-                self._window = _window(preprocessing, batch=self._engine.sizer.size, threads=threads)
                 self._loader = loader.ImageLoader(
                     self.folder.manifest,
-                    preprocessing,
-                    threads=threads,
-                    window=self._window,
+                    self.folder.preprocessing,
+                    workers=self.options.decode_workers or host.cores(),
+                    batch=self._engine.sizer.size,
+                    in_flight=self._engine.in_flight,
                     limits=Limits(
                         seconds=self.options.image_timeout,
                         megapixels=self.options.max_megapixels,
                         accept_changed=self.options.accept_changed,
                     ),
-                    journal=self.folder.local_folder(DECODING),
+                    prepare_memory=self._engine.device.page_lock,
                 )
                 accuracy.measure(self.folder, self.options, self._engine, self._loader)
                 self._watch = outputs_check.Watch(self.folder, self._engine, self.options, modules=modules)
@@ -362,12 +356,6 @@ def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *
 
 def _key(root: Root) -> str:
     return str(root) if is_remote(root) else str(Path(root).resolve())
-
-
-def _window(preprocessing: spec.Preprocessing, *, batch: int, threads: int) -> int:
-    """Return how many decoded images may wait: two batches, or four a thread, within 512 MiB where images are large."""
-    fitting = WINDOW_BYTES // (3 * preprocessing.height * preprocessing.width)
-    return max(min(max(2 * batch, 4 * threads), fitting), threads, 2)
 
 
 def _reason(error: Exception) -> str:

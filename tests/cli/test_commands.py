@@ -462,7 +462,7 @@ def test_help_is_quick_to_import() -> None:
         ("limit = [", "is not TOML"),
         ('limit = "three"', "--limit 'three' cannot be used"),
         ('fit = "zoom"', "--fit 'zoom' is unknown: give 'stretch', 'crop' or 'pad'"),
-        ("decode-threads = 100000", "--decode-threads 100000 cannot be used"),
+        ("decode-workers = 100000", "--decode-workers 100000 cannot be used"),
         ("product = 3", 'it should be a list, such as ["a", "b"]'),
         ('models = "specs"', "it should be a list"),
     ],

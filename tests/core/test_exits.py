@@ -116,7 +116,7 @@ def test_a_command_that_a_model_ends_fails_and_says_how_to_go_on(where: str, tmp
         + "\n"
     )
     command = [sys.executable, "-m", "genenc_flows.entry", "extract", str(photos), "--plain", "--model", "ends:model"]
-    command += ["--image-size", "32", "--shard-rows", "3", "--batch-size", "1", "--decode-threads", "1", "--out", "run"]
+    command += ["--image-size", "32", "--shard-rows", "3", "--batch-size", "1", "--decode-workers", "1", "--out", "run"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = forked.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from genenc_core.encoding.device import STAGES, Memory, Stage
@@ -52,10 +53,16 @@ class SimulatedDevice:
         self._stage: Stage | None = None
         self._gathered: dict[int, float] = {}
 
-    def stack(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        slab = torch.stack(list(images))
-        self._gathered[slab.untyped_storage().data_ptr()] = self.host
-        return slab
+    def gathered(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Note that the images of a batch are there now."""
+        self._gathered[pixels.untyped_storage().data_ptr()] = self.host
+        return pixels
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.gathered(torch.cat(list(parts)))
+
+    def page_lock(self, memory: np.ndarray) -> None:
+        pass
 
     @contextlib.contextmanager
     def stage(self, name: Stage) -> Iterator[None]:

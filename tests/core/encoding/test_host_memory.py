@@ -194,7 +194,7 @@ def more(work):
     thread.start()
     thread.join()
     return found[0]
-print(more(lambda: device.CpuDevice().stack(images)), more(lambda: calls.alone(parallel)), more(parallel))
+print(more(lambda: device.CpuDevice().join(images)), more(lambda: calls.alone(parallel)), more(parallel))
 """
 
 
@@ -209,8 +209,8 @@ def test_threads_that_make_batches_or_models_leave_no_helpers_of_their_own() -> 
     assert plain == 1, "the measurement sees a helper where there is one"
 
 
-def test_batches_are_stacked_as_torch_does() -> None:
-    images = list(torch.randint(0, 256, (5, 3, 8, 6), dtype=torch.uint8))
-    stacked = device.CpuDevice().stack(images)
-    assert torch.equal(stacked, torch.stack(images))
-    assert stacked.is_contiguous()
+def test_parts_of_a_batch_are_joined() -> None:
+    images = torch.randint(0, 256, (5, 3, 8, 6), dtype=torch.uint8)
+    joined = device.CpuDevice().join([images[:2], images[2:3], images[3:]])
+    assert torch.equal(joined, images)
+    assert joined.is_contiguous()

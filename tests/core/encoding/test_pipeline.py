@@ -9,7 +9,8 @@ import torch
 from genenc_core import errors, spec
 from genenc_core.encoding import batching, device, engine, products, shards, size_search
 from genenc_core.encoding.budget import FailureBudget
-from genenc_core.images import geometry, loader
+from genenc_core.images import loader
+from loading import batch_of
 from simulated_device import Latencies, SimulatedDevice, SimulatedEncoder
 
 SLOT = spec.SlotSpec(name="features", shape=(3, 2, 2))
@@ -23,28 +24,22 @@ def engine_of(simulated: SimulatedDevice, size: int = SIZE, *, largest: int = 10
     return engine.Engine(SimulatedEncoder(simulated, largest=largest), wanted, sizer, simulated)
 
 
-def images(count: int, simulated: SimulatedDevice, *, decode: float = 0.0) -> Iterator[loader.LoadedImage]:
+def drawn(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def batches(count: int, simulated: SimulatedDevice, *, decode: float = 0.0) -> Iterator[loader.LoadedBatch]:
     """Yield images as the loader does: decoded beside everything else, `decode` virtual seconds each, ahead by two
     batches at most."""
-    pixels = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    affine = geometry.Affine(scale_x=1.0, scale_y=1.0, offset_x=0.0, offset_y=0.0)
+    pixels = drawn(count)
     taken, ready = [0.0] * (2 * SIZE), 0.0
     for row in range(count):
         ready = max(ready, taken[row]) + decode
         simulated.deliver(ready)
         taken.append(simulated.host)
-        yield loader.LoadedImage(
-            row=row,
-            pixels=pixels[row],
-            height=8,
-            width=8,
-            affine=affine,
-            orientation=1,
-            sha256="",
-            failure=None,
-            changed=None,
-            seconds=0.0,
-        )
+        if (row + 1) % SIZE == 0 or row + 1 == count:
+            first = row // SIZE * SIZE
+            yield batch_of(range(first, row + 1), simulated.gathered(pixels[first : row + 1].clone()))
 
 
 def encoded(count: int, simulated: SimulatedDevice, runner: engine.Engine, *, decode: float = 0.0) -> np.ndarray:
@@ -52,15 +47,13 @@ def encoded(count: int, simulated: SimulatedDevice, runner: engine.Engine, *, de
     ids = [str(row) for row in range(count)]
     given = shards.ShardInput(shard=0, rows=range(count), image_ids=ids, points=np.zeros((count, 0, 2)))
     shard = shards.ShardEncoder(given, runner, PREPROCESSING, FailureBudget())
-    done = shard.run(images(count, simulated, decode=decode))
+    done = shard.run(batches(count, simulated, decode=decode))
     assert done.status.all()
     return done.arrays["v"]
 
 
 def expected(count: int) -> np.ndarray:
-    simulated = SimulatedDevice(Latencies())
-    pixels = torch.stack([image.pixels for image in images(count, simulated) if image.pixels is not None])
-    return (pixels.float() / 255).mean((2, 3)).numpy()
+    return (drawn(count).float() / 255).mean((2, 3)).numpy()
 
 
 @pytest.mark.parametrize(

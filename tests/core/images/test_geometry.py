@@ -16,6 +16,14 @@ SIDES = st.integers(1, 300)
 POSITIONS = st.floats(-50, 350)
 
 
+def map_points(
+    points: np.ndarray, affine: geometry.Affine, source_size: tuple[int, int], preprocessing: spec.Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
+    """Carry the points of one image, [K, 2], through its geometry."""
+    found, status = geometry.map_points(points[None], np.array([affine.row]), np.array([source_size]), preprocessing)
+    return found[0], status[0]
+
+
 @st.composite
 def preprocessings(draw: st.DrawFn) -> spec.Preprocessing:
     height, width = draw(st.integers(1, 96)), draw(st.integers(1, 96))
@@ -172,9 +180,7 @@ def test_map_points_is_the_affine_inside_and_nan_outside(
     """Status 1 exactly where the point lies in the image and in the model's view; then the way back gives the point."""
     plan = geometry.plan_fit(height, width, preprocessing)
     affine = plan.affine
-    mapped, status = geometry.map_points(
-        np.array(points), affine, source_size=(height, width), preprocessing=preprocessing
-    )
+    mapped, status = map_points(np.array(points), affine, (height, width), preprocessing)
     assert mapped.shape == (len(points), 2)
     assert status.dtype == np.uint8
     for (x, y), (model_x, model_y), code in zip(points, mapped, status, strict=True):
@@ -202,7 +208,7 @@ def test_corners_of_the_image_are_inside(height: int, width: int, preprocessing:
     """A point exactly on the right or bottom edge belongs to the image; only a crop can take it out of view."""
     corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], dtype=np.float64)
     plan = geometry.plan_fit(height, width, preprocessing)
-    mapped, status = geometry.map_points(corners, plan.affine, source_size=(height, width), preprocessing=preprocessing)
+    mapped, status = map_points(corners, plan.affine, (height, width), preprocessing)
     uncut = plan.resized[0] <= preprocessing.height and plan.resized[1] <= preprocessing.width
     if uncut:
         assert (status == geometry.POINT_OK).all()
@@ -229,7 +235,7 @@ def test_point_status() -> None:
         ]
     )
     plan = geometry.plan_fit(100, 200, preprocessing)
-    mapped, status = geometry.map_points(points, plan.affine, source_size=(100, 200), preprocessing=preprocessing)
+    mapped, status = map_points(points, plan.affine, (100, 200), preprocessing)
     assert status.tolist() == [1, 4, 4, 5, 5, 5, 2, 1, 5]
     assert mapped[0].tolist() == [100, 50]
     assert mapped[7].tolist() == [0, 100]
@@ -239,7 +245,7 @@ def test_point_status() -> None:
 def test_no_points_is_fine() -> None:
     preprocessing = spec.Preprocessing(height=8, width=8)
     plan = geometry.plan_fit(9, 9, preprocessing)
-    mapped, status = geometry.map_points(np.empty((0, 2)), plan.affine, source_size=(9, 9), preprocessing=preprocessing)
+    mapped, status = map_points(np.empty((0, 2)), plan.affine, (9, 9), preprocessing)
     assert mapped.shape == (0, 2)
     assert status.shape == (0,)
 

@@ -203,12 +203,11 @@ def test_grey_is_replicated(tmp_path: Path) -> None:
 def test_a_file_without_its_end_costs_one_decode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: spec.DecodeScale
 ) -> None:
-    """torchvision would decode all that there is of it before it refuses; Pillow alone tells what is missing."""
+    """Pillow alone says what is missing."""
     data = saved(Image.fromarray(pictures.texture(400, 300, 1)))
     preprocessing = SCALED.model_copy(update={"decode": way})
     asked: list[object] = []
     monkeypatch.setattr(plain_jpeg, "_whole", asked.append)
-    monkeypatch.setattr(plain_jpeg, "_prepared", [lambda begun, *_: asked.append(begun) or begun + 1])
     monkeypatch.setattr(plain_jpeg, "_reduced", lambda *given: asked.append(given))
     for cut in (1, 2, 100, len(data) // 2):
         assert "truncated" in str(load(data[:-cut], tmp_path, preprocessing).failure)
@@ -217,121 +216,18 @@ def test_a_file_without_its_end_costs_one_decode(
     assert asked
 
 
-def at_once(
-    data: bytes | bytearray, size: tuple[int, int], target: resizing.Target, interpolation: resizing.Interpolation
-) -> torch.Tensor | None:
-    source = plain_jpeg.source(data, size, target, interpolation)
-    return None if source is None else plain_jpeg.decode_resized([source])[0]
-
-
-@pytest.fixture
-def prepared() -> None:
-    plain_jpeg.prepare()
-
-
-@pytest.mark.usefixtures("prepared")
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(
-    ("size", "resized"), [((101, 203), (64, 128)), ((64, 48), (224, 168)), ((9, 700), (1, 99)), ((33, 17), (33, 16))]
-)
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"mode": "L"}], ids=str)
-def test_decoded_and_resized_at_once_is_bit_for_bit_the_two_steps(
-    size: tuple[int, int], resized: tuple[int, int], interpolation: resizing.Interpolation, options: dict[str, object]
-) -> None:
-    image = Image.fromarray(pictures.texture(size[1], size[0], 3)).convert(str(options.pop("mode", "RGB")))
-    data = bytearray(saved(image, **options))
-    whole = plain_jpeg.decode(data)
-    assert whole is not None
-    for used in (resized, ((resized[0] + 1) // 2, (2 * resized[1] + 2) // 3)):
-        target = resizing.Target(resized, used)
-        steps = resizing.resize(whole, target, interpolation=interpolation, antialias=True)
-        made = at_once(data, size, target, interpolation)
-        assert made is not None, "torch has TorchScript and torchvision its codecs"
-        assert torch.equal(made, steps)
-
-
-@pytest.mark.usefixtures("prepared")
-def test_what_cannot_be_resized_at_once_is_left_to_the_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header that lies, a damaged file, bytes that torch cannot share, and no TorchScript: never an exception."""
-    data = bytearray(saved(Image.fromarray(pictures.texture(60, 40, 3))))
-    size, target = (40, 60), resizing.Target((20, 30), (20, 20))
-    assert at_once(data, size, target, "bilinear") is not None
-    assert at_once(data, (41, 60), target, "bilinear") is None
-    assert at_once(data, size, resizing.Target(size, size), "bilinear") is None
-    assert at_once(bytes(data), size, target, "bilinear") is None
-    assert at_once(bytearray(b"\xff\xd8\xff\xd9"), size, target, "bilinear") is None
-    for script in (lambda _: (_ for _ in ()).throw(RuntimeError("gone")), lambda function: function):
-        monkeypatch.setattr(plain_jpeg, "_prepared", [])
-        assert at_once(data, size, target, "bilinear") is None, "nobody has prepared it"
-        monkeypatch.setattr(torch.jit, "script", script)
-        plain_jpeg.prepare()
-        assert at_once(data, (41, 60), target, "bilinear") is None
-    assert at_once(data, size, target, "bilinear") is None
-
-
-@pytest.mark.usefixtures("prepared")
-@pytest.mark.parametrize("broken", [set(), {0}, {4}, {1, 2}, {0, 2, 4}, {0, 1, 2, 3, 4}], ids=str)
-def test_several_at_once_are_each_as_alone_and_a_broken_one_costs_no_other(broken: set[int]) -> None:
-    """A damaged file and a header that lies are missing, wherever they are; nothing is decoded twice for them."""
-    files = [bytearray(saved(Image.fromarray(pictures.texture(60 + at, 40, at)))) for at in range(5)]
-    target = resizing.Target((20, 30), (20, 20))
-    sources = []
-    for at, data in enumerate(files):
-        lies, damaged = at in broken and at % 2, at in broken and not at % 2
-        given = bytearray(b"\xff\xd8\xff\xd9") if damaged else data
-        sources.append(plain_jpeg.source(given, (40, 60 + at + bool(lies)), target, "bilinear"))
-    made = plain_jpeg.decode_resized([source for source in sources if source is not None])
-    assert [at for at, pixels in enumerate(made) if pixels is None] == sorted(broken)
-    for at in set(range(5)) - broken:
-        alone, found = at_once(files[at], (40, 60 + at), target, "bilinear"), made[at]
-        assert alone is not None
-        assert found is not None
-        assert torch.equal(found, alone)
-
-
-@pytest.mark.usefixtures("prepared")
-def test_only_small_images_are_decoded_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "SMALL_PIXELS", 60 * 40)
-    goal = geometry.Fitter(spec.Preprocessing(height=16, width=16, fit="crop")).goal
-    turned = Image.Exif()
-    turned[0x0112] = 6
-
-    def small(width: int, max_pixels: int = 10**6, **options: object) -> bool:
-        data = bytearray(saved(Image.fromarray(pictures.texture(width, 40, 1)), **options))
-        return decode.small_jpeg(data, max_pixels=max_pixels, goal=goal) is not None
-
-    assert small(60)
-    assert small(60, 60 * 40)
-    assert not small(61)
-    assert not small(60, 60 * 40 - 1), "its pixels are above the user's limit"
-    assert not small(60, progressive=True)
-    assert not small(60, exif=turned)
-
-
-@pytest.mark.usefixtures("prepared")
-@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
-def test_an_image_loads_the_same_at_once_and_in_two_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: spec.Fit
-) -> None:
-    """Of every shape, turned and not: pixels, size and affine."""
-    preprocessing = spec.Preprocessing(height=48, width=64, fit=fit, interpolation="bicubic")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    drawn = [Image.fromarray(pictures.texture(*size, 5)) for size in ((500, 375), (20, 90), (64, 48), (300, 300))]
-    files = [saved(image) for image in drawn] + [saved(drawn[0], exif=exif), saved(drawn[0], progressive=True)]
-    loaded_at_once = [load(data, tmp_path, preprocessing) for data in files]
-    monkeypatch.setattr(plain_jpeg, "source", lambda *_: None)
-    for data, loaded in zip(files, loaded_at_once, strict=True):
-        steps = load(data, tmp_path, preprocessing)
-        assert loaded.pixels is not None
-        assert steps.pixels is not None
-        assert torch.equal(loaded.pixels, steps.pixels)
-        assert (loaded.affine, loaded.height, loaded.width, loaded.orientation) == (
-            steps.affine,
-            steps.height,
-            steps.width,
-            steps.orientation,
-        )
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"mode": "L"}], ids=str)
+def test_a_file_that_is_cut_is_refused_though_its_thumbnail_has_an_end(options: dict[str, object]) -> None:
+    """libjpeg takes the end of its data for the end of the image, and what is missing is grey."""
+    image = Image.fromarray(pictures.texture(203, 101, 3)).convert(str(options.pop("mode", "RGB")))
+    thumbnail = saved(image.resize((8, 8)))
+    whole = saved(image, **options)
+    data = whole[:2] + b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + whole[2:]
+    assert plain_jpeg.decode(data) is not None
+    assert plain_jpeg.decode(data + b"junk behind the end") is not None
+    start = data.rindex(b"\xff\xda")
+    for cut in {2, 3, 40, *range(2, len(data) - start, 97)}:
+        assert plain_jpeg.decode(data[:-cut]) is None, cut
 
 
 def test_a_cut_file_is_not_filled_with_grey_where_a_models_code_asks_pillow_for_it(

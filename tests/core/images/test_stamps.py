@@ -46,9 +46,10 @@ def doubtful(
 ) -> tuple[set[int], set[int]]:
     """Return the rows that are accepted by size and time alone, and those of them that are doubtful."""
     rows = [*range(len(planned))][shard]
-    given = {row: stamps.Stamp(9, planned[row], found[row], touched) for row in rows if found[row] >= 0}
+    given = [row for row in rows if found[row] >= 0]
+    stamped = np.array([(9, planned[row], found[row], touched) for row in given], stamps.STAMP)
     names = paths or [f"{row}.bmp" for row in range(len(planned))]
-    said = stamps.doubtful(given, Rows(planned, names, listed))  # type: ignore[arg-type]
+    said = stamps.doubtful(np.array(given), stamped, Rows(planned, names, listed))  # type: ignore[arg-type]
     taken = {row for row in given if stamps.same_time(planned[row], found[row])}
     assert set(said) <= taken
     return taken, set(said)

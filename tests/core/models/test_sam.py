@@ -138,10 +138,11 @@ def test_images_and_points_are_fitted_as_in_segment_anything(
     fitted = geometry.apply_fit(torch.full((3, height, width), 200, dtype=torch.uint8), plan, preprocessing)
     assert (fitted[:, : plan.resized[0], : plan.resized[1]] == 200).all()
     points = np.array([[0.0, 0.0], [0.7 * width, 0.4 * height], [width, height]])
-    mapped, status = geometry.map_points(points, plan.affine, source_size=(height, width), preprocessing=preprocessing)
+    affines, sizes = np.array([plan.affine.row]), np.array([[height, width]])
+    mapped, status = geometry.map_points(points[None], affines, sizes, preprocessing)
     assert (status == geometry.POINT_OK).all()
     # A side of few pixels is rounded to whole ones: at most half a model pixel at the far edge.
-    np.testing.assert_allclose(mapped / 16, points * scale / 16, atol=0.5 / 16 + 1e-9)
+    np.testing.assert_allclose(mapped[0] / 16, points * scale / 16, atol=0.5 / 16 + 1e-9)
 
 
 def test_the_blocks_are_the_stages(tiny: dict[str, torch.Tensor]) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import zarr
 
-from genenc_core.images import isolated, names, reading
+from genenc_core.images import names
 from genenc_core.run import driver, status
 from genenc_core.run.folder import RunFolder
 
@@ -83,27 +82,3 @@ def test_limits_are_the_runs_options_and_no_part_of_what_it_means(
     assert all("--max-megapixels" in item["reason"] for item in status.survey(tmp_path / "run").unreadable)
     assert extract(image_timeout=20).asked == 0
     assert extract(out=str(tmp_path / "whole")).status.unreadable == 0
-
-
-def test_rows_that_a_dead_process_had_in_work_are_loaded_alone(
-    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The notes lie in the run folder, so that any process on any machine that goes on with the run finds them."""
-    with monkeypatch.context() as dying:
-        dying.setattr(driver.worker, "encode_shards", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("killed")))
-        with pytest.raises(RuntimeError, match="killed"):
-            extract()
-    notes = tmp_path / "run" / "provenance" / "decoding"
-    notes.mkdir()
-    (notes / "1-dead.rows").write_bytes(b"".join(row.to_bytes(8, "little", signed=True) for row in (2, -1, 9)))
-    alone: list[int] = []
-
-    def load(loader: isolated.IsolatedLoader, request: reading.Request) -> reading.LoadedImage:
-        alone.append(request.row)
-        return reading.unreadable(request.row, "its decoder ends the process (SIGSEGV): save the file again")
-
-    monkeypatch.setattr(isolated.IsolatedLoader, "load", load)
-    result = extract()
-    assert sorted(alone) == [2, 9]
-    assert (result.status.ok, result.status.unreadable) == (9, 2)
-    assert not notes.exists()

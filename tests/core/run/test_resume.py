@@ -53,7 +53,7 @@ def test_second_call_does_nothing(extract: Callable[..., driver.Result], tmp_pat
 
 def test_same_bytes_for_any_lanes_and_order(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
     extract(out=str(tmp_path / "one"))
-    extract(out=str(tmp_path / "two"), limit=None, decode_threads=1)
+    extract(out=str(tmp_path / "two"), limit=None, decode_workers=1)
     assert objects(tmp_path / "one") == objects(tmp_path / "two")
 
 

@@ -1,0 +1,105 @@
+"""Rows of a loader one by one, and decode workers that have what a test patched."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from genenc_core.images import decode_server, decode_worker, geometry, loader
+from genenc_core.images.stamps import NO_STAMP
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What a loader gives of one row."""
+
+    row: int
+    sha256: str
+    pixels: torch.Tensor | None = None
+    height: int = -1
+    width: int = -1
+    affine: geometry.Affine | None = None
+    orientation: int = 0
+    failure: str | None = None
+    cause: str | None = None
+    changed: str | None = None
+
+
+def batch_of(rows: Sequence[int], pixels: torch.Tensor, *, unreadable: Sequence[int] = ()) -> loader.LoadedBatch:
+    """Return a batch as a loader makes it, of images uint8 `[n, 3, H, W]` that fill the model's input."""
+    records = np.zeros(len(rows), decode_worker.RECORD)
+    records["height"], records["width"] = pixels.shape[2:]
+    records["orientation"], records["affine"] = 1, (1, 1, 0, 0)
+    seen = np.array(sorted([*rows, *unreadable]))
+    taken = loader._Taken(
+        rows=np.array(rows, dtype=np.int64),
+        records=records,
+        pixels=pixels,
+        seen=seen,
+        sha256=np.zeros(len(seen), "S64"),
+        stamps=np.full(len(seen), NO_STAMP),
+        unreadable=[loader.Unreadable(row=row, reason="broken", cause="image") for row in unreadable],
+        changes={},
+        seconds=0.0,
+        held=loader._Held(lambda: None),
+    )
+    return loader.LoadedBatch([taken], [taken.held])
+
+
+def rows_of(batch: loader.LoadedBatch, digests: dict[int, str], changes: dict[int, str]) -> list[Row]:
+    """Return the rows of a batch, with copies of their pixels; what is known of later rows is added to the others."""
+    digests.update(zip(batch.seen.tolist(), batch.sha256.astype(str).tolist(), strict=True))
+    changes |= batch.changes
+    images = [pixels.clone() for part in batch.parts for pixels in part]
+    found = [
+        Row(
+            row=row,
+            sha256=digests.get(row, ""),
+            pixels=images[at],
+            height=int(batch.heights[at]),
+            width=int(batch.widths[at]),
+            affine=geometry.Affine(
+                **dict(zip(("scale_x", "scale_y", "offset_x", "offset_y"), batch.affines[at].tolist(), strict=True))
+            ),
+            orientation=int(batch.orientations[at]),
+            changed=changes.get(row),
+        )
+        for at, row in enumerate(batch.rows.tolist())
+    ]
+    found += [
+        Row(row=each.row, sha256=digests.get(each.row, ""), failure=each.reason, cause=each.cause)
+        for each in batch.unreadable
+    ]
+    return sorted(found, key=lambda each: each.row)
+
+
+def iter_rows(
+    images: loader.ImageLoader, start: int, stop: int, *, only: Collection[int] | None = None
+) -> Iterator[Row]:
+    """Yield rows one by one; memory is given back at once."""
+    digests: dict[int, str] = {}
+    changes: dict[int, str] = {}
+    with contextlib.closing(images.iter_batches(start, stop, only=only)) as batches:
+        for batch in batches:
+            found = rows_of(batch, digests, changes)
+            batch.release()
+            yield from found
+
+
+@pytest.fixture
+def fork_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Return what makes a new decode server of this process as it is now, patched functions included."""
+    servers: list[decode_server.DecodeServer] = []
+
+    def fork() -> None:
+        servers.append(decode_server.DecodeServer.forked())
+        monkeypatch.setattr(decode_server._CURRENT, "server", servers[-1])
+        monkeypatch.setattr(decode_server._CURRENT, "process", os.getpid())
+
+    yield fork
+    for server in servers:
+        server.close()
