@@ -44,7 +44,7 @@ def _table(options: Options, counts: tuple[int, int], threads: int) -> Table:
     ]
     return Table(
         name=f"data-{threads}",
-        title=f"Data path, {plural(threads, 'decoding thread')}",
+        title=f"Data path, {plural(threads, 'decode worker')}",
         settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB; the "
         "network takes the mean; genenc plans, commits and verifies, the others keep nothing. Loading, its slowest "
         "stage, is reading, hashing, decoding, resizing and cutting out.",
@@ -58,7 +58,7 @@ def _processes(options: Options, counts: tuple[int, int]) -> Table:
         functools.partial(
             _way,
             options.folder,
-            f"{processes} process{'' if processes == 1 else 'es'}, {plural(threads, 'thread')}",
+            f"{processes} process{'' if processes == 1 else 'es'}, {plural(threads, 'worker')}",
             "sharing",
             "good",
             {"threads": threads, "processes": processes, "shard_rows": SHARED_ROWS},
@@ -69,8 +69,8 @@ def _processes(options: Options, counts: tuple[int, int]) -> Table:
         name="processes",
         title="Several processes on one run",
         settings=f"What an image more costs, as above; processes share the run's shards of {SHARED_ROWS} rows by "
-        "claims, each with so many decoding threads and as many cores of its own.",
-        baselines=("1 process, 1 thread",),
+        "claims, each with so many decode workers and as many cores of its own.",
+        baselines=("1 process, 1 worker",),
         rows=tuple(slopes(ways, counts, options)),
     )
 

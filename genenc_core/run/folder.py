@@ -113,22 +113,6 @@ class RunFolder:
         """The run's preprocessing, the user's `fit` included."""
         return spec.Preprocessing.model_validate_json(json.dumps(self.identity["preprocessing"]))
 
-    def local_folder(self, key: str) -> Path:
-        """Return where notes of this machine's work on the run lie: in it, or for S3 in the user's cache.
-
-        Raises:
-            StoreError: a symbolic link stands there.
-        """
-        if isinstance(self.objects, local.LocalObjects):
-            try:
-                self.objects.make_folder(key)
-            except errors.UnsafeFileError as error:
-                raise errors.StoreError(error.sentence) from error
-            except OSError:  # work goes on without notes
-                pass
-            return self.objects.path(key)
-        return _user_cache(self.root) / key
-
     @functools.cached_property
     def cache(self) -> local.LocalObjects | None:
         """Where what only reads the run may note something: never in the run, which may be somebody else's."""

@@ -28,17 +28,17 @@ def drawn(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def batches(count: int, simulated: SimulatedDevice, *, decode: float = 0.0) -> Iterator[loader.LoadedBatch]:
+def batches(count: int, simulated: SimulatedDevice, size: int, *, decode: float = 0.0) -> Iterator[loader.LoadedBatch]:
     """Yield images as the loader does: decoded beside everything else, `decode` virtual seconds each, ahead by two
     batches at most."""
     pixels = drawn(count)
-    taken, ready = [0.0] * (2 * SIZE), 0.0
+    taken, ready = [0.0] * (2 * size), 0.0
     for row in range(count):
         ready = max(ready, taken[row]) + decode
         simulated.deliver(ready)
         taken.append(simulated.host)
-        if (row + 1) % SIZE == 0 or row + 1 == count:
-            first = row // SIZE * SIZE
+        if (row + 1) % size == 0 or row + 1 == count:
+            first = row // size * size
             yield batch_of(range(first, row + 1), simulated.gathered(pixels[first : row + 1].clone()))
 
 
@@ -47,7 +47,7 @@ def encoded(count: int, simulated: SimulatedDevice, runner: engine.Engine, *, de
     ids = [str(row) for row in range(count)]
     given = shards.ShardInput(shard=0, rows=range(count), image_ids=ids, points=np.zeros((count, 0, 2)))
     shard = shards.ShardEncoder(given, runner, PREPROCESSING, FailureBudget())
-    done = shard.run(batches(count, simulated, decode=decode))
+    done = shard.run(batches(count, simulated, runner.sizer.size, decode=decode))
     assert done.status.all()
     return done.arrays["v"]
 

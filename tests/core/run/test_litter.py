@@ -21,20 +21,16 @@ def run(extract: Extract, tmp_path: Path) -> Path:
     (root / ".claim").touch()
     (root / ".plan-x1").mkdir()
     (root / ".plan-x1" / "images.parquet").write_bytes(b"half")
-    notes = root / "provenance" / "decoding"
-    notes.mkdir()
-    (notes / "1-dead.rows").write_bytes((3).to_bytes(8, "little"))
-    (notes / ".2-dead.partial").write_bytes(b"")
     return root
 
 
 def litter(root: Path) -> set[str]:
-    return {path.name for path in (*root.glob(".*"), *root.glob("provenance/decoding*"))}
+    return {path.name for path in root.glob(".*")}
 
 
 def test_the_next_resume_removes_it_and_what_only_reads_does_not(run: Path) -> None:
     before = litter(run)
-    assert before == {".claim", ".plan-x1", "decoding"}
+    assert before == {".claim", ".plan-x1"}
     status.survey(run)
     status.verify_run(run, content=True)
     assert litter(run) == before
@@ -42,11 +38,9 @@ def test_the_next_resume_removes_it_and_what_only_reads_does_not(run: Path) -> N
     assert litter(run) == set()
 
 
-def test_what_a_living_process_plans_or_decodes_stays(run: Path) -> None:
-    held = [os.open(path, os.O_RDWR) for path in (run / ".claim", run / "provenance" / "decoding" / "1-dead.rows")]
-    for descriptor in held:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+def test_what_a_living_process_plans_stays(run: Path) -> None:
+    held = os.open(run / ".claim", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
     driver.resume(run, "pending", records.Options.of(RunFolder(run).given))
-    assert {".claim", ".plan-x1", "decoding"} <= litter(run)
-    for descriptor in held:
-        os.close(descriptor)
+    assert {".claim", ".plan-x1"} <= litter(run)
+    os.close(held)
