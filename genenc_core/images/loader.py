@@ -362,6 +362,7 @@ class _Block:
             _Work(self, at, paths[at : at + piece], planned[:, at : at + piece]) for at in range(0, len(rows), piece)
         ]
         self.missing = len(rows)
+        self.seconds = 0.0
         self.fault: Exception | None = None
         self.given_up = False
         """Whether nobody waits for it any more."""
@@ -412,7 +413,7 @@ class _Block:
             stamps=self.records["stamp"],
             unreadable=unreadable,
             changes=changes,
-            seconds=float(self.records["seconds"].sum()),
+            seconds=self.seconds,
             held=self.held,
         )
 
@@ -606,6 +607,7 @@ class _Workers:
         worker.age = 0.0
         self._hung = 0
         work.block.note(work.at, answer.records, answer.words)
+        work.block.seconds += answer.seconds
         self._drop_given_up(work.block)
 
     def _ended(self, worker: _Worker) -> None:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import stat
-import time
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -53,8 +52,6 @@ class LoadedImage:
     changed: str | None
     """How the file differs from the one that was planned; None when it does not. Pixels are then those of the file
     that was found, and `sha256` says which one."""
-    seconds: float
-    """CPU time of its thread for reading, decoding and fitting."""
     cause: Cause = "image"
     """Why it is unreadable."""
     stamp: stamps.Stamp | None = None
@@ -102,7 +99,6 @@ class Reader:
         Raises:
             OSError: a fault of the process or the volume that says nothing of the image.
         """
-        started = time.thread_time()
         file = _File(request, "", None)
         try:
             data, status = read(request.path)
@@ -115,7 +111,7 @@ class Reader:
             image = decode.decode_image(data, max_pixels=self._limits.pixels, goal=self._fitter.goal)
             pixels, affine = self._fitter.fit(image, into=into)
         except Exception as error:
-            return self._failed(file, error, time.thread_time() - started)
+            return self._failed(file, error)
         return LoadedImage(
             row=request.row,
             pixels=pixels,
@@ -126,11 +122,10 @@ class Reader:
             sha256=file.sha256,
             failure=None,
             changed=changed,
-            seconds=time.thread_time() - started,
             stamp=stamp,
         )
 
-    def _failed(self, file: _File, error: Exception, seconds: float) -> LoadedImage:
+    def _failed(self, file: _File, error: Exception) -> LoadedImage:
         """Return a row without pixels, for one image must never end the others; raise what is no fault of the image."""
         if isinstance(error, OSError):
             if error.errno in _NOT_THE_IMAGES_FAULT:
@@ -142,7 +137,6 @@ class Reader:
             _reason(error),
             sha256=file.sha256,
             changed=file.changed,
-            seconds=seconds,
             cause=_cause(file.request, error),
             stamp=file.stamp,
         )
@@ -183,7 +177,6 @@ def unreadable(
     *,
     sha256: str = "",
     changed: str | None = None,
-    seconds: float = 0.0,
     cause: Cause = "image",
     stamp: stamps.Stamp | None = None,
 ) -> LoadedImage:
@@ -198,7 +191,6 @@ def unreadable(
         sha256=sha256,
         failure=failure,
         changed=changed,
-        seconds=seconds,
         cause=cause,
         stamp=stamp,
     )

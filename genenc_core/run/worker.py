@@ -15,7 +15,7 @@ from pathlib import Path
 from genenc_core import errors, host
 from genenc_core.encoding import control, engine, shards
 from genenc_core.encoding.budget import FailureBudget
-from genenc_core.images import loader, stamps
+from genenc_core.images import decode_server, loader, stamps
 from genenc_core.images.limits import Limits
 from genenc_core.run import accuracy, engines, outputs_check, records, retries, tally, turns
 from genenc_core.run.folder import RunFolder
@@ -234,6 +234,7 @@ class Worker:
         with self._ready:
             if self._engine is None or self._loader is None:
                 modules = frozenset(sys.modules)
+                decode_server.running()  # it starts while the model is built
                 self._engine = engines.make_engine(self.folder, self.options)
                 self._loader = loader.ImageLoader(
                     self.folder.manifest,
