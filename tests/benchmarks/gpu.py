@@ -210,10 +210,18 @@ def bare_rate(encoder: engine.Encoder, batch: int, *, seconds: float = 4.0) -> f
 
 def decode_rate(folder: RunFolder) -> float:
     """Return the images per second of reading, decoding and fitting alone, with a thread per core."""
-    listed, threads = manifest.Manifest.open(folder.objects.root / "images.parquet"), host.cores()
+    listed, workers = manifest.Manifest.open(folder.objects.root / "images.parquet"), host.cores()
     count = min(listed.rows, 4096)
-    with loader.ImageLoader(listed, folder.preprocessing, threads=threads, window=16 * threads) as images:
-        return rate(count, lambda: sum(image.pixels is not None for image in images.iter_rows(0, count)))
+    with loader.ImageLoader(listed, folder.preprocessing, workers=workers) as images:
+
+        def load() -> int:
+            loaded = 0
+            for batch in images.iter_batches(0, count):
+                loaded += len(batch)
+                batch.release()
+            return loaded
+
+        return rate(count, load)
 
 
 def print_table(rows: list[Row], arguments: argparse.Namespace) -> None:
