@@ -16,6 +16,7 @@ from genenc_core.images import decode_worker
 
 STARTING_SECONDS = 120.0
 ENDING_SECONDS = 5.0
+_TRIES = 3
 _PROGRAM = "import socket; from genenc_core.images import decode_worker; decode_worker.serve(socket.socket(fileno=0))"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -198,12 +199,12 @@ def running() -> DecodeServer:
 
 def fork(setup: dict[str, Any], descriptors: tuple[int, int, int]) -> tuple[DecodeServer, int]:
     """Start a worker as `DecodeServer.fork` does, by a new server where the last one was lost."""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(ServerLost):
+            server = running()
+            return server, server.fork(setup, descriptors)
     server = running()
-    try:
-        return server, server.fork(setup, descriptors)
-    except ServerLost:
-        server = running()
-        return server, server.fork(setup, descriptors)
+    return server, server.fork(setup, descriptors)
 
 
 def _let_go(keep: int) -> None:
