@@ -86,7 +86,6 @@ def test_the_function_of_python_is_back_when_the_last_block_ends() -> None:
 WHERE = {
     "factory": "def model(): os._exit(0)",
     "encoding": "def model(): return Ends(lambda: os._exit(0))",
-    "decoding": "def model(): threading.Thread(target=decode).start(); return Ends(lambda: None)",
 }
 
 
@@ -95,8 +94,7 @@ def test_a_command_that_a_model_ends_fails_and_says_how_to_go_on(where: str, tmp
     photos = pictures.write_folder(tmp_path / "photos", 12)
     (tmp_path / "ends.py").write_text(
         textwrap.dedent("""
-        import os, threading
-        import PIL.PngImagePlugin
+        import os
         from torch import nn
 
         class Ends(nn.Module):
@@ -108,9 +106,6 @@ def test_a_command_that_a_model_ends_fails_and_says_how_to_go_on(where: str, tmp
                 if self.calls > 16:
                     self.end()
                 return self.net(images)
-
-        def decode():
-            PIL.PngImagePlugin.PngImageFile.load = lambda self: os._exit(0)
         """)
         + WHERE[where]
         + "\n"

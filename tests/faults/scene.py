@@ -1,5 +1,6 @@
 """A tiny run of the product in this process, with faults: what it says, what readers see, what comes after."""
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import checks
 import faulty
+import loading
 import pictures
 from genenc_core.cli import app
 from genenc_core.run import status
@@ -51,7 +53,11 @@ class Scene:
 
     def genenc(self, arguments: Sequence[str], *rules: faulty.Rule, seed: int = 0) -> Said:
         """Run a command while faults happen; an exception that is not an exit comes out as it is."""
-        with faulty.injected(*rules, seed=seed) as injector:
+        of_images = any(rule.call.startswith("image") for rule in rules)
+        with (
+            faulty.injected(*rules, seed=seed) as injector,
+            loading.forked_server() if of_images else contextlib.nullcontext(),
+        ):
             done = CliRunner().invoke(app.build_app(), list(arguments), catch_exceptions=False)
         return Said(done.exit_code, done.stdout, done.stderr, injector)
 

@@ -90,16 +90,21 @@ def iter_rows(
             yield from found
 
 
+@contextlib.contextmanager
+def forked_server() -> Iterator[None]:
+    """Let the decode server be a fork of this process as it is now, patched functions included."""
+    current = decode_server._CURRENT
+    before = current.server, current.process
+    current.server, current.process = decode_server.DecodeServer.forked(), os.getpid()
+    try:
+        yield
+    finally:
+        current.server.close()
+        current.server, current.process = before
+
+
 @pytest.fixture
-def fork_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Return what makes a new decode server of this process as it is now, patched functions included."""
-    servers: list[decode_server.DecodeServer] = []
-
-    def fork() -> None:
-        servers.append(decode_server.DecodeServer.forked())
-        monkeypatch.setattr(decode_server._CURRENT, "server", servers[-1])
-        monkeypatch.setattr(decode_server._CURRENT, "process", os.getpid())
-
-    yield fork
-    for server in servers:
-        server.close()
+def fork_workers() -> Iterator[Callable[[], None]]:
+    """Return what makes a new decode server, as `forked_server` does."""
+    with contextlib.ExitStack() as forked:
+        yield lambda: forked.enter_context(forked_server())

@@ -90,7 +90,7 @@ def test_an_image_that_was_only_slow_is_read_at_the_second_try(
 
     monkeypatch.setattr(decode, "decode_image", slow_once)
     fork_workers()
-    with loader.ImageLoader(listed, SQUARE, limits=limits.Limits(accept_changed=True, seconds=0.4)) as images:
+    with loader.ImageLoader(listed, SQUARE, limits=limits.Limits(accept_changed=True, seconds=2)) as images:
         assert [row.failure for row in iter_rows(images, 0, 12)] == [None] * 12
 
 

@@ -305,6 +305,19 @@ def test_workers_use_one_torch_thread(
         torch.set_num_threads(mine)
 
 
+@pytest.mark.parametrize(
+    ("side", "batch", "workers", "expected"),
+    [(224, 8, 4, 32), (224, 256, 16, 1024), (224, 1, 4, 16), (4096, 1, 16, 10), (4096, 1, 2, 8), (16384, 4, 1, 4)],
+)
+def test_images_ahead_stay_within_half_a_gibibyte(
+    tmp_path: Path, folder: Path, side: int, batch: int, workers: int, expected: int
+) -> None:
+    """But for the one batch that there must be; memory that nothing was written to takes none."""
+    size = spec.Preprocessing(height=side, width=side)
+    with loader.ImageLoader(manifest_of(folder, tmp_path), size, workers=workers, batch=batch) as images:
+        assert images._ahead * batch == expected
+
+
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"batch": 0}, {"in_flight": 0}])
 def test_needs_numbers_of_one_at_least(tmp_path: Path, folder: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(errors.InputError, match="one at least"):

@@ -18,9 +18,9 @@ import pictures
 import tiny_models
 from genenc_core import errors
 from genenc_core.encoding import control, products, tile_plan
-from genenc_core.run import driver, map_cells, model_export, status, store_plan, worker
+from genenc_core.run import driver, map_cells, model_export, status, store_plan
 from genenc_core.run.folder import RunFolder
-from genenc_core.spec import Preprocessing, SlotSpec
+from genenc_core.spec import SlotSpec
 
 Extract = Callable[..., driver.Result]
 TILES: dict[str, object] = {"image_size": "32", "canvas": "64x96", "tile_overlap": 16}
@@ -316,15 +316,6 @@ def test_shards_of_large_maps_are_seconds_of_work_and_within_memory(
 def test_a_fixed_batch_of_tiles_is_less_than_one_image(tmp_path: Path) -> None:
     """32 tiles at once are one image of 48, not 32 images of one shard."""
     assert store_plan.choose_shard_rows(20, made_of((6, 8, 8)), device="cpu", smallest_batch=32, tiles=48) == 3
-
-
-@pytest.mark.parametrize(
-    ("side", "batch", "threads", "expected"),
-    [(224, 8, 4, 16), (224, 256, 16, 512), (224, 1, 4, 16), (4096, 1, 16, 16), (4096, 1, 3, 10), (16384, 4, 1, 2)],
-)
-def test_waiting_images_stay_within_half_a_gibibyte(side: int, batch: int, threads: int, expected: int) -> None:
-    size = Preprocessing(height=side, width=side)
-    assert worker._window(size, batch=batch, threads=threads) == expected
 
 
 def test_twenty_rows_of_three_megabyte_maps_are_stored_and_read_back(extract: Extract, tmp_path: Path) -> None:
