@@ -16,7 +16,7 @@ import pytest
 import forked
 import hostile_images
 from genenc_core import spec
-from genenc_core.images import decode, decode_server, limits, loader, manifest, sources
+from genenc_core.images import decode, decode_pool, decode_server, limits, loader, manifest, sources
 from loading import Row, fork_workers, iter_rows
 
 __all__ = ["fork_workers"]
@@ -100,12 +100,12 @@ def test_time_in_which_nobody_waits_does_not_count(
     """A model that computes for a minute between two batches ages no image."""
     real = decode.decode_image
     monkeypatch.setattr(decode, "decode_image", lambda data, **options: (time.sleep(0.8), real(data, **options))[1])
-    monkeypatch.setattr(loader, "_TICK", 0.1)
+    monkeypatch.setattr(decode_pool, "_TICK", 0.1)
     fork_workers()
     bounds = limits.Limits(accept_changed=True, seconds=1.2)
     with loader.ImageLoader(listed, SQUARE, workers=1, batch=1, limits=bounds) as images:
         kill: list[int] = []
-        monkeypatch.setattr(loader._Workers, "_give_up", lambda _self, worker: kill.append(worker.process))
+        monkeypatch.setattr(decode_pool.DecodePool, "_give_up", lambda _self, worker: kill.append(worker.process))
         for row in iter_rows(images, 0, 4):
             assert row.failure is None
             if row.row == 0:
@@ -120,11 +120,11 @@ def test_when_one_image_after_the_other_hangs_it_is_no_images_fault(
     listed: manifest.Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A volume that stopped answering must not make every row unreadable."""
-    monkeypatch.setattr(loader, "_TICK", 0.1)
+    monkeypatch.setattr(decode_pool, "_TICK", 0.1)
     poison(listed, hostile_images.HANGS, *range(12))
     with (
         loader.ImageLoader(listed, SQUARE, workers=6, limits=limits.Limits(accept_changed=True, seconds=0.3)) as images,
-        pytest.raises(loader.TooManyHung, match=r"one after the other.*--image-timeout"),
+        pytest.raises(decode_pool.TooManyHung, match=r"one after the other.*--image-timeout"),
     ):
         list(iter_rows(images, 0, 12))
 
