@@ -4,7 +4,9 @@ File systems and archives keep times to fewer digits, but all times of a volume 
 one time (uncompressed frames out of an archive) are told apart by when they were last renamed, replaced or written.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import functools
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -48,17 +50,21 @@ def same_time(one: int, other: int) -> bool:
     return any(apart < each and (one % each == 0 or other % each == 0) for each in RESOLUTIONS)
 
 
-def doubtful(rows: np.ndarray, stamped: np.ndarray, manifest: "Manifest") -> dict[int, str]:
+def doubtful(rows: np.ndarray, stamped: np.ndarray, manifest: "Manifest", paths: Mapping[int, str]) -> dict[int, str]:
     """Return the rows of a shard whose files may be others than planned, each with the reason.
 
     Args:
         rows: int64 [n], all of the shard's whose files were read.
         stamped: STAMP [n], of their files.
         manifest: of all rows.
+        paths: row -> path, of the shard's.
 
     Raises:
         StoreError: the manifest is damaged.
     """
+    renamed = _last_renamed([os.path.dirname(paths[row]) for row in rows.tolist()])  # noqa: PTH120
+    stamped = stamped.copy()
+    stamped["touched"] = np.maximum(stamped["touched"], renamed)
     exact = (stamped["planned"] == stamped["found"]).all()
     if exact and (manifest.listed_ns is None or (stamped["touched"] <= manifest.listed_ns).all()):
         return {}
@@ -78,10 +84,29 @@ def doubtful(rows: np.ndarray, stamped: np.ndarray, manifest: "Manifest") -> dic
     widths = {row: min(each for each in kept if rounded[row] < each) if row in rounded else 1 for row in late}
     for row in _shared(late, widths, manifest) if late else ():
         reasons[row] = (
-            "may be another file: it was renamed, replaced or otherwise touched after the run was planned, and another "
-            "planned file has its size and time"
+            "may be another file: it or a folder above it was renamed, replaced or otherwise touched after the run was "
+            "planned, and another planned file has its size and time"
         )
     return reasons
+
+
+def _last_renamed(folders: Sequence[str]) -> np.ndarray:
+    """Return of each folder when it or one above it was last renamed or the like, in nanoseconds since 1970.
+
+    What is done in a folder changes its own time, too, so that a rename before it is not seen.
+    """
+
+    @functools.cache
+    def renamed(folder: str) -> int:
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+        except OSError:
+            return 0
+        own = status.st_ctime_ns if status.st_ctime_ns > status.st_mtime_ns else 0
+        above = os.path.dirname(folder)  # noqa: PTH120
+        return own if above == folder else max(own, renamed(above))
+
+    return np.array([renamed(folder) for folder in folders], dtype=np.int64)
 
 
 def _apart(stamp: Stamp) -> int:

@@ -8,9 +8,11 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+import numpy as np
 
 from genenc_core import errors, host
 from genenc_core.encoding import control, engine, shards
@@ -154,7 +156,7 @@ class Worker:
                 self.budget,
                 accept_changed=self.options.accept_changed,
                 others_answer=lambda: images.others_answer(start, stop),
-                doubtful=lambda rows, found: stamps.doubtful(rows, found, self.folder.manifest),
+                doubtful=self._doubtful(dict(enumerate(rows.paths, start))),
             )
             with contextlib.closing(images.iter_batches(start, stop, on_asked=turn.end)) as stream:
                 done = shard_encoder.run(stream, on_loaded=turn.moved)
@@ -208,7 +210,7 @@ class Worker:
                 FailureBudget.parse("100%"),
                 accept_changed=self.options.accept_changed,
                 lost_volume=False,
-                doubtful=lambda rows, found: stamps.doubtful(rows, found, self.folder.manifest),
+                doubtful=self._doubtful(dict(enumerate(rows.paths, start))),
             )
             tried = images.iter_batches(start, stop, only=frozenset(wanted), on_asked=turn.end)
             with contextlib.closing(tried) as stream:
@@ -225,6 +227,9 @@ class Worker:
         LOGGER.info("shard %05d: %d of %d unreadable images stored", shard, healed, len(wanted))
         seconds = {"total": time.perf_counter() - began}
         return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, healed=healed, seconds=seconds)
+
+    def _doubtful(self, paths: Mapping[int, str]) -> Callable[[np.ndarray, np.ndarray], Mapping[int, str]]:
+        return lambda rows, found: stamps.doubtful(rows, found, self.folder.manifest, paths)
 
     def _watched(self) -> None:
         if self._watch is not None:

@@ -49,7 +49,7 @@ def doubtful(
     given = [row for row in rows if found[row] >= 0]
     stamped = np.array([(9, planned[row], found[row], touched) for row in given], stamps.STAMP)
     names = paths or [f"{row}.bmp" for row in range(len(planned))]
-    said = stamps.doubtful(np.array(given), stamped, Rows(planned, names, listed))  # type: ignore[arg-type]
+    said = stamps.doubtful(np.array(given), stamped, Rows(planned, names, listed), dict(enumerate(names)))  # type: ignore[arg-type]
     taken = {row for row in given if stamps.same_time(planned[row], found[row])}
     assert set(said) <= taken
     return taken, set(said)

@@ -88,3 +88,28 @@ def test_frames_of_one_time_that_were_not_touched_are_stored(frames: Path) -> No
     root = Path(given.out)
     done = driver.resume(root, "pending", driver.options_for(root))
     assert (done.status.ok, done.status.changed) == (FRAMES, 0)
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_folders_that_change_places_are_noticed(frames: Path, above: bool) -> None:
+    """A rename touches the folder, not the files in it."""
+    source, one = frames, frames
+    if above:
+        one, source = frames.parent / "source" / "day", frames.parent / "source"
+        source.mkdir()
+        frames.rename(one)
+    other = frames.parent / "other"
+    shutil.copytree(one, other)
+    for at, path in enumerate(sorted(other.iterdir())):
+        Image.fromarray(np.full((32, 32, 3), 255 - at * 20, np.uint8)).save(path)
+        os.utime(path, ns=(TIME, TIME))
+    given = planned(one, 0)
+    shutil.rmtree(given.out)
+    given = given.model_copy(update={"images": str(source)})
+    planning.create_run(given)
+    one.rename(frames.parent / "aside")
+    other.rename(one)
+    root = Path(given.out)
+    done = driver.resume(root, "pending", driver.options_for(root))
+    assert done.status.ok == 0
+    assert "a folder above it was renamed" in done.failures[0].reason
