@@ -50,12 +50,16 @@ class CommitRecord:
     """0 for a shard's first record; a later one stands for the same rows, of which some unreadable ones were healed."""
     previous: str = ""
     """Digest of the record before it, as stored; empty for the first."""
+    store: str = ""
+    """Digest of the run's `store.json`, which no other run has; empty in records of earlier versions."""
 
     def to_json(self) -> bytes:
         """Return the sealed document, on one line."""
         content = {**_shallow(self), "objects": [_shallow(item) for item in self.objects]}
         if not self.generation:  # as versions wrote it that knew of no later ones
             del content["generation"], content["previous"]
+        if not self.store:
+            del content["store"]
         return sealed.compact(SCHEMA, content)
 
     @classmethod
@@ -100,6 +104,8 @@ def _check(record: CommitRecord) -> None:
     forms.count(record.generation)
     if record.generation:
         forms.digest(record.previous)
+    if record.store:
+        forms.digest(record.store)
     for text in (record.attempt, record.fingerprint):
         forms.word(text)
     if not record.objects:

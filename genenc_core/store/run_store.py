@@ -188,7 +188,7 @@ class RunStore:
         """
         self.shard_range(shard)
         with read_errors(self.name):
-            return transaction.own_record(self.objects, self.plan, shard)
+            return transaction.own_record(self.objects, self.plan, self.document, shard)
 
     def commit(
         self, shard: int, arrays: Mapping[str, np.ndarray], status: np.ndarray, *, details: Mapping[str, object]
@@ -210,7 +210,7 @@ class RunStore:
         blocks = self._fitting(shard, self.shard_range(shard), arrays, status)
         details = sealed.normal(records.SCHEMA, details)
         with disk_errors(f"shard {shard:05d} of {self.name!r}"):
-            record = transaction.own_record(self.objects, self.plan, shard)
+            record = transaction.own_record(self.objects, self.plan, self.document, shard)
             fresh = record is None
             if record is None:
                 record = self._attempt(shard, blocks, details)
@@ -294,7 +294,7 @@ class RunStore:
 
     def _later(self, before: records.CommitRecord) -> records.CommitRecord | None:
         """Return the record that holds in place of `before`; None while it is that one."""
-        now = transaction.own_record(self.objects, self.plan, before.shard)
+        now = transaction.own_record(self.objects, self.plan, self.document, before.shard)
         return now if now is not None and now.generation > before.generation else None
 
     def recover(self) -> list[int]:
@@ -349,7 +349,13 @@ class RunStore:
             for value in (layout.OK, layout.UNREADABLE)
         }
         attempt = transaction.Attempt.new(
-            self.objects, self.plan, shard, observe=self.observer, generation=generation, previous=previous
+            self.objects,
+            self.plan,
+            self.document,
+            shard,
+            observe=self.observer,
+            generation=generation,
+            previous=previous,
         )
         try:
             record = attempt.stage(blocks, metadata, status_counts=counts, details=details)
@@ -357,7 +363,7 @@ class RunStore:
         except BaseException as error:
             attempt.discard()
             own = isinstance(error, FileNotFoundError)
-            winner = transaction.own_record(self.objects, self.plan, shard) if own else None
+            winner = transaction.own_record(self.objects, self.plan, self.document, shard) if own else None
             if winner is None or winner.generation < generation:
                 raise
             self.objects.sync(places.COMMITS)
@@ -381,7 +387,7 @@ class RunStore:
         try:
             transaction.promote(self.objects, record, observe=self.observer, look=look)
         except errors.StoreError:
-            now = transaction.own_record(self.objects, self.plan, record.shard)
+            now = transaction.own_record(self.objects, self.plan, self.document, record.shard)
             if now is None or now.generation == record.generation:
                 raise
             record = now  # healed meanwhile by another process

@@ -32,6 +32,8 @@ class Attempt:
     objects: Objects
     observe: places.Observer
     plan: layout.StorePlan
+    document: str
+    """Digest of the run's `store.json`."""
     shard: int
     name: str
     generation: int = 0
@@ -42,6 +44,7 @@ class Attempt:
         cls,
         objects: Objects,
         plan: layout.StorePlan,
+        document: str,
         shard: int,
         *,
         observe: places.Observer,
@@ -54,6 +57,7 @@ class Attempt:
             objects=objects,
             observe=observe,
             plan=plan,
+            document=document,
             shard=shard,
             name=name,
             generation=generation,
@@ -97,6 +101,7 @@ class Attempt:
             details=details,
             generation=self.generation,
             previous=self.previous,
+            store=self.document,
         )
         self.objects.sync(self._folder)
         self.observe("stage:after")
@@ -115,7 +120,7 @@ class Attempt:
             won = record
         except (OSError, errors.StoreError):
             # A lost answer looks like a conflict, and a failed call may have created: only the record tells.
-            found = own_record(self.objects, self.plan, self.shard)
+            found = own_record(self.objects, self.plan, self.document, self.shard)
             if found is None or found.generation < self.generation:
                 raise
             won = found
@@ -221,7 +226,7 @@ def _not_following(objects: Objects, before: records.CommitRecord, after: record
     return "" if same and ok[0] < ok[1] else "heals nothing of the record before it"
 
 
-def own_record(objects: Objects, plan: layout.StorePlan, shard: int) -> records.CommitRecord | None:
+def own_record(objects: Objects, plan: layout.StorePlan, document: str, shard: int) -> records.CommitRecord | None:
     """Return the record of a shard that holds, but not one that was made for another run or another shard.
 
     Raises:
@@ -229,16 +234,18 @@ def own_record(objects: Objects, plan: layout.StorePlan, shard: int) -> records.
     """
     found = history(objects, shard)
     record = found[-1] if found else None
-    what = "" if record is None else misplaced(record, plan, shard)
+    what = "" if record is None else misplaced(record, plan, document, shard)
     if what:
         raise errors.StoreError(f"{what} ({places.record(shard)!r} of {objects.name!r}); {_REMEDY}")
     return record
 
 
-def misplaced(record: records.CommitRecord, plan: layout.StorePlan, shard: int) -> str:
+def misplaced(record: records.CommitRecord, plan: layout.StorePlan, document: str, shard: int) -> str:
     """Return why a record is not one of this shard of this run, "" if it is."""
     if record.fingerprint != plan.fingerprint:
         return f"the record is of another run: fingerprint {record.fingerprint}, not {plan.fingerprint}"
+    if record.store not in ("", document):
+        return "the record is of another run, which was made by the same command"
     if (record.shard, record.rows) != (shard, plan.shard_range(shard)):
         return f"the record is of shard {record.shard}, rows {record.rows}"
     if [item.key for item in record.objects] != [layout.chunk_key(array, shard) for array in plan.all_arrays]:

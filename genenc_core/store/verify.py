@@ -249,7 +249,11 @@ def _problems_now(store: run_store.RunStore, shard: int, *, content: bool) -> tu
     try:
         found = transaction.history(store.objects, shard)
         record = found[-1] if found else None
-        what = "the record vanished" if record is None else transaction.misplaced(record, store.plan, shard)
+        what = (
+            "the record vanished"
+            if record is None
+            else transaction.misplaced(record, store.plan, store.document, shard)
+        )
         keys = [places.record(shard, generation) for generation in range(len(found))]
         if not what and not all(sealed.verbatim(store.objects.read(key)) for key in keys):
             what = "the record is not byte for byte what was written: changed"

@@ -1,5 +1,6 @@
 """One changed bit in any file of a run is found and named, and no image is encoded on top of what matters to it."""
 
+import dataclasses
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from genenc_core.run import driver, integrity, planning, records, status, tally,
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 from genenc_core.store import layout, places, sealed, verify
+from genenc_core.store.records import CommitRecord
 
 Extract = Callable[..., driver.Result]
 
@@ -156,11 +158,17 @@ def stored(path: Path) -> pa.Table:
 
 
 def forget_files(root: Path) -> None:
-    """Make a run one of an earlier version: without digests of what lies beside the group, and without seals."""
+    """Make a run one of an earlier version: without digests of what lies beside the group, and without seals.
+
+    Its commit records repeat no digest of `store.json`.
+    """
     path = root / places.STORE_FILE
     content = json.loads(path.read_bytes())
     stored = {key: content[key] for key in ("plan", "created")}
     path.write_bytes(sealed.dumps(content["schema"], stored))
+    for committed in (root / places.COMMITS).iterdir():
+        commit = CommitRecord.from_json(committed.read_bytes())
+        committed.write_bytes(dataclasses.replace(commit, store="").to_json())
     for record in (root / "provenance").rglob("*.json"):
         told = json.loads(record.read_bytes())
         told.pop("sha256", None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genenc_core.run import driver, planning
+from genenc_core.run import driver, planning, status
 from genenc_core.run.parameters import ExtractParameters
 
 TIME = 1_700_000_000 * 10**9
@@ -113,3 +113,20 @@ def test_folders_that_change_places_are_noticed(frames: Path, above: bool) -> No
     done = driver.resume(root, "pending", driver.options_for(root))
     assert done.status.ok == 0
     assert "a folder above it was renamed" in done.failures[0].reason
+
+
+def test_a_record_of_a_twin_run_is_damage(frames: Path) -> None:
+    """Made by the same command from a folder with the same names, sizes and times: only `store.json` differs."""
+    given = planned(frames, 0)
+    root, twin = Path(given.out), frames.parent / "twin"
+    assert driver.resume(root, "pending", driver.options_for(root)).status.complete
+    driver.extract(given.model_copy(update={"out": str(twin)}))
+    copied = frames.parent / "copied"
+    shutil.copytree(root, copied)
+    shard = "_txn/commits/s0000001.json"
+    shutil.copy2(root / shard, copied / shard)
+    assert status.verify_run(copied, content=True).ok, "a copy is the same run"
+    shutil.copy2(twin / shard, root / shard)
+    found = status.verify_run(root)
+    assert not found.ok
+    assert "made by the same command" in str(found.problems[0])
