@@ -177,7 +177,7 @@ def test_a_file_that_always_mixes_is_refused() -> None:
             raise RuntimeError("two or more")
         return (images.mean((2, 3)) * torch.arange(len(images))[:, None],)
 
-    with pytest.raises(errors.InputError, match="at another position in the batch"):
+    with pytest.raises(errors.InputError, match="other features beside other images"):
         artifact_trial.find(run, name="x", size=(8, 8), bounded=False)
 
 
