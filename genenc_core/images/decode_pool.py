@@ -210,7 +210,7 @@ class DecodePool:
                     self._fail(error)
                 self._changed.notify_all()
         for worker in list(self._workers.values()):
-            self._part_with(worker, kill=True)
+            self._kill(worker)
 
     def _hand_out(self) -> None:
         """Give each worker its pieces; start one more where all are busy and pieces wait."""
@@ -235,7 +235,11 @@ class DecodePool:
         said = anonymous_file()
         with ours, theirs:
             asked = (theirs.fileno(), self._slab.descriptor, said)
-            server, process = decode_server.fork({**self._setup, "worker": index}, asked)
+            try:
+                server, process = decode_server.fork({**self._setup, "worker": index}, asked)
+            except BaseException:
+                os.close(said)
+                raise
             worker = _Worker(index, server, process, Connection(ours.detach()), said)
         self._workers[worker.connection.fileno()] = worker
         self._poll.register(worker.connection.fileno(), select.POLLIN)
@@ -255,9 +259,7 @@ class DecodePool:
 
     def _ended(self, worker: _Worker) -> None:
         """Take back what a worker had that ended by itself or from outside."""
-        self._poll.unregister(worker.connection.fileno())
-        del self._workers[worker.connection.fileno()]
-        said = worker.last_words()
+        said = self._forget(worker)
         try:
             ending = worker.server.ending(worker.process)
         except decode_server.ServerLost:
@@ -300,7 +302,7 @@ class DecodePool:
     def _give_up(self, worker: _Worker) -> None:
         """Kill a worker that hangs."""
         work, *rest = worker.given
-        self._part_with(worker, kill=True)
+        self._kill(worker)
         again: list[Work] = []
         if work.alone:
             reason = (
@@ -321,15 +323,17 @@ class DecodePool:
                 "--image-timeout, and run it again"
             )
 
-    def _part_with(self, worker: _Worker, *, kill: bool) -> None:
-        """Let a worker go, whose number its place in the counters keeps no more."""
+    def _kill(self, worker: _Worker) -> None:
+        with contextlib.suppress(OSError):
+            worker.server.kill(worker.process)
+        self._forget(worker)
+
+    def _forget(self, worker: _Worker) -> str:
+        """Close what this process has of a worker; return its last words."""
         descriptor = worker.connection.fileno()
         self._poll.unregister(descriptor)
         del self._workers[descriptor]
-        if kill:
-            with contextlib.suppress(OSError):
-                worker.server.kill(worker.process)
-        worker.last_words()
+        return worker.last_words()
 
     def _record(self, work: Work, reason: str, *, cause: reading.Cause) -> None:
         record = np.zeros(1, decode_worker.RECORD)

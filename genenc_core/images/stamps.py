@@ -62,9 +62,10 @@ def doubtful(rows: np.ndarray, stamped: np.ndarray, manifest: "Manifest", paths:
     Raises:
         StoreError: the manifest is damaged.
     """
-    renamed = _last_renamed([os.path.dirname(paths[row]) for row in rows.tolist()])  # noqa: PTH120
-    stamped = stamped.copy()
-    stamped["touched"] = np.maximum(stamped["touched"], renamed)
+    if manifest.listed_ns is not None:
+        renamed = _last_renamed([os.path.dirname(paths[row]) for row in rows.tolist()])  # noqa: PTH120
+        stamped = stamped.copy()
+        stamped["touched"] = np.maximum(stamped["touched"], renamed)
     exact = (stamped["planned"] == stamped["found"]).all()
     if exact and (manifest.listed_ns is None or (stamped["touched"] <= manifest.listed_ns).all()):
         return {}
