@@ -1,14 +1,26 @@
-"""The values of options that have a fixed set; without other imports, so that `--help` can show them quickly."""
+"""Values of options that have a fixed set, and their groups in `--help`; without imports, so that it shows quickly."""
 
 from typing import Literal
 
 Fit = Literal["stretch", "crop", "pad"]
-DecodeScale = Literal["full", "scaled"]
+Decoding = Literal["full", "scaled", "gpu"]
 Blend = Literal["cosine", "average", "none"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 StoredType = Literal["float32", "float16"]
 ExportFormat = Literal["torchscript", "aotinductor", "exported_program", "onnx"]
 Backend = Literal["auto", "eager", ExportFormat]
 ZooSource = Literal["genenc", "torchvision", "timm"]
+Engine = Literal["threads", "dask", "ray"]
 Shell = Literal["bash", "zsh", "fish"]
 ListedSource = Literal["json", ZooSource]
+
+INPUT = "Input"
+POINTS = "Points"
+MODEL = "Model"
+SIZES = "Image size and tiles"
+PRODUCTS = "Products"
+STORE = "Store"
+RUN = "Run"
+ARTIFACTS = "Artifacts"
+SERVER = "Prefect"
+GENERAL = "General"

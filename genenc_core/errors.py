@@ -1,14 +1,16 @@
-"""The exceptions that users meet; each message names the value, the reason and the remedy."""
+"""Exceptions raised by genenc; each message names the value, the reason and the remedy."""
 
 from collections.abc import Sequence
 
 from genenc_core import text
 
+_LONGEST = 300
+
 
 class GenencError(Exception):
-    """Anything genenc refuses or fails at; the command line prints it as one paragraph and exits 1.
+    """Base class of genenc's errors; the command line prints the message as one paragraph and exits with 1.
 
-    Credentials of addresses in the message are hidden: it goes to logs, records and screens.
+    Credentials in URLs are redacted, since messages end up in logs, records and terminals.
     """
 
     exit_code = 1
@@ -18,13 +20,13 @@ class GenencError(Exception):
 
 
 class InputError(GenencError):
-    """What the user gave cannot be used as it is: a path, a name, a file's content; exit code 2."""
+    """Invalid user input: a path, a name or a file's content; exit code 2."""
 
     exit_code = 2
 
 
 class SpecError(InputError):
-    """A RuntimeModelSpec that cannot be parsed or breaks its rules; `problems` lists every one, the text the first."""
+    """An unparsable or invalid RuntimeModelSpec; `problems` holds all problems, the message the first `shown`."""
 
     shown = 30
 
@@ -39,28 +41,28 @@ class ExportError(GenencError):
 
 
 class EncoderError(GenencError):
-    """An encoder called against its contract, or one that broke it (shape, dtype, device, batch)."""
+    """A violation of the encoder contract, by the caller or the encoder (shape, dtype, device, batch)."""
 
 
 class StoreError(GenencError):
-    """A run folder that is missing, damaged, or belongs to another run."""
+    """A run folder that is missing, damaged or belongs to another run."""
 
 
 class OtherRunError(StoreError):
-    """A run folder asked for as another run than it is; exit code 2."""
+    """A run folder whose run differs from the requested one; exit code 2."""
 
     exit_code = 2
 
 
 class UnsafeFileError(OSError):
-    """A name in a run folder that is a symbolic link, a named pipe, a socket or a device, or a file of absurd size.
+    """A symbolic link, named pipe, socket, device or oversized file in a run folder.
 
-    `strerror` says what it is, `filename` where; nothing of it was read or changed.
+    `strerror` says what it is, `filename` where; it was neither read nor changed.
     """
 
     @property
     def sentence(self) -> str:
-        """The fault as a message: what is where, and what to do."""
+        """The error as a message, with the remedy."""
         return (
             f"{str(self.filename)!r} is {self.strerror}; genenc neither reads nor changes it: put the original file or "
             "folder itself there, or move it out of the run folder"
@@ -68,7 +70,7 @@ class UnsafeFileError(OSError):
 
 
 class ShardError(GenencError):
-    """A shard that was not committed: too many unreadable images, or its encoder or store failed."""
+    """A shard that was not committed: too many unreadable images, or a failure of the encoder or store."""
 
     def __init__(self, shard: int, reason: str) -> None:
         self.shard = shard
@@ -76,11 +78,22 @@ class ShardError(GenencError):
         super().__init__(f"shard {shard:05d}: {reason}")
 
     def __reduce__(self) -> tuple[type["ShardError"], tuple[int, str]]:
-        """Keep the two arguments across process boundaries."""
+        """Pickle with both constructor arguments."""
         return type(self), (self.shard, self.reason)
 
 
 class Stopped(GenencError):
-    """Work ended on request between two batches; only whole shards were stored."""
+    """Work cancelled between two batches; only whole shards were stored."""
 
     exit_code = 130
+
+
+def reason(error: BaseException) -> str:
+    """Return an error's message on one line, shortened and without a full stop; its type's name if it has none."""
+    text = str(error)
+    if "TorchScript interpreter" in text and (last := text.strip().rpartition("\n")[2].strip()):
+        # The TorchScript traceback precedes the actual error, which is on the last line.
+        text = last.partition(": ")[2] or last
+    text = " ".join(text.split())
+    short = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return short.rstrip(". ") or type(error).__name__

@@ -1,31 +1,59 @@
-"""RuntimeModelSpec: the JSON contract of one model, field for field as WhiskerToolbox reads it, and its rules."""
+"""`RuntimeModelSpec`: the JSON description of a model, compatible with WhiskerToolbox field by field, and its rules."""
 
 import json
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from genenc_core import errors, small_files, spec_edits, spec_rules
-from genenc_core.choices import DecodeScale, ExportFormat, Fit
+from genenc_core import errors, spec_edits
+from genenc_core.choices import Decoding, ExportFormat, Fit
 from genenc_core.spec_block import (
     ArtifactInfo,
     ArtifactInput,
     GenencBlock,
+    MapCells,
     Preprocessing,
     Record,
     SizeRange,
     SourceInfo,
     SourceKind,
 )
-from genenc_core.spec_rules import BackendName
+from genenc_core.system import small_files
 
+LARGEST_SIDE = 16384
+"""maximum height and width of a model's input, in pixels"""
+LARGEST_SIZE = 2**31 - 1
+"""maximum size of a dimension"""
+LARGEST_VALUES = 2**31
+"""maximum number of values per image in a tensor: 8 GiB of float32"""
+
+BackendName = Literal["TorchScript", "AOTInductor", "ExecuTorch", "ExportedProgram", "ONNX", "Auto"]
+
+BACKEND_ALIASES: Mapping[str, BackendName] = {
+    "torchscript": "TorchScript",
+    "torch_script": "TorchScript",
+    "jit": "TorchScript",
+    "aotinductor": "AOTInductor",
+    "aot_inductor": "AOTInductor",
+    "inductor": "AOTInductor",
+    "aoti": "AOTInductor",
+    "executorch": "ExecuTorch",
+    "exec_torch": "ExecuTorch",
+    # WhiskerToolbox treats ExportedProgram and ONNX as Auto, and goes by the file extension.
+    "exportedprogram": "ExportedProgram",
+    "exported_program": "ExportedProgram",
+    "onnx": "ONNX",
+    "auto": "Auto",
+}
 __all__ = [
     "ArtifactInfo",
     "ArtifactInput",
-    "DecodeScale",
+    "MapCells",
+    "Decoding",
     "ExportFormat",
     "Fit",
     "GenencBlock",
@@ -47,8 +75,122 @@ BACKEND_BY_EXTENSION: Mapping[str, BackendName] = {
 _SHOWN_KEYS = 20
 
 
+def rule_problems(spec: "RuntimeModelSpec") -> list[str]:
+    """Return one message per violated rule."""
+    problems = [] if spec.model_id else ["model_id must not be empty"]
+    problems += [] if spec.display_name else ["display_name must not be empty"]
+    problems += _slot_problems("inputs", spec.inputs, check_sequence=True)
+    problems += _slot_problems("outputs", spec.outputs, check_sequence=False)
+    for field in ("preferred_batch_size", "max_batch_size"):
+        if (getattr(spec, field) or 0) < 0:
+            problems.append(f"{field} must be >= 0")
+    problems += _batch_mode_problems(spec.batch_mode)
+    problems += _variant_problems(spec.weights_variants or ())
+    return problems + _stricter_problems(spec)
+
+
+def _slot_problems(label: str, slots: "Sequence[SlotSpec]", *, check_sequence: bool) -> list[str]:
+    problems: list[str] = []
+    seen: set[str] = set()
+    for index, slot in enumerate(slots):
+        where = f"{label}[{index}]"
+        if not slot.name:
+            problems.append(f"{where}: name must not be empty")
+        elif slot.name in seen:
+            problems.append(f"{where}: duplicate name '{slot.name}'")
+        seen.add(slot.name)
+        if not slot.shape:
+            problems.append(f"{where}: shape must not be empty")
+        rank = len(slot.shape)
+        if check_sequence and slot.sequence_dim is not None and slot.sequence_dim >= rank:
+            problems.append(f"{where}: sequence_dim ({slot.sequence_dim}) exceeds shape rank ({rank})")
+    return problems
+
+
+def _batch_mode_problems(mode: "BatchModeSpec | None") -> list[str]:
+    if mode is None:
+        return []
+    problems: list[str] = []
+    if sum((mode.fixed is not None, mode.dynamic is not None, bool(mode.recurrent_only))) > 1:
+        problems.append("batch_mode: only one of fixed, dynamic, or recurrent_only may be set")
+    if mode.fixed is not None and mode.fixed < 1:
+        problems.append("batch_mode.fixed must be >= 1")
+    if mode.dynamic is not None and mode.dynamic.min < 1:
+        problems.append("batch_mode.dynamic.min must be >= 1")
+    if mode.dynamic is not None and 0 < mode.dynamic.max < mode.dynamic.min:
+        problems.append("batch_mode.dynamic.max must be >= min (or 0 for unlimited)")
+    return problems
+
+
+def _variant_problems(variants: "Sequence[WeightsVariant]") -> list[str]:
+    problems: list[str] = []
+    seen: set[int] = set()
+    for index, variant in enumerate(variants):
+        where = f"weights_variants[{index}]"
+        if not variant.path:
+            problems.append(f"{where}: path must not be empty")
+        if variant.batch_size < 1:
+            problems.append(f"{where}: batch_size must be >= 1")
+        elif variant.batch_size in seen:
+            problems.append(f"{where}: duplicate batch_size {variant.batch_size}")
+        seen.add(variant.batch_size)
+    return problems
+
+
+def _stricter_problems(spec: "RuntimeModelSpec") -> list[str]:
+    """Return problems that WhiskerToolbox accepts, but that would fail later or silently."""
+    slots = [
+        (f"{label}[{index}]", slot.shape)
+        for label, slots in (("inputs", spec.inputs), ("outputs", spec.outputs))
+        for index, slot in enumerate(slots)
+    ]
+    problems = [
+        f"{where}: shape dimensions must be >= 1, got {_shape(shape)}"
+        for where, shape in slots
+        if any(size < 1 for size in shape)
+    ]
+    problems += [
+        f"{where}: shape {_shape(shape)} is invalid: a tensor has at most {LARGEST_VALUES} values for one image"
+        for where, shape in slots
+        if any(size > LARGEST_SIZE for size in shape) or math.prod(shape) > LARGEST_VALUES
+    ]
+    problems += _batch_limits(spec)
+    named = [("backend", spec.backend)]
+    named += [(f"weights_variants[{i}].backend", v.backend) for i, v in enumerate(spec.weights_variants or ())]
+    known = ", ".join(sorted(BACKEND_ALIASES))
+    for where, backend in named:
+        if backend and backend.lower() not in BACKEND_ALIASES:
+            problems.append(f"{where}: unknown name '{backend}' (known: {known})")
+    dynamic = spec.batch_mode.dynamic if spec.batch_mode else None
+    if dynamic is not None and dynamic.max < 0:
+        problems.append("batch_mode.dynamic.max must be >= 0")
+    for index, slot in enumerate(spec.inputs):
+        if slot.sequence_dim is not None and slot.sequence_dim < -1:
+            problems.append(f"inputs[{index}]: sequence_dim must be >= -1, got {slot.sequence_dim}")
+    return problems
+
+
+def _batch_limits(spec: "RuntimeModelSpec") -> list[str]:
+    mode, dynamic = spec.batch_mode, spec.batch_mode.dynamic if spec.batch_mode else None
+    stated = {
+        "preferred_batch_size": spec.preferred_batch_size,
+        "max_batch_size": spec.max_batch_size,
+        "batch_mode.fixed": mode and mode.fixed,
+        "batch_mode.dynamic.min": dynamic and dynamic.min,
+        "batch_mode.dynamic.max": dynamic and dynamic.max,
+    }
+    stated |= {f"weights_variants[{i}].batch_size": v.batch_size for i, v in enumerate(spec.weights_variants or ())}
+    return [f"{name} must be <= {LARGEST_SIZE}" for name, size in stated.items() if size and size > LARGEST_SIZE]
+
+
+def _shape(shape: "Sequence[int]") -> str:
+    """Format a shape for a message, bounded in length whatever its numbers are."""
+    sizes = [str(size) if abs(size) < 10**18 else "a huge number" for size in shape[:8]]
+    return f"[{', '.join([*sizes, '...'] if len(shape) > 8 else sizes)}]"
+
+
 class UnknownKeyWarning(UserWarning):
-    """A key that no reader of the spec understands; most often a misspelling."""
+    """An unknown key in a spec, usually a misspelling."""
 
 
 class SlotSpec(Record):
@@ -89,26 +231,21 @@ class BatchModeSpec(Record):
 
 
 class PostEncoderStep(Record):
-    """One post-encoder module as WhiskerToolbox writes it."""
+    """A post-encoder module, as WhiskerToolbox writes it."""
 
     module: str
     interpolation: str | None = None
 
 
 class BatchMode(Record):
-    """The batch mode in force: its kind and bounds; max 0 means unlimited."""
+    """The effective batch mode: its kind and bounds; max 0 means unlimited."""
 
     kind: Literal["fixed", "dynamic", "recurrent_only"]
     min: int
     max: int
 
-    @property
-    def locked(self) -> bool:
-        """Whether no other size than 1 is possible."""
-        return self.kind == "recurrent_only" or (self.kind == "fixed" and self.max == 1)
-
     def describe(self) -> str:
-        """Return the mode in WhiskerToolbox's words, e.g. `Dynamic(1, unlimited)`."""
+        """Format the mode as WhiskerToolbox does, e.g. `Dynamic(1, unlimited)`."""
         if self.kind == "recurrent_only":
             return "RecurrentOnly"
         if self.kind == "fixed":
@@ -117,7 +254,7 @@ class BatchMode(Record):
 
 
 class RuntimeModelSpec(Record):
-    """One model: identity, weights, batch mode, input and output slots; plus our block under "genenc"."""
+    """One model: identity, weights, batch mode, input and output slots; genenc's own block is under "genenc"."""
 
     model_id: str
     display_name: str
@@ -136,10 +273,10 @@ class RuntimeModelSpec(Record):
 
     @classmethod
     def from_json(cls, text: str, *, subject: str = "model spec") -> Self:
-        """Parse a spec without checking its rules; unknown keys give an `UnknownKeyWarning`.
+        """Parse a spec without checking its rules; unknown keys emit an `UnknownKeyWarning`.
 
         Raises:
-            SpecError: not JSON, a required field missing, or a value of the wrong type; lists all.
+            SpecError: invalid JSON, missing required fields or values of the wrong type; lists all of them.
         """
         try:
             spec = cls.model_validate_json(text)
@@ -153,10 +290,10 @@ class RuntimeModelSpec(Record):
 
     @classmethod
     def from_json_file(cls, path: Path) -> Self:
-        """Parse a spec file; relative weight paths become paths beside it (lexical join).
+        """Parse a spec file and join relative weight paths to its folder (lexically).
 
         Raises:
-            SpecError: the file cannot be opened, or as `from_json`.
+            SpecError: the file cannot be opened, or see `from_json`.
         """
         try:
             text = small_files.read_text(path)
@@ -165,7 +302,7 @@ class RuntimeModelSpec(Record):
         return cls.from_json(text, subject=f"model spec {str(path)!r}").resolved(path.parent)
 
     def to_json(self) -> str:
-        """Return the spec as JSON text that `from_json` and WhiskerToolbox read; unset fields are left out."""
+        """Serialize to JSON for `from_json` and WhiskerToolbox; unset fields are omitted."""
         return json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2, ensure_ascii=False) + "\n"
 
     def resolved(self, folder: Path) -> Self:
@@ -177,19 +314,19 @@ class RuntimeModelSpec(Record):
         return self.model_copy(update={"weights_path": weights, "weights_variants": variants})
 
     def problems(self) -> list[str]:
-        """Return every broken rule: WhiskerToolbox's messages in its order, then the rules it lacks."""
-        return spec_rules.problems(self)
+        """Return all violated rules: WhiskerToolbox's messages in its order, then those of genenc's stricter rules."""
+        return rule_problems(self)
 
     def check(self) -> None:
-        """Raise `SpecError` with every broken rule, if there is one."""
-        found = self.problems()
-        if found:
-            raise errors.SpecError(f"model spec {self.model_id!r}", found)
+        """Raise `SpecError` with all violated rules, if any."""
+        problems = self.problems()
+        if problems:
+            raise errors.SpecError(f"model spec {self.model_id!r}", problems)
 
     def resolved_batch_mode(self) -> BatchMode:
-        """Return the mode in force: recurrent_only, variants, fixed, dynamic, then Dynamic(1, max_batch_size).
+        """Return the effective mode: recurrent_only, variants, fixed, dynamic, then Dynamic(1, max_batch_size).
 
-        With variants any batch can be put together from theirs; more than the largest gains nothing.
+        Variants serve any batch size in parts; a batch above the largest variant gains nothing.
         """
         mode = self.batch_mode or BatchModeSpec()
         if mode.recurrent_only:
@@ -204,13 +341,13 @@ class RuntimeModelSpec(Record):
         return BatchMode(kind="dynamic", min=1, max=legacy_max)
 
     def resolved_backend(self) -> BackendName:
-        """Return the backend by name, or by the weights' extension when the spec says Auto or nothing."""
+        """Return the named backend; for Auto or none, that of the weights' file extension."""
         return backend_of(self.backend, self.weights_path)
 
 
 def backend_of(name: str | None, path: str | None) -> BackendName:
-    """Return the backend that a name means; for Auto or none, the one of the path's extension."""
-    named = spec_rules.BACKEND_ALIASES.get((name or "auto").lower(), "Auto")
+    """Return the backend of a name or alias; for Auto or none, that of the path's extension."""
+    named = BACKEND_ALIASES.get((name or "auto").lower(), "Auto")
     if named != "Auto" or not path:
         return named
     return BACKEND_BY_EXTENSION.get(Path(path).suffix.lower(), "Auto")
@@ -220,22 +357,22 @@ def load_spec(path: Path) -> RuntimeModelSpec:
     """Read a spec file, resolve its paths and check its rules.
 
     Raises:
-        SpecError: unreadable, unparsable, breaking a rule, or edited where genenc wrote it; lists every problem.
+        SpecError: unreadable, unparsable, invalid, or with edits to protected parts; lists all problems.
     """
     spec = RuntimeModelSpec.from_json_file(path)
-    found = file_problems(spec)
-    if found:
-        raise errors.SpecError(f"model spec {spec.model_id!r}", found)
+    problems = file_problems(spec)
+    if problems:
+        raise errors.SpecError(f"model spec {spec.model_id!r}", problems)
     return spec
 
 
 def file_problems(spec: RuntimeModelSpec) -> list[str]:
-    """Return every broken rule of a spec as its file has it, and what was edited after genenc wrote it."""
+    """Return all violated rules of a spec read from a file, and the edits to parts that genenc protects."""
     return spec.problems() + spec_edits.problems(spec)
 
 
 def json_schema() -> str:
-    """Return the JSON Schema of a RuntimeModelSpec, as `runtime_model_spec.schema.json` beside this module holds it."""
+    """Return the JSON Schema of a RuntimeModelSpec, shipped as `runtime_model_spec.schema.json` beside this module."""
     schema = RuntimeModelSpec.model_json_schema()
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return json.dumps(schema, indent=2) + "\n"
@@ -256,12 +393,12 @@ def _unknown_names(text: str, model: type[BaseModel]) -> list[str]:
     try:
         return list(_unknown_keys(json.loads(text), model))
     except (ValueError, RecursionError):
-        # What no record has a place for may be deeper or longer than Python's reader takes.
+        # Unknown entries may be nested too deeply or hold numbers too long for Python's parser.
         return ["(nested too deeply to be named)"]
 
 
 def _unknown_keys(value: Any, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of keys of `value` that `model` has no field for."""
+    """Yield the dotted names of the keys of `value` that are not fields of `model`."""
     for key, inner in value.items():
         field = model.model_fields.get(key)
         if field is None:

@@ -1,11 +1,10 @@
-"""Edits of a spec that genenc wrote: those that change what its numbers mean are noticed."""
+"""Detection of edits to a spec written by genenc that would change the meaning of its numbers."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from genenc_core.spec_block import ArtifactInput, GenencBlock
+from genenc_core.system import digests
 
 if TYPE_CHECKING:
     from genenc_core.spec import RuntimeModelSpec, SlotSpec
@@ -24,27 +23,28 @@ _BLOCK = (
     "output_names",
     "precision",
     "dynamic_size",
+    "cells",
 )
 _SOURCE = ("kind", "name", "layers", "arguments")
-_OF_OTHERS = ("output_positions", "channels_last_outputs", "channels_first_lists")
+_FOREIGN = ("output_positions", "channels_last_outputs", "channels_first_lists")
 _REMEDY = "export the model again, or remove the genenc block to describe the file yourself"
 
 
-def sealed(spec: "RuntimeModelSpec") -> "RuntimeModelSpec":
-    """Return the spec with the digests of what genenc wrote in it; one without a genenc block stays as it is."""
-    return spec if spec.genenc is None else _with(spec, _digests(spec))
+def with_digests(spec: "RuntimeModelSpec") -> "RuntimeModelSpec":
+    """Return the spec with digests of its protected parts; unchanged if it has no genenc block."""
+    return spec if spec.genenc is None else _replace_digests(spec, _digests(spec))
 
 
-def unsealed(spec: "RuntimeModelSpec") -> "RuntimeModelSpec":
-    """Return the spec without those digests: equal for equal models, whether written yet or not."""
-    return spec if spec.genenc is None else _with(spec, None)
+def without_digests(spec: "RuntimeModelSpec") -> "RuntimeModelSpec":
+    """Return the spec without digests, which makes specs of the same model equal whether written or not."""
+    return spec if spec.genenc is None else _replace_digests(spec, None)
 
 
 def problems(spec: "RuntimeModelSpec") -> list[str]:
-    """Return which edits of a spec that genenc wrote are not taken: one message, or none.
+    """Return the edits to protected parts as one message, or an empty list.
 
-    Names, descriptions, paths, batch sizes and preprocessing are free. Specs without digests are of earlier versions:
-    of them only what cannot be true of a file of genenc's is known.
+    Names, descriptions, paths, batch sizes and preprocessing may be edited. Specs of earlier versions have no digests:
+    only values that genenc never writes are detected there.
     """
     block = spec.genenc
     if block is None:
@@ -56,7 +56,7 @@ def problems(spec: "RuntimeModelSpec") -> list[str]:
     return [f"{', '.join(edited)} edited after genenc wrote the spec: {_REMEDY}"] if edited else []
 
 
-def _with(spec: "RuntimeModelSpec", digests: dict[str, str] | None) -> "RuntimeModelSpec":
+def _replace_digests(spec: "RuntimeModelSpec", digests: dict[str, str] | None) -> "RuntimeModelSpec":
     block = (spec.genenc or GenencBlock()).model_copy(update={"written_sha256": digests})
     return spec.model_copy(update={"genenc": block})
 
@@ -68,14 +68,14 @@ def _contradictions(spec: "RuntimeModelSpec", block: GenencBlock) -> list[str]:
     wrong = [] if block.input in (None, ArtifactInput()) else ["genenc.input"]
     wrong += [] if block.normalization_inside else ["genenc.normalization_inside"]
     wrong += [] if len(shapes) == 1 and len(shapes[0]) == 3 and shapes[0][0] == 3 else ["inputs"]
-    # Runs of ONNX files whose slots were found by name say so.
-    others = _OF_OTHERS if block.output_names is None else ()
-    wrong += [f"genenc.{name}" for name in others if getattr(block, name) is not None]
+    # genenc itself writes these for ONNX files whose outputs it matched by name.
+    foreign = _FOREIGN if block.output_names is None else ()
+    wrong += [f"genenc.{name}" for name in foreign if getattr(block, name) is not None]
     if not wrong:
         return []
     return [
         f"{', '.join(wrong)} edited after genenc wrote the spec, whose files take float32 RGB [B, 3, H, W] in [0, 1] "
-        f"and give the outputs in the order of the slots: {_REMEDY}"
+        f"and return the outputs in slot order: {_REMEDY}"
     ]
 
 
@@ -84,17 +84,13 @@ def _digests(spec: "RuntimeModelSpec") -> dict[str, str]:
     own = block.model_dump(mode="json", exclude_none=True)
     content = {name: own[name] for name in _BLOCK if name in own}
     content["source"] = {name: value for name, value in own.get("source", {}).items() if name in _SOURCE}
-    # Variants may be listed in any order.
+    # The order of variants does not matter.
     infos = [block.artifact, *(block.variants or ())]
     content["artifacts"] = sorted({info.sha256 for info in infos if info is not None})
     inputs, outputs = _slots(spec.inputs), _slots(spec.outputs)
-    return {"inputs": _digest(inputs), "outputs": _digest(outputs), "genenc": _digest(content)}
+    parts = {"inputs": inputs, "outputs": outputs, "genenc": content}
+    return {name: digests.SPEC_PART.hex_of_json(part) for name, part in parts.items()}
 
 
 def _slots(slots: "Sequence[SlotSpec]") -> list[object]:
     return [[slot.name, list(slot.shape)] for slot in slots]
-
-
-def _digest(content: object) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Text of unknown origin made safe for where it goes: a terminal, Markdown, JSON; and credentials taken out of it."""
+"""Escaping of untrusted text for terminals, Markdown and JSON, and redaction of credentials."""
 
 import difflib
 import json
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "***"
-MOST_DIGITS = 18
+MAX_DIGITS = 18
 SECRET_WORDS = (
     r"(?:[\w.-]{0,100}(?:token|secret|signature|credential|password|passwd|api[_-]?key|access[_-]?key)[\w.-]{0,100}"
     r"|(?:AWSAccessKey|X-Amz-[A-Za-z]{1,50})[\w.-]{0,100}|sig|se|sv|key|pwd|auth)"
 )
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")
-# `user:password@host` of an address; keys of S3 hold slashes, and pathlib makes one slash of two.
-# Every repetition is bounded, since a search begins anew at each `:/`, and texts may be long and somebody else's.
+# `user:password@host` in a URL; S3 keys contain slashes, and pathlib collapses `//` to `/`.
+# Repetitions are bounded because the search restarts at each `:/` and the text may be long and untrusted.
 _USER = re.compile(
     r"(?<=[A-Za-z0-9+.\-]{2})(:/{1,2})"
     r"(?:[^/\s:@'\"<>]{0,500}:(?!\d{1,9}(?:/|\Z))[^\s'\"<>]{0,500}|[^/\s'\"<>]{0,500})@"
@@ -27,9 +27,9 @@ _QUERY = re.compile(rf"([?&;]{SECRET_WORDS}=)[^&\s'\"<>;#]*", re.IGNORECASE)
 
 
 def printable(text: str) -> str:
-    """Return text on one line without characters that steer a terminal: each is shown as its escape.
+    """Escape all unprintable characters, which leaves one line that is safe for a terminal.
 
-    These are control characters, line breaks, marks that turn the direction of writing, and lone surrogates.
+    These are control characters, line breaks, bidirectional marks and lone surrogates.
     """
     if text.isprintable():
         return text
@@ -37,19 +37,19 @@ def printable(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return text that UTF-8 can write: a lone surrogate, as of an odd file name, becomes its escape."""
+    """Escape what UTF-8 cannot encode: lone surrogates, as in undecodable file names."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def markdown(text: str) -> str:
-    """Return text that Markdown and HTML show as it is: nothing in it is a link, an image, a tag or a new line."""
+    """Escape text so that Markdown and HTML show it literally, without links, images, tags or line breaks."""
     shown = printable(text)
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", shown)
 
 
 def code_block(text: str, language: str = "") -> str:
-    """Return a fenced Markdown block whose fence is longer than any run of backquotes in the text."""
+    """Return a fenced Markdown block whose fence is longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     shown = "\n".join(printable(line) for line in text.rstrip("\n").split("\n"))
@@ -57,7 +57,7 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def redacted(text: str) -> str:
-    """Return text with the credentials of addresses hidden: `user:password@`, and values of signed queries."""
+    """Redact credentials in URLs: `user:password@` and secret query parameters."""
     if ":/" not in text and "=" not in text:
         return text
     return _QUERY.sub(rf"\1{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", text))
@@ -69,57 +69,63 @@ def plural(count: int, noun: str) -> str:
 
 
 def argument(value: object) -> str:
-    """Return a path or an address as one word of a shell command."""
+    """Quote a path or URL for a shell command."""
     return shlex.quote(str(value))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'pad'?` for a word that is spelled like one or several known ones, else nothing."""
+    """Return `did you mean 'pad'?` with the known words spelled like `word`; empty if there are none."""
     near = difflib.get_close_matches(word.lower(), known)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def whole_number(text: str) -> int | None:
-    """Return the number that plain digits write, at most 18 of them; None for anything else.
+    """Parse a non-negative integer of at most 18 ASCII digits; None for anything else.
 
-    `int` takes digits of every script, and raises for thousands of them.
+    `int` accepts digits of every script, and raises for thousands of them.
     """
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
 def holds_credentials(text: str) -> bool:
-    """Tell whether `redacted` would hide something of an address."""
+    """Return whether `redacted` would change the text."""
     return redacted(text) != text
 
 
-def shortened(text: str, most: int) -> str:
-    """Return text of at most `most` characters; what is left out of its middle is told by `...`."""
-    if len(text) <= most:
+def shortened(text: str, max_length: int) -> str:
+    """Shorten text to at most `max_length` characters, with `...` in place of its middle."""
+    if len(text) <= max_length:
         return text
-    half = (most - 3) // 2
+    half = (max_length - 3) // 2
     return f"{text[:half]}...{text[-half:]}"
 
 
-def title(text: str, most: int = 200) -> str:
-    """Return text as a name to be shown: on one line, printable, without credentials, shortened."""
-    return shortened(printable(redacted(text)), most)
+def place(path: str) -> str:
+    """Return the last component of a path or address as a short name; of a dataset's part also the dataset's."""
+    found = [part for part in path.split("/") if part]
+    return "/".join((found[-3], found[-1])) if found[-2:-1] == ["parts"] and len(found) > 2 else (found or [path])[-1]
+
+
+def title(text: str, max_length: int = 200) -> str:
+    """Return text as a display name: on one line, printable, redacted and shortened."""
+    return shortened(printable(redacted(text)), max_length)
 
 
 def json_document(value: Any) -> str:
-    """Return valid JSON that is also safe to print: NaN and infinities are null, unprintable characters escaped."""
-    written = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    if written.replace("\n", "").isprintable():
-        return written
-    return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in written)
+    """Serialize to JSON that is safe to print: NaN and infinities become null, unprintable characters are escaped."""
+    document = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    if document.replace("\n", "").isprintable():
+        return document
+    return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in document)
 
 
 def _escaped(char: str) -> str:
-    # Astral characters are two escapes in JSON, which json.dumps knows; DEL is ASCII to it.
+    # json.dumps writes astral characters as two escapes, but leaves DEL alone because it is ASCII.
     return json.dumps(char)[1:-1] if ord(char) > 0x7F else f"\\u{ord(char):04x}"
 
 
 def _plain(value: Any) -> Any:
-    """Return only what JSON has."""
+    """Convert a value to JSON types."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

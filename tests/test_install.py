@@ -1,11 +1,13 @@
 """What an installation from a wheel owns, and what its processes import."""
 
+import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import pictures
+from genenc_core.system import code_version
 
 ROOT = Path(__file__).parents[1]
 RESNET = ("--model", "resnet18", "--weights", "random:0", "--image-size", "32")
@@ -26,15 +29,31 @@ def run(command: Sequence[Path | str], folder: Path, *, home: Path, **more: str)
     return subprocess.run(command, cwd=folder, env={**kept, **state}, capture_output=True, text=True, check=False)
 
 
+def committed(folder: Path) -> str:
+    """Make a folder a git repository with one commit of all its files; return the commit."""
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.invalid")
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
+    return said.stdout.strip()
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy without what other builds left."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout without what other builds left."""
+    source = tmp_path_factory.mktemp("source") / "genenc"
     for top in ("flows", "tasks", "genenc_core"):
         shutil.copytree(ROOT / top, source / top, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", ".gitignore"):
         shutil.copy(ROOT / name, source)
+    committed(source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-P", "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
     subprocess.run([*build, str(source)], check=True)
     (found,) = folder.glob("*.whl")
@@ -55,9 +74,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for what commands keep; Prefect fills a new one for nine seconds."""
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, filled_prefect_home: Path) -> Path:
+    """A folder for what commands keep."""
+    folder = tmp_path_factory.mktemp("home")
+    shutil.copytree(filled_prefect_home, folder / "prefect")
+    return folder
 
 
 def test_the_wheel_owns_only_names_that_begin_with_genenc(wheel: Path) -> None:
@@ -76,9 +97,52 @@ def test_the_wheel_owns_only_names_that_begin_with_genenc(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packaged", [True, False], ids=["with __init__.py", "without __init__.py"])
-def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, tmp_path: Path, packaged: bool) -> None:
-    """Our command runs in its folder, and so does its own flow, which calls ours as a subflow."""
+@pytest.mark.usefixtures("prefect_server")
+def test_deployments_are_registered_from_the_wheel_in_an_empty_folder(
+    wheel: Path, installed: Path, home: Path, tmp_path: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    with zipfile.ZipFile(wheel) as archive:
+        assert "genenc_flows/prefect.yaml" in archive.namelist()
+    server = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    done = run([installed / "genenc", "deploy", "--pool", "wheel"], tmp_path, home=home, **server)
+    assert done.returncode == 0, done.stderr
+    assert "deployment update_dataset/nightly: " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    with get_client(sync_client=True) as client:
+        found = client.read_deployment_by_name("update_dataset/nightly")
+    assert (found.entrypoint, found.work_pool_name) == ("genenc_flows.dataset.update_dataset", "wheel")
+
+
+def test_the_version_names_the_commit_that_the_wheel_was_built_from(
+    source: Path, installed: Path, home: Path, tmp_path: Path
+) -> None:
+    """Whatever repository the working directory or the installation lies in."""
+    (site,) = (installed.parent / "lib").glob("python*/site-packages")
+    (tmp_path / "theirs.txt").write_text("theirs")
+    ours = code_version.describe(source / "genenc_core")["git_commit"]
+    assert ours not in (committed(tmp_path), committed(site))
+    done = run([installed / "genenc", "--version"], tmp_path, home=home, GIT_DIR=str(tmp_path / ".git"))
+    assert done.stdout == f"{importlib.metadata.version('genenc')} ({str(ours)[:12]})\n", done.stderr
+
+
+def test_an_sdist_keeps_the_commit_for_its_wheel(source: Path, tmp_path: Path) -> None:
+    code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]), file=sys.stderr)"
+    subprocess.run([sys.executable, "-P", "-c", code, tmp_path], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as found:
+        found.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("genenc-*/genenc_core")
+    assert not (source / "genenc_core" / code_version.RECORD).exists()
+    built = code_version.describe(source / "genenc_core")
+    assert built == code_version.describe(unpacked) != {}
+
+
+@pytest.mark.slow
+def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, tmp_path: Path) -> None:
+    """Its own flow runs, which calls ours as a subflow; its modules are found without `__init__.py`, too."""
     for name, text in {
         "flows/nightly.py": (
             "from prefect import flow\n"
@@ -96,12 +160,12 @@ def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, 
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-        if packaged:
-            (tmp_path / name).with_name("__init__.py").touch()
     pictures.write_folder(tmp_path / "photos", 3)
-    if packaged:
-        done = run([installed / "genenc", "extract", "photos", *RESNET, "--out", "ours"], tmp_path, home=home)
-        assert done.returncode == 0, done.stderr
+    own = "from flows import nightly; from genenc_flows import extraction; print(nightly.naming.__file__)"
+    done = run([installed / "python", "-c", own], tmp_path, home=home)
+    assert done.stdout.strip() == str(tmp_path / "tasks" / "naming.py"), done.stderr
+    for folder in ("flows", "tasks"):
+        (tmp_path / folder / "__init__.py").touch()
     own = "from flows.nightly import nightly; print('stored', nightly())"
     done = run([installed / "python", "-c", own], tmp_path, home=home, PREFECT_SERVER_ANALYTICS_ENABLED="false")
     assert "stored 3" in done.stdout, done.stderr

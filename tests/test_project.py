@@ -4,11 +4,6 @@ import re
 import runpy
 import tomllib
 from pathlib import Path
-from typing import Any
-
-import pytest
-
-import pictures
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,25 +35,8 @@ def test_the_figures_shown_are_those_of_the_committed_results() -> None:
     folder = ROOT / "tests" / "benchmarks"
     writer = runpy.run_path(str(folder / "readme.py"))
     found = writer["reports"]()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert found
-    assert found[0].command in readme
-    assert writer["in_brief"](readme, found) == readme
-    assert writer["in_full"](found) == (folder / "RESULTS.md").read_text(encoding="utf-8")
-
-
-def test_the_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The five lines that drive the core, then those that open what they made, those for S3 with a local run."""
-    pictures.write_folder(tmp_path / "photos", 3)
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)\n```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
-    assert len(blocks) == 3
-    found: dict[str, Any] = {}
-    for block in sorted(blocks, key=lambda text: "driver" not in text):
-        exec(block.replace("s3://bucket/prefix", "run"), found)
-    assert found["result"].status.ok == 3
-    run = found["run"]
-    assert dict(run.features.sizes) == {"image": 3, "features_channel": 512}
-    assert set(run.features.coords) >= {"image_id", "path", "image_height", "image_width"}
-    assert list(run.image_id.values) == ["img_000.png", "img_001.png", "img_002.png"]
-    assert list(run.image_height.values) == [60, 60, 60]
+    for path, write in ((ROOT / "README.md", "in_readme"), (folder / "RESULTS.md", "in_results")):
+        page = path.read_text(encoding="utf-8")
+        assert writer[write](page, found) == page
+    assert found[0].command in page

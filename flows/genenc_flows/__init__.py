@@ -1,1 +1,1 @@
-"""Prefect flows: parameters in, tasks in order, a report out."""
+"""Prefect flows for extraction and export."""

@@ -1,10 +1,10 @@
-"""The flows of an extraction: `extract_features` makes or continues a run, `rerun_shards` does chosen shards of one."""
+"""Extraction flows: `extract_features` creates or continues a run, `rerun_shards` encodes selected shards."""
 
 import contextlib
 import contextvars
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 from prefect import flow
@@ -15,21 +15,28 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
-from genenc_core import errors, pace
-from genenc_core.encoding import control
-from genenc_core.run import driver, parameters, records, sessions, turns, worker
+from genenc_core import choices, errors, text
+from genenc_core.encoding import cancellation
+from genenc_core.run import driver, load_order, options, parameters, records
 from genenc_core.run.folder import RunFolder
-from genenc_flows import lost_server
+from genenc_core.system import progress_rate
+from genenc_flows import engines, lost_server, run_logs
 from genenc_tasks import extraction, reporting
 
-LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=turns.LANES))
+LANE_RUNNER = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=load_order.LANES))
 WATCH_SECONDS = 2.0
-PER_TASK = f"Shards in one task run; none: one, or as many as keep the flow run at {extraction.MOST_TASK_RUNS} of them."
+PER_TASK = f"Shards per task run; 0: as few as keep the flow run within {extraction.MOST_TASK_RUNS} task runs."
 
+CHANGES = parameters.fields_of_changes()
+# Shown in the form as a value, not as a choice between a value and none. The form sends a field's default, which it
+# refuses if it is null: "" and 0 stand for what is not given.
+Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
+Number = Annotated[int | None, WithJsonSchema({"type": "integer", "minimum": 0})]
+AS_MADE = "as the run was made"
 SHARDS = (
-    "failed, pending, numbers such as 0,3-7, or unreadable: rows recorded as unreadable are tried again "
+    "failed, pending, numbers such as 0,3-7, or unreadable: rows recorded as unreadable are retried "
     "(unreadable:5,17-20 only these)."
 )
 
@@ -41,135 +48,187 @@ SHARDS = (
 )
 def extract_features(
     given: parameters.ExtractParameters,
-    shards_per_task: int | None = Field(default=None, ge=1, description=PER_TASK),
+    shards_per_task: Number = Field(default=0, ge=0, description=PER_TASK),
 ) -> State[Any]:
-    """Turn images into features: make the run folder or continue it, encode what is not committed, verify, report."""
+    """Extract features from images: create or continue a run, encode uncommitted shards, verify and report."""
+    run_logs.prepare()
     try:
-        root = extraction.create_store(given)
+        run = extraction.create_store(given)
     except errors.Stopped as stopped:
         return lost_server.keep(Cancelled(message=str(stopped)))
-    return lost_server.keep(_work(root, "pending", records.Options.of(given), shards_per_task, command="extract"))
+    session = FlowSession(
+        run,
+        records.Options.of(given),
+        command="extract",
+        shards_per_task=shards_per_task,
+        engine=engines.Choice.of(given),
+    )
+    return lost_server.keep(session.state("pending"))
+
+
+def _rerun_name() -> str:
+    given = flow_run.parameters
+    return text.title(f"rerun {given.get('shards', 'failed')} shards of {text.place(str(given['run']))}")
 
 
 @flow(
     name="rerun_shards",
-    flow_run_name="rerun {shards!r} shards of {run!r}",
+    flow_run_name=_rerun_name,
     task_runner=LANE_RUNNER,
 )
 def rerun_shards(
     run: str = Field(description="A run folder."),
     shards: str = Field(default="failed", description=SHARDS),
-    device: str | None = Field(default=None, description="auto, cpu, or cuda:N; none: as the run was made."),
-    batch_size: int | None = Field(default=None, ge=1, description="Images per call; none: the run's own."),
-    max_failures: str | None = Field(default=None, description="12, 5% or 0.05; none: as the run was made."),
-    trust: bool = Field(default=False, description="Import the code that the run folder names."),
-    accept_changed: bool = Field(default=False, description="Store files that changed since the run was planned."),
-    shards_per_task: int | None = Field(default=None, ge=1, description=PER_TASK),
+    device: Text = options.again(CHANGES["device"], AS_MADE, default=""),
+    batch_size: Number = options.again(CHANGES["batch_size"], AS_MADE, default=0),
+    max_failures: Text = options.again(CHANGES["max_failures"], AS_MADE, default=""),
+    trust: bool = options.again(CHANGES["trust"], "no", default=False),
+    accept_changed: bool = options.again(CHANGES["accept_changed"], "no", default=False),
+    engine: Text = options.again(CHANGES["engine"], AS_MADE, default=""),
+    engine_address: Text = options.again(CHANGES["engine_address"], AS_MADE, default=""),
+    engine_workers: Number = options.again(CHANGES["engine_workers"], AS_MADE, default=0),
+    shards_per_task: Number = Field(default=0, ge=0, description=PER_TASK),
 ) -> State[Any]:
-    """Encode failed, pending or named shards of a run; the run folder alone is enough."""
-    options = driver.options_for(
-        run,
-        device=device,
-        batch_size=batch_size,
-        max_failures=max_failures,
+    """Encode failed, pending or selected shards of a run; needs only the run folder."""
+    run_logs.prepare()
+    changes = parameters.Changes(
+        device=device or None,
+        batch_size=batch_size or None,
+        max_failures=max_failures or None,
         trust=trust,
         accept_changed=accept_changed,
+        engine=cast("choices.Engine | None", engine or None),
+        engine_address=engine_address or None,
+        engine_workers=engine_workers or None,
     )
-    return lost_server.keep(_work(run, shards, options, shards_per_task, command="resume"))
+    opened = RunFolder(run)
+    how = records.Options.to_continue(opened.given, changes)
+    session = FlowSession(
+        opened,
+        how,
+        command="resume",
+        shards_per_task=shards_per_task,
+        engine=engines.Choice.of(opened.given, changes),
+    )
+    return lost_server.keep(session.state(shards))
 
 
-def _work(root: str, which: str, options: records.Options, shards_per_task: int | None, *, command: str) -> State[Any]:
-    """Encode shards of an existing run; end Failed naming the shards that were not done, Completed otherwise."""
-    options = driver.retrying(options, which)
-    groups = extraction.plan_shards(root, which, shards_per_task)
-    asked = [shard for group in groups for shard in group.shards]
-    reports: list[records.ShardReport] = []
-    try:
+class FlowSession(driver.Session):
+    """Session that runs its steps as Prefect tasks."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        options: records.Options,
+        *,
+        command: str,
+        shards_per_task: int | None = None,
+        engine: engines.Choice = engines.Choice(),
+    ) -> None:
+        super().__init__(run, options, command=command)
+        self.shards_per_task = shards_per_task or None
+        self.engine = engine
+        self.runner: TaskRunner[Any] | None = None
+        """Of the engine, while shards are encoded; None for the flow's own."""
+
+    def state(self, shards: str) -> State[Any]:
+        """Encode shards; return Completed, Cancelled, or Failed with the shards that were not done."""
+        try:
+            result = self.work(shards)
+        except errors.Stopped as stopped:
+            return Cancelled(message=str(stopped))
+        if result.asked:
+            with reporting.best_effort("the report could not be shown"):
+                reporting.publish_report(self.run, self.reports)
+        return _final_state(result)
+
+    def plan(self, shards: str) -> list[int]:
+        """Run the task `plan_shards`."""
+        return extraction.plan_shards(self.run, shards)
+
+    def prepare(self) -> None:
+        """Run the task `prepare_encoder`."""
+        extraction.prepare_encoder(self.run, self.options)
+
+    def encode_all(self, wanted: list[int]) -> None:
+        """Encode shards as `Session.encode_all` does, with a progress bar, until the flow run is cancelled in the UI.
+
+        `finish` reports a stop.
+        """
         with (
-            sessions.recorded(root, options, command=command),
-            worker.working(root, options),
-            control.ensure() as watch,
+            engines.started(self.engine) as self.runner,
+            _watched(self.run, cancellation.current()),
+            contextlib.suppress(errors.Stopped),
         ):
-            if groups:
-                extraction.prepare_encoder(root, options)
-                reports = _encode_all(root, groups, options, watch, shards_per_task)
-                extraction.verify_run(root)
-            result = extraction.write_provenance(root, asked, options)
-    except errors.Stopped as stopped:
-        return Cancelled(message=str(stopped))
-    if groups:
-        with reporting.best_effort("the report could not be shown"):
-            reporting.publish_report(root, reports)
-    return _final_state(result)
+            super().encode_all(wanted)
+
+    def encode(self, shards: list[int]) -> tuple[list[records.ShardReport], list[int]]:
+        """Run a task `encode_shards` for every group of shards; groups are independent of each other."""
+        groups = extraction.grouped(self.run, shards, self.shards_per_task)
+        futures = [self._submit(group) for group in groups]
+        try:
+            results = _collect(futures)
+        except TerminationSignal:
+            # Terminated by a worker or scheduler: running shards stop within a batch and the flow ends Cancelled.
+            cancellation.current().stop()
+            results = _collect(futures)
+        done: list[records.ShardReport] = []
+        held: list[int] = []
+        for group, result in zip(groups, results, strict=True):
+            if isinstance(result, errors.ShardError):
+                # The status of the group's other shards is unknown; those done or failed are detected quickly.
+                held += [shard for shard in group.shards if shard != result.shard]
+            elif isinstance(result, BaseException):
+                if not isinstance(result, errors.Stopped):
+                    raise result
+            else:
+                done += [report for report in result if not report.held]
+                held += [report.shard for report in result if report.held]
+        return done, held
+
+    def _submit(self, group: extraction.ShardGroup) -> PrefectFuture[list[records.ShardReport]]:
+        if self.runner is None:
+            return extraction.encode_shards.submit(group, self.options)
+        given = {"group": group, "options": self.options}
+        return cast("PrefectFuture[list[records.ShardReport]]", self.runner.submit(extraction.encode_shards, given))
+
+    def wait_for(self, held: list[int]) -> list[int]:
+        """Run the task `wait_for_others`."""
+        return extraction.wait_for_others(self.run, held, self.options)
+
+    def verify(self) -> None:
+        """Run the task `verify_run`."""
+        extraction.verify_run(self.run)
+
+    def finish(self, asked: list[int]) -> records.Result:
+        """Run the task `write_provenance`."""
+        return extraction.write_provenance(self.run, asked, self.options, self.reports)
 
 
-def _final_state(result: driver.Result) -> State[Any]:
+def _final_state(result: records.Result) -> State[Any]:
     found = result.status
     if result.stopped:
         return Cancelled(message=f"stopped on request with {found.pending} shards to do")
     if result.failures:
-        # Prefect wants an exception in a failed state; the command line takes the result out of it.
-        incomplete = driver.Incomplete(result)
+        # A failed state needs an exception; the command line extracts the result from it.
+        incomplete = records.Incomplete(result)
         return Failed(message=str(incomplete), data=incomplete)
     if not result.asked:
         message = f"nothing to do: {found.committed} of {found.shards} shards are committed"
     else:
         message = f"{found.ok} of {found.rows} images stored, {found.unreadable} unreadable"
-    return Completed(message=message, data=result)
+    return Completed(message=message, data=result, name=completed_name(found.unreadable))
 
 
-def _encode_all(
-    root: str,
-    groups: list[extraction.ShardGroup],
-    options: records.Options,
-    watch: control.Control,
-    per_task: int | None,
-) -> list[records.ShardReport]:
-    """Run every group, whatever becomes of the others; what failed is told by the run folder.
-
-    Other processes may be at the same run: what they hold is waited for at the end, and done here if they fail to.
-    """
-    reports: list[records.ShardReport] = []
-    with _watched(root, watch), contextlib.suppress(errors.Stopped):
-        while groups:
-            held = _encode_round(groups, options, watch, reports)
-            watch.checkpoint()
-            groups = extraction.wait_for_others(root, held, options, per_task) if held else []
-    return reports
-
-
-def _encode_round(
-    groups: Sequence[extraction.ShardGroup],
-    options: records.Options,
-    watch: control.Control,
-    reports: list[records.ShardReport],
-) -> list[int]:
-    """Run every group once; add the reports of what is done, return the shards that others are at."""
-    futures = [extraction.encode_shards.submit(group, options) for group in groups]
-    try:
-        results = _collect(futures)
-    except TerminationSignal:
-        # A worker or scheduler ends us: the running shards stop within a batch, and the flow ends Cancelled.
-        watch.stop()
-        results = _collect(futures)
-    held: list[int] = []
-    for group, result in zip(groups, results, strict=True):
-        if isinstance(result, errors.ShardError):
-            # It says nothing of the group's others; those that are done or failed are quickly seen to be.
-            held += [shard for shard in group.shards if shard != result.shard]
-        elif isinstance(result, BaseException):
-            if not isinstance(result, errors.Stopped):
-                raise result
-        else:
-            reports += [report for report in result if not report.held]
-            held += [report.shard for report in result if report.held]
-    return held
+def completed_name(unreadable: int) -> str:
+    """Return the name of the state Completed, which tells in lists of runs that some images could not be read."""
+    return "Completed with unreadable images" if unreadable else "Completed"
 
 
 def _collect(
     futures: list[PrefectFuture[list[records.ShardReport]]],
 ) -> list[list[records.ShardReport] | BaseException]:
-    """Return what each task run came to, in the order of the futures, when all have ended."""
+    """Wait for all task runs; return their results or errors in the order of the futures."""
     for future in as_completed(futures):
         future.wait()
     return [
@@ -178,16 +237,16 @@ def _collect(
 
 
 @contextlib.contextmanager
-def _watched(root: str, watch: control.Control) -> Iterator[None]:
-    """Keep the progress artifact up to date, and stop the work when the flow run is cancelled in the UI."""
-    store = RunFolder(root).store
+def _watched(run: RunFolder, watch: cancellation.Control) -> Iterator[None]:
+    """Update the progress artifact, and stop the work when the flow run is cancelled in the UI."""
+    root, store = run.root, run.store
     shards, begun = store.shard_count, len(store.committed())
-    artifact = reporting.start_progress(root, begun, shards)
-    speed = pace.Pace()
+    artifact = reporting.start_progress(run, begun, shards)
+    speed = progress_rate.Pace()
     ended = threading.Event()
     run_id = UUID(flow_run.id) if flow_run.id else None
 
-    def look(client: SyncPrefectClient, shown: int) -> int:
+    def poll(client: SyncPrefectClient, shown: int) -> int:
         state = client.read_flow_run(run_id).state if run_id else None
         if state is not None and state.is_cancelling():
             watch.stop()
@@ -197,15 +256,15 @@ def _watched(root: str, watch: control.Control) -> Iterator[None]:
             reporting.show_progress(artifact, root, found, shards, speed)
         return found
 
-    def keep_looking() -> None:
+    def poll_loop() -> None:
         shown = begun
         while not ended.is_set():
-            with reporting.best_effort("the server could not be asked"), get_client(sync_client=True) as client:
+            with reporting.best_effort("the server could not be polled"), get_client(sync_client=True) as client:
                 while not ended.wait(WATCH_SECONDS):
-                    shown = look(client, shown)
+                    shown = poll(client, shown)
             ended.wait(WATCH_SECONDS)
 
-    watcher = threading.Thread(target=contextvars.copy_context().run, args=(keep_looking,), daemon=True)
+    watcher = threading.Thread(target=contextvars.copy_context().run, args=(poll_loop,), daemon=True)
     watcher.start()
     try:
         yield

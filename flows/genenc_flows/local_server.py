@@ -1,4 +1,4 @@
-"""The Prefect API server that flows of this command talk to: the user's, or one of its own that ends with it."""
+"""Prefect API server for this command's flows: the configured one, or a temporary child process."""
 
 import contextlib
 import importlib
@@ -15,11 +15,12 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from genenc_core import children, errors
+from genenc_core import errors
+from genenc_core.system import processes
 
+PRIVATE: Mapping[str, str] = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 QUIET: Mapping[str, str] = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
+    **PRIVATE,
     "PREFECT_LOGGING_LEVEL": "INFO",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
@@ -32,16 +33,25 @@ OTHERS_ANSWER_SECONDS = 15.0
 
 
 def quiet_environment() -> None:
-    """Set what Prefect reads from the environment to quiet and private, where the user has not set it."""
-    for name, value in QUIET.items():
+    """Set quiet and private defaults for Prefect's environment variables that the user has not set."""
+    _set_defaults(QUIET)
+
+
+def private_environment() -> None:
+    """Set private defaults for Prefect's environment variables that the user has not set."""
+    _set_defaults(PRIVATE)
+
+
+def _set_defaults(values: Mapping[str, str]) -> None:
+    for name, value in values.items():
         os.environ.setdefault(name, value)
 
 
 def read_prefect_settings() -> None:
-    """Import Prefect's settings, which are read once, without files of the working directory.
+    """Import Prefect's settings, which are read once, without configuration files of the working directory.
 
     Prefect also reads `prefect.toml`, `pyproject.toml` and `.env` there, which can name a server and code to run, and
-    the working directory may be a folder of images from anywhere.
+    the working directory may be an untrusted folder of images.
     """
     for name in {"PREFECT_HOME", "PREFECT_PROFILES_PATH"} & os.environ.keys():
         os.environ[name] = str(Path(os.environ[name]).expanduser().absolute())
@@ -54,44 +64,49 @@ def read_prefect_settings() -> None:
         os.close(here)
 
 
+_ALTERNATIVE = "run without Prefect with --plain"
+
+
 class Server:
-    """The API server that flows of this process talk to: the user's, or a child process."""
+    """API server used by flows of this process: the user's, or a child process."""
 
     def __init__(self, url: str, process: "subprocess.Popen[bytes] | None", said: Path | None) -> None:
         self.url = url
         self._process = process
         self._said = said
 
-    def wait_until_ready(self) -> None:
-        """Return when the server answers.
+    def wait_until_ready(self, alternative: str | None = None) -> None:
+        """Wait until the server responds; `alternative` is said if it does not, by default to run without Prefect.
 
         Raises:
-            GenencError: it ended, or does not answer in time; says how to do without.
+            GenencError: it exited, or does not respond in time; the message names the alternative.
         """
-        limit = OTHERS_ANSWER_SECONDS if self._process is None else OWN_START_SECONDS
+        limit, usual = OWN_START_SECONDS, _ALTERNATIVE
+        if self._process is None:
+            limit, usual = OTHERS_ANSWER_SECONDS, f"unset PREFECT_API_URL to start a server, or {_ALTERNATIVE}"
+        alternative = alternative or usual
         deadline = time.monotonic() + limit
-        while not _answers(self.url):
+        while not answers(self.url):
             if self._process is not None and self._process.poll() is not None:
-                raise errors.GenencError(f"the Prefect server did not start ({self._last_words()}): {_WITHOUT}")
+                raise errors.GenencError(f"the Prefect server did not start ({self._last_words()}): {alternative}")
             if time.monotonic() > deadline:
-                other = "unset PREFECT_API_URL for a server of genenc's own, or " if self._process is None else ""
                 raise errors.GenencError(
-                    f"no Prefect server answered at {self.url} within {limit:.0f} s: {other}{_WITHOUT}"
+                    f"no Prefect server responded at {self.url} within {limit:.0f} s: {alternative}"
                 )
             time.sleep(0.1)
 
     def has_ended(self) -> bool:
-        """Whether it is a child process that has ended."""
+        """Return whether the server is a child process that has exited."""
         return self._process is not None and self._process.poll() is not None
 
     def answers(self) -> bool:
-        """Whether it answers within seconds."""
-        return _answers(self.url)
+        """Return whether the server responds within seconds."""
+        return answers(self.url)
 
     def end(self) -> None:
-        """End it if it is a child process, so that nobody waits for its answers."""
+        """Terminate the server if it is a child process, so that nothing waits for its responses."""
         if self._process is not None:
-            _ended(self._process)
+            _terminate(self._process)
 
     def _last_words(self) -> str:
         text = self._said.read_text(errors="replace") if self._said is not None else ""
@@ -102,42 +117,46 @@ class Server:
         return (telling or lines or [ended])[-1]
 
 
-_WITHOUT = "go without Prefect with --plain"
-
-
 @contextlib.contextmanager
 def server() -> Iterator[Server]:
-    """Point this process at the server that the user configured, else at a child process that ends with it.
+    """Point this process at the configured server, else start one as a child process for the block.
 
-    The start of a child takes seconds and goes on beside the caller's work: call `wait_until_ready` before a flow.
+    A child takes seconds to start, in the background: call `wait_until_ready` before running a flow.
     """
     url = configured_url()
     if url is not None:
-        with _environment(PREFECT_API_URL=url):
-            read_prefect_settings()
-            yield Server(url, None, None)
+        with connected(url) as found:
+            yield found
         return
     with socket.create_server(("127.0.0.1", 0)) as listening, tempfile.TemporaryDirectory() as folder:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         said = Path(folder) / "server.log"
         loopback = ",".join(filter(None, (os.environ.get("NO_PROXY", os.environ.get("no_proxy")), "127.0.0.1")))
-        # Other users of the machine reach loopback too; the word is in no file and no argument.
-        word = f"genenc:{secrets.token_urlsafe(24)}"
-        locked = {"PREFECT_SERVER_API_AUTH_STRING": word, "PREFECT_API_AUTH_STRING": word}
+        # Other users of the machine can reach loopback too; the password is in no file and no argument.
+        password = f"genenc:{secrets.token_urlsafe(24)}"
+        locked = {"PREFECT_SERVER_API_AUTH_STRING": password, "PREFECT_API_AUTH_STRING": password}
         with _environment(PREFECT_API_URL=url, NO_PROXY=loopback, no_proxy=loopback, **locked):
-            process = _started(listening, said)
-            listening.close()  # it is the child's now: were it open here, a child that died would seem to be only slow
+            process = _start(listening, said)
+            listening.close()  # inherited by the child; kept open here, a dead child would look merely slow
             try:
                 read_prefect_settings()
                 yield Server(url, process, said)
             finally:
-                _ended(process)
+                _terminate(process)
+
+
+@contextlib.contextmanager
+def connected(url: str) -> Iterator[Server]:
+    """Point this process at a server that is not a child process."""
+    with _environment(PREFECT_API_URL=url):
+        read_prefect_settings()
+        yield Server(url, None, None)
 
 
 def configured_url() -> str | None:
-    """Return the server that the environment or the active Prefect profile names; None for neither.
+    """Return the server URL of the environment or the active Prefect profile; None if there is neither.
 
-    The profile is read as a file, because importing Prefect would fix its settings before a server is started.
+    The profile file is parsed here, because importing Prefect would freeze its settings before a server is started.
     """
     if os.environ.get("PREFECT_API_URL"):
         return os.environ["PREFECT_API_URL"]
@@ -152,8 +171,8 @@ def configured_url() -> str | None:
     return str(found) if found else None
 
 
-def _answers(url: str) -> bool:
-    """Whether a server is there; any answer counts, a demand for a key too. Loopback is asked without a proxy."""
+def answers(url: str) -> bool:
+    """Return whether a server responds, even with a demand for credentials. Loopback bypasses proxies."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if "127.0.0.1" in url else None
     ask = urllib.request.urlopen if opener is None else opener.open
     try:
@@ -179,23 +198,23 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _started(listening: socket.socket, said: Path) -> "subprocess.Popen[bytes]":
-    """Start the child on a socket that is ours already, so that no other process can take its port."""
+def _start(listening: socket.socket, said: Path) -> "subprocess.Popen[bytes]":
+    """Start the child on a socket that is already bound, so that no other process can take its port."""
     settings = {"PREFECT_UI_ENABLED": "0", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
     with said.open("wb") as output:
         return subprocess.Popen(
-            children.command("-m", "genenc_flows.server_process", str(listening.fileno())),
-            env=children.environment(**settings),
+            processes.command("-m", "genenc_flows.server_process", str(listening.fileno())),
+            env=processes.environment(**settings),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             pass_fds=[listening.fileno()],
-            # A Ctrl-C meant for the command must not end the server before the last states are told.
+            # Ctrl-C must not terminate the server before the final states are sent.
             start_new_session=True,
         )
 
 
-def _ended(process: "subprocess.Popen[bytes]") -> None:
+def _terminate(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     try:
         process.wait(timeout=5)

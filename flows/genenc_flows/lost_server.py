@@ -1,4 +1,4 @@
-"""Servers that end or stop answering in the middle of a flow: the work goes on, and Prefect waits for nothing."""
+"""Handling of Prefect servers that exit or stop responding during a flow: the work continues without them."""
 
 import contextlib
 import logging
@@ -17,14 +17,14 @@ T = TypeVar("T")
 POLL_SECONDS = 0.5
 ASK_SECONDS = 10.0
 SILENT_SECONDS = 60.0
-"""A server that has not answered for so long is taken for gone; a restart is shorter."""
+"""Time without a response after which a server is considered lost; longer than a restart takes."""
 GONE_SECONDS = 2.0
-"""How long a request waits for a server that is taken for gone: a stopped one takes requests and never answers."""
+"""Request timeout for a lost server: a stopped process accepts connections but never responds."""
 _OUTCOMES: ContextVar[list[object] | None] = ContextVar("outcomes", default=None)
 
 
 def keep(outcome: T) -> T:
-    """Return what a flow came to, and keep it for the command: the server that is to have it may be gone."""
+    """Return a flow's outcome, and keep it for the command in case the server is lost."""
     kept = _OUTCOMES.get()
     if kept is not None:
         kept.append(outcome)
@@ -33,7 +33,7 @@ def keep(outcome: T) -> T:
 
 @contextlib.contextmanager
 def outcomes() -> Iterator[list[object]]:
-    """Collect what the flows of this block keep."""
+    """Collect the outcomes kept by flows in this block."""
     kept: list[object] = []
     token = _OUTCOMES.set(kept)
     try:
@@ -43,22 +43,22 @@ def outcomes() -> Iterator[list[object]]:
 
 
 class Watch:
-    """Notices that the server is gone and makes Prefect's requests fail without retries, so that the work goes on."""
+    """Detects a lost server and makes Prefect's requests fail fast, so that the work continues."""
 
     def __init__(self, server: "Server") -> None:
         from prefect.settings import (
-            get_current_settings,  # the first import reads them: not before `read_prefect_settings`
+            get_current_settings,  # reads the settings: only after `read_prefect_settings`
         )
 
         self.gone = False
         self._lock = threading.Lock()
         self._server = server
-        # Changed in place: temporary settings hold in one thread only, and Prefect sends requests from many.
+        # Modified in place: temporary settings apply to one thread only, and Prefect sends requests from many.
         settings = get_current_settings()
         self._client, self._api = settings.client, settings.api
         self._retries, self._timeout = self._client.max_retries, self._api.request_timeout
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep_looking, daemon=True)
+        self._thread = threading.Thread(target=self._poll_loop, daemon=True)
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -69,28 +69,28 @@ class Watch:
         self._thread.join(timeout=POLL_SECONDS)
 
     def explains(self, error: Exception) -> bool:
-        """Whether an error that ended a flow comes of a server that is gone."""
+        """Return whether an error that ended a flow is due to a lost server."""
         import httpx
 
         if not self.gone and self._server.has_ended():
-            self._give_up("ended")
+            self._give_up("exited")
         elif not self.gone and isinstance(error, httpx.TransportError):
-            self._give_up("does not answer")
+            self._give_up("does not respond")
         return self.gone
 
-    def _keep_looking(self) -> None:
+    def _poll_loop(self) -> None:
         answered = asked = time.monotonic()
         while not self._over.wait(POLL_SECONDS):
             if self._server.has_ended():
-                self._give_up("ended")
+                self._give_up("exited")
                 return
             if time.monotonic() - asked < ASK_SECONDS:
                 continue
             if self._server.answers():
                 answered = time.monotonic()
-                self._take_back()
+                self._reconnect()
             elif time.monotonic() - answered > SILENT_SECONDS:
-                self._give_up("does not answer")
+                self._give_up("does not respond")
                 self._server.end()
             asked = time.monotonic()
 
@@ -100,14 +100,12 @@ class Watch:
                 self.gone = True
                 self._client.max_retries = 0
                 self._api.request_timeout = min(self._timeout, GONE_SECONDS)
-                logging.raiseExceptions = False  # Prefect would write about every log that it cannot send
-                output.tell(
-                    f"the Prefect server {how}; the command goes on without it", label="warning:", style="yellow"
-                )
+                logging.raiseExceptions = False  # Prefect would report every log record that it cannot send
+                output.tell(f"the Prefect server {how}; continuing without it", label="warning:", style="yellow")
 
-    def _take_back(self) -> None:
+    def _reconnect(self) -> None:
         if self.gone:
             self.gone = False
             self._client.max_retries, self._api.request_timeout = self._retries, self._timeout
             logging.raiseExceptions = True
-            output.tell("the Prefect server answers again")
+            output.tell("the Prefect server responds again")

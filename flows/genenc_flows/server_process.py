@@ -1,7 +1,6 @@
-"""The process of a command's own Prefect server: `python -m genenc_flows.server_process SOCKET`, a descriptor."""
+"""Temporary Prefect server process: `python -m genenc_flows.server_process FD`, with an inherited socket."""
 
 import asyncio
-import fcntl
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from genenc_core.system import locks
 from genenc_flows import local_server
 
 if TYPE_CHECKING:
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 END_SECONDS = 5.0
-"""How long a server without its command may take to end."""
-AGAIN_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Time limit for the shutdown after the parent has exited."""
+RETRY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4)
 PATIENCE_SECONDS = 5.0
-"""A request that took longer is not tried again: its client may have given up, and sent another."""
+"""Slower requests are not retried: the client may have given up and sent another."""
 
 
 def serve(descriptor: int) -> None:
-    """Run the server until it is told to end, or until the parent's end of standard input closes."""
+    """Run the server until it is terminated or the parent closes standard input."""
 
     def end_with_parent() -> None:
         os.read(0, 1)
         os.kill(os.getpid(), signal.SIGTERM)
-        # A start that hangs hears of no signal, and would keep all others from starting.
+        # A hanging start ignores signals, and would keep other servers from starting.
         time.sleep(END_SECONDS)
         os._exit(1)
 
@@ -41,39 +41,39 @@ def serve(descriptor: int) -> None:
     from prefect.server.api.server import create_app
 
     keep_working_directory_off_path()
-    lock = begin()
-    app = telling_of_start(Patient(create_app(ephemeral=True)), lock.close)
-    # Without the services of a server that stays (schedules, late runs, workers' health), which cost CPU all the time.
+    lock = lock_startup()
+    app = with_start_callback(RetryWhenBusy(create_app(ephemeral=True)), lock.close)
+    # Without background services (schedules, late runs, worker health), which constantly use CPU.
     uvicorn.run(app, fd=descriptor, log_level="error", lifespan="on")
 
 
-class Patient:
-    """Tries again what the server's database was too busy for, before it tells.
+class RetryWhenBusy:
+    """ASGI middleware that retries requests refused because the server's database is busy.
 
-    Prefect answers 503 when two requests write to SQLite at once, which a flow's tasks do all the time, and its client
-    then waits two seconds and more.
+    Prefect responds 503 when two requests write to SQLite at once, which a flow's tasks often do, and its client
+    then waits for two seconds or more.
     """
 
     def __init__(self, app: "ASGIApp") -> None:
         self._app = app
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Answer one request, as ASGI has it."""
+        """Handle one ASGI request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         messages: list[Message] = []
         begun = time.monotonic()
-        for wait in AGAIN_SECONDS:
+        for wait in RETRY_SECONDS:
             if time.monotonic() - begun > PATIENCE_SECONDS:
                 break
-            if await self._answered({**scope}, _repeated(messages, receive), send):
+            if await self._try({**scope}, _replayed(messages, receive), send):
                 return
             await asyncio.sleep(wait)
-        await self._app(scope, _repeated(messages, receive), send)
+        await self._app(scope, _replayed(messages, receive), send)
 
-    async def _answered(self, scope: "Scope", receive: "Receive", send: "Send") -> bool:
-        """Let the server answer, unless it is a 503; return whether it did."""
+    async def _try(self, scope: "Scope", receive: "Receive", send: "Send") -> bool:
+        """Forward the response unless it is a 503; return whether it was forwarded."""
         busy = False
 
         async def unless_busy(message: "Message") -> None:
@@ -84,62 +84,61 @@ class Patient:
 
         try:
             await self._app(scope, receive, unless_busy)
-        except Exception:  # what the answer was for is raised as well, to be logged
+        except Exception:  # the error behind a 503 is raised as well, for logging
             if not busy:
                 raise
         return not busy
 
 
-def _repeated(messages: "list[Message]", receive: "Receive") -> "Receive":
-    """Return what gives a request's messages again, and then those that still come, which it adds to them."""
-    given = 0
+def _replayed(messages: "list[Message]", receive: "Receive") -> "Receive":
+    """Return a `receive` that replays a request's messages, then receives and records new ones."""
+    position = 0
 
-    async def repeated() -> "Message":
-        nonlocal given
-        if given == len(messages):
+    async def replayed() -> "Message":
+        nonlocal position
+        if position == len(messages):
             messages.append(await receive())
-        given += 1
-        return messages[given - 1]
+        position += 1
+        return messages[position - 1]
 
-    return repeated
+    return replayed
 
 
-def telling_of_start(app: "ASGIApp", started: Callable[[], None]) -> "ASGIApp":
-    """Return an app that calls `started` when the app says that its start is over, well or not."""
+def with_start_callback(app: "ASGIApp", started: Callable[[], None]) -> "ASGIApp":
+    """Return an app that calls `started` when the app's startup has completed or failed."""
 
-    async def telling(scope: "Scope", receive: "Receive", send: "Send") -> None:
-        async def told(message: "Message") -> None:
+    async def wrapped(scope: "Scope", receive: "Receive", send: "Send") -> None:
+        async def observe(message: "Message") -> None:
             if message["type"].startswith("lifespan.startup."):
                 started()
             await send(message)
 
-        await app(scope, receive, told if scope["type"] == "lifespan" else send)
+        await app(scope, receive, observe if scope["type"] == "lifespan" else send)
 
-    return telling
+    return wrapped
 
 
-def begin() -> TextIO:
-    """Wait until no other server of this PREFECT_HOME starts; closing what is returned lets the next one start.
+def lock_startup() -> TextIO:
+    """Wait until no other server of this PREFECT_HOME is starting; close the returned file to let the next one start.
 
-    A server's start brings the database there up to date and fills it: two at once fail on a fresh one.
+    Startup migrates and fills the database there: two concurrent startups fail on a new one.
     """
     from prefect.settings import PREFECT_HOME
 
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True)
-    lock = (home / "genenc-server-start.lock").open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+    path = home / "genenc-server-start.lock"
+    return os.fdopen(locks.acquire(lambda: os.open(path, os.O_RDWR | os.O_CREAT, 0o666), path.stat), "w")
 
 
 def keep_working_directory_off_path() -> None:
-    """Undo `prepend_sys_path = .` of Prefect's migrations: modules would come from whatever folder the user is in."""
+    """Undo `prepend_sys_path = .` of Prefect's migrations, which would import modules from the working directory."""
     from prefect.server.database import alembic_commands
 
-    prefects = alembic_commands.alembic_config
+    prefect_config = alembic_commands.alembic_config
 
     def without_path() -> "Config":
-        config = prefects()
+        config = prefect_config()
         config.set_main_option("prepend_sys_path", "")
         return config
 

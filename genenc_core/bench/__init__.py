@@ -1,1 +1,1 @@
-"""Benchmarks that users run on their own machine: every way side by side, in processes of their own, interleaved."""
+"""Benchmarks for users' own machines: alternatives run in separate processes, with interleaved repeats."""

@@ -1,4 +1,4 @@
-"""The suite `end-to-end`: files to committed rows with real encoders, next to their bounds; and what Prefect costs."""
+"""The suite `end-to-end`: from files to committed rows with real encoders, their bounds, and Prefect's overhead."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genenc_core.bench import data, images, model
 from genenc_core.bench.measure import Way, slopes
-from genenc_core.bench.records import Options, Row, Table
+from genenc_core.bench.report import Options, Row, Table
 
 WAYS = model.WAYS
 PLAIN = "genenc_core.cli.runners:PlainRunner"
@@ -23,10 +23,10 @@ def run(options: Options) -> Iterator[Table]:
     yield Table(
         name="end-to-end",
         title="End to end",
-        settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB, with "
-        f"eager models of random weights and batches of {model.BATCH}. Extractions plan, load, encode, commit and "
-        "verify. The bare forward is torch's own, all cores at one batch; genenc's engine gives each core a batch, and "
-        "the second bare forward does so, too.",
+        settings=f"Marginal cost per image, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB, with "
+        f"eager models, random weights and batches of {model.BATCH}. Extractions plan, load, encode, commit and "
+        "verify. The bare forward is torch's own, with all cores on one batch; genenc's engine runs one batch per "
+        "core, as does the second bare forward.",
         baselines=("bare forward", SIDE_BY_SIDE, "decode alone"),
         rows=tuple(rows),
     )
@@ -40,46 +40,46 @@ def _extractions(options: Options, name: str, photos: Mapping[int, str]) -> list
     def side_by_side(count: int) -> Way:
         return forward(SIDE_BY_SIDE, "bare_side_by_side", count)
 
-    def forward(words: str, way: str, count: int) -> Way:
-        given = {"model": name, "batch": model.BATCH, "batches": count // model.BATCH}
-        return Way(name=words, group=name, program=f"{WAYS}:{way}", arguments=given)
+    def forward(label: str, way: str, count: int) -> Way:
+        settings = {"model": name, "batch": model.BATCH, "batches": count // model.BATCH}
+        return Way(name=label, group=name, program=f"{WAYS}:{way}", arguments=settings)
 
     def decoding(count: int) -> Way:
-        given = {"folder": photos[count], "threads": 2}
-        return Way(name="decode alone", group=name, program=f"{data.WAYS}:decoding", arguments=given)
+        settings = {"folder": photos[count], "workers": 2}
+        return Way(name="decode alone", group=name, program=f"{data.WAYS}:decoding", arguments=settings)
 
-    def extraction(words: str, count: int) -> Way:
-        given = {"model": name, "weights": "random:0", "batch_size": model.BATCH}
-        return _run(options, words, f"{name}-{count}", photos[count], given, group=name)
+    def extraction(label: str, count: int) -> Way:
+        settings = {"model": name, "weights": "random:0", "batch_size": model.BATCH}
+        return _run(options, label, f"{name}-{count}", photos[count], settings, group=name)
 
     ways: list[Callable[[int], Way]] = [
         bare,
         side_by_side,
         decoding,
-        *(functools.partial(extraction, words) for words in _runners(options)),
+        *(functools.partial(extraction, label) for label in _runners(options)),
     ]
-    less, most = photos
-    return slopes(ways, (less, most), options)
+    smaller, larger = photos
+    return slopes(ways, (smaller, larger), options)
 
 
 def _prefect(options: Options) -> Table:
-    """Measure what a shard more costs, with little in it: the flow's share of it does not depend on what is in it."""
+    """Measure the marginal cost of a small shard: the flow's overhead does not depend on its content."""
     counts = (8, options.pick(72, 40))
     tiny = {count: str(images.draw(options.folder / f"tiny-{count}", count, width=64, height=48)) for count in counts}
-    # A second thread would only wait, in a loop, after each shard's one image.
-    given = {"model": f"{data.WAYS}:average_pool", "batch_size": 8, "shard_rows": 1, "threads": 1}
+    # A second thread would only busy-wait after each shard's one image.
+    settings = {"model": f"{data.WAYS}:average_pool", "batch_size": 8, "shard_rows": 1, "threads": 1}
 
-    def shards(words: str, count: int) -> Way:
-        return _run(options, words, f"tiny-{count}", tiny[count], given)
+    def shards(label: str, count: int) -> Way:
+        return _run(options, label, f"tiny-{count}", tiny[count], settings)
 
-    rows = slopes([functools.partial(shards, words) for words in _runners(options)], counts, options)
+    rows = slopes([functools.partial(shards, label) for label in _runners(options)], counts, options)
     return Table(
         name="prefect",
         title="What a shard costs beyond its images",
         unit="shard",
-        settings=f"Shards of one small image, which torch computes on one thread: the cost of a shard more is the "
-        f"slope from {counts[0]} to {counts[1]} shards, and with Prefect includes its server. The note sets it against "
-        f"a shard of {SHARD_IMAGES} images at 2.5 CPU ms.",
+        settings=f"Shards of one small image, with torch on one thread: the marginal cost of a shard is the slope from "
+        f"{counts[0]} to {counts[1]} shards, and with Prefect includes its server. The note relates it to a shard of "
+        f"{SHARD_IMAGES} images at 2.5 CPU ms.",
         baselines=("genenc --plain",),
         rows=tuple(dataclasses.replace(row, note=_share(row)) for row in rows),
     )
@@ -91,14 +91,16 @@ def _share(shard: Row) -> str:
     return f"{100 * shard.cpu / (SHARD_IMAGES * 2.5e-3):.1f} % of a shard of {SHARD_IMAGES} images"
 
 
-def _run(options: Options, words: str, name: str, folder: str, given: Mapping[str, object], *, group: str = "") -> Way:
-    """Return an extraction by the runner of these words."""
-    runner = _runners(options)[words]
+def _run(
+    options: Options, label: str, name: str, folder: str, settings: Mapping[str, object], *, group: str = ""
+) -> Way:
+    """Return an extraction by the runner with this label."""
+    runner = _runners(options)[label]
     out: Path = options.folder / f"runs-{name}-{runner.rpartition(':')[2]}" / "run"
-    arguments = {"folder": folder, "out": str(out), "runner": runner, **given}
-    return Way(name=words, group=group, program=f"{WAYS}:runs", arguments=arguments)
+    arguments = {"folder": folder, "out": str(out), "runner": runner, **settings}
+    return Way(name=label, group=group, program=f"{WAYS}:runs", arguments=arguments)
 
 
 def _runners(options: Options) -> dict[str, str]:
-    """Return who carries out an extraction, by the words for it."""
+    """Return the runners by label."""
     return {"genenc --plain": PLAIN, **({} if options.flows is None else {"genenc (Prefect)": options.flows})}

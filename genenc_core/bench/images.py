@@ -1,4 +1,4 @@
-"""Photograph-like JPEG files drawn from a seed: 1/f noise and edges, of the sizes that photographs have on disk."""
+"""Synthetic photograph-like JPEG files from a seed: 1/f noise and edges, with realistic file sizes."""
 
 import functools
 import io
@@ -15,7 +15,7 @@ DISTINCT = 64
 def draw(folder: Path, count: int, *, width: int = WIDTH, height: int = HEIGHT, broken_every: int = 0) -> Path:
     """Write `count` JPEG files (4:2:0, quality 90; 500 x 375 gives about 90 kB) and return their folder.
 
-    Files repeat after 64 drawings, under names of their own. With `broken_every` each that-many-th one ends half way.
+    The contents repeat after 64 files. With `broken_every=n`, every n-th file is truncated to half its bytes.
     """
     folder.mkdir(parents=True)
     for index in range(count):
@@ -33,7 +33,7 @@ def _jpeg(width: int, height: int, seed: int) -> bytes:
 
 
 def photograph(width: int, height: int, seed: int) -> np.ndarray:
-    """Return noise whose power falls with its frequency, cut by edges: uint8 [height, width, 3]."""
+    """Return 1/f noise with edges: uint8 [height, width, 3]."""
     generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1.0 / max(width, height)
@@ -52,6 +52,6 @@ def photograph(width: int, height: int, seed: int) -> np.ndarray:
 
 def _noise(generator: np.random.Generator, frequency: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     waves = generator.normal(size=frequency.shape) + 1j * generator.normal(size=frequency.shape)
-    found = np.fft.irfft2(waves / frequency, s=shape)
-    spread: np.ndarray = (found - found.mean()) / found.std()
-    return spread
+    noise = np.fft.irfft2(waves / frequency, s=shape)
+    normalised: np.ndarray = (noise - noise.mean()) / noise.std()
+    return normalised

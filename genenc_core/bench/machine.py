@@ -1,4 +1,4 @@
-"""The machine that figures are of: its processor, memory, devices and packages, and how busy it is."""
+"""Description of the benchmark machine: processor, memory, devices and packages."""
 
 import importlib.metadata
 import os
@@ -6,19 +6,17 @@ import platform
 import shutil
 import subprocess
 import time
-from pathlib import Path
 
-from genenc_core import host
-from genenc_core.provenance import environment
+from genenc_core.system import limits, proc
 
 PACKAGES = ("genenc", "torch", "torchvision", "zarr", "prefect", "numpy")
 
 
 def describe() -> dict[str, str]:
-    """Return the machine's description; nothing in it names a user or a host, and torch is not imported for it."""
+    """Describe the machine without user or host names and without importing torch."""
     return {
-        "processor": environment.cpu_name(),
-        "cores": str(host.cores()),
+        "processor": proc.cpu_name(),
+        "cores": str(limits.cores()),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "devices": ", ".join(gpus()) or "no GPU",
         "system": f"{platform.system()} {platform.release()}",
@@ -29,7 +27,7 @@ def describe() -> dict[str, str]:
 
 
 def version(package: str) -> str:
-    """Return the version of an installed package, `-` for none."""
+    """Return the version of a package, `-` if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -37,7 +35,7 @@ def version(package: str) -> str:
 
 
 def gpus() -> list[str]:
-    """Return the names of NVIDIA devices, as their driver's tool lists them."""
+    """Return the names of NVIDIA devices as listed by nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -47,13 +45,3 @@ def gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-def busy_seconds() -> float | None:
-    """Return the CPU seconds that the whole machine has worked since it started; None where /proc does not tell."""
-    try:
-        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    except OSError:
-        return None
-    user, nice, system, _idle, _waiting, interrupt, soft = map(int, fields[:7])
-    return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")

@@ -1,10 +1,10 @@
-"""The suite `model`: genenc's engine next to the same artifact on tensors in memory, and the batch size it chooses."""
+"""The suite `model`: genenc's engine against the bare model on tensors in memory, and its choice of batch size."""
 
 from collections import Counter
 from collections.abc import Iterator
 
 from genenc_core.bench.measure import Way, WayError, compare, prepare
-from genenc_core.bench.records import Options, Row, Table
+from genenc_core.bench.report import Options, Row, Table
 
 WAYS = "genenc_core.bench.model_ways"
 MODELS = ("resnet18", "resnet50", "convnext_tiny")
@@ -14,7 +14,7 @@ RUN_IMAGES = 10_000
 
 
 def run(options: Options) -> Iterator[Table]:
-    """Measure every model eager and as an artifact, and one in batches of every size."""
+    """Measure every model eager and exported, and one model at every batch size."""
     rows: list[Row] = []
     for model in MODELS[: options.pick(3, 2)]:
         for form in ("eager", "torchscript", *(["aotinductor"] if options.compiled else [])):
@@ -23,8 +23,8 @@ def run(options: Options) -> Iterator[Table]:
         name="model",
         title="Encoders",
         settings=f"Batches of {BATCH} at 224 x 224, random weights. The bare forward has its tensors in memory and "
-        "keeps no result; the engine takes decoded bytes and gives vectors on the host. On a CPU both keep the memory "
-        "that a batch frees for the next, which a plain loop does not.",
+        "discards the results; the engine takes decoded bytes and returns vectors on the host. On a CPU both reuse the "
+        "memory that a batch frees for the next, which a plain loop does not.",
         baselines=("bare forward",),
         rows=tuple(rows),
     )
@@ -32,7 +32,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def _batches(options: Options, model: str) -> Table:
-    """Measure every size of batches, and say which of them is chosen, how often."""
+    """Measure every batch size, and how often each one is chosen."""
     search = Way(name="search", program=f"{WAYS}:searching", arguments={"model": model, "images": RUN_IMAGES})
     chosen: Counter[int] = Counter()
     for at in range(options.repeats):
@@ -56,8 +56,8 @@ def _batches(options: Options, model: str) -> Table:
     return Table(
         name="batch",
         title="Choosing the batch size",
-        settings=f"{model}, eager, in genenc's engine; each search is for a run of {RUN_IMAGES:,} images, in a "
-        "separate process, and takes at most ten batches.",
+        settings=f"{model}, eager, in genenc's engine; each search assumes a run of {RUN_IMAGES:,} images, runs in a "
+        "separate process and takes at most ten batches.",
         baselines=(fastest.name,),
         rows=tuple(rows),
     )
@@ -79,7 +79,7 @@ def _pair(options: Options, model: str, form: str) -> list[Row]:
 
 
 def artifact(options: Options, model: str, form: str) -> str:
-    """Return what names a model in a form: its name, or the spec of an artifact that is written now."""
+    """Return the model's name if eager, or export it and return the path of the artifact's spec."""
     if form == "eager":
         return model
     out = options.folder / f"{model}-{form}"

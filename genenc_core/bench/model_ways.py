@@ -1,4 +1,4 @@
-"""The ways of the suites `model` and `end-to-end`: an encoder alone, genenc's engine around it, whole extractions."""
+"""Programs of the suites `model` and `end-to-end`: a bare encoder, genenc's engine, whole extractions."""
 
 import collections
 import contextlib
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from genenc_core.encoding import batching, calls, engine, host_memory, products, size_search
-from genenc_core.export import backends
-from genenc_core.run import encoders, engines, model_export
-from genenc_core.run.parameters import ExtractParameters
+from genenc_core.encoding import batch_size, encoder_threads, engine, products
+from genenc_core.run import engine_setup, model_cache, model_export
+from genenc_core.run.parameters import ExportParameters, ExtractParameters
+from genenc_core.runtime import backends
+from genenc_core.system import host_memory
 
 Once = Callable[[], float]
 
@@ -24,7 +25,7 @@ def exporting(model: str, form: str, out: str) -> Iterator[Once]:
     """Export a model with random weights."""
 
     def once() -> float:
-        given = model_export.ExportParameters(model=model, out=out, weights="random:0", formats=(form,))  # type: ignore[arg-type]
+        given = ExportParameters(model=model, out=out, weights="random:0", formats=(form,))  # type: ignore[arg-type]
         return float(len(model_export.export(given)))
 
     yield once
@@ -32,9 +33,9 @@ def exporting(model: str, form: str, out: str) -> Iterator[Once]:
 
 @contextlib.contextmanager
 def bare(model: str, batch: int, batches: int, *, keep: bool = True) -> Iterator[Once]:
-    """Encode tensors that are in the device's memory already, and leave the result there.
+    """Encode tensors already in device memory, and leave the results there.
 
-    `keep`: as in genenc's engine, the host's memory is kept from batch to batch.
+    `keep`: reuse host memory from batch to batch, as genenc's engine does.
     """
     if keep:
         host_memory.keep()
@@ -53,9 +54,9 @@ def bare(model: str, batch: int, batches: int, *, keep: bool = True) -> Iterator
 
 @contextlib.contextmanager
 def bare_side_by_side(model: str, batch: int, batches: int) -> Iterator[Once]:
-    """As `bare`, but with a batch on each core."""
+    """Like `bare`, with one batch per core."""
     encoder, _wanted = _encoder(model)
-    threads = calls.CallThreads(encoder.device, calls.cores())
+    threads = encoder_threads.CallThreads(encoder.device, encoder_threads.cores())
     pixels = torch.rand(batch, 3, *encoder.input_size, device=encoder.device)
 
     def once() -> float:
@@ -68,9 +69,11 @@ def bare_side_by_side(model: str, batch: int, batches: int) -> Iterator[Once]:
 
 @contextlib.contextmanager
 def engine_alone(model: str, batch: int, batches: int) -> Iterator[Once]:
-    """Give genenc's engine decoded batches: to the device, encoded, reduced to vectors, back on the host."""
+    """Run decoded batches through genenc's engine: transfer, encode, reduce to vectors, transfer back."""
     encoder, wanted = _encoder(model)
-    runner = engines.untiled_engine(encoder, wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), batch))
+    runner = engine_setup.untiled_engine(
+        encoder, wanted, batch_size.BatchSizer(batch_size.Bounds(min=1, max=None), batch)
+    )
     decoded = engine.Batch(
         pixels=torch.randint(0, 256, (batch, 3, *encoder.input_size), dtype=torch.uint8),
         points=torch.zeros(batch, 0, 2, dtype=torch.float64),
@@ -79,7 +82,7 @@ def engine_alone(model: str, batch: int, batches: int) -> Iterator[Once]:
 
     def once() -> float:
         sent: collections.deque[engine.Ticket] = collections.deque()
-        count = -(-batches // runner.side_by_side) * runner.side_by_side  # so that no core is left without
+        count = -(-batches // runner.side_by_side) * runner.side_by_side  # a multiple, so that every core has work
         for _ in range(count):
             sent.append(runner.submit(decoded))
             if len(sent) == runner.in_flight:
@@ -93,16 +96,16 @@ def engine_alone(model: str, batch: int, batches: int) -> Iterator[Once]:
 
 @contextlib.contextmanager
 def searching(model: str, images: int) -> Iterator[Once]:
-    """Find the batch size for a run of so many images; the size is what is counted."""
+    """Search the batch size for a run of `images` images; the returned unit count is the size."""
     encoder, wanted = _encoder(model)
-    bounds = batching.Bounds(min=1, max=None)
-    runner = engines.untiled_engine(encoder, wanted, batching.BatchSizer(bounds, 1))
+    bounds = batch_size.Bounds(min=1, max=None)
+    runner = engine_setup.untiled_engine(encoder, wanted, batch_size.BatchSizer(bounds, 1))
 
     def once() -> float:
-        budget = images // engines.SEARCH_SHARE // runner.side_by_side
+        budget = images // engine_setup.SEARCH_SHARE // runner.side_by_side
         trial = functools.partial(runner.trial, point_count=0)
         device = runner.device
-        found = size_search.find_size(trial, bounds, image_budget=budget, memory=device.memory, release=device.release)
+        found = batch_size.find_size(trial, bounds, image_budget=budget, memory=device.memory, release=device.release)
         return float(found)
 
     yield once
@@ -110,31 +113,31 @@ def searching(model: str, images: int) -> Iterator[Once]:
 
 @contextlib.contextmanager
 def runs(folder: str, out: str, runner: str, *, threads: int | None = None, **given: Any) -> Iterator[Once]:
-    """Extract into a new run folder each time, by `runner` (`module:class`), whose session stays open.
+    """Extract into a new run folder each time with `runner` (`module:class`), whose session stays open.
 
-    `threads`: that torch computes on; None: as many as it takes by itself.
+    `threads`: number of torch threads; None for torch's default.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     module, _, name = runner.partition(":")
     numbers = itertools.count()
-    who = getattr(importlib.import_module(module), name)()
+    instance = getattr(importlib.import_module(module), name)()
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with who.session():
+    with instance.session():
 
         def once() -> float:
             parameters = ExtractParameters(images=folder, out=f"{out}-{next(numbers)}", **given)
-            return float(who.extract(parameters).status.rows)
+            return float(instance.extract(parameters).status.rows)
 
         yield once
 
 
 def _encoder(model: str) -> tuple[backends.Encoder, tuple[products.Product, ...]]:
-    """Return the encoder of a spec, or of a model's name with random weights, and what would be stored of it."""
+    """Return the encoder of a spec, or of a model name with random weights, and its default products."""
     weights = None if model.endswith(".json") else "random:0"
     given = ExtractParameters(images="", model=model, out="", weights=weights)
-    found = encoders.resolve_model(given, export_to=None)
-    encoder = encoders.CACHE.load(found, device=encoders.device_of(found, "auto"), trust=False)
+    found = model_cache.resolve_model(given, export_to=None)
+    encoder = model_cache.CACHE.load(found, device=model_cache.device_of(found, "auto"), trust=False)
     chosen = products.default_products(found.spec.outputs, with_points=False, dtype="float32")
     return encoder, products.build_products(list(chosen), found.spec.outputs, point_count=0)
 

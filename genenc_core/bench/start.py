@@ -1,9 +1,9 @@
-"""The suite `start`: how long the command takes to begin, next to importing torch and building the model."""
+"""The suite `start`: start-up time of the command, compared to importing torch and building the model."""
 
-from genenc_core import children
 from genenc_core.bench import images
 from genenc_core.bench.measure import Way, compare
-from genenc_core.bench.records import Options, Row, Table
+from genenc_core.bench.report import Options, Row, Table
+from genenc_core.system import processes
 
 WAYS = "genenc_core.bench.start_ways"
 MODEL = "resnet18"
@@ -11,9 +11,9 @@ FLOOR = f"import torch, torchvision; torchvision.models.{MODEL}()"
 
 
 def run(options: Options) -> list[Table]:
-    """Measure whole commands, each in a new process."""
+    """Measure complete commands, each in a new process."""
     if options.flows is None:
-        rows: tuple[Row, ...] = (Row(name="genenc", note="this command line has no flows"),)
+        rows: tuple[Row, ...] = (Row(name="genenc", note="flows are not available in this command line"),)
     else:
         rows = tuple(compare(_ways(options, options.flows.partition(":")[0]), options))
     return [
@@ -21,7 +21,7 @@ def run(options: Options) -> list[Table]:
             name="start",
             title="Start-up",
             unit="call",
-            settings=f"Whole commands; `extract` stores one image with {MODEL} and random weights.",
+            settings=f"Complete commands; `extract` stores one image with {MODEL} and random weights.",
             baselines=("import torch, build the model",),
             rows=rows,
         )
@@ -30,12 +30,12 @@ def run(options: Options) -> list[Table]:
 
 def _ways(options: Options, program: str) -> list[Way]:
     photo = str(images.draw(options.folder / "photo", 1))
-    genenc = children.command("-m", program)
+    genenc = processes.command("-m", program)
     extract = [*genenc, "extract", photo, "--model", MODEL, "--weights", "random:0", "--out"]
     out = str(options.folder / "run")
     commands: list[tuple[str, list[str], str | None]] = [
         ("genenc --help", [*genenc, "--help"], None),
-        ("import torch, build the model", children.command("-c", FLOOR), None),
+        ("import torch, build the model", processes.command("-c", FLOOR), None),
         ("genenc extract --plain", [*extract, f"{out}-plain", "--plain"], f"{out}-plain"),
         ("genenc extract (Prefect)", [*extract, f"{out}-flow"], f"{out}-flow"),
     ]

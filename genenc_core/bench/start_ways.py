@@ -1,4 +1,4 @@
-"""The way of the suite `start`: a command in a new process, again and again."""
+"""Program of the suite `start`: a command in a new process per call."""
 
 import contextlib
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 @contextlib.contextmanager
 def command(line: Sequence[str], removed: str | None) -> Iterator[Callable[[], float]]:
-    """Run a command; the folder that it made is removed before it runs again."""
+    """Run a command; the folder `removed` that it creates is deleted before each call."""
 
     def once() -> float:
         if removed is not None:

@@ -1,4 +1,4 @@
-"""The suites by name, and a report of those that are asked for; a suite's module is imported when it runs."""
+"""Registry of suites and the runner that reports on the selected ones; suites are imported when they run."""
 
 import importlib
 import tempfile
@@ -9,38 +9,46 @@ from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.bench import machine
-from genenc_core.bench.records import Options, Report, Row, Table
+from genenc_core.bench.report import Options, Report, Row, Table
 
 SUITES: Mapping[str, str] = {
     "data": "genenc_core.bench.data",
     "model": "genenc_core.bench.model",
-    "store": "genenc_core.bench.store",
     "end-to-end": "genenc_core.bench.end_to_end",
     "start": "genenc_core.bench.start",
-    "scale": "genenc_core.bench.scale",
-    "peers": "genenc_core.bench.peers",
+    "cores": "genenc_core.bench.cores",
+    "memory": "genenc_core.bench.memory",
 }
 """Each module has `run(options)`, which returns or yields tables."""
+ELSEWHERE = ("store", "scale", "peers")
+"""Suites in the repository but not in the package: the store, scaling with run size, other tools."""
 
 
 def chosen(text: str) -> list[str]:
-    """Read `all` or names with commas between.
+    """Parse `all` or comma-separated suite names.
 
     Raises:
         InputError: an unknown suite.
     """
     names = [*SUITES] if text == "all" else [part.strip() for part in text.split(",")]
     for name in names:
+        if name in ELSEWHERE:
+            raise errors.InputError(
+                f"--suite {name!r} is not in the package: run python tests/benchmarks/{name}.py in genenc's repository"
+            )
         if name not in SUITES:
-            raise errors.InputError(f"--suite {name!r} is unknown: give all, or some of {', '.join(SUITES)}")
+            raise errors.InputError(f"--suite {name!r} is unknown: choose all, or some of {', '.join(SUITES)}")
     return names
 
 
-def measure(names: Sequence[str], options: Options, *, command: str) -> Report:
-    """Run suites one after the other, each in a folder of its own, and return what they found.
+def measure(
+    names: Sequence[str], options: Options, *, command: str, modules: Mapping[str, str] | None = None
+) -> Report:
+    """Run suites in sequence, each in its own scratch folder, and report the results.
 
-    A suite that fails ends with a row that says why, and the next goes on. A Ctrl-C ends all; the report then holds the
-    tables that were done, and says so.
+    `modules`: module of each suite, if not in genenc itself.
+    A suite that fails ends with a row that gives the reason, and the next one runs. Ctrl-C ends the measurement; the
+    report then holds the finished tables and is marked as stopped.
     """
     began = time.perf_counter()
     tables: list[Table] = []
@@ -48,10 +56,10 @@ def measure(names: Sequence[str], options: Options, *, command: str) -> Report:
     try:
         for name in names:
             with tempfile.TemporaryDirectory(dir=options.folder, prefix=f"{name}-") as folder:
-                run: Callable[[Options], Iterable[Table]] = importlib.import_module(SUITES[name]).run
+                run: Callable[[Options], Iterable[Table]] = importlib.import_module((modules or SUITES)[name]).run
                 try:
-                    for table in run(replace(options, folder=Path(folder), tell=_told(options, name, began))):
-                        tables.append(table)  # noqa: PERF402 what is done is kept when the next is interrupted
+                    for table in run(replace(options, folder=Path(folder), tell=_progress(options, name, began))):
+                        tables.append(table)  # noqa: PERF402 finished tables are kept on interruption
                 except errors.GenencError as error:
                     tables.append(_failed(name, error))
     except KeyboardInterrupt:
@@ -61,15 +69,15 @@ def measure(names: Sequence[str], options: Options, *, command: str) -> Report:
 
 
 def failures(found: Report) -> list[str]:
-    """Return the rows that could not be measured though they should have been."""
+    """Return descriptions of the rows whose measurement failed."""
     rows = ((table, row) for table in found.tables for row in table.rows)
     return [f"{table.name}: {row.name}: {row.note}" for table, row in rows if row.note.startswith("failed: ")]
 
 
 def _failed(name: str, error: errors.GenencError) -> Table:
     row = Row(name=name, note=f"failed: {error}")
-    return Table(name=name, title=f"The suite {name}", settings="It could not go on.", baselines=(), rows=(row,))
+    return Table(name=name, title=f"Suite {name}", settings="The suite failed.", baselines=(), rows=(row,))
 
 
-def _told(options: Options, name: str, began: float) -> Callable[[str], None]:
+def _progress(options: Options, name: str, began: float) -> Callable[[str], None]:
     return lambda words: options.tell(f"{time.perf_counter() - began:4.0f} s  {name}: {words}")

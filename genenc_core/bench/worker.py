@@ -1,8 +1,8 @@
-"""One way in a process of its own: prepares, then does its work once per line on standard input and tells the cost.
+"""Process of one measured way: prepares, then does its work once per line of standard input and reports the cost.
 
-Run as a file: `python -P worker.py MODULE:FUNCTION|FILE.py:FUNCTION ARGUMENTS`. It imports nothing of genenc, so that
-the interpreter of another tool's environment can run it. The function takes the arguments (a JSON object) and returns a
-context manager; what that gives is called once per line, and returns how many units of work it did.
+Run as a file: `python -P worker.py MODULE:FUNCTION|FILE.py:FUNCTION ARGUMENTS`. Of genenc it imports only `proc`, so
+that the interpreter of another tool's environment can run it. The function takes the arguments (a JSON object) and
+returns a context manager; what that gives is called once per line, and returns how many units of work it did.
 """
 
 import importlib
@@ -12,21 +12,25 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
+
+if __name__ == "__main__":  # another tool's environment has no genenc
+    sys.path.append(str(Path(__file__).parents[2]))
+from genenc_core.system import proc
 
 Once = Callable[[], float]
 
 
 def main() -> None:
-    """Serve the lines of standard input until it ends."""
-    # What a library prints must not stand between the answers.
+    """Serve lines of standard input until it ends."""
+    # Keep output of libraries out of the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        with found(sys.argv[1])(**json.loads(sys.argv[2])) as once:
+        with load_way(sys.argv[1])(**json.loads(sys.argv[2])) as once:
             _answer(answers, {"ready": True})
             for _line in sys.stdin:
                 _answer(answers, measured(once))
@@ -35,8 +39,8 @@ def main() -> None:
         raise
 
 
-def found(program: str) -> Callable[..., AbstractContextManager[Once]]:
-    """Return the function that a program names."""
+def load_way(program: str) -> Callable[..., AbstractContextManager[Once]]:
+    """Import the function named by a program."""
     place, _, name = program.rpartition(":")
     if not place.endswith(".py"):
         return getattr(importlib.import_module(place), name)  # type: ignore[no-any-return]
@@ -49,59 +53,29 @@ def found(program: str) -> Callable[..., AbstractContextManager[Once]]:
 
 
 def measured(once: Once) -> dict[str, float]:
-    """Do the work once; return units, CPU seconds of this process and all under it, wall seconds and peak bytes."""
-    cpu, start = tree_seconds(), time.perf_counter()
+    """Do the work once; return its units, wall seconds, peak bytes and CPU seconds.
+
+    `cpu` covers this process and its descendants, `driver` only this process.
+    """
+    cpu, driver, start = tree_seconds(), time.process_time(), time.perf_counter()
     count = once()
-    wall, spent = time.perf_counter() - start, tree_seconds() - cpu
-    return {"count": count, "cpu": spent, "wall": wall, "peak": float(peak_bytes())}
+    wall, own, spent = time.perf_counter() - start, time.process_time() - driver, tree_seconds() - cpu
+    return {"count": count, "cpu": spent, "driver": own, "wall": wall, "peak": float(peak_bytes())}
 
 
 def tree_seconds() -> float:
-    """Return CPU seconds of this process, of its ended children, and of every process under it that still runs."""
+    """Return CPU seconds of this process, its ended children and all running descendants."""
     own, ended = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    ticks = sum(sum(map(int, fields[11:15])) for fields in map(_stat, descendants()) if fields)
-    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+    running = sum(map(proc.cpu_seconds, proc.descendants()))
+    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime + running
 
 
 def peak_bytes() -> int:
-    """Return this process's peak memory and that of all that run under it, or of an ended child if that is more."""
-    running = sum(_high_water(pid) for pid in [os.getpid(), *descendants()])
+    """Return the summed peak memory of this process and its running descendants, or an ended child's if larger."""
+    running = (proc.peak_bytes() or 0) + sum(proc.peak_bytes(each) or 0 for each in proc.descendants())
     ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return max(running or own, ended)
-
-
-def descendants() -> Iterator[int]:
-    """Yield the processes under this one that still run; none where the system has no /proc."""
-    waiting = [os.getpid()]
-    while waiting:
-        children = _children(waiting.pop())
-        waiting += children
-        yield from children
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    except OSError:
-        return []
-    return [int(child) for text in lists for child in text.split()]
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name, which may hold anything; none when the process is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _high_water(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _answer(answers: IO[str], value: Mapping[str, object]) -> None:

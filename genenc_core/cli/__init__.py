@@ -1,1 +1,1 @@
-"""The command line: arguments in, one call into the core or a flow, words and an exit code out."""
+"""The command line: parses arguments, calls the core or a flow, prints the result and sets the exit code."""

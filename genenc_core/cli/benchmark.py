@@ -1,11 +1,11 @@
-"""`bench`: how fast this machine extracts features, next to what its parts alone cost."""
+"""The `bench` command: extraction throughput on this machine, and the cost of each stage."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from genenc_core import errors
+from genenc_core import choices, errors
 from genenc_core.cli import output, usage
 from genenc_core.cli.runners import Runner
 from genenc_core.cli.usage import Json
@@ -14,13 +14,13 @@ MEASURED = "Measurements"
 
 
 def add_to(app: typer.Typer, flows: Runner | None) -> None:
-    """Add the command to the command line."""
+    """Register the command."""
 
     @usage.command(
         app,
         short_help="Measure this machine, alternatives side by side.",
-        example="genenc bench --suite end-to-end,store --quick",
-        guide="How fast",
+        example="genenc bench --suite data,end-to-end --quick",
+        guide="tests/benchmarks/RESULTS.md",
     )
     def bench(
         suite: Annotated[
@@ -28,8 +28,8 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
             usage.option(
                 help="What to measure; commas between.",
                 group=MEASURED,
-                metavar="<all|data|model|store|end-to-end|start|scale|peers>,...",
-                values=("all", "data", "model", "store", "end-to-end", "start", "scale", "peers"),
+                metavar="<all|data|model|end-to-end|start|cores|memory>,...",
+                values=("all", "data", "model", "end-to-end", "start", "cores", "memory"),
             ),
         ] = "all",
         repeats: Annotated[
@@ -41,45 +41,39 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
         compiled: Annotated[
             bool, usage.option("--compiled", help="AOTInductor too; it compiles for minutes.", group=MEASURED)
         ] = False,
-        peers: Annotated[
-            Path | None, usage.option(help="A folder of other tools' environments.", group=MEASURED, default="none")
-        ] = None,
         folder: Annotated[
-            Path | None, usage.option(help="Where to work.", group=usage.STORE, default="the temporary folder")
+            Path | None, usage.option(help="Where to work.", group=choices.STORE, default="the temporary folder")
         ] = None,
         out: Annotated[
-            Path | None, usage.option(help="Also write the figures to this JSON file.", group=usage.STORE)
+            Path | None, usage.option(help="Also write the figures to this JSON file.", group=choices.STORE)
         ] = None,
         json: Json = False,
     ) -> None:
-        """Measure this machine: each way beside the others, in turn, as a Markdown table and JSON."""
-        with output.errors_as_words(as_json=json):
+        """Measure this machine, alternatives interleaved; print a Markdown table or JSON."""
+        with output.report_errors(as_json=json):
             import tempfile
 
-            from genenc_core.bench import records, suites, table
+            from genenc_core.bench import report, suites, table
 
             names = suites.chosen(suite)
             if out is not None and not out.absolute().parent.is_dir():
-                raise errors.InputError(f"--out {str(out)!r}: its folder does not exist; create it, or choose another")
-            for option, given in (("folder", folder), ("peers", peers)):
-                if given is not None and not given.is_dir():
-                    raise errors.InputError(f"--{option} {str(given)!r} is not a folder: create it, or choose another")
+                raise errors.InputError(f"--out {str(out)!r}: no such folder; create it, or choose another")
+            if folder is not None and not folder.is_dir():
+                raise errors.InputError(f"--folder {str(folder)!r} is not a folder: create it, or choose another")
             with tempfile.TemporaryDirectory(dir=folder, prefix="genenc-bench-") as scratch:
-                options = records.Options(
+                options = report.Options(
                     folder=Path(scratch),
                     repeats=repeats or (3 if quick else 5),
                     quick=quick,
                     compiled=compiled,
                     flows=None if flows is None else f"{type(flows).__module__}:{type(flows).__qualname__}",
-                    peers=peers,
                     tell=output.tell,
                 )
                 words = f"genenc bench --suite {suite}{' --quick' if quick else ''}"
                 words += f" --repeats {repeats}" if repeats else ""
                 words += " --compiled" if compiled else ""
-                words += " --peers FOLDER" if peers else ""
                 found = suites.measure(names, options, command=words)
-            # Shown before it is written: a full disk must not cost the figures.
+            # Print before writing: a full disk must not lose the results.
             if json:
                 output.say_json(found)
             else:
@@ -87,7 +81,7 @@ def add_to(app: typer.Typer, flows: Runner | None) -> None:
             if out is not None:
                 out.write_text(found.to_json(), encoding="utf-8")
             if found.stopped:
-                raise errors.Stopped(f"stopped: {len(found.tables)} tables were done")
+                raise errors.Stopped(f"stopped after {len(found.tables)} tables")
             failed = suites.failures(found)
             for line in failed:
                 output.tell(f"failed: {line}")

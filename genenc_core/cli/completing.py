@@ -1,4 +1,4 @@
-"""Completion in the shell: the shell calls `genenc` with a variable set, and typer answers instead of a command."""
+"""Shell completion: the shell calls `genenc` with an environment variable set, and typer prints completions."""
 
 import os
 
@@ -6,7 +6,7 @@ VARIABLE = "_GENENC_COMPLETE"
 
 
 def prepare() -> None:
-    """Make typer answer if a shell asks."""
+    """Set up typer's completion if this call comes from a shell."""
     if VARIABLE in os.environ:
         from typer._completion_classes import completion_init
 
@@ -14,7 +14,7 @@ def prepare() -> None:
 
 
 def script(shell: str) -> str:
-    """Return what a shell runs to know how to complete `genenc`."""
+    """Return the completion script for a shell."""
     from typer._completion_shared import get_completion_script
 
     return get_completion_script(prog_name="genenc", complete_var=VARIABLE, shell=shell)

@@ -1,12 +1,12 @@
-"""`demo`: the main job on images it draws itself, from nothing to a verified store."""
+"""The `demo` command: an end-to-end extraction on generated images."""
 
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genenc_core import errors
-from genenc_core.cli import drawing, extraction, inspection, output
-from genenc_core.run import model_export
+from genenc_core.cli import demo_data, extraction, inspection, output
+from genenc_core.run import model_export, parameters
 from genenc_core.text import argument
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ MODEL = "resnet18"
 
 
 def run(out: Path, runner: "Runner") -> int:
-    """Draw, export, extract, verify; print what lies where and how to open it; return 0 when all went as it should."""
+    """Draw images, export a model, extract and verify; list the outputs; return 0 on success."""
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "points.csv").exists():
-        raise errors.InputError(f"--out {str(out)!r} is not empty and holds no demo: give a new folder")
+        raise errors.InputError(f"--out {str(out)!r} is neither empty nor a demo: give a new folder")
     began = time.perf_counter()
     output.say([f"1/4  drawing 48 labelled scenes, one of them broken, in {out / 'images'}"])
-    points = drawing.draw_dataset(out) if not (out / "points.csv").exists() else out / "points.csv"
+    points = demo_data.draw_dataset(out) if not (out / "points.csv").exists() else out / "points.csv"
     output.say([f"2/4  exporting {MODEL} (random weights) as TorchScript to {out / 'model'}"])
-    given = model_export.ExportParameters(model=MODEL, out=str(out / "model"), weights="random:0")
+    given = parameters.ExportParameters(model=MODEL, out=str(out / "model"), weights="random:0")
     spec_path = Path(given.out) / f"{MODEL}_torchscript_spec.json"
-    # An export is new bytes every time, and a run keeps the bytes that it began with.
+    # Exports are not reproducible byte for byte, and a run only accepts the artifact it was made with.
     if not spec_path.exists():
-        output.say(model_export.words(runner.export(given)[0]))
+        output.say(model_export.summary(runner.export(given)[0]))
     root = out / "run"
     output.say([f"3/4  extracting features and probes to {root}"])
     values = {

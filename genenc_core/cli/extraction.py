@@ -1,32 +1,24 @@
-"""`extract` and `resume`: run with progress, stop on Ctrl-C, say how it ended and how to go on."""
+"""The `extract` and `resume` commands: progress, Ctrl-C, and the summary at the end."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from genenc_core import errors, exits
+from genenc_core import errors
 from genenc_core.cli import output
-from genenc_core.encoding import control
-from genenc_core.encoding.budget import FailureBudget
-from genenc_core.images import decode_server
-from genenc_core.run import driver, parameters, planning, status
+from genenc_core.encoding import cancellation
+from genenc_core.encoding.shard_encoding import FailureBudget
+from genenc_core.images.load import decode_server
+from genenc_core.run import parameters, planning, records, status
 from genenc_core.run.folder import RunFolder
-from genenc_core.store.objects import Root, join
-from genenc_core.store.places import GROUP
+from genenc_core.store.backends.objects import Root, join
+from genenc_core.store.store_keys import GROUP
+from genenc_core.system import exits
 
 if TYPE_CHECKING:
     from genenc_core.cli.runners import Runner
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ResumeOptions:
-    """What `resume` may change of a run's options; None is the run's own."""
-
-    device: str | None = None
-    batch_size: int | None = None
-    max_failures: str | None = None
-    trust: bool = False
-    accept_changed: bool = False
+Outcome = TypeVar("Outcome")
 
 
 def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
@@ -37,61 +29,67 @@ def extract(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
     return _watch(given.out, lambda: runner.extract(given), as_json=as_json)
 
 
-def resume(root: str, shards: str, changes: ResumeOptions, runner: "Runner", *, as_json: bool) -> int:
+def resume(root: str, shards: str, changes: parameters.Changes, runner: "Runner", *, as_json: bool) -> int:
     """Continue a run; return the exit code."""
     decode_server.prepare()
-    options = driver.options_for(
-        root,
-        device=changes.device,
-        batch_size=changes.batch_size,
-        max_failures=changes.max_failures,
-        trust=changes.trust,
-        accept_changed=changes.accept_changed,
+    run = RunFolder(root)
+    FailureBudget.parse(changes.max_failures or run.given.max_failures)
+    status.select_shards(run, shards)
+    return _watch(root, lambda: runner.resume(run, shards, changes), as_json=as_json)
+
+
+def _watch(root: Root, work: Callable[[], records.Result], *, as_json: bool) -> int:
+    return watch(
+        work,
+        lambda result: _report_result(result, as_json=as_json),
+        state=lambda: status.progress_summary(root),
+        counted=lambda: status.describe(status.run_status(RunFolder(root))),
+        as_json=as_json,
     )
-    FailureBudget.parse(options.max_failures)
-    status.select_shards(RunFolder(root), shards)
-    return _watch(root, lambda: runner.resume(root, shards, options), as_json=as_json)
 
 
-def _watch(root: Root, work: Callable[[], driver.Result], *, as_json: bool) -> int:
-    """Do the work with progress and a way to stop it; tell how it ended."""
+def watch(
+    work: Callable[[], Outcome],
+    report: Callable[[Outcome], int],
+    *,
+    state: Callable[[], str],
+    counted: Callable[[], dict[str, Any]] = dict,
+    as_json: bool,
+) -> int:
+    """Do work with progress and signal handling; report how it ended and return the exit code.
+
+    `state` describes what a stopped command leaves and how to continue; `counted` is the same as JSON data.
+    """
     try:
         with output.ProgressLine() as progress:
-            watch = control.Control(on_plan=progress.plan, on_rows=progress.rows, on_phase=progress.phase)
-            with (
-                output.stop_on_signal(watch.stop),
-                control.use(watch),
-                exits.guarded(state=lambda: status.standing(root)),
-            ):
-                result = work()
+            control = cancellation.Control(on_plan=progress.plan, on_rows=progress.rows, on_phase=progress.phase)
+            with output.stop_on_signal(control.stop), cancellation.use(control), exits.guarded(state=state):
+                outcome = work()
     except (errors.Stopped, KeyboardInterrupt) as error:
-        return _tell_stop(root, error, as_json=as_json)
-    return _tell_result(root, result, as_json=as_json)
+        words = f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'stopped'}: {state()}"
+        output.tell(words)
+        if as_json:
+            try:
+                output.say_json({**counted(), "stopped": True})
+            except (errors.StoreError, errors.InputError):
+                output.say_json({"error": words, "exit_code": errors.Stopped.exit_code})
+        return errors.Stopped.exit_code
+    return report(outcome)
 
 
-def _tell_result(root: Root, result: driver.Result, *, as_json: bool) -> int:
+def _report_result(result: records.Result, *, as_json: bool) -> int:
     for failure in result.failures:
         output.tell(f"failed: {failure}")
-    found = status.survey(root, most=None if as_json else status.NAMED, committed_rows=False)
+    found = status.survey(result.run, most=None if as_json else status.NAMED, committed_rows=False)
     if as_json:
         failures = [{"shard": item.shard, "reason": item.reason} for item in result.failures]
         more = {"asked": result.asked, "failures": failures, "unreadable_images": found.unreadable}
-        output.say_json({**status.describe(found.status), **more})
+        limit = {} if result.bound is None else {"bound": dataclasses.asdict(result.bound)}
+        output.say_json({**status.describe(found.status), **more, **limit})
     else:
         if not result.asked:
-            output.say([f"nothing to do: {root} is complete" if found.status.complete else "nothing to do"])
-        output.say(status.summary_lines(found))
+            output.say([f"nothing to do: {result.run} is complete" if found.status.complete else "nothing to do"])
+        output.say(status.summary_lines(found, result.bound))
         if found.status.complete:
-            output.say([f"features: {join(root, GROUP)}"])
+            output.say([f"features: {join(result.run.root, GROUP)}"])
     return 1 if result.failures else found.status.exit_code
-
-
-def _tell_stop(root: Root, error: BaseException, *, as_json: bool) -> int:
-    text = f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'stopped'}: {status.standing(root)}"
-    output.tell(text)
-    if as_json:
-        try:
-            output.say_json({**status.describe(status.run_status(root)), "stopped": True})
-        except (errors.StoreError, errors.InputError):
-            output.say_json({"error": text, "exit_code": errors.Stopped.exit_code})
-    return errors.Stopped.exit_code

@@ -1,4 +1,4 @@
-"""`models`: the encoders that a name reaches, as a table; their shapes from runs without weights."""
+"""The `models` command: a table of the encoders available by name, with shapes from dry runs without weights."""
 
 import fnmatch
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,9 @@ import rich.progress
 
 from genenc_core import errors
 from genenc_core.cli import output
-from genenc_core.export import general, registry
-from genenc_core.models import catalogue
+from genenc_core.models import resolve
+from genenc_core.run import model_info
+from genenc_core.runtime import general_encoder, model_registry
 
 FEW = 50
 _HEADINGS = ("name", "source", "input", "slots", "pixels per cell")
@@ -18,22 +19,22 @@ _HEADINGS = ("name", "source", "input", "slots", "pixels per cell")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One encoder; `slots` and `note` are filled in when its shapes were looked for."""
+    """One encoder; `info` or `note` is set once its shapes were determined or failed to be."""
 
     name: str
     source: str
     input_size: tuple[int, int] | None
-    info: registry.ModelInfo | None = None
+    info: model_registry.ModelInfo | None = None
     note: str | None = None
 
 
 def run(search: str | None, source: str | None, folders: tuple[str, ...], *, every_shape: bool, as_json: bool) -> None:
-    """Print the encoders whose names fit.
+    """Print the encoders whose names match.
 
     Raises:
         InputError: an unknown source, `json` without a folder, no such folder.
     """
-    known, problems = registry.folders(folders)
+    known, problems = model_registry.folders(folders)
     _check_source(source, folders)
     rows = [row for row in _rows(known) if _fits(row, search, source)]
     for path, problem in problems.items():
@@ -58,12 +59,12 @@ def _check_source(source: str | None, folders: tuple[str, ...]) -> None:
         raise errors.InputError("--source json lists specs in folders: name them with --models DIR")
 
 
-def _rows(known: registry.ModelRegistry) -> Iterator[Row]:
+def _rows(known: model_registry.ModelRegistry) -> Iterator[Row]:
     own = known.registered()
     for name in own:
         yield Row(name=name, source="json", input_size=None)
-    for item in catalogue.listed():
-        # A registered id goes before a name, which its source's prefix still reaches.
+    for item in resolve.model_entries():
+        # A registered id shadows a model name; the name stays reachable with its source prefix.
         shown = f"{item.source}/{item.name}" if item.name in own else item.name
         yield Row(name=shown, source=item.source, input_size=item.input_size)
 
@@ -77,7 +78,7 @@ def _fits(row: Row, search: str | None, source: str | None) -> bool:
     return fnmatch.fnmatchcase(name, text) if "*" in text else text in name
 
 
-def _with_shapes(rows: Sequence[Row], known: registry.ModelRegistry) -> list[Row]:
+def _with_shapes(rows: Sequence[Row], known: model_registry.ModelRegistry) -> list[Row]:
     console = output.error_console()
     tracked = rich.progress.track(
         rows, description="reading shapes", console=console, transient=True, disable=not console.is_terminal
@@ -85,15 +86,15 @@ def _with_shapes(rows: Sequence[Row], known: registry.ModelRegistry) -> list[Row
     return [_with_shape(row, known) for row in tracked]
 
 
-def _with_shape(row: Row, known: registry.ModelRegistry) -> Row:
-    if row.name.removeprefix("genenc/") == general.MODEL_ID and row.source == "genenc":
-        return Row(name=row.name, source=row.source, input_size=row.input_size, note="as in the file that it runs")
+def _with_shape(row: Row, known: model_registry.ModelRegistry) -> Row:
+    if row.name.removeprefix("genenc/") == general_encoder.MODEL_ID and row.source == "genenc":
+        return Row(name=row.name, source=row.source, input_size=row.input_size, note="those of the exported file")
     try:
         info = known.info(row.name)
     except errors.InputError as error:
         return Row(name=row.name, source=row.source, input_size=row.input_size, note=str(error))
-    except Exception as error:  # a library's model may raise anything; the other rows are still shown
-        note = f"its shapes are unknown: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    except Exception as error:  # third-party models may raise anything; keep listing the others
+        note = f"unknown shapes: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return Row(name=row.name, source=row.source, input_size=row.input_size, note=note)
     shapes = [slot.shape for slot in info.spec.inputs]
     size = (shapes[0][1], shapes[0][2]) if len(shapes) == 1 and len(shapes[0]) == 3 else None
@@ -101,17 +102,11 @@ def _with_shape(row: Row, known: registry.ModelRegistry) -> Row:
 
 
 def _strides(row: Row) -> list[str]:
-    """Return how many input pixels a cell of each slot stands for: `32`, `32 x 31.5`, `-` for what is no map."""
+    """Return the input pixels per cell of each slot: `32`, `32 x ~31.5`, or `-` if the slot is not a map."""
     if row.info is None or row.input_size is None:
         return []
-    told = []
-    for slot in row.info.spec.outputs:
-        if len(slot.shape) != 3:
-            told.append("-")
-            continue
-        down, across = (side / cells for side, cells in zip(row.input_size, slot.shape[1:], strict=True))
-        told.append(f"{down:g}" if down == across else f"{down:g} x {across:g}")
-    return told
+    sides = [model_info.pixels_per_cell(row.info.spec, slot) for slot in row.info.spec.outputs]
+    return ["-" if each is None else each[0] if each[0] == each[1] else " x ".join(each) for each in sides]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,158 +1,94 @@
-"""Options that need more than a type: a TOML file under the flags, and sizes with words."""
+"""Command line options generated from pydantic fields."""
 
-import os
-import re
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
-from genenc_core import errors, small_files, text
-from genenc_core.models import trust
+import typer
+from pydantic.fields import FieldInfo
 
-LARGEST_CONFIG = 2**20
-SWITCHES = ("plain", "json")
-"""Options of the command, which are no parameters of an extraction."""
-_MODEL_FILES = (".json", ".toml", ".yaml", ".yml", ".pt", ".pt2", ".onnx")
+from genenc_core.cli import usage
+from genenc_core.run import options
+
+OFTEN = "Most used"
 
 
-def batch_size(given: str | None) -> int | Literal["auto"] | None:
-    """Read `auto` or a number of images.
+def generated(
+    fields: Mapping[str, FieldInfo],
+    *,
+    arguments: Sequence[str] = (),
+    names: Mapping[str, str] = types.MappingProxyType({}),
+    usually: str | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command with one option per field; it receives them as `values`, None if not given.
 
-    Raises:
-        InputError: another form.
+    `arguments` are positional, in this order, shown under `names` where these differ. `usually` replaces the defaults
+    shown in the help.
     """
-    if given is None or given == "auto":
-        return given  # type: ignore[return-value]
-    number = text.whole_number(given)
-    if not number:
-        raise errors.InputError(f"--batch-size {given!r} is neither auto nor a number of images of at least 1")
-    return number
+
+    def decorate(work: Callable[..., None]) -> Callable[..., None]:
+        own = [each for each in inspect.signature(work).parameters.values() if each.name != "values"]
+        order = [*arguments, *(name for name in fields if name not in arguments)]
+        made = [_parameter(name, fields[name], name in arguments, usually, names.get(name)) for name in order]
+        # Arguments first, the command's own options last.
+        context = [each for each in own if each.annotation is typer.Context]
+        others = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own if each not in context]
+
+        def command(**given: Any) -> None:
+            named = {each.name: given[each.name] for each in own}
+            work(**named, values={name: _value(field, given[name]) for name, field in fields.items()})
+
+        command.__name__, command.__doc__ = work.__name__, work.__doc__
+        command.__annotations__ = {}
+        signed: Any = command
+        signed.__signature__ = inspect.Signature([*context, *made, *others])
+        return command
+
+    return decorate
 
 
-def layers(given: list[str] | None) -> tuple[str, ...] | None:
-    """Read `-2,-1` or `layer2,layer4`, given once or several times.
-
-    Raises:
-        InputError: another form.
-    """
-    if not given:
-        return None
-    found = tuple(part.strip() for part in ",".join(given).split(","))
-    if "" in found or len(set(found)) != len(found):
-        raise errors.InputError(f"--layers {','.join(given)!r}: give names or indices with commas between, each once")
-    return found
-
-
-def _known_option(key: str, config: Path) -> str:
-    """Return the parameter that a key of a config file names; the flags' own names count too."""
-    from genenc_core.run.parameters import ExtractParameters
-
-    known = [*ExtractParameters.model_fields, *SWITCHES]
-    name = {"product": "products"}.get(key, key.replace("-", "_"))
-    if name not in known:
-        hint = text.nearest(name, known) or f"known: {', '.join(known)}"
-        raise errors.InputError(f"--config {str(config)!r}: there is no option {key!r}; {hint}")
-    return name
-
-
-def _once_each(names: dict[str, str], found: dict[str, Any], config: Path) -> dict[str, Any]:
-    """Return the options by their own names; `product` beside `products` would be one of them twice."""
-    keys: dict[str, str] = {}
-    for key, name in names.items():
-        if keys.setdefault(name, key) != key:
-            raise errors.InputError(f"--config {str(config)!r} gives {keys[name]!r} and {key!r}, which are one option")
-    return {name: found[key] for key, name in names.items()}
+def _parameter(
+    name: str, field: FieldInfo, positional: bool, usually: str | None, metavar: str | None
+) -> inspect.Parameter:
+    how, kind = options.shown(field), _kind(field.annotation)
+    if positional:
+        required = field.is_required() and name != "images"
+        annotation: Any = Annotated[kind if required else kind | None, typer.Argument(help=how.help, metavar=metavar)]
+        default: Any = inspect.Parameter.empty if required else None
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+    flag = how.flag or name.replace("_", "-")
+    switch = kind is bool and not how.negatable
+    shown = None if switch else usually or options.usually(field)
+    made = usage.option(
+        f"--{flag}/--no-{flag}" if how.negatable else f"--{flag}",
+        help=how.help,
+        group=OFTEN if how.often and usually is None else how.group,
+        default=shown or "",
+        metavar=how.metavar,
+        values=how.values,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[kind | None, made],
+        default=False if switch else None,
+    )
 
 
-def _refuse_trust(config: Path, found: dict[str, Any], flags: dict[str, Any]) -> None:
-    """Leave the user's word for code to the command line: a file may be somebody else's."""
-    if "trust" in found:
-        raise errors.InputError(f"--config {str(config)!r} cannot give trust: say --trust on the command line")
-    model = found.get("model")
-    if isinstance(model, str) and flags.get("model") is None:
-        trust.require(trust.dotted(model), who=f"--config {str(config)!r}", trust=bool(flags.get("trust")))
+def _kind(annotation: Any) -> Any:
+    """Return the type that typer parses an option as: str if several types are allowed."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        others = [each for each in typing.get_args(annotation) if each is not type(None)]
+        return _kind(others[0]) if len(others) == 1 else str
+    if typing.get_origin(annotation) is tuple:
+        return list[str]
+    return annotation
 
 
-def refuse_more_images(images: str | None, more: Sequence[str]) -> None:
-    """Refuse several images on the command line, as a shell makes of a glob without quotes.
-
-    Raises:
-        InputError: there are more.
-    """
-    if more:
-        raise errors.InputError(
-            f"IMAGES is one, and there are {1 + len(more)}: {images!r}, {more[0]!r}{', ...' if more[1:] else ''}. "
-            "Quote a glob, so that the shell does not expand it ('photos/*.png'), or give the folder or a list"
-        )
-
-
-def merged(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a TOML file, overridden by the flags that were given; `plain` and `json` included.
-
-    Relative paths in the file start at the file's folder, those of flags at the working directory.
-
-    Raises:
-        InputError: the file cannot be read or is not TOML, an unknown key, or no images, model or out in either.
-    """
-    found = {} if config is None else _read(config, flags)
-    merged = {**found, **{key: value for key, value in flags.items() if value is not None}}
-    for name in SWITCHES:
-        if not isinstance(merged.setdefault(name, False), bool):
-            raise errors.InputError(f"--config {str(config)!r}: {name} = {merged[name]!r} should be true or false")
-    for name in ("images", "model", "out"):
-        if name not in merged:
-            shown = "IMAGES" if name == "images" else f"--{name}"
-            raise errors.InputError(f"{shown} is missing: give it on the command line or in a --config file")
-    return merged
-
-
-def wants_json(config: Path | None) -> bool:
-    """Whether a TOML file asks for JSON, as far as it can be read: its own faults are then answered in JSON too."""
-    if config is None:
-        return False
-    try:
-        written = small_files.read_text(config, most=LARGEST_CONFIG)
-    except (OSError, ValueError, errors.GenencError):
-        return False
-    try:
-        return tomllib.loads(written).get("json") is True
-    except (ValueError, RecursionError):
-        return re.search(r"^json\s*=\s*true\s*(#.*)?$", written, re.MULTILINE) is not None
-
-
-def _read(config: Path, flags: dict[str, Any]) -> dict[str, Any]:
-    try:
-        found = tomllib.loads(small_files.read_text(config, most=LARGEST_CONFIG))
-    except errors.InputError as error:
-        raise errors.InputError(f"--config {str(config)!r} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        other = {".yaml": "YAML", ".yml": "YAML", ".json": "JSON"}.get(config.suffix.lower())
-        hint = f'; a config file is TOML, not {other}: one option a line, such as model = "resnet18"' if other else ""
-        raise errors.InputError(f"--config {str(config)!r} is not TOML: {error}{hint}") from error
-    once = _once_each({key: _known_option(key, config) for key in found}, found, config)
-    named = {name: _from_file(name, value, config.parent) for name, value in once.items()}
-    _refuse_trust(config, named, flags)
-    return named
-
-
-def _from_file(name: str, value: Any, folder: Path) -> Any:
-    """Return an option's value with its relative paths made to start at the config file's folder."""
-    if name == "models" and isinstance(value, list):
-        return [_path(item, folder) for item in value]
-    if name in ("images", "out", "points") and type(value) in (int, float):
-        value = str(value)  # a folder named by a number, written without quotes
-    if not isinstance(value, str):
-        return value
-    is_path = name in ("images", "out", "points")
-    is_path |= name == "model" and ":" not in value and value.lower().endswith(_MODEL_FILES)
-    is_path |= name == "weights" and value.partition(":")[0] not in ("pretrained", "random")
-    return _path(value, folder) if is_path else value
-
-
-def _path(value: Any, folder: Path) -> Any:
-    if not isinstance(value, str) or not value or "://" in value:
-        return value
-    if value.startswith("~"):
-        return os.path.expanduser(value)  # noqa: PTH111 -- a Path would drop the slash at the end
-    return os.path.join(folder, value) if folder != Path() else value  # noqa: PTH118 -- likewise
+def _value(field: FieldInfo, given: Any) -> Any:
+    """Return an option's value, None if it was not given."""
+    if isinstance(given, list):
+        return tuple(given) or None
+    return None if given is False and not options.shown(field).negatable else given

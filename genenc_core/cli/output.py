@@ -1,10 +1,9 @@
-"""What the command line says: errors as one paragraph, progress on a terminal, results for people or as JSON."""
+"""Output of the command line: errors as one paragraph, a progress line, results as text or JSON."""
 
 import contextlib
 import dataclasses
 import errno
 import os
-import re
 import signal
 import sys
 import threading
@@ -17,26 +16,27 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from genenc_core import errors, exits, memory, pace, text
+from genenc_core import errors, text
+from genenc_core.system import exits, memory, progress_rate
 
 if TYPE_CHECKING:
     import rich.console
 
 LONGEST_MESSAGE = 4000
 ENCODING = "encoding"
-"""The phase whose images make the rate."""
-_OF_OUTPUT = (errno.ENOSPC, errno.EBADF)
-"""Without the name of a file: standard output's."""
-_LACKED: list[bool] = []
-"""Not empty once memory was lacking."""
+"""The phase during which the image rate is measured."""
+_STDOUT_ERRORS = (errno.ENOSPC, errno.EBADF)
+"""Error codes that mean standard output if the error names no file."""
+_MEMORY_ERRORS: list[bool] = []
+"""Non-empty once an out-of-memory error was reported."""
 
 
 def open_standard_streams() -> None:
-    """Make standard streams usable that are closed, and able to show any name of a file."""
+    """Reopen closed standard streams, and make them able to print any file name."""
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # else the next file that is opened gets its number, and whatever is printed
+        except OSError:  # otherwise the next opened file would get this descriptor, and all that is printed
             os.open(os.devnull, os.O_RDWR)
     for name, number in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
@@ -44,18 +44,18 @@ def open_standard_streams() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def flushed(code: object) -> object:
-    """Write what is still to be written; return the exit code, another one when it cannot be."""
+def flush(code: object) -> object:
+    """Flush standard output; return `code`, or another exit code if that fails."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        return tell_lost_output(error)
+        return report_closed_stdout(error)
     return code
 
 
-def tell_lost_output(error: OSError) -> int:
-    """Say that standard output takes nothing more, unless its reader has simply left; return the exit code."""
-    # What is left in the buffer would be tried again, and told as a traceback, when the interpreter ends.
+def report_closed_stdout(error: OSError) -> int:
+    """Report that standard output cannot be written, unless it is a closed pipe; return the exit code."""
+    # Otherwise the interpreter would flush the buffer again at exit, and print a traceback.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if error.errno == errno.EPIPE:
         return 128 + signal.SIGPIPE
@@ -65,31 +65,31 @@ def tell_lost_output(error: OSError) -> int:
 
 
 def error_console() -> "rich.console.Console":
-    """Return the console on standard error."""
+    """Return a rich console on standard error."""
     import rich.console
 
     return rich.console.Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def tell(words: str, *, label: str = "", style: str = "") -> None:
-    """Write one paragraph to standard error, after a coloured label; nothing in it is markup or steers a terminal."""
+    """Write one paragraph to standard error after a coloured label; markup and control characters are escaped."""
     shown = text.shortened(text.printable(text.redacted(words)), LONGEST_MESSAGE)
     try:
         import rich.text
 
         error_console().print(rich.text.Text.assemble((label, style), " " if label else "", shown))
-    except (MemoryError, ImportError):  # where memory is short, and the message says so
+    except (MemoryError, ImportError):  # out of memory, which may be what the message says
         sys.stderr.write(f"{label} {shown}\n".lstrip())
 
 
 def say(lines: Sequence[str]) -> None:
-    """Write lines to standard output; control characters in them are shown, not sent."""
+    """Write lines to standard output, with control characters escaped."""
     for line in lines:
         sys.stdout.write(text.printable(line) + "\n")
 
 
 def say_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to standard output: drawn on a terminal, with tabs between the columns to anything else."""
+    """Write a table to standard output: aligned on a terminal, tab-separated otherwise."""
     import rich.console
     import rich.table
     import rich.text
@@ -115,10 +115,10 @@ def say_json(value: Any) -> None:
 
 
 @contextlib.contextmanager
-def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
-    """Turn the errors that users can cause into one paragraph on standard error and an exit code.
+def report_errors(*, as_json: bool = False) -> Iterator[None]:
+    """Turn user errors into one paragraph on standard error and an exit code.
 
-    With `as_json` standard output gets one document too, so that a script always finds one.
+    With `as_json`, also print a JSON document, so that a script always gets one.
     """
     try:
         with warnings.catch_warnings():
@@ -128,43 +128,43 @@ def errors_as_words(*, as_json: bool = False) -> Iterator[None]:
             with exits.guarded(report=lambda message: _show_error(message, as_json=as_json)):
                 yield
     except errors.GenencError as error:
-        # A library that could not be loaded is not a model that does not exist, nor a damaged file.
+        # A library that failed to load for lack of memory must not be reported as a missing model or a damaged file.
         cause = memory.lacking_cause(error) if isinstance(error, errors.InputError | errors.StoreError) else None
-        fail(*(_lacking(cause) if cause else (str(error), error.exit_code)), as_json=as_json)
+        fail(*(_out_of_memory(cause) if cause else (str(error), error.exit_code)), as_json=as_json)
     except ValueError as error:
-        import pydantic  # a ValidationError is a ValueError; `genenc --help` is quicker without it
+        import pydantic  # imported late to keep `genenc --help` fast; a ValidationError is a ValueError
 
         if not isinstance(error, pydantic.ValidationError):
             raise
-        problems = "; ".join(_problem(dict(item)) for item in error.errors())
-        fail(problems, errors.InputError.exit_code, as_json=as_json)
+        from genenc_core.run import parameters
+
+        fail(parameters.wrong_options(error, flags=True), errors.InputError.exit_code, as_json=as_json)
     except OSError as error:
-        if error.errno == errno.EPIPE or (error.filename is None and error.errno in _OF_OUTPUT):
+        if error.errno == errno.EPIPE or (error.filename is None and error.errno in _STDOUT_ERRORS):
             raise
-        fail(*(_lacking(error) if memory.is_lacking(error) else _fault(error)), as_json=as_json)
+        fail(*(_out_of_memory(error) if memory.is_lacking(error) else _os_error(error)), as_json=as_json)
     except KeyboardInterrupt:
         fail("stopped", errors.Stopped.exit_code, as_json=as_json)
     except Exception as error:
         cause = memory.lacking_cause(error)
         if cause is None:
             raise
-        fail(*_lacking(cause), as_json=as_json)
+        fail(*_out_of_memory(cause), as_json=as_json)
 
 
-def memory_lacked() -> bool:
-    """Whether an error was for want of memory."""
-    return bool(_LACKED)
+def ran_out_of_memory() -> bool:
+    """Return whether an out-of-memory error was reported."""
+    return bool(_MEMORY_ERRORS)
 
 
-def _lacking(error: BaseException) -> tuple[str, int]:
-    """Return what to say of an error for want of memory, and the exit code."""
-    _LACKED.append(True)
-    said = text.shortened(" ".join(str(error).split()), 300)
-    return f"{memory.LACKING} ({said})" if said else memory.LACKING, errors.GenencError.exit_code
+def _out_of_memory(error: BaseException) -> tuple[str, int]:
+    """Return the message and exit code for an out-of-memory error."""
+    _MEMORY_ERRORS.append(True)
+    return memory.describe(error), errors.GenencError.exit_code
 
 
-def _fault(error: OSError) -> tuple[str, int]:
-    """Return what the system refused, in words, and the exit code."""
+def _os_error(error: OSError) -> tuple[str, int]:
+    """Return the message and exit code for an operating system error."""
     if isinstance(error, errors.UnsafeFileError):
         return error.sentence, errors.StoreError.exit_code
     if error.errno == errno.ENOENT and not error.filename and not _has_working_directory():
@@ -185,25 +185,8 @@ def _has_working_directory() -> bool:
         return False
 
 
-def _problem(item: dict[str, Any]) -> str:
-    """Return one wrong option in the words of the command line."""
-    option = f"--{str(item['loc'][0]).replace('_', '-')}" if item["loc"] else "options"
-    if item["type"] == "literal_error":
-        expected = str(item["ctx"]["expected"])
-        near = text.nearest(str(item["input"]), re.findall(r"'([^']*)'", expected))
-        return f"{option} {item['input']!r} is unknown: give {expected}{near and '; '}{near}"
-    if item["type"] == "string_unicode":
-        return f"{option} {item['input']!r} holds bytes that are not UTF-8: rename the file or folder, or link to it"
-    if item["type"] == "value_error":
-        return f"{option} {item['input']!r} cannot be used: {item['ctx']['error']}"
-    said = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    if item["type"] == "tuple_type":
-        said = 'a list, such as ["a", "b"]'
-    return f"{option} {item['input']!r} cannot be used: it should be {said}"
-
-
 def fail(words: str, code: int, *, as_json: bool = False) -> None:
-    """Write an error and leave."""
+    """Print an error and exit."""
     _show_error(words, code, as_json=as_json)
     raise typer.Exit(code)
 
@@ -227,9 +210,9 @@ def _show_warning(
 
 
 class ProgressLine:
-    """Images done, failures, images per second and time left; nothing where standard error is no terminal.
+    """Progress line: images done, failures, images per second and time left; silent unless stderr is a terminal.
 
-    Rate and time left are those of the last minute; before the first images it says what is being done.
+    Rate and time left are those of the last minute; before the first images, the current phase is shown.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -238,8 +221,8 @@ class ProgressLine:
 
         line = self
 
-        class Told(rich.progress.ProgressColumn):
-            """Rendered anew at every refresh, so that the rate sinks in a stall, too."""
+        class RateColumn(rich.progress.ProgressColumn):
+            """Rendered at every refresh, so that the rate also drops during a stall."""
 
             def render(self, task: rich.progress.Task) -> rich.text.Text:  # noqa: ARG002
                 return rich.text.Text(line.words)
@@ -250,12 +233,12 @@ class ProgressLine:
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn("images "),
-            Told(),
+            RateColumn(),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._pace = pace.Pace(clock=clock)
+        self._pace = progress_rate.Pace(clock=clock)
         self._phase = "reading the options"
         self._left = self._before = self._failed = 0
         self._task = self._progress.add_task(self._phase, total=None)
@@ -269,14 +252,14 @@ class ProgressLine:
         self._progress.stop()
 
     def plan(self, to_do: int, rows: int) -> None:
-        """Tell how many of the run's rows are to do."""
+        """Set how many of the run's rows are to be encoded."""
         with self._lock:
             self._left, self._before = to_do, rows - to_do
             self._progress.update(self._task, total=to_do)
             self._show()
 
     def phase(self, words: str) -> None:
-        """Tell what begins now; the rate counts from the beginning of `encoding`."""
+        """Set the current phase; the rate counts from the start of `encoding`."""
         with self._lock:
             self._phase = words
             if words == ENCODING:
@@ -284,7 +267,7 @@ class ProgressLine:
             self._show()
 
     def rows(self, done: int, failed: int) -> None:
-        """Add rows that were stored or failed."""
+        """Count rows that were stored or failed."""
         with self._lock:
             self._failed += failed
             self._left -= done + failed
@@ -294,12 +277,12 @@ class ProgressLine:
 
     @property
     def words(self) -> str:
-        """What stands behind the count: `1.7 images/s, 40 s left, 2 failed`."""
+        """The text after the count: `1.7 images/s, 40 s left, 2 failed`."""
         rate, left = self._pace.per_second, self._pace.seconds_for(max(self._left, 0))
-        told = [] if rate is None else [f"{rate:.1f} images/s"]
+        parts = [] if rate is None else [f"{rate:.1f} images/s"]
         if left is not None and self._left > 0:
-            told.append(f"{pace.duration(left)} left")
-        return ", ".join([*told, f"{self._failed} failed"] if told or self._failed else [])
+            parts.append(f"{progress_rate.duration(left)} left")
+        return ", ".join([*parts, f"{self._failed} failed"] if parts or self._failed else [])
 
     def _show(self) -> None:
         done = f" ({self._before} done before)" if self._before and self._phase == ENCODING else ""
@@ -308,7 +291,7 @@ class ProgressLine:
 
 @contextlib.contextmanager
 def stop_on_signal(stop: Any) -> Iterator[None]:
-    """Call `stop` at the first Ctrl-C or SIGTERM; a second one interrupts at once."""
+    """Call `stop` on the first Ctrl-C or SIGTERM; raise KeyboardInterrupt on the second."""
     asked = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -317,7 +300,7 @@ def stop_on_signal(stop: Any) -> Iterator[None]:
             raise KeyboardInterrupt
         asked = True
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        tell(f"{name}: ending at the next batch, whole shards are kept; once more to abort immediately")
+        tell(f"{name}: stopping after the current batch, complete shards are kept; repeat to abort immediately")
         stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

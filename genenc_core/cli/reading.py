@@ -1,24 +1,28 @@
-"""The commands that only read: `status`, `verify`, `info`, `models`, `schema`, `completion`."""
+"""Read-only commands: `status`, `verify`, `info`, `models`, `schema`, `completion`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from genenc_core import choices, errors
 from genenc_core.cli import completing, output, usage
-from genenc_core.cli.usage import Json, Models, RunArgument, Trust
+from genenc_core.cli.usage import Json, RunArgument
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
+    """Register the commands."""
 
     @usage.command(
-        app, short_help="Show the state of a run.", example="genenc status run --json", guide="The run folder"
+        app,
+        short_help="Show the state of a run.",
+        example="genenc status run --json",
+        guide="genenc_core/run/RUN_FOLDER.md",
     )
     def status(run: RunArgument, json: Json = False) -> None:
         """Show the state of a run; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
-        with output.errors_as_words(as_json=json):
+        with output.report_errors(as_json=json):
             from genenc_core.cli import inspection
 
             raise typer.Exit(inspection.status(run, as_json=json))
@@ -27,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
         app,
         short_help="Check every stored object against its record; --repair.",
         example="genenc verify run --content",
-        guide="The run folder",
+        guide="genenc_core/run/RUN_FOLDER.md",
     )
     def verify(
         run: RunArgument,
@@ -41,82 +45,99 @@ def add_to(app: typer.Typer) -> None:
         json: Json = False,
     ) -> None:
         """Check every committed object against its commit record; exit code 0 intact or repaired, 1 damaged."""
-        with output.errors_as_words(as_json=json):
+        with output.report_errors(as_json=json):
             from genenc_core.cli import inspection
 
             raise typer.Exit(inspection.verify(run, content=content, repair=repair, as_json=json))
 
-    @usage.command(
+    @usage.lazy_command(
         app,
+        "info",
         short_help="Show what a run contains, or describe a model.",
         example="genenc info resnet18",
-        guide="Encoders",
+        guide="genenc_core/models/ENCODERS.md",
     )
-    def info(
-        target: Annotated[
-            str, typer.Argument(help="A run folder, a spec JSON, or a model's name or id.", metavar="RUN|SPEC|MODEL")
-        ],
-        models: Models = None,
-        trust: Trust = False,
-        json: Json = False,
-    ) -> None:
-        """Show what a run contains, or describe a model: slots, batches, preprocessing; loads no weights."""
-        with output.errors_as_words(as_json=json):
-            from genenc_core.cli import inspection
+    def make_info() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.run.parameters import ExtractParameters
 
-            inspection.info(target, tuple(models or ()), trust=trust, as_json=json)
+        @options.generated({name: ExtractParameters.model_fields[name] for name in ("models", "trust")})
+        def info(
+            target: Annotated[
+                str,
+                typer.Argument(help="A run folder, a spec JSON, or a model's name or id.", metavar="RUN|SPEC|MODEL"),
+            ],
+            values: dict[str, Any],
+            json: Json = False,
+        ) -> None:
+            """Show what a run contains, or describe a model: slots, batches, preprocessing; loads no weights."""
+            with output.report_errors(as_json=json):
+                from genenc_core.cli import inspection
 
-    @usage.command(
+                inspection.info(target, values["models"] or (), trust=bool(values["trust"]), as_json=json)
+
+        return info
+
+    @usage.lazy_command(
         app,
         "models",
         short_help="List the encoders available by name.",
         example="genenc models --search 'resnet*' --source timm",
-        guide="Encoders",
+        guide="genenc_core/models/ENCODERS.md",
     )
-    def list_models(
-        search: Annotated[
-            str | None,
-            usage.option(
-                help="Only names that contain this text; with * a pattern.",
-                group=usage.MODEL,
-                default="all names",
-                metavar="<text>",
-            ),
-        ] = None,
-        source: Annotated[
-            choices.ListedSource | None,
-            usage.option(help="Only models from here.", group=usage.MODEL, default="all sources"),
-        ] = None,
-        shapes: Annotated[
-            bool,
-            usage.option(
-                "--shapes", help="Show the output shapes of every row; without it, of up to 50 rows.", group=usage.MODEL
-            ),
-        ] = False,
-        models: Models = None,
-        json: Json = False,
-    ) -> None:
-        """List the encoders available by name; channels come from a run without weights when the rows are few."""
-        with output.errors_as_words(as_json=json):
-            from genenc_core.cli import models as models_command
+    def make_models() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.run.parameters import ExtractParameters
 
-            models_command.run(search, source, tuple(models or ()), every_shape=shapes, as_json=json)
+        @options.generated({"models": ExtractParameters.model_fields["models"]})
+        def list_models(
+            values: dict[str, Any],
+            search: Annotated[
+                str | None,
+                usage.option(
+                    help="Only names that contain this text; with * a pattern.",
+                    group=choices.MODEL,
+                    default="all names",
+                    metavar="<text>",
+                ),
+            ] = None,
+            source: Annotated[
+                choices.ListedSource | None,
+                usage.option(help="Only models from here.", group=choices.MODEL, default="all sources"),
+            ] = None,
+            shapes: Annotated[
+                bool,
+                usage.option(
+                    "--shapes",
+                    help="Show the output shapes of every row; without it, of up to 50 rows.",
+                    group=choices.MODEL,
+                ),
+            ] = False,
+            json: Json = False,
+        ) -> None:
+            """List the encoders available by name; if there are few, with shapes from a dry run without weights."""
+            with output.report_errors(as_json=json):
+                from genenc_core.cli import models as models_command
+
+                models_command.run(search, source, values["models"] or (), every_shape=shapes, as_json=json)
+
+        return list_models
 
     @usage.command(
         app,
         short_help="Print the JSON Schema of a RuntimeModelSpec.",
         example="genenc schema --out schema.json",
-        guide="Exported models",
+        guide="genenc_core/export/README.md",
     )
     def schema(
         out: Annotated[
-            Path | None, usage.option(help="Write to this file.", group=usage.STORE, default="standard output")
+            Path | None, usage.option(help="Write to this file.", group=choices.STORE, default="standard output")
         ] = None,
     ) -> None:
         """Print the JSON Schema of a RuntimeModelSpec."""
         from genenc_core import spec
 
-        with output.errors_as_words():
+        with output.report_errors():
             if out is None:
                 output.say(spec.json_schema().splitlines())
                 return
@@ -127,10 +148,10 @@ def add_to(app: typer.Typer) -> None:
 
     @usage.command(
         app,
-        short_help="Print a script for the completion of commands and options in a shell.",
+        short_help="Print a shell completion script.",
         example="genenc completion bash",
-        guide="Your images",
+        guide="genenc_core/cli/COMMANDS.md",
     )
     def completion(shell: Annotated[choices.Shell, typer.Argument(help="The shell.")]) -> None:
-        """Print a script for the completion of commands and options in a shell; the README says where to put it."""
+        """Print a shell completion script; the guide says where to put it."""
         output.say(completing.script(shell).splitlines())

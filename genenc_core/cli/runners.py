@@ -1,50 +1,96 @@
-"""Who carries out long work: the core itself, or whatever the entry point plugs in."""
+"""The Runner protocol for long work, and the runner without Prefect."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from genenc_core import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from genenc_core.cli.checks import Check
+    from genenc_core.dataset import parameters as dataset_parameters
+    from genenc_core.dataset import update
+    from genenc_core.export import exporter
+    from genenc_core.run import folder, parameters, records
 
 
 class Runner(Protocol):
-    """Whoever carries out long work: the core itself, or Prefect flows."""
+    """Protocol for executing long work: in the core, or as Prefect flows."""
 
     def session(self) -> AbstractContextManager[None]:
-        """Set up what the work needs; entered before anything slow is imported."""
+        """Set up what the work needs; entered before slow imports."""
         ...
 
-    def extract(self, given: Any) -> Any:
-        """Make or continue a run; return a `driver.Result`."""
+    def extract(self, given: "parameters.ExtractParameters") -> "records.Result":
+        """Create or continue a run."""
         ...
 
-    def resume(self, root: str, shards: str, options: Any) -> Any:
-        """Continue a run; return a `driver.Result`."""
+    def resume(self, run: "folder.RunFolder", shards: str, changes: "parameters.Changes") -> "records.Result":
+        """Continue a run."""
         ...
 
-    def export(self, given: Any) -> Any:
-        """Export a model; return a list of `exporting.ExportedModel`."""
+    def update(self, given: "dataset_parameters.UpdateParameters") -> "update.Updated":
+        """Create or update a dataset."""
+        ...
+
+    def export(self, given: "parameters.ExportParameters") -> "list[exporter.ExportedModel]":
+        """Export a model."""
+        ...
+
+
+class Flows(Runner, Protocol):
+    """Protocol of a runner with a server, which the commands of operations need."""
+
+    def serve(self, *, port: int, pool: str | None, limit: int) -> None:
+        """Run a server and a worker until interrupted."""
+        ...
+
+    def deploy(self, *, pool: str | None, notify: str | None) -> "Sequence[str]":
+        """Register the deployments with the configured server; return a line for each."""
+        ...
+
+    def check(self, pool: str | None) -> "Iterable[Check]":
+        """Check the server, and what it needs."""
         ...
 
 
 class PlainRunner:
-    """The core without Prefect."""
+    """Runner that calls the core directly, without Prefect."""
 
     def session(self) -> AbstractContextManager[None]:
-        """Set up nothing."""
+        """Return a null context."""
         return nullcontext()
 
-    def extract(self, given: Any) -> Any:
+    def extract(self, given: "parameters.ExtractParameters") -> "records.Result":
         """Call the driver."""
         from genenc_core.run import driver
 
+        _refuse_engine(given.engine)
         return driver.extract(given)
 
-    def resume(self, root: str, shards: str, options: Any) -> Any:
+    def resume(self, run: "folder.RunFolder", shards: str, changes: "parameters.Changes") -> "records.Result":
         """Call the driver."""
         from genenc_core.run import driver
 
-        return driver.resume(root, shards, options)
+        _refuse_engine(changes.engine)
+        return driver.resume(run, shards, changes)
 
-    def export(self, given: Any) -> Any:
+    def update(self, given: "dataset_parameters.UpdateParameters") -> "update.Updated":
+        """Call the update."""
+        from genenc_core.dataset import update
+
+        _refuse_engine(given.engine)
+        return update.update(given)
+
+    def export(self, given: "parameters.ExportParameters") -> "list[exporter.ExportedModel]":
         """Call the exporter."""
         from genenc_core.run import model_export
 
         return model_export.export(given)
+
+
+def _refuse_engine(engine: str | None) -> None:
+    """Raise `InputError` for an engine that needs Prefect."""
+    if engine not in (None, "threads"):
+        raise errors.InputError(f"--engine {engine} works through Prefect: leave out --plain")

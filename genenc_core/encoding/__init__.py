@@ -1,1 +1,1 @@
-"""Batches of images through an encoder, reduced to stored products, shard by shard."""
+"""Encoding of image batches and their reduction to stored products, shard by shard."""

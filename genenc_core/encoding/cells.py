@@ -1,4 +1,4 @@
-"""Where the cells of a map lie on the model's input."""
+"""Positions of a feature map's cells on the model's input."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ Pair = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """The cells of a map, (y, x) in pixels of the model input from its top-left edge.
+    """Grid of a map's cells, (y, x) in pixels of the model input from its top-left edge.
 
-    Cell k is centred at `first + k * stride` and reaches half a stride to each side; the outermost cells reach to the
+    Cell k is centred at `first + k * stride` and extends half a stride to each side; the outermost cells extend to the
     edges of the input.
     """
 
@@ -25,33 +25,33 @@ class Cells:
 
     @classmethod
     def regular(cls, cells: Sequence[int], pixels: Sequence[int]) -> "Cells":
-        """Return the cells of a map of `cells` (h, w) that divides an input of `pixels` (height, width) evenly."""
+        """Return the grid of a map of `cells` (h, w) that evenly divides an input of `pixels` (height, width)."""
         stride = pixels[0] / cells[0], pixels[1] / cells[1]
         return cls(stride=stride, first=(stride[0] / 2, stride[1] / 2))
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Cells":
-        """Return what `as_json` wrote."""
+        """Inverse of `as_json`."""
         (y, x), (top, left) = stored["stride"], stored["first"]
         return cls(stride=(float(y), float(x)), first=(float(top), float(left)))
 
     def as_json(self) -> dict[str, list[float]]:
-        """Return the cells as a run's identity holds them."""
+        """Return the JSON form that a run's identity records."""
         return {"stride": list(self.stride), "first": list(self.first)}
 
     def index(self, xy: "torch.Tensor") -> "torch.Tensor":
-        """Return points `[..., 2]` (x, y in model pixels) in cells: k at the centre of cell k."""
+        """Convert points `[..., 2]` (x, y in model pixels) to cell coordinates, where k is the centre of cell k."""
         import torch
 
         return torch.stack([(xy[..., at] - self.first[1 - at]) / self.stride[1 - at] for at in (0, 1)], -1)
 
     def inside(self, view: "torch.Tensor", size: tuple[int, int]) -> "torch.Tensor":
-        """Return which cells of a map of `size` (h, w) have their centre in the view, bool `[B, h, w]`.
+        """Return which cells of a map have their centre in the view, bool `[B, h, w]`.
 
-        Where a view is so thin that it holds no centre, the row or column of cells nearest to its middle counts.
+        If a view is too thin to contain a centre, the row or column of cells nearest to its middle counts.
 
         Args:
-            view: left, top, right, bottom of what each image fills of the model input, in pixels, `[B, 4]`.
+            view: left, top, right, bottom of the part of the model input that each image covers, in pixels, `[B, 4]`.
             size: (h, w) of the map.
         """
         rows, columns = (
@@ -76,11 +76,11 @@ def _axis_inside(
 
 
 def require_regular(cells: Cells, shape: Sequence[int], pixels: Sequence[int], *, subject: str) -> None:
-    """Check that cells divide the input evenly in stride; raises `InputError` naming `subject`."""
+    """Raise `InputError`, naming `subject`, unless the stride of the cells divides the input evenly."""
     even = Cells.regular(shape, pixels)
     if any(abs(a - b) > 1e-6 for a, b in zip(cells.stride, even.stride, strict=True)):
         raise errors.InputError(
             f"{subject} has a cell every {cells.stride[0]:g} x {cells.stride[1]:g} pixels, and its map of "
-            f"{shape[0]} x {shape[1]} cells does not fill the {pixels[0]} x {pixels[1]} pixels of a tile: maps of "
-            "tiles cannot be joined; give another --image-size, or leave --canvas out"
+            f"{shape[0]} x {shape[1]} cells does not fill the {pixels[0]} x {pixels[1]} pixels of a tile, so the maps "
+            "of tiles cannot be stitched: use another --image-size, or remove --canvas"
         )

@@ -1,27 +1,75 @@
-"""One encoder and its products: uint8 batches in, reduced arrays out, several batches in flight on one device."""
+"""Engine for one encoder and its products: uint8 batches in, reduced arrays out, several batches in flight."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 
 from genenc_core import errors
-from genenc_core.encoding import batching, calls, post_encoder, products
+from genenc_core.encoding import batch_size, encoder_threads, post_encoder, products
 from genenc_core.encoding.device import Device, device_for
-from genenc_core.encoding.reduced import Reduced, apart, finite_rows, joined, largest_lost
 
-_DRAWN = 8
+_NOISE_IMAGES = 8
 _Result = TypeVar("_Result")
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """Stored values of one batch.
+
+    `arrays` has `[B, ...]` per product in its stored type; `finite` bool `[B]` is false if an output was NaN or
+    infinite; `sizes` are the batch sizes used; the times are those of this batch.
+    """
+
+    arrays: dict[str, np.ndarray]
+    finite: np.ndarray
+    sizes: tuple[int, ...]
+    copy_in_seconds: float
+    encode_seconds: float
+    reduce_seconds: float
+    copy_out_seconds: float
+
+
+def clone_if_aliased(value: torch.Tensor, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Clone a value if it shares memory with the model's outputs, which its next call may overwrite."""
+    shared = {output.untyped_storage().data_ptr() for output in outputs.values()}
+    return value.clone() if value.untyped_storage().data_ptr() in shared else value
+
+
+def finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Return which images have only finite values `[B, ...]`, bool `[B]`; of points `[B, K, C]` `valid` ones count."""
+    finite = torch.isfinite(value).flatten(1) if valid is None else torch.isfinite(value).all(2) | ~valid
+    return finite.all(1)
+
+
+def largest_overflow(value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """Return the largest finite magnitude in `value` that became infinite in `stored`, 0 for none, as a scalar."""
+    lost = torch.isinf(stored) & torch.isfinite(value)
+    return torch.where(lost, value.abs(), 0).amax() if value.numel() else value.new_zeros(())
+
+
+def joined(parts: Sequence[Reduced]) -> Reduced:
+    """Concatenate the parts of a batch."""
+    return Reduced(
+        arrays={name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays},
+        finite=np.concatenate([part.finite for part in parts]),
+        sizes=tuple(size for part in parts for size in part.sizes),
+        copy_in_seconds=sum(part.copy_in_seconds for part in parts),
+        encode_seconds=sum(part.encode_seconds for part in parts),
+        reduce_seconds=sum(part.reduce_seconds for part in parts),
+        copy_out_seconds=sum(part.copy_out_seconds for part in parts),
+    )
+
+
 class Encoder(Protocol):
-    """A guarded encoder: float32 `[B, 3, H, W]` in [0, 1] -> feature maps `[B, C, h, w]` per output slot."""
+    """A checked encoder: float32 `[B, 3, H, W]` in [0, 1] -> feature maps `[B, C, h, w]` per output slot."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device that it runs on."""
         ...
 
     @property
@@ -36,7 +84,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Rebatching(Protocol):
-    """An encoder that makes batches of its own of what it is given."""
+    """An encoder that splits its input into its own batches."""
 
     @property
     def calls(self) -> tuple[int, ...]:
@@ -46,10 +94,11 @@ class Rebatching(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Decoded images on their way to the encoder.
+    """Decoded images for the encoder.
 
     Shapes: `pixels` uint8 `[B, 3, H, W]`; `points` float64 `[B, K, 2]` in model pixels; `valid` bool `[B, K]`;
-    `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of what each image fills; None: all.
+    `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of the part that each image covers; None means
+    all.
     """
 
     pixels: torch.Tensor
@@ -61,7 +110,7 @@ class Batch:
         return len(self.pixels)
 
     def part(self, start: int, stop: int) -> "Batch":
-        """Return the images `start` to `stop`."""
+        """Return images `start` to `stop`."""
         return Batch(
             pixels=self.pixels[start:stop],
             points=self.points[start:stop],
@@ -70,119 +119,122 @@ class Batch:
         )
 
     def copy_of(self, at: int) -> "Batch":
-        """Return a batch of one image that keeps none of the others in memory."""
+        """Return a copy of one image as a batch, independent of the memory of the others."""
         one = slice(at, at + 1)
         return Batch(pixels=self.pixels[one].clone(), points=self.points[one].clone(), valid=self.valid[one].clone())
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Launched:
-    """A part of a batch that the device has been given: where its results will be, and marks of its stages."""
+    """A part of a batch in progress on the device: its future results, and marks of its stages."""
 
     values: dict[str, torch.Tensor]
     too_large: dict[str, torch.Tensor]
     finite: torch.Tensor
     sizes: tuple[int, ...]
+    begun: Any
+    arrived: Any
     started: Any
     encoded: Any
     reduced: Any
+    returning: Any
     done: Any
 
 
 class Ticket:
-    """A batch on its way through an engine."""
+    """A submitted batch."""
 
-    def __init__(self, launched: calls.Call[list[_Launched]], collect: Callable[[list[_Launched]], Reduced]) -> None:
+    def __init__(
+        self, launched: encoder_threads.Call[list[_Launched]], collect: Callable[[list[_Launched]], Reduced]
+    ) -> None:
         self._launched = launched
         self._collect = collect
 
     def result(self) -> Reduced:
-        """Wait for the batch and return it, once; raises as `Engine.encode`."""
+        """Wait for the batch and return its result, once; raises like `Engine.encode`."""
         return self._collect(self._launched.result())
 
     def cancel(self) -> None:
-        """Give the batch up, unless it was begun."""
+        """Cancel the batch, unless it was begun."""
         self._launched.cancel()
 
 
 class Engine:
-    """Runs batches through one encoder on threads of its own, whatever the number of threads that ask.
+    """Runs batches through one encoder on its own threads; may be called from any number of threads.
 
-    For a device of its own it is one thread, which launches; it waits for nothing that the device does. The next batch
-    is copied in, and the last one copied out, while one is computed.
+    For a GPU it uses one thread, which launches work without waiting for the device: the next batch is copied in, and
+    the previous one copied out, while one is computed.
 
-    On the host, `side_by_side` batches may be computed at once, each on one core. Cores that share a batch wait for one
-    another after each layer: for a decoding thread among them, too. And a batch that one core computes has the same
-    last bits whatever the number of cores.
+    On the host, `side_by_side` batches are computed at the same time, each on one core. Cores that share a batch wait
+    for each other after every layer, also for one that is busy decoding; and the result of a single core is
+    bit-identical whatever the number of cores.
     """
 
     def __init__(
         self,
         encoder: Encoder,
         wanted: Sequence[products.Product],
-        sizer: batching.BatchSizer,
+        sizer: batch_size.BatchSizer,
         device: Device | None = None,
         *,
         fixed: bool = False,
         side_by_side: int = 1,
     ) -> None:
-        """Begin the engine's threads.
+        """Start the engine's threads.
 
-        `fixed`: every batch is filled up to the size in force, for an encoder that is made for one size. `side_by_side`
-        above 1: for an encoder that may be called from several threads at once.
+        `fixed`: pad every batch to the current size, for an encoder with a fixed batch size. `side_by_side` above 1
+        requires an encoder that may be called from several threads at once.
         """
         self.encoder = encoder
         self.products = tuple(wanted)
         self.sizer = sizer
         self.fixed = fixed
         self.witness: Batch | None = None
-        """One image that was encoded well: an encoder that fails for it later has turned wrong."""
+        """One image that was encoded successfully; if it fails later, the encoder is at fault."""
         self.device = device or device_for(encoder.device)
         self.side_by_side = side_by_side
-        self._threads = calls.CallThreads(encoder.device, side_by_side)
-        self._room = calls.Room()
+        self._threads = encoder_threads.CallThreads(encoder.device, side_by_side)
+        self._compute_lock = encoder_threads.ComputeLock()
 
     @property
     def in_flight(self) -> int:
-        """How many batches one shard may have on their way: one copied in, one computed, one copied out.
+        """Number of batches that one shard may have in flight: one copied in, one computed, one copied out.
 
-        Side by side, two for each: one that is late holds up the results of those after it.
+        Side by side, two per core, since a late batch holds up the results of those after it.
         """
         return 3 if self.side_by_side == 1 else 2 * self.side_by_side + 1
 
     def close(self) -> None:
-        """Give up all batches, and end each thread after the one that it began."""
+        """Cancel all batches, and stop each thread after the one it has begun."""
         self._threads.close()
 
     def call(self, work: Callable[..., _Result], *arguments: object) -> _Result:
-        """Return what `work` returns on a thread of the engine's."""
+        """Run `work` on a thread of the engine and return its result."""
         return self._threads.submit(work, *arguments).result()
 
     def submit(self, batch: Batch) -> Ticket:
-        """Queue one batch; what is wrong with it is told by the ticket."""
+        """Queue one batch; errors are raised by its ticket."""
         return Ticket(self._threads.submit(self._launch_all, batch), self._collect)
 
     def encode(self, batch: Batch) -> Reduced:
-        """Encode and reduce one batch, in smaller parts when memory runs out.
+        """Encode and reduce one batch, in smaller parts if memory runs out.
 
         Raises:
             EncoderError: the encoder broke its contract, or does not fit in memory at its smallest batch.
-            InputError: a value does not fit the stored type.
+            InputError: a value overflows the stored type.
             Stopped: the engine was closed.
         """
         return self.submit(batch).result()
 
     def trial(self, size: int, point_count: int) -> None:
-        """Encode and throw away batches of `size` images of noise, as many as are computed side by side.
-
-        It is what `size_search.find_size` measures.
+        """Encode and discard `side_by_side` batches of `size` noise images, for `batch_size.find_size` to measure.
 
         Raises:
-            RuntimeError, MemoryError: for want of memory; whatever else the encoder raises is passed on, too.
+            RuntimeError, MemoryError: out of memory; other exceptions of the encoder propagate as well.
         """
         height, width = self.encoder.input_size
-        # The same few again: to draw every image would take its share of the time that is measured.
-        noise = torch.randint(0, 256, (min(size, _DRAWN), 3, height, width), dtype=torch.uint8)
+        # A few images, repeated: generating all of them would add to the measured time.
+        noise = torch.randint(0, 256, (min(size, _NOISE_IMAGES), 3, height, width), dtype=torch.uint8)
         repeated = [noise] * (size // len(noise)) + [noise[: size % len(noise)]]
         points = torch.zeros(size, point_count, 2, dtype=torch.float64)
         valid = torch.ones(size, point_count, dtype=torch.bool)
@@ -190,47 +242,38 @@ class Engine:
         batch = Batch(pixels=pixels, points=points, valid=valid)
         begun = [self._threads.submit(self._launch, batch) for _ in range(self.side_by_side)]
         with contextlib.ExitStack() as ended:
-            # All of them, also when one fails: what is measured next is not to run beside them.
+            # Wait for all of them even if one fails, so that none overlaps with the next measurement.
             for each in begun:
                 ended.callback(self._end_trial, each)
 
-    def _end_trial(self, begun: calls.Call[_Launched]) -> None:
-        # What noise gives need not fit the stored type.
+    def _end_trial(self, begun: encoder_threads.Call[_Launched]) -> None:
+        # Features of noise may overflow the stored type.
         with contextlib.suppress(errors.InputError):
             self._collect([begun.result()])
 
     def _launch_all(self, batch: Batch) -> list[_Launched]:
-        parts: list[_Launched] = []
-        start, alone = 0, False
-        while start < len(batch):
-            stop = min(start + self.sizer.size, len(batch))
-            launched = self._try(batch.part(start, stop), alone=alone)
-            if launched is None:
-                # Only now is the traceback gone that kept the failed batch in memory.
-                self.device.release()
-                # The memory of others is not to be taken for want of more for this one.
-                alone = self.side_by_side > 1
-                continue
-            parts.append(launched)
-            start = stop
-        return parts
+        exclusive = False
 
-    def _try(self, batch: Batch, *, alone: bool) -> _Launched | None:
-        """Return the batch on its way, or None when it did not fit and a smaller one should be tried, or it alone."""
-        try:
-            with self._room.taken(alone=alone):
-                return self._launch(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not batching.is_out_of_memory(error):
-                raise
-            if alone or self.side_by_side == 1 or len(batch) > self.sizer.bounds.min:
-                self.sizer.out_of_memory(len(batch), error)
-            return None
+        def launch(start: int, stop: int) -> _Launched:
+            with self._compute_lock.hold(exclusive=exclusive):
+                return self._launch(batch.part(start, stop))
+
+        def retry(count: int, error: BaseException) -> bool:
+            nonlocal exclusive
+            if exclusive or self.side_by_side == 1 or count > self.sizer.bounds.min:
+                self.sizer.out_of_memory(count, error)
+            # Retry alone first: memory used by concurrent batches does not mean that this one is too large.
+            exclusive = self.side_by_side > 1
+            return True
+
+        parts = batch_size.in_parts(len(batch), self.sizer, launch, retry=retry, release=self.device.release)
+        return [launched for _, _, launched in parts]
 
     @torch.inference_mode()
     def _launch(self, batch: Batch) -> _Launched:
         device, count = self.device, len(batch)
         with device.stage("copy_in"):
+            begun = device.mark()
             pixels, points, valid = (device.upload(item) for item in (batch.pixels, batch.points, batch.valid))
             view = None if batch.view is None else device.upload(batch.view)
             arrived = device.mark()
@@ -241,23 +284,30 @@ class Engine:
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, view, count)
-            stored = {name: apart(value.to(getattr(torch, kind)), outputs) for name, (value, kind) in values.items()}
+            stored = {
+                name: clone_if_aliased(value.to(getattr(torch, kind)), outputs)
+                for name, (value, kind) in values.items()
+            }
             too_large = {
-                name: largest_lost(value, stored[name])
+                name: largest_overflow(value, stored[name])
                 for name, (value, kind) in values.items()
                 if kind == "float16" and value.dtype != torch.float16
             }
             reduced = device.mark()
         with device.stage("copy_out"):
             device.follow(reduced, finite, *stored.values(), *too_large.values())
+            returning = device.mark()
             return _Launched(
                 values={name: device.download(stored[name]) for name in stored},
                 too_large={name: device.download(too_large[name]) for name in too_large},
                 finite=device.download(finite),
                 sizes=self.encoder.calls if isinstance(self.encoder, Rebatching) else (len(images),),
+                begun=begun,
+                arrived=arrived,
                 started=started,
                 encoded=encoded,
                 reduced=reduced,
+                returning=returning,
                 done=device.mark(),
             )
 
@@ -274,8 +324,8 @@ class Engine:
         values: dict[str, tuple[torch.Tensor, str]] = {}
         finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
         for product in self.products:
-            placed = dataclasses.replace(where, cells=product.cells)
-            value = product.pipeline.apply(outputs[product.slot][:count], placed)
+            points_on_map = dataclasses.replace(where, cells=product.cells)
+            value = product.pipeline.apply(outputs[product.slot][:count], points_on_map)
             finite &= finite_rows(value, valid if product.needs_points else None)
             values[product.name] = value, product.dtype
         return values, finite
@@ -290,19 +340,21 @@ class Engine:
             largest = item.too_large.get(product.name)
             if largest is not None and largest.item() > 0:
                 raise errors.InputError(
-                    f"product {product.name!r}: a value of {largest.item():.4g} does not fit float16 (largest 65504): "
+                    f"product {product.name!r}: a value of {largest.item():.4g} overflows float16 (largest 65504): "
                     f"store it as --product '{product.text.partition('@')[0]}@float32', in another --out"
                 )
         return Reduced(
             arrays={name: value.numpy() for name, value in item.values.items()},
             finite=item.finite.numpy(),
             sizes=item.sizes,
+            copy_in_seconds=self.device.seconds(item.begun, item.arrived),
             encode_seconds=self.device.seconds(item.started, item.encoded),
             reduce_seconds=self.device.seconds(item.encoded, item.reduced),
+            copy_out_seconds=self.device.seconds(item.returning, item.done),
         )
 
 
 def padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:
-    """Return at least `smallest` images; the surplus repeats the last one and is cut off after encoding."""
+    """Pad to at least `smallest` images by repeating the last one; the surplus is dropped after encoding."""
     missing = smallest - len(pixels)
     return pixels if missing <= 0 else torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])

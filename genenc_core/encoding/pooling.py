@@ -1,31 +1,89 @@
-"""Reductions of maps and token lists to one vector per image."""
+"""Pooling of maps and token lists to one vector per image, and the protocol of post-encoder modules."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from genenc_core import errors
-from genenc_core.encoding.signature import (
-    MAP,
-    TOKENS,
-    VECTOR,
-    PointBatch,
-    PostEncoder,
-    Signature,
-    require_batched_map,
-    require_map,
-)
+from genenc_core.encoding.cells import Cells
 
+MAP = ("channel", "y", "x")
+TOKENS = ("token", "channel")
+VECTOR = ("channel",)
 Reduction = Callable[[torch.Tensor, int], torch.Tensor]
-"""A tensor and one of its axes -> the tensor without that axis."""
+"""(tensor, axis) -> the tensor reduced over that axis."""
 OVER = ("view", "bars")
-"""What a pooling counts: the cells whose centres lie in the image, or all, those on the bars around it too.
+"""Cells to pool over: those with their centre in the image, or all, including those on the bars around it.
 
-A run records `view` where there are bars; without a word it is all, as in WhiskerToolbox, TerraTorch and genenc 0.1.0.
+A run records `view` if there are bars; the default is all, as in WhiskerToolbox, TerraTorch and genenc 0.1.0.
 """
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """Named axes and sizes of one value per image, batch axis excluded."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{dim} {size}" for dim, size in zip(self.dims, self.shape, strict=True)) + "]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PointBatch:
+    """Points at which to sample a batch, in model pixels with the origin at the top-left edge.
+
+    Shapes: `xy` float64 `[B, K, 2]`; `valid` bool `[B, K]`. `input_size` is (height, width) of the model input.
+    `view` float64 `[B, 4]`: left, top, right, bottom of the part of it that each image covers; None means all. `cells`
+    is the grid of the map; None if it divides the input evenly.
+    """
+
+    xy: torch.Tensor
+    valid: torch.Tensor
+    input_size: tuple[int, int]
+    view: torch.Tensor | None = None
+    cells: Cells | None = None
+
+    def cells_of(self, features: torch.Tensor) -> Cells:
+        """Return the grid of maps `[B, C, h, w]`."""
+        return self.cells or Cells.regular(features.shape[2:], self.input_size)
+
+
+class PostEncoder(Protocol):
+    """Module that runs after the encoder on one of its outputs."""
+
+    def output(self, signature: Signature) -> Signature:
+        """Return the signature after this module.
+
+        Raises:
+            InputError: the module cannot take `signature`.
+        """
+        ...
+
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
+        """Return `[B, ...]` with the signature that `output` returned.
+
+        Raises:
+            InputError: features that do not match the signature, missing points, or a value out of range of a cast.
+        """
+        ...
+
+
+def require_map(name: str, signature: Signature) -> None:
+    """Raise `InputError` unless a signature is a map without empty axes."""
+    if signature.dims != MAP or min(signature.shape) < 1:
+        raise errors.InputError(f"{name} needs a feature map [channel, y, x], but got {signature}")
+
+
+def require_batched_map(name: str, features: torch.Tensor) -> None:
+    """Raise `InputError` unless a tensor is `[B, C, h, w]` without empty axes."""
+    if features.ndim != 4 or min(features.shape) < 1:
+        raise errors.InputError(f"{name} needs [B, C, H, W] with no empty axis, but got {tuple(features.shape)}")
 
 
 def _mean(values: torch.Tensor, axis: int) -> torch.Tensor:
@@ -43,7 +101,7 @@ def _min(values: torch.Tensor, axis: int) -> torch.Tensor:
 def _cells(
     features: torch.Tensor, points: PointBatch | None, over: str | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the cells `[B, C, N]` of maps, and which of them count, bool `[B, 1, N]`; None: all."""
+    """Return the cells `[B, C, N]` of maps, and which of them count, bool `[B, 1, N]`, or None for all."""
     if over != "view" or points is None or points.view is None:
         return features.flatten(2), None
     view = points.view.to(features.device)[: len(features)]
@@ -71,10 +129,10 @@ class GlobalAvgPool:
     name: str = "global_avg_pool"
     over: str | None = None
 
-    def output(self, given: Signature) -> Signature:
+    def output(self, signature: Signature) -> Signature:
         """Return `[channel]`; needs a map."""
-        require_map(self.name, given)
-        return Signature(dims=VECTOR, shape=given.shape[:1])
+        require_map(self.name, signature)
+        return Signature(dims=VECTOR, shape=signature.shape[:1])
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the mean over h and w, `[B, C]`.
@@ -95,10 +153,10 @@ class GlobalExtreme:
     reduce: Reduction
     over: str | None = None
 
-    def output(self, given: Signature) -> Signature:
+    def output(self, signature: Signature) -> Signature:
         """Return `[channel]`; needs a map."""
-        require_map(self.name, given)
-        return Signature(dims=VECTOR, shape=given.shape[:1])
+        require_map(self.name, signature)
+        return Signature(dims=VECTOR, shape=signature.shape[:1])
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the largest or smallest value over h and w, `[B, C]`; NaN where a cell is NaN."""
@@ -111,17 +169,17 @@ class GeneralizedMean:
     """`gem`: (mean of max(x, 1e-6)^p)^(1/p) over the cells, `[B, C, h, w]` -> `[B, C]`.
 
     Radenovic, Tolias, Chum: Fine-tuning CNN image retrieval with no human annotation, 2018, equation (3), with their
-    p = 3. p = 1 is the mean of what is positive; a large p comes near the largest value.
+    p = 3. p = 1 is the mean of the values clamped at 1e-6; a large p approaches the maximum.
     """
 
     power: float = 3.0
     floor: float = 1e-6
     over: str | None = None
 
-    def output(self, given: Signature) -> Signature:
+    def output(self, signature: Signature) -> Signature:
         """Return `[channel]`; needs a map."""
-        require_map("gem", given)
-        return Signature(dims=VECTOR, shape=given.shape[:1])
+        require_map("gem", signature)
+        return Signature(dims=VECTOR, shape=signature.shape[:1])
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the generalised mean over h and w, `[B, C]`; NaN where a cell is NaN."""
@@ -130,7 +188,7 @@ class GeneralizedMean:
         if inside is not None:
             cells = torch.where(inside, cells, self.floor)
         cells = cells.clamp(min=self.floor)
-        # The same number, but x^p of large features would not fit float32.
+        # Normalised by the maximum, since x^p of large features would overflow float32.
         largest = cells.amax(2, keepdim=True)
         powers = (cells / largest) ** self.power
         mean = powers.mean(2) if inside is None else _masked_mean(powers, inside)
@@ -139,10 +197,10 @@ class GeneralizedMean:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenPool:
-    """`vit_mean`, `vit_max`, `vit_min`: over the patch tokens, the class token left out, -> `[B, C]`.
+    """`vit_mean`, `vit_max`, `vit_min`: over the patch tokens without the class token, -> `[B, C]`.
 
-    Takes a patch map `[B, C, h, w]`, which holds no class token, or tokens `[B, N, C]`, of which `has_cls` says
-    whether the first is one.
+    Takes a patch map `[B, C, h, w]`, which has no class token, or tokens `[B, N, C]`, with `has_cls` stating whether
+    the first is one.
     """
 
     name: str
@@ -150,22 +208,22 @@ class TokenPool:
     has_cls: bool | None = None
     over: str | None = None
 
-    def output(self, given: Signature) -> Signature:
+    def output(self, signature: Signature) -> Signature:
         """Return `[channel]`; needs a map or tokens."""
-        if given.dims == MAP:
-            require_map(self.name, given)
+        if signature.dims == MAP:
+            require_map(self.name, signature)
             if self.has_cls:
-                raise errors.InputError(f"{self.name}: a map {given} holds no class token; leave has_cls out")
-            return Signature(dims=VECTOR, shape=given.shape[:1])
-        _require_tokens(self.name, given)
+                raise errors.InputError(f"{self.name}: a map {signature} has no class token; remove has_cls")
+            return Signature(dims=VECTOR, shape=signature.shape[:1])
+        _require_tokens(self.name, signature)
         if self.has_cls is None:
             raise errors.InputError(
-                f"{self.name}: say whether the first of {given} is a class token: {self.name}(has_cls=true) or "
+                f"{self.name}: state whether the first of {signature} is a class token: {self.name}(has_cls=true) or "
                 f"{self.name}(has_cls=false)"
             )
-        if given.shape[0] <= int(self.has_cls):
-            raise errors.InputError(f"{self.name}(has_cls=true) leaves nothing of {given}")
-        return Signature(dims=VECTOR, shape=given.shape[1:])
+        if signature.shape[0] <= int(self.has_cls):
+            raise errors.InputError(f"{self.name}(has_cls=true) leaves nothing of {signature}")
+        return Signature(dims=VECTOR, shape=signature.shape[1:])
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Return the reduced patch tokens, `[B, C]`; NaN where a token is NaN."""
@@ -176,28 +234,28 @@ class TokenPool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClassToken:
-    """`cls_token`, `vit_cls`: the class token of tokens `[B, N, C]` that hold one, -> `[B, C]`.
+    """`cls_token`, `vit_cls`: the class token of tokens `[B, N, C]` that include one, -> `[B, C]`.
 
-    Of an encoder's patch map it is the encoder's own slot beside that map, which the product then takes instead.
+    For an encoder's patch map, the product uses the encoder's class token slot of that map instead.
     """
 
     name: str
     has_cls: bool | None = None
 
-    def output(self, given: Signature) -> Signature:
+    def output(self, signature: Signature) -> Signature:
         """Return `[channel]`; needs tokens."""
-        if given.dims != TOKENS:
+        if signature.dims != TOKENS:
             raise errors.InputError(
-                f"{self.name} takes the class token of an encoder, so it stands first; here it is given {given}"
+                f"{self.name} takes the class token of an encoder and must be the first module, but got {signature}"
             )
-        _require_tokens(self.name, given)
+        _require_tokens(self.name, signature)
         if not self.has_cls:
-            said = "" if self.has_cls is None else ", and has_cls=false says that there is none"
+            stated = "" if self.has_cls is None else ", and has_cls=false states that there is none"
             raise errors.InputError(
-                f"{self.name}: tokens {given} do not tell whether the first is a class token{said}; if it is, "
-                f"write {self.name}(has_cls=true)"
+                f"{self.name}: it is not known whether the first of tokens {signature} is a class token{stated}; if "
+                f"it is, use {self.name}(has_cls=true)"
             )
-        return Signature(dims=VECTOR, shape=given.shape[1:])
+        return Signature(dims=VECTOR, shape=signature.shape[1:])
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
         """Return the first token, `[B, C]`."""
@@ -205,7 +263,7 @@ class ClassToken:
 
 
 def make_gem(arguments: Mapping[str, str]) -> PostEncoder:
-    """Return `gem`; raises `InputError` unless p is a number above 0."""
+    """Return `gem`; raise `InputError` unless p is a number above 0."""
     text = arguments.get("p", "3")
     try:
         power = float(text)
@@ -217,7 +275,7 @@ def make_gem(arguments: Mapping[str, str]) -> PostEncoder:
 
 
 def over(name: str, arguments: Mapping[str, str]) -> str | None:
-    """Read what a pooling counts; raises `InputError` unless it is one of `OVER`."""
+    """Parse the `over` argument of a pooling; raise `InputError` unless it is one of `OVER`."""
     text = arguments.get("over")
     if text is not None and text not in OVER:
         raise errors.InputError(f"{name}: over={text!r} is unknown; known: {', '.join(OVER)}")
@@ -225,7 +283,7 @@ def over(name: str, arguments: Mapping[str, str]) -> str | None:
 
 
 def has_cls(name: str, arguments: Mapping[str, str]) -> bool | None:
-    """Read a module's `has_cls`; raises `InputError` unless it is true or false."""
+    """Parse a module's `has_cls`; raise `InputError` unless it is true or false."""
     text = arguments.get("has_cls")
     if text is None:
         return None
@@ -237,6 +295,6 @@ def has_cls(name: str, arguments: Mapping[str, str]) -> bool | None:
 REDUCTIONS: Mapping[str, Reduction] = {"mean": _mean, "max": _max, "min": _min}
 
 
-def _require_tokens(name: str, given: Signature) -> None:
-    if given.dims != TOKENS or min(given.shape) < 1:
-        raise errors.InputError(f"{name} needs tokens [token, channel] or a map [channel, y, x], but is given {given}")
+def _require_tokens(name: str, signature: Signature) -> None:
+    if signature.dims != TOKENS or min(signature.shape) < 1:
+        raise errors.InputError(f"{name} needs tokens [token, channel] or a map [channel, y, x], but got {signature}")

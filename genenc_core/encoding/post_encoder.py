@@ -1,4 +1,4 @@
-"""Post-encoder modules by name: what is kept of a slot, with shapes checked before anything runs."""
+"""Post-encoder modules by name, with shapes checked before anything runs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,10 +8,9 @@ import torch
 from torch.nn import functional
 
 from genenc_core import errors
-from genenc_core.encoding import pooling, spatial_point
-from genenc_core.encoding.pooling import GlobalAvgPool
-from genenc_core.encoding.signature import MAP, TOKENS, VECTOR, PointBatch, PostEncoder, Signature
-from genenc_core.encoding.spatial_point import INTERPOLATIONS, SpatialPoint
+from genenc_core.encoding import point_sampling, pooling
+from genenc_core.encoding.point_sampling import INTERPOLATIONS, SpatialPoint
+from genenc_core.encoding.pooling import MAP, TOKENS, VECTOR, GlobalAvgPool, PointBatch, PostEncoder, Signature
 
 __all__ = [
     "INTERPOLATIONS",
@@ -35,11 +34,11 @@ _TYPES: Mapping[str, torch.dtype] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
-    """`none`: the value as it is."""
+    """`none`: the unchanged value."""
 
-    def output(self, given: Signature) -> Signature:
-        """Return `given`."""
-        return given
+    def output(self, signature: Signature) -> Signature:
+        """Return `signature`."""
+        return signature
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
         """Return `features`."""
@@ -48,54 +47,57 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class L2Normalize:
-    """`l2_normalize`: every vector over its length, x / max(|x|, 1e-12), along the channels; zeros stay zero."""
+    """`l2_normalize`: every vector divided by its length, x / max(|x|, 1e-12), along channels; zeros stay zero."""
 
-    def output(self, given: Signature) -> Signature:
-        """Return `given`."""
-        return given
+    def output(self, signature: Signature) -> Signature:
+        """Return `signature`."""
+        return signature
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
         """Return `[B, C]`, `[B, K, C]` or `[B, C, h, w]` with vectors of length 1; NaN stays NaN."""
-        return functional.normalize(features, dim=2 if features.ndim == 3 else 1, eps=SMALLEST_NORM)
+        # In float32, since half precision can represent neither lengths above 65504 nor 1e-12.
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        exact = functional.normalize(wide, dim=2 if features.ndim == 3 else 1, eps=SMALLEST_NORM)
+        return exact.to(features.dtype)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cast:
-    """`cast(TYPE)`: rounded to float16, bfloat16 or float32; later modules compute in it, the product's type stays."""
+    """`cast(TYPE)`: round to float16, bfloat16 or float32 for later modules; the stored type does not change."""
 
     dtype: torch.dtype
 
-    def output(self, given: Signature) -> Signature:
-        """Return `given`."""
-        return given
+    def output(self, signature: Signature) -> Signature:
+        """Return `signature`."""
+        return signature
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
         """Return `features` in the type.
 
         Raises:
-            InputError: a finite value that the type cannot hold.
+            InputError: a finite value overflows the type.
         """
-        found = features.to(self.dtype)
-        if bool((torch.isinf(found) & torch.isfinite(features)).any()):
+        converted = features.to(self.dtype)
+        if bool((torch.isinf(converted) & torch.isfinite(features)).any()):
             largest = features[torch.isfinite(features)].abs().max().item()
             raise errors.InputError(
-                f"cast({str(self.dtype).removeprefix('torch.')}): a value of {largest:.4g} does not fit; cast to "
-                "bfloat16 or float32, or leave the cast out"
+                f"cast({str(self.dtype).removeprefix('torch.')}): a value of {largest:.4g} overflows; cast to "
+                "bfloat16 or float32, or remove the cast"
             )
-        return found
+        return converted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Modules one after another; empty is the identity."""
+    """Sequence of modules; empty is the identity."""
 
     modules: tuple[PostEncoder, ...]
 
-    def output(self, given: Signature) -> Signature:
+    def output(self, signature: Signature) -> Signature:
         """Return the signature after the last module."""
         for module in self.modules:
-            given = module.output(given)
-        return given
+            signature = module.output(signature)
+        return signature
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:
         """Feed each module's output to the next."""
@@ -106,7 +108,7 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """One module by name with its arguments, as a product names it."""
+    """Name and arguments of one module of a product."""
 
     module: str
     arguments: tuple[tuple[str, str], ...] = ()
@@ -117,10 +119,10 @@ class Step:
 
 
 def build_pipeline(steps: Sequence[Step], *, point_count: int) -> Pipeline:
-    """Return the modules that `steps` name.
+    """Build the modules that `steps` name.
 
     Raises:
-        InputError: an unknown module or argument (the known ones are listed), or points needed and absent.
+        InputError: an unknown module or argument (the known ones are listed), or missing points.
     """
     return Pipeline(tuple(_build_module(step, point_count) for step in steps))
 
@@ -141,7 +143,7 @@ def _build_module(step: Step, point_count: int) -> PostEncoder:
 def _make_cast(arguments: Mapping[str, str], _points: int) -> PostEncoder:
     wanted = arguments.get("dtype", "")
     if wanted not in _TYPES:
-        raise errors.InputError(f"cast: type {wanted!r} is unknown; write cast(TYPE) with one of {', '.join(_TYPES)}")
+        raise errors.InputError(f"cast: type {wanted!r} is unknown; use cast(TYPE) with one of {', '.join(_TYPES)}")
     return Cast(_TYPES[wanted])
 
 
@@ -183,7 +185,7 @@ MAKERS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
     "global_max_pool": partial(_make_extreme, "global_max_pool", "max"),
     "global_min_pool": partial(_make_extreme, "global_min_pool", "min"),
     "gem": lambda arguments, _points: pooling.make_gem(arguments),
-    "spatial_point": spatial_point.make,
+    "spatial_point": point_sampling.make,
     "cls_token": partial(_make_class_token, "cls_token"),
     "l2_normalize": lambda _arguments, _points: L2Normalize(),
     "cast": _make_cast,

@@ -1,28 +1,28 @@
-"""Products: which arrays one forward pass is reduced to, from their text form to shapes and modules."""
+"""Products, the arrays that a forward pass is reduced to: from their text form to shapes and modules."""
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, stored_arrays
 from genenc_core.choices import StoredType
 from genenc_core.encoding import pooling, post_encoder
 from genenc_core.encoding.cells import Cells
 
-RESERVED = frozenset(
-    ("image", "channel", "point", "x", "y", "status", "image_id", "path", "point_x", "point_y", "point_status")
-) | frozenset(("image_height", "image_width", "image_affine", "image_orientation"))
+RESERVED = frozenset(("image", "channel", "x", "y", *(array.name for array in stored_arrays.TABLE)))
 _OF_MAPS = frozenset(("features", "probes", "maps"))
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _STEP = re.compile(r"\s*([A-Za-z0-9_]+)\s*(?:\((.*)\))?\s*\Z")
 _AXES = {3: post_encoder.MAP, 2: post_encoder.TOKENS, 1: post_encoder.VECTOR}
+_AS_RECORDED = {"": "cell", "bilinear": "bilinear_centers"}
+"""Interpolation of `spatial_point` -> its unambiguous name in new runs."""
 _FORM = "NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@float16|float32]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProductSpec:
-    """One stored array: an output slot, the modules it passes, and the stored type."""
+    """One stored array: an output slot, the modules applied to it, and the stored type."""
 
     name: str
     slot: str | None = None
@@ -36,7 +36,7 @@ class ProductSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """A product ready to run: its slot, its pipeline and the signature of one image's value."""
+    """A resolved product: its slot, its pipeline and the signature of one image's value."""
 
     name: str
     slot: str
@@ -45,7 +45,7 @@ class Product:
     dtype: StoredType
     text: str
     cells: Cells | None = None
-    """where the cells of the slot's map lie; None: they divide the model input evenly"""
+    """Grid of the slot's map; None if it divides the model input evenly."""
 
     @property
     def needs_points(self) -> bool:
@@ -54,19 +54,19 @@ class Product:
 
 
 def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
-    """Read `NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]`, e.g. `ear=spatial_point(bilinear)@float16`.
+    """Parse `NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]`, e.g. `ear=spatial_point(bilinear)@float16`.
 
     Raises:
-        InputError: the text has another form, or a reserved name or an unknown type; the form is told.
+        InputError: invalid syntax, a reserved name or an unknown type.
     """
     name, equals, rest = text.partition("=")
     name = name.strip()
     if not equals or not rest.strip():
         raise errors.InputError(f"product {text!r} is not of the form {_FORM}")
     if not _NAME.match(name) or name in RESERVED:
-        reason = "the store uses that name itself" if name in RESERVED else "use letters, digits and _"
-        raise errors.InputError(f"product name {name!r} cannot be used ({reason})")
-    # From the right: a slot may have any name, such as that of a dict's key.
+        reason = "reserved by the store" if name in RESERVED else "use letters, digits and _"
+        raise errors.InputError(f"invalid product name {name!r} ({reason})")
+    # From the right, since a slot may have any name, such as a dict key.
     rest, stored = rest.rsplit("@", 1) if "@" in rest.rpartition(":")[2] else (rest, dtype)
     stored = stored.strip()
     if stored not in get_args(StoredType):
@@ -78,10 +78,10 @@ def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
 
 
 def recorded(product: ProductSpec, outputs: Sequence[spec.SlotSpec], *, bars: bool) -> ProductSpec:
-    """Return the product as a new run records it: what a word alone meant in genenc 0.1.0 is said with another word.
+    """Return the product as a new run records it, with names for defaults that were different in genenc 0.1.0.
 
-    `spatial_point(bilinear)` interpolates between the centres of cells; with `bars` around images, poolings of a map
-    leave out the cells on them.
+    A plain `spatial_point` becomes the cell that contains the point, `spatial_point(bilinear)` interpolates between
+    cell centres; with `bars` around images, poolings of a map exclude the cells on them.
     """
     slot = next((slot for slot in outputs if slot.name == (product.slot or outputs[0].name)), None)
     masked = bars and slot is not None and len(slot.shape) == 3
@@ -89,10 +89,11 @@ def recorded(product: ProductSpec, outputs: Sequence[spec.SlotSpec], *, bars: bo
 
 
 def _recorded_step(step: post_encoder.Step, masked: bool) -> post_encoder.Step:
-    given = dict(step.arguments)
-    if step.module == "spatial_point" and given.get("interpolation", "").lower() == "bilinear":
-        return post_encoder.Step(step.module, (("interpolation", "bilinear_centers"),))
-    if masked and step.module in post_encoder.POOLINGS and "over" not in given:
+    arguments = dict(step.arguments)
+    interpolation = arguments.get("interpolation", "").lower()
+    if step.module == "spatial_point" and interpolation in _AS_RECORDED:
+        return post_encoder.Step(step.module, (("interpolation", _AS_RECORDED[interpolation]),))
+    if masked and step.module in post_encoder.POOLINGS and "over" not in arguments:
         return post_encoder.Step(step.module, (*step.arguments, ("over", "view")))
     return step
 
@@ -100,15 +101,15 @@ def _recorded_step(step: post_encoder.Step, masked: bool) -> post_encoder.Step:
 def default_products(
     outputs: Sequence[spec.SlotSpec], *, with_points: bool, dtype: StoredType = "float32", probe: str | None = "cell"
 ) -> tuple[ProductSpec, ...]:
-    """Return what is stored by default: of every map its mean and, with points, the vectors there; every vector as is.
+    """Return the default products: the mean of every map, its vectors at the points if any, and every vector.
 
-    One map gives `features` and `probes`, several give `features_SLOT` and `probes_SLOT`. A vector beside maps has the
-    name of its slot, or `features_SLOT` where that name is taken; token lists beside maps are left out (`not_stored`).
-    An encoder without maps has every slot stored as it is. `probe` is the interpolation of the probes; None: that of
-    `spatial_point` without a word.
+    One map yields `features` and `probes`, several yield `features_SLOT` and `probes_SLOT`, as does one map next to
+    another slot called `features`. A vector next to maps is named after its slot, or `features_SLOT` if that name is
+    taken; token lists next to maps are skipped (`not_stored`). For an encoder without maps every slot is stored as it
+    is. `probe` is the interpolation of the probes; None means the default of `spatial_point`.
 
     Raises:
-        InputError: points for an encoder without maps, or slots whose names are the same in letters, digits and _.
+        InputError: points for an encoder without maps, or slot names that are equal in letters, digits and _.
     """
     if any(len(slot.shape) == 3 for slot in outputs):
         products = _per_slot("features", outputs, post_encoder.Step("global_avg_pool"), dtype)
@@ -116,73 +117,75 @@ def default_products(
         products += _per_slot("probes", outputs, step, dtype) if with_points else ()
         return products + _vectors(outputs, {product.name for product in products}, dtype)
     if with_points:
-        raise errors.InputError(f"the encoder gives no map to probe points in, only {_shapes(outputs)}: leave them out")
+        raise errors.InputError(f"the encoder has no map to sample points from, only {_shapes(outputs)}: remove them")
     return _per_slot("features", outputs, post_encoder.Step("none"), dtype)
 
 
 def not_stored(outputs: Sequence[spec.SlotSpec], wanted: Sequence[Product]) -> str:
-    """Return the output slots of which no product is made, with their shapes; empty for none."""
+    """Return the output slots without a product, with their shapes; empty if there are none."""
     taken = {product.slot for product in wanted}
     return _shapes([slot for slot in outputs if slot.name not in taken])
 
 
-def outputs_not_stored(found: spec.RuntimeModelSpec, wanted: Sequence[Product]) -> str:
-    """Return which outputs of a model and of its file are not stored, in words; empty for none."""
-    slots = not_stored(found.outputs, wanted)
-    return "; ".join([*((found.genenc and found.genenc.outputs_left_out) or ()), *([slots] if slots else [])])
+def outputs_not_stored(model: spec.RuntimeModelSpec, wanted: Sequence[Product]) -> str:
+    """Describe which outputs of a model and of its file are not stored; empty if there are none."""
+    slots = not_stored(model.outputs, wanted)
+    return "; ".join([*((model.genenc and model.genenc.outputs_left_out) or ()), *([slots] if slots else [])])
 
 
 def _vectors(outputs: Sequence[spec.SlotSpec], taken: set[str], dtype: StoredType) -> tuple[ProductSpec, ...]:
-    """Return one product per vector beside maps; `taken` are the names of the products of these."""
+    """Return one product per vector next to maps; `taken` are the names of the maps' products."""
     exact = {slot.name for slot in outputs}
     names: dict[str, str] = {}
     for slot in outputs:
         if len(slot.shape) != 1:
             continue
         plain = _plain(slot.name)
-        # A name that is exactly another slot's is that one's.
-        free = _NAME.match(plain) and plain not in RESERVED | taken | _OF_MAPS | (exact - {slot.name})
+        # A name that exactly matches another slot is reserved for it.
+        others = RESERVED | taken | (_OF_MAPS - {"features"}) | (exact - {slot.name})
+        free = _NAME.match(plain) and plain not in others
         names[slot.name] = plain if free else f"features_{plain}"
     for slot_name, name in names.items():
         same = [item for item, other in names.items() if other == name]
         if len(same) > 1 or name in taken:
-            raise _same_name(name, same if len(same) > 1 else [*_of_plain(outputs, slot_name)], "none")
+            raise _name_clash(name, same if len(same) > 1 else [*_same_plain(outputs, slot_name)], "none")
     return tuple(
         ProductSpec(name=name, slot=slot_name, steps=(post_encoder.Step("none"),), dtype=dtype)
         for slot_name, name in names.items()
     )
 
 
-def _of_plain(outputs: Sequence[spec.SlotSpec], name: str) -> list[str]:
+def _same_plain(outputs: Sequence[spec.SlotSpec], name: str) -> list[str]:
     return [slot.name for slot in outputs if _plain(slot.name) == _plain(name)]
 
 
 def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:
-    """Return `maps`, or `maps_SLOT` for several: every map as it is, in float16.
+    """Return products that store every map in float16: `maps`, or `maps_SLOT` for several.
 
     Raises:
-        InputError: an encoder without maps, or slots whose names are the same in letters, digits and _.
+        InputError: an encoder without maps, or slot names that are equal in letters, digits and _.
     """
     if not any(len(slot.shape) == 3 for slot in outputs):
-        raise errors.InputError(f"--maps: the encoder gives no maps, only {_shapes(outputs)}; leave it out")
+        raise errors.InputError(f"--maps: the encoder has no maps, only {_shapes(outputs)}; remove it")
     return _per_slot("maps", outputs, post_encoder.Step("none"), "float16")
 
 
 def _per_slot(
     base: str, outputs: Sequence[spec.SlotSpec], step: post_encoder.Step, dtype: StoredType
 ) -> tuple[ProductSpec, ...]:
-    """Return one product per map; without maps, per slot that can be stored."""
+    """Return one product per map, or without maps per slot that can be stored."""
     steps = (step,)
     slots = [slot.name for slot in outputs if len(slot.shape) == 3]
     slots = slots or [slot.name for slot in outputs if len(slot.shape) in _AXES] or [outputs[0].name]
-    if len(slots) == 1:
+    taken = base == "features" and any(slot.name == base for slot in outputs if slot.name != slots[0])
+    if len(slots) == 1 and not taken:
         slot = None if slots[0] == outputs[0].name else slots[0]
         return (ProductSpec(name=base, slot=slot, steps=steps, dtype=dtype),)
     names = {slot: f"{base}_{_plain(slot)}" for slot in slots}
     for name in names.values():
         same = [slot for slot in slots if names[slot] == name]
         if len(same) > 1:
-            raise _same_name(name, same, step)
+            raise _name_clash(name, same, step)
     return tuple(ProductSpec(name=name, slot=slot, steps=steps, dtype=dtype) for slot, name in names.items())
 
 
@@ -190,10 +193,10 @@ def _plain(slot: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]", "_", slot)
 
 
-def _same_name(name: str, slots: Sequence[str], step: object) -> errors.InputError:
+def _name_clash(name: str, slots: Sequence[str], step: object) -> errors.InputError:
     return errors.InputError(
-        f"output slots {' and '.join(map(repr, slots))} would both be stored as {name!r}: name them yourself with "
-        f"--product 'NAME={slots[-1]}:{step}'"
+        f"output slots {' and '.join(map(repr, slots))} would both be stored as {name!r}: name them with --product "
+        f"'NAME={slots[-1]}:{step}'"
     )
 
 
@@ -208,17 +211,17 @@ def build_products(
     point_count: int,
     cells: Mapping[str, Cells] | None = None,
 ) -> tuple[Product, ...]:
-    """Return the products over an encoder's output slots, every shape worked out.
+    """Resolve products over an encoder's output slots, with all shapes.
 
-    `cells` says where the cells of slots lie; those of others divide the model input evenly.
+    `cells` has the grids of slots whose maps do not divide the model input evenly.
 
     Raises:
-        InputError: an unknown slot, an impossible chain of modules, or a name given twice.
+        InputError: an unknown slot, an invalid chain of modules, or a repeated name.
     """
     names = [product.name for product in specs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise errors.InputError(f"product {twice[0]!r} is given twice; give each product its own name")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise errors.InputError(f"product {repeated[0]!r} is given twice; use unique names")
     built = (_build(product, outputs, point_count) for product in specs)
     return tuple(dataclasses.replace(product, cells=(cells or {}).get(product.slot)) for product in built)
 
@@ -240,13 +243,12 @@ def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: 
             f"output slot {name!r} has shape {list(shape)}; only maps [C, h, w], tokens [N, C] and vectors [C] can be "
             "stored"
         )
-    given = post_encoder.Signature(dims=axes, shape=shape)
     try:
         pipeline = post_encoder.build_pipeline(steps, point_count=point_count)
-        signature = pipeline.output(given)
+        signature = pipeline.output(post_encoder.Signature(dims=axes, shape=shape))
     except errors.InputError as error:
         raise errors.InputError(f"product {str(product)!r}: {error}") from error
-    # Two products of different size in one store need axes of their own; points are the same for all.
+    # Products of different size in one store need separate axis names, except for the shared points.
     dims = tuple(dim if dim == "point" else f"{product.name}_{dim}" for dim in signature.dims)
     signature = dataclasses.replace(signature, dims=dims)
     return Product(
@@ -255,20 +257,19 @@ def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: 
 
 
 def _class_token_slot(product: ProductSpec, name: str, slots: Mapping[str, spec.SlotSpec]) -> str:
-    """Return the slot that holds the class token beside the map `name`, or `name` itself if that is one."""
+    """Return the slot with the class token of the map `name`, or `name` if it is one itself."""
     step = product.steps[0]
     post_encoder.build_pipeline((step,), point_count=0)
     if step.arguments and dict(step.arguments)["has_cls"].lower() == "false":
-        raise errors.InputError(f"product {str(product)!r}: has_cls=false says that there is no class token")
+        raise errors.InputError(f"product {str(product)!r}: has_cls=false means that there is no class token")
     # `cls` belongs to the encoder's own map, `blocks.5.cls` to that of a layer.
     own = "cls" if name == "features" else f"{name}.cls"
-    found = name if name.rpartition(".")[2] == "cls" else own
-    if found not in slots or len(slots[found].shape) != 1:
+    slot = name if name.rpartition(".")[2] == "cls" else own
+    if slot not in slots or len(slots[slot].shape) != 1:
         raise errors.InputError(
-            f"product {str(product)!r}: the encoder has no class token beside {name!r}; its slots are "
-            f"{', '.join(slots)}"
+            f"product {str(product)!r}: the encoder has no class token for {name!r}; its slots are {', '.join(slots)}"
         )
-    return found
+    return slot
 
 
 def _parse_step(part: str, whole: str) -> post_encoder.Step:
@@ -284,7 +285,7 @@ def _parse_argument(module: str, item: str) -> tuple[str, str]:
     key, equals, value = item.partition("=")
     if equals:
         return key.strip(), value.strip()
-    # A lone value stands for the module's first argument: spatial_point(bilinear).
+    # A value without a name is the module's first argument: spatial_point(bilinear).
     known = post_encoder.ARGUMENTS.get(module, ())
     if item in pooling.OVER and "over" in known:
         return "over", item

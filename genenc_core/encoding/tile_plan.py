@@ -1,4 +1,4 @@
-"""Where the tiles of a canvas lie, and what each of them counts for in the stitched maps."""
+"""Tile positions on a canvas, and their weights in the stitched maps."""
 
 import dataclasses
 import math
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from genenc_core import choices, errors, spec
+from genenc_core.encoding.cells import Cells
 
 Blend = choices.Blend
 Size = tuple[int, int]
@@ -16,10 +17,10 @@ DEFAULT_OVERLAP = 1 / 8
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TilePlan:
-    """How a canvas is cut into tiles and put together again; sizes are (height, width) in pixels.
+    """How to cut a canvas into tiles and stitch their maps; sizes are (height, width) in pixels.
 
-    `overlap` is what neighbouring tiles share (the last ones, aligned to the border, share more). `trim` is the border
-    of each tile's map that is thrown away where another tile covers it; at the canvas border nothing is.
+    `overlap` is shared by neighbouring tiles (the last ones, aligned to the border, share more). `trim` is the border
+    of each tile's map that is discarded where another tile covers it, but not at the canvas border.
     """
 
     canvas: Size
@@ -30,7 +31,7 @@ class TilePlan:
 
     @property
     def offsets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Top edges and left edges of the tiles; every pairing of the two is a tile."""
+        """Top and left edges of the tiles; every combination is a tile."""
         rows, columns = (
             _offsets(whole, tile, tile - self.overlap) for whole, tile in zip(self.canvas, self.tile, strict=True)
         )
@@ -43,11 +44,12 @@ class TilePlan:
         return len(rows) * len(columns)
 
     def strides(self, shape: Sequence[int]) -> Size:
-        """Return the pixels per cell, (y, x), of a map `[C, h, w]` of one tile."""
-        return self.tile[0] // shape[1], self.tile[1] // shape[2]
+        """Return the pixels per cell, (y, x), of a tile's map `[C, h, w]`."""
+        down, across = Cells.regular(shape[1:], self.tile).stride
+        return int(down), int(across)
 
     def segments(self, shape: Sequence[int]) -> tuple[tuple["Segment", ...], tuple["Segment", ...]]:
-        """Return what each row and each column of tiles fills of the stitched map of a slot `[C, h, w]`."""
+        """Return the part of a slot's stitched map that each row and column of tiles covers; slot shape `[C, h, w]`."""
         rows, columns = (
             _segments(offsets, tile=tile, stride=stride, trim=self.trim, blend=self.blend)
             for offsets, tile, stride in zip(self.offsets, self.tile, self.strides(shape), strict=True)
@@ -55,7 +57,7 @@ class TilePlan:
         return rows, columns
 
     def stitched(self, slot: spec.SlotSpec) -> spec.SlotSpec:
-        """Return the slot as it is for the whole canvas: `[C, h, w]` grows with it, `[C]` becomes a mean over tiles."""
+        """Return the slot for the whole canvas: `[C, h, w]` grows with it, `[C]` becomes a mean over tiles."""
         if len(slot.shape) != 3:
             return slot.model_copy(update={"description": f"mean over {self.count} tiles"})
         stride = self.strides(slot.shape)
@@ -63,11 +65,11 @@ class TilePlan:
         return slot.model_copy(update={"shape": shape, "description": f"feature map stitched from {self.count} tiles"})
 
     def identity(self) -> dict[str, object]:
-        """Return what a run means by it, as JSON; the canvas stands in the run's preprocessing."""
+        """Return the JSON form that identifies it in a run; the canvas is in the run's preprocessing."""
         return {"size": list(self.tile), "overlap": self.overlap, "trim": self.trim, "blend": self.blend}
 
     def describe(self) -> str:
-        """Return the plan in words, e.g. `3 x 3 of 224 x 224, overlap 32, trim 0, blend cosine`."""
+        """Return a description, e.g. `3 x 3 of 224 x 224, overlap 32, trim 0, blend cosine`."""
         rows, columns = (len(axis) for axis in self.offsets)
         sizes = f"{rows} x {columns} of {self.tile[0]} x {self.tile[1]}"
         return f"{sizes}, overlap {self.overlap}, trim {self.trim}, blend {self.blend}"
@@ -75,9 +77,9 @@ class TilePlan:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """What one tile fills on one axis: canvas cells `start` to `stop`, from its own cell `first` on.
+    """The part of an axis that one tile covers: canvas cells `start` to `stop`, from its own cell `first` on.
 
-    `weights` float32 `[stop - start]` are positive and over all tiles add up to 1 in every cell.
+    `weights` float32 `[stop - start]` are positive and add up to 1 over all tiles in every cell.
     """
 
     start: int
@@ -95,27 +97,27 @@ def make_plan(
     trim: int = 0,
     blend: Blend = "cosine",
 ) -> TilePlan:
-    """Return the plan for an encoder of input size `tile` whose output slots `slots` are wanted of the whole canvas.
+    """Plan the tiles for an encoder of input size `tile` and the output slots to stitch for the whole canvas.
 
-    Everything lies on the grid of the maps, so that no cell is interpolated: offsets, overlap and trim are multiples
-    of their strides (of the lowest common multiple, for several). `overlap` None is an eighth of the tile, rounded up
-    to that.
+    Everything is aligned to the grid of the maps, so that no cell is interpolated: offsets, overlap and trim are
+    multiples of the stride (or of the least common multiple of several). `overlap` None means an eighth of the tile,
+    rounded up to such a multiple.
 
     Raises:
-        InputError: a size or a slot that cannot be tiled; what would do is told.
+        InputError: a size or a slot that cannot be tiled; the message suggests valid values.
     """
     if canvas[0] < tile[0] or canvas[1] < tile[1]:
         raise errors.InputError(
-            f"the canvas of {_text(canvas)} pixels is smaller than the model's input of {_text(tile)}: leave --canvas "
-            "out, give a larger one, or a smaller --image-size"
+            f"the canvas of {_text(canvas)} pixels is smaller than the model's input of {_text(tile)}: remove "
+            "--canvas, or use a larger one or a smaller --image-size"
         )
     grid = _grid(slots, tile)
     _check_canvas(canvas, tile, grid)
     unit = math.lcm(*grid)
-    most = (min(tile) - 1) // unit * unit
+    max_overlap = (min(tile) - 1) // unit * unit
     if overlap is None:
-        overlap = min(math.ceil(min(tile) * DEFAULT_OVERLAP / unit) * unit, most)
-    _check_shared("--tile-overlap", overlap, unit, f"0 to {most}", ok=overlap <= most)
+        overlap = min(math.ceil(min(tile) * DEFAULT_OVERLAP / unit) * unit, max_overlap)
+    _check_shared("--tile-overlap", overlap, unit, f"0 to {max_overlap}", ok=overlap <= max_overlap)
     _check_shared("--tile-trim", trim, unit, f"0 to half the overlap of {overlap}", ok=2 * trim <= overlap)
     return TilePlan(canvas=canvas, tile=tile, overlap=overlap, trim=trim, blend=blend)
 
@@ -125,24 +127,24 @@ def _text(size: Size) -> str:
 
 
 def _grid(slots: Sequence[spec.SlotSpec], tile: Size) -> Size:
-    """Return the smallest step, (y, x) in pixels, that is a whole number of cells in every map."""
+    """Return the smallest step, (y, x) in pixels, that is an integer number of cells in every map."""
     grid = (1, 1)
     for slot in slots:
         if len(slot.shape) == 1:
             continue
         if len(slot.shape) != 3:
             raise errors.InputError(
-                f"output slot {slot.name!r} has shape {list(slot.shape)}, and what its tokens are for a canvas of "
-                "several tiles is not known: only maps [C, h, w] and vectors [C] are supported with --canvas"
+                f"output slot {slot.name!r} has shape {list(slot.shape)}, and tokens cannot be combined over several "
+                "tiles: --canvas supports only maps [C, h, w] and vectors [C]"
             )
-        height, width = slot.shape[1:]
-        if tile[0] % height or tile[1] % width:
+        down, across = Cells.regular(slot.shape[1:], tile).stride
+        if not (down.is_integer() and across.is_integer()):
             raise errors.InputError(
-                f"output slot {slot.name!r} is a map of {height} x {width} cells of {_text(tile)} pixels, which is no "
-                "whole number of pixels per cell, so its tiles do not fit together: try another --image-size, "
-                "or another model"
+                f"output slot {slot.name!r} is a map of {slot.shape[1]} x {slot.shape[2]} cells for {_text(tile)} "
+                "pixels, which is not an integer number of pixels per cell, so its tiles cannot be stitched: try "
+                "another --image-size or model"
             )
-        grid = (math.lcm(grid[0], tile[0] // height), math.lcm(grid[1], tile[1] // width))
+        grid = (math.lcm(grid[0], int(down)), math.lcm(grid[1], int(across)))
     return grid
 
 
@@ -150,24 +152,23 @@ def _check_canvas(canvas: Size, tile: Size, grid: Size) -> None:
     if canvas[0] % grid[0] == 0 and canvas[1] % grid[1] == 0:
         return
     below, above = (
-        tuple(max(step(whole / unit) * unit, least) for whole, unit, least in zip(canvas, grid, tile, strict=True))
+        tuple(max(step(whole / unit) * unit, minimum) for whole, unit, minimum in zip(canvas, grid, tile, strict=True))
         for step in (math.floor, math.ceil)
     )
     offers = dict.fromkeys(f"{height}x{width}" for height, width in (below, above))
     raise errors.InputError(
-        f"--canvas {canvas[0]}x{canvas[1]} is not a whole number of the map's cells of {_text(grid)} pixels: "
-        f"give {' or '.join(offers)}"
+        f"--canvas {canvas[0]}x{canvas[1]} is not a multiple of the map's cells of {_text(grid)} pixels: use "
+        f"{' or '.join(offers)}"
     )
 
 
 def _check_shared(option: str, value: int, unit: int, span: str, *, ok: bool) -> None:
     if value < 0 or not ok:
-        raise errors.InputError(f"{option} {value} is out of range: it can be {span} pixels")
+        raise errors.InputError(f"{option} {value} is out of range: it must be {span} pixels")
     if value % unit:
         below = value // unit * unit
         raise errors.InputError(
-            f"{option} {value} is not a whole number of the maps' cells of {unit} pixels: "
-            f"give {below} or {below + unit}"
+            f"{option} {value} is not a multiple of the maps' cells of {unit} pixels: use {below} or {below + unit}"
         )
 
 
@@ -176,7 +177,7 @@ def _offsets(whole: int, tile: int, step: int) -> tuple[int, ...]:
 
 
 def _segments(offsets: Sequence[int], *, tile: int, stride: int, trim: int, blend: Blend) -> tuple[Segment, ...]:
-    """Return the tiles' segments on one axis, weights normalised, cells of no weight left out."""
+    """Return the tiles' segments on one axis, with normalised weights and without cells of zero weight."""
     last = len(offsets) - 1
     spans = [
         ((offset + (trim if at > 0 else 0)) // stride, (offset + tile - (trim if at < last else 0)) // stride)
@@ -187,7 +188,7 @@ def _segments(offsets: Sequence[int], *, tile: int, stride: int, trim: int, blen
     for at, (start, stop) in enumerate(spans):
         before = spans[at - 1][1] - start if at > 0 else 0
         after = stop - spans[at + 1][0] if at < last else 0
-        weights[at, start:stop] = _MEASURES[blend](stop - start, before, after)
+        weights[at, start:stop] = _WEIGHTS[blend](stop - start, before, after)
     if blend == "none":
         weights = (np.arange(len(offsets))[:, None] == weights.argmax(0)).astype(np.float64)
     weights /= weights.sum(0)
@@ -195,15 +196,15 @@ def _segments(offsets: Sequence[int], *, tile: int, stride: int, trim: int, blen
 
 
 def _segment(weights: np.ndarray, origin: int) -> Segment:
-    """Return the segment of a tile that begins at cell `origin`, from its weights over the whole axis."""
+    """Return the segment of a tile that starts at cell `origin`, from its weights over the whole axis."""
     cells = np.flatnonzero(weights)
-    # With `none`, a tile between two that nearly cover it may have no cell of its own.
+    # With `none`, a tile may have no cells if its neighbours nearly cover it.
     start, stop = (int(cells[0]), int(cells[-1]) + 1) if len(cells) else (origin, origin)
     return Segment(start=start, stop=stop, first=start - origin, weights=weights[start:stop].astype(np.float32))
 
 
 def _ramps(length: int, before: int, after: int) -> np.ndarray:
-    """Return sin^2 ramps over the cells shared with the tile before and after: two that meet add up to 1."""
+    """Return sin^2 ramps over the cells shared with the previous and next tile; overlapping ramps add up to 1."""
     weights = np.ones(length)
     for shared, along in ((before, weights), (after, weights[::-1])):
         if shared > 0:
@@ -212,7 +213,7 @@ def _ramps(length: int, before: int, after: int) -> np.ndarray:
 
 
 def _depths(length: int, before: int, after: int) -> np.ndarray:
-    """Return how far each cell lies from the nearest edge that has a neighbour, at least 1."""
+    """Return the distance of each cell, at least 1, from the nearest edge that has a neighbour."""
     cells = np.arange(length, dtype=np.float64)
     from_start = cells + 1 if before > 0 else np.full(length, np.inf)
     from_stop = length - cells if after > 0 else np.full(length, np.inf)
@@ -220,7 +221,7 @@ def _depths(length: int, before: int, after: int) -> np.ndarray:
     return nearest
 
 
-_MEASURES = {
+_WEIGHTS = {
     "cosine": _ramps,
     "average": lambda length, _before, _after: np.ones(length),
     "none": _depths,

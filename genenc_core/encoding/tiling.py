@@ -1,4 +1,4 @@
-"""An encoder for canvases larger than its model's input: overlapping tiles in, one stitched map per slot out.
+"""Tiled encoding of canvases larger than the model's input: overlapping tiles in, one stitched map per slot out.
 
 A canvas of 512 x 512 pixels, a model of 224 x 224 with cells of 16 pixels, overlap 32:
 
@@ -8,27 +8,28 @@ A canvas of 512 x 512 pixels, a model of 224 x 224 with cells of 16 pixels, over
                [ tile 1 . . . . . . .|. . . . . . . ]      |        offset 192 = 224 - 32
                                      [ tile 2 . . . . . . .]        offset 288 = 512 - 224, aligned to the border
 
-Three offsets per axis are nine tiles, and each slot `[C, 14, 14]` becomes one map `[C, 32, 32]` on the very grid that
-the model would have if it took the canvas whole. Offsets lie on that grid, so a cell is a weighted mean of the same
-cell in every tile that covers it, never an interpolation. Weights (`cosine`) rise and fall as sin^2 over the cells
-shared with a neighbour and add up to 1; `average` weighs all tiles alike; `none` takes each cell from the tile in which
-it lies deepest. At the canvas border a tile's own border is kept: it is the border that the whole image has, too. No
-pixels are made up around the canvas.
+Three offsets per axis make nine tiles, and each slot `[C, 14, 14]` becomes one map `[C, 32, 32]` on the same grid that
+the model would have for the whole canvas. Offsets lie on that grid, so a cell is a weighted mean of the same cell in
+every tile that covers it, never an interpolation. Weights (`cosine`) rise and fall as sin^2 over the cells shared with
+a neighbour and add up to 1; `average` weights all tiles equally; `none` takes each cell from the tile in which it lies
+deepest. At the canvas border a tile's own border is kept, since it is also the border of the whole image. The canvas is
+never padded.
 
-What tiles cannot give back: each is encoded by itself, so a model whose cells see the whole input (attention, squeeze
-and excitation) sees no further than its tile; a convolutional net equals the untiled one where its receptive field is
-within the overlap that `trim` throws away.
+Limits: each tile is encoded separately, so a model whose cells see the whole input (attention, squeeze and excitation)
+sees no further than its tile; a convolutional network equals the untiled one where its receptive field is within the
+overlap that `trim` discards.
 
-Vectors `[C]` (a class token, logits) are the mean over the tiles, all counted alike, as in multi-crop evaluation.
+Vectors `[C]` (a class token, logits) are the unweighted mean over the tiles, as in multi-crop evaluation.
 """
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from genenc_core import spec
-from genenc_core.encoding import batching, control, engine
+from genenc_core.encoding import batch_size, cancellation, engine
 from genenc_core.encoding.device import release
 from genenc_core.encoding.tile_plan import TilePlan
 
@@ -40,30 +41,30 @@ _Job = tuple[int, int]
 
 
 class TiledEncoder:
-    """Wraps an encoder of one tile into one of a whole canvas; `engine.Engine` runs it as any other.
+    """Wraps an encoder of tiles as an encoder of whole canvases; `engine.Engine` runs it like any other.
 
-    Tiles of all canvases of a call share the inner encoder's batches: those at one position first, then the next.
-    `sizer` counts tiles; it shrinks when a batch of them does not fit in memory.
+    Tiles of all canvases of a call share the inner encoder's batches, position by position. `sizer` counts tiles; it
+    shrinks if a batch of them does not fit in memory.
 
-    Besides the inner encoder's own need for one batch of tiles, memory holds per canvas of the call its pixels
-    (15 H W bytes: float32, and the bytes they were) and its stitched maps (4 C h w bytes per slot). The maps of a
-    batch of tiles are added to the canvases' before the next batch begins, so there is never more than one.
+    Besides the inner encoder's needs for one batch of tiles, a call needs memory for each canvas's pixels (15 H W
+    bytes: float32 and the original bytes) and stitched maps (4 C h w bytes per slot). The maps of a batch of tiles are
+    added to the canvases before the next batch begins, so there is only one at a time.
     """
 
     def __init__(
-        self, inner: engine.Encoder, plan: TilePlan, slots: Sequence[spec.SlotSpec], sizer: batching.BatchSizer
+        self, inner: engine.Encoder, plan: TilePlan, slots: Sequence[spec.SlotSpec], sizer: batch_size.BatchSizer
     ) -> None:
         self.plan = plan
         self.sizer = sizer
         self.calls: tuple[int, ...] = ()
-        """sizes of the batches of tiles in the last call"""
+        """Sizes of the batches of tiles in the last call."""
         self._inner = inner
         self._slots = {slot.name: plan.stitched(slot).shape for slot in slots}
         self._stitchers = {slot.name: _Stitcher(plan, slot, inner.device) for slot in slots}
 
     @property
     def device(self) -> torch.device:
-        """Where the inner encoder runs."""
+        """Device of the inner encoder."""
         return self._inner.device
 
     @property
@@ -73,54 +74,50 @@ class TiledEncoder:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Encode canvases, float32 RGB `[B, 3, H, W]` in [0, 1]; return per slot `[B, C, h, w]` or `[B, C]`.
+        """Encode canvases, float32 RGB `[B, 3, H, W]` in [0, 1]; return `[B, C, h, w]` or `[B, C]` per slot.
 
         Raises:
-            EncoderError: as the inner encoder.
-            Stopped: the end was asked for between two batches of tiles.
+            EncoderError: as for the inner encoder.
+            Stopped: a stop was requested between two batches of tiles.
         """
-        found = {name: images.new_zeros((len(images), *shape)) for name, shape in self._slots.items()}
+        stitched = {name: images.new_zeros((len(images), *shape)) for name, shape in self._slots.items()}
         jobs = list(itertools.product(range(self.plan.count), range(len(images))))
         calls: list[int] = []
-        start = 0
-        while start < len(jobs):
-            control.current().checkpoint()
-            part = jobs[start : start + self.sizer.size]
-            outputs = self._try(images, part)
-            if outputs is None:
-                # Only now is the traceback gone that kept the failed batch in memory.
-                release(self.device)
-                continue
-            self._add(outputs, part, found)
-            calls.append(max(len(part), self.sizer.bounds.min))
-            start += len(part)
+
+        def encode(start: int, stop: int) -> Mapping[str, torch.Tensor]:
+            cancellation.current().raise_if_cancelled()
+            return self._inner(self._cut(images, jobs[start:stop]))
+
+        parts = batch_size.in_parts(
+            *(len(jobs), self.sizer, encode),
+            retry=self._shrink,
+            release=functools.partial(release, self.device),
+        )
+        for start, stop, outputs in parts:
+            self._add(outputs, jobs[start:stop], stitched)
+            calls.append(max(stop - start, self.sizer.bounds.min))
         self.calls = tuple(calls)
-        return found
+        return stitched
 
     def trial(self, size: int) -> None:
-        """Encode and throw away `size` tiles of noise: what `size_search.find_size` measures.
+        """Encode and discard `size` tiles of noise, for `batch_size.find_size` to measure.
 
         Raises:
-            RuntimeError, MemoryError: for want of memory; whatever else the encoder raises is passed on, too.
+            RuntimeError, MemoryError: out of memory; other exceptions of the encoder propagate as well.
         """
         with torch.inference_mode():
             self._inner(torch.rand(size, 3, *self.plan.tile, device=self.device))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _try(self, images: torch.Tensor, part: Sequence[_Job]) -> Mapping[str, torch.Tensor] | None:
-        """Return the tiles' outputs, or None when they did not fit and a smaller batch should be tried."""
-        try:
-            return self._inner(self._cut(images, part))
-        except (RuntimeError, MemoryError) as error:
-            if not batching.is_out_of_memory(error) or len(part) <= self.sizer.bounds.min:
-                # At the smallest batch of tiles only fewer canvases can help: the engine's turn.
-                raise
-            self.sizer.out_of_memory(len(part), error)
-            return None
+    def _shrink(self, tiles: int, error: BaseException) -> bool:
+        if tiles <= self.sizer.bounds.min:
+            return False  # only fewer canvases help, which the engine tries
+        self.sizer.out_of_memory(tiles, error)
+        return True
 
     def _cut(self, images: torch.Tensor, part: Sequence[_Job]) -> torch.Tensor:
-        """Return tiles `[n, 3, tile height, tile width]`; below the smallest batch the last one is repeated."""
+        """Return tiles `[n, 3, tile height, tile width]`, padded to the smallest batch by repeating the last one."""
         tops, lefts = self.plan.offsets
         height, width = self.plan.tile
         surplus = [part[-1]] * (self.sizer.bounds.min - len(part))
@@ -132,15 +129,15 @@ class TiledEncoder:
         return torch.stack(tiles)
 
     def _add(
-        self, outputs: Mapping[str, torch.Tensor], part: Sequence[_Job], found: Mapping[str, torch.Tensor]
+        self, outputs: Mapping[str, torch.Tensor], part: Sequence[_Job], stitched: Mapping[str, torch.Tensor]
     ) -> None:
-        """Add a batch's outputs to the canvases'; the tiles at one position belong to successive canvases."""
+        """Add a batch's outputs to the stitched ones; tiles at one position belong to successive canvases."""
         at = 0
         for position, run in itertools.groupby(part, key=lambda job: job[0]):
             canvases = [canvas for _, canvas in run]
             for name, stitcher in self._stitchers.items():
                 value = outputs[name][at : at + len(canvases)]
-                stitcher.add(found[name][canvases[0] : canvases[-1] + 1], position, value)
+                stitcher.add(stitched[name][canvases[0] : canvases[-1] + 1], position, value)
             at += len(canvases)
 
 
@@ -158,7 +155,7 @@ class _Stitcher:
             )
 
     def add(self, into: torch.Tensor, position: int, value: torch.Tensor) -> None:
-        """Add the values `[n, C, h, w]` or `[n, C]` of the tiles at one position, in place."""
+        """Add the values `[n, C, h, w]` or `[n, C]` of the tiles at one position in place."""
         if not self._is_map:
             into.add_(value, alpha=self._share)
             return

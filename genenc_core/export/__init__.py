@@ -1,1 +1,1 @@
-"""Model to artifact, compared with eager, and artifact or module to a guarded encoder."""
+"""Export of models to artifacts, verified against the eager model."""

@@ -1,44 +1,87 @@
-"""Artifacts against their eager model: random images, what the model makes of them, and the worst difference."""
+"""Comparison of artifacts with their eager model on random images, and measurement of time and peak memory."""
 
 import math
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from genenc_core import errors
-from genenc_core.export.formats import record
-from genenc_core.models import sources, wording
+from genenc_core.models import resolve
+from genenc_core.runtime.formats import interface
+from genenc_core.system import proc
 
+PERIOD_SECONDS = 0.02
 Shape = tuple[int, int, int]
 """images, height, width"""
 
 
+class Meter:
+    """Context manager that measures wall time and peak memory of its body.
+
+    `peak_rss_bytes` is the largest sum of resident memory (VmRSS) of this process and its descendants, sampled every
+    20 ms: memory in use before is included, shorter peaks may be missed, and shared pages count once per process. It is
+    None without /proc (on systems other than Linux).
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.peak_rss_bytes: int | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="genenc-meter", daemon=True)
+
+    def __enter__(self) -> "Meter":
+        self._started = time.perf_counter()
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self._done.set()
+        self._thread.join()
+        self._sample()
+
+    def _watch(self) -> None:
+        while not self._done.wait(PERIOD_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        own = proc.resident_bytes()
+        if own is not None:
+            resident = own + sum(proc.resident_bytes(child) or 0 for child in proc.descendants())
+            self.peak_rss_bytes = max(resident, self.peak_rss_bytes or 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An artifact to compare, and the shapes of image batches to do it at."""
+    """An artifact to compare, and the shapes of image batches for the comparison."""
 
     name: str
-    run: record.Runner
+    run: interface.Runner
     shapes: tuple[Shape, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """max |artifact - eager|, and the same over max |eager|."""
+    """max |artifact - eager|, absolute and relative to max |eager|."""
 
     absolute: float
     relative: float
 
 
-def batches(least: int, most: int) -> tuple[int, ...]:
-    """Return the batch sizes to compare at: the smallest, an odd one between, the largest."""
-    odd = next((size for size in (3, least + 1, least + 2) if least <= size <= most and size % 2), least)
-    return tuple(sorted({least, odd, most}))
+def batches(batch_min: int, batch_max: int) -> tuple[int, ...]:
+    """Return the batch sizes to compare at: the smallest, an odd one in between, and the largest."""
+    odd = next(
+        (size for size in (3, batch_min + 1, batch_min + 2) if batch_min <= size <= batch_max and size % 2), batch_min
+    )
+    return tuple(sorted({batch_min, odd, batch_max}))
 
 
 def draw(shape: Shape) -> Iterator[torch.Tensor]:
-    """Yield two kinds of random images [B, 3, H, W] in [0, 1]: noise, and smooth blobs as in photographs."""
+    """Yield two batches of random images [B, 3, H, W] in [0, 1]: noise, and smooth blobs as in photographs."""
     count, height, width = shape
     generator = torch.Generator().manual_seed(0)
     yield torch.rand((count, 3, height, width), generator=generator)
@@ -47,63 +90,64 @@ def draw(shape: Shape) -> Iterator[torch.Tensor]:
 
 
 def compare(
-    built: sources.BuiltEncoder, candidates: Sequence[Candidate], *, tolerance: float
+    built: resolve.BuiltEncoder, candidates: Sequence[Candidate], *, tolerance: float
 ) -> Mapping[str, Difference]:
     """Return the worst difference of each candidate over its shapes and all outputs.
 
-    One batch is held at a time, and the eager model runs it once for all candidates.
+    Only one batch is in memory at a time, and the eager model runs once per batch for all candidates.
 
     Raises:
-        ExportError: a difference above the tolerance, not a number, other shapes, or a call that fails.
+        ExportError: a difference above the tolerance, NaN or infinite features, other shapes, or a failing call.
     """
     worst = {candidate.name: Difference(absolute=0.0, relative=0.0) for candidate in candidates}
     for shape in sorted({shape for candidate in candidates for shape in candidate.shapes}):
         for images in draw(shape):
             with torch.inference_mode():
-                expected = built.module(images)
+                expected = built.module(images.clone())  # a model may write to its input
             for candidate in candidates:
                 if shape in candidate.shapes:
-                    found = _difference(candidate, images, expected)
-                    _refuse_above(tolerance, found, candidate.name, shape)
-                    worst[candidate.name] = _larger(worst[candidate.name], found)
+                    difference = _difference(candidate, images, expected)
+                    _check_tolerance(tolerance, difference, candidate.name, shape)
+                    worst[candidate.name] = _larger(worst[candidate.name], difference)
     return worst
 
 
-def _refuse_above(tolerance: float, found: Difference, name: str, shape: Shape) -> None:
-    if not found.relative <= tolerance:
+def _check_tolerance(tolerance: float, difference: Difference, name: str, shape: Shape) -> None:
+    if not difference.relative <= tolerance:
         raise errors.ExportError(
-            f"the export {name!r} differs from its model: relative error {found.relative:.3g} at {_words(shape)}, "
-            f"tolerance {tolerance:.3g}. Nothing was written. Use another format, or --backend eager."
+            f"the export {name!r} differs from its model: relative error {difference.relative:.3g} for "
+            f"{_describe(shape)}, tolerance {tolerance:.3g}. Nothing was written. Use another format, or --backend "
+            "eager."
         )
 
 
 def _difference(candidate: Candidate, images: torch.Tensor, expected: Sequence[torch.Tensor]) -> Difference:
-    name, at = candidate.name, _words((images.shape[0], images.shape[2], images.shape[3]))
+    name, batch = candidate.name, _describe((images.shape[0], images.shape[2], images.shape[3]))
     try:
         with torch.inference_mode():
-            outputs = candidate.run(images)
-    except Exception as error:  # every runtime has exceptions of its own
-        raise errors.ExportError(f"the export {name!r} fails at {at}: {wording.reason(error)}.") from error
+            outputs = candidate.run(images.clone())
+    except Exception as error:  # every runtime has its own exceptions
+        raise errors.ExportError(f"the export {name!r} fails for {batch}: {errors.reason(error)}.") from error
     shapes = [list(tensor.shape) for tensor in outputs], [list(tensor.shape) for tensor in expected]
     if shapes[0] != shapes[1]:
-        raise errors.ExportError(f"the export {name!r} gives {shapes[0]} at {at}, its model {shapes[1]}.")
-    found = Difference(absolute=0.0, relative=0.0)
-    for got, wanted in zip(outputs, expected, strict=True):
-        if not (bool(got.isfinite().all()) and bool(wanted.isfinite().all())):
+        raise errors.ExportError(f"the export {name!r} returns {shapes[0]} for {batch}, its model {shapes[1]}.")
+    worst = Difference(absolute=0.0, relative=0.0)
+    for actual, reference in zip(outputs, expected, strict=True):
+        if not (bool(actual.isfinite().all()) and bool(reference.isfinite().all())):
             raise errors.ExportError(
-                f"model {name!r} gives NaN or infinite features at {at}, so its export cannot be compared. Check its "
-                "weights."
+                f"model {name!r} returns NaN or infinite features for {batch}, so its export cannot be compared. Check "
+                "its weights."
             )
-        absolute = float((got - wanted).abs().max())
-        scale = float(wanted.abs().max())
+        absolute = float((actual - reference).abs().max())
+        scale = float(reference.abs().max())
         relative = absolute / scale if scale else (0.0 if absolute == 0 else math.inf)
-        found = _larger(found, Difference(absolute=absolute, relative=relative))
-    return found
+        worst = _larger(worst, Difference(absolute=absolute, relative=relative))
+    return worst
 
 
 def _larger(one: Difference, other: Difference) -> Difference:
     return Difference(absolute=max(one.absolute, other.absolute), relative=max(one.relative, other.relative))
 
 
-def _words(shape: Shape) -> str:
-    return f"batch {shape[0]} of {shape[1]} x {shape[2]} pixels"
+def _describe(shape: Shape) -> str:
+    return f"a batch of {shape[0]} of {shape[1]} x {shape[2]} pixels"

@@ -1,1 +1,1 @@
-"""Which images, in which order, and how they become tensors and points."""
+"""Image sources, decoding and loading, with the points of each image."""

@@ -1,4 +1,4 @@
-"""Outputs of a model's inner layers as slots."""
+"""Outputs of intermediate layers as slots."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import probing, tokens
-from genenc_core.models.encoder import Parts
+from genenc_core.models import fake_run, tokens
+from genenc_core.models.encoder_module import Parts
 
-Form = Literal["as it is", "channels last", "tokens"]
+Form = Literal["unchanged", "channels last", "tokens"]
 
 _INDEX = re.compile(r"[+-]?[0-9]{1,9}\Z")
 _CHANNELS_FIRST = (
@@ -31,7 +31,7 @@ _CHANNELS_FIRST = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
-    """One layer: its name in the model, which is its slot, where the trunk has it, and the form of its output."""
+    """One layer: its name in the model (also its slot), its path in the trunk, and the form of its output."""
 
     name: str
     path: str
@@ -39,16 +39,16 @@ class Tap:
 
 
 def tapped(parts: Parts, wanted: Sequence[str]) -> Parts:
-    """Return `parts` with a trunk that gives the outputs of the layers of `wanted` instead of its own.
+    """Return `parts` with a trunk that returns the outputs of the layers `wanted` instead of its own.
 
-    A layer is a module's dotted name in `parts.model` (`layer3`, `blocks.5.mlp`), or the index of one of
-    `parts.stages`, negative from the end; its slot has the module's name. Maps [B, C, h, w] come as they are,
-    [B, h, w, C] with the channels first, vectors [B, C] as they are, and tokens [B, N, C] on their grid with their
-    prefix tokens in slots beside them (`blocks.5`, `blocks.5.cls`, `blocks.5.register`).
+    A layer is a module's dotted name in `parts.model` (`layer3`, `blocks.5.mlp`), or an index into `parts.stages`,
+    negative from the end; its slot has the module's name. Maps [B, C, h, w] and vectors [B, C] are kept, maps
+    [B, h, w, C] are permuted to channels first, and tokens [B, N, C] become a map on their grid with additional slots
+    for the prefix tokens (`blocks.5`, `blocks.5.cls`, `blocks.5.register`).
 
     Raises:
-        InputError: no such module (the nearest names are offered) or index, a module named twice, one that a forward
-            pass does not call or calls several times, or an output that cannot be understood.
+        InputError: unknown module (with the closest names) or index, a module named twice, one that a forward pass
+            does not call exactly once, or an output of unsupported form.
     """
     paths = {id(module): path for path, module in parts.trunk.named_modules() if path}
     inside = {name: paths[id(module)] for name, module in parts.model.named_modules() if id(module) in paths}
@@ -56,7 +56,7 @@ def tapped(parts: Parts, wanted: Sequence[str]) -> Parts:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise errors.InputError(
-            f"layers {', '.join(wanted)} name {twice[0]!r} twice (an index stands for a stage); name each layer once."
+            f"layers {', '.join(wanted)} name {twice[0]!r} twice (an index refers to a stage); name each layer once."
         )
     chosen = {name: inside[name] for name in names}
     size = (parts.preprocessing.height, parts.preprocessing.width)
@@ -69,18 +69,18 @@ def tapped(parts: Parts, wanted: Sequence[str]) -> Parts:
 
 
 def _resolved(item: str, parts: Parts, inside: Mapping[str, str]) -> str:
-    """Return the module name that `item` names or numbers."""
+    """Return the module name of `item`, a name or a stage index."""
     stages = _stages(parts, inside)
     if not _INDEX.match(item):
         if item in inside:
             return item
         if item in dict(parts.model.named_modules()):
             raise errors.InputError(
-                f"layer {item!r} is not part of the encoder: it comes after the feature maps. Its stages are "
+                f"layer {item!r} is not part of the encoder: it comes after the feature maps. The stages are "
                 f"{_listed(stages)}."
             )
         near = difflib.get_close_matches(item, inside, n=5, cutoff=0.5)
-        hint = f"The nearest names are: {', '.join(near)}. " if near else ""
+        hint = f"The closest names are: {', '.join(near)}. " if near else ""
         raise errors.InputError(f"the model has no layer {item!r}. {hint}Its stages are {_listed(stages)}.")
     index = int(item)
     if not -len(stages) <= index < len(stages):
@@ -102,17 +102,17 @@ def _listed(stages: Sequence[str]) -> str:
 
 
 def _observed(trunk: nn.Module, chosen: Mapping[str, str], size: tuple[int, int]) -> Mapping[str, list[object]]:
-    """Return what every call of the chosen modules gives for two images, without computing it."""
+    """Return the output of every call of the chosen modules for two images, from a fake run."""
 
     def look(module: nn.Module, images: torch.Tensor) -> Mapping[str, list[object]]:
-        found: dict[str, list[object]] = {name: [] for name in chosen}
+        outputs: dict[str, list[object]] = {name: [] for name in chosen}
         watched = {name: module.get_submodule(path) for name, path in chosen.items()}
-        with probing.hooked(watched, lambda name, output: found[name].append(output)):
+        with fake_run.hooked(watched, lambda name, output: outputs[name].append(output)):
             module(images)
-        return found
+        return outputs
 
     try:
-        return probing.observe(trunk, look, batch=2, size=size)
+        return fake_run.observe(trunk, look, batch=2, size=size)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise errors.InputError(
             f"the model cannot encode images of {size[0]} x {size[1]} pixels: {error}. Give another --image-size."
@@ -120,87 +120,89 @@ def _observed(trunk: nn.Module, chosen: Mapping[str, str], size: tuple[int, int]
 
 
 def _form(name: str, module: nn.Module, calls: Sequence[object], parts: Parts) -> Form:
-    """Tell what the output of a layer is, from its calls with two images.
+    """Determine the form of a layer's output from its calls for two images.
 
     Raises:
-        InputError: not exactly one call with one tensor, or a tensor that is no map, vector or list of tokens.
+        InputError: not exactly one call that returns a tensor, or a tensor that is no map, vector or token list.
     """
     if len(calls) != 1:
-        told = "is not called" if not calls else f"is called {len(calls)} times, so it has no one output,"
-        raise errors.InputError(f"layer {name!r} {told} in a forward pass. Name the module around it, or one inside.")
+        problem = "is not called" if not calls else f"is called {len(calls)} times, so its output is ambiguous,"
+        raise errors.InputError(f"layer {name!r} {problem} in a forward pass. Name its parent module or one inside it.")
     (output,) = calls
     if not isinstance(output, torch.Tensor):
         raise errors.InputError(
-            f"layer {name!r} gives a {type(output).__name__}, not a tensor. Name a module inside it, or another one."
+            f"layer {name!r} returns a {type(output).__name__}, not a tensor. Name a module inside it, or another one."
         )
     shape, size = tuple(output.shape), (parts.preprocessing.height, parts.preprocessing.width)
     if len(shape) < 2 or shape[0] != 2:
-        raise _not_understood(name, shape, "it does not keep the images apart (windows, for example)")
+        raise _unsupported(name, shape, "its first dimension is not the batch (it may split images into windows)")
     if len(shape) == 3:
         layout = parts.token_layout
         if layout is None or not layout.holds(shape[1]):
             known = "" if layout is None else f" (its patches are {layout.grid[0]} x {layout.grid[1]})"
-            raise _not_understood(name, shape, f"these are tokens on a grid that the model does not tell{known}")
+            raise _unsupported(name, shape, f"the model does not declare the grid of these tokens{known}")
         return "tokens"
     if len(shape) > 4:
-        raise _not_understood(name, shape, "it is not a map [B, C, h, w], tokens [B, N, C] or a vector [B, C]")
+        raise _unsupported(name, shape, "it is not a map [B, C, h, w], tokens [B, N, C] or a vector [B, C]")
     if len(shape) == 2:
-        return "as it is"
+        return "unchanged"
     if parts.padded_inside is not None:
         inner = "x".join(map(str, parts.padded_inside))
-        reason = f"the model pads images of {size[0]} x {size[1]} pixels to {inner}, so its cells are elsewhere"
-        raise _not_understood(
-            name, shape, f"{reason} than points are looked up (--image-size {inner} needs no padding)"
+        raise _unsupported(
+            name,
+            shape,
+            f"the model pads images of {size[0]} x {size[1]} pixels to {inner}, so its cells do not align with points "
+            f"on the image (--image-size {inner} needs no padding)",
         )
     if isinstance(module, _CHANNELS_FIRST):
-        return "as it is"
+        return "unchanged"
     return _map_form(name, module, shape, size, parts.channels_last)
 
 
 def _map_form(
     name: str, module: nn.Module, shape: tuple[int, ...], size: tuple[int, int], declared: bool | None
 ) -> Form:
-    """Tell where the channels of a map are: by its sides, else by what its module is made of, else by its model."""
+    """Determine the channel axis of a map: from its aspect ratio, else its module's layers, else the model's format."""
     first, last = tokens.map_axes(shape, size)
     if first and last:
         inner = list(module.modules())
         first = any(isinstance(item, _CHANNELS_FIRST) for item in inner)
-        # Exactly LayerNorm: subclasses that normalise the channels of [B, C, h, w] are common.
+        # Not isinstance: subclasses of LayerNorm that normalise the channels of [B, C, h, w] are common.
         last = any(isinstance(item, nn.Linear) or type(item) is nn.LayerNorm for item in inner)
         if first == last and declared is not None:
             first, last = not declared, declared
     if first == last:
-        reason = f"it is not known which axis holds the channels (the images are {size[0]} x {size[1]} pixels)"
-        raise _not_understood(name, shape, reason)
-    return "channels last" if last else "as it is"
+        reason = f"its channel axis is ambiguous (the images are {size[0]} x {size[1]} pixels)"
+        raise _unsupported(name, shape, reason)
+    return "channels last" if last else "unchanged"
 
 
-def _not_understood(name: str, shape: tuple[int, ...], reason: str) -> errors.InputError:
+def _unsupported(name: str, shape: tuple[int, ...], reason: str) -> errors.InputError:
     return errors.InputError(
-        f"layer {name!r} gives {list(shape)} for two images, which cannot be made a map: {reason}. Name another layer, "
-        "such as the block around it."
+        f"layer {name!r} returns {list(shape)} for two images, which cannot be used as a map: {reason}. Name another "
+        "layer, such as the block around it."
     )
 
 
-class _Enough(BaseException):
-    """Every layer asked for has run; not an Exception, which a model's own code might catch."""
+class _AllCaptured(BaseException):
+    """Ends a forward pass after the last requested layer; a BaseException, because model code may catch Exception."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Call:
-    """One pass through a tapped trunk: what is wanted, what was found, and whether the rest may be left out."""
+    """One forward pass through a tapped trunk: the layers wanted, those captured, and whether it may end early."""
 
     wanted: frozenset[str]
     may_stop: bool
-    found: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    captured: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
-# Of the running pass, so that threads that share a module do not mix what they find.
+# Per context, so that threads that share a module do not mix their outputs.
 _CURRENT: ContextVar[_Call | None] = ContextVar("genenc_tapped_call", default=None)
 
 
 class _Capture:
-    """A forward hook that hands a layer's output to the running pass; it holds no state, so copies of it work too."""
+    """Forward hook that stores a layer's output in the current call; stateless, so copies of a module work too."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -209,24 +211,24 @@ class _Capture:
         call = _CURRENT.get()
         if call is None or self.name not in call.wanted:
             return
-        if self.name in call.found:
+        if self.name in call.captured:
             raise _varying(self.name, "is called several times")
-        enough = call.may_stop and len(call.found) + 1 == len(call.wanted)
+        is_last = call.may_stop and len(call.captured) + 1 == len(call.wanted)
         # Later layers may change the tensor in place.
-        call.found[self.name] = output if enough else output.clone()
-        if enough:
-            raise _Enough
+        call.captured[self.name] = output if is_last else output.clone()
+        if is_last:
+            raise _AllCaptured
 
 
-def _varying(name: str, what: str) -> errors.EncoderError:
+def _varying(name: str, problem: str) -> errors.EncoderError:
     return errors.EncoderError(
-        f"layer {name!r} {what} for some images, and is called once for others, so it has no one output: name the "
-        "module around it, or one that is always called once."
+        f"layer {name!r} {problem} for some images and is called once for others, so its output is ambiguous: name "
+        "its parent module, or one that is always called once."
     )
 
 
 def has_other_hooks(module: nn.Module) -> bool:
-    """Return whether hooks are called besides those of taps; timm's keep what they see on the module."""
+    """Return whether a module has hooks other than taps; those of timm store outputs on the module."""
     return any(
         not isinstance(hook, _Capture)
         for part in module.modules()
@@ -235,7 +237,7 @@ def has_other_hooks(module: nn.Module) -> bool:
 
 
 class _Tapped(nn.Module):
-    """A trunk whose slots are the outputs of some of its layers."""
+    """A trunk whose slots are outputs of its intermediate layers."""
 
     def __init__(self, trunk: nn.Module, taps: tuple[Tap, ...], layout: tokens.TokenLayout | None) -> None:
         super().__init__()
@@ -246,25 +248,25 @@ class _Tapped(nn.Module):
             trunk.get_submodule(tap.path).register_forward_hook(_Capture(tap.name))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the slots of every tap.
+        """Return the slots of all taps.
 
         Raises:
-            EncoderError: one is not called once for these images, as it was for those that it was looked at with.
+            EncoderError: a layer is not called exactly once for these images, as it was in the dry run.
         """
-        # An exporter follows the whole pass; what its graph does not need it leaves out by itself.
+        # An exporter must trace the whole pass; it prunes unused nodes itself.
         exporting = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
-        call = _Call(frozenset(tap.name for tap in self.taps), may_stop=not exporting)
+        call = _Call(wanted=frozenset(tap.name for tap in self.taps), may_stop=not exporting)
         token = _CURRENT.set(call)
         try:
-            with contextlib.suppress(_Enough):
+            with contextlib.suppress(_AllCaptured):
                 self.trunk(images)
         finally:
             _CURRENT.reset(token)
         slots: dict[str, torch.Tensor] = {}
         for tap in self.taps:
-            if tap.name not in call.found:
+            if tap.name not in call.captured:
                 raise _varying(tap.name, "is not called")
-            slots.update(self._slots(tap, call.found[tap.name]))
+            slots.update(self._slots(tap, call.captured[tap.name]))
         return slots
 
     def _slots(self, tap: Tap, output: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What a model would give, found without its weights: it is built and run on tensors with shapes and no numbers."""
+"""Output shapes of a model, determined on fake tensors without its weights."""
 
 import contextlib
 import warnings
@@ -15,13 +15,14 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree
 
-from genenc_core import errors, spec, torch_faults
-from genenc_core.models import encoder, sources, wording
+from genenc_core import errors, spec
+from genenc_core.models import encoder_module, resolve
+from genenc_core.system import torch_compat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShapes:
-    """An encoder's slots and preprocessing; nothing was computed or downloaded for them."""
+    """Slots and preprocessing of an encoder, determined without computing or downloading anything."""
 
     kind: spec.SourceKind
     name: str
@@ -40,20 +41,20 @@ def measure(
     arguments: str | None = None,
     trust: bool = False,
 ) -> ModelShapes:
-    """Build the model `name` without numbers and run two images through it.
+    """Build the model `name` on fake tensors and run two images through it.
 
     Raises:
-        InputError: as `sources.build_encoder`, or a model whose code needs numbers; such a one must be built for real.
+        InputError: as `resolve.build_encoder`, or the model's code needs values, so it must be built for real.
     """
-    request = sources.ModelRequest(
+    request = resolve.ModelRequest(
         name=name, weights="random:0", image_size=image_size, layers=layers, arguments=arguments, trust=trust
     )
-    resolved_name = sources.resolve_name(name)[1]
-    with _without_numbers(name) as mode:
-        kind, parts = sources.build_parts(request)
-        module = encoder.EncoderModule(parts.trunk, mean=parts.mean, std=parts.std).eval()
+    resolved_name = resolve.resolve_name(name)[1]
+    with _fake_mode(name) as mode:
+        kind, parts = resolve.build_parts(request)
+        module = encoder_module.EncoderModule(parts.trunk, mean=parts.mean, std=parts.std).eval()
         size, mode.building = parts.preprocessing, False
-        outputs = encoder.dry_run(module, name=name, height=size.height, width=size.width)
+        outputs = encoder_module.dry_run(module, name=name, height=size.height, width=size.width)
         return ModelShapes(
             kind=kind,
             name=resolved_name,
@@ -65,24 +66,17 @@ def measure(
         )
 
 
-def stride(slot: spec.SlotSpec, preprocessing: spec.Preprocessing) -> tuple[float, float] | None:
-    """Return how many input pixels (vertically, horizontally) one cell of a map stands for; None for no map."""
-    if len(slot.shape) != 3:
-        return None
-    return preprocessing.height / slot.shape[1], preprocessing.width / slot.shape[2]
+class _FakeWeights(FakeTensorMode):
+    """Fake weights and images; tensors that constructors compute with (`linspace`) stay real.
 
-
-class _Shapes(FakeTensorMode):
-    """Weights, images and what becomes of them have no numbers; what a constructor counts with (`linspace`) has them.
-
-    Two tensors are equal when their shapes are: what a source compares, it compares with itself. While `building`, a
-    question about a number is answered with no or 0: initialisation asks whether a draw is out of bounds.
+    Two fake tensors are equal if their shapes are, since sources only compare a tensor with itself. While `building`,
+    values read from a fake tensor are False or 0: initialisation checks whether a draw is out of bounds.
     """
 
     building = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation with numbers, without them, or (`torch.equal`) answer it."""
+        """Run one operation on real or fake tensors, or answer it (`torch.equal`, reading a value)."""
         if func is torch.ops.aten.equal.default:
             return args[0].shape == args[1].shape
         if self.building and func is torch.ops.aten._local_scalar_dense.default and args[0].dtype in _ANSWERS:
@@ -93,7 +87,7 @@ class _Shapes(FakeTensorMode):
         return func(*args, **(kwargs or {}))
 
 
-_NEEDS_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
+_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException)
 _ANSWERS: Mapping[torch.dtype, bool | float] = {torch.bool: False, torch.float32: 0.0}
 _ALLOCATES = frozenset(
     (torch.ops.aten.empty, torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.rand, torch.ops.aten.randn)
@@ -101,24 +95,24 @@ _ALLOCATES = frozenset(
 
 
 @contextlib.contextmanager
-def _without_numbers(name: str) -> Iterator[_Shapes]:
-    torch_faults.before_fake_tensors()
+def _fake_mode(name: str) -> Iterator[_FakeWeights]:
+    torch_compat.prepare_fake_tensors()
     with warnings.catch_warnings():
-        # torchvision's and timm's constructors warn of what only matters with numbers.
+        # Constructors of torchvision and timm warn about values, which do not matter here.
         warnings.simplefilter("ignore")
         try:
-            with _Shapes(allow_non_fake_inputs=True) as mode:
+            with _FakeWeights(allow_non_fake_inputs=True) as mode:
                 yield mode
         except errors.GenencError as error:
-            if not isinstance(error.__cause__, _NEEDS_NUMBERS):
+            if not isinstance(error.__cause__, _NEEDS_VALUES):
                 raise
             raise _unknown(name, error.__cause__) from error
-        except Exception as error:  # a model's own code may fail in any way on tensors without numbers
+        except Exception as error:  # a model's own code may raise anything on fake tensors
             raise _unknown(name, error) from error
 
 
 def _unknown(name: str, error: BaseException) -> errors.InputError:
     return errors.InputError(
-        f"the shapes of {name!r} are not known without running it ({type(error).__name__}: {wording.reason(error)}): "
-        "genenc export and extract report them."
+        f"the shapes of {name!r} cannot be determined without running it ({type(error).__name__}: "
+        f"{errors.reason(error)}): genenc export and extract report them."
     )

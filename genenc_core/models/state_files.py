@@ -1,4 +1,4 @@
-"""State dicts from files: read safely, taken out of a checkpoint, and their names without what a wrapper put before."""
+"""Safe reading of state dicts from files: extraction from checkpoints and removal of wrapper prefixes."""
 
 import pickle
 import re
@@ -13,10 +13,9 @@ import safetensors.torch
 import torch
 
 from genenc_core import errors
-from genenc_core.models import wording
 
 Renaming = Callable[[Sequence[str]], Mapping[str, str]]
-"""From the names in a file to those of the model, for the entries that are taken; the others are not looked at."""
+"""Maps the names in a file to those of the model, for the entries to load; other entries are not read."""
 
 State = OrderedDict[str, torch.Tensor]
 
@@ -25,20 +24,20 @@ _EMA_KEYS = ("state_dict_ema", "model_ema")
 _PLAIN_KEYS = ("state_dict", "model")
 _COMPILED = "_orig_mod"
 _SHOWN = 8
-# Official DenseNet files of torchvision carry names from before 0.3: "norm.1.weight" is "norm1.weight" today.
+# Official DenseNet files of torchvision use names from before 0.3: "norm.1.weight" is now "norm1.weight".
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
 _REMEDY = "Give a file written by torch.save(model.state_dict(), FILE) or by safetensors."
 
 
 class WeightsWarning(UserWarning):
-    """How a weights file was read, where a user might expect something else."""
+    """A weights file was read in a way that the user may not expect."""
 
 
 def read(path: Path) -> Any:
-    """Return what a file holds; Python objects in it are never made.
+    """Read a weights file without unpickling arbitrary Python objects.
 
     Raises:
-        InputError: unreadable, or another kind of file.
+        InputError: unreadable, or of another file type.
     """
     try:
         if path.suffix.lower() == ".safetensors":
@@ -47,24 +46,24 @@ def read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise errors.InputError(
             f"cannot read weights {str(path)!r} as a state dict: the file is damaged or holds Python objects, which "
-            "are never run. Save it again with torch.save(model.state_dict(), FILE) or as .safetensors."
+            "are never loaded. Save it again with torch.save(model.state_dict(), FILE) or as .safetensors."
         ) from error
-    except Exception as error:  # a foreign file makes the unpickler raise anything
+    except Exception as error:  # the unpickler may raise anything for other file types
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> errors.InputError:
-    """Return the error of a file that is no state dict."""
-    said = str(error)
-    if "TorchScript archive" in said:
+    """Return the error for a file that is not a state dict."""
+    message = str(error)
+    if "TorchScript archive" in message:
         why = (
             "it is a TorchScript file, a whole model. Run it with --model general_encoder --weights FILE --trust, or "
             "give a state dict"
         )
         return errors.InputError(f"cannot read weights {str(path)!r} as a state dict: {why}.")
-    if "legacy .tar format" in said:
-        said = "neither a zip archive nor a pickle of a state dict"
-    reason = f"{type(error).__name__}: {wording.reason(type(error)(said)) if said else 'no reason given'}"
+    if "legacy .tar format" in message:
+        message = "neither a zip archive nor a pickle of a state dict"
+    reason = f"{type(error).__name__}: {errors.reason(type(error)(message)) if message else 'no reason given'}"
     return errors.InputError(
         f"cannot read weights {str(path)!r}: it is neither a .safetensors file nor a state dict that torch.load reads "
         f"({reason[:200]}). {_REMEDY}"
@@ -72,7 +71,7 @@ def unreadable(path: Path, error: Exception) -> errors.InputError:
 
 
 def renamed_safetensors(path: Path, renaming: Renaming) -> State:
-    """Read only what is taken: the encoder may be a small part of a file of gigabytes.
+    """Read and rename only the entries in `renaming`; the encoder may be a small part of a file of gigabytes.
 
     Raises:
         InputError: unreadable.
@@ -85,22 +84,22 @@ def renamed_safetensors(path: Path, renaming: Renaming) -> State:
 
 
 def renamed(names: Mapping[str, str], tensor: Callable[[str], torch.Tensor], path: Path) -> State:
-    """Return the tensors of a file's names under the names that these become.
+    """Return the tensors of a file under new names, given as `names` (old -> new).
 
     Raises:
-        InputError: two names become the same, and their tensors differ.
+        InputError: two entries with different values get the same name.
     """
-    made: State = OrderedDict()
+    state: State = OrderedDict()
     origin: dict[str, str] = {}
-    for found, name in names.items():
-        value = tensor(found)
-        if name in made and not _equal(made[name], value):
+    for old, name in names.items():
+        value = tensor(old)
+        if name in state and not _equal(state[name], value):
             raise errors.InputError(
-                f"weights {str(path)!r} hold both {origin[name]!r} and {found!r}, two names of the model's {name!r}, "
+                f"weights {str(path)!r} hold both {origin[name]!r} and {old!r}, two names of the model's {name!r}, "
                 "with different values: save the file again with only one of them"
             )
-        made[name], origin[name] = value, found
-    return made
+        state[name], origin[name] = value, old
+    return state
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -108,85 +107,96 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def unwrapped(value: Any, path: Path, *, key: str | None, notes: list[str]) -> tuple[State, str | None]:
-    """Return the state dict of a checkpoint, and the entry that it is (None: the file itself).
+    """Return the state dict of a checkpoint and its entry's name (None: the file itself).
 
-    It is the entry `key` (dotted), else the one that timm takes, the EMA first.
-    `key` may be `ema` or `plain` for the first of their entries that the file has, or a prefix of names.
-    What was chosen among several is added to `notes`.
+    That is the entry `key` (dotted), by default the one that timm uses, EMA first. `key` may also be `ema` or `plain`
+    for the first such entry, or a prefix of names. A choice among several entries is added to `notes`.
 
     Raises:
-        InputError: it holds none, or not that entry; those it has are listed.
+        InputError: there is no state dict, or no entry `key`; the existing entries are listed.
     """
     entries = dict(_state_dicts(value)) if isinstance(value, Mapping) else {}
     chosen = _chosen(value, entries, path, key)
     state = entries.get(chosen) if chosen else value
     if state is None:
-        state = _under_prefix(value, chosen or "")
+        state = _under_prefix(value, entries, chosen or "")
     if not _is_state(state):
         known = f" (it has {_listed(entries)}: choose with --weights-key)" if entries else ""
         raise errors.InputError(
-            f"weights {str(path)!r} hold no state dict (names to tensors), but a {type(value).__name__}{known}. Save "
+            f"weights {str(path)!r} hold a {type(value).__name__}, not a state dict (names to tensors){known}. Save "
             "them with torch.save(model.state_dict(), FILE) or as .safetensors."
         )
     if chosen:
         others = [name for name in entries if name != chosen and not name.startswith(f"{chosen}.")]
-        notes.append(f"entry {chosen!r} is taken" + (f", not {_listed(others)}" if others else ""))
+        notes.append(f"entry {chosen!r} is used" + (f", not {_listed(others)}" if others else ""))
         if others and key is None:
-            say(path, f"{notes[-1]}; choose another with --weights-key")
-    made = renamed({name: _OLD_DENSENET.sub(r"\1\2", name) for name in state}, state.__getitem__, path)
+            warn_of(path, f"{notes[-1]}; choose another with --weights-key")
+    named = renamed({name: _OLD_DENSENET.sub(r"\1\2", name) for name in state}, state.__getitem__, path)
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
-        made._metadata = metadata  # type: ignore[attr-defined]
-    return made, chosen
+        named._metadata = metadata  # type: ignore[attr-defined]
+    return named, chosen
 
 
-def _state_dicts(value: Mapping[Any, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted names of the entries of a checkpoint that are state dicts, and the entries."""
+def _state_dicts(value: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield the state dicts in a checkpoint with their dotted names."""
     for name, inner in value.items():
         if not isinstance(name, str) or not isinstance(inner, Mapping):
             continue
         if _is_state(inner):
-            yield before + name, inner
-        elif depth < 2:  # as deep as {"model": {"state_dict": ...}}, and one more
-            yield from _state_dicts(inner, f"{before}{name}.", depth + 1)
+            yield prefix + name, inner
+        elif depth < 2:  # one level deeper than {"model": {"state_dict": ...}}
+            yield from _state_dicts(inner, f"{prefix}{name}.", depth + 1)
 
 
 def _chosen(value: Any, entries: Mapping[str, Any], path: Path, key: str | None) -> str | None:
-    """Return the entry to take; None: the file is the state dict itself.
+    """Return the entry to load; None: the file is the state dict itself.
 
     Raises:
         InputError: there is no such entry.
     """
     if key in entries:
         return key
-    plain = next((name for name in _by_rank(entries, _PLAIN_KEYS)), None)
-    ema = next((name for name in _by_rank(entries, _EMA_KEYS)), None)
-    if key in (None, EMA) and ema is not None:
-        return ema
     if key in (None, PLAIN):
-        return plain or (next(iter(entries)) if len(entries) == 1 and not _is_state(value) else None)
+        return _default_entry(value, entries, with_ema=key is None)
     assert key is not None
+    for name in _by_rank(entries, _EMA_KEYS) if key == EMA else ():
+        return name
     inside = list(_by_rank(entries, (key,)))
     if len(inside) == 1:  # {"ema": {"module": ...}}
         return inside[0]
-    if _under_prefix(value, key):
+    if _under_prefix(value, entries, key):
         return key
     known = f"it has {_listed(entries)}" if entries else "it is one state dict without such a prefix"
     raise errors.InputError(f"--weights-key {key!r} is not in the weights {str(path)!r}: {known}. Choose another.")
 
 
+def _default_entry(value: Any, entries: Mapping[str, Any], *, with_ema: bool = True) -> str | None:
+    """Return the entry that timm uses, else the only one; None if there is none or the file is the state dict."""
+    for keys in (_EMA_KEYS if with_ema else (), _PLAIN_KEYS):
+        for name in _by_rank(entries, keys):
+            return name
+    return next(iter(entries)) if len(entries) == 1 and not _is_state(value) else None
+
+
 def _by_rank(entries: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
-    """Yield the entries whose names are of `keys`, the earliest key first; `{"state_dict": {"model": ...}}` counts."""
+    """Yield the entries named after or nested under `keys`, in the order of `keys`."""
     for key in keys:
         yield from (name for name in entries if name == key or name.startswith(f"{key}."))
 
 
-def _under_prefix(value: Any, prefix: str) -> dict[str, torch.Tensor]:
-    """Return the tensors whose names begin with `prefix` and a dot, without it."""
-    if not prefix or not _is_state(value):
-        return {}
-    start = f"{prefix}."
-    return {name.removeprefix(start): tensor for name, tensor in value.items() if name.startswith(start)}
+def _under_prefix(value: Any, entries: Mapping[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names start with `prefix` and a dot, with that prefix removed.
+
+    They come from the file, else from the entry that the prefix starts with, else from the default entry.
+    """
+    state, start = value, f"{prefix}."
+    if not _is_state(value):
+        named = next((name for name in entries if start.startswith(f"{name}.")), None)
+        start = start.removeprefix(f"{named}.") if named else start
+        state = entries.get(named or _default_entry(value, entries) or "", {})
+    within = [name for name in state if name.startswith(start)] if prefix else []
+    return {name.removeprefix(start): state[name] for name in within}
 
 
 def _is_state(value: Any) -> bool:
@@ -198,45 +208,45 @@ def _is_state(value: Any) -> bool:
 
 
 def without_wrappers(state: State, wanted: Collection[str], path: Path, notes: list[str]) -> State:
-    """Return a state dict with the names that a model has: `_orig_mod.`, `module.`, `model.` and the like taken off.
+    """Remove wrapper prefixes such as `_orig_mod.`, `module.` and `model.` from the names of a state dict.
 
-    A prefix is taken off where the model's tensors stand under it and not without it; what stands elsewhere is left.
+    A prefix is removed if the model's tensors exist only under it; names outside the prefix are kept.
 
     Raises:
-        InputError: the model's tensors stand under several prefixes, or twice under one.
+        InputError: the model's tensors exist under several prefixes, or twice under one.
     """
     metadata = getattr(state, "_metadata", None)
     if any(_COMPILED in name.split(".") for name in state) and not any(_COMPILED in name.split(".") for name in wanted):
         # torch.compile wraps the whole model, or some of its modules.
         names = {name: ".".join(part for part in name.split(".") if part != _COMPILED) for name in state}
         state = renamed(names, state.__getitem__, path)
-        notes.append(f"{_COMPILED!r} is taken off the names")
+        notes.append(f"prefix {_COMPILED!r} is removed")
     if any(name in state for name in wanted):
         return state
-    found = _prefixes(state, wanted)
-    if len(found) > 1:
+    prefixes = _prefixes(state, wanted)
+    if len(prefixes) > 1:
         raise errors.InputError(
-            f"weights {str(path)!r} hold the model several times, under {_listed(found)}: choose one with "
-            f"--weights-key, such as --weights-key {found[0].removesuffix('.')}"
+            f"weights {str(path)!r} hold the model several times, under {_listed(prefixes)}: choose one with "
+            f"--weights-key, such as --weights-key {prefixes[0].removesuffix('.')}"
         )
-    if not found:
+    if not prefixes:
         return state
-    (prefix,) = found
-    made: State = OrderedDict(
-        # Names elsewhere keep what they have, so that they are known for what they are; none is another's.
+    (prefix,) = prefixes
+    bare: State = OrderedDict(
+        # A name keeps its prefix if its bare form already exists, so that no two entries collide.
         (name if name.removeprefix(prefix) in state else name.removeprefix(prefix), value)
         for name, value in state.items()
     )
-    notes.append(f"{prefix!r} is taken off the names")
+    notes.append(f"prefix {prefix!r} is removed")
     if metadata is not None:
-        made._metadata = OrderedDict(  # type: ignore[attr-defined]
+        bare._metadata = OrderedDict(  # type: ignore[attr-defined]
             (f"{name}.".removeprefix(prefix).removesuffix("."), entry) for name, entry in metadata.items()
         )
-    return made
+    return bare
 
 
 def _prefixes(state: Mapping[str, Any], wanted: Collection[str]) -> list[str]:
-    """Return the prefixes under which most of the model's names stand; none where less than half do."""
+    """Return the prefixes that cover the most of the model's names; none if they cover no more than half."""
     needed = [name for name in wanted if not name.endswith("num_batches_tracked")]
     counts: dict[str, int] = {}
     ends = {name: f".{name}" for name in sorted(needed, key=len)[-_SHOWN:]}
@@ -245,21 +255,21 @@ def _prefixes(state: Mapping[str, Any], wanted: Collection[str]) -> list[str]:
     }
     for prefix in candidates:
         counts[prefix] = sum(prefix + name in state for name in needed)
-    most = max(counts.values(), default=0)
-    if 2 * most <= len(needed):
+    highest = max(counts.values(), default=0)
+    if 2 * highest <= len(needed):
         return []
-    return sorted(prefix for prefix, count in counts.items() if count == most)
+    return sorted(prefix for prefix, count in counts.items() if count == highest)
 
 
-def left_out(names: Sequence[str], total: int) -> str | None:
-    """Return a note of the entries of a file that are not taken; None: all are."""
+def unused_note(names: Sequence[str], total: int) -> str | None:
+    """Return a note on the entries of a file that are not used; None: all are."""
     if not names:
         return None
-    return f"{len(names)} of {total} entries are not part of the encoder and were left out: {_listed(names)}"
+    return f"{len(names)} of {total} entries are not part of the encoder and were ignored: {_listed(names)}"
 
 
-def say(path: Path, text: str) -> None:
-    """Warn of how a file was read."""
+def warn_of(path: Path, text: str) -> None:
+    """Emit a `WeightsWarning` on how a file was read."""
     warnings.warn(f"weights {path.name}: {text}", WeightsWarning, stacklevel=3)
 
 

@@ -1,4 +1,4 @@
-"""How far features in another precision, or compiled, are from plain float32: measured on a run's first images."""
+"""Error of reduced-precision or compiled features against plain float32, measured on a run's first images."""
 
 import dataclasses
 import logging
@@ -7,61 +7,78 @@ from collections.abc import Sequence
 
 import torch
 
-from genenc_core.encoding import batching, engine, tiling
-from genenc_core.export import backends
-from genenc_core.export.execution import Execution
-from genenc_core.images.loader import ImageLoader
-from genenc_core.run import encoders, precision, records
+from genenc_core.encoding import batch_size, engine, tiling
+from genenc_core.images.load.loader import ImageLoader
+from genenc_core.run import model_cache, precision, records
 from genenc_core.run.folder import RunFolder
+from genenc_core.runtime import backends
+from genenc_core.runtime.execution import Execution
 
 LOGGER = logging.getLogger(__name__)
 FIRST_IMAGES = 8
 SLOW = 1.5
-"""Times as slow as float32, of which the user is told."""
+"""Slowdown against float32 above which the user is warned."""
+FAR = 0.1
+"""Relative error above which the user is warned."""
 
 
 def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, images: ImageLoader) -> None:
-    """Write the record of a run that is not computed in plain float32, unless it has one.
+    """Measure and record the error of a run that is not computed in plain float32, unless already recorded.
 
-    Of each output slot the error is |a - b| / |b| of an image's values, the largest and the mean over the images. A
-    run in tiles is measured on its first images squeezed into one tile. Unreadable images are left out; without any
-    other, noise stands for them. Where memory does not hold the model in float32, there is no record.
+    The error of an output slot is |a - b| / |b| over an image's values; the largest and the mean over images are
+    recorded. Tiled runs are measured on their first images resized to one tile. Unreadable images are skipped; if none
+    is readable, noise is used. No record is written if the float32 model does not fit in memory.
 
     Raises:
-        InputError: the model cannot be had in float32.
+        InputError: the model cannot be loaded in float32.
     """
     if not folder.execution.identity() or folder.objects.size(precision.RECORD) is not None:
         return
-    model = encoders.run_model(folder)
-    device = encoders.device_of(model, options.device)
-    own = encoders.CACHE.load(model, device=device, trust=options.trust)
+    model = model_cache.run_model(folder)
+    device = model_cache.device_of(model, options.device)
+    own = model_cache.CACHE.load(model, device=device, trust=options.trust)
     found = _pixels(folder, images, own.input_size)
     size = (runner.encoder if isinstance(runner.encoder, tiling.TiledEncoder) else runner).sizer.size
     batches = [found[start : start + size] for start in range(0, len(found), size)]
     least = model.spec.resolved_batch_mode().min
     model = dataclasses.replace(model, execution=Execution())
     try:
-        # A compiled model is made for one batch size.
+        # A compiled model takes one batch size.
         values, seconds = _values(runner, own, batches, least=size if runner.fixed else least)
-        other = encoders.CACHE.load(model, device=device, trust=options.trust, keep=False)
+        other = model_cache.CACHE.load(model, device=device, trust=options.trust, keep=False)
         plain, plain_seconds = _values(runner, other, batches, least=least)
     except (RuntimeError, MemoryError) as error:
-        if not batching.is_out_of_memory(error):
+        if not batch_size.is_out_of_memory(error):
             raise
-        LOGGER.warning("%s: no memory to compare it with float32: %s", folder.execution.describe(), error)
+        LOGGER.warning("%s: not enough memory to compare with float32: %s", folder.execution.describe(), error)
         return
     errors = {
         slot: (value - plain[slot]).norm(dim=1) / plain[slot].norm(dim=1).clamp_min(1e-30)
         for slot, value in values.items()
     }
-    told = {slot: {"largest": float(item.max()), "mean": float(item.mean())} for slot, item in errors.items()}
-    record = {"computed": folder.execution.describe(), "device": device, "images": len(found), "relative_error": told}
+    relative_errors = {
+        slot: {"largest": float(item.max()), "mean": float(item.mean())} for slot, item in errors.items()
+    }
+    record = {
+        "computed": folder.execution.describe(),
+        "device": device,
+        "images": len(found),
+        "relative_error": relative_errors,
+    }
     records.create_json(folder.objects, precision.RECORD, {**record, "measured": records.now()})
-    LOGGER.info("%s against float32: %s", folder.execution.describe(), precision.words(told))
+    LOGGER.info("%s against float32: %s", folder.execution.describe(), precision.describe_difference(relative_errors))
+    worst = max((item["largest"] for item in relative_errors.values()), default=0.0)
+    if not worst <= FAR:  # also true for NaN
+        LOGGER.warning(
+            "features computed in %s differ from float32 by up to %.2g %% of their norm and may be wrong; "
+            "extract to another --out without it for float32 features",
+            folder.execution.describe(),
+            100 * worst,
+        )
     if not folder.execution.compile and seconds > SLOW * plain_seconds:
         LOGGER.warning(
-            "%s took %.1f times as long as float32 for %d images on this %s, which may have no instructions for it: "
-            "without --precision a run (another --out) may be faster",
+            "%s took %.1f times as long as float32 for %d images on this %s, which may not support it in hardware: "
+            "extracting to another --out without --precision may be faster",
             folder.execution.describe(),
             seconds / plain_seconds,
             len(found),
@@ -72,11 +89,11 @@ def measure(folder: RunFolder, options: records.Options, runner: engine.Engine, 
 def _values(
     runner: engine.Engine, encoder: backends.Encoder, batches: Sequence[torch.Tensor], *, least: int
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """Return per slot float64 `[n, values]`, and the seconds; batches of fewer than `least` images are filled up."""
+    """Return the outputs as float64 `[n, values]` by slot, and the seconds; pad batches to `least` images."""
     parts: dict[str, list[torch.Tensor]] = {}
     began = time.perf_counter()
     for batch in batches:
-        with torch.inference_mode():  # as in the engine: a compiled model would be compiled once more otherwise
+        with torch.inference_mode():  # as in the engine, to avoid a recompilation
             images = engine.padded(batch, least).to(encoder.device).float().div_(255.0)
         for slot, value in runner.call(encoder, images).items():
             parts.setdefault(slot, []).append(value[: len(batch)].cpu().double().flatten(1))
@@ -84,7 +101,7 @@ def _values(
 
 
 def _pixels(folder: RunFolder, images: ImageLoader, size: tuple[int, int]) -> torch.Tensor:
-    """Return uint8 images `[n, 3, H, W]` of the model's size."""
+    """Return the first images as uint8 `[n, 3, H, W]`, resized to the model's input size."""
     rows = min(FIRST_IMAGES, folder.store.plan.rows)
     good: list[torch.Tensor] = []
     for batch in images.iter_batches(0, rows):

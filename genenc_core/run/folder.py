@@ -1,43 +1,45 @@
-"""A run folder as it stands on disk: what it means, what is done, what failed; opening it loads no model."""
+"""Run folders on disk: identity, progress and failures; opening one loads no model."""
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, stored_arrays, text
 from genenc_core.encoding import tile_plan
 from genenc_core.encoding.cells import Cells
-from genenc_core.export.execution import Execution
-from genenc_core.images import manifest
-from genenc_core.images.point_scale import PointsScale
+from genenc_core.images.sources import manifest
+from genenc_core.images.sources.named_points import PointsScale
 from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
-from genenc_core.store import beneath, local, places, run_store
-from genenc_core.store.objects import Objects, Root, join, open_objects
+from genenc_core.runtime.execution import Execution
+from genenc_core.store import run_store, store_keys
+from genenc_core.store.backends import beneath, local
+from genenc_core.store.backends.objects import Objects, Root, is_remote, join, open_objects, to_root
+from genenc_core.system import digests, scratch
 
 MANIFEST = "images.parquet"
 MODEL_SPEC = "model_spec.json"
 MODEL_FOLDER = "model"
 PARAMETERS = "provenance/parameters.json"
 FAILED = "provenance/failed"
+DATASET = "dataset.json"
+"""The document of a dataset, whose parts are runs."""
 CELLS = "cells"
-"""The entry of a run's identity that says where the cells of maps lie; runs of genenc 0.1.0 have none."""
+"""Identity entry with the positions of map cells; runs of genenc 0.1.0 have none."""
 POINTS_SCALE = "points_scale"
-"""The entry of a run's identity that says what labelled coordinates were multiplied by; absent: they were pixels."""
+"""Identity entry with the factor applied to labelled coordinates; absent if they were pixels."""
 
 
 def is_earlier_run(root: Root) -> bool:
-    """Return whether a run of genenc 0.1.0 is there, which goes on to mean what it meant.
+    """Return whether `root` holds a run of genenc 0.1.0, whose semantics are kept.
 
     Raises:
         StoreError: the folder cannot be read, or the run in it is damaged.
@@ -46,7 +48,7 @@ def is_earlier_run(root: Root) -> bool:
 
 
 class RunFolder:
-    """An opened run folder, here or on S3.
+    """An opened run folder, local or on S3.
 
     Raises:
         InputError: not a run folder.
@@ -57,7 +59,7 @@ class RunFolder:
         self.objects: Objects = open_objects(root)
         self.root = self.objects.name
         if not _is_run(self.objects):
-            raise errors.InputError(f"{self.root!r} is not a run folder: {_what_instead(self.objects)}")
+            raise errors.InputError(f"{self.root!r} is not a run folder: {_not_a_run_hint(self.objects)}")
         self.store = run_store.RunStore.open(self.objects)
         self.identity = self.store.plan.identity
         identity.check_identity(self.identity, subject=f"the identity of the run {self.root!r}")
@@ -66,22 +68,42 @@ class RunFolder:
         self._require(MANIFEST, str(self.manifest.rows), str(self.store.plan.rows))
         self._require(MODEL_SPEC, file_digest(self.objects, MODEL_SPEC), self._recorded("model_spec_sha256"))
         self.given = _parameters(records.read_json(self.objects, PARAMETERS))
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._copy: scratch.TemporaryFolder | None = None
+
+    def __str__(self) -> str:
+        return self.root
+
+    @property
+    def dataset(self) -> str | None:
+        """The dataset that the run is a part of; None if it is none."""
+        place = self.root.rstrip("/") if is_remote(self.root) else os.path.abspath(self.root)  # noqa: PTH100
+        folder, _, name = place.rpartition("/parts/")
+        inside = folder and "/" not in name and open_objects(to_root(folder)).size(DATASET) is not None
+        return folder if inside else None
+
+    @property
+    def title(self) -> str:
+        """Display name: the folder's."""
+        return text.place(self.root)
+
+    def __reduce__(self) -> tuple[type["RunFolder"], tuple[str]]:
+        """Reopen the run when unpickled."""
+        return type(self), (self.root,)
 
     def model_files(self) -> Path:
-        """Return a local folder that holds `model_spec.json` and `model/`: the run's own, or a copy kept till the end.
+        """Return a local folder with `model_spec.json` and `model/`: the run's own, or a temporary copy of remote ones.
 
         Raises:
             StoreError: a file cannot be read.
         """
         if isinstance(self.objects, local.LocalObjects):
-            # What loads them opens them by path.
+            # Model loaders open files by path.
             with run_store.read_errors(self.root):
                 if self.objects.kind(MODEL_FOLDER):
                     self.objects.refuse_specials(MODEL_FOLDER)
             return self.objects.root
         if self._copy is None:
-            copy = tempfile.TemporaryDirectory(prefix="genenc-model-")
+            copy = scratch.TemporaryFolder("model")
             try:
                 names = [f"{MODEL_FOLDER}/{name}" for name, _ in self.objects.walk(MODEL_FOLDER)]
                 for key in (MODEL_SPEC, *names):
@@ -100,47 +122,54 @@ class RunFolder:
 
     @property
     def backend(self) -> str:
-        """What runs the model: eager, torchscript, exported_program, onnx or aotinductor."""
+        """Backend that runs the model: eager, torchscript, exported_program, onnx or aotinductor."""
         return str(self.identity["backend"])
 
     @property
     def execution(self) -> Execution:
-        """How an eager model is computed."""
+        """Precision and compilation of an eager model."""
         return Execution(**(self.identity.get("execution") or {}))
 
     @property
     def preprocessing(self) -> spec.Preprocessing:
-        """The run's preprocessing, the user's `fit` included."""
+        """The run's preprocessing, including the user's `fit`."""
         return spec.Preprocessing.model_validate_json(json.dumps(self.identity["preprocessing"]))
+
+    @property
+    def outputs(self) -> Mapping[str, object] | None:
+        """The sketch of the model's outputs when the run was made; None if it was not recorded."""
+        made = self.store.plan.attributes.get("genenc")
+        found = made.get("outputs") if isinstance(made, Mapping) else None
+        return found if isinstance(found, Mapping) else None
 
     @functools.cached_property
     def cache(self) -> local.LocalObjects | None:
-        """Where what only reads the run may note something: never in the run, which may be somebody else's."""
+        """The user's cache folder for this run; read-only commands never write into the run. None without a home."""
         try:
             return local.LocalObjects(_user_cache(f"{os.path.realpath(self.root)}\0{self.store.document}"))
-        except RuntimeError:  # a user without a home
+        except RuntimeError:  # no home folder
             return None
 
     @property
     def cells(self) -> dict[str, Cells]:
-        """Where the cells of maps lie, by slot; those of others divide the model input evenly."""
+        """Positions of map cells by slot; cells of slots not listed divide the model input evenly."""
         return {name: Cells.from_json(stored) for name, stored in (self.identity.get(CELLS) or {}).items()}
 
     @property
     def point_states(self) -> frozenset[int]:
-        """The numbers that the run's `point_status` has a meaning for."""
-        array = next((array for array in self.store.plan.arrays if array.name == "point_status"), None)
+        """The valid values of the run's `point_status`."""
+        array = next((array for array in self.store.plan.arrays if array.name == stored_arrays.POINT_STATUS), None)
         flags: Any = () if array is None else array.attributes["flag_values"]
         return frozenset(flags)
 
     @property
     def points_scale(self) -> PointsScale:
-        """What the coordinates of the points file were multiplied by."""
+        """The factor applied to the coordinates of the points file."""
         return PointsScale.parse(self.identity.get(POINTS_SCALE))
 
     @property
     def tiles(self) -> tile_plan.TilePlan | None:
-        """How the run's canvas is cut into tiles of the model's input size; None when it is not."""
+        """Plan that cuts the run's canvas into tiles of the model's input size; None if it is not tiled."""
         stored = self.identity.get("tiles")
         if stored is None:
             return None
@@ -149,7 +178,7 @@ class RunFolder:
         return tile_plan.TilePlan(canvas=(size.height, size.width), tile=(height, width), **options)
 
     def rows_of(self, shards: Sequence[int]) -> int:
-        """Return how many images these shards hold."""
+        """Return the number of images in these shards."""
         ranges = (self.store.shard_range(shard) for shard in shards)
         return sum(stop - start for start, stop in ranges)
 
@@ -163,38 +192,38 @@ class RunFolder:
         return sorted({int(match[1]) for match in found if match} - self.store.committed())
 
     def failure(self, shard: int, *, session: str | None = None) -> str:
-        """Return the reason of a shard's last failed attempt; it says so when that was not in the session named."""
-        key = _failure_key(shard)
+        """Return the reason of a shard's last failed attempt, marked if it was not in the session given."""
+        key = failure_key(shard)
         try:
             found = records.read_json(self.objects, key) if self.objects.size(key) is not None else {}
-        except errors.StoreError as error:  # it says why an attempt failed, no more
-            return f"its reason is not known: {error}"
+        except errors.StoreError as error:  # only informative
+            return f"unknown reason: {error}"
         if not found:
-            return "it was not reached"
+            return "not attempted"
         others = session is not None and found.get("session") != session
         return f"{'in another session: ' if others else ''}{found.get('reason', '')}"
 
     def failed_in(self, shard: int, session: str) -> bool:
-        """Return whether the last attempt at a shard failed, in this session."""
-        key = _failure_key(shard)
+        """Return whether the last attempt at a shard failed in this session."""
+        key = failure_key(shard)
         return self.objects.size(key) is not None and records.read_json(self.objects, key).get("session") == session
 
     def failure_note(self, shard: int) -> str:
-        """Return what tells one failed attempt at a shard from another, "" where there is none."""
+        """Return the raw failure record of a shard, which differs between attempts; "" if there is none."""
         with contextlib.suppress(OSError):
-            return self.objects.read(_failure_key(shard)).decode(errors="replace")
+            return self.objects.read(failure_key(shard)).decode(errors="replace")
         return ""
 
     def note_failure(self, shard: int, reason: str, session: str) -> None:
-        """Record why an attempt at a shard failed; a full disk must not hide the reason itself."""
+        """Record why an attempt at a shard failed; errors are ignored, so that a full disk does not hide the reason."""
         record = {"shard": shard, "reason": reason, "session": session, "time": records.now()}
         with contextlib.suppress(errors.StoreError):
-            records.write_json(self.objects, _failure_key(shard), record)
+            records.write_json(self.objects, failure_key(shard), record)
 
     def forget_failure(self, shard: int) -> None:
-        """Remove a shard's failure record: it is committed."""
+        """Remove the failure record of a shard that is committed."""
         with contextlib.suppress(OSError):
-            self.objects.remove(_failure_key(shard))
+            self.objects.remove(failure_key(shard))
 
     def _require(self, name: str, found: str, recorded: str) -> None:
         if found != recorded:
@@ -211,7 +240,7 @@ def file_digest(objects: Objects, key: str) -> str:
         StoreError: it cannot be read.
     """
     try:
-        return hashlib.sha256(objects.read(key)).hexdigest()
+        return digests.MODEL_SPEC.hex(objects.read(key))
     except errors.UnsafeFileError as error:
         raise errors.StoreError(error.sentence) from error
     except OSError as error:
@@ -220,26 +249,26 @@ def file_digest(objects: Objects, key: str) -> str:
         ) from error
 
 
-def _what_instead(objects: Objects) -> str:
-    """Return what to give in place of something that is no run: the run that it is a part of."""
+def _not_a_run_hint(objects: Objects) -> str:
+    """Return a hint for a folder that is not a run: the run that it is part of, if any."""
     if isinstance(objects, local.LocalObjects):
         above = next(
-            (folder for folder in objects.root.absolute().parents if (folder / places.STORE_FILE).exists()), None
+            (folder for folder in objects.root.absolute().parents if (folder / store_keys.STORE_FILE).exists()), None
         )
         if above is not None:
-            return f"it is a part of the run {str(above)!r}, so give that"
-    return "name a folder that was given as --out"
+            return f"it is part of the run {str(above)!r}; give that folder"
+    return "give a folder that was created with --out"
 
 
 def _is_run(objects: Objects) -> bool:
-    """Return whether there is anything of a run; what is wrong with it is told when it is opened."""
+    """Return whether there are traces of a run; damage is reported when it is opened."""
     if isinstance(objects, local.LocalObjects):
         try:
-            return objects.kind(places.TRANSACTIONS) not in (None, beneath.FILE)
+            return objects.kind(store_keys.TRANSACTIONS) not in (None, beneath.FILE)
         except OSError:
             return False
     try:
-        objects.read(places.STORE_FILE)  # the answer to a HEAD does not say when it is the bucket that is missing
+        objects.read(store_keys.STORE_FILE)  # GET, because a HEAD response does not tell a missing bucket
         return True
     except FileNotFoundError:
         return False
@@ -248,10 +277,10 @@ def _is_run(objects: Objects) -> bool:
 
 
 def _user_cache(name: str) -> Path:
-    """Return the folder in the user's cache that belongs to a run."""
+    """Return the folder for a run in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"  # noqa: PTH117
-    return folder / "genenc" / hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return folder / "genenc" / digests.CACHE.hex(os.fsencode(name))[:16]
 
 
 def _manifest(objects: Objects) -> manifest.Manifest:
@@ -259,12 +288,18 @@ def _manifest(objects: Objects) -> manifest.Manifest:
     return manifest.Manifest.open(Path(join(objects.name, MANIFEST)), opener=opener)
 
 
-def _failure_key(shard: int) -> str:
+def failure_key(shard: int) -> str:
+    """Return the key of a shard's failure record."""
     return f"{FAILED}/s{shard:07d}.json"
 
 
+def batch_size_key(device: str) -> str:
+    """Return the key of the batch size record for a kind of device."""
+    return f"provenance/batch_size-{device.partition(':')[0]}.json"
+
+
 def _parameters(stored: dict[str, object]) -> run_parameters.ExtractParameters:
-    """Return the parameters a run was made with, as far as this version knows them."""
+    """Return the parameters a run was made with, without entries unknown to this version."""
     known = run_parameters.ExtractParameters.model_fields
     try:
         return run_parameters.ExtractParameters.model_validate({key: stored[key] for key in stored if key in known})
@@ -272,6 +307,6 @@ def _parameters(stored: dict[str, object]) -> run_parameters.ExtractParameters:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise errors.StoreError(
-            f"{PARAMETERS!r} of the run does not hold the parameters of an extraction ({where}: {first['msg']}): the "
+            f"{PARAMETERS!r} of the run does not hold extraction parameters ({where}: {first['msg']}): the "
             "run folder is damaged, or made by a later version of genenc"
         ) from error

@@ -1,17 +1,18 @@
-"""What a run folder's documents hold for the run itself, checked when they are read: anybody may have written them."""
+"""Schemas of a run's identity and commit details, validated on reading because run folders are untrusted."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
 
 from genenc_core import errors, spec
 from genenc_core.choices import Precision
-from genenc_core.images import point_scale
+from genenc_core.images.sources import named_points
 
 
 def _is_scale(text: str) -> str:
     try:
-        point_scale.PointsScale.parse(text)
+        named_points.PointsScale.parse(text)
     except errors.InputError as error:
         raise ValueError(str(error)) from error
     return text
@@ -77,35 +78,41 @@ class _Details(pydantic.BaseModel):
 
     points: dict[str, int]
     unreadable: list[_Unreadable]
-    seconds: dict[str, float]
+    seconds: dict[str, pydantic.FiniteFloat]
+    work: dict[str, pydantic.FiniteFloat] | None = None
 
 
 def check_identity(identity: Any, *, subject: str) -> None:
-    """Check that a run's identity has every entry that its folder is read by, of its type.
+    """Check that a run's identity has all required entries with the right types.
 
     Raises:
-        StoreError: it has not.
+        StoreError: an entry is missing or invalid.
     """
     _validated(_Identity, identity, subject)
 
 
 def check_details(details: Any, *, subject: str) -> None:
-    """Check that a commit record has the details that a survey counts.
+    """Check that a commit record has the details needed by a survey.
 
     Raises:
-        StoreError: it has not.
+        StoreError: an entry is missing or invalid.
     """
     _validated(_Details, details, subject)
 
 
 def _validated(kind: type[pydantic.BaseModel], value: Any, subject: str) -> None:
     try:
-        # Through JSON, where lists stand for tuples.
+        # Through JSON, so that lists are accepted as tuples.
         kind.model_validate_json(pydantic.TypeAdapter(Any).dump_json(value))
     except (pydantic.ValidationError, ValueError) as error:
         first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, first["loc"]))
         raise errors.StoreError(
-            f"{subject} is not what genenc writes ({where}: {str(first['msg'])[:200]}): the run folder is damaged, or "
+            f"{subject} is not valid ({where}: {str(first['msg'])[:200]}): the run folder is damaged, or "
             "made by another program"
         ) from error
+
+
+def without_images(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's identity says of anything but its images."""
+    return {key: value for key, value in identity.items() if key != "images"}

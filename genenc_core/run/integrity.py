@@ -1,23 +1,29 @@
-"""Whether the files beside a run's features are those that were written: manifest, model, parameters, provenance."""
+"""Integrity checks of the files beside a run's features: manifest, model, parameters and provenance."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Collection, Iterator
 
 from genenc_core import errors
-from genenc_core.run import records, tally
-from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, RunFolder
-from genenc_core.store import beneath, places, run_store, verify
-from genenc_core.store.objects import is_remote
+from genenc_core.run import records, session_log, status_cache
+from genenc_core.run.folder import FAILED, MANIFEST, MODEL_FOLDER, RunFolder, batch_size_key, failure_key
+from genenc_core.store import run_store, store_keys, verify
+from genenc_core.store.backends import beneath
+from genenc_core.store.backends.objects import is_remote
 from genenc_core.text import argument
 
 README = "README.md"
-_FOLDERS = (places.GROUP, places.TRANSACTIONS, MODEL_FOLDER, tally.PROVENANCE)
+_FOLDERS = (store_keys.GROUP, store_keys.TRANSACTIONS, MODEL_FOLDER, status_cache.PROVENANCE)
 
 
-def problems(folder: RunFolder) -> list[verify.Problem]:
-    """Return what is wrong beside the features; paths are relative to the run folder. Changes nothing.
+def problems(folder: RunFolder, sessions: Collection[str]) -> list[verify.Problem]:
+    """Return the problems in files beside the features, with paths relative to the run folder. Read-only.
 
-    Files that the run was made with are compared with the digests in its `store.json`, mutable records with their own
-    seals, the tally line by line. Runs of earlier versions record and seal less, so less is found in them.
+    Files that the run was made with are checked against the digests in `store.json`, mutable records against their own
+    seals and names, the tally line by line. Runs of earlier versions have fewer digests, so less is detected.
+
+    Args:
+        folder: the run.
+        sessions: those named by commit records; their records and environments must exist.
 
     Raises:
         StoreError: a folder cannot be read.
@@ -29,16 +35,17 @@ def problems(folder: RunFolder) -> list[verify.Problem]:
             *_unrecorded_manifest(folder),
             *_foreign_model_files(folder),
             *_records(folder),
+            *(_problem(key, what) for key, what in session_log.missing(folder.objects, sessions)),
             *_tally(folder),
         ]
     return list({problem.key: problem for problem in reversed(found)}.values())[::-1]
 
 
 def require_inputs(folder: RunFolder) -> None:
-    """Refuse to work on a run whose files are not those that it was made with, or that holds links.
+    """Refuse a run whose input files have changed, or that contains links.
 
     Raises:
-        StoreError: the first such files are named; nothing was changed.
+        StoreError: names the first such files; nothing was changed.
     """
     with run_store.read_errors(folder.root):
         found = [*_specials(folder), *recorded(folder.store), *_unrecorded_manifest(folder)]
@@ -49,31 +56,31 @@ def require_inputs(folder: RunFolder) -> None:
     named = "; ".join(f"{item.place}: {item.what}" for item in wrong[:5])
     raise errors.StoreError(
         f"files in {folder.root!r} are not those this run was made with, so nothing is encoded: {named}; genenc verify "
-        f"{argument(folder.root)} lists everything, and --repair puts right what can be"
+        f"{argument(folder.root)} lists all problems, --repair fixes what it can"
     )
 
 
 def _specials(folder: RunFolder) -> Iterator[verify.Problem]:
-    """Yield links, pipes and devices anywhere in the run but among what repairs set aside."""
+    """Yield links, pipes and devices in the run, except among quarantined files."""
     for top in _FOLDERS:
         if folder.objects.kind(top) is None:
             continue
         for name, what in folder.objects.specials(top):
             key = f"{top}/{name}"
-            if not key.startswith(f"{places.SET_ASIDE}/"):
+            if not key.startswith(f"{store_keys.SET_ASIDE}/"):
                 yield _problem(key, f"{what}, which is not followed, opened or changed")
 
 
 def recorded(store: run_store.RunStore) -> Iterator[verify.Problem]:
-    """Yield what happened to the files that the run was made with, where `store.json` records them."""
-    for key, (size, sha256) in store.files.items():
-        what = verify.difference(store, key, size, f"sha256:{sha256}")
+    """Yield changes to the files recorded in `store.json`."""
+    for key, made in store.files.items():
+        what = verify.difference_to_created(store, key, made)
         if what:
             yield _problem(key, f"{what} since the run was created")
 
 
 def _unrecorded_manifest(folder: RunFolder) -> Iterator[verify.Problem]:
-    """Compare the manifest's rows with the run's identity, which earlier versions recorded in place of its bytes."""
+    """Compare the manifest's rows with the run's identity, for earlier versions, which did not record its digest."""
     if MANIFEST in folder.store.files:
         return
     try:
@@ -94,30 +101,44 @@ def _foreign_model_files(folder: RunFolder) -> Iterator[verify.Problem]:
 
 
 def _records(folder: RunFolder) -> Iterator[verify.Problem]:
-    if folder.objects.kind(tally.PROVENANCE) is None:
+    if folder.objects.kind(status_cache.PROVENANCE) is None:
         return
-    # A folder that stands for a record counts, too, also an empty one: names are looked at, not files.
-    tops = [f"{tally.PROVENANCE}/{name}" for name in folder.objects.names(tally.PROVENANCE)]
+    # Match by name, not by file: a folder in place of a record is a problem too, even an empty one.
+    tops = [f"{status_cache.PROVENANCE}/{name}" for name in folder.objects.names(status_cache.PROVENANCE)]
     folders = [key for key in tops if not key.endswith(".json") and folder.objects.kind(key) == beneath.FOLDER]
     if is_remote(folder.root):
         folders = [key for key in tops if "." not in key]
     for key in (*tops, *(f"{above}/{name}" for above in folders for name in folder.objects.names(above))):
         if key.endswith(".json") and key not in folder.store.files:
-            what = records.problem(folder.objects, key, earlier=not folder.store.files)
-            if what:
+            what = records.problem(folder.objects, key, earlier=not folder.store.files) or _misplaced(folder, key)
+            if what and folder.objects.kind(key) is not None:  # workers remove outdated failure records
                 yield _problem(key, what)
 
 
+def _misplaced(folder: RunFolder, key: str) -> str:
+    """Return a description of an intact record stored under the wrong name, "" if the name is right."""
+    home, record = key.rpartition("/")[0], {}
+    with contextlib.suppress(errors.StoreError):  # removed meanwhile
+        record = records.read_json(folder.objects, key)
+    own = session_log.own_key(home, record)
+    shard, device = record.get("shard"), record.get("device")
+    if home == FAILED and type(shard) is int:
+        own = failure_key(shard)
+    if key.startswith(batch_size_key("").removesuffix(".json")) and isinstance(device, str):
+        own = batch_size_key(device)
+    return "" if own in (None, key) else f"holds the record that belongs in {own}"
+
+
 def _tally(folder: RunFolder) -> Iterator[verify.Problem]:
-    if folder.objects.kind(tally.TALLY) is None:
+    if folder.objects.kind(status_cache.TALLY) is None:
         return
     try:
-        damaged = tally.damaged_lines(folder.objects)
+        damaged = status_cache.damaged_lines(folder.objects)
     except OSError as error:
-        yield _problem(tally.TALLY, error.strerror or str(error))
+        yield _problem(status_cache.TALLY, error.strerror or str(error))
         return
     if damaged:
-        yield _problem(tally.TALLY, f"{damaged} of its lines are damaged; the commit records are read in their place")
+        yield _problem(status_cache.TALLY, f"{damaged} of its lines are damaged; the commit records are read instead")
 
 
 def _problem(key: str, what: str) -> verify.Problem:

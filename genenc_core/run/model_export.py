@@ -1,102 +1,36 @@
-"""A model export from its parameters to artifacts and specs, and what to tell about it."""
+"""Export a model from its parameters to artifacts and specs, and summarise the result."""
 
 from pathlib import Path
-from typing import cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from genenc_core import errors, spec, text
-from genenc_core.export import exporting, sizes
-from genenc_core.models import sources
-from genenc_core.run import encoders, outputs_check
+from genenc_core import errors, spec
+from genenc_core.export import exporter, image_sizes
+from genenc_core.models import resolve
+from genenc_core.run import model_cache, outputs_check
 from genenc_core.run import parameters as run_parameters
-
-Format = spec.ExportFormat
-
-LARGEST_BATCH = 65536
+from genenc_core.run.parameters import ExportParameters
 
 
-class ExportParameters(BaseModel):
-    """What to export, and how."""
+def export(given: ExportParameters) -> list[exporter.ExportedModel]:
+    """Build the model and export it; raises as `resolve.build_encoder` and `exporter.export_encoder`.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model: str = Field(description="A model's name, package.module:factory, or a model file (.toml, .yaml).")
-    out: str = Field(description="Folder for the artifacts and their specs.")
-    weights: str = Field(default="pretrained", description="pretrained[:TAG], random:SEED, or a state dict file.")
-    weights_key: str | None = Field(
-        default=None,
-        description="Which entry of a weights file: its name (dotted), ema or plain; none: the EMA where there is one.",
-    )
-    image_size: str | None = Field(default=None, description="Model input, H or HxW in pixels; none: the model's own.")
-    layers: tuple[str, ...] = Field(
-        default=(), description="Modules, or stage indices (-1: the last), whose outputs become slots; none: its own."
-    )
-    formats: tuple[Format, ...] = Field(default=("torchscript",), min_length=1, description="One artifact each.")
-    batch_min: int = Field(default=1, ge=1, description="Fewest images per call.")
-    batch_max: int = Field(default=32, ge=1, le=LARGEST_BATCH, description="Most images per call.")
-    variants: tuple[int, ...] = Field(
-        default=(), description="Instead of bounds: one file per batch size, and one spec for all of a format."
-    )
-    dynamic_size: bool = Field(default=False, description="The artifact takes a range of image sizes.")
-    size_min: str | None = Field(default=None, description="Smallest size, H or HxW; none: half of the model's.")
-    size_max: str | None = Field(default=None, description="Largest size, H or HxW; none: twice the model's.")
-    trust: bool = Field(default=False, description="Import the code that a model file names.")
-
-    @field_validator("*")
-    @classmethod
-    def _texts_are_usable(cls, value: object) -> object:
-        return run_parameters.encodable(run_parameters.usable(value))
-
-    @property
-    def title(self) -> str:
-        """What is exported, as a name to be shown."""
-        return text.title(self.model)
-
-
-def parse_variants(given: str) -> tuple[int, ...]:
-    """Read `1,8,32`.
-
-    Raises:
-        InputError: no whole numbers of at least 1, or one of them twice.
-    """
-    sizes_given = [text.whole_number(part.strip()) or 0 for part in given.split(",")]
-    if not all(sizes_given) or len(set(sizes_given)) < len(sizes_given):
-        raise errors.InputError(f"--variants {given!r}: give batch sizes of at least 1, each once, such as 1,8,32")
-    return tuple(sorted(sizes_given))
-
-
-def parse_formats(text: str) -> tuple[Format, ...]:
-    """Read `torchscript,onnx`.
-
-    Raises:
-        InputError: an unknown format; the known ones are listed.
-    """
-    names = [part.strip().lower() for part in text.split(",")]
-    unknown = [name for name in names if name not in get_args(Format)]
-    if unknown:
-        raise errors.InputError(f"format {unknown[0]!r} is unknown; known: {', '.join(get_args(Format))}")
-    return tuple(cast(Format, name) for name in dict.fromkeys(names))
-
-
-def export(given: ExportParameters) -> list[exporting.ExportedModel]:
-    """Build the model and export it; raises as `sources.build_encoder` and `exporting.export_encoder`.
-
-    Somebody's own model is also refused when its features of an image depend on more than the image.
+    A user's model is also refused if the features of an image depend on anything but the image.
     """
     _check(given)
-    request = sources.ModelRequest(
+    model_cache.CACHE.begin()
+    request = resolve.ModelRequest(
         name=given.model,
-        weights=given.weights,
+        weights="pretrained" if given.weights is None else given.weights,
         weights_key=given.weights_key,
         image_size=_parsed(given.image_size),
         layers=given.layers,
         trust=given.trust,
     )
-    built = encoders.CACHE.build(request)
+    built = model_cache.CACHE.build(request)
     outputs_check.refuse_unsteady(built)
-    ranged = sizes.size_range(built, _parsed(given.size_min), _parsed(given.size_max)) if given.dynamic_size else None
-    return exporting.export_encoder(
+    ranged = (
+        image_sizes.size_range(built, _parsed(given.size_min), _parsed(given.size_max)) if given.dynamic_size else None
+    )
+    return exporter.export_encoder(
         built,
         out=Path(given.out),
         formats=given.formats,
@@ -110,25 +44,25 @@ def export(given: ExportParameters) -> list[exporting.ExportedModel]:
 def _check(given: ExportParameters) -> None:
     if not given.out:
         raise errors.InputError("--out is empty: name a folder")
-    exporting.check_folder(Path(given.out))
+    exporter.check_folder(Path(given.out))
     if given.batch_min > given.batch_max:
         raise errors.InputError(
             f"--batch-min {given.batch_min} is larger than --batch-max {given.batch_max}: swap or widen them"
         )
     if given.variants and (given.batch_min, given.batch_max) != (1, 32):
         raise errors.InputError(
-            "--variants are files of one batch size each, so --batch-min and --batch-max do not go with them: leave "
-            "the one or the other out"
+            "--variants writes one file per batch size, so it cannot be combined with --batch-min and --batch-max: "
+            "leave one or the other out"
         )
     if not given.dynamic_size and (given.size_min or given.size_max):
-        raise errors.InputError("--size-min and --size-max bound --dynamic-size: give it too, or leave them out")
+        raise errors.InputError("--size-min and --size-max need --dynamic-size: add it, or leave them out")
 
 
 def _parsed(size: str | None) -> tuple[int, int] | None:
     return None if size is None else run_parameters.parse_image_size(size)
 
 
-def describe(done: exporting.ExportedModel) -> dict[str, object]:
+def describe(done: exporter.ExportedModel) -> dict[str, object]:
     """Return an export as JSON data."""
     return {
         "artifact": str(done.artifact_path),
@@ -143,8 +77,8 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def words(done: exporting.ExportedModel) -> list[str]:
-    """Return what a person wants to know of an export: files, shapes, time, memory and error."""
+def summary(done: exporter.ExportedModel) -> list[str]:
+    """Return a summary of an export: files, shapes, time, memory and error."""
     block = done.spec.genenc
     assert block is not None
     assert block.artifact is not None

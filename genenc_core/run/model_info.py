@@ -1,41 +1,42 @@
-"""What a model declares, for people and for programs: its slots, and what is left of them after its post-encoder."""
+"""Model descriptions as text and JSON: slots, and their shapes after the post-encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from genenc_core import errors, spec
 from genenc_core.encoding import post_encoder, products
-from genenc_core.export import describe, registry
+from genenc_core.encoding.cells import Cells
 from genenc_core.run import named_models
+from genenc_core.runtime import describe, model_registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EffectiveSlot:
-    """An output slot after the spec's post-encoder: the names and sizes of its axes, without the batch."""
+    """An output slot after the spec's post-encoder: axis names and sizes, without the batch."""
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
 
 
-def find(target: str, folders: tuple[str, ...], *, trust: bool = False) -> registry.ModelInfo:
-    """Return what is known of a spec file, of a spec's id in one of `folders`, or of a model's name, without weights.
+def find(target: str, folders: tuple[str, ...], *, trust: bool = False) -> model_registry.ModelInfo:
+    """Describe a spec file, a spec id in one of `folders`, or a model name, without loading weights.
 
-    `trust` imports the code that a model file names.
+    `trust` allows importing the code that a model file names.
 
     Raises:
-        SpecError: a spec file that breaks a rule.
-        InputError: nothing has that name, or its shapes are not known without running it.
+        SpecError: an invalid spec file.
+        InputError: an unknown name, or shapes that cannot be determined without running the model.
     """
     path = named_models.spec_file(target, folders)
     if path is None:
         _refuse_other_files(target)
         try:
-            return registry.ModelRegistry().info(target, trust=trust)
+            return model_registry.ModelRegistry().info(target, trust=trust)
         except errors.InputError as error:
-            raise errors.InputError(f"{target!r} is neither a run folder nor a spec file here, and {error}") from error
+            raise errors.InputError(f"{target!r} is neither a run folder nor a spec file, and {error}") from error
     found = spec.load_spec(path)
-    return registry.ModelInfo(model_id=found.model_id, source="json", spec=found, path=path)
+    return model_registry.ModelInfo(model_id=found.model_id, source="json", spec=found, path=path)
 
 
 def _refuse_other_files(target: str) -> None:
@@ -45,7 +46,7 @@ def _refuse_other_files(target: str) -> None:
     hint = ""
     if path.suffix.lower() in (".pt", ".pt2", ".onnx", ".pth", ".safetensors"):
         hint = (
-            "; name the spec next to an exported model, or run one without a spec with genenc extract --model "
+            "; give the spec next to an exported model, or run a file without a spec with genenc extract --model "
             "general_encoder --weights FILE --trust"
         )
     raise errors.InputError(
@@ -54,7 +55,7 @@ def _refuse_other_files(target: str) -> None:
 
 
 def post_encoder_steps(found: spec.RuntimeModelSpec) -> tuple[post_encoder.Step, ...]:
-    """Return the modules that a spec names: those of `post_encoder`, else `recommended_post_encoder`, else none."""
+    """Return the modules of `post_encoder`, else of `recommended_post_encoder`, else none."""
     if found.post_encoder is not None:
         return tuple(
             post_encoder.Step(step.module, (("interpolation", step.interpolation),) if step.interpolation else ())
@@ -65,18 +66,18 @@ def post_encoder_steps(found: spec.RuntimeModelSpec) -> tuple[post_encoder.Step,
 
 
 def effective_outputs(found: spec.RuntimeModelSpec) -> tuple[EffectiveSlot, ...]:
-    """Return the output slots as WhiskerToolbox's session has them: the first one after the post-encoder, others as is.
+    """Return the output slots as in a WhiskerToolbox session: the post-encoder is applied to the first one only.
 
-    `spatial_point` counts for one point.
+    `spatial_point` is computed for one point.
 
     Raises:
-        InputError: a module that is unknown, or that cannot take what it is given.
+        InputError: a module is unknown or does not support its input.
     """
     steps = post_encoder_steps(found)
     described = []
     for index, slot in enumerate(found.outputs):
         chain = steps if index == 0 and steps else (post_encoder.Step("none"),)
-        # Products name their axes PRODUCT_AXIS; the name `slot` is taken off again.
+        # Products name their axes PRODUCT_AXIS; the prefix `slot_` is removed again.
         wanted = products.ProductSpec(name="slot", slot=slot.name, steps=chain)
         (built,) = products.build_products([wanted], found.outputs, point_count=1)
         dims = tuple(dim.removeprefix("slot_") for dim in built.signature.dims)
@@ -84,8 +85,8 @@ def effective_outputs(found: spec.RuntimeModelSpec) -> tuple[EffectiveSlot, ...]
     return tuple(described)
 
 
-def as_json(found: registry.ModelInfo) -> dict[str, object]:
-    """Return a model as JSON data: its spec's own fields, and what follows from them."""
+def as_json(found: model_registry.ModelInfo) -> dict[str, object]:
+    """Return a model as JSON data: its spec's fields and those derived from them."""
     more: dict[str, object] = {"source": found.source, "batch": found.spec.resolved_batch_mode().describe()}
     if found.path is not None:
         more["file"] = str(found.path)
@@ -99,8 +100,8 @@ def as_json(found: registry.ModelInfo) -> dict[str, object]:
     return {**found.spec.model_dump(mode="json", exclude_none=True), **more}
 
 
-def words(found: registry.ModelInfo) -> list[str]:
-    """Return what a person wants to know of a model, one line each."""
+def summary(found: model_registry.ModelInfo) -> list[str]:
+    """Return a summary of a model, one fact per line."""
     model = found.spec
     outputs = [f"output   {slot.name} {list(slot.shape)}{_stride(model, slot)}" for slot in model.outputs]
     lines = [
@@ -130,10 +131,10 @@ def words(found: registry.ModelInfo) -> list[str]:
     return lines
 
 
-def _source(found: registry.ModelInfo) -> str:
+def _source(found: model_registry.ModelInfo) -> str:
     block = found.spec.genenc
     if block is None or block.source is None:
-        return f"{found.path or found.source} (it does not say which model it was made of)"
+        return f"{found.path or found.source} (source model not recorded)"
     weights = f", weights {block.source.weights}" if found.source == "json" else ""
     weights += f", entry {block.source.weights_key}" if block.source.weights_key else ""
     count = f", {block.parameters:,} parameters" if block.parameters is not None else ""
@@ -144,14 +145,14 @@ def _effective(model: spec.RuntimeModelSpec) -> list[str]:
     steps = post_encoder_steps(model)
     if not steps or not model.outputs:
         return []
-    told = f"after {'+'.join(map(str, steps))}"
+    label = f"after {'+'.join(map(str, steps))}"
     try:
         first = effective_outputs(model)[0]
     except errors.InputError as error:
-        return [f"         {told}: cannot be applied: {error}"]
+        return [f"         {label}: cannot be applied: {error}"]
     point = " per point" if "point" in first.dims else ""
     shape = [size for dim, size in zip(first.dims, first.shape, strict=True) if dim != "point"]
-    return [f"         {told}: {first.name} {shape}{point}"]
+    return [f"         {label}: {first.name} {shape}{point}"]
 
 
 def _preprocessing(model: spec.RuntimeModelSpec) -> list[str]:
@@ -162,9 +163,8 @@ def _preprocessing(model: spec.RuntimeModelSpec) -> list[str]:
         return [f"images   genenc cannot run it: {'; '.join(error.problems)}"]
     lines = [f"images   {describe.preprocessing_of(model).describe()}"]
     block = model.genenc
-    if block is not None and block.mean is not None and block.std is not None:
-        where = "inside the model" if block.normalization_inside else "by genenc, before the artifact"
-        lines.append(f"         mean {list(block.mean)}, std {list(block.std)}, {where}")
+    if block is not None and block.normalization is not None:
+        lines.append(f"         {block.normalization}")
     if block is not None and block.input is not None:
         lines.append(f"         given as {block.input.describe()}")
     if block is not None and block.output_positions is not None:
@@ -172,13 +172,27 @@ def _preprocessing(model: spec.RuntimeModelSpec) -> list[str]:
     return lines
 
 
-def _stride(model: spec.RuntimeModelSpec, slot: spec.SlotSpec) -> str:
-    """Return how many pixels of the input one cell stands for, in words; nothing for what is no map."""
+def pixels_per_cell(model: spec.RuntimeModelSpec, slot: spec.SlotSpec) -> tuple[str, str] | None:
+    """Return the input pixels per cell, down and across, as text; None if the slot is not a map.
+
+    If the spec does not state them and the map does not divide the input, they are means: `~37.3`.
+    """
     image = model.inputs[0].shape if len(model.inputs) == 1 else ()
     if len(slot.shape) != 3 or len(image) != 3:
-        return ""
-    down, across = (f"{image[axis] / slot.shape[axis]:g}" for axis in (1, 2))
-    return f", one cell is {down} x {across} pixels"
+        return None
+    size = (image[1], image[2])
+    for stated in (model.genenc and model.genenc.cells) or ():
+        if (stated.slot, stated.size) == (slot.name, size):
+            return f"{stated.stride[0]:g}", f"{stated.stride[1]:g}"
+    down, across = (
+        f"{side:g}" if side.is_integer() else f"~{side:.1f}" for side in Cells.regular(slot.shape[1:], size).stride
+    )
+    return down, across
+
+
+def _stride(model: spec.RuntimeModelSpec, slot: spec.SlotSpec) -> str:
+    sides = pixels_per_cell(model, slot)
+    return "" if sides is None else f", one cell is {sides[0]} x {sides[1]} pixels"
 
 
 def _static(slot: spec.SlotSpec) -> str:

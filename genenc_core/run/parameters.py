@@ -1,149 +1,451 @@
-"""The parameters of an extraction, as a person, a file or the Prefect form fills them in."""
+"""Parameters of extractions and exports, as set by users, config files or the Prefect form."""
 
+import dataclasses
+import glob
+import os
 import re
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+import pydantic.dataclasses
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import PositiveInt, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
-from genenc_core import choices, errors, spec_rules, text
-from genenc_core.images import limits
+from genenc_core import choices, errors, spec, text
+from genenc_core.choices import ARTIFACTS, INPUT, MODEL, POINTS, PRODUCTS, RUN, SIZES, STORE
+from genenc_core.images.decode import limits
+from genenc_core.run import options
+from genenc_core.run.options import DEVICE_VALUES, DEVICES, option
 
+LARGEST_EXPORTED_BATCH = 65536
+_MODEL_FILES = (".json", ".toml", ".yaml", ".yml", ".pt", ".pt2", ".onnx")
 _SIZE = re.compile(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?\Z")
 
+WEIGHTS: Any = option(
+    None,
+    help="Weights of a model by name.",
+    group=MODEL,
+    often=True,
+    usually="pretrained",
+    metavar="<pretrained[:TAG]|random:SEED|file>",
+    values=("pretrained", "random:0"),
+)
+WEIGHTS_KEY: Any = option(
+    None,
+    help="Entry of a weights file: a name (dotted), ema or plain.",
+    group=MODEL,
+    usually="state_dict_ema or model_ema where there is one",
+    metavar="<name|ema|plain>",
+    values=("ema", "plain"),
+)
+IMAGE_SIZE: Any = option(
+    None,
+    help="Model input in pixels, height first.",
+    group=SIZES,
+    often=True,
+    usually="the model's own",
+    metavar="<H|HxW>",
+)
+LAYERS: Any = option(
+    (),
+    help="Modules or stage indices whose outputs become slots, comma-separated: -2,-1.",
+    group=MODEL,
+    usually="the model's own",
+    metavar="<NAME|INDEX,...>",
+    commas=True,
+)
+TRUST: Any = option(False, help="Load artifacts of unknown digest, and import code that files name.", group=MODEL)
 
-class ExtractParameters(BaseModel):
-    """What to extract, from what, with what, and where to."""
 
-    # Numbers where text is taken: image_size = 224 and max_failures = 3 are how people write them in TOML.
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True)
+class ExtractParameters(options.Parameters):
+    """Parameters of an extraction: images, model, products and output."""
 
-    images: str = Field(description="A folder, a glob, or a CSV/Parquet list with an image column.")
-    model: str = Field(
-        description="A model's name, package.module:factory, a .toml or .yaml model file, a RuntimeModelSpec JSON, or "
-        "the model_id of one in models."
+    images: str = option(help="A folder, a quoted glob, or a CSV/Parquet list.", group=INPUT, often=True, path=True)
+    model: str = option(
+        help="A model name, package.module:factory, a .toml/.yaml model file, a spec JSON, or the model_id of one.",
+        group=MODEL,
+        often=True,
+        metavar="<name|file>",
     )
-    out: str = Field(description="The run folder to create or continue.")
-    weights: str | None = Field(
-        default=None, description="pretrained[:TAG] (the default), random:SEED, or a state dict file."
+    out: str = option(
+        help="The run folder to create or continue, or s3://bucket/prefix.",
+        group=STORE,
+        often=True,
+        metavar="<folder>",
+        path=True,
     )
-    weights_key: str | None = Field(
-        default=None,
-        description="Which entry of a weights file: its name (dotted), ema or plain; none: the EMA where there is one.",
+    points: str | None = option(
+        None,
+        help="Labelled points: tidy CSV/Parquet (image,point,x,y) or DeepLabCut CSV.",
+        group=POINTS,
+        often=True,
+        metavar="<file>",
+        path=True,
     )
-    mean: str | None = Field(
-        default=None,
-        description="Artifacts only: mean of RGB in [0, 1] that images are normalised with, such as "
-        "0.485,0.456,0.406, or imagenet, clip, half (with their std); none: as the spec says, else not.",
+    weights: str | None = WEIGHTS
+    image_size: str | None = IMAGE_SIZE
+    fit: choices.Fit | None = option(
+        None,
+        help="How images are fitted to the model input.",
+        group=SIZES,
+        often=True,
+        usually="pad with points, else the model's own",
     )
-    std: str | None = Field(default=None, description="Artifacts only: std of RGB in [0, 1], as mean.")
-    points: str | None = Field(default=None, description="Labelled points: tidy CSV/Parquet or a DeepLabCut CSV.")
-    points_columns: str | None = Field(
-        default=None,
-        description="Columns of a tidy points file with other names: image=FRAME,point=BODYPART,x=...,y=...",
+    products: tuple[str, ...] = option(
+        (),
+        help="What to store: a slot (else the first), modules that reduce it, the stored type. May be repeated.",
+        group=PRODUCTS,
+        often=True,
+        usually="features, and probes with points",
+        metavar="<NAME=[SLOT:]MODULE[+MODULE...][@TYPE]>",
+        flag="product",
     )
-    points_scale: str | None = Field(
-        default=None,
-        description="What makes the points file's coordinates pixels: a factor (2, 1/2), one for x and one for y "
-        "(2,1.5), normalized (0 to 1 across the image) or percent; none: they are pixels.",
+    maps: bool = option(
+        False,
+        help="Also store feature maps (float16).",
+        group=PRODUCTS,
+        often=True,
+        usually="no-maps",
+        negatable=True,
     )
-    products: tuple[str, ...] = Field(
-        default=(), description="NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]; none: features and probes."
+    device: str = option(
+        "auto", help="Where the model runs.", group=RUN, often=True, metavar=DEVICES, values=DEVICE_VALUES
     )
-    maps: bool = Field(default=False, description="Also store the feature maps, in float16.")
-    models: tuple[str, ...] = Field(
-        default=(), description="Folders of RuntimeModelSpec JSON files; model may then be the model_id of one."
+    batch_size: int | Literal["auto"] = option(
+        "auto",
+        help="Images (with a canvas: tiles) per call, on a CPU per core; auto: measured.",
+        group=RUN,
+        often=True,
+        metavar="<N|auto>",
+        values=("auto",),
     )
-    layers: tuple[str, ...] = Field(
-        default=(), description="Modules, or stage indices (-1: the last), whose outputs become slots; none: its own."
+    image_column: str | None = option(None, help="The list's column of image paths.", group=INPUT, metavar="<column>")
+    limit: int | None = option(None, help="Only the first N images.", group=INPUT, usually="all images")
+    image_timeout: float = option(
+        60.0,
+        help="Seconds an image may take before its row is recorded as unreadable.",
+        group=INPUT,
+        limits={"gt": 0, "le": 86400},
     )
-    image_size: str | None = Field(default=None, description="Model input, H or HxW in pixels; none: the model's own.")
-    output_shape: str | None = Field(
-        default=None, description="general_encoder only: what its first output should be, such as 768,7,7; compared."
+    max_megapixels: float = option(
+        400.0,
+        help="Largest image in millions of pixels; larger ones are recorded as unreadable.",
+        group=INPUT,
+        limits={"gt": 0, "le": limits.LARGEST_MEGAPIXELS},
     )
-    fit: choices.Fit | None = Field(
-        default=None, description="How images meet the model's size; none: the model's own."
+    points_columns: str | None = option(
+        None,
+        help="Other column names in a tidy points file: image=FRAME,point=BODYPART,x=...,y=...",
+        group=POINTS,
+        metavar="<COLUMN=NAME,...>",
+        usually="the usual names",
     )
-    decode: choices.DecodeScale | None = Field(
-        default=None,
-        description="scaled: JPEG at the largest of 1/2, 1/4, 1/8 that covers the model's size, faster and with "
-        "slightly other pixels; full: as they are; none: the model's own, which is full.",
+    points_scale: str | None = option(
+        None,
+        help="Factor that converts point coordinates to pixels: 2, 1/2, 2,1.5 (x,y), normalized or percent.",
+        group=POINTS,
+        usually="they are pixels",
+        metavar="<S|SX,SY|normalized|percent>",
+        values=("normalized", "percent"),
     )
-    canvas: str | None = Field(
-        default=None,
-        description="Fit images to this size, H or HxW, and encode it in tiles of the model input; none: no tiles.",
+    weights_key: str | None = WEIGHTS_KEY
+    mean: str | None = option(
+        None,
+        help="Artifacts made elsewhere: mean of RGB in [0, 1] to normalise images with.",
+        group=MODEL,
+        usually="the spec's, else none",
+        metavar="<R,G,B|imagenet|clip|half>",
+        values=("imagenet", "clip", "half"),
     )
-    tile_overlap: int | None = Field(
-        default=None, ge=0, description="Pixels that neighbouring tiles share; none: an eighth of the tile."
+    std: str | None = option(
+        None,
+        help="Artifacts made elsewhere: std, as mean.",
+        group=MODEL,
+        usually="that of the mean by name",
+        metavar="<R,G,B|imagenet|clip|half>",
+        values=("imagenet", "clip", "half"),
     )
-    tile_trim: int | None = Field(
-        default=None, ge=0, description="Pixels of a tile's border dropped where another tile covers them; none: 0."
+    models: tuple[str, ...] = option(
+        (),
+        help="Folders of spec JSONs, whose model_ids are names of models too. May be repeated.",
+        group=MODEL,
+        metavar="<folder>",
+        path=True,
     )
-    tile_blend: choices.Blend | None = Field(
-        default=None, description="How overlapping tiles are weighted; none: cosine."
+    layers: tuple[str, ...] = LAYERS
+    output_shape: str | None = option(
+        None,
+        help="general_encoder only: expected shape of its first output, such as 768,7,7.",
+        group=MODEL,
+        metavar="<C,H,W>",
     )
-    backend: choices.Backend = Field(
-        default="auto", description="What runs the model; auto: a spec's artifact, else eager."
+    backend: choices.Backend = option(
+        "auto", help="What runs the model; auto: a spec's artifact, else eager.", group=MODEL
     )
-    precision: choices.Precision = Field(
-        default="float32", description="What an eager model computes in; part of what the run means. tf32: CUDA only."
+    precision: choices.Precision = option(
+        "float32",
+        help="What an eager model computes in; part of what the run means. tf32: CUDA only.",
+        group=MODEL,
     )
-    compile: bool = Field(default=False, description="Compile an eager model; part of what the run means.")
-    trust: bool = Field(
-        default=False, description="Load an artifact of unknown digest, and import code that a file names."
+    compile: bool = option(
+        False,
+        help="Compile an eager model; part of what the run means.",
+        group=MODEL,
+        usually="no-compile",
+        negatable=True,
     )
-    device: str = Field(default="auto", description="auto, cpu, or cuda:N.")
-    dtype: choices.StoredType = Field(default="float32", description="How vectors are stored.")
-    image_column: str | None = Field(default=None, description="The list's column of image paths.")
-    limit: int | None = Field(default=None, description="Only the first N images.")
-    shard_rows: int | None = Field(
-        default=None,
-        description="Images per shard; none: an eighth of the images, 32 to 256 on a CPU, to 4096 on a GPU.",
+    trust: bool = TRUST
+    antialias: bool | None = option(
+        None,
+        help="Filter images as they are reduced, as PIL and torchvision do.",
+        group=SIZES,
+        usually="the model's own: yes, except for files made elsewhere that do not say",
+        negatable=True,
     )
-    batch_size: int | Literal["auto"] = Field(
-        default="auto", description="Images (with a canvas: tiles) per call, on a CPU per core; auto: measured."
+    decode: choices.Decoding | None = option(
+        None,
+        help="scaled: read large JPEG at 1/2, 1/4 or 1/8; gpu: JPEG on the GPU; slightly other pixels.",
+        group=SIZES,
+        usually="full",
     )
-    max_failures: str | None = Field(
-        default=None, description="Unreadable images allowed per shard: 12, 5% or 0.05; none: 5%, and always 10."
+    canvas: str | None = option(
+        None,
+        help="Fit images to this size, height first, and encode it in tiles of the model input.",
+        group=SIZES,
+        usually="no tiles",
+        metavar="<H|HxW>",
     )
-    decode_workers: int | None = Field(default=None, ge=1, le=256, description="Decode workers; none: one per core.")
-    image_timeout: float = Field(
-        default=60.0, gt=0, le=86400, description="Seconds an image may take before its row is recorded as unreadable."
+    tile_overlap: int | None = option(
+        None, help="Pixels that tiles share.", group=SIZES, usually="an eighth of the tile", limits={"ge": 0}
     )
-    max_megapixels: float = Field(
-        default=400.0,
-        gt=0,
-        le=limits.LARGEST_MEGAPIXELS,
-        description="Width x height in millions that a file may announce; larger ones are recorded as unreadable.",
+    tile_trim: int | None = option(
+        None,
+        help="Border pixels of a tile dropped where another covers them.",
+        group=SIZES,
+        usually="0",
+        limits={"ge": 0},
+    )
+    tile_blend: choices.Blend | None = option(
+        None, help="How overlapping tiles are weighted.", group=SIZES, usually="cosine"
+    )
+    dtype: choices.StoredType = option("float32", help="How vectors are stored.", group=PRODUCTS)
+    shard_rows: int | None = option(
+        None,
+        help="Images per shard.",
+        group=STORE,
+        usually="an eighth of the images, 32 to 256 on a CPU, to 4096 on a GPU",
+    )
+    decode_workers: int | None = option(
+        None,
+        help="Processes that decode images.",
+        group=RUN,
+        usually="one per core, 8 at most for a GPU that decodes",
+        limits={"ge": 1, "le": 256},
+    )
+    engine: choices.Engine = option(
+        "threads",
+        help="What runs the shards: threads of this process, or processes of a Dask or Ray cluster.",
+        group=RUN,
+    )
+    engine_address: str | None = option(
+        None, help="Address of that cluster.", group=RUN, usually="a local one for this run", metavar="<address>"
+    )
+    engine_workers: int | None = option(
+        None,
+        help="Processes of a local cluster.",
+        group=RUN,
+        usually="one per CUDA device, else 2",
+        limits={"ge": 1, "le": 256},
+    )
+    max_failures: str | None = option(
+        None,
+        help="Unreadable images allowed per shard: 12, 5% or 0.05.",
+        group=RUN,
+        usually="5%, and always 10",
+        metavar="<N|N%>",
+    )
+    accept_changed: bool = option(
+        False,
+        help="Store files that changed since the run was planned, and record those gone as unreadable.",
+        group=RUN,
     )
 
-    accept_changed: bool = Field(
-        default=False,
-        description="Store files that changed since the run was planned, and record those gone as unreadable.",
-    )
-
-    @field_validator("*", mode="before")
+    @field_validator("batch_size", mode="before")
     @classmethod
-    def _numbers_are_numbers(cls, value: object, info: ValidationInfo) -> object:
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
-            raise ValueError(f"{str(value).lower()} is no value of it")  # pydantic takes true for 1
+    def _batch_size_is_a_number(cls, value: object) -> object:
+        if isinstance(value, str) and value != "auto":
+            value = text.whole_number(value)
+            if not value:
+                raise ValueError("give auto or a number of images of at least 1")
         return value
 
     @field_validator("*")
     @classmethod
     def _texts_are_usable(cls, value: object, info: ValidationInfo) -> object:
-        # A folder of images has a way out, which `sources.open_source` says.
+        # For folders of images, `open_source` reports a better remedy.
         return usable(value) if info.field_name == "images" else encodable(usable(value))
 
     @property
     def title(self) -> str:
-        """What is extracted with what, as a name to be shown."""
-        return text.title(f"{self.images} with {self.model}")
+        """Display name: images and model."""
+        return text.title(f"{text.place(self.images)} with {text.place(self.model)}")
+
+    @property
+    def run_title(self) -> str:
+        """Display name of the run."""
+        return text.title(text.place(self.out))
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True)
+class Changes:
+    """Options that a session may override; None keeps the run's own.
+
+    `trust` and `accept_changed` apply to one session only.
+    """
+
+    device: str | None = None
+    batch_size: PositiveInt | None = None
+    max_failures: str | None = None
+    trust: bool = False
+    accept_changed: bool = False
+    engine: choices.Engine | None = None
+    engine_address: str | None = None
+    engine_workers: PositiveInt | None = None
+
+
+def fields_of_changes() -> dict[str, FieldInfo]:
+    """Return the fields of the options that a session may change."""
+    return {each.name: ExtractParameters.model_fields[each.name] for each in dataclasses.fields(Changes)}
+
+
+class ExportParameters(options.Parameters):
+    """Parameters of a model export."""
+
+    model: str = option(
+        help="A model name, package.module:factory, or a .toml/.yaml model file.", group=MODEL, often=True
+    )
+    out: str = option(
+        help="Folder for the artifacts and their specs.", group=STORE, often=True, metavar="<folder>", path=True
+    )
+    formats: tuple[choices.ExportFormat, ...] = option(
+        ("torchscript",),
+        help="One artifact each; comma-separated.",
+        commas=True,
+        group=ARTIFACTS,
+        often=True,
+        metavar=f"<{'|'.join(get_args(choices.ExportFormat))}>,...",
+        values=get_args(choices.ExportFormat),
+        limits={"min_length": 1},
+    )
+    weights: str | None = WEIGHTS
+    image_size: str | None = IMAGE_SIZE
+    weights_key: str | None = WEIGHTS_KEY
+    layers: tuple[str, ...] = LAYERS
+    trust: bool = TRUST
+    dynamic_size: bool = option(False, help="Take a range of image sizes.", group=SIZES)
+    size_min: str | None = option(
+        None, help="Smallest size of that range.", group=SIZES, usually="half of the model's", metavar="<H|HxW>"
+    )
+    size_max: str | None = option(
+        None, help="Largest size of that range.", group=SIZES, usually="twice the model's", metavar="<H|HxW>"
+    )
+    batch_min: int = option(1, help="Fewest images per call.", group=ARTIFACTS, limits={"ge": 1})
+    batch_max: int = option(
+        32, help="Most images per call.", group=ARTIFACTS, limits={"ge": 1, "le": LARGEST_EXPORTED_BATCH}
+    )
+    variants: tuple[int, ...] = option(
+        (),
+        help="Instead of these bounds, one file per batch size: 1,8,32.",
+        group=ARTIFACTS,
+        metavar="<N,...>",
+        commas=True,
+    )
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _formats_are_lower_case(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            return [item.lower() if isinstance(item, str) else item for item in value]
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("variants")
+    @classmethod
+    def _variants_ascend(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in value) or len(set(value)) < len(value):
+            raise ValueError("give batch sizes of at least 1, each once, such as 1,8,32")
+        return tuple(sorted(value))
+
+    @field_validator("*")
+    @classmethod
+    def _texts_are_usable(cls, value: object) -> object:
+        return encodable(usable(value))
+
+    @property
+    def title(self) -> str:
+        """Display name: the model."""
+        return text.title(self.model)
+
+
+def located(name: str, value: Any, folder: Path, field: FieldInfo) -> Any:
+    """Return an option's value with relative paths resolved against a folder."""
+    is_path = options.shown(field).path
+    if is_path and isinstance(value, list | tuple):
+        return type(value)(_located(item, folder) for item in value)
+    if is_path and type(value) in (int, float):
+        value = str(value)  # a folder named by a number, written without quotes
+    if not isinstance(value, str):
+        return value
+    if name == "images" and glob.has_magic(value):
+        folder = Path(glob.escape(str(folder)))
+    is_path |= name == "model" and ":" not in value and value.lower().endswith(_MODEL_FILES)
+    is_path |= name == "weights" and value.partition(":")[0] not in ("pretrained", "random")
+    return _located(value, folder) if is_path else value
+
+
+def _located(value: Any, folder: Path) -> Any:
+    if not isinstance(value, str) or not value or "://" in value:
+        return value
+    if value.startswith("~"):
+        return os.path.expanduser(value)  # noqa: PTH111 -- a Path would drop the slash at the end
+    return os.path.join(folder, value) if folder != Path() else value  # noqa: PTH118 -- likewise
+
+
+def wrong_options(error: ValidationError, *, flags: bool) -> str:
+    """Describe validation errors; with `flags`, options are named as on the command line."""
+    return "; ".join(_wrong_option(dict(item), flags=flags) for item in error.errors())
+
+
+def _wrong_option(item: dict[str, Any], *, flags: bool) -> str:
+    name, value = str(item["loc"][0]) if item["loc"] else "", item["input"]
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    if not item["loc"]:
+        return str(item["ctx"]["error"] if item["type"] == "value_error" else item["msg"])
+    field = ExtractParameters.model_fields.get(name)
+    flag = field and options.shown(field).flag
+    shown = f"--{flag or name.replace('_', '-')}" if flags else name
+    if item["type"] == "missing":
+        return f"{shown} is missing"
+    if item["type"] == "extra_forbidden":
+        hint = text.nearest(name, list(ExtractParameters.model_fields))
+        return f"unknown option {shown}{hint and '; '}{hint}"
+    if item["type"] == "literal_error":
+        expected = str(item["ctx"]["expected"])
+        near = text.nearest(str(value), re.findall(r"'([^']*)'", expected))
+        return f"{shown} {value!r} is not valid: give {expected}{near and '; '}{near}"
+    if item["type"] == "string_unicode":
+        return f"{shown} {value!r} is not valid UTF-8: rename the file or folder, or link to it"
+    if item["type"] == "value_error":
+        return f"{shown} {value!r} is not valid: {item['ctx']['error']}"
+    said = str(item["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    if item["type"] == "tuple_type":
+        said = 'a list, such as ["a", "b"]'
+    return f"{shown} {value!r} is not valid: it should be {said}"
 
 
 def usable(value: object) -> object:
-    """Return an option's value if its texts can be kept and shown.
+    """Return an option's value if its strings can be stored and displayed.
 
     Raises:
         ValueError: a NUL character, or an address with credentials in it.
@@ -152,17 +454,17 @@ def usable(value: object) -> object:
         if not isinstance(item, str):
             continue
         if "\0" in item:
-            raise ValueError("it holds a NUL character")
+            raise ValueError("it contains a NUL character")
         if ":/" in item and text.holds_credentials(item):
             raise ValueError(
-                "it holds credentials, which would be kept in the run's records: leave them out, and give them as the "
-                "service's own tools take them (environment variables or a profile)"
+                "it contains credentials, which would be stored in the run's records: remove them, and set them in "
+                "environment variables or a profile, as for the service's own tools"
             )
     return value
 
 
 def encodable(value: object) -> object:
-    """Return an option's value if its texts can be recorded.
+    """Return an option's value if its strings can be encoded as UTF-8.
 
     Raises:
         PydanticCustomError: a path with bytes that are not UTF-8.
@@ -174,16 +476,16 @@ def encodable(value: object) -> object:
 
 
 def parse_image_size(text: str, *, name: str = "image size") -> tuple[int, int]:
-    """Read `224` or `HxW` as (height, width) in pixels; `name` is what the size is called in errors.
+    """Parse `224` or `HxW` as (height, width) in pixels; `name` is used in errors.
 
     Raises:
-        InputError: another form, zero, or over 16384 pixels.
+        InputError: not of this form, zero, or over 16384 pixels.
     """
     match = _SIZE.match(text.strip())
     if match is None:
         raise errors.InputError(f"{name} {text!r} is not of the form H or HxW, e.g. 224 or 480x640")
     height = int(match.group(1))
     width = int(match.group(2) or height)
-    if not 0 < min(height, width) <= max(height, width) <= spec_rules.LARGEST_SIDE:
-        raise errors.InputError(f"{name} {text!r} is out of range: each side is 1 to {spec_rules.LARGEST_SIDE} pixels")
+    if not 0 < min(height, width) <= max(height, width) <= spec.LARGEST_SIDE:
+        raise errors.InputError(f"{name} {text!r} is out of range: each side is 1 to {spec.LARGEST_SIDE} pixels")
     return height, width

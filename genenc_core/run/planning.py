@@ -1,21 +1,30 @@
-"""Makes a run folder: images listed, model resolved, shapes worked out, store created, before any data flows."""
+"""Create a run folder: list images, resolve the model, derive shapes and create the store."""
 
 import dataclasses
+import functools
 import logging
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from genenc_core import errors, spec, spec_edits, text
-from genenc_core.encoding import batching, control, products, tile_plan
-from genenc_core.encoding.budget import FailureBudget
+from genenc_core.encoding import batch_size, cancellation, products, tile_plan
 from genenc_core.encoding.cells import Cells
-from genenc_core.export import backends, describe
-from genenc_core.images import folders, frames, geometry, label_check, manifest, point_scale, points, sources
+from genenc_core.encoding.shard_encoding import FailureBudget
+from genenc_core.images.decode import geometry, gpu_decode
+from genenc_core.images.sources import (
+    folders,
+    frames,
+    image_source,
+    input_size_check,
+    label_check,
+    manifest,
+    named_points,
+)
 from genenc_core.models import state_files, weights
-from genenc_core.provenance import environment
-from genenc_core.run import encoders, map_cells, model_files, out_folder, outputs_check, records, store_plan, tiles
+from genenc_core.run import map_cells, model_cache, model_files, out_folder, outputs_check, records, store_plan, tiles
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import (
     CELLS,
@@ -27,96 +36,160 @@ from genenc_core.run.folder import (
     RunFolder,
     file_digest,
 )
-from genenc_core.store import creation, layout, local, publication, run_store
-from genenc_core.store.objects import Root, is_remote, open_objects
+from genenc_core.run.identity import without_images
+from genenc_core.runtime import backends, describe
+from genenc_core.store import creation, layout, run_store, upload
+from genenc_core.store.backends import local
+from genenc_core.store.backends.objects import Root, open_objects, to_root
+from genenc_core.system import digests
 
 LOGGER = logging.getLogger(__name__)
+CHECKED_NAMES = 10_000
+"""Rows whose names are checked for their order."""
 _NOT_NORMALISED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
+class FirstSlotTaken(UserWarning):
+    """A product uses the first of several output slots because none was named."""
+
+
+class NotAntialiased(UserWarning):
+    """Images are resized without antialiasing by default."""
+
+
+class OneCell(UserWarning):
+    """A product with a vector per point uses a map of one cell."""
+
+
 class SlotsNotStored(UserWarning):
-    """Outputs of the model of which nothing is stored, though nothing was said of what to store."""
+    """Outputs of the model are not stored by the default products."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """Everything about a run that is known before its images are listed."""
+    """The part of a run that is known before its images are listed."""
 
-    model: encoders.ResolvedModel
+    model: model_cache.ResolvedModel
     preprocessing: spec.Preprocessing
     products: tuple[products.Product, ...]
-    points: points.PointTable | None
+    points: named_points.PointTable | None
     device: str
     tiles: tile_plan.TilePlan | None = None
     cells: Mapping[str, Cells] | None = None
-    """where the cells of maps lie that products need to know it of; None: a run of genenc 0.1.0, where all divide the
-    input evenly"""
+    """Cell positions of maps by slot, where products need them; None for runs of genenc 0.1.0, where all divide the
+    input evenly."""
     outputs: Mapping[str, object] | None = None
-    """what the model gives for a few fixed images: `outputs_check.sketch`"""
+    """Fingerprint of the model's outputs, from `outputs_check.sketch`."""
 
 
-def create_run(given: run_parameters.ExtractParameters) -> Root:
-    """Create the run folder that the parameters describe, or find it already made; return where it is.
+def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
+    """Create the run folder that the parameters describe, or open it if it exists.
 
     Raises:
-        InputError: something given cannot be used; nothing is left behind.
-        StoreError: the folder holds another run; the difference is named, and nothing in it is changed.
+        InputError: an invalid parameter or input; no files are left behind.
+        StoreError: the folder holds another run; the message names the differences and nothing is changed.
     """
+    model_cache.CACHE.begin()
     source = check_parameters(given)
-    table = _points(given)
-    root: Root = given.out if is_remote(given.out) else Path(given.out)
+    table = read_labels(given)
+    root = to_root(given.out)
     with out_folder.planning_folder(given.out) as scratch:
-        exists = run_store.RunStore.exists(root)
-        given = _with_its_entry(root, given) if exists else given
-        run = RunFolder(root) if exists else None
+        run = RunFolder(root) if run_store.RunStore.exists(root) else None
+        given = given if run is None else _with_recorded_weights_key(run, given)
         earlier = run is not None and CELLS not in run.identity
-        design = make_design(given, table, export_to=None if exists else scratch, earlier=earlier, run=run)
-        control.current().checkpoint()
-        if exists:  # what counts as an image does not change with the decoders that are installed
-            source = dataclasses.replace(source, extensions=RunFolder(root).manifest.extensions)
+        design = make_design(given, table, export_to=scratch if run is None else None, earlier=earlier, run=run)
+        cancellation.current().raise_if_cancelled()
+        source = source if run is None else run.manifest.listed_alike(source)
         listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
         if listed.left_out:
             warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
-        control.current().checkpoint()
-        if not exists:
-            frames.check(listed)
-        if table is not None and not exists:
-            label_check.check(listed, scale_given=given.points_scale is not None)
-        if exists:
-            _refuse_other_run(root, design, listed)
-            _refuse_other_shards(root, given.shard_rows)
-        elif isinstance(root, Path):
-            with out_folder.writing(root):
-                creation.discard_unfinished(local.LocalObjects(root))
-            _create(root, given, design, listed)
-        else:
-            _create(scratch / "run", given, design, listed)
-            publication.publish(local.LocalObjects(scratch / "run"), open_objects(root))
-    return root
+        cancellation.current().raise_if_cancelled()
+        if run is not None:
+            _refuse_other_run(run, design, listed)
+            _refuse_other_shards(run, given.shard_rows)
+            return run
+        if source.kind != "list":
+            folders.warn_of_text_order(listed.read(0, min(listed.rows, CHECKED_NAMES)).image_ids)
+        warn_of_images(listed, given, table=table)
+        publish(root, given, design, listed, scratch=scratch)
+    return RunFolder(root)
 
 
-def _points(given: run_parameters.ExtractParameters) -> points.PointTable | None:
+def publish(
+    root: Root,
+    given: run_parameters.ExtractParameters,
+    design: Design,
+    listed: manifest.Manifest,
+    *,
+    scratch: Path,
+    like: RunFolder | None = None,
+    more: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+) -> None:
+    """Create the run folder, its store last; `listed` is moved into it.
+
+    Args:
+        root: its place.
+        given: the parameters that are recorded.
+        design: model, preprocessing, products.
+        listed: the manifest of its images, in `scratch`.
+        scratch: the folder of `out_folder.planning_folder`.
+        like: a run whose model files and identity, but for the images, the new one has.
+        more: further records to write in it, by key.
+
+    Raises:
+        InputError: the place is not writable.
+        StoreError: it holds another run.
+    """
+    if isinstance(root, Path):
+        with out_folder.writing(root):
+            creation.discard_unfinished(local.LocalObjects(root))
+        _create(root, given, design, listed, like, more)
+        return
+    on_server = like if like is not None and model_files.are_on_server(like, root) else None
+    _create(scratch / "run", given, design, listed, like, more, on_server=on_server is not None)
+    copied = () if on_server is None else (functools.partial(model_files.copy_on_server, on_server, root),)
+    upload.publish(local.LocalObjects(scratch / "run"), open_objects(root), *copied)
+
+
+def warn_of_images(
+    listed: manifest.Manifest, given: run_parameters.ExtractParameters, *, table: named_points.PointTable | None
+) -> None:
+    """Look at some images of a new run, and at its labels, and warn of what may not be meant.
+
+    Raises:
+        InputError: the labels look normalised, swapped or scaled.
+    """
+    frames.check(listed)
+    for option, size in (("--image-size", given.image_size), ("--canvas", given.canvas)):
+        if size is not None:
+            input_size_check.check(listed, option, run_parameters.parse_image_size(size))
+    if table is not None:
+        label_check.check(listed, scale_given=given.points_scale is not None)
+
+
+def read_labels(given: run_parameters.ExtractParameters) -> named_points.PointTable | None:
+    """Read the points file, if there is one; raises as `named_points.read_points`."""
     if given.points is None:
         return None
-    return points.read_points(Path(given.points), columns=given.points_columns, scale=given.points_scale)
+    return named_points.read_points(Path(given.points), columns=given.points_columns, scale=given.points_scale)
 
 
-def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSource:
-    """Refuse at once what can be refused without a model; return the opened image source."""
+def check_parameters(given: run_parameters.ExtractParameters) -> image_source.ImageSource:
+    """Validate what can be validated without a model; return the opened image source."""
     FailureBudget.parse(given.max_failures)
     if given.image_size is not None:
         run_parameters.parse_image_size(given.image_size)
     tiles.check(given)
     if given.weights == "":
         raise errors.InputError(
-            "--weights is an empty text, perhaps of a variable that is not set: give a file, pretrained or "
+            "--weights is empty, perhaps from an unset variable: give a file, pretrained or "
             "random:SEED, or leave it out"
         )
     if given.points_columns is not None and given.points is None:
         raise errors.InputError(f"--points-columns {given.points_columns!r} needs --points FILE")
     if given.points_scale is not None and given.points is None:
         raise errors.InputError(f"--points-scale {given.points_scale!r} needs --points FILE")
-    point_scale.PointsScale.parse(given.points_scale)
+    named_points.PointsScale.parse(given.points_scale)
     if given.limit is not None and given.limit < 1:
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:
@@ -125,56 +198,71 @@ def check_parameters(given: run_parameters.ExtractParameters) -> sources.ImageSo
         products.parse_product(product, dtype=given.dtype)
     backends.resolve_device(given.device)
     out_folder.check(given.out)
-    return sources.open_source(given.images, image_column=given.image_column)
+    return image_source.open_source(given.images, image_column=given.image_column)
 
 
 def make_design(
     given: run_parameters.ExtractParameters,
-    table: points.PointTable | None,
+    table: named_points.PointTable | None,
     *,
     export_to: Path | None,
     earlier: bool = False,
     run: RunFolder | None = None,
 ) -> Design:
-    """Resolve the model and work out preprocessing and products.
+    """Resolve the model and derive preprocessing and products.
 
-    `earlier`: as genenc 0.1.0 did, whose runs go on to mean what they meant: the model's own fit and `nearest` probes
-    where nothing is said of them, and poolings that count bars. `run`: one that is there, whose outputs and products
-    are taken where none are given.
+    `earlier` keeps the defaults of genenc 0.1.0 for its runs: the model's own fit, `nearest` probes, and pooling that
+    includes bars. `run` is the existing run, if any, whose outputs and products are used where none are given.
     """
-    model = encoders.resolve_model(given, export_to=export_to)
+    model = model_cache.resolve_model(given, export_to=export_to)
     if run is not None:
-        model = encoders.as_recorded(model, run)
-    device = encoders.device_of(model, given.device)
+        model = model_cache.with_recorded_outputs(model, run)
+    device = model_cache.device_of(model, given.device)
     if export_to is not None:
-        encoders.refuse_other_axes(model, given)
-        model = encoders.by_name(model, device=device, trust=given.trust)
-        encoders.try_once(model, device=device, trust=given.trust)
+        model_cache.refuse_other_axes(model, given)
+        model = model_cache.with_named_outputs(model, device=device, trust=given.trust)
+        model_cache.try_once(model, device=device, trust=given.trust)
     if given.batch_size != "auto":
-        batching.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
-    its_own = _its_products(run, given) if run else ()
-    wanted = _wanted(given, model.spec.outputs, with_points=table is not None, recorded=its_own)
+        batch_size.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
+    recorded = _recorded_products(run, given) if run else ()
+    wanted = _select_products(given, model.spec.outputs, with_points=table is not None, recorded=recorded)
     count = len(table.names) if table else 0
     tiled = tiles.plan(given, model.spec, wanted)
     fit = given.fit or ("pad" if table is not None and not earlier else None)
     preprocessing = _preprocessing(given, model.spec, tiled, fit)
+    if preprocessing.decode == "gpu":
+        gpu_decode.require(device)
+    if run is None and given.antialias is None and not preprocessing.antialias:
+        message = (
+            f"{given.model!r} does not declare how its images were resized: using {preprocessing.describe()}, as "
+            "WhiskerToolbox does. If it was trained on images downscaled by PIL or torchvision, add --antialias"
+        )
+        warnings.warn(message, NotAntialiased, stacklevel=3)
     slots = tiles.outputs(model.spec, wanted, tiled)
     if not earlier:
         bars = geometry.leaves_bars(preprocessing)
-        wanted = [products.recorded(product, slots, bars=bars) for product in wanted]
+        known = () if run is None else run.identity["products"]
+        wanted = [item if str(item) in known else products.recorded(item, slots, bars=bars) for item in wanted]
     built = products.build_products(wanted, slots, point_count=count)
-    # A run goes on with the cells that it has: later versions place some of them more exactly.
+    # An existing run keeps its cells: later versions place some of them more accurately.
     cells = None if earlier else run.cells if run is not None else map_cells.find(model, given, built, tiled)
     if run is not None and not earlier and not run.cells and tiled is not None:
         _warn_of_tiles(model, given, built, tiled)
     if cells is not None and geometry.leaves_bars(preprocessing):
-        _note_bars(built)
+        _warn_of_bars(built, slots)
+    _warn_of_one_cell(built, slots)
     if table is not None and not any(product.needs_points for product in built):
-        LOGGER.warning("no product takes the points: --product 'probes=spatial_point(cell)' stores vectors at them")
+        LOGGER.warning(
+            "no product uses the points: add --product 'probes=spatial_point(cell)' to store vectors at them"
+        )
+    _warn_of_first_slot(given, slots)
     not_stored = products.not_stored(slots, built)
     if not_stored and not given.products:
-        told = f"not stored: output slots {not_stored}. --product 'NAME=SLOT:none' stores such ones in another run"
-        warnings.warn(told, SlotsNotStored, stacklevel=3)
+        message = (
+            f"output slots not stored: {not_stored}. To store them, extract to another --out with --product "
+            "'NAME=SLOT:none'"
+        )
+        warnings.warn(message, SlotsNotStored, stacklevel=3)
     return Design(
         model=model,
         preprocessing=preprocessing,
@@ -183,31 +271,44 @@ def make_design(
         device=device,
         tiles=tiled,
         cells=cells,
-        outputs=None if export_to is None else outputs_check.tried(model, device=device, trust=given.trust),
+        outputs=None if export_to is None else outputs_check.try_model(model, device=device, trust=given.trust),
     )
 
 
 def _warn_of_tiles(
-    model: encoders.ResolvedModel,
+    model: model_cache.ResolvedModel,
     given: run_parameters.ExtractParameters,
     built: Sequence[products.Product],
     tiled: tile_plan.TilePlan,
 ) -> None:
-    """Warn of an existing run whose tiles do not join: it goes on as it began, whichever command continues it."""
+    """Warn if the tiles of an existing run do not join; the run continues as it was made."""
     try:
         map_cells.find(model, given, built, tiled)
     except errors.InputError as error:
-        warnings.warn(f"the maps of this run are wrong where its tiles meet, make it again: {error}", stacklevel=4)
+        warnings.warn(
+            f"the maps of this run are wrong at tile borders, extract again to another --out: {error}", stacklevel=4
+        )
 
 
-def _wanted(
+def _warn_of_first_slot(given: run_parameters.ExtractParameters, slots: Sequence[spec.SlotSpec]) -> None:
+    """Warn about products that name no slot if there are several of the same rank."""
+    unnamed = [each.name for text in given.products if (each := products.parse_product(text)).slot is None]
+    alike = [slot.name for slot in slots if len(slot.shape) == len(slots[0].shape)]
+    if unnamed and len(alike) > 1:
+        message = (
+            f"uses output slot {alike[0]!r}, the first of {', '.join(alike)}: select another with NAME=SLOT:MODULE"
+        )
+        warnings.warn(f"{', '.join(unnamed)}: {message}", FirstSlotTaken, stacklevel=4)
+
+
+def _select_products(
     given: run_parameters.ExtractParameters,
     outputs: Sequence[spec.SlotSpec],
     *,
     with_points: bool,
     recorded: Sequence[str],
 ) -> list[products.ProductSpec]:
-    """Return the products that are given, else those that a run has, else the default ones."""
+    """Return the products given, else those of the run, else the defaults."""
     if recorded:
         return [products.parse_product(text) for text in recorded]
     wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
@@ -215,8 +316,8 @@ def _wanted(
     return wanted + list(products.map_products(outputs) if given.maps else ())
 
 
-def _its_products(folder: RunFolder, given: run_parameters.ExtractParameters) -> tuple[str, ...]:
-    """Return the products of a run that was asked for without naming any, as now: what is made by default changes."""
+def _recorded_products(folder: RunFolder, given: run_parameters.ExtractParameters) -> tuple[str, ...]:
+    """Return a run's products if neither it nor the parameters name any: defaults change between versions."""
     if given.products:
         return ()
     before = records.read_json(folder.objects, PARAMETERS)
@@ -230,29 +331,52 @@ def _has_points(asked: Mapping[str, object]) -> bool:
     return asked.get("points") is not None
 
 
-def _with_its_entry(root: Root, given: run_parameters.ExtractParameters) -> run_parameters.ExtractParameters:
-    """Return the parameters with the entry of the weights file that a run was made with, unless one is given.
+def _with_recorded_weights_key(
+    run: RunFolder, given: run_parameters.ExtractParameters
+) -> run_parameters.ExtractParameters:
+    """Return the parameters with the run's entry of the weights file, unless one is given.
 
-    Runs from before it could be chosen took the plain weights where there is an EMA beside them.
+    Runs made before the entry could be chosen used the plain weights rather than an EMA.
     """
     if given.weights_key is not None or given.weights is None or not Path(given.weights).is_file():
         return given
-    block = records.read_json(RunFolder(root).objects, MODEL_SPEC).get("genenc")
+    block = records.read_json(run.objects, MODEL_SPEC).get("genenc")
     source = block.get("source") if isinstance(block, Mapping) else None
     if not isinstance(source, Mapping):
         return given
     return given.model_copy(update={"weights_key": str(source.get("weights_key") or state_files.PLAIN)})
 
 
-def _note_bars(wanted: Sequence[products.Product]) -> None:
-    """Say of which products the bars around images are part, as no mask can be laid over them."""
-    names = [item.name for item in wanted if not item.needs_points and "over=" not in item.text and _is_vector(item)]
+def _warn_of_bars(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSpec]) -> None:
+    """Warn about products that include the bars around images because they cannot be masked."""
+    names = [
+        item.name
+        for item in wanted
+        if not item.needs_points and (("over=" not in item.text and _is_vector(item)) or _has_one_cell(item, slots))
+    ]
     if names:
         LOGGER.warning(
-            "the bars around padded images count in %s: the model makes vectors of whole inputs by itself; --fit "
-            "stretch or crop has no bars",
+            "the bars around padded images affect %s, because the model reduces the whole input to vectors; use --fit "
+            "stretch or crop to avoid bars",
             ", ".join(names),
         )
+
+
+def _warn_of_one_cell(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSpec]) -> None:
+    """Warn about products that have the same vector for every point of an image."""
+    found = [item for item in wanted if item.needs_points and _has_one_cell(item, slots)]
+    if found:
+        message = (
+            f"{', '.join(item.name for item in found)}: the map {found[0].slot!r} has one cell, so every point of an "
+            "image gets the same vector: use the model before its pooling, an earlier layer (--layers), or a larger "
+            "--image-size"
+        )
+        warnings.warn(message, OneCell, stacklevel=4)
+
+
+def _has_one_cell(product: products.Product, slots: Sequence[spec.SlotSpec]) -> bool:
+    shapes = {slot.name: slot.shape for slot in slots}
+    return tuple(shapes[product.slot][1:]) == (1, 1)
 
 
 def _is_vector(product: products.Product) -> bool:
@@ -260,14 +384,23 @@ def _is_vector(product: products.Product) -> bool:
 
 
 def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object) -> dict[str, object]:
-    """Return what a run means, as readable JSON: two runs with equal identities hold the same rows."""
+    """Return a run's identity as JSON data: runs with equal identities hold the same rows."""
+    return {**_meaning(design, listed.points_scale, artifact), "images": _images(listed)}
+
+
+def _images(listed: manifest.Manifest) -> dict[str, object]:
+    return {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)}
+
+
+def _meaning(design: Design, points_scale: named_points.PointsScale, artifact: object) -> dict[str, object]:
+    """Return the identity without the images."""
     found = design.model.spec
     block = found.genenc or spec.GenencBlock()
     slots = [slot.model_dump(mode="json", exclude_none=True) for slot in (*found.inputs, *found.outputs)]
     return {
         "model": found.model_id if block.source is None else f"{block.source.kind}/{block.source.name}",
-        **_outside_name(block),
-        **_given_values(block),
+        **_source_entries(block),
+        **_artifact_entries(block),
         "slots": slots,
         "weights": block.weights_sha256 or artifact,
         **({} if block.code is None else {"code": block.code}),
@@ -279,23 +412,57 @@ def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object
         **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],
         **({} if design.cells is None else {CELLS: {name: at.as_json() for name, at in design.cells.items()}}),
-        **({} if listed.points_scale.text is None else {POINTS_SCALE: listed.points_scale.text}),
-        "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},
+        **({} if points_scale.text is None else {POINTS_SCALE: points_scale.text}),
     }
 
 
-def _create(root: Path, given: run_parameters.ExtractParameters, design: Design, listed: manifest.Manifest) -> None:
-    """Write the folder's files, the store last: without it the folder is no run, and the next call starts again."""
-    identity = make_identity(design, listed, artifact=_artifact(design))
+def meaning(design: Design, earlier: Mapping[str, object] | None = None) -> dict[str, object]:
+    """Return the identity, without images, of runs of this design; `earlier` is that of a run to compare with.
+
+    A model that is exported for each run has the digest of the earlier export, which differs each time.
+    """
+    exported_here = design.model.backend != "eager" and not design.model.spec.weights_path
+    artifact = earlier["artifact"] if earlier is not None and exported_here else _artifact(design)
+    return _meaning(design, design.points.scale if design.points else named_points.PIXELS, artifact)
+
+
+def describe_meanings(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """Describe in one line how two identities differ, apart from the images; "" if they do not."""
+    differences = layout.describe_identity(without_images(old), without_images(new))
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", differences)
+
+
+def _create(
+    root: Path,
+    given: run_parameters.ExtractParameters,
+    design: Design,
+    listed: manifest.Manifest,
+    like: RunFolder | None,
+    more: Mapping[str, Mapping[str, object]],
+    *,
+    on_server: bool = False,
+) -> None:
+    """Write the folder's files, the store last: without it the folder is not a run and the next call starts over.
+
+    `on_server`: the model's files are those of `like`, which are copied on the server.
+    """
+    if like is None:
+        identity = make_identity(design, listed, artifact=_artifact(design))
+    else:
+        identity = {**like.identity, "images": _images(listed)}
     objects = local.LocalObjects(root)
     creation.refuse_remains(objects, identity)
     with out_folder.writing(root):
         root.mkdir(exist_ok=True)
         listed.path.replace(root / MANIFEST)
     listed = manifest.Manifest.open(root / MANIFEST)
-    own_spec = model_files.localised(_as_run(design), root, eager=design.model.backend == "eager")
-    records.write_text(objects, MODEL_SPEC, spec_edits.sealed(own_spec).to_json())
-    records.write_json(objects, PARAMETERS, given.model_dump(mode="json"))
+    if like is None:
+        own_spec = model_files.localised(_run_spec(design), root, eager=design.model.backend == "eager")
+        records.write_text(objects, MODEL_SPEC, spec_edits.with_digests(own_spec).to_json())
+    else:
+        model_files.take_over(like, objects, on_server=on_server)
+    for key, record in {PARAMETERS: given.model_dump(mode="json"), **more}.items():
+        records.write_json(objects, key, record)
     records.write_text(
         objects,
         "README.md",
@@ -304,6 +471,7 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
             listed,
             design.products,
             out=given.out,
+            weights=given.weights,
             not_stored=products.outputs_not_stored(design.model.spec, design.products),
         ),
     )
@@ -311,17 +479,22 @@ def _create(root: Path, given: run_parameters.ExtractParameters, design: Design,
         design.products,
         listed,
         identity=identity,
-        outputs=design.outputs,
-        made={"fingerprint": environment.digest(identity), "model_spec_sha256": file_digest(objects, MODEL_SPEC)},
+        outputs=design.outputs if like is None else like.outputs,
+        made={
+            "fingerprint": digests.IDENTITY.hex_of_json(identity),
+            "model_spec_sha256": file_digest(objects, MODEL_SPEC),
+        },
         shard_rows=min(given.shard_rows or _default_shard_rows(design, listed.rows), listed.rows),
     )
-    beside = {key: objects.digest(key) for key in _originals(objects)}
+    beside = {key: objects.digest(key) for key in (*_originals(objects), *more)}
+    if like is not None and on_server:
+        beside |= model_files.recorded(like)
     store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed), beside=beside)
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
 
 
-def _as_run(design: Design) -> spec.RuntimeModelSpec:
-    """Return the model's spec with the run's own preprocessing, that of a tile where images are cut into tiles."""
+def _run_spec(design: Design) -> spec.RuntimeModelSpec:
+    """Return the model's spec with the run's preprocessing, at the size of a tile if images are tiled."""
     found, own = design.model.spec, design.preprocessing
     if design.tiles is not None:
         _, height, width = found.inputs[0].shape
@@ -331,86 +504,85 @@ def _as_run(design: Design) -> spec.RuntimeModelSpec:
 
 
 def _originals(objects: local.LocalObjects) -> list[str]:
-    """Return the files beside the features that say what the run is and how it was made."""
+    """Return the files beside the features that describe the run and how it was made."""
     model = objects.walk(MODEL_FOLDER) if objects.kind(MODEL_FOLDER) else ()
     return [MANIFEST, MODEL_SPEC, PARAMETERS, "README.md", *sorted(f"{MODEL_FOLDER}/{name}" for name, _ in model)]
 
 
-def _refuse_other_run(root: Root, design: Design, listed: manifest.Manifest) -> None:
-    """Raise `StoreError` naming every difference when the folder holds a run with another identity."""
-    old = dict(run_store.RunStore.open(root).plan.identity)
+def _refuse_other_run(run: RunFolder, design: Design, listed: manifest.Manifest) -> None:
+    """Raise `StoreError` naming every difference if the folder holds a run with another identity."""
+    old = dict(run.identity)
     exported_here = design.model.backend != "eager" and not design.model.spec.weights_path
     identity = make_identity(design, listed, artifact=old["artifact"] if exported_here else _artifact(design))
     if not {"code", "files"} & old.keys():
-        # Of an earlier version, which recorded neither, and for a model without tensors the digest of nothing.
+        # Earlier versions recorded neither, and for models without tensors the digest of empty input.
         identity = {key: value for key, value in identity.items() if key not in ("code", "files")}
-        if old["weights"] == weights.OF_NOTHING and identity["weights"] is None:
-            identity["weights"] = weights.OF_NOTHING
+        if old["weights"] == weights.EMPTY_SHA256 and identity["weights"] is None:
+            identity["weights"] = weights.EMPTY_SHA256
     if old == identity:
-        _refuse_other_place(root, listed)
+        _refuse_other_files(run, listed)
         return
-    told = layout.describe_identity(_without_images(old), _without_images(identity))
-    lines = [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", told)]
+    lines = [describe_meanings(old, identity)]
     if old["images"] != identity["images"]:
-        lines.append(manifest.describe_difference(RunFolder(root).manifest, listed))
+        lines.append(manifest.describe_difference(run.manifest, listed))
     raise errors.OtherRunError(
-        f"{str(root)!r} holds another run, and a run never changes what it means. It differs in "
+        f"{run.root!r} holds another run, whose identity is fixed. It differs in "
         + "; ".join(line for line in lines if line)
-        + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as it is)"
+        + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as is)"
     )
 
 
-def _refuse_other_shards(root: Root, given: int | None) -> None:
-    """Raise `StoreError` where an existing run is asked for in shards of another size."""
-    plan = run_store.RunStore.open(root).plan
+def _refuse_other_shards(run: RunFolder, given: int | None) -> None:
+    """Raise `StoreError` if an existing run has another shard size."""
+    plan = run.store.plan
     if given is not None and min(given, plan.rows) != plan.shard_rows:
         raise errors.OtherRunError(
-            f"{str(root)!r} holds a run in shards of {plan.shard_rows} images, and --shard-rows is {given}: the size "
-            f"of its shards is fixed. Leave --shard-rows out, or give {plan.shard_rows} or another --out"
+            f"{run.root!r} holds a run with shards of {plan.shard_rows} images, but --shard-rows is {given}: the "
+            f"shard size is fixed. Leave --shard-rows out, or give {plan.shard_rows} or another --out"
         )
 
 
-def _refuse_other_place(root: Root, listed: manifest.Manifest) -> None:
-    """Raise `StoreError` where a run's images are still where they were and others, that seem the same, were named."""
-    known, given = (Path(rows.read(0, 1).paths[0]) for rows in (RunFolder(root).manifest, listed))
+def _refuse_other_files(run: RunFolder, listed: manifest.Manifest) -> None:
+    """Raise `StoreError` if the run's images still exist but different files that look the same were given."""
+    known, given = (Path(rows.read(0, 1).paths[0]) for rows in (run.manifest, listed))
     if known != given and known.exists() and not (given.exists() and known.samefile(given)):
         raise errors.OtherRunError(
-            f"the images of the run {str(root)!r} begin with {str(known)!r}, which is still there, and those given "
-            f"with {str(given)!r}: other files of the same names, sizes and times. Give another --out, or go on with "
-            "the images that it has (`genenc resume`)"
+            f"the images of the run {run.root!r} start with {str(known)!r}, which still exists, but those given "
+            f"start with {str(given)!r}: different files with the same names, sizes and times. Give another --out, or "
+            "continue with the run's images (`genenc resume`)"
         )
 
 
-def _outside_name(block: spec.GenencBlock) -> dict[str, object]:
-    """Return what a model's name leaves open."""
+def _source_entries(block: spec.GenencBlock) -> dict[str, object]:
+    """Return identity entries for what a model's name does not determine: layers, arguments, normalisation."""
     source = block.source
     if source is None:
         return {}
-    told: dict[str, object] = {}
+    entries: dict[str, object] = {}
     if source.layers:
-        told["layers"] = list(source.layers)
+        entries["layers"] = list(source.layers)
     if source.arguments:
-        told["arguments"] = source.arguments
+        entries["arguments"] = source.arguments
     if source.kind == "python" and block.mean and block.std and (block.mean, block.std) != _NOT_NORMALISED:
-        # An own model's code can change without its name and its weights.
-        told |= {"mean": list(block.mean), "std": list(block.std)}
-    return told
+        # The code of a user's model can change without its name and weights.
+        entries |= {"mean": list(block.mean), "std": list(block.std)}
+    return entries
 
 
-def _given_values(block: spec.GenencBlock) -> dict[str, object]:
-    """Return what an artifact is given, and which of its outputs are kept, where that is not the usual."""
-    told: dict[str, object] = {}
+def _artifact_entries(block: spec.GenencBlock) -> dict[str, object]:
+    """Return identity entries for non-default inputs and outputs of an artifact."""
+    entries: dict[str, object] = {}
     if not block.normalization_inside and block.mean and block.std:
-        told["normalization"] = {"mean": list(block.mean), "std": list(block.std)}
+        entries["normalization"] = {"mean": list(block.mean), "std": list(block.std)}
     if block.input is not None:
-        told["input"] = block.input.model_dump(mode="json")
+        entries["input"] = block.input.model_dump(mode="json")
     if block.output_positions is not None:
-        told["output_positions"] = list(block.output_positions)
+        entries["output_positions"] = list(block.output_positions)
     if block.channels_last_outputs is not None:
-        told["channels_last_outputs"] = list(block.channels_last_outputs)
+        entries["channels_last_outputs"] = list(block.channels_last_outputs)
     if block.channels_first_lists is not None:
-        told["channels_first_lists"] = list(block.channels_first_lists)
-    return told
+        entries["channels_first_lists"] = list(block.channels_first_lists)
+    return entries
 
 
 def _artifact(design: Design) -> str | None:
@@ -434,16 +606,13 @@ def _preprocessing(
 ) -> spec.Preprocessing:
     preprocessing = describe.preprocessing_of(found)
     if tiled is not None:
-        # The border that a model's own evaluation cuts away is what a canvas is there to keep.
+        # No resize before a crop: a canvas is meant to keep the border that the model's evaluation crops.
         height, width = tiled.canvas
         preprocessing = preprocessing.model_copy(update={"height": height, "width": width, "resize_short": None})
-    if given.decode is not None:
-        preprocessing = preprocessing.model_copy(update={"decode": given.decode})
+    for name in ("antialias", "decode"):
+        if (value := getattr(given, name)) is not None:
+            preprocessing = preprocessing.model_copy(update={name: value})
     if fit is None or fit == preprocessing.fit:
         return preprocessing
     # Only a crop has a size to resize to before it.
     return preprocessing.model_copy(update={"fit": fit, "resize_short": None})
-
-
-def _without_images(identity: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in identity.items() if key != "images"}

@@ -1,29 +1,35 @@
-"""The small records that travel between the command line, tasks and a run folder, and how they become files."""
+"""Records passed between the command line, tasks and run folders, and their serialisation."""
 
 import contextlib
 import dataclasses
 import datetime
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from genenc_core import errors
 from genenc_core.models import trust
-from genenc_core.run import parameters
-from genenc_core.store import objects as objects_module
-from genenc_core.store import sealed
-from genenc_core.store.objects import Objects
+from genenc_core.run import bound, parameters
+from genenc_core.run.bound import Bound, Work
+from genenc_core.store import documents
+from genenc_core.store.backends import objects as objects_module
+from genenc_core.store.backends.objects import Objects
+from genenc_core.system import files
 from genenc_core.text import argument, encodable
 
+if TYPE_CHECKING:
+    from genenc_core.run.folder import RunFolder
+
 SEAL = "sha256"
-"""Where a record carries the digest of the rest of it."""
+"""Key of a record's digest over its other entries."""
 LARGEST = 64 * 2**20
-"""Bytes of one of the small records."""
+"""Maximum size of a record in bytes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to work on a run, free of what it means: nothing here changes a number beyond the batch size's rounding."""
+    """Execution options of a session; they do not change results, except for rounding with the batch size."""
 
     session: str
     device: str = "auto"
@@ -35,11 +41,11 @@ class Options:
     trust: bool = False
     accept_changed: bool = False
     retry: str | None = None
-    """Which rows recorded as unreadable are tried again: `all`, or a list like `5,17-20`; None: none."""
+    """Unreadable rows to retry: `all`, or a list like `5,17-20`; None for none."""
 
     @classmethod
     def of(cls, given: parameters.ExtractParameters) -> "Options":
-        """Return the options among a run's parameters, for a new session."""
+        """Return the options among the parameters of an extraction, for a new session."""
         return cls(
             session=new_session(),
             device=given.device,
@@ -49,17 +55,30 @@ class Options:
             image_timeout=given.image_timeout,
             max_megapixels=given.max_megapixels,
             accept_changed=given.accept_changed,
-            # What is named as the model itself is the user's own word for that code.
+            # Naming code as the model implies trust in it.
             trust=given.trust or trust.dotted(given.model) is not None,
+        )
+
+    @classmethod
+    def to_continue(cls, given: parameters.ExtractParameters, changes: parameters.Changes) -> "Options":
+        """Return the options for a new session on an existing run with these parameters."""
+        made_with = cls.of(given)
+        return dataclasses.replace(
+            made_with,
+            device=changes.device or made_with.device,
+            batch_size=changes.batch_size or made_with.batch_size,
+            max_failures=changes.max_failures or made_with.max_failures,
+            trust=changes.trust,
+            accept_changed=changes.accept_changed,
         )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardReport:
-    """What became of one shard in one attempt.
+    """Outcome of one attempt at a shard.
 
-    `skipped` when it had been committed before; `held` when another process is at it, and nothing was done. `healed`
-    are rows that were unreadable before, and are stored now.
+    `skipped` if it was already committed; `held` if another process is working on it and nothing was done. `healed`
+    counts rows that were unreadable before and are stored now.
     """
 
     shard: int
@@ -69,7 +88,11 @@ class ShardReport:
     skipped: bool = False
     held: bool = False
     healed: int = 0
+    work: Work | None = None
+    """Resource usage from the commit record; None if there is no record."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    spans: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    """Unix times at which each of `encoding.stages.NAMES` began and ended."""
 
     @property
     def rows(self) -> int:
@@ -85,7 +108,7 @@ class ShardReport:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """Where a run stands, counted from its commit records."""
+    """Progress of a run, counted from its commit records."""
 
     root: str
     rows: int
@@ -96,64 +119,116 @@ class RunStatus:
     unreadable: int
     points: Mapping[str, int] = dataclasses.field(default_factory=dict)
     changed: int = 0
-    """Rows stored from files that changed since they were planned, because that was accepted."""
+    """Rows stored from files that changed after planning, with `accept_changed`."""
+    damaged: tuple[int, ...] = ()
+    """Shards with damaged commit records; not included in the other counts."""
+    bound: Bound | None = None
+    """Bottleneck so far; None if the records have no usage data, as in earlier versions."""
 
     @property
     def pending(self) -> int:
         """Shards without a commit record."""
-        return self.shards - self.committed
+        return self.shards - self.committed - len(self.damaged)
 
     @property
     def complete(self) -> bool:
         """Whether every row is stored or recorded as unreadable."""
-        return self.pending == 0
+        return self.committed == self.shards
 
     @property
     def exit_code(self) -> int:
-        """0 all rows stored, 3 some images unreadable, 1 shards missing."""
+        """0 all rows stored, 3 some images unreadable, 1 shards missing or damaged."""
         if not self.complete:
             return 1
         return 3 if self.unreadable else 0
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Outcome of a session: `asked` shards were requested, `failures` were not done.
+
+    `stopped` if a stop was requested; shards not done then are not failures. `bound` is the bottleneck of this
+    session, if it did any work.
+    """
+
+    run: "RunFolder" = dataclasses.field(repr=False, compare=False)
+    status: RunStatus
+    asked: int
+    failures: tuple[errors.ShardError, ...]
+    stopped: bool = False
+    bound: Bound | None = None
+
+
+class Outcome(Protocol):
+    """Outcome of work on shards."""
+
+    @property
+    def asked(self) -> int:
+        """Number of shards requested."""
+
+    @property
+    def failures(self) -> tuple[errors.ShardError, ...]:
+        """Shards that were not done."""
+
+
+class Incomplete(errors.GenencError):
+    """Some shards were not committed; see `result` for which and why."""
+
+    def __init__(self, result: Outcome) -> None:
+        self.result = result
+        names = ", ".join(str(error.shard) for error in result.failures[:20])
+        more = ", ..." if len(result.failures) > 20 else ""
+        super().__init__(f"{len(result.failures)} of {result.asked} shards not done: {names}{more}")
+
+    def __reduce__(self) -> tuple[type["Incomplete"], tuple[Outcome]]:
+        """Keep the result across process boundaries."""
+        return type(self), (self.result,)
+
+
+def bound_of(reports: Iterable[ShardReport]) -> Bound | None:
+    """Return the bottleneck of the reported work; None if there is none."""
+    return bound.find((report.seconds, report.work) for report in reports if report.work)
+
+
 def new_session() -> str:
-    """Return an id for one invocation on a run: UTC time, so that ids sort, and a random part."""
+    """Return a session id: UTC time, so that ids sort, and a random part."""
     return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
 
 
 def now() -> str:
-    """Return the time as ISO 8601 in UTC, to the millisecond."""
+    """Return the current time as ISO 8601 in UTC, in milliseconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def write_json(objects: Objects, key: str, record: Mapping[str, object]) -> None:
-    """Replace a JSON file of a run folder, as `write_text` does; it carries the sha256 of its own content."""
-    write_text(objects, key, _text(record))
+    """Replace a JSON file of a run folder, as `write_text` does, with the sha256 of its content in it."""
+    write_text(objects, key, dumps(record).decode())
 
 
 def write_text(objects: Objects, key: str, text: str) -> None:
-    """Replace a file of a run folder: whole old content or whole new content after any crash.
+    """Replace a file of a run folder atomically, also across crashes.
 
     Raises:
         StoreError: it cannot be written.
     """
-    with _faults("write", objects, key):
+    with _store_errors("write", objects, key):
         objects.replace(key, text.encode(errors="backslashreplace"))
 
 
 def create_json(objects: Objects, key: str, record: Mapping[str, object]) -> dict[str, object]:
-    """Create a JSON file unless it exists; return what it then holds, the first writer's record."""
+    """Create a JSON file unless it exists; return its content, which is the first writer's record."""
     folder, _, name = key.rpartition("/")
-    via = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.partial"
-    with _faults("write", objects, key):
-        objects.make_folder(folder)
+    via = f"{folder}/{files.private_name(name)}".lstrip("/")
+    with _store_errors("write", objects, key):
+        if folder:
+            objects.make_folder(folder)
         with contextlib.suppress(FileExistsError):
-            objects.create(key, _text(record).encode(), via=via)
+            objects.create(key, dumps(record), via=via)
     return read_json(objects, key)
 
 
 def read_json(objects: Objects, key: str) -> dict[str, object]:
-    """Return a JSON object from a file of the run folder, without its seal; earlier versions gave it none.
+    """Read a JSON object from a file of the run folder and check its seal, if it has one.
 
     Raises:
         StoreError: missing, unreadable, damaged, or changed after it was written.
@@ -166,40 +241,43 @@ def read_json(objects: Objects, key: str) -> dict[str, object]:
     except (OSError, ValueError, RecursionError) as error:
         raise errors.StoreError(f"cannot read {where!r}: {error}; the run folder is damaged or incomplete") from error
     if not isinstance(value, dict):
-        raise errors.StoreError(f"{where!r} holds {type(value).__name__}, not an object: the run folder is damaged")
+        raise errors.StoreError(
+            f"{where!r} contains a {type(value).__name__}, not an object: the run folder is damaged"
+        )
     stated = value.pop(SEAL, None)
-    if stated is not None and stated != sealed.digest(value):
+    if stated is not None and stated != documents.digest(value):
         raise errors.StoreError(
             f"{where!r} was changed after it was written (its sha256 does not match its content): the run "
-            f"folder is damaged; genenc verify {argument(objects.name)} lists everything"
+            f"folder is damaged; genenc verify {argument(objects.name)} lists all problems"
         )
     return value
 
 
 def problem(objects: Objects, key: str, *, earlier: bool) -> str:
-    """Return what is wrong with a JSON file that `write_json` or `create_json` wrote, "" if nothing is.
+    """Describe the damage to a file written by `write_json` or `create_json`, "" if there is none.
 
-    `earlier`: one without a seal is none of damage, as in runs that earlier versions made.
+    `earlier` accepts records without a seal, as in runs of earlier versions.
     """
     try:
         record = read_json(objects, key)
         data = objects.read(key, most=LARGEST)
     except (OSError, errors.StoreError) as error:
         return str(error)
-    if data == _text(record).encode():
+    if data == dumps(record):
         return ""
     if SEAL not in json.loads(data):
-        return "" if earlier else "carries no sha256 of its content: changed, or written by an earlier version"
-    return "is not byte for byte what was written: changed"
+        return "" if earlier else "has no sha256 of its content: changed, or written by an earlier version"
+    return "differs from what was written"
 
 
-def _text(record: Mapping[str, object]) -> str:
+def dumps(record: Mapping[str, object]) -> bytes:
+    """Serialise a record, with the sha256 of its content."""
     content = {key: _encodable(value) for key, value in record.items() if key != SEAL}
-    return json.dumps({**content, SEAL: sealed.digest(content)}, indent=2, ensure_ascii=False) + "\n"
+    return (json.dumps({**content, SEAL: documents.digest(content)}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _encodable(value: object) -> object:
-    """Return JSON data whose texts UTF-8 can write."""
+    """Return JSON data with all strings encodable as UTF-8."""
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, Mapping):
@@ -208,7 +286,7 @@ def _encodable(value: object) -> object:
 
 
 @contextlib.contextmanager
-def _faults(what: str, objects: Objects, key: str) -> Iterator[None]:
+def _store_errors(what: str, objects: Objects, key: str) -> Iterator[None]:
     try:
         yield
     except errors.UnsafeFileError as error:

@@ -1,33 +1,33 @@
-"""Where a run stands and whether it is intact, read from the run folder alone."""
+"""Status, verification and repair of a run, from its folder alone."""
 
 import dataclasses
 import functools
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from genenc_core import errors, spec
-from genenc_core.images import folders
-from genenc_core.images.point_scale import PointsScale
-from genenc_core.images.point_states import POINT_STATES
-from genenc_core.run import identity, integrity, out_folder, records, tally
+from genenc_core import errors, spec, statuses
+from genenc_core.images.sources import folders
+from genenc_core.images.sources.named_points import PointsScale
+from genenc_core.run import bound, identity, integrity, out_folder, records, session_log, status_cache
+from genenc_core.run.bound import Bound
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store import repair, run_store, verify
-from genenc_core.store.objects import Root
-from genenc_core.store.records import CommitRecord
+from genenc_core.store.backends.objects import Root
+from genenc_core.store.commit_record import CommitRecord
 from genenc_core.text import argument, plural
 
 NAMED = 20
-"""Unreadable images that a person is told of."""
-_WORTH_NOTING = 256
-_NOTED_AT_ONCE = 64
+"""Unreadable images listed in text output."""
+_CACHE_FROM = 256
+_CACHE_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRow:
-    """One shard as a person sees it: `state` is committed, failed or pending."""
+    """One shard in status output; `state` is committed, damaged, failed or pending."""
 
     shard: int
     start: int
@@ -41,9 +41,9 @@ class ShardRow:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """Everything the commit records say, from one reading: counts, a line per shard, and what could not be read.
+    """Summary of all commit records: counts, a row per shard, and unreadable images.
 
-    `unreadable` has the first images only where fewer were asked for.
+    `unreadable` may be truncated to the number asked for.
     """
 
     status: records.RunStatus
@@ -53,38 +53,41 @@ class Survey:
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     left_out: Mapping[str, tuple[int, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     foreign: tuple[str, ...] = ()
-    """Files among the commit records that no shard of the run has."""
+    """Files among the commit records that belong to no shard of the run."""
 
 
-def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) -> Survey:
-    """Return what a run's commit records say; those that are not in its tally are read.
+def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool = True) -> Survey:
+    """Summarise a run's commit records; records not in its tally are read, damaged ones are listed.
 
     Args:
-        root: the run folder.
-        most: unreadable images to name with their reasons, which stand in the records alone; None for all.
-        committed_rows: also give the rows of committed shards.
+        folder: the run.
+        most: maximum number of unreadable images to list, which needs their records; None for all.
+        committed_rows: include rows for committed shards.
     """
-    folder = RunFolder(root)
     (committed, foreign), failed = folder.store.record_names(), set(folder.failed())
-    lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed])
+    damaged: dict[int, str] = {}
+    lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed], damaged)
+    unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most, damaged)
+    lines = {shard: line for shard, line in lines.items() if shard not in damaged}
     shown = [shard for shard in range(folder.store.shard_count) if committed_rows or shard not in lines]
-    rows = [_shard_row(folder, shard, lines.get(shard), failed) for shard in shown]
+    rows = [_shard_row(folder, shard, lines.get(shard), failed, damaged.get(shard)) for shard in shown]
     points: Counter[str] = Counter()
     for name, count in (item for line in lines.values() for item in line.points.items()):
         points[name] += count
     found = records.RunStatus(
-        root=str(root),
+        root=folder.root,
         rows=folder.store.plan.rows,
         shards=folder.store.shard_count,
-        committed=len(committed),
+        committed=len(committed - damaged.keys()),
         failed=tuple(sorted(failed)),
         ok=sum(line.ok for line in lines.values()),
         unreadable=sum(line.unreadable for line in lines.values()),
-        points={name: points[name] for name in POINT_STATES.values() if points[name]},
+        points={each.name: points[each.name] for each in statuses.written(statuses.POINTS) if points[each.name]},
         changed=sum(line.changed for line in lines.values()),
+        damaged=tuple(sorted(damaged)),
+        bound=bound.find((line.seconds, line.work) for line in lines.values() if line.work),
     )
     fit = str(folder.identity["preprocessing"]["fit"])
-    unreadable = _unreadable(folder, sorted(shard for shard, line in lines.items() if line.unreadable), most)
     return Survey(
         status=found,
         fit=fit,
@@ -96,37 +99,50 @@ def survey(root: Root, *, most: int | None = None, committed_rows: bool = True) 
     )
 
 
-def _lines(folder: RunFolder, committed: Sequence[int]) -> dict[int, tally.Line]:
-    """Return the lines of committed shards: of the tally, or of records, which are noted when they are many."""
+def _lines(
+    folder: RunFolder, committed: Sequence[int], damaged: dict[int, str] | None = None
+) -> dict[int, status_cache.Line]:
+    """Return the lines of committed shards, from the tally or from records, which are cached if there are many.
+
+    Damaged records are added to `damaged` with their reasons; if it is None, the first one raises `StoreError`.
+    """
     with run_store.read_errors(folder.root):
-        stamps = tally.stamps(folder.objects)
-        known = tally.read(folder.objects, stamps, folder.cache)
+        stamps = status_cache.stamps(folder.objects)
+        known = status_cache.read(folder.objects, stamps, folder.cache)
     lines = {shard: known[shard] for shard in committed if shard in known}
     missing = [shard for shard in committed if shard not in lines]
-    for first in range(0, len(missing), _NOTED_AT_ONCE):
-        found = filter(None, (_record(folder, shard) for shard in missing[first : first + _NOTED_AT_ONCE]))
+    for first in range(0, len(missing), _CACHE_BATCH):
+        found = filter(None, (_record(folder, shard, damaged) for shard in missing[first : first + _CACHE_BATCH]))
         records_read = {record.shard: record for record in found}
-        lines |= {shard: tally.Line.of(record) for shard, record in records_read.items()}
-        if len(missing) >= _WORTH_NOTING:
-            tally.keep(folder.cache, records_read.values(), stamps)
+        lines |= {shard: status_cache.Line.of(record) for shard, record in records_read.items()}
+        if len(missing) >= _CACHE_FROM:
+            status_cache.keep(folder.cache, records_read.values(), stamps)
     return lines
 
 
-def _record(folder: RunFolder, shard: int) -> CommitRecord | None:
-    record = folder.store.record(shard)
-    if record is not None:
-        subject = f"the commit record of shard {shard} of {folder.root!r}"
-        identity.check_details(record.details, subject=subject)
+def _record(folder: RunFolder, shard: int, damaged: dict[int, str] | None = None) -> CommitRecord | None:
+    try:
+        record = folder.store.record(shard)
+        if record is not None:
+            subject = f"the commit record of shard {shard} of {folder.root!r}"
+            identity.check_details(record.details, subject=subject)
+    except errors.StoreError as error:
+        if damaged is None or verify.is_passing(folder.store, error.__cause__):
+            raise
+        damaged[shard] = str(error)
+        return None
     return record
 
 
-def _unreadable(folder: RunFolder, shards: Iterable[int], most: int | None) -> list[dict[str, Any]]:
-    """Return the first `most` unreadable images; reads the records of shards that have some."""
+def _unreadable(
+    folder: RunFolder, shards: Iterable[int], most: int | None, damaged: dict[int, str]
+) -> list[dict[str, Any]]:
+    """Return the first `most` unreadable images, from the records of the given shards."""
     found: list[dict[str, Any]] = []
     for shard in shards:
         if most is not None and len(found) >= most:
             break
-        record = _record(folder, shard)
+        record = _record(folder, shard, damaged)
         found += [] if record is None else record.details["unreadable"]
     return found[:most]
 
@@ -136,27 +152,34 @@ def describe(found: records.RunStatus) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "pending": found.pending, "complete": found.complete}
 
 
-def run_status(root: Root) -> records.RunStatus:
-    """Return the counts of a run, from its commit records."""
-    return survey(root, most=0, committed_rows=False).status
+def run_status(folder: RunFolder) -> records.RunStatus:
+    """Count a run's rows and shards from its commit records.
+
+    Raises:
+        StoreError: the folder cannot be read, or a commit record is damaged.
+    """
+    found = survey(folder, most=0, committed_rows=False)
+    if found.status.damaged:
+        raise errors.StoreError(next(row.reason for row in found.shards if row.state == "damaged"))
+    return found.status
 
 
-def standing(root: Root) -> str:
-    """Return how many shards of a run are stored and how to go on, for the end of an unfinished session."""
+def progress_summary(root: Root) -> str:
+    """Describe the progress of an unfinished run and how to continue it."""
     try:
-        found = run_status(root)
+        found = survey(RunFolder(root), most=0, committed_rows=False).status
     except (errors.StoreError, errors.InputError):
-        return "nothing is stored, the run folder was not made yet"
+        return "nothing is stored, the run folder does not exist yet"
     return f"{found.committed} of {found.shards} shards are stored; continue with: genenc resume {argument(root)}"
 
 
 def select_shards(folder: RunFolder, text: str) -> list[int]:
-    """Return the shards that `pending`, `failed` or a list like `0,3-7` name and that are not committed.
+    """Return the uncommitted shards selected by `pending`, `failed` or a list like `0,3-7`.
 
-    `unreadable` names the committed shards in which rows are unreadable, `unreadable:5,17-20` those of these rows.
+    `unreadable` selects the committed shards with unreadable rows, `unreadable:5,17-20` those with these rows.
 
     Raises:
-        InputError: another form, or a shard or row that the run does not have.
+        InputError: not of these forms, or a shard or row that the run does not have.
     """
     kind, _, listed = text.partition(":")
     if kind == "unreadable" and (listed or kind == text):
@@ -167,13 +190,13 @@ def select_shards(folder: RunFolder, text: str) -> list[int]:
     if text == "failed":
         return folder.failed()
     named: set[int] = set()
-    for first, last in numbers(text, folder.store.shard_count, "shards"):
+    for first, last in parse_ranges(text, folder.store.shard_count, "shards"):
         named.update(range(first, last + 1))
     return sorted(named & set(pending))
 
 
 def unreadable_rows(folder: RunFolder, wanted: str) -> dict[int, int]:
-    """Return how many unreadable rows each shard has that may have some of those wanted: `all`, or a list.
+    """Return the maximum number of selected unreadable rows by shard; `wanted` is `all` or a list of rows.
 
     Raises:
         InputError: neither, or a row that the run does not have.
@@ -183,7 +206,7 @@ def unreadable_rows(folder: RunFolder, wanted: str) -> dict[int, int]:
     found = {shard: line.unreadable for shard, line in lines.items() if line.unreadable}
     if wanted == "all":
         return found
-    ranges = numbers(wanted, folder.store.plan.rows, "rows")
+    ranges = parse_ranges(wanted, folder.store.plan.rows, "rows")
     kept = {}
     for shard, count in found.items():
         start, stop = folder.store.shard_range(shard)
@@ -193,11 +216,11 @@ def unreadable_rows(folder: RunFolder, wanted: str) -> dict[int, int]:
     return kept
 
 
-def numbers(text: str, count: int, what: str) -> list[tuple[int, int]]:
-    """Read a list like `0,3-7` as (first, last) pairs below `count`.
+def parse_ranges(text: str, count: int, what: str) -> list[tuple[int, int]]:
+    """Parse a list like `0,3-7` into (first, last) pairs below `count`.
 
     Raises:
-        InputError: another form, or out of range.
+        InputError: not of this form, or out of range.
     """
     found = []
     for part in text.split(","):
@@ -214,16 +237,16 @@ def numbers(text: str, count: int, what: str) -> list[tuple[int, int]]:
     return found
 
 
-def verify_run(root: Root, *, content: bool = False) -> verify.VerifyReport:
-    """Check every committed object against its record, the metadata, the manifest, the model and the provenance.
+def verify_place(root: Root, *, content: bool = False) -> verify.VerifyReport:
+    """Verify a run as `verify_run` does, even if it is too damaged to open.
 
     Raises:
-        StoreError: the folder is not a run, or its manifest or identity is not its own.
+        StoreError: not a run, or its manifest or identity is from another run.
     """
     try:
         folder = RunFolder(root)
     except errors.StoreError:
-        # A file that the run was made with is damaged: what else is damaged can still be listed.
+        # An input file of the run is damaged; still list the other problems.
         store = run_store.RunStore.open(root)
         with run_store.read_errors(store.name):
             found = tuple(integrity.recorded(store))
@@ -231,83 +254,132 @@ def verify_run(root: Root, *, content: bool = False) -> verify.VerifyReport:
             raise
         report = verify.verify_store(store, content=content)
         return dataclasses.replace(report, problems=(*found, *report.problems))
-    report = verify.verify_store(folder.store, content=content)
-    return dataclasses.replace(report, problems=(*integrity.problems(folder), *report.problems))
+    return verify_run(folder, content=content)
 
 
-def repair_run(root: Root, *, content: bool = False) -> repair.Repaired:
-    """Put right what `verify_run` finds: damaged shards become pending, metadata is written anew.
+def verify_run(folder: RunFolder, *, content: bool = False) -> verify.VerifyReport:
+    """Check every committed object against its record, the metadata, the manifest, the model and the provenance.
 
     Raises:
-        StoreError: the folder is not a run, its manifest or identity is not its own, or the disk failed.
+        StoreError: the folder cannot be read.
     """
-    # What only reads a run does without torch, which the planning of arrays needs.
-    from genenc_core.run import store_plan
+    sessions: set[str] = set()
+    report = verify.verify_store(folder.store, content=content, seen=_session_collector(sessions))
+    return dataclasses.replace(report, problems=(*integrity.problems(folder, sessions), *report.problems))
 
-    folder = RunFolder(root)
-    out_folder.sweep_killed(root)
-    return repair.repair_store(
-        folder.store,
-        coordinates=store_plan.coordinates(folder.manifest),
-        content=content,
-        beside=functools.partial(integrity.problems, folder),
-        remake=lambda key: _readme(folder) if key == integrity.README else None,
+
+def _session_collector(sessions: set[str]) -> Callable[[CommitRecord], None]:
+    """Return a callback that adds the sessions of commit records to `sessions`."""
+
+    def note(record: CommitRecord) -> None:
+        sessions.update(filter(None, [session_log.session_of(record)]))
+
+    return note
+
+
+def part_refusal(folder: RunFolder) -> str:
+    """Return why nothing is encoded or repaired in a part of a dataset but by updates."""
+    return (
+        f"{folder.root!r} is a part of the dataset {folder.dataset!r}, whose versions must not change: restore a "
+        f"damaged part from a copy; genenc update {argument(folder.dataset)} continues an unfinished one, and tries "
+        "unreadable images again with --retry-unreadable"
     )
 
 
+def repair_run(folder: RunFolder, *, content: bool = False) -> repair.Repaired:
+    """Repair the problems that `verify_run` finds: damaged shards become pending, metadata is rewritten.
+
+    Raises:
+        InputError: it is a part of a dataset.
+        StoreError: an I/O error.
+    """
+    # Imported late because it imports torch, which read-only commands do not need.
+    from genenc_core.run import store_plan
+
+    if folder.dataset is not None:
+        raise errors.InputError(part_refusal(folder))
+    sessions: set[str] = set()
+    out_folder.sweep_killed(folder.root)
+
+    def remade(key: str) -> bytes | None:
+        if key == integrity.README:
+            return _readme(folder)
+        needed = {place for place, _ in session_log.named(folder.objects, sessions)}
+        return session_log.recreate(folder.objects, key, stand_in=key in needed)
+
+    done = repair.repair_store(
+        folder.store,
+        coordinates=store_plan.coordinates(folder.manifest),
+        content=content,
+        beside=functools.partial(integrity.problems, folder, sessions),
+        remake=remade,
+        seen=_session_collector(sessions),
+    )
+    lost = tuple(key for key in done.restored if session_log.is_lost(folder.objects, key))
+    return dataclasses.replace(done, restored=tuple(key for key in done.restored if key not in lost), lost=lost)
+
+
 def _readme(folder: RunFolder) -> bytes | None:
-    """Return the run's README as this version writes it, None where it cannot."""
+    """Return the run's README as written by this version, None if that fails."""
     from genenc_core.encoding import products
     from genenc_core.run import store_plan, tiles
 
     try:
         found = spec.RuntimeModelSpec.from_json(folder.objects.read(MODEL_SPEC).decode())
-        parsed = [products.parse_product(each) for each in folder.identity["products"]]
-        slots = tiles.outputs(found, parsed, folder.tiles)
-        built = products.build_products(parsed, slots, point_count=len(folder.manifest.point_names), cells=folder.cells)
+        _, built = tiles.recorded_products(folder, found)
         left_out = products.outputs_not_stored(found, built)
-        words = store_plan.readme(folder.identity, folder.manifest, built, out=folder.given.out, not_stored=left_out)
+        words = store_plan.readme(
+            folder.identity,
+            folder.manifest,
+            built,
+            out=folder.given.out,
+            weights=folder.given.weights,
+            not_stored=left_out,
+        )
     except (errors.GenencError, OSError):
         return None
     return words.encode()
 
 
-def require_intact(root: Root) -> int:
-    """Return the number of committed shards, all of them checked and in their place.
+def require_intact(folder: RunFolder) -> int:
+    """Verify all committed shards and finish their promotion; return their number.
 
     Raises:
-        StoreError: an object is not what its record says, the first few are named; or cannot be put in its place.
+        StoreError: an object does not match its record (the first few are named), or cannot be promoted.
     """
-    report = verify_run(root)
+    report = verify_run(folder)
     if report.unpromoted:
-        RunFolder(root).store.recover()
-    _refuse(root, report.problems)
+        folder.store.recover()
+    _refuse(folder, report.problems)
     return report.shards_checked
 
 
-def require_listed(root: Root) -> None:
-    """Refuse a run of whose committed objects some are missing or cut short, by listings alone: no object is read.
+def require_listed(folder: RunFolder) -> None:
+    """Refuse a run with missing or truncated objects, from listings alone: no object is read.
 
     Raises:
         StoreError: the first few are named.
     """
-    _refuse(root, list(itertools.islice(verify.listed_problems(RunFolder(root).store), 5)))
+    _refuse(folder, list(itertools.islice(verify.listed_problems(folder.store), 5)))
 
 
-def _refuse(root: Root, problems: Sequence[verify.Problem]) -> None:
+def _refuse(folder: RunFolder, problems: Sequence[verify.Problem]) -> None:
     if not problems:
         return
     shards = (f"shard {item.shard:05d}: " if item.shard is not None else "" for item in problems)
     found = "; ".join(f"{shard}{item.place}: {item.what}" for shard, item in zip(shards, problems[:5], strict=False))
-    where = argument(root)
+    where = argument(folder.root)
     raise errors.StoreError(
-        f"{str(root)!r} is damaged: {found}; genenc verify {where} lists everything, genenc verify {where} --repair "
-        f"makes damaged shards pending, then genenc resume {where} encodes them again"
+        f"{folder.root!r} is damaged: {found}; genenc verify {where} lists all problems, genenc verify {where} "
+        f"--repair makes damaged shards pending, then genenc resume {where} encodes them again"
     )
 
 
-def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
-    """Return what to tell a person about a run: counts, then at most `most` unreadable images with reasons."""
+def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> list[str]:
+    """Return a text summary of a run: counts, then at most `most` unreadable images with reasons.
+
+    `limit` is the bottleneck of the run or session, omitted if None.
+    """
     status, failures = found.status, found.unreadable[:most]
     where = f"{status.committed} of {plural(status.shards, 'shard')}"
     lines = [f"{status.ok} of {plural(status.rows, 'image')} stored in {where}"]
@@ -318,7 +390,7 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
         if len(failures) < status.unreadable:
             lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {root}")
         lines.append(
-            f"  to try them again: genenc resume {root} --shards unreadable, with --accept-changed for files that were "
+            f"  to retry them: genenc resume {root} --shards unreadable, with --accept-changed for files that were "
             "repaired or replaced since the run was planned"
         )
     if status.changed:
@@ -344,16 +416,26 @@ def summary_lines(found: Survey, *, most: int = NAMED) -> list[str]:
     if found.foreign:
         named = ", ".join(found.foreign[:5]) + (", ..." if len(found.foreign) > 5 else "")
         lines.append(f"foreign files among the commit records: {named}; genenc verify {root} --repair sets them aside")
+    if limit is not None:
+        lines.append(limit.words)
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
-    if not status.complete:
+    broken = [row for row in found.shards if row.state == "damaged"]
+    lines += [f"shard {row.shard} is damaged and not counted: {row.reason}" for row in broken[:most]]
+    if len(broken) > most:
+        lines.append(f"... and {plural(len(broken) - most, 'more damaged shard')}: genenc verify {root}")
+    if status.pending:
         lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {root}")
     return lines
 
 
-def _shard_row(folder: RunFolder, shard: int, line: tally.Line | None, failed: set[int]) -> ShardRow:
+def _shard_row(
+    folder: RunFolder, shard: int, line: status_cache.Line | None, failed: set[int], damage: str | None
+) -> ShardRow:
     plan = folder.store.plan
     start, stop = shard * plan.shard_rows, min((shard + 1) * plan.shard_rows, plan.rows)
+    if damage is not None:
+        return ShardRow(shard=shard, start=start, stop=stop, state="damaged", reason=damage)
     if line is None:
         state = "failed" if shard in failed else "pending"
         reason = folder.failure(shard) if shard in failed else ""

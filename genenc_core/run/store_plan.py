@@ -1,4 +1,4 @@
-"""A run's arrays worked out from its design: shapes, shards, chunks, names, and what the folder says of itself."""
+"""Layout of a run's store: shapes, shards, chunks, attributes and the folder's README."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from genenc_core import spec, text
+from genenc_core import spec, statuses, stored_arrays, text
 from genenc_core.encoding import products
-from genenc_core.images import folders, manifest
-from genenc_core.images.point_scale import PointsScale
-from genenc_core.images.point_states import POINT_STATES
+from genenc_core.images.sources import folders, manifest, manifest_rows
+from genenc_core.images.sources.named_points import PointsScale
 from genenc_core.store import layout
-from genenc_core.store.objects import is_remote
+from genenc_core.store.backends.objects import is_remote
 from genenc_core.text import argument
 
 GPU_SHARD_ROWS = 4096
@@ -23,15 +22,16 @@ WANTED_SHARDS = 8
 SHARD_BYTES = 512 * 2**20
 CHUNK_ROWS = 256
 CHUNK_BYTES = 8 * 2**20
-COORDINATES = "image_id path image_height image_width image_orientation"
+_OWN_ROW_BYTES = 32
+"""Row size of the widest per-image array; all of them share its chunking."""
 
 
 def choose_shard_rows(
     rows: int, wanted: Sequence[products.Product], *, device: str, smallest_batch: int, tiles: int = 1
 ) -> int:
-    """Return the images per shard: seconds of work, at most 512 MiB, fewer for few images, a multiple of 16.
+    """Return the images per shard: a few seconds of work, at most 512 MiB, a multiple of 16, fewer for few images.
 
-    An image of many tiles is as much work as that many images, and a shard has that many fewer.
+    Tiles count like images, so that shards of tiled images have correspondingly fewer rows.
     """
     row_bytes = max(sum(_row_bytes(product) for product in wanted), 1)
     most = max((GPU_SHARD_ROWS if device.startswith("cuda") else CPU_SHARD_ROWS) // tiles, 1)
@@ -53,17 +53,22 @@ def make_plan(
     shard_rows: int,
     outputs: Mapping[str, Any] | None = None,
 ) -> layout.StorePlan:
-    """Return the plan of every array of the run; `made` holds its fingerprint and the digests of its files.
+    """Return the plan of all arrays; `made` holds the run's fingerprint and file digests.
 
-    `outputs` is what the model gives for a few fixed images, kept beside the identity: it rounds otherwise elsewhere.
+    `outputs` is the sketch of the model's outputs, not part of the identity because rounding differs between machines.
     """
     point_count = len(listed.point_names)
     arrays = [_product_array(product, listed.rows, shard_rows, bool(point_count)) for product in wanted]
-    arrays += _image_arrays(listed.rows, shard_rows)
-    if point_count:
-        arrays.append(_point_status(listed.rows, point_count, shard_rows))
-    told = ("model", "weights", "backend", "preprocessing", "tiles")
-    model = {key: identity[key] for key in told if key in identity} | ({"outputs": outputs} if outputs else {})
+    arrays += [
+        layout.array_plan(
+            array,
+            {"image": listed.rows, "point": point_count},
+            chunk_rows=_chunk_rows(shard_rows, point_count if array.of_points else _OWN_ROW_BYTES, most=shard_rows),
+        )
+        for array in stored_arrays.written_by("encoder", with_points=point_count > 0)
+    ]
+    shown = ("model", "weights", "backend", "preprocessing", "tiles")
+    model = {key: identity[key] for key in shown if key in identity} | ({"outputs": outputs} if outputs else {})
     return layout.StorePlan(
         rows=listed.rows,
         shard_rows=shard_rows,
@@ -78,27 +83,20 @@ def make_plan(
 
 
 def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
-    """Return the arrays that are known before any image is read: ids, paths and points."""
-    plans = [
+    """Return the arrays known before any image is read: ids, paths and points."""
+    values: dict[str, Any] = {name: _texts(listed, name) for name in manifest_rows.TEXT_COLUMNS}
+    values |= {stored_arrays.POINT: list(listed.point_names)}
+    values |= {name: _positions(listed, name) for name in manifest_rows.POINT_COLUMNS}
+    return [
         layout.CoordinatePlan(
-            name=name, dims=("image",), kind="string", values=_texts(listed, name), attributes={"long_name": meaning}
+            name=array.name,
+            dims=array.dims,
+            kind=array.dtype,
+            values=values[array.name],
+            attributes=_coordinate_attributes(array, listed.points_scale),
         )
-        for name, meaning in (("image_id", "name of the image"), ("path", "path below the source root"))
+        for array in stored_arrays.written_by("creator", with_points=bool(listed.point_names))
     ]
-    if not listed.point_names:
-        return plans
-    plans.append(layout.CoordinatePlan(name="point", dims=("point",), kind="string", values=list(listed.point_names)))
-    plans += [
-        layout.CoordinatePlan(
-            name=f"point_{axis}",
-            dims=("image", "point"),
-            kind="float64",
-            values=_positions(listed, f"point_{axis}"),
-            attributes=_point_attributes(axis, listed.points_scale),
-        )
-        for axis in ("x", "y")
-    ]
-    return plans
 
 
 def readme(
@@ -107,11 +105,12 @@ def readme(
     wanted: Sequence[products.Product],
     *,
     out: str,
+    weights: str | None,
     not_stored: str = "",
 ) -> str:
-    """Return the text that a person who finds the folder needs; `out` is where it was asked for.
+    """Return the run folder's README; `out` and `weights` are as given by the user.
 
-    `not_stored` says which outputs of the model are not.
+    `not_stored` lists model outputs that are not stored.
     """
     where, opening = ".", '\nrun = xarray.open_zarr("features.zarr", consolidated=False)'
     if is_remote(out):
@@ -125,35 +124,37 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
     left_out = f"\nLeft out: {text.markdown(folders.describe(listed.left_out))}." if listed.left_out else ""
     outputs = f"\nOutputs that are not stored: {text.markdown(not_stored)}." if not_stored else ""
+    rows_mean = ", ".join(f"{each.value} {each.name.replace('_', ' ')}" for each in statuses.ROWS)
     preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
     scale = listed.points_scale
+    drawn = f" ({weights}: not trained, these features mean nothing)" if (weights or "").startswith("random") else ""
     scaled = "" if scale.text is None else f"\nPoints: the coordinates of the points file were {scale.describe()}."
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
-0 not written, 1 ok, 2 unreadable (NaN). Check the folder with `genenc verify {where}`; go on with
+{rows_mean} (NaN). Check the folder with `genenc verify {where}`; go on with
 `genenc resume {where}`.
 
 ```python
 import xarray
 {opening}
-good = run.{first}[(run.status == 1).compute()]
-print(good.sizes, run.image_id.values[:3])
+good = run.{first}[(run.status == {statuses.OK}).compute()]
+print(good.sizes, good.image_id.values[:3])
 ```
 
 | array | axes | stored as | product |
 |---|---|---|---|
 {rows}
 
-Weights `{str(identity["weights"])[:16]}`, backend {identity["backend"]}.
+Weights `{str(identity["weights"])[:16]}`{drawn}, backend {identity["backend"]}.
 Preprocessing: {preprocessing}.{tiles}{scaled}{outputs}{left_out}
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 
 
 def _product_array(product: products.Product, rows: int, shard_rows: int, with_points: bool) -> layout.ArrayPlan:
-    extra = " point_x point_y" if with_points and product.needs_points else ""
-    flags = " point_status" if product.needs_points else ""
+    probes = product.needs_points
+    flags = [stored_arrays.STATUS, *([stored_arrays.POINT_STATUS] if probes else [])]
     return layout.ArrayPlan(
         name=product.name,
         shape=(rows, *product.signature.shape),
@@ -164,51 +165,12 @@ def _product_array(product: products.Product, rows: int, shard_rows: int, with_p
         attributes={
             "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
             "units": "1",
-            "coordinates": COORDINATES + extra,
-            "ancillary_variables": "status" + flags,
+            "coordinates": stored_arrays.coordinates(with_points=with_points and probes),
+            "ancillary_variables": " ".join(flags),
             "genenc_product": product.text,
         },
-        # Dense values gain 7 % from zstd, for several times the time of a write; a missing point is nothing but NaN.
-        compress=product.needs_points,
-    )
-
-
-def _image_arrays(rows: int, shard_rows: int) -> list[layout.ArrayPlan]:
-    def plan(name: str, dtype: str, fill: float, meaning: str, *, more: tuple[tuple[str, int], ...] = ()) -> Any:
-        return layout.ArrayPlan(
-            name=name,
-            shape=(rows, *(size for _, size in more)),
-            dtype=dtype,
-            dims=("image", *(dim for dim, _ in more)),
-            chunk_rows=_chunk_rows(shard_rows, 32, most=shard_rows),
-            fill=fill,
-            attributes={"long_name": meaning},
-            compress=True,
-        )
-
-    affine = "scale x, scale y, offset x, offset y: model pixel = source pixel * scale + offset"
-    return [
-        plan("image_height", "int32", -1, "height of the image in pixels, after EXIF orientation"),
-        plan("image_width", "int32", -1, "width of the image in pixels, after EXIF orientation"),
-        plan("image_orientation", "uint8", 0, "EXIF orientation found and applied, 1 to 8; 0 not read"),
-        plan("image_affine", "float64", float("nan"), affine, more=(("affine", 4),)),
-    ]
-
-
-def _point_status(rows: int, point_count: int, shard_rows: int) -> layout.ArrayPlan:
-    return layout.ArrayPlan(
-        name="point_status",
-        shape=(rows, point_count),
-        dtype="uint8",
-        dims=("image", "point"),
-        chunk_rows=_chunk_rows(shard_rows, point_count, most=shard_rows),
-        fill=0,
-        attributes={
-            "long_name": "state of the point",
-            "flag_values": [0, *POINT_STATES],
-            "flag_meanings": " ".join(["not_written", *POINT_STATES.values()]),
-        },
-        compress=True,
+        # zstd saves 7 % on dense values but takes several times as long; missing points are all NaN and compress well.
+        compress=probes,
     )
 
 
@@ -230,13 +192,16 @@ def _chunk_rows(shard_rows: int, row_bytes: int, *, most: int = CHUNK_ROWS) -> i
     return next(rows for rows in range(most, 0, -1) if shard_rows % rows == 0)
 
 
-def _point_attributes(axis: str, scale: PointsScale) -> dict[str, str]:
-    side = {"x": "width", "y": "height"}[axis]
+def _coordinate_attributes(array: stored_arrays.StoredArray, scale: PointsScale) -> Mapping[str, object]:
+    """Return an array's attributes, with units for point coordinates."""
+    if array.name not in manifest_rows.POINT_COLUMNS:
+        return array.attributes
+    side = {"x": "width", "y": "height"}[array.name[-1]]
     comment = "origin at the top left edge of the image, after EXIF orientation"
     if scale.text is not None:
         comment += f"; the coordinates of the points file were {scale.describe()}"
     return {
-        "long_name": f"{axis} of the point in the source image" + (f", by its {side}" if scale.relative else ""),
+        "long_name": f"{array.attributes['long_name']}" + (f", by its {side}" if scale.relative else ""),
         "units": "1" if scale.relative else "pixel",
         "comment": comment,
     }

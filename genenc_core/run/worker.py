@@ -1,4 +1,4 @@
-"""One process at work on one run folder: its encoder, loader and store, shared by all its shard threads."""
+"""Worker of a process on a run folder: encoder, loader and store, shared by its shard threads."""
 
 import collections
 import contextlib
@@ -8,43 +8,56 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import numpy as np
-
-from genenc_core import errors, host
-from genenc_core.encoding import control, engine, shards
-from genenc_core.encoding.budget import FailureBudget
-from genenc_core.images import decode_server, loader, stamps
-from genenc_core.images.limits import Limits
-from genenc_core.run import accuracy, engines, outputs_check, records, retries, tally, turns
+from genenc_core import errors, statuses
+from genenc_core.encoding import cancellation, engine, shard_encoding, stages
+from genenc_core.encoding.shard_encoding import FailureBudget
+from genenc_core.images.decode import gpu_decode
+from genenc_core.images.decode.limits import Limits
+from genenc_core.images.load import decode_server, loader
+from genenc_core.images.sources import file_stamps
+from genenc_core.run import (
+    accuracy,
+    bound,
+    engine_setup,
+    gpu_pixels,
+    load_order,
+    outputs_check,
+    records,
+    retries,
+    status_cache,
+)
+from genenc_core.run.bound import Work
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import claims, layout, run_store
-from genenc_core.store.objects import Root, is_remote
+from genenc_core.store import commit_record, leases, run_store
+from genenc_core.store.backends.objects import Root, is_remote
+from genenc_core.system import limits, memory
 
 LOGGER = logging.getLogger(__name__)
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.05, 1.0
 
 
 class Worker:
-    """Encodes and commits shards of one run; `encode` may be called from several threads at once."""
+    """Encodes and commits shards of one run; `encode` is thread-safe."""
 
-    def __init__(self, root: Root, options: records.Options) -> None:
-        self.folder = RunFolder(root)
+    def __init__(self, run: RunFolder, options: records.Options) -> None:
+        self.folder = run
         self.options = options
         self.budget = FailureBudget.parse(options.max_failures)
-        self.claims = claims.Claims(self.folder.objects)
+        self.claims = leases.Leases(self.folder.objects)
         self._noted: dict[int, str] = {}
         self._ready = threading.Lock()
-        self._turns = turns.Turns()
+        self._turns = load_order.LoadOrder()
+        self._meter = bound.Meter(cancellation.current().began)
         self._engine: engine.Engine | None = None
         self._watch: outputs_check.Watch | None = None
         self._loader: loader.ImageLoader | None = None
 
     def close(self) -> None:
-        """End the decode workers and the encoding threads, and give up claims, and memory that is kept and free."""
+        """Stop decode workers and encoding threads; release claims and cached memory."""
         self.claims.close()
         if self._engine is not None:
             self._engine.close()
@@ -52,57 +65,58 @@ class Worker:
             self._loader.close()
         if self._engine is not None:
             self._engine.device.release()
-        with contextlib.suppress(errors.StoreError):  # what ended the work is told, not that the folder is gone
+        with contextlib.suppress(errors.StoreError):  # do not mask the error that ended the work
             if not self.folder.store.pending():
                 self.claims.sweep()
 
     def prepare(self) -> None:
-        """Load the encoder and find the batch size, so that what is wrong with them is said once, before any shard.
+        """Load the encoder and find the batch size, so that their errors are reported once, before any shard.
 
         Raises:
-            InputError: no such device, a batch size out of bounds, a model or artifact that cannot be had.
-            Stopped: the end was asked for.
+            InputError: no such device, a batch size out of bounds, or a model or artifact that cannot be loaded.
+            Stopped: a stop was requested.
         """
         self._prepared()
 
-    def encode(self, shard: int) -> records.ShardReport:
-        """Encode and commit one shard, unless it is committed already or another process is at it.
+    def encode(self, shard: int, *, through: stages.Stages = stages.IN_ONE_THREAD) -> records.ShardReport:
+        """Encode and commit one shard, unless it is already committed or claimed by another process.
 
         Raises:
-            ShardError: too many images failed, or the encoder or the store did; recorded in the run folder.
-            Stopped: the end was asked for; the shard is left as it was.
+            ShardError: too many images, the encoder or the store failed; recorded in the run folder.
+            Stopped: a stop was requested; the shard is left unchanged.
         """
         start, stop = self.folder.store.shard_range(shard)
         done = None if self.options.retry else self._done(shard)
         if done is not None:
             return done
-        control.current().checkpoint()
+        cancellation.current().raise_if_cancelled()
         if not self.claims.take(shard):
             self._noted.setdefault(shard, self.folder.failure_note(shard))
             return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=0, held=True)
         try:
             done = None if self.options.retry else self._done(shard)
-            return done or self._encode_claimed(shard, start, stop)
+            return done or self._encode_claimed(shard, start, stop, through)
         finally:
             self.claims.release(shard)
 
     def wait_for(self, held: Sequence[int]) -> list[int]:
-        """Return the shards that can be worked on again; wait while other processes are at all of them.
+        """Wait until a held shard is free again; return the shards that are still to be done.
 
-        Those that they committed or failed at are left out.
+        Shards that other processes committed or failed at are omitted.
 
         Raises:
-            Stopped: the end was asked for.
-            StoreError: the run folder cannot be read any more.
+            Stopped: a stop was requested.
+            StoreError: the run folder can no longer be read.
         """
         patience = FIRST_WAIT_SECONDS
         while held:
-            control.current().checkpoint()
+            began = time.perf_counter()
+            cancellation.current().raise_if_cancelled()
             committed = self.folder.store.committed()
             held = [shard for shard in held if shard not in committed]
             with run_store.read_errors(self.folder.root):
                 busy = [shard for shard in held if self.claims.holder(shard)]
-            # A shard that another process just failed at would fail here, too.
+            # A shard that just failed in another process would fail here too.
             free = [s for s in held if s not in busy and self._noted.get(s) == self.folder.failure_note(s)]
             if free:
                 return sorted(free + busy)
@@ -110,68 +124,61 @@ class Worker:
             if held:
                 time.sleep(patience)
                 patience = min(2 * patience, LONGEST_WAIT_SECONDS)
+            self._meter.skip(time.perf_counter() - began)
         return []
 
     def _done(self, shard: int) -> records.ShardReport | None:
-        """Return the report of a shard that is committed."""
+        """Return the report of a committed shard, None if it is not committed."""
         known = self.folder.store.record(shard)
         if known is None:
             return None
         start, stop = known.rows
         unreadable = known.status_counts["unreadable"]
         if known.details.get("session") != self.options.session:
-            control.current().on_rows(stop - start - unreadable, unreadable)
+            cancellation.current().on_rows(stop - start - unreadable, unreadable)
         return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=unreadable, skipped=True)
 
-    def _encode_claimed(self, shard: int, start: int, stop: int) -> records.ShardReport:
+    def _encode_claimed(self, shard: int, start: int, stop: int, through: stages.Stages) -> records.ShardReport:
         try:
-            return self._retry(shard) if self.options.retry else self._encode(shard, start, stop)
+            if self.options.retry:
+                return self._retry(shard, through)
+            return self._encode(shard, start, stop, through)
         except errors.Stopped:
             raise
         except errors.ShardError as error:
             self.folder.note_failure(shard, error.reason, self.options.session)
             raise
-        except Exception as error:  # whatever a user's model or a file system raises, the other shards go on
+        except Exception as error:  # user models and file systems may raise anything; the other shards go on
             reason = _reason(error)
             self.folder.note_failure(shard, reason, self.options.session)
             raise errors.ShardError(shard, reason) from error
 
-    def _encode(self, shard: int, start: int, stop: int) -> records.ShardReport:
+    def _encode(self, shard: int, start: int, stop: int, through: stages.Stages) -> records.ShardReport:
         runner, images = self._prepared()
+        on_host = runner.encoder.device.type == "cpu"
+        self._meter.begin(workers=images.workers, side_by_side=runner.side_by_side, on_host=on_host)
+        timed = stages.Timed(through)
         with self._turns.turn() as turn:
             began, started = time.perf_counter(), records.now()
-            rows = self.folder.manifest.read(start, stop)
-            given = shards.ShardInput(
-                shard=shard,
-                rows=range(start, stop),
-                image_ids=rows.image_ids,
-                points=rows.points,
-                relative=self.folder.points_scale.relative,
-                point_states=self.folder.point_states,
-            )
-            shard_encoder = shards.ShardEncoder(
-                given,
-                runner,
-                self.folder.preprocessing,
-                self.budget,
-                accept_changed=self.options.accept_changed,
-                others_answer=lambda: images.others_answer(start, stop),
-                doubtful=self._doubtful(dict(enumerate(rows.paths, start))),
-            )
-            with contextlib.closing(images.iter_batches(start, stop, on_asked=turn.end)) as stream:
-                done = shard_encoder.run(stream, on_loaded=turn.moved)
-        self._watched()
+            done, measured = self._run(turn, shard, start, stop, self.budget, timed)
+        self._check_outputs()
         encoded = time.perf_counter()
         device = str(runner.encoder.device)
         details = {"session": self.options.session, "started": started, "device": device, **done.details}
-        record = self.folder.store.commit(shard, done.arrays, done.status, details=details)
-        tally.note(self.folder.objects, [record])
-        self.folder.forget_failure(shard)
+        record = timed.call(stages.STORE, lambda: self._commit(shard, done, details))
         ended = time.perf_counter()
-        seconds = {name: shard_encoder.seconds[name] for name in ("load_wait", "encode", "reduce")}
-        seconds |= {"commit": ended - encoded, "total": ended - began}
+        seconds = {**measured, "commit": ended - encoded, "total": ended - began}
         unreadable = record.status_counts["unreadable"]
-        report = records.ShardReport(shard=shard, start=start, stop=stop, unreadable=unreadable, seconds=seconds)
+        own = record.details.get("session") == self.options.session
+        report = records.ShardReport(
+            shard=shard,
+            start=start,
+            stop=stop,
+            unreadable=unreadable,
+            work=Work.of(record.details) if own else None,
+            seconds=seconds,
+            spans=timed.spans,
+        )
         timings = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
         LOGGER.info(
             "shard %05d: %d images, %d unreadable, %.1f images/s (%s)",
@@ -179,72 +186,101 @@ class Worker:
         )
         return report
 
-    def _retry(self, shard: int) -> records.ShardReport:
-        """Try a committed shard's unreadable rows again; what can be read now is stored by a new record."""
+    def _commit(
+        self, shard: int, done: shard_encoding.EncodedShard, details: Mapping[str, object]
+    ) -> commit_record.CommitRecord:
+        with self._meter.storing() as work:
+            record = self.folder.store.commit(
+                shard, done.arrays, done.status, details=details, late=lambda: {"work": work()._asdict()}
+            )
+            status_cache.note(self.folder.objects, [record])
+        self.folder.forget_failure(shard)
+        return record
+
+    def _retry(self, shard: int, through: stages.Stages) -> records.ShardReport:
+        """Retry a committed shard's unreadable rows; rows that can be read now are stored with a new record."""
         began, started = time.perf_counter(), records.now()
-        before = self.folder.store.record(shard)
-        if before is None:
+        current = self.folder.store.current(shard)
+        if current is None:
             raise errors.ShardError(shard, "it is not committed: resume the run first")
-        (start, stop), blocks = before.rows, self.folder.store.blocks(before)
+        before, blocks = current
+        start, stop = before.rows
         wanted = retries.rows(blocks, before, self.options.retry or "all")
         left = before.status_counts["unreadable"]
         if not wanted:
             return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, skipped=True)
-        runner, images = self._prepared()
+        runner, _ = self._prepared()
         with self._turns.turn() as turn:
-            rows = self.folder.manifest.read(start, stop)
-            at = [row - start for row in wanted]
-            given = shards.ShardInput(
-                shard=shard,
-                rows=wanted,
-                image_ids=[rows.image_ids[each] for each in at],
-                points=rows.points[at],
-                relative=self.folder.points_scale.relative,
-                point_states=self.folder.point_states,
-            )
-            # All of them may fail once more: they are recorded as it is.
-            shard_encoder = shards.ShardEncoder(
-                given,
-                runner,
-                self.folder.preprocessing,
-                FailureBudget.parse("100%"),
-                accept_changed=self.options.accept_changed,
-                lost_volume=False,
-                doubtful=self._doubtful(dict(enumerate(rows.paths, start))),
-            )
-            tried = images.iter_batches(start, stop, only=frozenset(wanted), on_asked=turn.end)
-            with contextlib.closing(tried) as stream:
-                done = shard_encoder.run(stream, on_loaded=turn.moved)
-        self._watched()
-        healed = int((done.status == layout.OK).sum())
+            # All of them may fail again: they are already recorded as unreadable.
+            done, _ = self._run(turn, shard, start, stop, FailureBudget.parse("100%"), through, only=wanted)
+        self._check_outputs()
+        healed = int((done.status == statuses.OK).sum())
         if healed:
             session = {"session": self.options.session, "started": started, "device": str(runner.encoder.device)}
             after, status, details = retries.merged(before, blocks, wanted, done)
-            record = self.folder.store.heal(before, after, status, details={**details, **session})
-            tally.note(self.folder.objects, [record])
+            details = {**details, **session}
+            record = through.call(stages.STORE, lambda: self.folder.store.heal(before, after, status, details=details))
+            status_cache.note(self.folder.objects, [record])
             left = record.status_counts["unreadable"]
         self.folder.forget_failure(shard)
         LOGGER.info("shard %05d: %d of %d unreadable images stored", shard, healed, len(wanted))
         seconds = {"total": time.perf_counter() - began}
         return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, healed=healed, seconds=seconds)
 
-    def _doubtful(self, paths: Mapping[int, str]) -> Callable[[np.ndarray, np.ndarray], Mapping[int, str]]:
-        return lambda rows, found: stamps.doubtful(rows, found, self.folder.manifest, paths)
+    def _run(
+        self,
+        turn: load_order.Turn,
+        shard: int,
+        start: int,
+        stop: int,
+        budget: FailureBudget,
+        through: stages.Stages,
+        *,
+        only: Sequence[int] | None = None,
+    ) -> tuple[shard_encoding.EncodedShard, Mapping[str, float]]:
+        """Encode a shard, or `only` some of its rows; return the result and the seconds per stage."""
+        runner, images = self._prepared()
+        rows = self.folder.manifest.read(start, stop)
+        paths = dict(enumerate(rows.paths, start))
+        at = None if only is None else [row - start for row in only]
+        given = shard_encoding.ShardInput(
+            shard=shard,
+            rows=range(start, stop) if only is None else only,
+            image_ids=rows.image_ids if at is None else [rows.image_ids[each] for each in at],
+            points=rows.points if at is None else rows.points[at],
+            relative=self.folder.points_scale.relative,
+            point_states=self.folder.point_states,
+        )
+        shard_encoder = shard_encoding.ShardEncoder(
+            given,
+            runner,
+            self.folder.preprocessing,
+            budget,
+            accept_changed=self.options.accept_changed,
+            check_volume=only is None,
+            other_files_readable=lambda: images.other_files_readable(start, stop),
+            doubtful=lambda rows, found: file_stamps.doubtful(rows, found, self.folder.manifest, paths),
+        )
+        chosen = None if only is None else frozenset(only)
+        batches = images.iter_batches(start, stop, only=chosen, on_submitted=turn.end)
+        return shard_encoder.run(batches, on_loaded=turn.moved, through=through), shard_encoder.seconds
 
-    def _watched(self) -> None:
+    def _check_outputs(self) -> None:
         if self._watch is not None:
-            self._watch.look()
+            self._watch.check()
 
     def _prepared(self) -> tuple[engine.Engine, loader.ImageLoader]:
         with self._ready:
             if self._engine is None or self._loader is None:
                 modules = frozenset(sys.modules)
-                decode_server.running()  # it starts while the model is built
-                self._engine = engines.make_engine(self.folder, self.options)
+                decode_server.running()  # starts in the background while the model is built
+                self._engine = engine_setup.make_engine(self.folder, self.options)
+                device = str(self._engine.encoder.device)
+                gpu_pixels.require(self.folder, device)
                 self._loader = loader.ImageLoader(
                     self.folder.manifest,
                     self.folder.preprocessing,
-                    workers=self.options.decode_workers or host.cores(),
+                    workers=self.options.decode_workers or self._usual_workers(),
                     batch=self._engine.sizer.size,
                     in_flight=self._engine.in_flight,
                     limits=Limits(
@@ -252,32 +288,38 @@ class Worker:
                         megapixels=self.options.max_megapixels,
                         accept_changed=self.options.accept_changed,
                     ),
+                    device=device,
                     prepare_memory=self._engine.device.page_lock,
                 )
                 accuracy.measure(self.folder, self.options, self._engine, self._loader)
                 self._watch = outputs_check.Watch(self.folder, self._engine, self.options, modules=modules)
             return self._engine, self._loader
 
+    def _usual_workers(self) -> int:
+        # Each worker that decodes on a GPU has its own context there.
+        most = gpu_decode.USUAL_WORKERS if self.folder.preprocessing.decode == "gpu" else limits.cores()
+        return min(limits.cores(), most)
+
 
 class WorkerCache:
-    """The workers of this process: one per run folder and session, however many tasks ask."""
+    """Workers of this process, one per run folder and session, shared by tasks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._workers: dict[tuple[str, records.Options], Worker] = {}
 
-    def get(self, root: Root, options: records.Options) -> Worker:
-        """Return the worker of a run for these options, made at the first call."""
-        key = (_key(root), options)
+    def get(self, run: RunFolder, options: records.Options) -> Worker:
+        """Return the worker of a run for these options, creating it on the first call."""
+        key = (_key(run.root), options)
         with self._lock:
             if key not in self._workers:
-                self._workers[key] = Worker(root, options)
+                self._workers[key] = Worker(run, options)
             return self._workers[key]
 
-    def release(self, root: Root, options: records.Options) -> None:
-        """Close the session's worker, if there is one."""
+    def release(self, run: RunFolder, options: records.Options) -> None:
+        """Close the session's worker, if any."""
         with self._lock:
-            worker = self._workers.pop((_key(root), options), None)
+            worker = self._workers.pop((_key(run.root), options), None)
         if worker is not None:
             worker.close()
 
@@ -286,48 +328,48 @@ WORKERS = WorkerCache()
 
 
 @contextlib.contextmanager
-def working(root: Root, options: records.Options) -> Iterator[None]:
-    """Close the session's worker at the end, whatever happens."""
+def working(run: RunFolder, options: records.Options) -> Iterator[None]:
+    """Close the session's worker when the block ends."""
     try:
         yield
     finally:
-        WORKERS.release(root, options)
-
-
-def encode_all(root: Root, wanted: Sequence[int], options: records.Options) -> None:
-    """Encode and commit shards, sharing them with every other process that is at this run.
-
-    What failed is told by the run folder.
-
-    Raises:
-        Stopped: the end was asked for; shards done by then are committed.
-    """
-    while wanted:
-        wanted = WORKERS.get(root, options).wait_for(encode_shards(root, wanted, options).held)
+        WORKERS.release(run, options)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a set of shards came to: reports of those done or held by others, errors of those that failed."""
+    """Outcome of a set of shards: reports of those done or held by others, errors of those that failed."""
 
     reports: tuple[records.ShardReport, ...]
     failures: tuple[errors.ShardError, ...]
 
     @property
+    def done(self) -> list[records.ShardReport]:
+        """Reports of the shards done by this process or already committed."""
+        return [report for report in self.reports if not report.held]
+
+    @property
     def held(self) -> list[int]:
-        """The shards that other processes are at."""
+        """The shards held by other processes."""
         return [report.shard for report in self.reports if report.held]
 
 
-def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *, lanes: int = turns.LANES) -> Outcome:
+def encode_shards(
+    run: RunFolder,
+    wanted: Sequence[int],
+    options: records.Options,
+    *,
+    lanes: int = load_order.LANES,
+    through: stages.Stages = stages.IN_ONE_THREAD,
+) -> Outcome:
     """Encode and commit shards, `lanes` at a time: one is read and written while another is encoded.
 
-    A failed shard does not stop the others. Those that other processes are at are named, not waited for.
+    A failed shard does not stop the others. Shards held by other processes are reported, not waited for.
 
     Raises:
-        Stopped: the end was asked for; shards done by then are committed.
+        Stopped: a stop was requested; shards done by then are committed.
     """
-    worker = WORKERS.get(root, options)
+    worker = WORKERS.get(run, options)
     reports: list[records.ShardReport] = []
     failures: list[errors.ShardError] = []
     todo = collections.deque(wanted)
@@ -339,7 +381,7 @@ def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *
             except IndexError:
                 return
             try:
-                reports.append(worker.encode(shard))
+                reports.append(worker.encode(shard, through=through))
             except errors.ShardError as error:
                 failures.append(error)
 
@@ -349,7 +391,7 @@ def encode_shards(root: Root, wanted: Sequence[int], options: records.Options, *
         for done in as_completed([pool.submit(contextvars.copy_context().run, lane) for _ in range(lanes)]):
             done.result()
     except KeyboardInterrupt:
-        patient = False  # who asks to end at once does not wait for an encoder that hangs
+        patient = False  # on an immediate abort, do not wait for an encoder that hangs
         raise
     finally:
         todo.clear()
@@ -365,4 +407,7 @@ def _key(root: Root) -> str:
 
 
 def _reason(error: Exception) -> str:
+    cause = None if isinstance(error, errors.EncoderError) else memory.lacking_cause(error)
+    if cause is not None:
+        return memory.describe(cause)
     return str(error) if isinstance(error, errors.GenencError | OSError) else f"{type(error).__name__}: {error}"

@@ -1,1 +1,1 @@
-"""The run folder's arrays and the protocol that keeps every committed row true."""
+"""On-disk store of a run: its Zarr arrays and the crash-safe commit protocol."""

@@ -1,70 +1,66 @@
-"""What a run folder will hold, decided before data flows: arrays, coordinates, shards, and their JSON form."""
+"""Layout of a run folder: arrays, coordinates and shards, their JSON form, and validation of shards."""
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
-from genenc_core import errors
-from genenc_core.store import forms
+from genenc_core import errors, statuses, stored_arrays
+from genenc_core.store import documents
 
-STATUS: Final = "status"
-NOT_WRITTEN: Final = 0
-OK: Final = 1
-UNREADABLE: Final = 2
+STATUS: Final = stored_arrays.STATUS
 LARGEST_SHARDS: Final = 2**24
-STATUS_MEANINGS: Final = ("not_written", "ok", "unreadable")
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayPlan:
-    """One array that the shards fill; axis 0 is the images.
+    """One array filled shard by shard; axis 0 is the images.
 
-    A Zarr shard is `shard_rows` rows of it with all other axes whole, so one commit writes one object.
+    A Zarr shard spans `shard_rows` rows and every other axis in full, so each commit writes one object.
     """
 
     name: str
     shape: tuple[int, ...]
-    """Whole array, [images, ...]."""
+    """Shape of the whole array, [images, ...]."""
     dtype: str
-    """A numpy name: float16, float32, uint8, ..."""
+    """NumPy name: float16, float32, uint8, ..."""
     dims: tuple[str, ...]
     """One name per axis; the first is `image`."""
     chunk_rows: int
-    """Rows of the smallest readable block; divides the plan's shard_rows."""
+    """Rows of the smallest readable block; divides the plan's `shard_rows`."""
     fill: float | int
-    """What a reader sees where nothing was committed."""
+    """Value of uncommitted rows."""
     attributes: Mapping[str, object]
     compress: bool
-    """zstd level 1; without it only the checksum."""
+    """zstd level 1 plus checksum if true, checksum only if false."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatePlan:
-    """One array that the creator writes whole, before any shard: ids, paths, point names and positions."""
+    """One array written in full at creation, before any shard: ids, paths, point names and positions."""
 
     name: str
     dims: tuple[str, ...]
-    """`image` first: as many rows as the plan; any other first name: as many as `values` hold."""
+    """If the first is `image`, the length is the plan's `rows`; otherwise that of `values`."""
     values: Iterable[Any]
     """A numpy array, a list of str, or an iterable of such blocks along axis 0, consumed once."""
     kind: str
-    """`string` or a numeric numpy name."""
+    """`string` or a numeric NumPy name."""
     attributes: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePlan:
-    """All of a run's arrays and what makes it this run.
+    """All arrays of a run, and its identity.
 
     Raises:
-        StoreError: a rule is broken; the message lists every one.
+        StoreError: the plan is invalid; the message lists every problem.
     """
 
     rows: int
@@ -72,14 +68,14 @@ class StorePlan:
     arrays: tuple[ArrayPlan, ...]
     fingerprint: str
     identity: Mapping[str, Any]
-    """What the fingerprint is made of, readable; nested mappings allowed."""
+    """Readable form of what the fingerprint covers; nested mappings allowed."""
     attributes: Mapping[str, object]
     """Root attributes of the Zarr group."""
 
     def __post_init__(self) -> None:
-        found = list(_plan_problems(self))
-        if found:
-            raise errors.StoreError("store plan: " + "; ".join(found))
+        problems = list(_plan_problems(self))
+        if problems:
+            raise errors.StoreError("invalid store plan: " + "; ".join(problems))
 
     @property
     def shard_count(self) -> int:
@@ -104,39 +100,41 @@ class StorePlan:
 
 
 def status_plan(plan: StorePlan) -> ArrayPlan:
-    """Return the uint8 [image] array that says which rows are final; flags as in CF conventions 3.5."""
+    """Return the plan of the uint8 [image] array that marks the final rows."""
+    return array_plan(stored_arrays.get(STATUS), {"image": plan.rows}, chunk_rows=plan.shard_rows)
+
+
+def array_plan(array: stored_arrays.StoredArray, lengths: Mapping[str, int], *, chunk_rows: int) -> ArrayPlan:
+    """Return the plan of an array that every run stores; `lengths` gives the run's own axes."""
+    assert array.fill is not None
     return ArrayPlan(
-        name=STATUS,
-        shape=(plan.rows,),
-        dtype="uint8",
-        dims=("image",),
-        chunk_rows=plan.shard_rows,
-        fill=NOT_WRITTEN,
-        attributes={
-            "long_name": "state of the image's row",
-            "flag_values": list(range(len(STATUS_MEANINGS))),
-            "flag_meanings": " ".join(STATUS_MEANINGS),
-        },
+        name=array.name,
+        shape=tuple({**stored_arrays.LENGTHS, **lengths}[dim] for dim in array.dims),
+        dtype=array.dtype,
+        dims=array.dims,
+        chunk_rows=chunk_rows,
+        fill=array.fill,
+        attributes=array.attributes,
         compress=True,
     )
 
 
 def chunk_key(array: ArrayPlan, shard: int) -> str:
-    """Return the object of one shard, relative to the Zarr group: `name/c.12.0.0`."""
+    """Return the object key of one shard, relative to the Zarr group: `name/c.12.0.0`."""
     return f"{array.name}/" + ".".join(["c", str(shard), *["0"] * (len(array.shape) - 1)])
 
 
 def plan_to_json(plan: StorePlan) -> dict[str, Any]:
-    """Return the plan as JSON values; a fill that JSON cannot hold becomes Zarr's word for it (`NaN`)."""
+    """Return the plan as JSON values; non-finite fills become Zarr's names for them (`NaN`)."""
     value = asdict(plan)
     for array in value["arrays"]:
-        array["fill"] = array["fill"] if math.isfinite(array["fill"]) else _FILL_WORDS[str(float(array["fill"]))]
+        array["fill"] = array["fill"] if math.isfinite(array["fill"]) else _FILL_NAMES[str(float(array["fill"]))]
     normal: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     return normal
 
 
 def plan_from_json(value: Mapping[str, Any]) -> StorePlan:
-    """Return the plan that `plan_to_json` wrote.
+    """Parse a plan written by `plan_to_json`.
 
     Raises:
         StoreError: a field is missing or has the wrong form.
@@ -156,31 +154,31 @@ def plan_from_json(value: Mapping[str, Any]) -> StorePlan:
         _check_types(value, arrays)
         return StorePlan(**{**value, "arrays": arrays})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        told = repr(error)[:300]
-        raise errors.StoreError(f"the stored plan cannot be read ({told}); the run folder is damaged") from error
+        reason = repr(error)[:300]
+        raise errors.StoreError(f"the stored plan cannot be read ({reason}); the run folder is damaged") from error
 
 
 def _check_types(value: Mapping[str, Any], arrays: Sequence[ArrayPlan]) -> None:
-    """Raise `ValueError` when a stored entry is not of its type."""
+    """Raise `ValueError` for a stored entry of the wrong type."""
     for number in (value["rows"], value["shard_rows"]):
-        forms.count(number)
+        documents.count(number)
     if value["rows"] > LARGEST_SHARDS * max(value["shard_rows"], 1):
         raise ValueError(f"more than {LARGEST_SHARDS} shards")
-    forms.word(value["fingerprint"])
+    documents.word(value["fingerprint"])
     for array in arrays:
         for size in (*array.shape, array.chunk_rows):
-            forms.count(size)
+            documents.count(size)
         for text in (array.name, array.dtype, *array.dims):
-            forms.word(text)
-        forms.mapping(array.attributes)
+            documents.word(text)
+        documents.mapping(array.attributes)
         if not isinstance(array.compress, bool):
-            raise ValueError(f"array {array.name!r}: compress is true or false")
+            raise ValueError(f"array {array.name!r}: compress must be true or false")
     for entry in ("identity", "attributes"):
-        forms.mapping(value[entry])
+        documents.mapping(value[entry])
 
 
 def describe_identity(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return how two identities differ, entry by entry: `model.name: 'a' -> 'b'; ...`."""
+    """Describe how two identities differ, entry by entry: `model.name: 'a' -> 'b'; ...`."""
     before, after = _flat(old), _flat(new)
     return "; ".join(
         f"{key}: {before.get(key, 'none')!r} -> {after.get(key, 'none')!r}"
@@ -189,17 +187,17 @@ def describe_identity(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     )
 
 
-_FILL_WORDS: Final[Mapping[str, str]] = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_FILL_NAMES: Final[Mapping[str, str]] = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            found |= _flat(inner, f"{prefix}{key}.")
+            flat |= _flat(inner, f"{prefix}{key}.")
         else:
-            found[prefix + key] = list(inner) if isinstance(inner, tuple) else inner
-    return found
+            flat[prefix + key] = list(inner) if isinstance(inner, tuple) else inner
+    return flat
 
 
 def _plan_problems(plan: StorePlan) -> Iterable[str]:
@@ -232,28 +230,28 @@ def _array_problems(array: ArrayPlan, plan: StorePlan) -> Iterable[str]:
     except (TypeError, ValueError, SyntaxError):  # numpy parses what looks like a list of types
         yield f"unknown dtype {array.dtype!r}"
         return
-    fill: object = array.fill  # may come from a caller that no type checker saw, e.g. a numpy scalar
+    fill: object = array.fill  # untyped callers may pass e.g. a NumPy scalar
     if not isinstance(fill, int | float):
         yield f"fill must be a Python number, got {fill!r}"
         return
     if dtype.kind not in "fiu" or dtype.name != array.dtype:
-        yield f"dtype must be a numpy float or integer name such as 'float16', got {array.dtype!r}"
+        yield f"dtype must be a NumPy float or integer name such as 'float16', got {array.dtype!r}"
     elif dtype.kind in "iu" and (not math.isfinite(array.fill) or array.fill != dtype.type(array.fill)):
         yield f"fill {array.fill} is not a value of {array.dtype}"
 
 
 def name_problems(name: str) -> Iterable[str]:
-    """Yield why `name` cannot be a node of the Zarr group written by a plan."""
+    """Yield why `name` is not a valid node name in a plan's Zarr group."""
     if name == STATUS:
-        yield "the store adds the array 'status' by itself"
+        yield "the name 'status' is reserved: the store adds that array itself"
     if not _NODE_NAME.fullmatch(name):
         yield f"name {name!r} must be letters, digits, '_' or '-'"
 
 
 def dims_problems(dims: Sequence[str], *, rank: int) -> Iterable[str]:
-    """Yield why `dims` cannot name the axes of an array of `rank` axes."""
+    """Yield why `dims` is invalid for an array with `rank` axes."""
     if len(dims) != rank or len(set(dims)) != len(dims):
-        yield f"dims must be {rank} different names, got {tuple(dims)}"
+        yield f"dims must be {rank} unique names, got {tuple(dims)}"
 
 
 def _json_problems(label: str, value: Mapping[str, object]) -> Iterable[str]:
@@ -261,3 +259,42 @@ def _json_problems(label: str, value: Mapping[str, object]) -> Iterable[str]:
         json.dumps(value, allow_nan=False, sort_keys=True).encode()
     except (TypeError, ValueError) as error:
         yield f"{label} must be JSON: {error}"
+
+
+def problems(plan: StorePlan, blocks: Mapping[str, np.ndarray], status: np.ndarray, *, rows: int) -> Iterator[str]:
+    """Yield why a shard's arrays and its status do not fit the plan."""
+    planned = {array.name: array for array in plan.arrays}
+    yield from (f"array {name!r} is missing" for name in planned if name not in blocks)
+    yield from (f"array {name!r} is not planned" for name in blocks if name not in planned)
+    for name in sorted(planned.keys() & blocks.keys()):
+        yield from _block_problems(name, blocks[name], (rows, *planned[name].shape[1:]), planned[name].dtype)
+    wrong = list(_block_problems(STATUS, status, (rows,), "uint8"))
+    yield from wrong
+    allowed = statuses.written(statuses.ROWS)
+    if not wrong and not np.isin(status, [each.value for each in allowed]).all():
+        yield f"status must be {' or '.join(f'{each.value} ({each.name})' for each in allowed)} in every row"
+
+
+def _block_problems(name: str, block: object, shape: tuple[int, ...], dtype: str) -> Iterator[str]:
+    if not isinstance(block, np.ndarray):
+        yield f"{name!r} must be a numpy array, got {type(block).__name__}"
+        return
+    if block.shape != shape:
+        yield f"{name!r} must have shape {shape}, got {block.shape}"
+    if block.dtype != np.dtype(dtype):
+        yield f"{name!r} must be {dtype}, got {block.dtype}"
+
+
+def refuse_other_changes(shard: int, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
+    """Check that healing changed only rows that went from unreadable to ok.
+
+    Raises:
+        StoreError: another row differs, or no row was healed.
+    """
+    healed = (before[STATUS] == statuses.UNREADABLE) & (after[STATUS] == statuses.OK)
+    if not healed.any():
+        raise errors.StoreError(f"shard {shard:05d}: no row was healed")
+    for name, block in before.items():
+        kept, now = (np.ascontiguousarray(item[~healed]) for item in (block, after[name]))
+        if kept.tobytes() != now.tobytes():
+            raise errors.StoreError(f"shard {shard:05d}: {name!r} differs in rows that were not healed")

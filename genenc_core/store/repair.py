@@ -1,17 +1,16 @@
-"""Puts right what `verify` found: damaged shards are taken down to be made again, metadata is written anew.
+"""Repair of the problems that `verify` reports: damaged shards are requeued, metadata is rewritten.
 
-Nothing is deleted: what was wrong is moved to `_txn/set-aside/<repair>/`, under its own name. A shard is taken down in
-the reverse order of its promotion, so S1 and S2 hold at any instant: its `status` first (from then on its rows count as
-not written), then its data, its record last. Killed anywhere, the next repair goes on, because a record without its
-objects is damage itself. A shard without a record is pending, and `resume` encodes it again.
+Nothing is deleted: damaged files are moved to `_txn/set-aside/<repair>/`, under their own names. A shard is taken down
+in reverse promotion order, so S1 and S2 hold at every instant: first `status` (its rows then count as not written),
+then data, the record last. If a repair is killed, the next one continues, because a record without its objects is
+damage itself. A shard without a record is pending, and `resume` encodes it again.
 
-Nobody else changes a shard meanwhile: `_txn/repair.json` keeps other repairs away, and a record keeps workers from
-committing; a shard that has none gets a mark in its place first.
+Nothing else changes a shard meanwhile: `_txn/repair.json` locks out other repairs, and a record keeps workers from
+committing; a shard without a record first gets a placeholder.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import socket
 import tempfile
@@ -23,30 +22,34 @@ from pathlib import Path
 from typing import Final
 
 from genenc_core import errors
-from genenc_core.store import beneath, files, layout, places, run_store, sealed, verify, zarr_arrays
-from genenc_core.store.objects import join
+from genenc_core.store import commit_record, documents, layout, run_store, store_keys, verify, zarr_bytes
+from genenc_core.store.backends import beneath
+from genenc_core.store.backends.objects import join
+from genenc_core.system import digests, files
 
 _ORIGINALS: Final = ("images.parquet", "model_spec.json", "provenance/parameters.json")
-"""Beside the group, in runs whose `store.json` does not record them."""
-_MARK: Final = "genenc.taken-down"
-_MAKING_MARK: Final = "taken-down-"
-"""Schema of what stands in for a record that is not there, while its shard is taken down."""
+"""Original files beside the group in runs whose `store.json` does not record them."""
+_PLACEHOLDER: Final = "genenc.taken-down"
+"""Schema of the document in place of a missing record while its shard is taken down."""
+_PLACEHOLDER_PREFIX: Final = "taken-down-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repaired:
-    """What `repair_store` did."""
+    """Result of `repair_store`."""
 
     requeued: tuple[int, ...]
-    """Shards without a record from now on; the next `resume` encodes them."""
+    """Shards that are pending again; the next `resume` encodes them."""
     restored: tuple[str, ...]
-    """Files written anew: metadata and coordinates, relative to the Zarr group, and those beside it."""
+    """Rewritten files: metadata and coordinates, relative to the Zarr group, and files beside it."""
     set_aside: tuple[str, ...]
-    """What was moved away, relative to `folder`."""
+    """Files that were moved away, relative to `folder`."""
     folder: str
-    """Where to, in the run folder; does not exist when nothing was moved."""
+    """Their destination in the run folder; does not exist if nothing was moved."""
+    lost: tuple[str, ...] = ()
+    """Files beside the group that were replaced by a note that their content is lost."""
     unrepaired: tuple[verify.Problem, ...]
-    """What could not be put right, with the reason in `what`."""
+    """Problems that could not be fixed, with the reason in `what`."""
 
 
 def repair_store(
@@ -56,49 +59,58 @@ def repair_store(
     content: bool = False,
     beside: Callable[[], Sequence[verify.Problem]] = tuple,
     remake: Callable[[str], bytes | None] = lambda _key: None,
+    seen: Callable[[commit_record.CommitRecord], None] = lambda _record: None,
 ) -> Repaired:
-    """Verify the run and put right what is wrong; what is intact is not touched.
+    """Verify the run and repair what is damaged; intact files are not touched.
 
-    Safe beside readers and workers, and again after a kill; a second repair at the same time is refused.
+    Safe to run beside readers and workers, and to rerun after a kill; concurrent repairs are refused.
 
     Args:
         store: the run.
-        coordinates: those that the run was created with, to write damaged ones anew.
-        content: verify by decoding, too.
-        beside: what is wrong beside the store now. Files that the run was made with are left, the others set aside.
-        remake: gives what a file that the run was made with should hold, None where it cannot; it is written where it
-            has the digest that is recorded.
+        coordinates: those that the run was created with, to rewrite damaged ones.
+        content: also verify decoded values.
+        beside: returns the current problems beside the store. Files that the run was made with stay, others are set
+            aside.
+        remake: returns the content of a file beside the store, or None if unknown; called before anything is moved.
+            A file that the run was made with is only rewritten if the content has the recorded digest.
+        seen: called with every intact commit record, before `beside`.
 
     Raises:
-        StoreError: the disk failed, or another repair is at work.
+        StoreError: the disk failed, or another repair is running.
     """
-    aside = _Aside(store, f"{places.SET_ASIDE}/{uuid.uuid4().hex[:12]}")
+    aside = _Aside(store, f"{store_keys.SET_ASIDE}/{uuid.uuid4().hex[:12]}")
     restored: list[str] = []
     unrepaired: list[verify.Problem] = []
-    problems, others = verify.verify_store(store, content=content).problems, beside()
+    problems, others = verify.verify_store(store, content=content, seen=seen).problems, beside()
     if not problems and not others:
-        _forget_killed(store)
+        _clean_up_killed(store)
         return Repaired(requeued=(), restored=(), set_aside=(), folder=aside.folder, unrepaired=())
-    with run_store.disk_errors(f"repair of {store.name!r}"), _alone(store, aside):
+    with run_store.disk_errors(f"repair of {store.name!r}"), _locked(store, aside):
+        made = {problem.key: remake(problem.key) for problem in others}
         for problem in (*problems, *others):
             if is_original(store, problem):
-                data = remake(problem.key)
-                if data is not None and store.files.get(problem.key) == (len(data), hashlib.sha256(data).hexdigest()):
+                data = made.get(problem.key)
+                if data is not None and store.files.get(problem.key) == (len(data), digests.CREATED.hex(data)):
                     aside.move("", problem.key)
                     store.objects.replace(problem.key, data)
                     restored.append(problem.key)
                     continue
-                what = f"{problem.what}; it says what the run is, and cannot be recreated: restore it from a copy"
+                what = f"{problem.what}; it defines the run and cannot be recreated: restore it from a copy"
                 unrepaired.append(dataclasses.replace(problem, what=what))
             elif problem.shard is None and not _is_created(store, problem):
-                # First, for a file or a link may stand where a folder was.
+                # First, because a file or link may be in the place of a folder.
                 aside.move(problem.folder, problem.key)
+                data = None if problem.folder else made.get(problem.key)
+                if data is not None:
+                    store.objects.make_folder(_folder(problem.key))
+                    store.objects.replace(problem.key, data)
+                    restored.append(problem.key)
         damaged = [problem for problem in problems if _is_created(store, problem)]
         if damaged:
-            anew, left = _restore(store, damaged, coordinates, aside)
-            restored += anew
-            unrepaired += left
-            # Objects are decoded with the array's metadata: what is wrong with them shows only now.
+            rewritten, failed = _restore(store, damaged, coordinates, aside)
+            restored += rewritten
+            unrepaired += failed
+            # Objects are decoded with the array's metadata, so their own damage shows only now.
             problems = verify.verify_store(store, content=content).problems
         suspects = sorted({problem.shard for problem in problems if problem.shard is not None})
         shards = [shard for shard in suspects if _take_down(store, shard, aside, content=content)]
@@ -112,39 +124,39 @@ def repair_store(
 
 
 @contextlib.contextmanager
-def _alone(store: run_store.RunStore, aside: "_Aside") -> Iterator[None]:
-    """Keep other repairs away: one that is late would take down what was committed after the first."""
+def _locked(store: run_store.RunStore, aside: "_Aside") -> Iterator[None]:
+    """Lock out other repairs: a late one would take down shards committed after the first."""
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    who = f"{aside.folder}, process {os.getpid()} on {socket.gethostname()}, since {since}"
+    owner = f"{aside.folder}, process {os.getpid()} on {socket.gethostname()}, since {since}"
     with contextlib.ExitStack() as held:
-        if store.objects.kind(places.REPAIR) not in (None, beneath.FILE):
-            aside.move("", places.REPAIR)  # nobody can hold what is no file
+        if store.objects.kind(store_keys.REPAIR) not in (None, beneath.FILE):
+            aside.move("", store_keys.REPAIR)  # only a regular file can be a lock
         try:
-            held.enter_context(store.objects.alone(places.REPAIR, f"{who}\n".encode()))
+            held.enter_context(store.objects.lock(store_keys.REPAIR, f"{owner}\n".encode()))
         except FileExistsError as error:
-            raise errors.StoreError(_said(store)) from error
+            raise errors.StoreError(_already_running(store)) from error
         _sweep(store)
         yield
 
 
-def _forget_killed(store: run_store.RunStore) -> None:
-    """Remove what a repair left that was killed when all was done; on S3 nobody can tell whether it lives."""
-    left = store.objects.names(places.TRANSACTIONS, _MAKING_MARK)
-    if left or store.objects.size(places.REPAIR) is not None:
-        with contextlib.suppress(OSError), store.objects.alone(places.REPAIR, b""):
+def _clean_up_killed(store: run_store.RunStore) -> None:
+    """Remove the lock and placeholders of a repair that was killed; on S3 its death cannot be detected."""
+    left = store.objects.names(store_keys.TRANSACTIONS, _PLACEHOLDER_PREFIX)
+    if left or store.objects.size(store_keys.REPAIR) is not None:
+        with contextlib.suppress(OSError), store.objects.lock(store_keys.REPAIR, b""):
             _sweep(store)
 
 
 def _sweep(store: run_store.RunStore) -> None:
-    """Remove what killed repairs left of their marks; only for the one repair that runs."""
-    for name in store.objects.names(places.TRANSACTIONS, _MAKING_MARK):
-        store.objects.remove(f"{places.TRANSACTIONS}/{name}")
+    """Remove temporary placeholder files of killed repairs; call only while holding the repair lock."""
+    for name in store.objects.names(store_keys.TRANSACTIONS, _PLACEHOLDER_PREFIX):
+        store.objects.remove(f"{store_keys.TRANSACTIONS}/{name}")
 
 
-def _said(store: run_store.RunStore) -> str:
-    where = join(store.name, places.REPAIR)
+def _already_running(store: run_store.RunStore) -> str:
+    where = join(store.name, store_keys.REPAIR)
     try:
-        holder = store.objects.read(places.REPAIR).decode(errors="replace").strip()[:200]
+        holder = store.objects.read(store_keys.REPAIR).decode(errors="replace").strip()[:200]
     except FileNotFoundError:
         holder = "it has just ended"
     return (
@@ -154,16 +166,16 @@ def _said(store: run_store.RunStore) -> str:
 
 
 def _is_created(store: run_store.RunStore, problem: verify.Problem) -> bool:
-    return problem.folder == places.GROUP and problem.key in store.created
+    return problem.folder == store_keys.GROUP and problem.key in store.created
 
 
 def is_original(store: run_store.RunStore, problem: verify.Problem) -> bool:
-    """Return whether a file beside the group is one of those that say what the run is."""
-    return not problem.folder and problem.key in (*store.files, *_ORIGINALS, places.STORE_FILE)
+    """Return whether a file beside the group is one of those that define the run."""
+    return not problem.folder and problem.key in (*store.files, *_ORIGINALS, store_keys.STORE_FILE)
 
 
 class _Aside:
-    """Moves files away, durably, and remembers which."""
+    """Moves files aside durably and records which."""
 
     def __init__(self, store: run_store.RunStore, folder: str) -> None:
         self.store = store
@@ -171,13 +183,13 @@ class _Aside:
         self.moved: list[str] = []
 
     def move(self, home: str, key: str) -> None:
-        """Move `home/key` to the same place below `folder/<name of home>`; nothing if it is not there."""
+        """Move `home/key` to the same path below `folder/<name of home>`, if it exists."""
         objects, source = self.store.objects, f"{home}/{key}".lstrip("/")
         if objects.size(source) is None:
             return
         name = f"{home.rpartition('/')[2]}/{key}".lstrip("/")
         target = f"{self.folder}/{name}"
-        while objects.size(target) is not None:  # a file of a folder went before the folder itself
+        while objects.size(target) is not None:  # a file of the folder was moved before the folder itself
             target += "+"
         objects.make_folder(_folder(target))
         with contextlib.suppress(FileNotFoundError):  # another repair was faster
@@ -192,37 +204,37 @@ def _folder(key: str) -> str:
 
 
 def _take_down(store: run_store.RunStore, shard: int, aside: _Aside, *, content: bool) -> bool:
-    """Make a shard pending: its status goes first, its record last. False when a worker has just committed it."""
-    # Looked at again, now that nobody can commit it.
-    if not _marked(store, shard, aside) and not verify.shard_problems(store, shard, content=content):
+    """Make a shard pending, `status` first, record last; return False if a worker has just committed it."""
+    # Checked again now that no worker can commit it.
+    if not _put_placeholder(store, shard, aside) and not verify.shard_problems(store, shard, content=content):
         return False
     for array in reversed(store.plan.all_arrays):
-        aside.move(places.GROUP, layout.chunk_key(array, shard))
-    # The first last, for it is what keeps workers from committing.
+        aside.move(store_keys.GROUP, layout.chunk_key(array, shard))
+    # The first record last: it keeps workers from committing.
     for generation in range(_generations(store, shard), -1, -1):
-        aside.move(*places.record(shard, generation).rsplit("/", 1))
+        aside.move(*store_keys.record(shard, generation).rsplit("/", 1))
     return True
 
 
 def _generations(store: run_store.RunStore, shard: int) -> int:
-    """Return the highest generation that a record of a shard has; what is wrong with the records does not count."""
-    prefix = places.record(shard).rpartition("/")[2].removesuffix("json")
-    named = (places.generation_of(name) for name in store.objects.names(places.COMMITS, prefix))
-    return max((found[1] for found in named if found is not None), default=0)
+    """Return the highest generation among a shard's records, by their names alone."""
+    prefix = store_keys.record(shard).rpartition("/")[2].removesuffix("json")
+    records = (store_keys.generation_of(name) for name in store.objects.names(store_keys.COMMITS, prefix))
+    return max((record[1] for record in records if record is not None), default=0)
 
 
-def _marked(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:
-    """Put a mark where a shard's record is missing, so that no worker commits it; return whether there was none."""
-    record, mark = places.record(shard), sealed.dumps(_MARK, {"repair": aside.folder})
-    via = f"{places.TRANSACTIONS}/{_MAKING_MARK}{uuid.uuid4().hex}"
+def _put_placeholder(store: run_store.RunStore, shard: int, aside: _Aside) -> bool:
+    """Put a placeholder where a shard has no record, so that no worker commits it; return whether it had none."""
+    record, placeholder = store_keys.record(shard), documents.dumps(_PLACEHOLDER, {"repair": aside.folder})
+    via = f"{store_keys.TRANSACTIONS}/{_PLACEHOLDER_PREFIX}{uuid.uuid4().hex}"
     try:
-        store.objects.create(record, mark, via=via)
+        store.objects.create(record, placeholder, via=via)
     except FileExistsError:
-        like = (store.objects.kind(record), store.objects.size(record)) == (beneath.FILE, len(mark))
-        return like and store.objects.read(record) == mark  # ours, when the first answer was lost
+        like = (store.objects.kind(record), store.objects.size(record)) == (beneath.FILE, len(placeholder))
+        return like and store.objects.read(record) == placeholder  # ours if the first reply was lost
     finally:
         store.objects.remove(via)
-        store.objects.sync(places.COMMITS)
+        store.objects.sync(store_keys.COMMITS)
     return True
 
 
@@ -232,24 +244,23 @@ def _restore(
     coordinates: Sequence[layout.CoordinatePlan],
     aside: _Aside,
 ) -> tuple[list[str], list[verify.Problem]]:
-    """Write the created files of `damaged` again, where the same bytes come out as at the creation."""
+    """Rewrite damaged created files that can be reproduced byte for byte; return those and the remaining problems."""
     restored: list[str] = []
     unrepaired: list[verify.Problem] = []
     with tempfile.TemporaryDirectory(prefix="genenc-repair-") as building:
-        group = Path(building) / places.GROUP
-        zarr_arrays.create_group(group, store.plan, coordinates)
+        group = Path(building) / store_keys.GROUP
+        zarr_bytes.create_group(group, store.plan, coordinates)
         for problem in damaged:
             fresh = group / problem.key
             if not fresh.is_file() or files.digest(fresh) != store.created[problem.key]:
                 what = (
-                    f"{problem.what}; it cannot be recreated, because this version of zarr or genenc writes other "
+                    f"{problem.what}; it cannot be recreated, because this version of zarr or genenc writes different "
                     "bytes than the one that created the run: restore it from a copy"
                 )
-                found = verify.Problem(shard=None, rows=None, key=problem.key, what=what)
-                unrepaired.append(found)
+                unrepaired.append(verify.Problem(shard=None, rows=None, key=problem.key, what=what))
                 continue
-            aside.move(places.GROUP, problem.key)
-            store.objects.make_folder(_folder(f"{places.GROUP}/{problem.key}"))
-            store.objects.replace(f"{places.GROUP}/{problem.key}", fresh.read_bytes())
+            aside.move(store_keys.GROUP, problem.key)
+            store.objects.make_folder(_folder(f"{store_keys.GROUP}/{problem.key}"))
+            store.objects.replace(f"{store_keys.GROUP}/{problem.key}", fresh.read_bytes())
             restored.append(problem.key)
     return restored, unrepaired

@@ -1,7 +1,8 @@
-"""The store of one run: create it, commit whole shards, find out what is there, finish what was killed."""
+"""Store of one run: creation, shard commits, inspection and recovery."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -9,37 +10,27 @@ from typing import Any, Self
 
 import numpy as np
 
-from genenc_core import errors
-from genenc_core.store import (
-    creation,
-    digests,
-    files,
-    fitting,
-    layout,
-    local,
-    places,
-    records,
-    sealed,
-    transaction,
-    zarr_arrays,
-)
-from genenc_core.store.objects import Objects, Root, join, open_objects
+from genenc_core import errors, statuses
+from genenc_core.store import commit_record, creation, documents, layout, store_keys, transaction, zarr_bytes
+from genenc_core.store.backends import local
+from genenc_core.store.backends.objects import Objects, Root, join, open_objects
+from genenc_core.system import digests
 from genenc_core.text import argument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStore:
-    """A created run folder; holds no state of its own, so any number of threads and processes may share it."""
+    """A created run folder; stateless, so any number of threads and processes may share it."""
 
     objects: Objects
     plan: layout.StorePlan
     created: Mapping[str, tuple[int, str]]
     """Every file of the Zarr group as created: key -> (bytes, sha256)."""
     files: Mapping[str, tuple[int, str]]
-    """Files beside the group as they were then: key -> (bytes, sha256); earlier versions recorded none."""
+    """Files beside the group as created: key -> (bytes, sha256); not recorded by earlier versions."""
     document: str
     """Digest of the `store.json` that was opened."""
-    observer: places.Observer
+    observer: store_keys.Observer
 
     @classmethod
     def create(
@@ -49,19 +40,19 @@ class RunStore:
         *,
         coordinates: Sequence[layout.CoordinatePlan],
         beside: Mapping[str, tuple[int, str]] = MappingProxyType({}),
-        observer: places.Observer = places.silent,
+        observer: store_keys.Observer = store_keys.silent,
     ) -> Self:
-        """Create a local run folder, or open it when it already holds this run (same fingerprint).
+        """Create a local run folder, or open it if it already holds this run (same fingerprint).
 
         An existing folder keeps its own plan (`shard_rows`, attributes). The values of `coordinates` are consumed
         only when they are needed.
 
         Args:
             root: the folder.
-            plan: what it will hold.
-            coordinates: what is written at once.
-            beside: files of the run that are in the folder already: key -> (bytes, sha256).
-            observer: called at the points of the protocol.
+            plan: its arrays and identity.
+            coordinates: arrays written in full at creation.
+            beside: files of the run already in the folder: key -> (bytes, sha256).
+            observer: called at each protocol step.
 
         Raises:
             InputError: the folder cannot be written.
@@ -72,29 +63,29 @@ class RunStore:
         return cls._of(objects, stored, observer)
 
     @classmethod
-    def open(cls, root: Root | Objects, *, observer: places.Observer = places.silent) -> Self:
+    def open(cls, root: Root | Objects, *, observer: store_keys.Observer = store_keys.silent) -> Self:
         """Open a created run folder.
 
         Raises:
-            StoreError: not a run folder, creation not finished, or damaged.
+            StoreError: it is not a run folder, its creation is incomplete, or it is damaged.
         """
         objects = open_objects(root) if isinstance(root, Path | str) else root
         with read_errors(objects.name):
             stored = creation.read(objects)
-            finished = objects.has_group(places.GROUP)
+            finished = objects.has_group(store_keys.GROUP)
         if stored is None:
             raise errors.StoreError(
-                f"{objects.name!r} is not a run folder: it has no _txn/store.json; name the folder given as --out"
+                f"{objects.name!r} is not a run folder: it has no _txn/store.json; pass the folder given as --out"
             )
         if not finished:
             raise errors.StoreError(
                 f"{objects.name!r} has no features.zarr: its creation was interrupted, or it was moved away; "
-                "give the command that made this run again"
+                "rerun the command that created the run"
             )
         return cls._of(objects, stored, observer)
 
     @classmethod
-    def _of(cls, objects: Objects, stored: creation.StoreFile, observer: places.Observer) -> Self:
+    def _of(cls, objects: Objects, stored: creation.StoreFile, observer: store_keys.Observer) -> Self:
         return cls(
             objects=objects,
             plan=stored.plan,
@@ -106,23 +97,23 @@ class RunStore:
 
     @classmethod
     def exists(cls, root: Root) -> bool:
-        """Whether a finished store stands in the folder; says nothing of whose it is.
+        """Return whether the folder holds a completed store, of whatever run.
 
         Raises:
             StoreError: the folder cannot be read.
         """
         objects = open_objects(root)
         with read_errors(objects.name):
-            return objects.size(places.STORE_FILE) is not None and objects.has_group(places.GROUP)
+            return objects.size(store_keys.STORE_FILE) is not None and objects.has_group(store_keys.GROUP)
 
     @property
     def name(self) -> str:
-        """The run folder as a person names it."""
+        """Path or URL of the run folder, for messages."""
         return self.objects.name
 
     def zarr_store(self) -> Any:
         """Return a read-only Zarr store of the group, for `zarr.open_group` or `xarray.open_zarr`."""
-        return self.objects.zarr_store(places.GROUP)
+        return self.objects.zarr_store(store_keys.GROUP)
 
     @property
     def shard_count(self) -> int:
@@ -138,7 +129,7 @@ class RunStore:
         return self.plan.shard_range(shard)
 
     def committed(self) -> set[int]:
-        """Return the shards that have a commit record; reads one folder, no record.
+        """Return the shards that have a commit record; lists one folder, reads no record.
 
         Raises:
             StoreError: the folder cannot be read.
@@ -146,7 +137,7 @@ class RunStore:
         return self.record_names()[0]
 
     def record_names(self) -> tuple[set[int], list[str]]:
-        """Return the shards that have a commit record, and the other names in the folder of the records.
+        """Return the shards that have a commit record, and all unexpected names in the records folder.
 
         Raises:
             StoreError: the folder cannot be read.
@@ -155,23 +146,23 @@ class RunStore:
         foreign: list[str] = []
         with read_errors(self.name):
             try:
-                names = set(self.objects.names(places.COMMITS))
+                names = set(self.objects.names(store_keys.COMMITS))
             except FileNotFoundError as error:
-                where = join(self.name, places.COMMITS)
+                where = join(self.name, store_keys.COMMITS)
                 raise errors.StoreError(
-                    f"the folder of the commit records, {where!r}, does not exist: it was deleted or not copied, and "
-                    f"nothing else says which features are stored. Put it back from a copy. Without one, make an empty "
-                    f"folder there; then genenc verify {argument(self.name)} --repair sets the features aside, and "
-                    f"genenc resume {argument(self.name)} encodes all images again"
+                    f"the commit records folder {where!r} does not exist: it was deleted or not copied, and only it "
+                    f"records which features are stored. Restore it from a copy. Without one, create an empty folder "
+                    f"there; then genenc verify {argument(self.name)} --repair sets the features aside, and genenc "
+                    f"resume {argument(self.name)} encodes all images again"
                 ) from error
         count = self.shard_count
         for name in names:
-            shard, generation = places.generation_of(name) or (count, 0)
-            own = shard < count and name == places.record_name(shard, generation)
+            shard, generation = store_keys.generation_of(name) or (count, 0)
+            own = shard < count and name == store_keys.record_name(shard, generation)
             if own and not generation:
                 committed.add(shard)
             # A later record follows the one before it.
-            elif not own or places.record_name(shard, generation - 1) not in names:
+            elif not own or store_keys.record_name(shard, generation - 1) not in names:
                 foreign.append(name)
         return committed, sorted(foreign)
 
@@ -180,26 +171,33 @@ class RunStore:
         done = self.committed()
         return [shard for shard in range(self.shard_count) if shard not in done]
 
-    def record(self, shard: int) -> records.CommitRecord | None:
-        """Return a shard's commit record, None when it is pending.
+    def record(self, shard: int) -> commit_record.CommitRecord | None:
+        """Return a shard's current commit record, or None if it is pending.
 
         Raises:
-            StoreError: no such shard, or the record is damaged or cannot be read.
+            StoreError: no such shard, or the record is damaged or unreadable.
         """
         self.shard_range(shard)
         with read_errors(self.name):
             return transaction.own_record(self.objects, self.plan, self.document, shard)
 
     def commit(
-        self, shard: int, arrays: Mapping[str, np.ndarray], status: np.ndarray, *, details: Mapping[str, object]
-    ) -> records.CommitRecord:
-        """Store a whole shard, once and for ever; if it is stored already, leave it and return its record.
+        self,
+        shard: int,
+        arrays: Mapping[str, np.ndarray],
+        status: np.ndarray,
+        *,
+        details: Mapping[str, object],
+        late: Callable[[], Mapping[str, object]] = dict,
+    ) -> commit_record.CommitRecord:
+        """Commit a whole shard permanently; if it is already committed, keep it and return its record.
 
         Args:
-            shard: which one.
+            shard: index of the shard.
             arrays: every planned array's rows of the shard, [rows_of_shard, ...], in the planned dtype.
             status: uint8 [rows_of_shard], 1 ok or 2 unreadable.
             details: JSON kept in the record.
+            late: returns additional details; called once everything but the record is written.
 
         Returns:
             The record that holds: `record.attempt` and objects are another's when another was first.
@@ -208,54 +206,72 @@ class RunStore:
             StoreError: something does not fit the plan (nothing was written), or the disk failed.
         """
         blocks = self._fitting(shard, self.shard_range(shard), arrays, status)
-        details = sealed.normal(records.SCHEMA, details)
+        details = documents.normal(commit_record.SCHEMA, details)
         with disk_errors(f"shard {shard:05d} of {self.name!r}"):
             record = transaction.own_record(self.objects, self.plan, self.document, shard)
             fresh = record is None
             if record is None:
-                record = self._attempt(shard, blocks, details)
+                record = self._attempt(shard, blocks, details, late=late)
             else:
-                self.objects.sync(places.COMMITS)
-            self._finish(record, look=not fresh)
+                self.objects.sync(store_keys.COMMITS)
+            self._finish(record, check_staged=not fresh)
         return record
 
-    def blocks(self, record: records.CommitRecord) -> dict[str, np.ndarray]:
-        """Return what a shard holds by its record: every array's rows by name, `status` included; put in place first.
+    def blocks(self, record: commit_record.CommitRecord) -> dict[str, np.ndarray]:
+        """Promote a shard if needed and return its rows of every array by name, `status` included.
 
         Raises:
-            StoreError: an object is not the one that was committed, or the disk failed.
+            StoreError: an object differs from the committed one, or the disk failed.
         """
         with disk_errors(f"shard {record.shard:05d} of {self.name!r}"):
             self._finish(record)
-            found = {}
+            blocks = {}
             for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
-                data = self.objects.read(f"{places.GROUP}/{item.key}", most=item.size)
+                data = self.objects.read(f"{store_keys.GROUP}/{item.key}", most=item.size)
                 if digests.of([data], digests.algorithm(item.digest)) != item.digest:
                     raise errors.StoreError(
-                        f"shard {record.shard:05d}: {item.key!r} is not the object that was committed; genenc verify "
+                        f"shard {record.shard:05d}: {item.key!r} differs from the committed object; genenc verify "
                         "--repair makes the shard pending"
                     )
-                metadata = self._metadata(array.name)
-                found[array.name] = zarr_arrays.decode(metadata, item.key.partition("/")[2], data, record.rows)
-        return found
+                metadata = self.metadata(array.name)
+                blocks[array.name] = zarr_bytes.decode(metadata, item.key.partition("/")[2], data, record.rows)
+        return blocks
+
+    def current(self, shard: int) -> tuple[commit_record.CommitRecord, dict[str, np.ndarray]] | None:
+        """Return a shard's record and rows as `blocks`, also while another process heals it; None if it is pending.
+
+        Raises:
+            StoreError: as `record` and `blocks`.
+        """
+        record = self.record(shard)
+        while record is not None:
+            try:
+                return record, self.blocks(record)
+            except errors.StoreError:
+                with read_errors(self.name):
+                    later = self._later(record)
+                if later is None:
+                    raise
+                record = later
+        return None
 
     def heal(
         self,
-        before: records.CommitRecord,
+        before: commit_record.CommitRecord,
         arrays: Mapping[str, np.ndarray],
         status: np.ndarray,
         *,
         details: Mapping[str, object],
-    ) -> records.CommitRecord:
-        """Store rows of a committed shard that were unreadable, as its next record; no other row changes a bit.
+    ) -> commit_record.CommitRecord:
+        """Commit formerly unreadable rows of a committed shard as its next record; all other rows stay bit-identical.
 
         The first record after `before` wins. Readers see a healed row as unreadable until all of it is in place.
 
         Args:
-            before: the record that holds, as `record` returns it.
-            arrays: every planned array's rows of the shard, [rows_of_shard, ...], those not healed as `blocks` gives
-                them.
-            status: uint8 [rows_of_shard]: 2 became 1 for the rows that are healed, at least one.
+            before: the current record, as `record` returns it.
+            arrays: every planned array's rows of the shard, [rows_of_shard, ...]; rows that are not healed as
+                `blocks` returns them.
+            status: uint8 [rows_of_shard]: changed from 2 to 1 in the healed rows, at least one.
             details: JSON kept in the record.
 
         Returns:
@@ -266,63 +282,64 @@ class RunStore:
                 failed.
         """
         blocks = self._fitting(before.shard, before.rows, arrays, status)
-        details = sealed.normal(records.SCHEMA, details)
+        details = documents.normal(commit_record.SCHEMA, details)
         with disk_errors(f"shard {before.shard:05d} of {self.name!r}"):
             record = self._later(before)
             fresh = record is None
             if record is None:
                 previous = transaction.record_digest(self.objects, before)
                 try:
-                    fitting.refuse_other_changes(before.shard, self.blocks(before), blocks)
+                    layout.refuse_other_changes(before.shard, self.blocks(before), blocks)
                 except errors.StoreError:
                     record = self._later(before)
                     if record is None:
                         raise
                 else:
+                    transaction.refuse_staged(self.objects, before)
                     record = self._attempt(before.shard, blocks, details, before.generation + 1, previous)
-            self._finish(record, look=not fresh)
+            self._finish(record, check_staged=not fresh)
         return record
 
     def _fitting(
         self, shard: int, rows: tuple[int, int], arrays: Mapping[str, np.ndarray], status: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Return what a shard is to hold, `status` included; raises `StoreError` for what does not fit the plan."""
-        found = list(fitting.problems(self.plan, arrays, status, rows=rows[1] - rows[0]))
-        if found:
-            raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(found))
+        """Return the shard's arrays including `status`; raise `StoreError` if they do not fit the plan."""
+        problems = list(layout.problems(self.plan, arrays, status, rows=rows[1] - rows[0]))
+        if problems:
+            raise errors.StoreError(f"shard {shard:05d} does not fit the plan: " + "; ".join(problems))
         return {**arrays, layout.STATUS: status}
 
-    def _later(self, before: records.CommitRecord) -> records.CommitRecord | None:
-        """Return the record that holds in place of `before`; None while it is that one."""
+    def _later(self, before: commit_record.CommitRecord) -> commit_record.CommitRecord | None:
+        """Return the record that superseded `before`; None if `before` is still current."""
         now = transaction.own_record(self.objects, self.plan, self.document, before.shard)
         return now if now is not None and now.generation > before.generation else None
 
     def recover(self) -> list[int]:
-        """Finish what killed processes left: put committed shards in place, delete their staging and unused creations.
+        """Complete the work of killed processes: promote committed shards, delete their staging and unused creations.
 
         Safe at any time, beside running workers and other recoveries.
 
         Returns:
-            The shards that were committed but not in place, in order.
+            The shards that were committed but not promoted, in order.
 
         Raises:
-            StoreError: committed objects are lost or a record is damaged; every other shard is finished first.
+            StoreError: committed objects are lost or a record is damaged; raised after all other shards are finished.
         """
         committed = self.committed()
         with disk_errors(f"recovery of {self.name!r}"):
             creation.sweep(self.objects)
-            staged = set(filter(None, map(places.generation_of, transaction.staged(self.objects))))
-            at_work = {shard for shard, _ in staged}
-            in_place = set(self.objects.names(f"{places.GROUP}/{layout.STATUS}"))
+            staged = set(filter(None, map(store_keys.generation_of, transaction.staged(self.objects))))
+            staged_shards = {shard for shard, _ in staged}
+            in_place = set(self.objects.names(f"{store_keys.GROUP}/{layout.STATUS}"))
             finished, lost, status = [], [], layout.status_plan(self.plan)
             for shard in sorted(committed):
                 key = layout.chunk_key(status, shard)
-                if key.rpartition("/")[2] in in_place and shard not in at_work:
+                if key.rpartition("/")[2] in in_place and shard not in staged_shards:
                     continue
                 try:
                     record = self.record(shard)
                     if record is not None:
-                        self.objects.sync(places.COMMITS)
+                        self.objects.sync(store_keys.COMMITS)
                         self._finish(record)
                 except errors.StoreError as error:
                     lost.append(str(error))
@@ -341,13 +358,11 @@ class RunStore:
         details: Mapping[str, object],
         generation: int = 0,
         previous: str = "",
-    ) -> records.CommitRecord:
-        metadata = {array.name: self._metadata(array.name) for array in self.plan.all_arrays}
-        status = blocks[layout.STATUS]
-        counts = {
-            layout.STATUS_MEANINGS[value]: int(np.count_nonzero(status == value))
-            for value in (layout.OK, layout.UNREADABLE)
-        }
+        *,
+        late: Callable[[], Mapping[str, object]] = dict,
+    ) -> commit_record.CommitRecord:
+        metadata = {array.name: self.metadata(array.name) for array in self.plan.all_arrays}
+        counts = statuses.counts(statuses.written(statuses.ROWS), blocks[layout.STATUS])
         attempt = transaction.Attempt.new(
             self.objects,
             self.plan,
@@ -358,7 +373,7 @@ class RunStore:
             previous=previous,
         )
         try:
-            record = attempt.stage(blocks, metadata, status_counts=counts, details=details)
+            record = attempt.stage(blocks, metadata, status_counts=counts, details=details, late=late)
             self._refuse_replaced()
         except BaseException as error:
             attempt.discard()
@@ -366,78 +381,76 @@ class RunStore:
             winner = transaction.own_record(self.objects, self.plan, self.document, shard) if own else None
             if winner is None or winner.generation < generation:
                 raise
-            self.objects.sync(places.COMMITS)
-            return winner  # it removed our staging when it cleaned its own
+            self.objects.sync(store_keys.COMMITS)
+            return winner  # its cleanup removed our staging
         return attempt.commit(record)
 
     def _refuse_replaced(self) -> None:
-        """Raise `StoreError` when the folder was removed and another run made in its place since it was opened."""
+        """Raise `StoreError` if the folder was removed or replaced by another run since it was opened."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if digests.of([self.objects.read(places.STORE_FILE)]) == self.document:
+            if digests.STORE_FILE.named(self.objects.read(store_keys.STORE_FILE)) == self.document:
                 return
         now = creation.read(self.objects)
         if now is None or (now.plan.fingerprint, now.created) != (self.plan.fingerprint, self.created):
             raise errors.StoreError(
-                f"{self.name!r} is no longer the run that this process works on: it was removed, moved or recreated "
-                "meanwhile, so nothing more is written to it; rerun the command"
+                f"{self.name!r} is no longer the run that this process opened: it was removed, moved or recreated "
+                "meanwhile, so writing stopped; rerun the command"
             )
 
-    def _finish(self, record: records.CommitRecord, *, look: bool = True) -> None:
-        """Put a shard in place; its record's folder was fsynced, as nothing may be visible before it is durable."""
+    def _finish(self, record: commit_record.CommitRecord, *, check_staged: bool = True) -> None:
+        """Promote a shard and clean its staging; its record must already be durable."""
         try:
-            transaction.promote(self.objects, record, observe=self.observer, look=look)
+            transaction.promote(self.objects, record, observe=self.observer, check_staged=check_staged)
         except errors.StoreError:
             now = transaction.own_record(self.objects, self.plan, self.document, record.shard)
             if now is None or now.generation == record.generation:
                 raise
-            record = now  # healed meanwhile by another process
+            record = now  # another process healed it meanwhile
             transaction.promote(self.objects, record, observe=self.observer)
         transaction.clean(self.objects, record, observe=self.observer)
 
-    def _metadata(self, name: str) -> bytes:
-        key = f"{name}/{zarr_arrays.METADATA}"
-        data = self.objects.read(f"{places.GROUP}/{key}")
-        if (len(data), files.sha256(data)) != self.created.get(key):
+    def metadata(self, name: str) -> bytes:
+        """Return an array's `zarr.json`, which must be as created.
+
+        Raises:
+            StoreError: it changed.
+        """
+        key = f"{name}/{zarr_bytes.METADATA}"
+        data = self.objects.read(f"{store_keys.GROUP}/{key}")
+        if (len(data), digests.CREATED.hex(data)) != self.created.get(key):
             raise errors.StoreError(
-                f"{key!r} of {self.name!r} changed since the run was created, so nothing more is written to "
-                "it; restore it from a copy or make the run again with another --out"
+                f"{key!r} of {self.name!r} changed since the run was created, so writing stopped; restore it from a "
+                "copy or recreate the run with another --out"
             )
         return data
 
 
+def disk_errors(what: str) -> AbstractContextManager[None]:
+    """Convert an `OSError` of the block to a `StoreError` that names the operation and the remedy."""
+    hidden = "readers see only final rows."
+    return _store_errors(
+        (what, f"{hidden} When S3 is reachable again, rerun the command or resume the run"),
+        (what, f"{hidden} Make the folder writable with free space, then resume the run"),
+    )
+
+
+def read_errors(name: str) -> AbstractContextManager[None]:
+    """Convert an `OSError` of the block to a `StoreError` that names the unreadable run and the remedy."""
+    folder = f"the run folder {name!r} cannot be"
+    return _store_errors(
+        (f"{folder} reached", "rerun the command when S3 is reachable again"),
+        (f"{folder} read", "fix its disk, mount or permissions, then rerun the command"),
+    )
+
+
 @contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Raise an `OSError` of the block as a `StoreError` that says what was done and how to go on."""
+def _store_errors(network: tuple[str, str], disk: tuple[str, str]) -> Iterator[None]:
+    """Convert an `OSError` of the block to a `StoreError`, given (failure, remedy) for each kind of fault."""
     try:
         yield
     except errors.UnsafeFileError as error:
         raise errors.StoreError(error.sentence) from error
-    except ConnectionError as error:
-        raise errors.StoreError(
-            f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "
-            "is not final. When S3 can be reached again, rerun the command or resume the run"
-        ) from error
     except OSError as error:
-        raise errors.StoreError(
-            f"{what}: {error.strerror or error} ({error.filename or 'no file named'}); readers see no part of it that "
-            "is not final. Make the folder writable with free space, then resume the run"
-        ) from error
-
-
-@contextlib.contextmanager
-def read_errors(name: str) -> Iterator[None]:
-    """Raise an `OSError` of the block as a `StoreError` that says which run cannot be read, and how to go on."""
-    try:
-        yield
-    except errors.UnsafeFileError as error:
-        raise errors.StoreError(error.sentence) from error
-    except ConnectionError as error:
-        raise errors.StoreError(
-            f"the run folder {name!r} cannot be reached: {error.strerror or error} "
-            f"({error.filename or 'no file named'}); rerun the command when S3 can be reached again"
-        ) from error
-    except OSError as error:
-        raise errors.StoreError(
-            f"the run folder {name!r} cannot be read: {error.strerror or error} ({error.filename or 'no file named'}); "
-            "fix its disk, mount or permissions, then rerun the command"
-        ) from error
+        what, remedy = network if isinstance(error, ConnectionError) else disk
+        reason = f"{error.strerror or error} ({error.filename or 'no file named'})"
+        raise errors.StoreError(f"{what}: {reason}; {remedy}") from error

@@ -1,8 +1,8 @@
-"""The commit protocol of one shard: stage, commit, promote, clean; killed anywhere, anyone may go on.
+"""Commit protocol of one shard: stage, commit, promote, clean. After a crash at any point any process can continue.
 
-Why it holds: a record is linked only after every object it names is durable, so a record means that the data exist;
-`status` is promoted only after every other object is durable in its place, so a status means that the row is whole;
-a key is only ever filled by renaming the file that the one record names, so its bytes never change.
+Invariants: a record is linked only after every object it names is durable, so a record implies that the data exist;
+`status` is promoted only after every other object is durable in place, so a status implies a complete row; a key is
+only filled by renaming the file that its one record names, so its bytes never change.
 """
 
 import contextlib
@@ -16,8 +16,9 @@ from typing import Any, Final, Self
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.store import digests, layout, places, records, sealed, shard_bytes, zarr_arrays
-from genenc_core.store.objects import Objects
+from genenc_core.store import commit_record, documents, layout, store_keys, zarr_bytes
+from genenc_core.store.backends.objects import Objects
+from genenc_core.system import digests
 
 _WORTH_THREADS: Final = 2**20
 _THREADS: Final = 4
@@ -27,10 +28,10 @@ _REMEDY: Final = "genenc verify --repair makes the shard pending, so that it is 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try at one shard, in a folder of its own."""
+    """One attempt to commit a shard, staged in its own folder."""
 
     objects: Objects
-    observe: places.Observer
+    observe: store_keys.Observer
     plan: layout.StorePlan
     document: str
     """Digest of the run's `store.json`."""
@@ -47,11 +48,11 @@ class Attempt:
         document: str,
         shard: int,
         *,
-        observe: places.Observer,
+        observe: store_keys.Observer,
         generation: int = 0,
         previous: str = "",
     ) -> Self:
-        """Return an attempt whose name no other has: at a shard's first record, or at one after the `previous`."""
+        """Return an attempt with a unique name, for a shard's first record or the one after `previous`."""
         name = uuid.uuid4().hex
         return cls(
             objects=objects,
@@ -71,14 +72,16 @@ class Attempt:
         *,
         status_counts: Mapping[str, int],
         details: Mapping[str, Any],
-    ) -> records.CommitRecord:
-        """Write every object into the attempt's folder, durable, and return the record; nothing of it counts yet.
+        late: Callable[[], Mapping[str, Any]] = dict,
+    ) -> commit_record.CommitRecord:
+        """Write every object durably to the attempt's folder and return the record, which is not committed yet.
 
         Args:
             blocks: the shard's rows of every array of the plan, `status` included.
             metadata: `zarr.json` of every array.
             status_counts: rows by state.
             details: the caller's JSON for the record.
+            late: returns additional details; called once every object is written.
         """
         self.observe("stage:before")
         self.objects.make_folder(self._folder)
@@ -88,17 +91,17 @@ class Attempt:
                 self._stage_object(array, f"{self._folder}/{index}", blocks[array.name], metadata, call)
                 for index, array in enumerate(self.plan.all_arrays)
             ]
-            for ended in staging:
-                objects.append(ended())
+            for wait in staging:
+                objects.append(wait())
                 self.observe("stage:object")
-        record = records.CommitRecord(
+        record = commit_record.CommitRecord(
             shard=self.shard,
             attempt=self.name,
             fingerprint=self.plan.fingerprint,
             rows=self.plan.shard_range(self.shard),
             status_counts=status_counts,
             objects=tuple(objects),
-            details=details,
+            details={**details, **late()},
             generation=self.generation,
             previous=self.previous,
             store=self.document,
@@ -107,145 +110,152 @@ class Attempt:
         self.observe("stage:after")
         return record
 
-    def commit(self, record: records.CommitRecord) -> records.CommitRecord:
-        """Make `record` the shard's record unless it has one; return the one it has from now on, durable.
+    def commit(self, record: commit_record.CommitRecord) -> commit_record.CommitRecord:
+        """Commit `record` unless the shard already has one; return the durable record that won.
 
         Raises:
-            OSError: there is no record, or it may not be durable yet; staging must stay either way.
+            OSError: there is no record, or it may not be durable yet; in both cases staging must stay.
         """
         self.observe("commit:before")
         try:
-            key = places.record(self.shard, self.generation)
+            key = store_keys.record(self.shard, self.generation)
             self.objects.create(key, record.to_json(), via=f"{self._folder}/record.json")
             won = record
         except (OSError, errors.StoreError):
-            # A lost answer looks like a conflict, and a failed call may have created: only the record tells.
+            # A lost reply looks like a conflict, and a failed call may have succeeded: read the record back.
             found = own_record(self.objects, self.plan, self.document, self.shard)
             if found is None or found.generation < self.generation:
                 raise
             won = found
-        self.objects.sync(places.COMMITS)
+        self.objects.sync(store_keys.COMMITS)
         self.observe("commit:after")
         return won
 
     def discard(self) -> None:
-        """Delete the attempt's folder; only before `commit` was called."""
+        """Delete the attempt's folder; only valid before `commit`."""
         self.objects.remove_tree(self._folder)
 
     @property
     def _folder(self) -> str:
-        return places.attempt(self.shard, self.name, self.generation)
+        return store_keys.attempt(self.shard, self.name, self.generation)
 
     def _stage_object(
         self, array: layout.ArrayPlan, staged: str, block: np.ndarray, metadata: Mapping[str, bytes], call: _Call
-    ) -> Callable[[], records.ObjectRecord]:
-        """Have an object written and hashed; return what waits for the end of it."""
+    ) -> Callable[[], commit_record.ObjectRecord]:
+        """Start writing and hashing an object; return a function that waits for both."""
         key = layout.chunk_key(array, self.shard)
         start, _ = self.plan.shard_range(self.shard)
-        block = shard_bytes.values(block)
-        parts = zarr_arrays.encode(metadata[array.name], key.partition("/")[2], start, block)
+        block = zarr_bytes.chunk_values(block)
+        parts = zarr_bytes.encode(metadata[array.name], key.partition("/")[2], start, block)
         written = call(self.objects.write_new, staged, *parts)
         hashing = call if block.nbytes >= _WORTH_THREADS else functools.partial
-        digest, content = hashing(digests.of, parts), hashing(zarr_arrays.content_digest, block)
+        digest, content = (
+            hashing(digests.of, parts, digests.OBJECT.algorithm),
+            hashing(zarr_bytes.content_digest, block),
+        )
 
-        def ended() -> records.ObjectRecord:
+        def wait() -> commit_record.ObjectRecord:
             written()
-            return records.ObjectRecord(
+            return commit_record.ObjectRecord(
                 key=key,
-                staged=staged.removeprefix(f"{places.STAGING}/"),
+                staged=staged.removeprefix(f"{store_keys.STAGING}/"),
                 size=sum(map(len, parts)),
                 digest=digest(),
                 content_digest=content(),
             )
 
-        return ended
+        return wait
 
 
 @contextlib.contextmanager
 def _calls(size: int) -> Iterator[_Call]:
-    """Give a way to call functions whose results are asked for later: in threads where `size` bytes are worth them."""
+    """Provide a function for deferred calls, which uses threads if `size` bytes are worth them."""
     if size < _WORTH_THREADS:
         yield functools.partial
         return
-    # Waiting for the disk takes no core, and fsyncs at the same time cost little more than one.
+    # Waiting for the disk uses no core, and concurrent fsyncs cost little more than one.
     with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="genenc-stage") as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result
 
 
-def read_record(objects: Objects, shard: int, generation: int = 0) -> records.CommitRecord | None:
-    """Return one record of a shard, or None when there is none.
+def read_record(objects: Objects, shard: int, generation: int = 0) -> commit_record.CommitRecord | None:
+    """Return one record of a shard, or None if it does not exist.
 
     Raises:
         OtherVersion: the record is of another version of genenc.
         StoreError: the record is damaged.
     """
-    key = places.record(shard, generation)
+    key = store_keys.record(shard, generation)
     try:
         data = objects.read(key)
     except FileNotFoundError:
         return None
     try:
-        record = records.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
-    except sealed.OtherVersion:
+        record = commit_record.CommitRecord.from_json(data, subject=f"commit record {key!r} of {objects.name!r}")
+    except documents.OtherVersion:
         raise
     except errors.StoreError as error:
         raise errors.StoreError(f"{error}; {_REMEDY}") from error
     if record.generation != generation:
-        raise errors.StoreError(f"{key!r} of {objects.name!r} is record {record.generation} of its shard; {_REMEDY}")
+        raise errors.StoreError(f"{key!r} of {objects.name!r} has generation {record.generation}; {_REMEDY}")
     return record
 
 
-def history(objects: Objects, shard: int) -> list[records.CommitRecord]:
-    """Return the records of a shard, the first to the one that holds; each names the digest of the one before it.
+def history(objects: Objects, shard: int) -> list[commit_record.CommitRecord]:
+    """Return all records of a shard, oldest first; each names the digest of the preceding one.
 
     Raises:
         OtherVersion: a record is of another version of genenc.
-        StoreError: a record is damaged, or does not follow the one before it.
+        StoreError: a record is damaged, or does not follow the preceding one.
     """
-    found: list[records.CommitRecord] = []
-    while (record := read_record(objects, shard, len(found))) is not None:
-        if found:
-            what = _not_following(objects, found[-1], record)
-            if what:
-                raise errors.StoreError(f"{places.record(shard, len(found))!r} of {objects.name!r} {what}; {_REMEDY}")
-        found.append(record)
-    return found
+    records: list[commit_record.CommitRecord] = []
+    while (record := read_record(objects, shard, len(records))) is not None:
+        if records:
+            problem = _succession_problem(objects, records[-1], record)
+            if problem:
+                raise errors.StoreError(
+                    f"{store_keys.record(shard, len(records))!r} of {objects.name!r} {problem}; {_REMEDY}"
+                )
+        records.append(record)
+    return records
 
 
-def record_digest(objects: Objects, record: records.CommitRecord) -> str:
+def record_digest(objects: Objects, record: commit_record.CommitRecord) -> str:
     """Return the digest of a record's file."""
-    return digests.of([objects.read(places.record(record.shard, record.generation))])
+    return digests.RECORD.named(objects.read(store_keys.record(record.shard, record.generation)))
 
 
-def _not_following(objects: Objects, before: records.CommitRecord, after: records.CommitRecord) -> str:
-    """Return why a record cannot come after another, "" if it can: rows only ever go from unreadable to stored."""
+def _succession_problem(objects: Objects, before: commit_record.CommitRecord, after: commit_record.CommitRecord) -> str:
+    """Return why `after` is not a valid successor of `before`, "" if it is: rows only go from unreadable to ok."""
     if after.previous != record_digest(objects, before):
-        return "follows another record than the one before it"
+        return "names another predecessor than the record before it"
     ok = [record.status_counts.get("ok", 0) for record in (before, after)]
     same = (before.shard, before.rows, before.fingerprint) == (after.shard, after.rows, after.fingerprint)
-    return "" if same and ok[0] < ok[1] else "heals nothing of the record before it"
+    return "" if same and ok[0] < ok[1] else "heals no row of the record before it"
 
 
-def own_record(objects: Objects, plan: layout.StorePlan, document: str, shard: int) -> records.CommitRecord | None:
-    """Return the record of a shard that holds, but not one that was made for another run or another shard.
+def own_record(
+    objects: Objects, plan: layout.StorePlan, document: str, shard: int
+) -> commit_record.CommitRecord | None:
+    """Return the current record of a shard, or None; reject a record of another run or shard.
 
     Raises:
-        StoreError: the record is damaged, or not this shard's.
+        StoreError: the record is damaged, or belongs to another run or shard.
     """
-    found = history(objects, shard)
-    record = found[-1] if found else None
-    what = "" if record is None else misplaced(record, plan, document, shard)
-    if what:
-        raise errors.StoreError(f"{what} ({places.record(shard)!r} of {objects.name!r}); {_REMEDY}")
+    records = history(objects, shard)
+    record = records[-1] if records else None
+    problem = "" if record is None else misplaced(record, plan, document, shard)
+    if problem:
+        raise errors.StoreError(f"{problem} ({store_keys.record(shard)!r} of {objects.name!r}); {_REMEDY}")
     return record
 
 
-def misplaced(record: records.CommitRecord, plan: layout.StorePlan, document: str, shard: int) -> str:
-    """Return why a record is not one of this shard of this run, "" if it is."""
+def misplaced(record: commit_record.CommitRecord, plan: layout.StorePlan, document: str, shard: int) -> str:
+    """Return why a record does not belong to this shard of this run, "" if it does."""
     if record.fingerprint != plan.fingerprint:
         return f"the record is of another run: fingerprint {record.fingerprint}, not {plan.fingerprint}"
     if record.store not in ("", document):
-        return "the record is of another run, which was made by the same command"
+        return "the record is of another run created by the same command"
     if (record.shard, record.rows) != (shard, plan.shard_range(shard)):
         return f"the record is of shard {record.shard}, rows {record.rows}"
     if [item.key for item in record.objects] != [layout.chunk_key(array, shard) for array in plan.all_arrays]:
@@ -253,17 +263,19 @@ def misplaced(record: records.CommitRecord, plan: layout.StorePlan, document: st
     return ""
 
 
-def promote(objects: Objects, record: records.CommitRecord, *, observe: places.Observer, look: bool = True) -> None:
-    """Move a committed shard's objects to their Zarr keys, `status` last; again, or by several at once, is harmless.
+def promote(
+    objects: Objects, record: commit_record.CommitRecord, *, observe: store_keys.Observer, check_staged: bool = True
+) -> None:
+    """Move a committed shard's objects to their Zarr keys, `status` last; idempotent and safe to run concurrently.
 
-    The caller has made sure that the record is durable. `look`: compare what is staged with the record first, where it
-    was not staged just now.
+    The record must be durable. Set `check_staged` unless the objects were staged just now: it compares them with the
+    record first.
 
     Raises:
-        StoreError: an object is neither staged nor in place, or what is staged is not what was committed.
+        StoreError: an object is neither staged nor in place, or a staged object differs from the record.
     """
     *data, status = record.objects
-    for item in record.objects if look else ():
+    for item in record.objects if check_staged else ():
         _refuse_changed(objects, record, item)
     for item in data:
         _place(objects, record, item)
@@ -275,46 +287,60 @@ def promote(objects: Objects, record: records.CommitRecord, *, observe: places.O
     observe("promote:after")
 
 
-def clean(objects: Objects, record: records.CommitRecord, *, observe: places.Observer) -> None:
-    """Delete all staging of a promoted record and those before it, also what killed or beaten attempts left.
+def clean(objects: Objects, record: commit_record.CommitRecord, *, observe: store_keys.Observer) -> None:
+    """Delete all staging of a promoted record and its predecessors, including that of killed or losing attempts.
 
-    Never that of a record that is still to come: a slow writer may still commit what it staged.
+    Staging of later generations stays: a slow writer may still commit it.
     """
     for generation in range(record.generation + 1):
-        for name in staged(objects, places.attempt(record.shard, generation=generation).rpartition("/")[2]):
-            objects.remove_tree(f"{places.STAGING}/{name}")
+        for name in staged(objects, store_keys.attempt(record.shard, generation=generation).rpartition("/")[2]):
+            objects.remove_tree(f"{store_keys.STAGING}/{name}")
     observe("clean:after")
 
 
 def staged(objects: Objects, prefix: str = "") -> list[str]:
-    """Return the names of the attempts' folders that begin with `prefix`."""
+    """Return the names of the staging folders that start with `prefix`."""
     try:
-        return objects.names(places.STAGING, prefix)
-    except FileNotFoundError:  # a copy of a run may lack what was empty
+        return objects.names(store_keys.STAGING, prefix)
+    except FileNotFoundError:  # a copy of a run may lack empty folders
         return []
 
 
-def _folder_of(item: records.ObjectRecord) -> str:
-    return f"{places.GROUP}/{item.key}".rpartition("/")[0]
+def refuse_staged(objects: Objects, record: commit_record.CommitRecord) -> None:
+    """Refuse a promoted record whose staging is still there: another process could put it in place once more, later.
+
+    Raises:
+        StoreError: cleaning failed.
+    """
+    folder = store_keys.attempt(record.shard, record.attempt, record.generation)
+    if staged(objects, folder.rpartition("/")[2]):
+        raise errors.StoreError(
+            f"shard {record.shard:05d} cannot be healed: {folder!r} of {objects.name!r} could not be removed; make it "
+            "removable or wait for the network, then rerun the command"
+        )
 
 
-def _refuse_changed(objects: Objects, record: records.CommitRecord, item: records.ObjectRecord) -> None:
-    staged, (algorithm, _, stated) = f"{places.STAGING}/{item.staged}", item.digest.partition(":")
+def _folder_of(item: commit_record.ObjectRecord) -> str:
+    return f"{store_keys.GROUP}/{item.key}".rpartition("/")[0]
+
+
+def _refuse_changed(objects: Objects, record: commit_record.CommitRecord, item: commit_record.ObjectRecord) -> None:
+    staged, (algorithm, _, stated) = f"{store_keys.STAGING}/{item.staged}", item.digest.partition(":")
     with contextlib.suppress(FileNotFoundError):
         if objects.digest(staged, algorithm, size=item.size) != (item.size, stated):
             raise errors.StoreError(
-                f"shard {record.shard:05d}: {item.key!r} is committed, but {staged!r}, which waits to be put in place, "
-                f"is not what was committed: it changed. {_REMEDY}"
+                f"shard {record.shard:05d}: {item.key!r} is committed, but its staged copy {staged!r} has changed "
+                f"since. {_REMEDY}"
             )
 
 
-def _place(objects: Objects, record: records.CommitRecord, item: records.ObjectRecord) -> None:
-    target = f"{places.GROUP}/{item.key}"
-    with contextlib.suppress(FileNotFoundError):  # moved by whoever promoted before or beside us
-        objects.move(f"{places.STAGING}/{item.staged}", target, size=item.size)
+def _place(objects: Objects, record: commit_record.CommitRecord, item: commit_record.ObjectRecord) -> None:
+    target = f"{store_keys.GROUP}/{item.key}"
+    with contextlib.suppress(FileNotFoundError):  # another process promoted it
+        objects.move(f"{store_keys.STAGING}/{item.staged}", target, size=item.size)
         return
     missing = objects.size(target) is None
-    if record.generation and not missing:  # what lies there may still be that of the record before
+    if record.generation and not missing:  # the object there may still be the previous record's
         algorithm, _, stated = item.digest.partition(":")
         missing = objects.digest(target, algorithm, size=item.size) != (item.size, stated)
     if missing:

@@ -1,5 +1,5 @@
-"""Prefect tasks: one core call each, with a name and retries.
+"""Prefect tasks, each wrapping one core call with a run name and retries.
 
-No task has tags: for each task run with a tag Prefect asks the server for a concurrency slot, so that a minute without
-the server would fail the run. Deployments have them.
+Tasks have no tags: for each tagged task run, Prefect requests a concurrency slot from the server, so that a minute
+without the server would fail the run. Tag deployments instead.
 """

@@ -1,27 +1,27 @@
-"""Tasks of a model export: write the artifact and its spec, show them."""
+"""Export tasks: write artifacts and specs, and show them in the UI."""
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from genenc_core import spec, text
-from genenc_core.export import exporting
-from genenc_core.run import model_export
+from genenc_core.export import exporter
+from genenc_core.run import model_export, parameters
 from genenc_tasks.names import named
 from genenc_tasks.reporting import best_effort
 
 
-@task(task_run_name=named("export {given.model} as {given.formats}"), cache_policy=NO_CACHE)
-def export_artifacts(given: model_export.ExportParameters) -> list[exporting.ExportedModel]:
-    """Export, compare with the eager model, write artifact and spec."""
+@task(task_run_name=named("export {given.title} as {given.formats}"), cache_policy=NO_CACHE)
+def export_artifacts(given: parameters.ExportParameters) -> list[exporter.ExportedModel]:
+    """Export a model, compare the artifacts with the eager model and write their specs."""
     return model_export.export(given)
 
 
-@task(task_run_name=named("spec {done.spec_path}"), cache_policy=NO_CACHE)
-def generate_spec(done: exporting.ExportedModel) -> spec.RuntimeModelSpec:
-    """Read the written spec back, check its rules, and show it in the UI."""
+@task(task_run_name=named("spec {done.spec_path.name}"), cache_policy=NO_CACHE)
+def generate_spec(done: exporter.ExportedModel) -> spec.RuntimeModelSpec:
+    """Read the spec back, validate it and show it in the UI."""
     found = spec.load_spec(done.spec_path)
-    lines = "\n".join(f"- {text.markdown(line.strip())}" for line in model_export.words(done))
+    lines = "\n".join(f"- {text.markdown(line.strip())}" for line in model_export.summary(done))
     markdown = f"{lines}\n\n{text.code_block(found.to_json(), 'json')}\n"
     described = f"RuntimeModelSpec of {text.markdown(found.model_id)}"
     with best_effort("the spec could not be shown"):

@@ -1,4 +1,4 @@
-"""Names of runs from their parameters, fit to be shown: paths and model names in them are anybody's text."""
+"""Run names from parameters, sanitised because they contain untrusted paths and model names."""
 
 from typing import Any, cast
 
@@ -8,7 +8,7 @@ from genenc_core import text
 
 
 def named(template: str) -> TaskRunNameCallbackWithParameters:
-    """Return what Prefect calls with a run's parameters for its name: the template filled in, fit to be shown."""
+    """Return a Prefect callback that formats a run name from parameters and sanitises it."""
 
     def name(parameters: dict[str, Any]) -> str:
         return text.title(template.format(**parameters))

@@ -1,10 +1,13 @@
-"""What the Prefect UI shows of a run: a progress bar, the shards, the unreadable images and a summary.
+"""Prefect artifacts of a run: a progress bar, tables of shards and unreadable images, pictures, and a summary.
 
-All of it is best effort: what cannot be shown is logged, and changes nothing about the run.
+Reporting is best effort: errors are logged and do not affect the run.
 """
 
 import contextlib
+import hashlib
 import logging
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import cast
 from uuid import UUID
@@ -18,9 +21,14 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from genenc_core import pace, text
+from genenc_core import text
 from genenc_core.run import records, status
-from genenc_core.store import objects, places
+from genenc_core.run.bound import Bound
+from genenc_core.run.folder import RunFolder
+from genenc_core.store import store_keys
+from genenc_core.store.backends import objects
+from genenc_core.system import progress_rate
+from genenc_tasks import thumbnails, timeline
 from genenc_tasks.names import named
 
 LOGGER = logging.getLogger(__name__)
@@ -29,24 +37,38 @@ MOST_ROWS = 200
 
 @contextlib.contextmanager
 def best_effort(what: str) -> Iterator[None]:
-    """Log a failure to show something, in one line."""
+    """Log an exception of the block in one line instead of raising it."""
     try:
         yield
-    except Exception as error:  # the client raises whatever its network does
+    except Exception as error:  # the client may raise any network error
         LOGGER.warning("%s: %s: %s", what, type(error).__name__, str(error).partition("\n")[0])
 
 
-def start_progress(root: str, done: int, shards: int) -> UUID | None:
-    """Create the progress artifact of a run; None when it cannot be."""
-    words = _words(root, done, shards)
+def key(kind: str, place: str) -> str:
+    """Return the key of an artifact, whose versions the UI lists: one for each kind, and run folder or dataset."""
+    owner = place.rstrip("/") if objects.is_remote(place) else os.path.abspath(place)  # noqa: PTH100 (links stay)
+    words = re.sub(r"[^a-z0-9]+", "-", text.place(owner).lower()).strip("-")[:40]
+    return "-".join(filter(None, (kind, words, hashlib.sha256(owner.encode(errors="replace")).hexdigest()[:6])))
+
+
+def start_progress(run: RunFolder, done: int, shards: int) -> UUID | None:
+    """Create the progress artifact of a run; return None if that fails."""
+    words = _words(run.root, done, shards)
     made: UUID | None = None
     with best_effort("the progress cannot be shown"):
-        made = cast(UUID, create_progress_artifact(progress=_percent(done, shards), key="progress", description=words))
+        made = cast(
+            UUID,
+            create_progress_artifact(
+                progress=_percent(done, shards), key=key("progress", run.dataset or run.root), description=words
+            ),
+        )
     return made  # noqa: RET504 (None after a failure)
 
 
-def show_progress(artifact: UUID | None, root: str, done: int, shards: int, speed: pace.Pace | None = None) -> None:
-    """Move the progress artifact, if there is one; `speed` is the pace of shards."""
+def show_progress(
+    artifact: UUID | None, root: str, done: int, shards: int, speed: progress_rate.Pace | None = None
+) -> None:
+    """Update the progress artifact, if any; `speed` is the pace of shards."""
     if artifact is None:
         return
     with best_effort("the progress cannot be shown"):
@@ -55,51 +77,57 @@ def show_progress(artifact: UUID | None, root: str, done: int, shards: int, spee
         )
 
 
-@task(task_run_name=named("report {root}"), cache_policy=NO_CACHE)
-def publish_report(root: str, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
-    """Write the tables of shards and of unreadable images and the summary to the UI; `reports` are this session's."""
-    found = status.survey(root, most=MOST_ROWS)
-    images = found.unreadable
+@task(task_run_name=named("report {run.title}"), cache_policy=NO_CACHE)
+def publish_report(run: RunFolder, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
+    """Publish tables of shards and unreadable images and a summary; `reports` are this session's."""
+    found = status.survey(run, most=MOST_ROWS)
+    images, owner = found.unreadable, run.dataset or run.root
     shards = shard_table(found, reports)
     with best_effort("the table of shards cannot be shown"):
-        create_table_artifact(table=shards, key="shards", description="Shards, those not done first")
+        create_table_artifact(table=shards, key=key("shards", owner), description="Shards, those not done first")
     if images:
         table = [{key: text.markdown(str(value)) for key, value in item.items()} for item in images]
         count = text.plural(found.status.unreadable, "unreadable image")
         with best_effort("the table of unreadable images cannot be shown"):
-            create_table_artifact(table=table, key="failed-images", description=count)
+            create_table_artifact(table=table, key=key("failed-images", owner), description=count)
+        with best_effort("the thumbnails cannot be shown"):
+            if drawn := thumbnails.markdown(run, images):
+                create_markdown_artifact(drawn, key=key("failed-thumbnails", owner), description=count)
     with best_effort("the summary cannot be shown"):
-        create_markdown_artifact(summary(found), key="report", description="Where the run stands")
+        words = summary(found, records.bound_of(reports)) + timeline.markdown(reports)
+        create_markdown_artifact(words, key=key("report", owner), description="Where the run stands")
     return found.status
 
 
 def shard_table(found: status.Survey, reports: Sequence[records.ShardReport] = ()) -> list[dict[str, object]]:
-    """Return at most 200 shards as table rows: failed, then pending, then committed ones.
+    """Return at most 200 shards as table rows, in the order damaged, failed, pending, committed.
 
-    Load, encode and reduce times come from the commit records; commit times of this session from its reports.
+    Load, encode and reduce times are from commit records, commit times from this session's reports.
     """
     commits = {report.shard: report.seconds.get("commit", 0.0) for report in reports if not report.skipped}
-    order = {"failed": 0, "pending": 1, "committed": 2}
-    rows = sorted(found.shards, key=lambda row: (order[row.state], row.shard))
+    order = {"damaged": 0, "failed": 1, "pending": 2, "committed": 3}
+    rows = sorted(found.shards, key=lambda row: (order[row.state], row.shard))[:MOST_ROWS]
+    # Prefect shows the columns of the first row, so each row has all.
+    stages = dict.fromkeys(stage for row in rows for stage in row.seconds)
     return [
         {
             "shard": row.shard,
             "state": row.state,
             "rows": f"{row.start}-{row.stop - 1}",
-            "failed images": row.unreadable,
+            "failed images": row.unreadable if row.state == "committed" else "",
             "images/s": "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
-            **{f"{stage} s": f"{seconds:.2f}" for stage, seconds in row.seconds.items()},
+            **{f"{stage} s": f"{row.seconds[stage]:.2f}" if stage in row.seconds else "" for stage in stages},
             "commit s": f"{commits[row.shard]:.2f}" if row.shard in commits else "",
             "reason": text.markdown(row.reason),
         }
-        for row in rows[:MOST_ROWS]
+        for row in rows
     ]
 
 
-def summary(found: status.Survey) -> str:
-    """Return the run's summary as Markdown."""
-    lines = [f"- {text.markdown(line)}" for line in status.summary_lines(found)]
-    store = objects.join(found.status.root, places.GROUP)
+def summary(found: status.Survey, limit: Bound | None) -> str:
+    """Return the run's summary as Markdown; `limit` is the session's bottleneck."""
+    lines = [f"- {text.markdown(line)}" for line in status.summary_lines(found, limit)]
+    store = objects.join(found.status.root, store_keys.GROUP)
     code = text.code_block(f"import xarray\nrun = xarray.open_zarr({store!r}, consolidated=False)", "python")
     return "\n".join([*lines, "", code, ""])
 
@@ -108,7 +136,7 @@ def _percent(done: int, shards: int) -> float:
     return 100.0 * done / max(shards, 1)
 
 
-def _words(root: str, done: int, shards: int, speed: pace.Pace | None = None) -> str:
+def _words(root: str, done: int, shards: int, speed: progress_rate.Pace | None = None) -> str:
     left = None if speed is None or done >= shards else speed.seconds_for(shards - done)
-    more = "" if left is None else f", about {pace.duration(left)} left"
+    more = "" if left is None else f", about {progress_rate.duration(left)} left"
     return f"{text.markdown(root)}: {done} of {shards} shards committed{more}"

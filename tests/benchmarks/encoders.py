@@ -1,4 +1,4 @@
-"""Encoders of every family through `genenc export` and `genenc extract`, each in a process of its own, as one table.
+"""Encoders of every family through `genenc export` and `genenc extract`, each in a separate process, as one table.
 
 Run: python tests/benchmarks/encoders.py [--only TEXT] [--json FILE] [--readme genenc_core/export/README.md]
 Weights are random (seed 0). `export` is the wall time of the export alone, `error` the largest relative difference
@@ -61,7 +61,7 @@ num_classes = 4
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One row: a model, its source as people call it, and what `genenc export` is told beside its name."""
+    """One row: a model, the usual name of its source, and further options of `genenc export`."""
 
     model: str
     source: str
@@ -70,7 +70,7 @@ class Case:
 
     @property
     def command(self) -> str:
-        """Return the command as a person types it, output folder left out."""
+        """Return the command as typed, without the output folder."""
         words = f"genenc export {self.model} --weights random:0 --formats {self.format} {self.options}"
         return words.strip()
 
@@ -118,7 +118,7 @@ CASES = (
 
 
 def main() -> None:
-    """Export and extract every case, write what was found, and put the table into the README when asked to."""
+    """Export and extract every case, write the results, and update the README's table if requested."""
     arguments = parsed()
     path = Path(arguments.json)
     known = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose command holds this text")
     parser.add_argument("--missing", action="store_true", help="only cases that the results file lacks or that failed")
@@ -187,7 +187,7 @@ def measured(case: Case) -> dict[str, Any]:
 
 
 def batch(done: dict[str, Any]) -> int:
-    """Return a batch size that the artifact takes."""
+    """Return a batch size that the artifact accepts."""
     mode = done["model_spec"]["batch_mode"]
     return int(mode["fixed"] if "fixed" in mode else min(2, mode["dynamic"]["max"]))
 
@@ -223,7 +223,7 @@ def checked(path: Path) -> dict[str, list[int]]:
 
 
 def machine() -> str:
-    """Return where and when this was measured."""
+    """Return the machine and date of the measurement."""
     return (
         f"{os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, {datetime.date.today().isoformat()}"
@@ -231,7 +231,7 @@ def machine() -> str:
 
 
 def markdown(known: dict[str, Any]) -> str:
-    """Return the results as a table."""
+    """Format the results as a table."""
     lines = [
         f"Measured by `python tests/benchmarks/encoders.py` on {known.get('machine', 'nothing yet')}.\n",
         "| model | source | command | slots | export | error | memory |",

@@ -1,4 +1,4 @@
-"""A CUDA device end to end, in one call of less than ten minutes: right first, then as fast as its bare forward.
+"""End-to-end check of a CUDA device in less than ten minutes: correctness first, then speed against a bare forward.
 
 Run: python tests/benchmarks/gpu.py [--models convnext_tiny,vit_b_16] [--images 16384] [--out table.json]
 It draws JPEG files, compares features on the device with the host's, and prints for each model: the bare forward
@@ -27,12 +27,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pictures
-from genenc_core import host
+from console import say
 from genenc_core.encoding import engine
-from genenc_core.images import loader, manifest
+from genenc_core.images.load import loader
+from genenc_core.images.sources import manifest
 from genenc_core.run import driver, planning, precision, records, worker
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
+from genenc_core.system import limits
 
 MODELS = "convnext_tiny,vit_b_16,convnext_base,vit_l_16"
 DISTINCT = 1024
@@ -55,7 +57,7 @@ class Row:
 
     @property
     def share(self) -> float:
-        """The extraction's rate over that of the slower of forward and decoding."""
+        """The extraction's rate relative to the slower of forward and decoding."""
         return self.extraction / min(self.bare, self.decode)
 
 
@@ -84,7 +86,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--images", type=int, default=16384)
@@ -98,21 +100,15 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def say(text: str) -> None:
-    """Write one line at once: a call that is cut short has then told what it knew."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 def machine(device: str) -> str:
-    """Return what it is measured on."""
+    """Describe the device and packages."""
     name = torch.cuda.get_device_name(torch.device(device)) if device.startswith("cuda") else "CPU"
     load = f"load {os.getloadavg()[0]:.1f}"
     return f"{name}, {os.cpu_count()} cores, {load}, torch {torch.__version__}, CUDA {torch.version.cuda}"
 
 
 def draw(folder: Path, count: int) -> Path:
-    """Write textured JPEG files; beyond the first `DISTINCT` they are further names of the same files."""
+    """Write textured JPEG files; beyond the first `DISTINCT` they are links to the same files."""
     folder.mkdir()
     distinct = min(count, DISTINCT)
     with ProcessPoolExecutor() as pool:
@@ -130,7 +126,7 @@ def draw_one(folder: Path, index: int) -> None:
 
 
 def measured(name: str, photos: Path, out: Path, arguments: argparse.Namespace) -> Row:
-    """Return the figures of one model."""
+    """Measure one model."""
     out.mkdir()
     given = ExtractParameters(
         images=str(photos),
@@ -144,19 +140,16 @@ def measured(name: str, photos: Path, out: Path, arguments: argparse.Namespace) 
         batch_size=arguments.batch_size or "auto",
     )
     host_error = compared(given, out)
-    root = planning.create_run(given)
-    options = records.Options.of(given)
-    with worker.working(root, options):
-        working = worker.WORKERS.get(root, options)
-        working.prepare()
-        runner, _ = working._prepared()
-        folder = RunFolder(root)
-        count = folder.store.plan.rows
-        extraction = rate(count, lambda: worker.encode_all(root, driver.plan(root, "pending"), options))
+    run = planning.create_run(given)
+    session = driver.Session(run, records.Options.of(given), command="extract")
+    with worker.working(run, session.options):
+        session.prepare()
+        runner, _ = worker.WORKERS.get(run, session.options)._prepared()
+        extraction = rate(run.store.plan.rows, lambda: session.encode_all(session.plan("pending")))
         # Its own thread: CUDA graphs belong to the thread that recorded them.
         bare = runner.call(lambda: bare_rate(runner.encoder, runner.sizer.size))
-    decode = decode_rate(folder)
-    error = precision.describe(folder) or "float32"
+    decode = decode_rate(run)
+    error = precision.describe(run) or "float32"
     batch = runner.sizer.size
     shutil.rmtree(out)
     return Row(
@@ -165,7 +158,7 @@ def measured(name: str, photos: Path, out: Path, arguments: argparse.Namespace) 
 
 
 def compared(given: ExtractParameters, out: Path) -> float:
-    """Return how far float32 features on the device are from the host's, |a - b| / |b|, the largest of some images.
+    """Return the largest relative difference |a - b| / |b| of float32 features between device and host.
 
     Raises:
         AssertionError: too far for rounding.
@@ -185,14 +178,14 @@ def compared(given: ExtractParameters, out: Path) -> float:
 
 
 def rate(count: int, work: Callable[[], object]) -> float:
-    """Return how many images per second one call makes."""
+    """Return the images per second of one call."""
     start = time.perf_counter()
     work()
     return count / (time.perf_counter() - start)
 
 
 def bare_rate(encoder: engine.Encoder, batch: int, *, seconds: float = 4.0) -> float:
-    """Return the images per second of the run's own encoder on pixels that are on the device."""
+    """Return the images per second of the run's own encoder on pixels resident on the device."""
     pixels = torch.randint(0, 256, (batch, 3, *encoder.input_size), dtype=torch.uint8, device=encoder.device)
 
     def run(times: int) -> None:
@@ -209,8 +202,8 @@ def bare_rate(encoder: engine.Encoder, batch: int, *, seconds: float = 4.0) -> f
 
 
 def decode_rate(folder: RunFolder) -> float:
-    """Return the images per second of reading, decoding and fitting alone, with a thread per core."""
-    listed, workers = manifest.Manifest.open(folder.objects.root / "images.parquet"), host.cores()
+    """Return the images per second of only reading, decoding and fitting, with a thread per core."""
+    listed, workers = manifest.Manifest.open(folder.objects.root / "images.parquet"), limits.cores()
     count = min(listed.rows, 4096)
     with loader.ImageLoader(listed, folder.preprocessing, workers=workers) as images:
 
@@ -225,7 +218,7 @@ def decode_rate(folder: RunFolder) -> float:
 
 
 def print_table(rows: list[Row], arguments: argparse.Namespace) -> None:
-    """Print a Markdown table, and write the figures where asked."""
+    """Print a Markdown table, and write the results if requested."""
     say(f"\n{machine(arguments.device)}; {arguments.precision}{'' if arguments.eager else ', compiled'}\n")
     say(
         "| model | batch | bare img/s | decode img/s | extraction img/s | of the slower | precision | float32 vs host |"

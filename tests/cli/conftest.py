@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+import command_line
 import pictures
-from genenc_core.cli import app
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,7 @@ def genenc() -> Callable[..., Said]:
     """Return a call of the command line; an exception that is not an exit fails the test."""
 
     def call(*arguments: object) -> Said:
-        done = CliRunner().invoke(app.build_app(), [str(item) for item in arguments], catch_exceptions=False)
+        done = command_line.call([str(item) for item in arguments])
         return Said(done.exit_code, done.stdout, done.stderr)
 
     return call

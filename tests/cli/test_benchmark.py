@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from genenc_core.bench import suites, table
-from genenc_core.bench.records import Options, Report, Row, Table
+from genenc_core.bench.report import Options, Report, Row, Table
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_was_measured_before_a_ctrl_c_is_kept(
     found = Report.from_json((tmp_path / "found.json").read_text())
     assert ([item.name for item in found.tables], found.stopped) == (["done"], True)
     assert said.code == 130
-    assert "stopped: 1 tables were done" in said.err
+    assert "stopped after 1 tables" in said.err
 
 
 def test_json_is_the_report(genenc: Callable[..., Any], tiny: list[Options]) -> None:
@@ -65,11 +65,11 @@ def test_json_is_the_report(genenc: Callable[..., Any], tiny: list[Options]) -> 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--suite", "nope"], "--suite 'nope' is unknown: give all, or some of"),
+        (["--suite", "nope"], "--suite 'nope' is unknown: choose all, or some of"),
         (["--suite", ""], "--suite '' is unknown"),
-        (["--out", "nowhere/found.json"], "its folder does not exist"),
+        (["--out", "nowhere/found.json"], "no such folder"),
         (["--folder", "nowhere"], "--folder 'nowhere' is not a folder"),
-        (["--peers", "nowhere"], "--peers 'nowhere' is not a folder"),
+        (["--suite", "data,peers"], "--suite 'peers' is not in the package"),
         (["--repeats", "0"], "greater than or equal to 1"),
     ],
 )

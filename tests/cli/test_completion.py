@@ -64,6 +64,7 @@ CASES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shell", "words", "offered", "not_offered"),
     [*(("bash", *case) for case in CASES), *((shell, *case) for shell in ("zsh", "fish") for case in CASES[1:4])],

@@ -3,15 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from genenc_core import errors
-from genenc_core.cli import options
+from genenc_core.cli import usage
 from genenc_core.run.parameters import ExtractParameters
 
 Call = Callable[..., Any]
+FIELDS = ExtractParameters.model_fields
 
 
 def _job(folder: Path, *lines: str) -> Path:
@@ -38,6 +39,12 @@ def test_a_config_alone_is_a_whole_command_from_any_folder(
     assert (photos.parent / "jobs" / "run" / "features.zarr").is_dir()
     assert not any(elsewhere.iterdir())
     assert not genenc("extract", "--config", config, "--trust", "--no-json").out.startswith("{")
+
+
+def test_brackets_of_the_configs_folder_are_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "s [1]"
+    named = usage.merge_config(_job(folder, 'images = "photos/*.png"'), {"model": "m", "out": "o"}, FIELDS)
+    assert named["images"] == f"{tmp_path}/s [[]1]/photos/*.png"
 
 
 @pytest.mark.parametrize(
@@ -71,13 +78,13 @@ def test_what_is_a_path_starts_at_the_file(
 
     wanted = [filled(item) for item in right] if isinstance(right, list) else filled(right)
     rest = {key: value for key, value in {"images": "i", "model": "m", "out": "o"}.items() if key != name}
-    assert options.merged(config, rest)[name] == wanted
+    assert usage.merge_config(config, rest, FIELDS)[name] == wanted
 
 
 def test_flags_override_the_file_and_start_at_the_working_directory(tmp_path: Path) -> None:
     config = _job(tmp_path, 'images = "a"\nmodel = "m"\nout = "o"\nplain = true\nmaps = true')
     flags = {"images": "b", "out": "r", "plain": False, "maps": False}
-    found = options.merged(config, flags)
+    found = usage.merge_config(config, flags, FIELDS)
     assert {name: found[name] for name in flags} == flags
     assert found["model"] == "m"
 
@@ -90,7 +97,7 @@ def test_flags_override_the_file_and_start_at_the_working_directory(tmp_path: Pa
         ("job.toml", "plane = true", "did you mean 'plain'"),
         ("job.toml", "image = 'a'", "did you mean 'images'"),
         ("job.toml", 'plain = "yes"', "should be true or false"),
-        ("job.toml", "image_size = 3\nimage-size = 4", "which are one option"),
+        ("job.toml", "image_size = 3\nimage-size = 4", "sets one option twice"),
         ("job.toml", 'model = "m"\nout = "o"', "IMAGES is missing"),
         ("job.toml", 'images = "i"\nout = "o"', "--model is missing"),
     ],
@@ -99,13 +106,13 @@ def test_a_wrong_file_is_refused_with_the_remedy(name: str, text: str, words: st
     config = tmp_path / name
     config.write_text(text)
     with pytest.raises(errors.InputError, match=words):
-        options.merged(config, {})
+        usage.merge_config(config, {}, FIELDS)
 
 
 @pytest.mark.parametrize("name", sorted(set(ExtractParameters.model_fields) - {"images", "model", "out"}))
 def test_true_is_a_value_of_flags_alone(name: str) -> None:
     given = {"images": "photos", "model": "resnet18", "out": "run", name: True}
-    flag = isinstance(ExtractParameters.model_fields[name].default, bool)
+    flag = bool in (annotation := ExtractParameters.model_fields[name].annotation, *get_args(annotation))
     if flag:
         assert getattr(ExtractParameters.model_validate(given), name) is True
         return
@@ -126,6 +133,6 @@ def test_a_wrong_file_that_asks_for_json_is_answered_in_json(wrong: str, genenc:
 
 
 def test_a_glob_that_the_shell_expanded_is_refused() -> None:
-    options.refuse_more_images("a.png", [])
-    with pytest.raises(errors.InputError, match=r"there are 3: 'a\.png', 'b\.png', \.\.\..*Quote a glob"):
-        options.refuse_more_images("a.png", ["b.png", "c.png"])
+    usage.refuse_more_images("a.png", [])
+    with pytest.raises(errors.InputError, match=r"got 3: 'a\.png', 'b\.png', \.\.\..*Quote a glob"):
+        usage.refuse_more_images("a.png", ["b.png", "c.png"])

@@ -32,18 +32,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("out", "said"),
     [
         ("", "--out is empty"),
-        ("file", "no folder: artifacts get names of their own"),
-        ("pipe", "no folder"),
+        ("file", "not a folder: give a folder"),
+        ("pipe", "not a folder"),
         ("file/deep/er", "file' is not a writable folder"),
-        ("nowhere", "a link that leads to no folder"),
+        ("nowhere", "a link that does not lead to a folder"),
         ("nowhere/x", "is not a writable folder"),
-        ("to_file", "a link that leads to no folder"),
-        ("itself", "a link that leads to no folder"),
-        ("new.pt", "looks like the name of a file.*'new'"),
-        ("deep/new.ONNX", "looks like the name of a file"),
-        ("s3://bucket/models", "is an address"),
-        (BAD_NAME, "holds bytes that are not UTF-8"),
-        ("/dev/null", "no folder"),
+        ("to_file", "a link that does not lead to a folder"),
+        ("itself", "a link that does not lead to a folder"),
+        ("new.pt", "looks like a file name.*'new'"),
+        ("deep/new.ONNX", "looks like a file name"),
+        ("s3://bucket/models", "is a URL"),
+        (BAD_NAME, "is not valid UTF-8"),
+        ("/dev/null", "not a folder"),
     ],
 )
 def test_no_place_for_artifacts(genenc: Call, place: Path, out: str, said: str) -> None:
@@ -84,5 +84,5 @@ def test_places_for_artifacts(genenc: Call, place: Path, out: str) -> None:
 def test_extract_says_which_path_is_not_utf8(genenc: Call, photos: Path, tiny: list[str], option: str) -> None:
     said = genenc("extract", photos, *tiny[:2], *(() if option == "--out" else ("--out", "run")), option, BAD_NAME)
     assert said.code == 2
-    assert f"{option} 'caf\\udce9' holds bytes that are not UTF-8" in said.err
+    assert f"{option} 'caf\\udce9' is not valid UTF-8" in said.err
     assert said.err.count("\n") == 1

@@ -9,10 +9,8 @@ import pytest
 import torch
 import zarr
 
-from genenc_core.models.factory import model_file
+from genenc_core.factory import model_file
 from genenc_core.models.weights import WeightsChoice
-
-pytest.importorskip("timm")
 
 Call = Callable[..., Any]
 
@@ -61,6 +59,7 @@ def test_maps_and_points_of_logits(genenc: Call, photos: Path, seg: Path, tmp_pa
     assert "factory/seg" in genenc("info", tmp_path / "run").out
 
 
+@pytest.mark.slow
 def test_a_run_continues_without_the_model_file(genenc: Call, photos: Path, seg: Path, tmp_path: Path) -> None:
     """The arguments are in the run's spec; the checkpoint is in its folder."""
     parts = model_file.build(model_file.read(seg), WeightsChoice(kind="random", seed=3), None)
@@ -79,6 +78,7 @@ def test_a_run_continues_without_the_model_file(genenc: Call, photos: Path, seg:
     assert np.array_equal(arrays(run)["masks"][:], arrays(whole)["masks"][:])
 
 
+@pytest.mark.slow
 def test_an_exported_model_file_gives_what_the_eager_model_gives(
     genenc: Call, photos: Path, seg: Path, tmp_path: Path
 ) -> None:

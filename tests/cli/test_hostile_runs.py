@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pictures
-from genenc_core.run import driver, planning, records, tally, worker
+from genenc_core.run import driver, planning, records, session_log, status_cache, worker
 from genenc_core.run.parameters import ExtractParameters
 
 MINE = b"alias ls=ls\n"
@@ -23,6 +23,7 @@ ABSENT = (
 READING = (("status", "--json"), ("info",), ("verify", "--content"))
 UNUSED = (".claim", "_txn/set-aside")
 """Places that `resume` has nothing to do with."""
+KINDS = ("link to a copy", "link to nothing", "link to a folder", "second name", "pipe")
 Tree = dict[str, tuple[Any, ...]]
 
 
@@ -51,11 +52,11 @@ def begun(photos: Path) -> Path:
     """A run of two shards, the first of them committed."""
     root = photos.parent / "run"
     given = parameters(photos, root)
-    planning.create_run(given)
+    run = planning.create_run(given)
     options = records.Options.of(given)
-    with worker.working(root, options):
-        worker.encode_shards(root, [0], options)
-    driver.plan(root, "failed")
+    with session_log.recorded(run, options, command="extract"), worker.working(run, options):
+        worker.encode_shards(run, [0], options)
+    driver.plan(run, "failed")
     return root
 
 
@@ -117,7 +118,7 @@ def attempt(
 ) -> Callable[[str, str], list[str]]:
     """Return a call that spoils one place of a copy, runs every command, and returns what went wrong."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("genenc_core.run.status._WORTH_NOTING", 1)
+    monkeypatch.setattr("genenc_core.run.status._CACHE_FROM", 1)
     count = iter(range(10**6))
 
     def go(place: str, kind: str) -> list[str]:
@@ -155,10 +156,21 @@ def _given(name: str) -> bool:
     return name in ("model", "weights", "image_size", "out", "shard_rows", "device")
 
 
+def kinds_of(place: Path, number: int) -> set[str]:
+    """The kind that leads furthest from such a place, and one of the others in turn."""
+    first = "link to a folder" if place.is_dir() else "link to a copy" if place.is_file() else "link to nothing"
+    return {first, KINDS[number % len(KINDS)]}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["link to a copy", "link to nothing", "link to a folder", "second name", "pipe"])
-def test_no_command_leaves_the_run_folder(attempt: Callable[[str, str], list[str]], begun: Path, kind: str) -> None:
-    wrong = {place: found for place in (*places_of(begun), *ABSENT) if (found := attempt(place, kind))}
+@pytest.mark.parametrize("part", range(3))
+def test_no_command_leaves_the_run_folder(attempt: Callable[[str, str], list[str]], begun: Path, part: int) -> None:
+    wrong = {
+        (place, kind): found
+        for number, place in list(enumerate((*places_of(begun), *ABSENT)))[part::3]
+        for kind in sorted(kinds_of(begun / place, number))
+        if (found := attempt(place, kind))
+    }
     assert wrong == {}
 
 
@@ -167,9 +179,9 @@ def test_a_cache_of_tallies_is_the_users_own(
 ) -> None:
     """`status` of a run without a tally notes what it read, but not in the run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("genenc_core.run.status._WORTH_NOTING", 1)
+    monkeypatch.setattr("genenc_core.run.status._CACHE_FROM", 1)
     shutil.copytree(begun, tmp_path / "run")
-    (tmp_path / "run" / tally.TALLY).unlink()
+    (tmp_path / "run" / status_cache.TALLY).unlink()
     before = tree(tmp_path / "run")
     assert genenc("status", tmp_path / "run").code == 1
     assert tree(tmp_path / "run") == before

@@ -36,6 +36,7 @@ def close(found: object, expected: torch.Tensor) -> None:
     np.testing.assert_allclose(np.asarray(found), wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_two_layers_of_a_resnet_and_a_resume_from_the_folder_alone(
     genenc: Genenc, photos: Path, tmp_path: Path
@@ -73,6 +74,7 @@ def test_two_layers_of_a_resnet_and_a_resume_from_the_folder_alone(
     assert "layers" in refused.err
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("layers", [None, "-1,-4"])
 def test_a_vits_tokens_stored_from_the_model_and_from_its_exported_spec(
@@ -116,6 +118,7 @@ def test_a_vits_tokens_stored_from_the_model_and_from_its_exported_spec(
         close(script[name][:], torch.from_numpy(found[name][:]))
 
 
+@pytest.mark.slow
 def test_a_token_slot_is_stored_with_its_own_axes(genenc: Genenc, photos: Path, tmp_path: Path) -> None:
     said = genenc(
         "extract", photos, "--model", "timm/vit_small_patch14_reg4_dinov2", "--weights", "random:0", "--image-size",
@@ -132,10 +135,10 @@ def test_a_token_slot_is_stored_with_its_own_axes(genenc: Genenc, photos: Path, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--layers", "layer9"], "nearest names are: layer4"),
+        (["--layers", "layer9"], "closest names are: layer4"),
         (["--layers", "4"], "stages are -4 to 3"),
         (["--layers", "relu,layer1.0.relu"], "is called 2 times"),
-        (["--product", "v=cls_token"], "no class token beside 'features'"),
+        (["--product", "v=cls_token"], "no class token for 'features'"),
         (["--layers", "-1", "--product", "v=layer3:none"], "no output slot 'layer3'; it has layer4"),
     ],
 )

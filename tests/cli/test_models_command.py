@@ -10,8 +10,8 @@ import torch
 import zarr
 
 import tiny_models
-from genenc_core.export import registry
 from genenc_core.run import model_info
+from genenc_core.runtime import model_registry
 
 Call = Callable[..., Any]
 SPEC = {
@@ -35,6 +35,7 @@ def table(text: str) -> list[list[str]]:
     return [line.split("\t") for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_search_lists_names_with_shapes_from_a_run(genenc: Call) -> None:
     said = genenc("models", "--search", "ResNet18")
     assert (said.code, said.err) == (0, "")
@@ -45,6 +46,7 @@ def test_a_search_lists_names_with_shapes_from_a_run(genenc: Call) -> None:
     assert all("resnet18" in row[0] for row in rows)
 
 
+@pytest.mark.slow
 def test_a_pattern_and_a_source_narrow_the_list(genenc: Call) -> None:
     _, *rows = table(genenc("models", "--search", "*darknet53_fpn", "--source", "genenc").out)
     assert [row[0] for row in rows] == ["cspdarknet53_fpn", "darknet53_fpn"]
@@ -61,12 +63,13 @@ def test_many_names_come_without_shapes_and_with_a_hint(genenc: Call) -> None:
     assert f"{len(rows)} models; --search" in said.err
 
 
+@pytest.mark.slow
 def test_own_encoders_are_listed_and_the_general_one_names_no_shapes(genenc: Call) -> None:
     found = {row["name"]: row for row in json.loads(genenc("models", "--source", "genenc", "--json").out)}
     assert set(found) >= {"samvit_base", "samvit_large", "samvit_huge", "deepseek_sam", "darknet53_maps", "yolov3_tiny"}
     assert found["deepseek_sam"]["outputs"] == [{"name": "features", "shape": [1024, 16, 16], "pixels_per_cell": "64"}]
     assert found["deepseek_sam"]["parameters"] == 95_569_152
-    assert found["general_encoder"]["note"] == "as in the file that it runs"
+    assert found["general_encoder"]["note"] == "those of the exported file"
     assert "outputs" not in found["general_encoder"]
 
 
@@ -126,7 +129,7 @@ def test_a_spec_of_its_own_post_encoder_goes_before_the_recommended_one(tmp_path
     found = model_info.find(str(path), ())
     first = model_info.effective_outputs(found.spec)[0]
     assert (first.dims, first.shape) == (("point", "channel"), (1, 768))
-    assert "         after spatial_point(interpolation=Bilinear): features [768] per point" in model_info.words(found)
+    assert "         after spatial_point(interpolation=Bilinear): features [768] per point" in model_info.summary(found)
 
 
 def test_a_post_encoder_that_cannot_be_applied_is_said(genenc: Call, tmp_path: Path) -> None:
@@ -181,7 +184,7 @@ def test_info_of_another_file_says_what_it_describes(genenc: Call, tmp_path: Pat
 def test_info_of_nothing_is_said(genenc: Call, tmp_path: Path) -> None:
     said = genenc("info", "resnet81")
     assert said.code == 2
-    assert "neither a run folder nor a spec file here" in said.err
+    assert "neither a run folder nor a spec file, and" in said.err
     assert "resnet18" in said.err
     assert genenc("info", tmp_path / "absent.json").code == 2
     assert "does not exist" in genenc("info", tmp_path / "absent.json").err
@@ -189,7 +192,7 @@ def test_info_of_nothing_is_said(genenc: Call, tmp_path: Path) -> None:
 
 def test_a_model_id_is_a_name_where_its_folder_is_given(genenc: Call, photos: Path, tmp_path: Path) -> None:
     genenc("export", "tiny_models:conv", "--weights", "random:0", "--image-size", "32", "--out", tmp_path / "specs")
-    (name,) = registry.folders((str(tmp_path / "specs"),))[0].registered()
+    (name,) = model_registry.folders((str(tmp_path / "specs"),))[0].registered()
     config = tmp_path / "options.toml"
     config.write_text(f'models = ["{tmp_path / "specs"}"]\nmodel = "{name}"\n')
     assert genenc("extract", photos, "--config", config, "--out", tmp_path / "run", "--device", "cpu").code == 0
@@ -217,7 +220,7 @@ def test_broken_specs_beside_an_unknown_id_are_told(genenc: Call, photos: Path, 
         "extract", photos, "--model", "whisker_tip", "--models", tmp_path / "specs", "--out", tmp_path / "run"
     )
     assert said.code == 2
-    assert "b.json is left out" in said.err
+    assert "b.json is skipped" in said.err
 
 
 def test_the_general_encoder_runs_any_exported_file(genenc: Call, photos: Path, tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_the_general_encoder_runs_any_exported_file(genenc: Call, photos: Path, 
     [
         ((), "--weights FILE.pt"),
         (("--weights", "random:0", "--trust"), "there is no file 'random:0'"),
-        (("--weights", "net.pt", "--trust", "--layers", "0"), "--layers 0 does not go"),
+        (("--weights", "net.pt", "--trust", "--layers", "0"), "--layers 0 cannot be used with general_encoder"),
     ],
 )
 def test_the_general_encoder_says_what_it_lacks(
@@ -263,18 +266,18 @@ def test_an_output_shape_is_for_the_general_encoder_only(
 
 def test_the_general_encoder_is_not_exported(genenc: Call, tmp_path: Path) -> None:
     said = genenc("export", "general_encoder", "--weights", "random:0", "--out", tmp_path / "out")
-    assert (said.code, "exported already" in said.err) == (2, True)
+    assert (said.code, "runs an exported file" in said.err) == (2, True)
 
 
 def test_a_model_that_cannot_be_built_is_a_note_and_no_traceback(genenc: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = registry.ModelRegistry.info
+    known = model_registry.ModelRegistry.info
 
-    def info(self: registry.ModelRegistry, name: str, **more: object) -> registry.ModelInfo:
+    def info(self: model_registry.ModelRegistry, name: str, **more: object) -> model_registry.ModelInfo:
         if name == "resnet34":
             raise RuntimeError("no kernel\nfor it")
         return known(self, name, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(registry.ModelRegistry, "info", info)
+    monkeypatch.setattr(model_registry.ModelRegistry, "info", info)
     said = genenc("models", "--search", "resnet34", "--source", "torchvision")
     assert said.code == 0
     assert "RuntimeError: no kernel" in said.out
@@ -284,3 +287,10 @@ def test_a_model_that_cannot_be_built_is_a_note_and_no_traceback(genenc: Call, m
 @pytest.mark.parametrize("search", ["[", "(", "*[", "\\", "resnet[", "?", "+"])
 def test_signs_of_patterns_are_no_error(genenc: Call, search: str) -> None:
     assert genenc("models", "--search", search, "--source", "genenc").code == 0
+
+
+def test_pixels_per_cell_are_a_mean_only_where_nothing_states_them(genenc: Call, tmp_path: Path) -> None:
+    assert "features [256, 6, 6], one cell is ~37.3 x ~37.3 pixels" in genenc("info", "alexnet").out
+    genenc("export", "alexnet", "--out", str(tmp_path), "--weights", "random:0")
+    (path,) = tmp_path.glob("*_spec.json")
+    assert "features [256, 6, 6], one cell is 32 x 32 pixels" in genenc("info", str(path)).out

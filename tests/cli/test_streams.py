@@ -23,6 +23,7 @@ def run(shell: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shell", "code", "words"),
     [

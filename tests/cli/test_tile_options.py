@@ -63,15 +63,18 @@ def test_a_config_file_names_tiles_as_the_flags_do(genenc: Call, photos: Path, t
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--tile-overlap", "16"], "--tile-overlap 16 does nothing without tiles: give --canvas HxW"),
-        (["--canvas", "64", "--tile-overlap", "-8"], "--tile-overlap -8 cannot be used"),
-        (["--canvas", "64", "--tile-trim", "-8"], "--tile-trim -8 cannot be used"),
-        (["--canvas", "64", "--tile-trim", "8"], "--tile-trim 8 is out of range: it can be 0 to half the overlap of 8"),
+        (["--tile-overlap", "16"], "--tile-overlap 16 has no effect without tiles: add --canvas HxW"),
+        (["--canvas", "64", "--tile-overlap", "-8"], "--tile-overlap -8 is not valid"),
+        (["--canvas", "64", "--tile-trim", "-8"], "--tile-trim -8 is not valid"),
+        (
+            ["--canvas", "64", "--tile-trim", "8"],
+            "--tile-trim 8 is out of range: it must be 0 to half the overlap of 8",
+        ),
         (["--canvas", "64x"], "canvas '64x' is not of the form H or HxW"),
         (["--canvas", "16"], "canvas of 16 x 16 pixels is smaller than the model's input of 32 x 32"),
-        (["--canvas", "70x90"], "give 64x88 or 72x96"),
-        (["--canvas", "64", "--tile-overlap", "32"], "--tile-overlap 32 is out of range: it can be 0 to 24 pixels"),
-        (["--canvas", "64", "--tile-overlap", "9"], "--tile-overlap 9 is not a whole number"),
+        (["--canvas", "70x90"], "use 64x88 or 72x96"),
+        (["--canvas", "64", "--tile-overlap", "32"], "--tile-overlap 32 is out of range: it must be 0 to 24 pixels"),
+        (["--canvas", "64", "--tile-overlap", "9"], "--tile-overlap 9 is not a multiple"),
     ],
 )
 def test_tiles_that_cannot_be_are_refused_in_one_paragraph(
@@ -84,6 +87,7 @@ def test_tiles_that_cannot_be_are_refused_in_one_paragraph(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_a_tiled_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     photos = pictures.write_folder(tmp_path / "photos", 24)
     command = [

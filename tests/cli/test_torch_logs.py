@@ -27,7 +27,8 @@ def genenc(*arguments: str, run: Callable[..., Any] = forked.run) -> "subprocess
     )
 
 
-@pytest.mark.parametrize("kind", ["exported_program", "onnx", "aotinductor"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "aotinductor"])
 def test_an_export_that_fails_says_one_line(kind: str, tmp_path: Path) -> None:
     out = str(tmp_path / "m")
     done = genenc("export", "tiny_models:branching", "--weights", "random:0", "--image-size", "32", "--formats", kind,

@@ -108,7 +108,7 @@ def test_code_in_a_configuration_is_not_the_users_word(
     assert genenc(*arguments).code == 0
     config.write_text("trust = true\n")
     said = genenc(*arguments, "--model", "tiny_models:pooled")
-    assert (said.code, "cannot give trust" in said.err) == (2, True)
+    assert (said.code, "cannot set trust" in said.err) == (2, True)
 
 
 def test_somebody_elses_run_imports_nothing_without_trust(
@@ -122,9 +122,9 @@ def test_somebody_elses_run_imports_nothing_without_trust(
     record.unlink()
     (out / "features.zarr" / "status" / "c.1").unlink()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
-    from genenc_core.run import encoders
+    from genenc_core.run import model_cache
 
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
     said = genenc("resume", out)
     assert (said.code, "names the code 'tiny_models:conv'" in said.err, "--trust" in said.err) == (2, True, True)
     assert not record.exists()

@@ -13,7 +13,7 @@ Call = Callable[..., Any]
 GROUP: Any = typer.main.get_command(app.build_app())
 WITH_JSON = {
     name: command
-    for name, command in GROUP.commands.items()
+    for name, command in ((name, GROUP.get_command(None, name)) for name in GROUP.list_commands(None))
     if any("--json" in parameter.opts for parameter in command.params)
 }
 

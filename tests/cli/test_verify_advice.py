@@ -65,7 +65,7 @@ def test_commit_records_that_were_deleted(genenc: Call, run: Path) -> None:
     for command in ("status", "verify", "resume"):
         said = genenc(command, run)
         assert said.code == 1
-        assert "make an empty folder there" in said.err
+        assert "create an empty folder there" in said.err
         assert "disk" not in said.err
     (run / "_txn/commits").mkdir()
     assert genenc("verify", run, "--repair").code == 0

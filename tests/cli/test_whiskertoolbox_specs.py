@@ -62,7 +62,7 @@ def test_their_convnext_spec_runs_and_gives_their_numbers(
     said = genenc(*arguments, "--trust")
     assert said.code == 0
     assert said.err.startswith("warning: ")
-    assert "does not say whether it expects normalised images" in said.err
+    assert "does not declare whether it expects normalised images" in said.err
     found = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")["features"][:]
     assert found.shape == (3, 768)
     for row, image in zip(found, sorted(photos.iterdir()), strict=True):
@@ -124,15 +124,16 @@ def test_their_specs_run_or_say_why_not(
     assert (tmp_path / "run").exists() == (code == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [(), ("--variants", "1,2"), ("--dynamic-size",), ("--batch-min", "2", "--batch-max", "2")]
 )
 def test_our_specs_keep_their_rules(genenc: Callable[..., Any], tmp_path: Path, options: tuple[str, ...]) -> None:
-    formats = "torchscript,exported_program,onnx"
+    formats = "torchscript" if options else "torchscript,exported_program,onnx"
     model = ("tiny_models:two_maps", "--weights", "random:0", "--image-size", "32")
     assert genenc("export", *model, "--out", tmp_path, "--formats", formats, "--plain", *options).code == 0
     paths = sorted(tmp_path.glob("*_spec.json"))
-    assert len(paths) == 3
+    assert len(paths) == len(formats.split(","))
     for path in paths:
         written = json.loads(path.read_text())
         assert spec.load_spec(path).problems() == []

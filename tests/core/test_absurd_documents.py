@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from genenc_core import errors, small_files, spec
-from genenc_core.export import describe
-from genenc_core.models.factory import file_content
-from genenc_core.store import creation, records, sealed
-from genenc_core.store.local import LocalObjects
+from genenc_core import errors, spec
+from genenc_core.factory import model_file
+from genenc_core.runtime import describe
+from genenc_core.store import commit_record, creation, documents
+from genenc_core.store.backends.local import LocalObjects
+from genenc_core.system import small_files
 
 SMALL: dict[str, Any] = {
     "model_id": "m",
@@ -31,13 +32,13 @@ PREPROCESSING = {"height": 64, "width": 64}
         ({"outputs": [{"name": "features", "shape": [10**9, 10**9]}]}, "a tensor has at most"),
         ({"outputs": [{"name": "features", "shape": [10**400]}]}, "a huge number"),
         ({"outputs": [{"name": "features", "shape": [1] * 100_000 + [0]}]}, r"\.\.\."),
-        ({"batch_mode": {"fixed": 10**9}}, "no memory is meant for"),
+        ({"batch_mode": {"fixed": 10**9}}, "is too large for memory"),
         ({"batch_mode": {"fixed": 10**12}}, "batch_mode.fixed must be <="),
         ({"genenc": {"preprocessing": {**PREPROCESSING, "resize_short": 10**9}}}, "resize_short"),
         ({"genenc": {"preprocessing": {**PREPROCESSING, "pad_value": [0, 0, 256]}}}, "0 to 255"),
     ],
 )
-def test_absurd_sizes_of_a_spec_are_refused(change: dict[str, Any], said: str) -> None:
+def test_invalid_sizes_in_a_spec_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(errors.SpecError, match=said) as raised:
         describe.check_image_spec(spec.RuntimeModelSpec.from_json(json.dumps({**SMALL, **change})))
     assert len(str(raised.value)) < 2000
@@ -45,13 +46,13 @@ def test_absurd_sizes_of_a_spec_are_refused(change: dict[str, Any], said: str) -
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
-def test_numbers_that_json_has_not_are_refused(number: str) -> None:
+def test_nan_and_infinity_in_a_spec_are_refused(number: str) -> None:
     content = json.dumps({**SMALL, "genenc": {"mean": [0.5, 0.5, 0.25]}}).replace("0.25", number)
     with pytest.raises(errors.SpecError, match="finite"):
         spec.RuntimeModelSpec.from_json(content)
 
 
-def test_deep_and_endless_specs_are_refused_in_words(tmp_path: Path) -> None:
+def test_deep_and_endless_specs_are_refused(tmp_path: Path) -> None:
     deep = json.dumps({**SMALL, "more": 0}).replace('"more": 0', f'"more": {"[" * 100_000}{"]" * 100_000}')
     with pytest.raises(errors.SpecError):
         spec.RuntimeModelSpec.from_json(deep)
@@ -81,7 +82,7 @@ def test_deep_and_endless_specs_are_refused_in_words(tmp_path: Path) -> None:
             "\n".join(["b0: &b0 {x: 1}", *(f"b{i}: &b{i} {{<<: [*b{i - 1}, *b{i - 1}]}}" for i in range(1, 60))]),
             "more than 20000",
         ),
-        ("a: &a [*a]", "holds itself"),
+        ("a: &a [*a]", "contains itself"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("a: 2001-99-99", "cannot be read"),
         ("!!python/object/apply:os.getcwd []", "cannot be read"),
@@ -92,16 +93,16 @@ def test_deep_and_endless_specs_are_refused_in_words(tmp_path: Path) -> None:
 def test_yaml_bombs_are_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "m.yaml").write_text(content)
     with pytest.raises(errors.InputError, match=said):
-        file_content.content(tmp_path / "m.yaml")
+        model_file.read_content(tmp_path / "m.yaml")
     (tmp_path / "m.yaml").write_text("a: &x [1, 2]\nb: *x\nc: {<<: {d: 1}, e: 2}")
-    assert file_content.content(tmp_path / "m.yaml") == {"a": [1, 2], "b": [1, 2], "c": {"d": 1, "e": 2}}
+    assert model_file.read_content(tmp_path / "m.yaml") == {"a": [1, 2], "b": [1, 2], "c": {"d": 1, "e": 2}}
 
 
 @pytest.mark.parametrize("content", ["a = " + "[" * 5000, "a = " + "9" * 5000, "a = 2001-99-99", "\x00"])
-def test_toml_that_python_stumbles_over_is_refused(tmp_path: Path, content: str) -> None:
+def test_invalid_toml_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "m.toml").write_text(content)
     with pytest.raises(errors.InputError, match="cannot be read"):
-        file_content.content(tmp_path / "m.toml")
+        model_file.read_content(tmp_path / "m.toml")
 
 
 DIGESTS = {"digest": "blake3:" + "0" * 64, "content_digest": "sha256:" + "0" * 64}
@@ -133,22 +134,22 @@ RECORD: dict[str, Any] = {
     ]
     + [{"rows": ["a", {}]}, {"rows": [0, 1, 2]}, {"shard": True}, {"details": []}, {"status_counts": {"ok": "2"}}],
 )
-def test_a_forged_record_leads_nowhere(change: dict[str, Any]) -> None:
+def test_forged_commit_record_is_refused(change: dict[str, Any]) -> None:
     """A digest of its own, as anybody can write one, does not make it one of ours."""
-    assert records.CommitRecord.from_json(sealed.dumps(records.SCHEMA, RECORD)).shard == 0
+    assert commit_record.CommitRecord.from_json(documents.dumps(commit_record.SCHEMA, RECORD)).shard == 0
     with pytest.raises(errors.StoreError, match="is damaged"):
-        records.CommitRecord.from_json(sealed.dumps(records.SCHEMA, {**RECORD, **change}))
+        commit_record.CommitRecord.from_json(documents.dumps(commit_record.SCHEMA, {**RECORD, **change}))
 
 
 @pytest.mark.parametrize("created", [{"../x": [1, "0" * 64]}, {"a": [1]}, {"a": ["1", "0" * 64]}, []])
-def test_a_forged_store_file_leads_nowhere(tmp_path: Path, created: Any) -> None:
+def test_forged_store_file_is_refused(tmp_path: Path, created: Any) -> None:
     (tmp_path / "_txn").mkdir()
-    (tmp_path / "_txn" / "store.json").write_bytes(sealed.dumps(creation.SCHEMA, {"plan": {}, "created": created}))
+    (tmp_path / "_txn" / "store.json").write_bytes(documents.dumps(creation.SCHEMA, {"plan": {}, "created": created}))
     with pytest.raises(errors.StoreError, match="is damaged"):
         creation.read(LocalObjects(tmp_path))
 
 
-def test_deep_documents_are_damaged_ones() -> None:
+def test_deep_documents_are_reported_as_damaged() -> None:
     deep = b'{"schema": "x", "sha256": "' + hashlib.sha256(b"").hexdigest().encode() + b'", "a": ' + b"[" * 100_000
     with pytest.raises(errors.StoreError, match="is damaged"):
-        sealed.loads(deep, schema="x", subject="it")
+        documents.loads(deep, schema="x", subject="it")

@@ -81,7 +81,7 @@ def test_null_means_absent() -> None:
 
 
 @pytest.mark.parametrize("missing", ["model_id", "display_name", "inputs", "outputs"])
-def test_missing_required_field_is_a_parse_error_naming_it(missing: str) -> None:
+def test_missing_required_field_is_named(missing: str) -> None:
     text = json.dumps({key: value for key, value in MINIMAL.items() if key != missing})
     with pytest.raises(errors.SpecError, match=f"missing required field '{missing}'"):
         spec.RuntimeModelSpec.from_json(text)
@@ -133,7 +133,7 @@ def test_parse_errors_are_listed_together() -> None:
         ),
     ],
 )
-def test_their_rules_give_their_messages(changed: spec.RuntimeModelSpec, message: str) -> None:
+def test_whiskertoolbox_rules_keep_their_messages(changed: spec.RuntimeModelSpec, message: str) -> None:
     assert changed.problems() == [message]
 
 
@@ -145,17 +145,17 @@ def test_their_rules_give_their_messages(changed: spec.RuntimeModelSpec, message
         (with_input(sequence_dim=-2), "inputs[0]: sequence_dim must be >= -1, got -2"),
     ],
 )
-def test_our_rules_close_their_gaps(changed: spec.RuntimeModelSpec, message: str) -> None:
+def test_stricter_rules_report_invalid_values(changed: spec.RuntimeModelSpec, message: str) -> None:
     assert changed.problems() == [message]
 
 
-def test_unknown_backend_is_refused_and_the_known_ones_listed() -> None:
+def test_unknown_backend_error_lists_known_ones() -> None:
     (problem,) = parsed(backend="tensorrt").problems()
     assert problem.startswith("backend: unknown name 'tensorrt'")
     assert "aotinductor" in problem
 
 
-def test_messages_come_in_their_order_and_all_at_once() -> None:
+def test_all_messages_are_in_whiskertoolbox_order() -> None:
     broken = parsed(
         model_id="",
         display_name="",
@@ -183,24 +183,24 @@ def test_messages_come_in_their_order_and_all_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "locked", "bounds", "words"),
+    ("mode", "bounds", "words"),
     [
-        ({"fixed": 1}, True, (1, 1), "Fixed(1)"),
-        ({"fixed": 4}, False, (4, 4), "Fixed(4)"),
-        ({"dynamic": {"min": 1, "max": 0}}, False, (1, 0), "Dynamic(1, unlimited)"),
-        ({"dynamic": {"min": 2, "max": 16}}, False, (2, 16), "Dynamic(2, 16)"),
-        ({"recurrent_only": True}, True, (1, 1), "RecurrentOnly"),
-        ({"recurrent_only": False}, False, (1, 0), "Dynamic(1, unlimited)"),
-        ({"recurrent_only": True, "fixed": 4}, True, (1, 1), "RecurrentOnly"),
-        ({"fixed": 4, "dynamic": {"min": 2, "max": 8}}, False, (4, 4), "Fixed(4)"),
+        ({"fixed": 1}, (1, 1), "Fixed(1)"),
+        ({"fixed": 4}, (4, 4), "Fixed(4)"),
+        ({"dynamic": {"min": 1, "max": 0}}, (1, 0), "Dynamic(1, unlimited)"),
+        ({"dynamic": {"min": 2, "max": 16}}, (2, 16), "Dynamic(2, 16)"),
+        ({"recurrent_only": True}, (1, 1), "RecurrentOnly"),
+        ({"recurrent_only": False}, (1, 0), "Dynamic(1, unlimited)"),
+        ({"recurrent_only": True, "fixed": 4}, (1, 1), "RecurrentOnly"),
+        ({"fixed": 4, "dynamic": {"min": 2, "max": 8}}, (4, 4), "Fixed(4)"),
     ],
 )
-def test_batch_modes(mode: dict[str, object], locked: bool, bounds: tuple[int, int], words: str) -> None:
+def test_batch_modes(mode: dict[str, object], bounds: tuple[int, int], words: str) -> None:
     found = parsed(batch_mode=mode).resolved_batch_mode()
-    assert (found.locked, (found.min, found.max), found.describe()) == (locked, bounds, words)
+    assert ((found.min, found.max), found.describe()) == (bounds, words)
 
 
-def test_max_batch_size_counts_only_without_a_batch_mode() -> None:
+def test_max_batch_size_applies_only_without_batch_mode() -> None:
     assert parsed(max_batch_size=8).resolved_batch_mode().max == 8
     assert parsed(max_batch_size=8, batch_mode={"dynamic": {"min": 1, "max": 0}}).resolved_batch_mode().max == 0
 
@@ -225,7 +225,7 @@ def test_backend_by_name_then_extension(named: str | None, path: str | None, exp
     assert parsed(backend=named, weights_path=path).resolved_backend() == expected
 
 
-def test_variants_are_bound_by_the_largest_and_recurrent_wins() -> None:
+def test_batch_mode_of_variants() -> None:
     variants = [{"path": "b1.pt", "batch_size": 1}, {"path": "b8.pt", "batch_size": 8}]
     assert (
         parsed(weights_variants=variants, batch_mode={"fixed": 1}).resolved_batch_mode().describe() == "Dynamic(1, 8)"
@@ -235,7 +235,7 @@ def test_variants_are_bound_by_the_largest_and_recurrent_wins() -> None:
     assert parsed(weights_variants=[], batch_mode={"fixed": 4}).resolved_batch_mode().describe() == "Fixed(4)"
 
 
-def test_relative_weights_are_joined_lexically_to_the_files_folder(tmp_path: Path) -> None:
+def test_relative_weights_are_joined_to_the_spec_folder(tmp_path: Path) -> None:
     path = tmp_path / "models" / "spec.json"
     path.parent.mkdir()
     variants = [{"path": "b1.pt", "batch_size": 1}, {"path": "/abs/b4.pt", "batch_size": 4}]
@@ -245,7 +245,7 @@ def test_relative_weights_are_joined_lexically_to_the_files_folder(tmp_path: Pat
     assert [variant.path for variant in found.weights_variants or ()] == [str(path.parent / "b1.pt"), "/abs/b4.pt"]
 
 
-def test_empty_variant_path_in_a_file_is_still_found(tmp_path: Path) -> None:
+def test_empty_variant_path_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps({**MINIMAL, "weights_path": "", "weights_variants": [{"path": "", "batch_size": 1}]}))
     assert spec.RuntimeModelSpec.from_json_file(path).weights_path == ""
@@ -269,18 +269,18 @@ def test_unknown_keys_are_named_in_one_warning() -> None:
         assert name in message
 
 
-def test_known_keys_warn_of_nothing() -> None:
+def test_known_keys_emit_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         spec.RuntimeModelSpec.from_json(json.dumps(FULL))
 
 
-def test_shipped_schema_is_the_models_schema() -> None:
+def test_shipped_schema_is_up_to_date() -> None:
     shipped = Path(spec.__file__).with_name("runtime_model_spec.schema.json").read_text(encoding="utf-8")
     assert shipped == spec.json_schema(), "run: genenc schema --out genenc_core/runtime_model_spec.schema.json"
 
 
-def test_schema_accepts_what_the_parser_accepts_and_refuses_wrong_types() -> None:
+def test_schema_agrees_with_the_parser() -> None:
     validator = jsonschema.Draft202012Validator(json.loads(spec.json_schema()))
     assert validator.is_valid(FULL)
     assert validator.is_valid(MINIMAL)
@@ -288,7 +288,7 @@ def test_schema_accepts_what_the_parser_accepts_and_refuses_wrong_types() -> Non
     assert not validator.is_valid({})
 
 
-def test_the_usual_decode_is_not_written() -> None:
+def test_default_decode_is_omitted() -> None:
     """Specs and runs made before it could be chosen keep their bytes and their identity."""
     usual, scaled = (spec.Preprocessing(height=8, width=8, decode=way) for way in ("full", "scaled"))
     assert "decode" not in usual.model_dump(mode="json")

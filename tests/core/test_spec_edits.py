@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from genenc_core import errors, spec, spec_edits
-from genenc_core.export import registry
+from genenc_core.runtime import model_registry
 
 SOURCE = spec.SourceInfo(kind="python", name="nets:two", weights="random:0", layers=("a", "b"))
 INFO = spec.ArtifactInfo(
@@ -89,7 +89,7 @@ FREE: dict[str, Edit] = {
 
 
 def edited(folder: Path, edit: Edit, *, earlier: bool = False) -> Path:
-    written = json.loads(spec_edits.sealed(WRITTEN).to_json())
+    written = json.loads(spec_edits.with_digests(WRITTEN).to_json())
     if earlier:
         del written["genenc"]["written_sha256"]
     edit(written)
@@ -99,16 +99,16 @@ def edited(folder: Path, edit: Edit, *, earlier: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_edits_of_what_the_numbers_mean_are_refused(tmp_path: Path, name: str) -> None:
+def test_edits_of_protected_parts_are_refused(tmp_path: Path, name: str) -> None:
     path = edited(tmp_path, CHANGES[name])
     with pytest.raises(errors.SpecError, match="edited after genenc wrote the spec: export the model again, or remove"):
         spec.load_spec(path)
     with pytest.raises(errors.InputError, match="edited after genenc wrote"):
-        registry.ModelRegistry().register_from_json(path)
+        model_registry.ModelRegistry().register_from_json(path)
 
 
 @pytest.mark.parametrize("name", OF_EARLIER_VERSIONS)
-def test_what_no_file_of_genencs_is_like_is_refused_in_specs_of_earlier_versions(tmp_path: Path, name: str) -> None:
+def test_impossible_edits_of_older_specs_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(errors.SpecError, match=r"edited after genenc wrote the spec, whose files take float32 RGB"):
         spec.load_spec(edited(tmp_path, CHANGES[name], earlier=True))
 
@@ -116,11 +116,11 @@ def test_what_no_file_of_genencs_is_like_is_refused_in_specs_of_earlier_versions
 @pytest.mark.filterwarnings("ignore::genenc_core.spec.UnknownKeyWarning")
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("name", FREE)
-def test_other_edits_are_free(tmp_path: Path, name: str, earlier: bool) -> None:
+def test_other_edits_are_allowed(tmp_path: Path, name: str, earlier: bool) -> None:
     assert spec.load_spec(edited(tmp_path, FREE[name], earlier=earlier)).inputs == WRITTEN.inputs
 
 
-def test_the_message_names_the_parts(tmp_path: Path) -> None:
+def test_message_names_the_edited_parts(tmp_path: Path) -> None:
     def both(own: dict[str, Any]) -> None:
         own["outputs"].reverse()
         own["genenc"]["mean"].reverse()
@@ -129,6 +129,6 @@ def test_the_message_names_the_parts(tmp_path: Path) -> None:
         spec.load_spec(edited(tmp_path, both))
 
 
-def test_specs_of_others_are_not_sealed() -> None:
+def test_foreign_specs_get_no_digests() -> None:
     theirs = WRITTEN.model_copy(update={"genenc": None})
-    assert spec_edits.sealed(theirs) is theirs
+    assert spec_edits.with_digests(theirs) is theirs

@@ -11,12 +11,12 @@ import pytest
 
 from genenc_core import errors, text
 from genenc_core.run import records
-from genenc_core.store import local
+from genenc_core.store.backends import local
 
 NASTY = "a\x1b[31m\r\nb\x07\u202e\u2066\x7f\ud800\u2028<img src=x onerror=alert(1)>`[x](javascript:y)|*_#![red]:bomb:"
 
 
-def test_nothing_printable_steers_a_terminal() -> None:
+def test_printable_escapes_control_characters() -> None:
     shown = text.printable(NASTY)
     assert shown.isprintable()
     assert shown.startswith(r"a\x1b[31m\r\nb\x07\u202e\u2066\x7f\ud800\u2028<img")
@@ -34,11 +34,11 @@ def test_nothing_printable_steers_a_terminal() -> None:
         ("abc\u202egpj.exe", "abc\\\\u202egpj.exe"),
     ],
 )
-def test_markdown_shows_names_as_they_are(name: str, shown: str) -> None:
+def test_markdown_is_escaped(name: str, shown: str) -> None:
     assert text.markdown(name) == shown
 
 
-def test_a_code_block_cannot_be_left() -> None:
+def test_code_block_cannot_be_closed_by_its_text() -> None:
     block = text.code_block("x\n```\n<script>\n````\n\x1b[2J", "json")
     first, *inner, last = block.split("\n")
     assert (first, last) == ("`````json", "`````")
@@ -66,13 +66,13 @@ def test_a_code_block_cannot_be_left() -> None:
         ("me@host: a=b", "me@host: a=b"),
     ],
 )
-def test_credentials_of_addresses_are_hidden(given: str, shown: str) -> None:
+def test_credentials_in_urls_are_redacted(given: str, shown: str) -> None:
     assert text.redacted(given) == shown
     assert str(errors.InputError(f"cannot read {given!r}")) == f"cannot read {shown!r}"
     assert text.holds_credentials(given) == (given != shown)
 
 
-def test_json_is_valid_and_prints_safely() -> None:
+def test_json_document_is_valid_and_printable() -> None:
     value = {
         "name": NASTY,
         "path": Path("/a"),
@@ -88,7 +88,7 @@ def test_json_is_valid_and_prints_safely() -> None:
     assert (found["path"], found["set"], found["3"]) == ("/a", [1], [1.5, None, True])
 
 
-def test_long_text_is_cut_in_its_middle() -> None:
+def test_long_text_is_shortened_in_the_middle() -> None:
     assert text.shortened("a" * 50 + "b" * 50, 11) == "aaaa...bbbb"
     assert len(text.title("x\n" * 500)) <= 200
 
@@ -96,7 +96,7 @@ def test_long_text_is_cut_in_its_middle() -> None:
 @pytest.mark.parametrize(
     "piece", ["a.", "token", "xx://a:", "x:/", "?sig=", "?token", "&api_key.secret", "http://a.b@c:/"]
 )
-def test_long_text_of_any_kind_is_searched_in_bounded_time(piece: str) -> None:
+def test_redaction_of_long_text_is_fast(piece: str) -> None:
     begin = time.process_time()
     text.redacted("?" + piece * 40_000 + ":/ = @")
     assert time.process_time() - begin < 5
@@ -107,16 +107,16 @@ def test_long_text_of_any_kind_is_searched_in_bounded_time(piece: str) -> None:
     [("0", 0), ("007", 7), ("9" * 18, 10**18 - 1), ("9" * 19, None), ("9" * 5000, None), ("²", None), ("٣", None)]
     + [(word, None) for word in ("", "-1", "+1", " 1", "1_0", "1.0")],
 )
-def test_whole_numbers_are_plain_digits(written: str, number: int | None) -> None:
+def test_whole_number_accepts_plain_digits_only(written: str, number: int | None) -> None:
     assert text.whole_number(written) == number
 
 
 @pytest.mark.parametrize("path", ["runs/a", "my runs/a", "it's", "s3://bucket/a b", "$HOME;ls"])
-def test_an_argument_is_one_word_of_a_shell_command(path: str) -> None:
+def test_argument_is_quoted_for_the_shell(path: str) -> None:
     assert shlex.split(f"genenc resume {text.argument(path)}") == ["genenc", "resume", path]
 
 
-def test_lone_surrogates_are_written_as_their_escapes(tmp_path: Path) -> None:
+def test_lone_surrogates_are_escaped(tmp_path: Path) -> None:
     """In errors, and in a run's records, which stay readable."""
     assert text.encodable("a\udc80\u00e9") == "a\\udc80\u00e9"
     assert str(errors.InputError("name a\udc80")) == "name a\\udc80"

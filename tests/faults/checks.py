@@ -11,7 +11,9 @@ import numpy as np
 import zarr
 
 import store_worker as small
-from genenc_core.store import digests, layout, local, objects, places, publication, run_store, transaction, verify
+from genenc_core.store import commit_record, layout, run_store, store_keys, transaction, upload, verify
+from genenc_core.store.backends import local, objects
+from genenc_core.system import digests
 
 Ledger = dict[str, str]
 """What is committed: key -> sha256 of the bytes that it must keep for ever."""
@@ -24,12 +26,12 @@ def create(root: objects.Root) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         made = small.create(Path(scratch))
-        publication.publish(made.objects, objects.open_objects(root))
+        upload.publish(made.objects, objects.open_objects(root))
 
 
 def stands(root: objects.Root) -> bool:
     """Whether readers find a group."""
-    return objects.open_objects(root).has_group(places.GROUP)
+    return objects.open_objects(root).has_group(store_keys.GROUP)
 
 
 def read_once(store: run_store.RunStore, group: zarr.Group) -> Iterator[str]:
@@ -57,14 +59,14 @@ def read_once(store: run_store.RunStore, group: zarr.Group) -> Iterator[str]:
 
 def ledger(store: run_store.RunStore) -> Ledger:
     """Return the digest of every commit record and of every object in its place."""
-    keys = [places.record(shard) for shard in sorted(store.committed())]
-    keys += [f"{places.GROUP}/{key}" for key, _ in store.objects.walk(places.GROUP)]
+    keys = [store_keys.record(shard) for shard in sorted(store.committed())]
+    keys += [f"{store_keys.GROUP}/{key}" for key, _ in store.objects.walk(store_keys.GROUP)]
     return {key: store.objects.digest(key)[1] for key in keys}
 
 
 def lost(store: run_store.RunStore) -> Iterator[str]:
     """Yield committed objects that are neither in place nor staged as recorded, and objects without a record."""
-    present = {key for key, _ in store.objects.walk(places.GROUP)}
+    present = {key for key, _ in store.objects.walk(store_keys.GROUP)}
     committed = store.committed()
     for shard in range(store.shard_count):
         objects_of = {layout.chunk_key(array, shard) for array in store.plan.all_arrays}
@@ -77,7 +79,7 @@ def lost(store: run_store.RunStore) -> Iterator[str]:
             continue
         for item in record.objects:
             found, algorithm = set(), digests.algorithm(item.digest)
-            for key in (f"{places.GROUP}/{item.key}", f"{places.STAGING}/{item.staged}"):
+            for key in (f"{store_keys.GROUP}/{item.key}", f"{store_keys.STAGING}/{item.staged}"):
                 if store.objects.size(key) is not None:
                     found.add(f"{algorithm}:{store.objects.digest(key, algorithm)[1]}")
             if item.digest not in found:
@@ -91,9 +93,9 @@ def changed(before: Ledger, now: Ledger) -> Iterator[str]:
 
 def of_shard(key: str, shard: int) -> bool:
     """Whether a key of the ledger belongs to a shard: its record, or an object of a planned array."""
-    if key == places.record(shard):
+    if key == store_keys.record(shard):
         return True
-    return key in {f"{places.GROUP}/{layout.chunk_key(array, shard)}" for array in small.plan().all_arrays}
+    return key in {f"{store_keys.GROUP}/{layout.chunk_key(array, shard)}" for array in small.plan().all_arrays}
 
 
 def finish(root: objects.Root) -> Iterator[str]:
@@ -116,22 +118,22 @@ def finish(root: objects.Root) -> Iterator[str]:
 
 def compare(found: objects.Objects, whole: objects.Objects) -> Iterator[str]:
     """Yield how the bytes of two groups differ."""
-    names = [{key for key, _ in folder.walk(places.GROUP)} for folder in (found, whole)]
+    names = [{key for key, _ in folder.walk(store_keys.GROUP)} for folder in (found, whole)]
     if names[0] != names[1]:
         yield f"other files than an uninterrupted run's: {sorted(names[0] ^ names[1])}"
     for key in sorted(names[0] & names[1]):
-        if found.digest(f"{places.GROUP}/{key}") != whole.digest(f"{places.GROUP}/{key}"):
+        if found.digest(f"{store_keys.GROUP}/{key}") != whole.digest(f"{store_keys.GROUP}/{key}"):
             yield f"{key} has other bytes than an uninterrupted run's"
 
 
 def litter(folder: objects.Objects) -> Iterator[str]:
     """Yield what a finished run has no use for."""
     allowed = {"commits", "staging", "store.json", "set-aside", "claims"}
-    left = set(folder.names(places.TRANSACTIONS)) - allowed
+    left = set(folder.names(store_keys.TRANSACTIONS)) - allowed
     if left:
         yield f"left in _txn: {sorted(left)}"
-    if isinstance(folder, local.LocalObjects) or "staging" in folder.names(places.TRANSACTIONS):
-        staged = [key for key, _ in folder.walk(places.STAGING)] + folder.names(places.STAGING)
+    if isinstance(folder, local.LocalObjects) or "staging" in folder.names(store_keys.TRANSACTIONS):
+        staged = [key for key, _ in folder.walk(store_keys.STAGING)] + folder.names(store_keys.STAGING)
         if staged:
             yield f"left in staging: {staged}"
 
@@ -139,7 +141,7 @@ def litter(folder: objects.Objects) -> Iterator[str]:
 def damage(store: run_store.RunStore, shard: int) -> None:
     """Flip a bit of a committed object, in place from now on if a kill left it staged."""
     store.recover()
-    key = f"{places.GROUP}/features/c.{shard}.0"
+    key = f"{store_keys.GROUP}/features/c.{shard}.0"
     data = bytearray(store.objects.read(key))
     data[len(data) // 2] ^= 1
     store.objects.replace(key, bytes(data))
@@ -173,23 +175,23 @@ def break_protocol(how: str) -> None:
         transaction.clean = lambda *_arguments, **_options: None
 
 
-def promote_unrecorded(attempt: transaction.Attempt, record: transaction.records.CommitRecord) -> None:
+def promote_unrecorded(attempt: transaction.Attempt, record: commit_record.CommitRecord) -> None:
     """Put objects in place that no record stands for, as a writer with a marker of its own does."""
     transaction.promote(attempt.objects, record, observe=attempt.observe)
 
 
 def _owners() -> list[type]:
-    remote = sys.modules.get("genenc_core.store.s3")
+    remote = sys.modules.get("genenc_core.store.backends.s3_objects")
     return [local.LocalObjects, *([remote.S3Objects] if remote else [])]
 
 
 def _reversed(
-    at: objects.Objects, record: transaction.records.CommitRecord, observe: places.Observer
-) -> transaction.records.CommitRecord:
+    at: objects.Objects, record: commit_record.CommitRecord, observe: store_keys.Observer
+) -> commit_record.CommitRecord:
     """Put the status in place before the data."""
     status = record.objects[-1]
     with contextlib.suppress(FileNotFoundError):  # moved before or beside us; only the order is to be broken
-        at.move(f"{places.STAGING}/{status.staged}", f"{places.GROUP}/{status.key}")
+        at.move(f"{store_keys.STAGING}/{status.staged}", f"{store_keys.GROUP}/{status.key}")
     observe("promote:object")
     time.sleep(0.005)
     return record
@@ -199,7 +201,7 @@ def _replacing(real: Callable[..., None]) -> Callable[..., None]:
     """Replace the commit record that is there."""
 
     def create(self: objects.Objects, key: str, data: bytes, *, via: str) -> None:
-        if key.startswith(places.COMMITS):
+        if key.startswith(store_keys.COMMITS):
             self.replace(key, data)
         else:
             real(self, key, data, via=via)

@@ -10,6 +10,7 @@ is a process of its own.
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import os
 import random
@@ -34,7 +35,9 @@ sys.path[:0] = [str(_TESTS / folder) for folder in ("faults", "core/store", "sup
 import checks
 import faulty
 import store_worker as small
-from genenc_core.store import objects, places, repair, run_store
+from console import say
+from genenc_core.store import repair, run_store, store_keys
+from genenc_core.store.backends import objects
 
 POINTS = (
     *("stage:before", "stage:object", "stage:after", "commit:before", "commit:after"),
@@ -86,7 +89,7 @@ class Child:
 
 
 Tell = Callable[[str, object], None]
-Work = Callable[[places.Observer], object]
+Work = Callable[[store_keys.Observer], object]
 
 
 def started(work: Callable[[Tell], object]) -> Child:
@@ -142,7 +145,7 @@ class Campaign:
         self.broken = broken
         self.tally = Tally()
         if objects.is_remote(base):
-            import genenc_core.store.s3  # noqa: F401 (once here, not in every process)
+            importlib.import_module("genenc_core.store.backends.s3_objects")  # once here, not in every process
         self.salt = 0
         # A network's run needs longer between two kills to get anywhere.
         self.patience_now = self.patience = patience * (10 if objects.is_remote(base) else 1)
@@ -296,7 +299,7 @@ def doomed(work: Work, doom: Doom, broken: str, tell: Tell) -> None:
         work(observe)
 
 
-def fill_shards(root: objects.Root, observe: places.Observer, *, salt: int, seed: float) -> None:
+def fill_shards(root: objects.Root, observe: store_keys.Observer, *, salt: int, seed: float) -> None:
     """What a user's command does, in an order of its own; with a salt, every shard with bytes of this worker's."""
     draw = random.Random(seed)
 
@@ -311,11 +314,11 @@ def fill_shards(root: objects.Root, observe: places.Observer, *, salt: int, seed
         small.commit(store, shard, salt=salt)
 
 
-def mend(root: objects.Root, observe: places.Observer = places.silent) -> None:
+def mend(root: objects.Root, observe: store_keys.Observer = store_keys.silent) -> None:
     """What `genenc verify --repair` does, after what its message says to do on S3 when a repair was killed."""
     store = run_store.RunStore.open(root, observer=observe)
     if objects.is_remote(root):
-        store.objects.remove(places.REPAIR)
+        store.objects.remove(store_keys.REPAIR)
     repair.repair_store(store, coordinates=small.coordinates())
 
 
@@ -402,12 +405,6 @@ def write(path: Path, asked: argparse.Namespace, broken: str, result: dict[str, 
     words += [f"--root {asked.root}"] * objects.is_remote(asked.root or "") + ["--product"] * asked.product
     words += [f"--broken {broken}"] * bool(broken)
     path.write_text(json.dumps({**known, " ".join(words): result}, indent=1) + "\n")
-
-
-def say(text: str) -> None:
-    """Write a line to standard output now."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ sys.path[:0] = [str(_TESTS / folder) for folder in ("faults", "core/store", "sup
 
 import faulty
 import scene
+from console import say
 
 KINDS: dict[str, faulty.Fault] = {
     **{name: faulty.fails(getattr(errno, name)) for name in ("ENOSPC", "EIO", "EACCES", "EROFS", "EMFILE", "ESTALE")},
@@ -93,12 +94,6 @@ def main() -> int:
     for name, number in sorted(counts.items()):
         say(f"{number:5d} {name}")
     return 1 if violations else 0
-
-
-def say(text: str) -> None:
-    """Write a line to standard output now."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from genenc_core.store import files, local
+from genenc_core.store.backends import local
+from genenc_core.system import files
 
 METHODS = (
     *("read", "open", "size", "digest", "has_group", "names", "walk", "make_folder", "write_new", "create", "replace"),
@@ -180,7 +181,7 @@ def injected(*rules: Rule, seed: int = 0) -> Iterator[Injector]:
 def _boundaries(rules: Sequence[Rule]) -> Iterator[tuple[Any, str, str]]:
     """Yield owner, attribute and label of all that any rule is about."""
     kinds = {rule.call.partition(".")[0] for rule in rules}
-    remote = sys.modules.get("genenc_core.store.s3")
+    remote = sys.modules.get("genenc_core.store.backends.s3_objects")
     if "objects" in kinds:
         for owner in [local.LocalObjects, *([remote.S3Objects] if remote else [])]:
             yield from ((owner, name, f"objects.{name}") for name in METHODS)
@@ -189,23 +190,16 @@ def _boundaries(rules: Sequence[Rule]) -> Iterator[tuple[Any, str, str]]:
     if "files" in kinds:
         yield from ((files, name, f"files.{name}") for name in ("write_new", "sync_folder", "sync_tree"))
     if "image" in kinds:
-        from genenc_core.images import reading
+        from genenc_core.images.decode import load_image
 
-        yield reading.os, "open", "image.open"
-        yield reading, "read", "image.read"
+        yield load_image.os, "open", "image.open"
+        yield load_image, "read", "image.read"
 
 
 def _wrapped(injector: Injector, label: str, real: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
         key = " ".join(_shown(item) for item in arguments if isinstance(item, str | os.PathLike))
-        return injector(
-            Call(
-                name=label,
-                key=key,
-                arguments=arguments,
-                real=lambda *given: real(*given, **options),
-            )
-        )
+        return injector(Call(name=label, key=key, arguments=arguments, real=lambda *given: real(*given, **options)))
 
     return call
 

@@ -16,9 +16,10 @@ import checks
 import crash
 import pictures
 from genenc_core.cli import app
-from genenc_core.images import loader  # noqa: F401 (imported once here, not in every process)
+from genenc_core.images.load import loader  # noqa: F401 (imported once here, not in every process)
 from genenc_core.run import driver, status  # noqa: F401
-from genenc_core.store import objects, places, run_store
+from genenc_core.store import run_store, store_keys
+from genenc_core.store.backends import objects
 
 IMAGES, SHARD_ROWS = 24, 3
 CALLS = ("objects.write_new", "objects.create", "objects.move", "objects.replace", "objects.remove_tree", "os.rename")
@@ -41,7 +42,7 @@ def command(photos: Path, root: objects.Root) -> list[str]:
     return ["extract", str(photos), *options, *rows, "--out", str(root)]
 
 
-def genenc(arguments: Sequence[str], observe: places.Observer = places.silent) -> int:
+def genenc(arguments: Sequence[str], observe: store_keys.Observer = store_keys.silent) -> int:
     """Run the command line in this process, quietly; return its exit code."""
     run_store.RunStore.open.__func__.__kwdefaults__["observer"] = observe  # type: ignore[attr-defined]
     sys.argv = ["genenc", *arguments]
@@ -103,7 +104,7 @@ def require(held: bool) -> None:
 
 def read_until(root: objects.Root, whole: Path, stop: Path, tell: crash.Tell) -> None:
     """Read the run through plain zarr until it is done: every row is as in the whole run, or not there at all."""
-    group = zarr.open_group(whole / places.GROUP, mode="r")
+    group = zarr.open_group(whole / store_keys.GROUP, mode="r")
     final = {name: np.asarray(group[name][:]) for name in written(whole)}
     count = 0
     while not stop.exists():
@@ -134,7 +135,7 @@ def finish(root: objects.Root, photos: Path, whole: Path) -> Iterator[str]:
     """Give the same command once more, and compare the run with the one that nobody killed."""
     if genenc(command(photos, root)) != 0:
         yield "the same command, uninterrupted, did not end with 0"
-    if not status.verify_run(root, content=True).ok:
+    if not status.verify_place(root, content=True).ok:
         yield "verify --content finds something"
     found = objects.open_objects(root)
     yield from checks.compare(found, objects.open_objects(whole))

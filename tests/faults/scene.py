@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from typer.testing import CliRunner
 
 import checks
+import command_line
 import faulty
 import loading
 import pictures
-from genenc_core.cli import app
 from genenc_core.run import status
-from genenc_core.store import objects, places, run_store
+from genenc_core.store import run_store, store_keys
+from genenc_core.store.backends import objects
 
 IMAGES, SHARD_ROWS = 11, 4
 
@@ -41,7 +41,7 @@ class Scene:
         self.root = folder / "run"
         done = self.genenc(self.command(self.whole))
         assert done.code == 0, done
-        group = zarr.open_group(self.whole / places.GROUP, mode="r")
+        group = zarr.open_group(self.whole / store_keys.GROUP, mode="r")
         self.arrays = [item.name for item in run_store.RunStore.open(self.whole).plan.all_arrays]
         self.final = {name: np.asarray(group[name][:]) for name in self.arrays}
 
@@ -58,7 +58,7 @@ class Scene:
             faulty.injected(*rules, seed=seed) as injector,
             loading.forked_server() if of_images else contextlib.nullcontext(),
         ):
-            done = CliRunner().invoke(app.build_app(), list(arguments), catch_exceptions=False)
+            done = command_line.call(arguments)
         return Said(done.exit_code, done.stdout, done.stderr, injector)
 
     def clear(self) -> None:
@@ -67,9 +67,9 @@ class Scene:
 
     def wrong_rows(self) -> list[str]:
         """Return what a plain Zarr reader sees that is neither fill nor final."""
-        if not (self.root / places.GROUP).is_dir():
+        if not (self.root / store_keys.GROUP).is_dir():
             return []
-        group = zarr.open_group(self.root / places.GROUP, mode="r")
+        group = zarr.open_group(self.root / store_keys.GROUP, mode="r")
         plan = run_store.RunStore.open(self.root).plan
         stated = np.asarray(group["status"][:]) != 0
         wrong = []
@@ -84,7 +84,7 @@ class Scene:
         """Return how the run differs from the one that nothing happened to."""
         found = objects.open_objects(self.root)
         differ = [*checks.compare(found, objects.open_objects(self.whole)), *checks.litter(found)]
-        if not status.verify_run(self.root, content=True).ok:
+        if not status.verify_place(self.root, content=True).ok:
             differ.append("verify --content finds something")
         left = [str(path.relative_to(self.root)) for path in self.root.rglob(".*")]
         return differ + ([f"left behind: {left}"] if left else [])

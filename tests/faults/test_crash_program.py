@@ -32,6 +32,7 @@ def campaign(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_workers_killed_anywhere_beside_readers_break_no_promise(tmp_path: Path) -> None:
     (result,) = campaign(tmp_path, "--kills", "30", "--seed", "0").values()
     assert result["violations"] == []
@@ -47,6 +48,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {command.rpartition(" ")[2]: result for command, result in results.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", checks.BROKEN)
 def test_the_campaign_finds_a_protocol_that_is_broken_on_purpose(broken: dict[str, Any], how: str) -> None:
     violations = broken[how]["violations"]

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -139,10 +140,9 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_fault_is_told_changes_nothing_that_readers_see_and_the_same_command_makes_the_run(
-    at: scene.Scene, case: str
-) -> None:
+def test_fault_is_reported_and_rerun_completes(at: scene.Scene, case: str) -> None:
     expected = CASES[case]
     said = at.genenc(at.command(), *expected.rules, seed=1)
     assert said.injector.hits or case.startswith("image")  # those happen in the decode workers
@@ -164,12 +164,13 @@ def test_the_readers_check_sees_wrong_rows_and_the_end_check_other_bytes(at: sce
     assert any("left behind" in what for what in at.not_whole())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         (faulty.fails(errno.EIO), "cannot be read: Input/output error"),
         (faulty.half_read, ""),
-        (faulty.raises(MemoryError()), "not enough memory for this image"),
+        (faulty.raises(MemoryError()), "not enough memory to decode this image"),
     ],
     ids=["EIO", "short read", "host memory"],
 )
@@ -190,23 +191,19 @@ ALL = torch.ones_like
 OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [
-        (faulty_models.fits(0, OUT), "out of memory at batch size 1, and the model takes no fewer"),
-        (faulty_models.fits(0, MemoryError("no host memory")), "out of memory at batch size 1"),
+        (faulty_models.fits(0, OUT), "out of memory at batch size 1, the smallest that the model accepts"),
         (faulty_models.nan_for(lambda images: ALL(images[:, 0, 0, 0], dtype=torch.bool)), "NaN or infinite"),
         (faulty_models.raising(RuntimeError("device lost"), lambda images: ALL(images)), "device lost"),
         (lambda _, maps: maps[:, :3], "its spec declares float32"),
-        (lambda _, maps: maps[:0], "its spec declares float32"),
-        (lambda _, maps: maps.double(), "float64"),
         (lambda _, maps: [maps, maps], ""),
     ],
-    ids=["device memory", "host memory", "NaN always", "raises always", "channels", "rows", "dtype", "a list"],
+    ids=["device memory", "NaN always", "raises always", "channels", "a list"],
 )
-def test_an_encoder_that_breaks_fails_its_shards_and_no_row_is_recorded_for_it(
-    at: scene.Scene, behaviour: faulty_models.Behaviour, words: str
-) -> None:
+def test_broken_encoder_fails_its_shards(at: scene.Scene, behaviour: faulty_models.Behaviour, words: str) -> None:
     expected = begun(at)
     with faulty_models.behaving(behaviour):
         said = at.genenc(["resume", str(at.root), "--plain"])
@@ -218,31 +215,21 @@ def test_an_encoder_that_breaks_fails_its_shards_and_no_row_is_recorded_for_it(
     assert (zarr.open_group(at.root / "features.zarr", mode="r")["features"][:] == expected).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "behaviour",
     [
         lambda _, maps: maps[:, :3],
-        lambda _, maps: maps[:, :, :1],
         lambda _, maps: maps[:-1],
         lambda _, maps: maps.double(),
-        lambda _, maps: maps.to(torch.int64),
         lambda _, maps: [maps, maps],
-        lambda _, maps: {"other": maps, "more": maps},
         lambda _, maps: None,  # noqa: ARG005
-        lambda _, maps: maps.flatten(),
-        lambda _, maps: maps.relu_(1, 2),
         faulty_models.nan_for(lambda images: ALL(images[:, 0, 0, 0], dtype=torch.bool)),
-        faulty_models.raising(RuntimeError("device lost"), lambda images: ALL(images)),
         faulty_models.raising(TypeError("an int is no str"), lambda images: ALL(images)),
     ],
-    ids=[
-        *("channels", "height", "rows", "float64", "int64", "a list", "names", "nothing", "flat", "a wrong call"),
-        *("NaN", "raises", "TypeError"),
-    ],
+    ids=["channels", "rows", "float64", "a list", "nothing", "NaN", "TypeError"],
 )
-def test_an_encoder_that_turns_wrong_within_a_run_fails_its_shard_and_no_row_is_recorded_for_it(
-    at: scene.Scene, behaviour: faulty_models.Behaviour
-) -> None:
+def test_encoder_that_turns_wrong_fails_its_shard(at: scene.Scene, behaviour: faulty_models.Behaviour) -> None:
     expected = begun(at)
     with faulty_models.behaving(faulty_models.later(behaviour, images=5)):
         said = at.genenc(["resume", str(at.root), "--plain", "--max-failures", "100%", "--batch-size", "1"])
@@ -254,6 +241,7 @@ def test_an_encoder_that_turns_wrong_within_a_run_fails_its_shard_and_no_row_is_
     np.testing.assert_allclose(features(at), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OUT, MemoryError("no host memory"), RuntimeError("can't allocate memory: 12 bytes")])
 def test_out_of_memory_halves_the_batch_remembers_it_and_goes_on(at: scene.Scene, error: Exception) -> None:
     expected = begun(at)
@@ -273,6 +261,7 @@ def test_out_of_memory_halves_the_batch_remembers_it_and_goes_on(at: scene.Scene
     np.testing.assert_allclose(features(at), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "behaviour",
     [
@@ -281,13 +270,11 @@ def test_out_of_memory_halves_the_batch_remembers_it_and_goes_on(at: scene.Scene
     ],
     ids=["NaN", "raises"],
 )
-def test_an_encoder_that_fails_for_one_image_costs_that_row(
-    at: scene.Scene, behaviour: faulty_models.Behaviour
-) -> None:
+def test_encoder_failing_for_one_image_costs_its_row(at: scene.Scene, behaviour: faulty_models.Behaviour) -> None:
     light, planned = (at.photos / "img_006.png").read_bytes(), (at.photos / "img_006.png").stat()
     Image.new("RGB", (40, 40)).save(at.photos / "img_006.png")
     try:
-        expected = begun(at)
+        expected = begin(at)
         with faulty_models.behaving(behaviour):
             said = at.genenc(["resume", str(at.root), "--plain"])
     finally:
@@ -307,7 +294,18 @@ def features(at: scene.Scene) -> np.ndarray:
 
 
 def begun(at: scene.Scene) -> np.ndarray:
-    """Make a run whose encoder is well and of which nothing is stored; return what its features should be."""
+    """Put a run there whose encoder is well and of which nothing is stored; return what its features should be."""
+    kept, expected = at.folder / "begun", at.folder / "expected.npy"
+    if kept.exists():
+        shutil.copytree(kept, at.root)
+    else:
+        np.save(expected, begin(at))
+        shutil.copytree(at.root, kept)
+    return np.asarray(np.load(expected))
+
+
+def begin(at: scene.Scene) -> np.ndarray:
+    """As `begun`, of the images as they are now."""
     command = at.command(model=MODEL)
     assert at.genenc(command).code in (0, 3)
     expected = features(at)
@@ -318,6 +316,7 @@ def begun(at: scene.Scene) -> np.ndarray:
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["digest", "read"])
 def test_repair_does_not_take_a_passing_fault_for_damage(at: scene.Scene, method: str) -> None:
     assert at.genenc(at.command()).code == 0

@@ -17,7 +17,8 @@ import forked
 import pictures
 import store_worker as small
 from genenc_core.run import records, status
-from genenc_core.store import places, repair, verify
+from genenc_core.run.folder import RunFolder
+from genenc_core.store import repair, store_keys, verify
 
 FROZEN_AT = ("stage:after", "commit:after", "promote:before-status")
 
@@ -31,12 +32,13 @@ def frozen_worker(root: Path, point: str) -> subprocess.Popen[str]:
         "small.commit(store, 1, salt=5)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(small.__file__).parent), *sys.path])}
-    worker = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+    worker = forked.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
     while os.waitpid(worker.pid, os.WUNTRACED | os.WNOHANG) == (0, 0):
         time.sleep(0.005)
     return worker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", FROZEN_AT)
 def test_a_worker_that_wakes_after_its_shard_was_done_by_another_changes_no_byte(tmp_path: Path, point: str) -> None:
     root = tmp_path / "run"
@@ -58,7 +60,7 @@ def test_a_worker_that_wakes_after_its_shard_was_done_by_another_changes_no_byte
 @pytest.fixture
 def slow_run(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., "subprocess.Popen[str]"]:
     """Return a call that starts an extraction by a slow encoder and returns after its first commit."""
-    photos = pictures.write_folder(tmp_path / "photos", 40)
+    photos = pictures.write_folder(tmp_path / "photos", 120)
 
     def begin(model: str = "tiny_models:slow", *, commits: int = 1) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "genenc_flows.entry", "extract", str(photos), "--plain", "--model", model]
@@ -83,24 +85,21 @@ def slow_run(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., "s
     return begin
 
 
-def test_a_terminal_that_closes_leaves_whole_shards(
-    slow_run: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_closed_terminal_leaves_whole_shards(slow_run: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
     """SIGHUP ends the command at once; SIGTERM and Ctrl-C, which end it in order, are tested with the flows."""
     process = slow_run()
     process.send_signal(signal.SIGHUP)
     _, told = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGHUP, told
     assert "Traceback" not in told
-    stated = zarr.open_group(tmp_path / "run" / places.GROUP, mode="r")["status"][:].reshape(-1, 4)
+    stated = zarr.open_group(tmp_path / "run" / store_keys.GROUP, mode="r")["status"][:].reshape(-1, 4)
     assert ((stated == 1).all(axis=1) | (stated == 0).all(axis=1)).all()
-    assert 0 < status.run_status(tmp_path / "run").committed < 10
-    assert status.verify_run(tmp_path / "run", content=True).ok
+    assert 0 < status.run_status(RunFolder(tmp_path / "run")).committed < 10
+    assert status.verify_place(tmp_path / "run", content=True).ok
 
 
-def test_a_second_interrupt_ends_an_encoder_that_hangs(
-    slow_run: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
-) -> None:
+def test_second_interrupt_ends_hung_encoder(slow_run: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
     process = slow_run("faulty_models:hangs", commits=0)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
@@ -108,9 +107,9 @@ def test_a_second_interrupt_ends_an_encoder_that_hangs(
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
-    assert "once more to abort immediately" in told
+    assert "repeat to abort immediately" in told
     assert "Traceback" not in told
-    assert status.run_status(tmp_path / "run").committed == 0
+    assert status.run_status(RunFolder(tmp_path / "run")).committed == 0
 
 
 @pytest.mark.parametrize("days", [-400, 400])
@@ -119,11 +118,13 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.
     small.resume(whole)
     store = small.create(root)
     small.commit(store, 0)
-    (root / places.STAGING / "s0000001-0123456789abcdef0123456789abcdef").mkdir()  # a living worker's, for all we know
+    (
+        root / store_keys.STAGING / "s0000001-0123456789abcdef0123456789abcdef"
+    ).mkdir()  # a living worker's, for all we know
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + days * 86400)
     store.recover()
-    assert len(list((root / places.STAGING).iterdir())) == 1
+    assert len(list((root / store_keys.STAGING).iterdir())) == 1
     small.resume(root)
     assert small.tree(root) == small.tree(whole)
     first, second = records.new_session(), records.new_session()
@@ -134,7 +135,7 @@ def test_a_reader_with_an_open_file_keeps_its_bytes_over_promotion_and_repair(tm
     """Objects are renamed into place and moved aside, never written in place: an open file is one version, whole."""
     store = small.create(tmp_path / "run")
     small.commit(store, 1)
-    key = f"{places.GROUP}/features/c.1.0"
+    key = f"{store_keys.GROUP}/features/c.1.0"
     before = store.objects.read(key)
     with store.objects.open(key) as reader:
         first = reader.read(5)

@@ -1,22 +1,27 @@
 """Flows on a real Prefect server: the same bytes as the core alone, states that name what failed, what the UI shows."""
 
+import importlib
 import inspect
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 
 import pictures
-from genenc_core.encoding import control
+import task_runs
+from genenc_core.encoding import cancellation
 from genenc_core.run import driver, model_export, planning, worker
-from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
-from genenc_core.store import claims
+from genenc_core.store import leases
 from genenc_flows import extraction, model
 from genenc_tasks import reporting
 
@@ -45,16 +50,15 @@ def objects(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
 
 
+def states(runs: Sequence[TaskRun]) -> set[str]:
+    return {str(run.state_type and run.state_type.value) for run in runs}
+
+
 def flow_run(client: SyncPrefectClient, state: State[Any]) -> Any:
     return client.read_flow_run(state.state_details.flow_run_id)
 
 
-def artifacts(client: SyncPrefectClient, run_id: Any) -> dict[str, Any]:
-    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-    found = client.request("POST", "/artifacts/filter", json={"artifacts": wanted.model_dump(mode="json")}).json()
-    return {item["key"]: item for item in found}
-
-
+@pytest.mark.slow
 def test_the_flow_stores_the_bytes_of_the_core_and_shows_what_it_did(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     pictures.write_folder(tmp_path / "photos", 9)
@@ -69,21 +73,46 @@ def test_the_flow_stores_the_bytes_of_the_core_and_shows_what_it_did(tmp_path: P
     assert state.message == "8 of 9 images stored, 1 unreadable"
     with get_client(sync_client=True) as client:
         run = flow_run(client, state)
-        assert run.name == f"extract {tmp_path / 'photos'} with tiny_models:conv"
-        shown = artifacts(client, run.id)
+        assert run.name == "extract photos with tiny_models:conv"
+        assert run.state.name == "Completed with unreadable images"
+        shown = task_runs.artifacts(client, run.id)
         assert set(shown) >= {"progress", "shards", "failed-images", "report"}
         assert shown["progress"]["data"] == 100
+        assert "\n- limited by " in shown["report"]["data"]
         (failed,) = json.loads(shown["failed-images"]["data"])
         assert failed["row"] == "3"
-        names = {
-            item.name
-            for item in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-        }
-    assert f"create {tmp_path / 'run'}" in names
-    assert "encode shard 00000-00001 (2 shards), rows 0-3" in names
-    assert "encode shard 00004, rows 8-8" in names
+    expected = ["create run", "shard 00000-00001 (2 shards), rows 0-3"]
+    expected += [f"{stage} shard 00004, rows 8-8" for stage in ("load", "encode", "reduce", "store")]
+    names = {item.name for item in task_runs.of(state.state_details.flow_run_id, task_runs.with_names(*expected))}
+    assert names >= set(expected)
 
 
+@pytest.mark.slow
+def test_the_stages_of_shards_are_task_runs_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    pictures.write_folder(tmp_path / "photos", 9)
+    (tmp_path / "photos" / "img_003.png").write_bytes(b"")
+    given = parameters(tmp_path, max_failures="0", shard_rows=3)
+    state = extraction.extract_features(given, shards_per_task=3, return_state=True)
+    shown = "shard 00000-00002 (3 shards), rows 0-8"
+    expected = [shown, *(f"{stage} {shown}" for stage in ("load", "encode", "reduce", "store"))]
+    runs = {run.name: run for run in task_runs.of(state.state_details.flow_run_id, task_runs.with_names(*expected))}
+    whole = runs[shown]
+    said = {stage: runs[f"{stage} {shown}"].state for stage in ("load", "encode", "reduce", "store")}
+    assert {stage: item.type.value for stage, item in said.items()} == {  # type: ignore[union-attr]
+        "load": "COMPLETED",
+        "encode": "FAILED",
+        "reduce": "COMPLETED",
+        "store": "COMPLETED",
+    }
+    assert "img_003.png" in str(said["encode"].message)  # type: ignore[union-attr]
+    assert said["store"].message == "2 shards"  # type: ignore[union-attr]
+    for stage in said:
+        run = runs[f"{stage} {shown}"]
+        assert whole.start_time <= run.start_time < run.end_time <= whole.end_time  # type: ignore[operator]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("refused", ["/artifacts", "/concurrency_limits"])
 def test_a_server_that_gives_no_slots_and_takes_no_artifacts_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
@@ -128,6 +157,7 @@ def test_a_report_that_fails_comes_after_the_provenance_and_decides_nothing(
     assert state.message == "9 of 9 images stored, 0 unreadable"
 
 
+@pytest.mark.slow
 def test_tiles_through_the_flow_are_the_bytes_of_the_core(tmp_path: Path) -> None:
     tiles = {"canvas": "64x96", "tile_overlap": 16, "tile_trim": 8, "maps": True, "batch_size": 7}
     state = extraction.extract_features(parameters(tmp_path, **tiles), return_state=True)
@@ -136,6 +166,7 @@ def test_tiles_through_the_flow_are_the_bytes_of_the_core(tmp_path: Path) -> Non
     assert objects(tmp_path / "run") == objects(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     extraction.extract_features(parameters(tmp_path))
     before = objects(tmp_path / "run")
@@ -144,6 +175,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     assert objects(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_a_failed_shard_does_not_stop_the_others_and_rerun_does_only_it(tmp_path: Path) -> None:
     given = parameters(tmp_path, max_failures="0")
     broken = tmp_path / "photos" / "img_004.png"
@@ -161,6 +193,7 @@ def test_a_failed_shard_does_not_stop_the_others_and_rerun_does_only_it(tmp_path
     assert (found.asked, found.status.committed, found.status.unreadable) == (1, 5, 1)
 
 
+@pytest.mark.slow
 def test_a_mended_file_is_read_and_the_change_recorded(tmp_path: Path) -> None:
     given = parameters(tmp_path, max_failures="0")
     broken = tmp_path / "photos" / "img_004.png"
@@ -186,22 +219,22 @@ def test_wrong_input_ends_the_flow_with_the_cores_words(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_stop_ends_the_flow_cancelled_with_whole_shards(tmp_path: Path) -> None:
-    watch = control.Control()
+    watch = cancellation.Control()
     watch.on_rows = lambda _done, _failed: watch.stop()
-    with control.use(watch):
+    with cancellation.use(watch):
         state = extraction.extract_features(parameters(tmp_path), return_state=True)
     assert state.is_cancelled()
-    with get_client(sync_client=True) as client:
-        run = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
-        states = {item.state_type.value for item in client.read_task_runs(flow_run_filter=run)}
-    assert states == {"COMPLETED", "CANCELLED"}
+    shown = task_runs.of(state.state_details.flow_run_id, lambda runs: "CANCELLED" in states(runs))
+    assert states(shown) == {"COMPLETED", "CANCELLED"}
     again = extraction.rerun_shards(str(tmp_path / "run"), "pending", return_state=True)
     assert again.is_completed()
     driver.extract(parameters(tmp_path, out=str(tmp_path / "plain")))
     assert objects(tmp_path / "run") == objects(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_export_flow_writes_artifact_spec_and_shows_the_spec(tmp_path: Path) -> None:
     given = model_export.ExportParameters(
         model="tiny_models:conv", weights="random:0", image_size="32", out=str(tmp_path / "model")
@@ -211,9 +244,10 @@ def test_export_flow_writes_artifact_spec_and_shows_the_spec(tmp_path: Path) -> 
     assert done.artifact_path.exists()
     assert done.spec_path.exists()
     with get_client(sync_client=True) as client:
-        assert "model-spec" in artifacts(client, state.state_details.flow_run_id)
+        assert "model-spec" in task_runs.artifacts(client, state.state_details.flow_run_id)
 
 
+@pytest.mark.slow
 def test_variants_exported_by_a_flow_are_run_by_a_flow(tmp_path: Path) -> None:
     given = model_export.ExportParameters(
         model="tiny_models:conv",
@@ -244,6 +278,7 @@ def test_parameter_forms_have_descriptions(flow: Any) -> None:
     assert [name for name in fields if name != "given" and not fields[name].get("description")] == []
 
 
+@pytest.mark.slow
 def test_every_failed_shard_of_a_group_is_named_and_the_progress_is_true(tmp_path: Path) -> None:
     given = parameters(tmp_path, max_failures="0")
     for index in (2, 6):
@@ -251,14 +286,14 @@ def test_every_failed_shard_of_a_group_is_named_and_the_progress_is_true(tmp_pat
     state = extraction.extract_features(given, shards_per_task=3, return_state=True)
     assert state.message == "2 of 5 shards not done: 1, 3"
     with get_client(sync_client=True) as client:
-        assert artifacts(client, flow_run(client, state).id)["progress"]["data"] == 60
+        assert task_runs.artifacts(client, flow_run(client, state).id)["progress"]["data"] == 60
 
 
+@pytest.mark.slow
 def test_a_shard_that_another_process_holds_is_waited_for_and_done(tmp_path: Path) -> None:
     """It is given up after the others are done, so this flow does it in a second round."""
     given = parameters(tmp_path)
-    root = planning.create_run(given)
-    other = claims.Claims(RunFolder(root).objects)
+    other = leases.Leases(planning.create_run(given).objects)
     assert other.take(1)
     rounds: list[list[int]] = []
     wait_for = worker.Worker.wait_for
@@ -275,3 +310,30 @@ def test_a_shard_that_another_process_holds_is_waited_for_and_done(tmp_path: Pat
     assert result.status.complete
     assert not result.failures
     other.close()
+
+
+@pytest.mark.slow
+def test_the_guides_test_of_ones_own_flow_passes(tmp_path: Path) -> None:
+    """As written, in a process of its own."""
+    guide = (Path(__file__).parents[2] / "flows" / "TESTING.md").read_text()
+    for name, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", guide, flags=re.S):
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_nightly.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_guides_flow_of_tasks_stores_the_bytes_of_the_core_and_its_provenance(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "flows" / "README.md").read_text()
+    (code,) = re.findall(r"<!-- file: own_flow.py -->\n```python\n(.*?)```", guide, flags=re.S)
+    (tmp_path / "own_flow.py").write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        assert importlib.import_module("own_flow").own(parameters(tmp_path)) == 9
+    driver.extract(parameters(tmp_path, out=str(tmp_path / "plain")))
+    assert objects(tmp_path / "run") == objects(tmp_path / "plain")
+    (session,) = (tmp_path / "run" / "provenance" / "runs").iterdir()
+    found = json.loads(session.read_text())
+    assert (found["state"], found["command"]) == ("completed", "own")

@@ -1,7 +1,8 @@
-"""A Prefect server that ends or falls silent in the middle of a command: the work is done all the same, and soon."""
+"""A Prefect server that ends or falls silent in the middle of a command: the work is done all the same."""
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ from prefect.settings import get_current_settings
 import forked
 import pictures
 from genenc_core import errors
-from genenc_core.encoding import control
+from genenc_core.encoding import cancellation
 from genenc_core.run import driver, model_export, planning, status, worker
-from genenc_core.run.parameters import ExtractParameters
+from genenc_core.run.folder import RunFolder
+from genenc_core.run.parameters import Changes, ExtractParameters
 from genenc_flows import entry, local_server, lost_server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -42,7 +44,10 @@ class Cuttable(local_server.Server):
         return not self.is_cut
 
 
-@pytest.fixture(params=["own", "other"])
+OWN, OTHER = (pytest.mark.parametrize("server", [whose], indirect=True) for whose in ("own", "other"))
+
+
+@pytest.fixture
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuttable]:
     """Return a server that no request reaches once it is cut."""
     made = Cuttable(own=request.param == "own")
@@ -102,7 +107,18 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", [None, *PLACES])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("server", "place"),
+    [
+        ("own", None),
+        ("own", "planning"),
+        ("other", "listing"),
+        *((w, "encoding") for w in ("own", "other")),
+        ("own", "end"),
+    ],
+    indirect=["server"],
+)
 def test_the_run_is_done_wherever_the_server_is_lost(
     tmp_path: Path,
     server: Cuttable,
@@ -116,43 +132,47 @@ def test_the_run_is_done_wherever_the_server_is_lost(
         server.is_cut = True
     else:
         cut_at(monkeypatch, server, PLACES[place])
-    began = time.monotonic()
     runner = runner_on(server)
     result = runner.extract(parameters(tmp_path))
-    assert time.monotonic() - began < 20
+    assert get_current_settings().client.max_retries == 0
     assert (result.status.committed, result.status.shards, result.status.unreadable) == (4, 4, 1)
     assert (result.asked, result.failures) == (4, ())
     assert runner.undelivered
-    assert capsys.readouterr().err.count("the command goes on without it") == 1
+    assert capsys.readouterr().err.count("continuing without it") == 1
 
 
+@pytest.mark.slow
+@OTHER
 def test_a_failed_shard_is_still_a_failure(tmp_path: Path, server: Cuttable, monkeypatch: pytest.MonkeyPatch) -> None:
     (pictures.write_folder(tmp_path / "photos", 8) / "img_002.png").write_bytes(b"")
     cut_at(monkeypatch, server, PLACES["encoding"])
     result = runner_on(server).extract(parameters(tmp_path, max_failures="0"))
     assert [failure.shard for failure in result.failures] == [1]
     assert result.status.committed == 3
-    again = runner_on(server).resume(
-        str(tmp_path / "run"), "failed", driver.options_for(str(tmp_path / "run"), max_failures="1")
-    )
+    again = runner_on(server).resume(RunFolder(tmp_path / "run"), "failed", Changes(max_failures="1"))
     assert (again.asked, again.failures, again.status.committed) == (1, (), 4)
 
 
+@pytest.mark.slow
+@OWN
 def test_a_stop_without_the_server_is_a_stop(tmp_path: Path, server: Cuttable, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_at(monkeypatch, server, PLACES["encoding"])
-    watch = control.Control()
+    watch = cancellation.Control()
     watch.on_rows = lambda _done, _failed: watch.stop()
-    with control.use(watch), pytest.raises(errors.Stopped):
+    with cancellation.use(watch), pytest.raises(errors.Stopped):
         runner_on(server).extract(parameters(tmp_path))
-    assert 0 < status.run_status(tmp_path / "run").committed < 4
+    assert 0 < status.run_status(RunFolder(tmp_path / "run")).committed < 4
 
 
+@OWN
 def test_wrong_input_keeps_its_words(tmp_path: Path, server: Cuttable) -> None:
     server.is_cut = True
     with pytest.raises(errors.InputError, match="resnet18"):
         runner_on(server).extract(parameters(tmp_path, model="resnet81"))
 
 
+@pytest.mark.slow
+@OTHER
 def test_an_export_is_done(tmp_path: Path, server: Cuttable, monkeypatch: pytest.MonkeyPatch) -> None:
     cut_at(monkeypatch, server, (model_export, "export"))
     given = model_export.ExportParameters(
@@ -162,13 +182,14 @@ def test_an_export_is_done(tmp_path: Path, server: Cuttable, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_server_of_the_commands_own_is_killed(tmp_path: Path) -> None:
+def test_a_server_of_the_commands_own_is_killed(tmp_path: Path, filled_prefect_home: Path) -> None:
     photos, run = pictures.write_folder(tmp_path / "photos", 12), tmp_path / "run"
     command = [sys.executable, "-m", "genenc_flows.entry", "extract", str(photos), "--model", "tiny_models:slow"]
     command += ["--weights", "random:0", "--image-size", "32", "--shard-rows", "2", "--batch-size", "1"]
+    home = shutil.copytree(filled_prefect_home, tmp_path / "home")
     unset = {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {"PYTHONPATH": str(Path(pictures.__file__).parent), "PREFECT_HOME": str(tmp_path / "home")}
+    environment |= {"PYTHONPATH": str(Path(pictures.__file__).parent), "PREFECT_HOME": str(home)}
     with forked.Popen(
         [*command, "--out", str(run)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -176,16 +197,14 @@ def test_a_server_of_the_commands_own_is_killed(tmp_path: Path) -> None:
             time.sleep(0.02)
         (child,) = [item for item in psutil.Process(process.pid).children() if "server_process" in str(item.cmdline())]
         child.kill()
-        began = time.monotonic()
-        shown, said = process.communicate(timeout=120)
+        shown, said = process.communicate(timeout=300)
     assert process.returncode == 0
-    assert time.monotonic() - began < 60
-    assert said == "warning: the Prefect server ended; the command goes on without it\n"
+    assert said == "warning: the Prefect server exited; continuing without it\n"
     assert "12 of 12 images stored in 6 of 6 shards" in shown
 
 
 def test_a_server_that_never_came_up_says_what_ended_it() -> None:
     process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
     process.wait()
-    with pytest.raises(errors.GenencError, match=r"did not start \(ended by signal 9\): go without Prefect"):
+    with pytest.raises(errors.GenencError, match=r"did not start \(ended by signal 9\): run without Prefect"):
         local_server.Server("http://127.0.0.1:9/api", process, None).wait_until_ready()

@@ -8,21 +8,22 @@ import zarr
 from torch import nn
 
 import pictures
-from genenc_core.export import registry
 from genenc_core.run import model_export
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
+from genenc_core.runtime import model_registry
 from genenc_flows import extraction
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
+@pytest.mark.slow
 def test_a_spec_of_several_scales_by_its_id(tmp_path: Path) -> None:
     given = model_export.ExportParameters(
         model="yolov3_tiny", weights="random:0", image_size="64", batch_max=2, out=str(tmp_path / "specs")
     )
     model_export.export(given)
-    (name,) = registry.folders((given.out,))[0].registered()
+    (name,) = model_registry.folders((given.out,))[0].registered()
     parameters = ExtractParameters(
         images=str(pictures.write_folder(tmp_path / "photos", 3)),
         model=name,

@@ -2,6 +2,7 @@
 
 import os
 import pickletools
+import shutil
 import socket
 import sqlite3
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 import pictures
 
 CANARY = "canary5ecret"
@@ -94,9 +96,9 @@ def _command(tmp_path: Path, name: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_command_on_its_own_server(tmp_path: Path) -> None:
+def test_a_command_on_its_own_server(tmp_path: Path, filled_prefect_home: Path) -> None:
     pictures.write_folder(tmp_path / "photos", 5)
-    home, temporary = tmp_path / "prefect", tmp_path / "tmp"
+    home, temporary = shutil.copytree(filled_prefect_home, tmp_path / "prefect"), tmp_path / "tmp"
     temporary.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
     environment |= {"PREFECT_HOME": str(home), "TMPDIR": str(temporary), **SECRETS}
@@ -118,10 +120,11 @@ def test_a_command_on_its_own_server(tmp_path: Path) -> None:
     assert seen
     assert all(loopback(address) for address in seen), seen
     assert refused, "another user of this machine could read the flow's server"
-    refusal = subprocess.run(
+    refusal = forked.run(
         [*_command(tmp_path, "other"), "--points", f"https://user:{CANARY}@host/p.csv", "--plain"],
         env=environment,
         capture_output=True,
+        check=False,
     )
     assert refusal.returncode == 2
     kept = [path for folder in (tmp_path / "run", home, temporary) for path in folder.rglob("*") if path.is_file()]

@@ -40,7 +40,7 @@ class Busy:
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_process, "AGAIN_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(server_process, "RETRY_SECONDS", (0.0, 0.0, 0.0))
 
 
 def answered(app: Any, kind: str = "http", *, patient: bool = True) -> tuple[list[Any], Exception | None]:
@@ -55,7 +55,9 @@ def answered(app: Any, kind: str = "http", *, patient: bool = True) -> tuple[lis
         sent.append(message)
 
     try:
-        asyncio.run((server_process.Patient(app) if patient else app)({"type": kind, "path": "/api"}, receive, send))
+        asyncio.run(
+            (server_process.RetryWhenBusy(app) if patient else app)({"type": kind, "path": "/api"}, receive, send)
+        )
     except ConnectionError as error:
         return sent, error
     return sent, None
@@ -97,7 +99,7 @@ def test_a_body_that_nobody_asks_for_is_not_read() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(server_process.Patient(app)({"type": "http", "path": "/api"}, receive, send))
+    asyncio.run(server_process.RetryWhenBusy(app)({"type": "http", "path": "/api"}, receive, send))
     assert [message["status"] for message in sent] == [401]
 
 
@@ -122,14 +124,14 @@ def test_the_next_server_may_start_when_the_start_of_this_one_is_over(end: str) 
         order.append("serving")
         await send({"type": "lifespan.shutdown.complete"})
 
-    sent, _ = answered(server_process.telling_of_start(app, lambda: order.append("next")), "lifespan", patient=False)
+    sent, _ = answered(server_process.with_start_callback(app, lambda: order.append("next")), "lifespan", patient=False)
     assert order == ["database filled", "next", "serving"]
     assert [message["type"] for message in sent] == [f"lifespan.startup.{end}", "lifespan.shutdown.complete"]
 
 
 def test_one_server_starts_at_a_time_on_a_database(tmp_path: Path) -> None:
     with temporary_settings({PREFECT_HOME: tmp_path / "new"}):
-        first = server_process.begin()
+        first = server_process.lock_startup()
         with (tmp_path / "new" / "genenc-server-start.lock").open() as other:
             with pytest.raises(BlockingIOError):
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,6 +155,7 @@ with socket.create_server(("127.0.0.1", 0)) as listening:
 """
 
 
+@pytest.mark.slow
 def test_a_server_whose_start_hangs_ends_with_its_command(tmp_path: Path) -> None:
     """It would keep every other from starting."""
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}

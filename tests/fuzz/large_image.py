@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from genenc_core.images import decode
+from genenc_core.images.decode import decode
 
 
 def encoded(kind: str, mode: str, side: int) -> bytearray:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from genenc_core.images import decode, decoded, limits
+from genenc_core.images.decode import decode, decoded, limits
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def fuzzer() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp", "gif", "bmp", "ppm"])
 def test_no_traceback_hang_or_crash(fuzzer: ModuleType, kind: str) -> None:
     tally = fuzzer.fuzz(kind, seed=20261121, count=120, until=time.monotonic() + 100)
@@ -41,12 +42,13 @@ def test_no_traceback_hang_or_crash(fuzzer: ModuleType, kind: str) -> None:
     assert tally.peak_mib < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raises", "hangs", "aborts", "lies"])
 def test_the_fuzzer_notices(fuzzer: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str) -> None:
     """A decoder that misbehaves for one input of twenty is found, and that input is kept."""
     real, poison = decode.decode_image, fuzzer.make("gif", 0, 7)
 
-    def broken(data: bytearray, *, max_pixels: int, goal: object = None) -> decoded.Decoded:
+    def broken(data: bytearray, *, max_pixels: int, hint: object = None) -> decoded.Decoded:
         if data != poison:
             return real(data, max_pixels=max_pixels)
         if fault == "raises":

@@ -15,6 +15,7 @@ import mutations
 COUNTS = {"specs": 250, "points-tidy": 250, "points-dlc": 250, "points-parquet": 40, "configs": 200, "model-files": 60}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*COUNTS, "records", "command-lines"])
 def test_mutated_inputs_are_answered_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -49,6 +50,7 @@ def _forever() -> None:
             continue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fail", "said"),
     [

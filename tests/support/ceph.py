@@ -32,7 +32,7 @@ mon initial members = a
 public addr = 127.0.0.1
 ms bind ipv6 = false
 ms bind msgr1 = false
-# Without cephx there is no encryption, which the gateway asks for by default.
+# Without cephx there is no encryption, which the gateway requires by default.
 auth cluster required = none
 auth service required = none
 auth client required = none
@@ -61,9 +61,8 @@ log file = {data}/log/$name.log
 mon cluster log file = {data}/log/cluster.log
 mon data = {data}/mon
 osd data = {data}/osd
-osd objectstore = bluestore
-bluestore block size = 10737418240
-bluestore block create = true
+osd objectstore = memstore
+memstore device bytes = 4294967296
 osd memory target = 939524096
 [client.rgw.x]
 rgw frontends = beast endpoint=127.0.0.1:{port}
@@ -73,11 +72,11 @@ rgw enable usage log = false
 
 
 class Unavailable(Exception):
-    """The server cannot be had here; says why."""
+    """The server is not available here; the message gives the reason."""
 
 
 def unpacked(cache: Path) -> Path:
-    """Return the folder of the unpacked packages; downloads them the first time (70 MB, 260 MB on disk).
+    """Return the folder of the unpacked packages, downloading them the first time (70 MB, 260 MB on disk).
 
     Raises:
         Unavailable: not a Debian, or no network.
@@ -105,7 +104,7 @@ def unpacked(cache: Path) -> Path:
 
 
 def _download(cache: Path, archives: Path) -> None:
-    """Download the packages and what they need beyond the installed ones, with the system's lists or fresh ones."""
+    """Download the packages and their missing dependencies, with the system's package lists or fresh ones."""
     common = ["apt-get", "-y", "-o", "Debug::NoLocking=1", "-o", f"Dir::Cache={cache}"]
     common += ["-o", f"Dir::Cache::archives={archives}", "-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=20"]
     wanted = ["install", "--no-install-recommends", "--download-only", *PACKAGES]
@@ -160,7 +159,7 @@ def running(cache: Path) -> Iterator[str]:
 
 
 def make_bucket(endpoint: str, name: str) -> None:
-    """Create a bucket of the test user, or find it."""
+    """Create a bucket of the test user if it does not exist."""
     import obstore
     from obstore.store import S3Store
 
@@ -177,7 +176,7 @@ def make_bucket(endpoint: str, name: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return loopback ports that nothing listens on."""
+    """Return unused loopback ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -187,14 +186,14 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only process in the block; the lock is the kernel's and ends with the process."""
+    """Hold a kernel file lock in the block; it is released if the process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def serve(cache: Path, shared: Path) -> None:
-    """Run the server while any process holds `shared/users`; its endpoint, or why there is none, is in `said`."""
+    """Run the server while any process holds `shared/users`; write its endpoint or the failure to `said`."""
 
     def say(text: str) -> None:
         partial = shared / "said.partial"
@@ -255,7 +254,7 @@ def _wait_for(endpoint: str, daemons: list[subprocess.Popen[bytes]], data: Path,
         ended = [daemon for daemon in daemons if daemon.poll() is not None]
         if ended:
             said = (data / "log" / "output").read_text(errors="replace").strip().splitlines()[-3:]
-            raise Unavailable(f"{ended[0].args[0]} ended with code {ended[0].returncode}: {' | '.join(said)}")  # type: ignore[index]
+            raise Unavailable(f"{ended[0].args[0]!r} ended with code {ended[0].returncode}: {' | '.join(said)}")  # type: ignore[index]
         with contextlib.suppress(OSError):
             urllib.request.urlopen(endpoint, timeout=5).close()
             return

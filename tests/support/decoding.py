@@ -1,14 +1,14 @@
-"""What decoding an image gives, as arrays and as reasons."""
+"""Decode helpers that return pixel arrays or failure reasons."""
 
 import numpy as np
 import pytest
 import torch
 
-from genenc_core.images import decode, decoded
+from genenc_core.images.decode import decode, decoded
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    """Decode to [H, W, 3] and check what every decoded image promises."""
+    """Decode to [H, W, 3] and check the invariants of every decoded image."""
     image = decode.decode_image(data)
     assert image.pixels.dtype == torch.uint8
     assert image.pixels.shape[0] == 3

@@ -1,4 +1,4 @@
-"""Python processes that are forked from one that has imported torch, which each would need four seconds for.
+"""Python processes forked from one that has already imported torch, which would take each four seconds.
 
 `Popen` and `run` take what those of `subprocess` take, where the command is this Python with `-m MODULE` or `-c CODE`.
 Such a process is a child of this one like any other: it has streams, environment, folder and main module of its own,
@@ -22,7 +22,7 @@ _FORKING = """
 import gc, json, os, socket, sys
 import numpy, torch, torchvision, zarr, pandas, pyarrow.parquet
 from genenc_core.cli import extraction
-from genenc_core.run import driver, engines, model_export, worker
+from genenc_core.run import driver, engine_setup as engines, model_export, worker
 gc.freeze()
 own = [folder for folder in sys.path if folder]
 asking = socket.socket(fileno=int(sys.argv[1]))
@@ -72,8 +72,8 @@ else:
 _STARTED: list[socket.socket] = []
 
 
-def _asking() -> socket.socket:
-    """Return the connection to the process that forks, which is started when first needed."""
+def _connection() -> socket.socket:
+    """Return the connection to the forking process, started on first use."""
     if not _STARTED:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-c", _FORKING, str(theirs.fileno())]
@@ -82,7 +82,8 @@ def _asking() -> socket.socket:
         alone["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
         process = subprocess.Popen(command, env={**kept, **alone}, pass_fds=[theirs.fileno()], cwd="/")
         theirs.close()
-        atexit.register(lambda: (ours.close(), process.wait()))
+        atexit.register(process.wait)
+        atexit.register(ours.close)  # first: then it ends
         threads = ours.recv(100)
         assert threads == b"1", f"the process that forks has {threads.decode()} threads"
         _STARTED.append(ours)
@@ -90,9 +91,9 @@ def _asking() -> socket.socket:
 
 
 class Popen(subprocess.Popen[Any]):
-    """`subprocess.Popen` of a forked Python."""
+    """`subprocess.Popen` for a forked Python."""
 
-    def _execute_child(self, args: Sequence[str], *rest: Any) -> None:  # type: ignore[override]
+    def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
         _executable, _before, _close, _pass, cwd, env, _startup, _flags, _shell, *pipes = rest[:15]
         program, *arguments = map(str, args)
         environment = dict(os.environ if env is None else env)
@@ -108,7 +109,7 @@ class Popen(subprocess.Popen[Any]):
             "umask": rest[19],
             "session": rest[20],
         }
-        asking, libc = _asking(), ctypes.CDLL(None)
+        asking, libc = _connection(), ctypes.CDLL(None)
         streams = [pipe if pipe != -1 else number for number, pipe in enumerate((pipes[0], pipes[3], pipes[5]))]
         libc.prctl(_SUBREAPER, 1, 0, 0, 0)
         try:
@@ -118,13 +119,13 @@ class Popen(subprocess.Popen[Any]):
         finally:
             libc.prctl(_SUBREAPER, 0, 0, 0, 0)
         self._child_created = True
-        self._close_pipe_fds(*pipes)
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
 
 def run(
     command: Sequence[str], *, check: bool, capture_output: bool, **more: Any
 ) -> "subprocess.CompletedProcess[Any]":
-    """Return what `subprocess.run` returns for a forked Python."""
+    """Run a forked Python like `subprocess.run`."""
     timeout = more.pop("timeout", None)
     if capture_output:
         more |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

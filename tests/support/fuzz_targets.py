@@ -1,4 +1,4 @@
-"""What the input fuzzer feeds: one class per kind of input, whose `run` returns what a case came to or raises."""
+"""Targets of the input fuzzer: one class per kind of input, whose `run` returns a case's outcome or raises."""
 
 import contextlib
 import dataclasses
@@ -19,21 +19,21 @@ from typer.testing import CliRunner
 import mutations
 import pictures
 from genenc_core import errors, spec, text
-from genenc_core.cli import app, options
+from genenc_core.cli import app, usage
 from genenc_core.cli import models as models_command
-from genenc_core.export import backends, describe, registry
-from genenc_core.images import matching, points
-from genenc_core.models.factory import model_file
+from genenc_core.factory import model_file
+from genenc_core.images.sources import named_points, point_matching
 from genenc_core.run import driver, model_info, planning, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
+from genenc_core.runtime import backends, describe, model_registry
 from genenc_core.store import repair, run_store, verify
 
 REFUSALS = (errors.GenencError,)
 
 
 def refused(error: errors.GenencError) -> str:
-    """Check that a refusal is one paragraph that says something; return its class."""
+    """Check that an error message is one meaningful paragraph; return the error's class name."""
     words = str(error)
     assert words.strip(), "a refusal without words"
     assert "Traceback" not in words, words
@@ -41,7 +41,7 @@ def refused(error: errors.GenencError) -> str:
 
 
 def one_refusal(call: Any) -> str:
-    """Return `accepted`, or the class of the product's own error."""
+    """Return `accepted`, or the class name of genenc's own error."""
     try:
         call()
     except REFUSALS as error:
@@ -75,7 +75,7 @@ SPEC: dict[str, Any] = {
 
 
 class Specs:
-    """Spec files: read, checked, described, and loaded as far as their missing artifact lets them."""
+    """Spec files: read, checked, described, and loaded as far as possible without an artifact."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "spec.json"
@@ -96,8 +96,8 @@ class Specs:
 
     def _read(self) -> None:
         found = spec.load_spec(self.path)
-        info = registry.ModelInfo(model_id=found.model_id, source="json", spec=found, path=self.path)
-        for line in model_info.words(info):
+        info = model_registry.ModelInfo(model_id=found.model_id, source="json", spec=found, path=self.path)
+        for line in model_info.summary(info):
             text.printable(line)
         json.loads(text.json_document(model_info.as_json(info)))
         spec.RuntimeModelSpec.from_json(found.to_json())
@@ -109,7 +109,7 @@ class Specs:
 
 
 class Points:
-    """Points files: tidy CSV, DeepLabCut CSV, Parquet; then the names are matched with images."""
+    """Points files: tidy CSV, DeepLabCut CSV, Parquet; their names are then matched with images."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.path = folder / {"tidy": "points.csv", "dlc": "CollectedData.csv", "parquet": "points.parquet"}[kind]
@@ -139,12 +139,12 @@ class Points:
         return one_refusal(self._read)
 
     def _read(self) -> None:
-        table = points.read_points(self.path)
+        table = named_points.read_points(self.path)
         assert table.xy.shape == (len(table.images), len(table.names), 2)
-        matcher = matching.Matcher(table.images)
+        matcher = point_matching.Matcher(table.images)
         for row, name in enumerate((*table.images[:50], "img_000.png")):
-            matcher.see(row, name, f"/data/{name}", named=1)
-        matcher.placed()
+            matcher.add(row, name, f"/data/{name}", named=1)
+        matcher.result()
 
 
 def _parquet(rows: list[tuple[Any, ...]], codec: str) -> bytes:
@@ -155,7 +155,7 @@ def _parquet(rows: list[tuple[Any, ...]], codec: str) -> bytes:
 
 
 def _odd_parquet(rng: random.Random) -> bytes:
-    """Return a whole Parquet file whose columns have odd types, sizes or names."""
+    """Return a valid Parquet file with unusual column types, sizes or names."""
     count = rng.choice((0, 1, 3, 3, 100_000))
     columns: list[pa.Array] = []
     names = [
@@ -231,8 +231,8 @@ class Records:
                 store.record(shard)
 
     def _survey(self) -> None:
-        found = status.survey(self.root)
-        status.summary_lines(found)
+        found = status.survey(RunFolder(self.root))
+        status.summary_lines(found, found.status.bound)
         text.json_document(status.describe(found.status))
         assert RunFolder(self.root).preprocessing
 
@@ -248,7 +248,7 @@ class Records:
 
 
 def _sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """Give a changed document a right digest of its own, as whoever forges one would."""
+    """Give a changed document a valid digest, as a forger would."""
     body = {key: item for key, item in value.items() if key != "sha256"}
     with contextlib.suppress(TypeError, ValueError, RecursionError):
         plain = json.loads(mutations.written(body))
@@ -277,7 +277,7 @@ limit = 10
 
 
 class Configs:
-    """TOML files of `--config`: merged with flags, validated and checked, as far as no model is needed."""
+    """TOML files of `--config`: merged with flags, validated and checked, as far as possible without a model."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.photos, self.folder = (
@@ -306,8 +306,8 @@ class Configs:
 
             flags = {"images": str(self.photos), "out": str(self.folder / "absent" / "run")}
             try:
-                values = options.merged(self.path, flags)
-                given = ExtractParameters.model_validate({k: values[k] for k in values if k not in options.SWITCHES})
+                values = usage.merge_config(self.path, flags, ExtractParameters.model_fields)
+                given = ExtractParameters.model_validate({k: values[k] for k in values if k not in usage.SWITCHES})
             except pydantic.ValidationError as error:
                 raise errors.InputError(str(error)) from error
             assert given.title
@@ -325,7 +325,7 @@ MODEL_FILE: dict[str, Any] = {
 
 
 class ModelFiles:
-    """Model files in TOML and YAML: read and checked; nothing of them is imported, and no alias explodes."""
+    """Model files in TOML and YAML: read and checked, without importing anything or expanding alias bombs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -362,7 +362,7 @@ class ModelFiles:
 
 
 class Idle:
-    """A runner that does nothing but say what it was asked."""
+    """A runner that only reports what it was asked to do."""
 
     def session(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -370,15 +370,27 @@ class Idle:
     def extract(self, given: Any) -> Any:
         raise errors.GenencError(f"would extract {given.title}")
 
-    def resume(self, root: Path, shards: str, options: Any) -> Any:
-        raise errors.GenencError(f"would resume {root} {shards} {dataclasses.asdict(options)}")
+    def resume(self, run: Any, shards: str, changes: Any) -> Any:
+        raise errors.GenencError(f"would resume {run} {shards} {dataclasses.asdict(changes)}")
+
+    def update(self, given: Any) -> Any:
+        raise errors.GenencError(f"would update {given.title}")
 
     def export(self, given: Any) -> Any:
         raise errors.GenencError(f"would export {given.title}")
 
+    def serve(self, *, port: int, pool: str | None, limit: int) -> None:
+        raise errors.GenencError(f"would serve {pool} on port {port}, {limit} at a time")
+
+    def deploy(self, *, pool: str | None, notify: str | None) -> list[str]:
+        raise errors.GenencError(f"would deploy to {pool} and notify {notify}")
+
+    def check(self, pool: str | None) -> list[Any]:
+        raise errors.GenencError(f"would check {pool}")
+
 
 class CommandLines:
-    """Command lines through the whole app, with a runner that does nothing; what is printed is checked too."""
+    """Command lines through the whole app with an idle runner; the output is checked too."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -391,8 +403,8 @@ class CommandLines:
         import typer.main
 
         group: Any = typer.main.get_command(app.build_app(Idle()))
-        long = {"demo", "bench"}
-        self.commands = {name: command.params for name, command in group.commands.items() if name not in long}
+        names = [name for name in group.list_commands(None) if name not in ("demo", "bench")]
+        self.commands = {name: group.get_command(None, name).params for name in names}
         # Shapes of dozens of models for one command line take a minute, and are no question of the command line.
         models_command._with_shapes = lambda rows, _known: list(rows)  # type: ignore[assignment]
 
@@ -460,7 +472,7 @@ KINDS = {
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Say nothing of warnings: mutated inputs give thousands."""
+    """Suppress warnings: mutated inputs raise thousands."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

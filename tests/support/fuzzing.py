@@ -1,4 +1,4 @@
-"""Runs mutated inputs one by one under limits of time and memory, and tells what they came to."""
+"""Runs mutated inputs in sequence under time and memory limits, and reports their outcomes."""
 
 import contextlib
 import random
@@ -13,14 +13,14 @@ from types import FrameType
 from typing import Any
 
 import fuzz_targets
-from genenc_core.encoding import host_memory
+from genenc_core.system import host_memory
 
 SECONDS = 10.0
 GROWTH_BYTES = 1 << 30
 
 
 class Hang(BaseException):
-    """A case took longer than the limit; no `except Exception` may swallow it."""
+    """A case exceeded the time limit; a BaseException, so that no `except Exception` swallows it."""
 
 
 def _hang(_number: int, _frame: FrameType | None) -> None:
@@ -29,7 +29,7 @@ def _hang(_number: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def limited(more: int = 3 << 30) -> Iterator[None]:
-    """Allow this process at most `more` bytes of address space beyond what it has."""
+    """Limit this process's address space to `more` bytes above its current size."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
@@ -39,27 +39,27 @@ def limited(more: int = 3 << 30) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _peak_from_now() -> int:
-    """Let this process's peak memory be counted from here, and return what it holds."""
+def _reset_peak() -> int:
+    """Reset this process's peak memory and return its current memory in bytes."""
     host_memory.release()  # what an encoder keeps would hide what a case takes
     Path("/proc/self/clear_refs").write_text("5")
     return _peak_bytes()
 
 
 def _peak_bytes() -> int:
-    """Return the most this process held since `_peak_from_now`."""
+    """Return the peak memory in bytes since `_reset_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
 def run(target: Any, *, seed: int, start: int, count: int, before: Any = None) -> dict[str, Any]:
-    """Run the cases `start` to `start + count` of a seed; each has a generator of its own, so any can be repeated.
+    """Run the cases `start` to `start + count` of a seed; each has its own generator, so any can be reproduced.
 
     Returns outcomes by name, the slowest case, the growth of memory, and for every failure the case and its traceback.
     """
     outcomes: Counter[str] = Counter()
     failures: list[dict[str, Any]] = []
-    slowest, begun, held = 0.0, time.monotonic(), _peak_from_now()
+    slowest, begun, held = 0.0, time.monotonic(), _reset_peak()
     previous = signal.signal(signal.SIGALRM, _hang)
     with fuzz_targets.quiet(), limited():
         for index in range(start, start + count):
@@ -67,7 +67,7 @@ def run(target: Any, *, seed: int, start: int, count: int, before: Any = None) -
                 before(index)
             data = target.case(random.Random(f"{seed}:{index}"))
             clock = time.monotonic()
-            resident = _peak_from_now()
+            resident = _reset_peak()
             try:
                 signal.setitimer(signal.ITIMER_REAL, SECONDS)
                 outcomes[target.run(data)] += 1
@@ -88,7 +88,7 @@ def run(target: Any, *, seed: int, start: int, count: int, before: Any = None) -
         "cases": count,
         "outcomes": dict(sorted(outcomes.items())),
         "slowest_seconds": round(slowest, 2),
-        "growth_mib": (_peak_from_now() - held) >> 20,
+        "growth_mib": (_reset_peak() - held) >> 20,
         "seconds": round(time.monotonic() - begun, 1),
         "failures": failures,
     }

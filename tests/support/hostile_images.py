@@ -1,22 +1,23 @@
-"""A decoder that hangs on, or dies of, images that contain a word; for decode workers that are forked after it."""
+"""A decoder that hangs or crashes on images with a marker word; for decode workers forked after `install`."""
 
 import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
-from genenc_core.images import decode, decoded
+from genenc_core.images.decode import decode, decoded
 
 HANGS, ABORTS, SEGFAULTS, EXITS = b"<hang>", b"<abort>", b"<segfault>", b"<exit>"
 _decode = decode.decode_image
 
 
 def install(replace: Callable[[object, str, object], None] = setattr) -> None:
-    """Make it the product's."""
+    """Replace genenc's decoder."""
     replace(decode, "decode_image", _hostile)
 
 
-def _hostile(data: bytearray, **options: int) -> decoded.Decoded:
+def _hostile(data: bytearray, **options: Any) -> decoded.Decoded:
     if HANGS in data:
         threading.Event().wait()
     if ABORTS in data:

@@ -1,8 +1,8 @@
-"""The images of a source one by one, as tests like to look at them."""
+"""Images of a source as individual records, for tests."""
 
 from typing import Any, NamedTuple
 
-from genenc_core.images import listing, sources
+from genenc_core.images.sources import image_source, listing
 
 
 class Listed(NamedTuple):
@@ -14,7 +14,7 @@ class Listed(NamedTuple):
     mtime_ns: int
 
 
-def images(source: sources.ImageSource, **options: Any) -> list[Listed]:
+def images(source: image_source.ImageSource, **options: Any) -> list[Listed]:
     """Return the images of a source."""
     return [
         Listed(*fields)

@@ -1,4 +1,4 @@
-"""Rows of a loader one by one, and decode workers that have what a test patched."""
+"""Loader rows as individual records, and decode workers that inherit a test's patches."""
 
 import contextlib
 import dataclasses
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from genenc_core.images import decode_server, decode_worker, geometry, loader
-from genenc_core.images.stamps import NO_STAMP
+from genenc_core.images.decode import geometry
+from genenc_core.images.load import decode_server, decode_worker, loader
+from genenc_core.images.sources.file_stamps import NO_STAMP
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What a loader gives of one row."""
+    """One row from a loader."""
 
     row: int
     sha256: str
@@ -30,12 +31,12 @@ class Row:
 
 
 def batch_of(rows: Sequence[int], pixels: torch.Tensor, *, unreadable: Sequence[int] = ()) -> loader.LoadedBatch:
-    """Return a batch as a loader makes it, of images uint8 `[n, 3, H, W]` that fill the model's input."""
+    """Return a batch as from a loader, with uint8 images `[n, 3, H, W]` that fill the model's input."""
     records = np.zeros(len(rows), decode_worker.RECORD)
     records["height"], records["width"] = pixels.shape[2:]
     records["orientation"], records["affine"] = 1, (1, 1, 0, 0)
     seen = np.array(sorted([*rows, *unreadable]))
-    taken = loader._Taken(
+    taken = loader._BlockResult(
         rows=np.array(rows, dtype=np.int64),
         records=records,
         pixels=pixels,
@@ -44,14 +45,14 @@ def batch_of(rows: Sequence[int], pixels: torch.Tensor, *, unreadable: Sequence[
         stamps=np.full(len(seen), NO_STAMP),
         unreadable=[loader.Unreadable(row=row, reason="broken", cause="image") for row in unreadable],
         changes={},
-        seconds=0.0,
-        held=loader._Held(lambda: None),
+        seconds=decode_worker.Seconds(),
+        memory=loader._SharedMemory(lambda: None),
     )
-    return loader.LoadedBatch([taken], [taken.held])
+    return loader.LoadedBatch([taken], [taken.memory])
 
 
 def rows_of(batch: loader.LoadedBatch, digests: dict[int, str], changes: dict[int, str]) -> list[Row]:
-    """Return the rows of a batch, with copies of their pixels; what is known of later rows is added to the others."""
+    """Return a batch's rows with copied pixels; information on later rows is added to `digests` and `changes`."""
     digests.update(zip(batch.seen.tolist(), batch.sha256.astype(str).tolist(), strict=True))
     changes |= batch.changes
     images = [pixels.clone() for part in batch.parts for pixels in part]
@@ -80,7 +81,7 @@ def rows_of(batch: loader.LoadedBatch, digests: dict[int, str], changes: dict[in
 def iter_rows(
     images: loader.ImageLoader, start: int, stop: int, *, only: Collection[int] | None = None
 ) -> Iterator[Row]:
-    """Yield rows one by one; memory is given back at once."""
+    """Yield rows one by one, releasing each batch immediately."""
     digests: dict[int, str] = {}
     changes: dict[int, str] = {}
     with contextlib.closing(images.iter_batches(start, stop, only=only)) as batches:
@@ -92,7 +93,7 @@ def iter_rows(
 
 @contextlib.contextmanager
 def forked_server() -> Iterator[None]:
-    """Let the decode server be a fork of this process as it is now, patched functions included."""
+    """Fork the decode server from this process, patched functions included."""
     current = decode_server._CURRENT
     before = current.server, current.process
     current.server, current.process = decode_server.DecodeServer.forked(), os.getpid()
@@ -105,6 +106,6 @@ def forked_server() -> Iterator[None]:
 
 @pytest.fixture
 def fork_workers() -> Iterator[Callable[[], None]]:
-    """Return what makes a new decode server, as `forked_server` does."""
+    """Yield a function that starts a new decode server, as `forked_server` does."""
     with contextlib.ExitStack() as forked:
         yield lambda: forked.enter_context(forked_server())

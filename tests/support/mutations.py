@@ -22,7 +22,7 @@ WORDS = (
 
 
 class Raw(str):
-    """JSON text to be written as it is, whether JSON allows it or not."""
+    """Text to insert verbatim into JSON output, valid or not."""
 
 
 NUMBERS: tuple[Any, ...] = (
@@ -32,7 +32,7 @@ NUMBERS: tuple[Any, ...] = (
 
 
 def mutated_bytes(rng: random.Random, seeds: list[bytes]) -> bytes:
-    """Return one of the seeds after one to six changes."""
+    """Return one of the seeds with one to six mutations."""
     data = bytearray(rng.choice(seeds))
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         at, other = sorted((rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)))
@@ -60,7 +60,7 @@ def mutated_bytes(rng: random.Random, seeds: list[bytes]) -> bytes:
 
 
 def nasty(rng: random.Random) -> Any:
-    """Return a value that hardly anything expects."""
+    """Return an unusual value."""
     way = rng.randrange(8)
     if way < 3:
         return rng.choice(NUMBERS)
@@ -92,7 +92,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def mutated_value(rng: random.Random, value: Any) -> Any:
-    """Return a copy of a JSON value with one to four places changed."""
+    """Return a copy of a JSON value with one to four mutations."""
     value = json.loads(json.dumps(value))
     for _ in range(rng.choice((1, 1, 2, 4))):
         known = places(value)
@@ -118,7 +118,7 @@ def _has_raw(value: Any) -> bool:
 
 
 def written(value: Any, rng: random.Random | None = None) -> str:
-    """Return JSON text; with `rng` now and then with a key twice."""
+    """Serialise to JSON; with `rng`, sometimes with a duplicate key."""
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A model of a disk that loses everything that was not fsynced, fed by the real calls of what is tested."""
+"""Model of a disk that loses everything not fsynced, driven by the real calls of the code under test."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ import pytest
 
 @dataclasses.dataclass
 class Disk:
-    """What a power loss leaves: only what was fsynced, plus any part of the names that were not.
+    """State after a power loss: everything fsynced, plus any subset of the names that were not.
 
     Inodes; a folder maps names to inodes. A file's bytes are durable once it was fsynced (before: zero bytes). A new
     name is durable once its folder was fsynced. A rename is one step (journaling file systems), durable with the
@@ -23,12 +23,18 @@ class Disk:
     folders: dict[int, dict[str, int]]
     contents: dict[int, bytes]
     pending: list[tuple[int, str, int, tuple[int, str] | None]]
-    """(folder, name, inode, where a rename took it from)."""
+    """(folder, name, inode, source of the rename)."""
     held: list[int] = dataclasses.field(default_factory=list)
+    version: int = 0
+    """Version number of the durable state."""
+    told: set[tuple[int, frozenset[tuple[int, str, int, tuple[int, str] | None]]]] = dataclasses.field(
+        default_factory=set
+    )
+    """Yielded trees, by version and pending names."""
 
     @classmethod
     def of(cls, root: Path) -> "Disk":
-        """The disk at rest: all of `root` is durable."""
+        """Start with all of `root` durable."""
         disk = cls(folders={}, contents={}, pending=[])
         for folder, folders, names in os.walk(root):
             inode = Path(folder).stat().st_ino
@@ -40,15 +46,18 @@ class Disk:
         """Make a file's bytes, or a folder's names, durable."""
         about = path.stat()
         if not stat.S_ISDIR(about.st_mode):
-            self.contents[about.st_ino] = path.read_bytes()
+            data = path.read_bytes()
+            self.version += self.contents.get(about.st_ino) != data
+            self.contents[about.st_ino] = data
             self.name(path)
             return
         for entry in [entry for entry in self.pending if entry[0] == about.st_ino]:
             self.apply(self.folders, entry)
             self.pending.remove(entry)
+            self.version += 1
 
     def name(self, path: Path, *, moved_from: Path | None = None) -> None:
-        """Note a new name that is not durable yet."""
+        """Record a new name that is not durable yet."""
         folder, inode = path.parent.stat().st_ino, path.stat().st_ino
         if folder not in self.folders:
             return  # scratch elsewhere
@@ -69,11 +78,15 @@ class Disk:
             folders[source[0]].pop(source[1], None)
 
     def after_power_loss(self, root_inode: int) -> Iterator[dict[str, bytes | None]]:
-        """Yield trees (path -> bytes, None for a folder): no pending name kept, all, each alone, all but each."""
+        """Yield new trees (path -> bytes, None for a folder): no pending name kept, all, each alone, all but each."""
         count = len(self.pending)
         everything = set(range(count))
         chosen = [set(), everything, *({n} for n in range(count)), *(everything - {n} for n in range(count))]
         for kept in chosen:
+            which = self.version, frozenset(self.pending[index] for index in kept)
+            if which in self.told:
+                continue
+            self.told.add(which)
             folders = {inode: dict(names) for inode, names in self.folders.items()}
             for index, entry in enumerate(self.pending):
                 if index in kept:
@@ -81,7 +94,7 @@ class Disk:
             yield dict(self._walk(folders, root_inode, ""))
 
     def _walk(self, folders: dict[int, dict[str, int]], inode: int, prefix: str) -> Iterator[tuple[str, bytes | None]]:
-        for name, child in sorted(folders[inode].items()):
+        for name, child in folders[inode].items():
             if child in folders:
                 yield prefix + name, None
                 yield from self._walk(folders, child, f"{prefix}{name}/")
@@ -92,13 +105,13 @@ class Disk:
 def power_losses(
     root: Path, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, bytes | None]]:
-    """Return every different tree that a power loss during `work` may leave, by the model above."""
+    """Return every distinct tree that a power loss during `work` may leave, according to `Disk`."""
     disk, inode, one_by_one = Disk.of(root), root.stat().st_ino, threading.RLock()
     found: dict[int, dict[str, bytes | None]] = {}
 
     def look() -> None:
         for tree in disk.after_power_loss(inode):
-            found.setdefault(hash(tuple(sorted(tree.items()))), tree)
+            found.setdefault(hash(frozenset(tree.items())), tree)
 
     def watch(call: str, note: Callable[..., None]) -> None:
         real = getattr(os, call)
@@ -137,9 +150,9 @@ def power_losses(
 
 
 def without_building(trees: list[dict[str, bytes | None]]) -> list[dict[str, bytes | None]]:
-    """Return the different trees among these when what a creation builds in private is left out."""
+    """Return the distinct trees, ignoring the private files of a creation."""
     kept = [{name: data for name, data in tree.items() if "/creating-" not in name} for tree in trees]
-    return list({tuple(sorted(tree.items())): tree for tree in kept}.values())
+    return list({frozenset(tree.items()): tree for tree in kept}.values())
 
 
 def restore(tree: dict[str, bytes | None], root: Path) -> Path:

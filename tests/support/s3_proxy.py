@@ -1,6 +1,7 @@
-"""A loopback proxy before an S3 server: it counts requests by kind, loses answers, invents some, or ends a process."""
+"""Loopback proxy for an S3 server that counts requests by kind, drops or fakes responses, or kills a process."""
 
 import contextlib
+import email.message
 import http.client
 import http.server
 import socketserver
@@ -10,30 +11,36 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
+from unittest import mock
 
+from genenc_core.store.backends import s3_objects
+
+SOON = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
+"""Retry delay of this process behind a proxy."""
 KINDS = ("PUT record", "PUT staged", "PUT other", "COPY", "GET record", "GET other", "HEAD", "LIST", "DELETE")
 FAULTS = ("drop", "cut", "503 after", "503 before", "500 before", "late", "409", "412")
-"""`drop`, `503 after`: the request is done, its answer lost; `late`: it comes after the time-out; `cut`: half of it."""
+"""`drop`, `503 after`: processed, response lost; `late`: response after the timeout; `cut`: half the response."""
 
 
 @dataclass(kw_only=True)
 class Rule:
-    """What to do to the next requests of a kind."""
+    """Fault to apply to the next requests of a kind."""
 
     kind: str
     fault: str
     times: int = 1
     part: str = ""
-    """What the path, or the body of a deletion, has in it."""
+    """Substring of the path, or of a deletion's body."""
     used: int = 0
 
 
 @dataclass(kw_only=True)
 class Plan:
-    """What the proxy does and what it saw."""
+    """Rules of the proxy and the requests that it received."""
 
     upstream: str
-    late_seconds: float = 3.0
+    late_seconds: float = 1.5
     rules: list[Rule] = field(default_factory=list)
     seen: list[tuple[str, str, int]] = field(default_factory=list)
     """(kind, path, bytes of the body)."""
@@ -51,7 +58,7 @@ class Plan:
         return Counter(kind for kind, _, _ in self.seen)
 
     def take(self, kind: str, path: str, body: bytes) -> str:
-        """Note a request; return the fault that is due."""
+        """Record a request; return the fault to apply."""
         with self.lock:
             self.seen.append((kind, path, len(body)))
             for rule in self.rules:
@@ -61,7 +68,7 @@ class Plan:
         return ""
 
 
-def kind_of(method: str, path: str, headers: http.client.HTTPMessage) -> str:
+def kind_of(method: str, path: str, headers: email.message.Message) -> str:
     """Return what a request is for."""
     parts = urllib.parse.urlsplit(path)
     record = "/_txn/commits/" in parts.path
@@ -84,7 +91,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     plan: Plan
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Suppress the access log."""
 
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -134,18 +141,19 @@ class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: clients that were killed or gave up close their connections."""
+        """Ignore errors: killed or timed-out clients close their connections."""
 
 
 @contextlib.contextmanager
 def proxy(endpoint: str) -> Iterator[tuple[str, Plan]]:
-    """Run a proxy before `endpoint`; yield its own endpoint, and what it does."""
+    """Run a proxy in front of `endpoint`; yield its own endpoint and its plan."""
     plan = Plan(upstream=endpoint.removeprefix("http://"))
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"plan": plan}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", plan
+        with mock.patch.dict(s3_objects.RETRY, backoff=SOON):
+            yield f"http://127.0.0.1:{server.server_address[1]}", plan
     finally:
         server.shutdown()
         server.server_close()

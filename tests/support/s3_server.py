@@ -1,4 +1,4 @@
-"""The S3 server of a test session: one that is named, or Ceph's gateway, started once for all pytest-xdist workers.
+"""S3 server of a test session: a configured one, or Ceph's gateway, started once for all pytest-xdist workers.
 
 - `GENENC_TEST_S3=http://KEY:SECRET@HOST:PORT/BUCKET`: use this server.
 - `GENENC_TESTS_REQUIRE=s3`: fail where there is no server, instead of skipping.
@@ -32,7 +32,7 @@ class Server:
     endpoint: str
     bucket: str
     environment: dict[str, str]
-    """What a program finds it by."""
+    """Environment variables that point programs to it."""
 
 
 def named(address: str) -> Server:
@@ -47,7 +47,7 @@ def named(address: str) -> Server:
 
 
 def begin(shared: Path) -> IO[str]:
-    """Start the server in a process of its own, unless another of this session has; return what keeps it alive."""
+    """Start the server in a separate process, unless already started; return the file that keeps it alive."""
     shared.mkdir(parents=True, exist_ok=True)
     users = (shared / "users").open("a")
     fcntl.flock(users, fcntl.LOCK_SH)
@@ -82,7 +82,7 @@ def wait(shared: Path, *, seconds: float = 600) -> Server:
 
 
 def refuse(reason: str) -> None:
-    """Skip the test, or fail it where the server is required."""
+    """Skip the test, or fail it if the server is required."""
     text = f"no S3 server: {reason}"
     if "s3" in os.environ.get("GENENC_TESTS_REQUIRE", "").split(","):
         pytest.fail(f"{text} (GENENC_TESTS_REQUIRE=s3)")

@@ -1,4 +1,4 @@
-"""SAM's image encoder in plain tensor operations, from its description: what the built one is compared with."""
+"""Reference implementation of SAM's image encoder in plain tensor operations, from its description."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ WINDOW = 14
 
 
 def encode(state: State, images: torch.Tensor, *, heads: int, global_blocks: tuple[int, ...]) -> torch.Tensor:
-    """Return the neck's map [B, 256, H/16, W/16] of normalised images; `state` has Segment Anything's names."""
+    """Return the neck's map [B, 256, H/16, W/16] of normalised images; `state` uses Segment Anything's names."""
     patches = functional.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16)
     tokens = patches.permute(0, 2, 3, 1) + position_embedding(state["pos_embed"], patches.shape[2:])
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
@@ -29,14 +29,14 @@ def encode(state: State, images: torch.Tensor, *, heads: int, global_blocks: tup
 
 
 def compress(state: State, maps: torch.Tensor) -> torch.Tensor:
-    """Return DeepSeek's two strided convolutions of the neck's map."""
+    """Apply DeepSeek's two strided convolutions to the neck's map."""
     return functional.conv2d(
         functional.conv2d(maps, state["net_2.weight"], stride=2, padding=1), state["net_3.weight"], stride=2, padding=1
     )
 
 
 def position_embedding(embedding: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
-    """Return the embedding [1, 64, 64, E] on another grid."""
+    """Resample the embedding [1, 64, 64, E] to another grid."""
     if tuple(embedding.shape[1:3]) == tuple(grid):
         return embedding
     planar = embedding.permute(0, 3, 1, 2).float()
@@ -68,7 +68,7 @@ def windowed_attention(tokens: torch.Tensor, block: State, heads: int) -> torch.
 
 
 def attention(tokens: torch.Tensor, block: State, heads: int) -> torch.Tensor:
-    """Attend over all of [B, H, W, E] with decomposed relative positions, one head after the other."""
+    """Attend over all of [B, H, W, E] with decomposed relative positions, head by head."""
     batch, height, width, embed = tokens.shape
     size = embed // heads
     fused = tokens @ block["attn.qkv.weight"].T + block["attn.qkv.bias"]

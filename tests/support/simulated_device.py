@@ -1,10 +1,10 @@
-"""A device with streams, marks and memory, on a virtual clock: what takes how long is told, what overlaps is found."""
+"""Simulated device with streams, marks and memory on a virtual clock, from given latencies."""
 
 import contextlib
 import dataclasses
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from genenc_core.encoding.device import STAGES, Memory, Stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """Virtual seconds per image of each stage, and per batch of launching it on the host."""
+    """Virtual seconds per image for each stage, and per batch for launching on the host."""
 
     copy_in: float = 0.0
     compute: float = 0.0
@@ -22,16 +22,16 @@ class Latencies:
     launch: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Mark:
-    """A place in a stream: when what comes before it is done."""
+    """An event in a stream: the time when all earlier work is done."""
 
     stage: Stage
     time: float
 
 
 class SimulatedDevice:
-    """Work is done at once and takes no time; when it would begin and end is worked out per stream.
+    """Computes work immediately and schedules its virtual begin and end per stream.
 
     A stream begins a piece of work when the one before it is done, it is launched, and all marks that it follows are
     reached. `host` is the time of the thread that gathers batches and waits for them; the thread that launches begins
@@ -48,21 +48,25 @@ class SimulatedDevice:
         self.peak = 0
         self.releases = 0
         self.followed: set[int] = set()
+        self.locked: set[int] = set()
         self.out_of_memory: set[Stage] = set()
         self._lock = threading.RLock()
         self._stage: Stage | None = None
         self._gathered: dict[int, float] = {}
+        self._first: Mark | None = None
+        """First mark of the current stage, before its batch is known."""
 
     def gathered(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Note that the images of a batch are there now."""
+        """Record that the images of a batch have arrived."""
         self._gathered[pixels.untyped_storage().data_ptr()] = self.host
         return pixels
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         return self.gathered(torch.cat(list(parts)))
 
-    def page_lock(self, memory: np.ndarray) -> None:
-        pass
+    def page_lock(self, memory: np.ndarray) -> Callable[[], None]:
+        self.locked.add(memory.ctypes.data)
+        return lambda: self.locked.remove(memory.ctypes.data)
 
     @contextlib.contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
@@ -71,10 +75,10 @@ class SimulatedDevice:
         try:
             yield
         finally:
-            self._stage = None
+            self._stage = self._first = None
 
     def spend(self, count: int) -> None:
-        """Let the current stream work on `count` images."""
+        """Schedule work on `count` images in the current stream."""
         assert self._stage is not None, "device work outside every stage"
         with self._lock:
             start = max(self.free[self._stage], self.launcher)
@@ -85,6 +89,8 @@ class SimulatedDevice:
         if tensor.dtype == torch.uint8:
             self.fail_if_asked()
             self.launcher = max(self.launcher, self._gathered[tensor.untyped_storage().data_ptr()])
+            if self._first is not None:
+                self._first.time = max(self._first.time, self.launcher)
             used = sum(self.alive) + len(tensor)
             if used > self.limit:
                 raise torch.OutOfMemoryError(f"simulated: {used} images of {self.limit}")
@@ -105,7 +111,9 @@ class SimulatedDevice:
     def mark(self) -> Mark:
         assert self._stage is not None, "a mark outside every stage"
         with self._lock:
-            return Mark(self._stage, max(self.free[self._stage], self.launcher))
+            mark = Mark(self._stage, max(self.free[self._stage], self.launcher))
+            self._first = self._first or mark
+            return mark
 
     def follow(self, mark: Mark, *tensors: torch.Tensor) -> None:
         assert self._stage is not None
@@ -137,17 +145,17 @@ class SimulatedDevice:
         return Memory(peak=peak, limit=self.limit)
 
     def deliver(self, time: float) -> None:
-        """Let the gathering thread wait until `time`."""
+        """Make the gathering thread wait until `time`."""
         with self._lock:
             self.host = max(self.host, time)
 
     def total(self) -> float:
-        """Return when everything is done."""
+        """Return the time when all work is done."""
         return max(self.host, *self.free.values())
 
 
 class SimulatedEncoder:
-    """The mean colour of quarters of the image, in the device's time; out of memory above `largest` images."""
+    """Mean colour of the image's quarters, with the device's latencies; out of memory above `largest` images."""
 
     device = torch.device("cpu")
     input_size = (8, 8)

@@ -1,11 +1,11 @@
-"""Small backbones for tests of the factory: a pyramid of maps, and a transformer-like one that gives tokens."""
+"""Small backbones for tests of the factory: a pyramid of maps, and a transformer-like one that returns tokens."""
 
 import itertools
 
 import torch
 from torch import nn
 
-from genenc_core.models.factory import features
+from genenc_core.factory import features
 
 
 class Pyramid(nn.Module):
@@ -28,7 +28,7 @@ class Pyramid(nn.Module):
 
 
 class Patches(nn.Module):
-    """`depth` token lists [B, prefix + h * w, 32] of patches of 8 pixels; it says how they stand if `known`."""
+    """`depth` token lists [B, prefix + h * w, 32] of 8-pixel patches; declares their grid if `known`."""
 
     def __init__(self, *, prefix: int = 1, depth: int = 4, known: bool = True, in_chans: int = 3) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Patches(nn.Module):
         self.first = nn.Parameter(torch.randn(1, prefix, 32))
         self.blocks = nn.ModuleList(Block() for _ in range(depth))
         if known:
-            self.tokens = features.TokenLayout(prefix=prefix, patch=(8, 8), registers=max(prefix - 1, 0))
+            self.tokens = features.PatchTokens(prefix=prefix, patch=(8, 8), registers=max(prefix - 1, 0))
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the token lists."""
@@ -52,7 +52,7 @@ class Patches(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer with a fused projection, as attention has it."""
+    """A layer with a fused projection, like attention."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -64,7 +64,8 @@ class Block(nn.Module):
         """Return tokens of the same shape."""
         query, key, value = self.qkv(tokens).chunk(3, -1)
         mixed = tokens + query * torch.tanh(key) + value
-        return mixed + self.fc2(torch.tanh(self.fc1(mixed)))
+        found: torch.Tensor = mixed + self.fc2(torch.tanh(self.fc1(mixed)))
+        return found
 
 
 def pyramid(in_chans: int = 3) -> nn.Module:

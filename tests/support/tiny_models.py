@@ -1,4 +1,4 @@
-"""Small models for tests, built by `tiny_models:NAME`; weights come from the seed that the caller sets."""
+"""Small models for tests, built by `tiny_models:NAME`; weights depend on the caller's seed."""
 
 import time
 
@@ -17,7 +17,7 @@ def pooled() -> nn.Module:
 
 
 class Colours(nn.Module):
-    """The mean colour of each 8 x 8 block: what a point probe returns is where in the image it looked."""
+    """Mean colour of each 8 x 8 block, so that a point probe's value tells its position in the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def two_maps() -> nn.Module:
 
 
 class NanForDark(nn.Module):
-    """A model that breaks on black images."""
+    """A model that returns NaN for black images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def nan_for_dark() -> nn.Module:
 
 
 class Huge(nn.Module):
-    """A model whose features float16 cannot hold."""
+    """A model whose features overflow float16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def huge() -> nn.Module:
 
 
 class Slow(Colours):
-    """`Colours` that takes its time, so that a test can interrupt it."""
+    """Slow `Colours`, so that a test can interrupt it."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return [B, 3, H/8, W/8] after 50 ms."""
@@ -116,10 +116,10 @@ def raises_for_dark() -> nn.Module:
 
 
 class Wide(Colours):
-    """256 channels of 2 x 2 blocks: maps as large as those of big models, for no work."""
+    """256 channels of 2 x 2 blocks: maps as large as those of big models, at negligible cost."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return [B, 256, H/2, W/2], the mean colours over and over."""
+        """Return [B, 256, H/2, W/2], the mean colours repeated."""
         return nn.functional.avg_pool2d(images, 2).repeat(1, 86, 1, 1)[:, :256]
 
 
@@ -141,7 +141,7 @@ def every_third() -> nn.Module:
 
 
 class Branching(nn.Module):
-    """A net whose path depends on its numbers, which torch.export refuses."""
+    """A net with data-dependent control flow, which torch.export rejects."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small SAM encoder with the real one's structure, and checkpoints of random tensors under the names in the wild."""
+"""A small SAM encoder with the real structure, and checkpoints of random tensors under published names."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ HEADS = 2
 
 
 def construct(architecture: str, choice: object, *, name: str) -> nn.Module:
-    """Stand in for `sam.construct`: 4 blocks of 32 channels, the neck's 256 as in SAM."""
+    """Replacement for `sam.construct`: 4 blocks of 32 channels, and SAM's neck of 256."""
     return vision_transformer_sam.VisionTransformerSAM(
         img_size=1024,
         embed_dim=32,
@@ -21,7 +21,7 @@ def construct(architecture: str, choice: object, *, name: str) -> nn.Module:
         use_rel_pos=True,
         window_size=14,
         global_attn_indexes=GLOBAL_BLOCKS,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
     )
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from genenc_core.bench import machine, measure, worker
 from genenc_core.bench.measure import Way
-from genenc_core.bench.records import Options
+from genenc_core.bench.report import Options
+from genenc_core.system import proc
 
 PROGRAM = '''
 import contextlib, os, pathlib, subprocess, sys, time
@@ -86,9 +87,7 @@ def assert_ends(pid: int) -> None:
         time.sleep(0.05)
 
 
-def test_each_way_is_called_once_to_warm_up_and_then_once_a_repeat(
-    way: Callable[..., Way], options: Options, tmp_path: Path
-) -> None:
+def test_each_way_warms_up_then_repeats(way: Callable[..., Way], options: Options, tmp_path: Path) -> None:
     (row,) = measure.compare([way("noisy", log=str(tmp_path / "log"))], options)
     assert (tmp_path / "log").read_text() == "call call call call end"
     assert (row.count, len(row.cpu_seconds), len(row.wall_seconds)) == (4, 3, 3)
@@ -98,9 +97,7 @@ def test_each_way_is_called_once_to_warm_up_and_then_once_a_repeat(
     assert 2**20 < row.peak_bytes < 2**28
 
 
-def test_cpu_seconds_are_left_out_of_a_way_whose_processes_cannot_all_be_counted(
-    way: Callable[..., Way], options: Options, tmp_path: Path
-) -> None:
+def test_no_cpu_seconds_where_processes_escape(way: Callable[..., Way], options: Options, tmp_path: Path) -> None:
     given = dataclasses.replace(way("noisy", log=str(tmp_path / "log")), all_counted=False)
     (row,) = measure.compare([given], options)
     assert (row.measured, row.cpu_seconds, len(row.wall_seconds)) == (True, (), 3)
@@ -108,7 +105,7 @@ def test_cpu_seconds_are_left_out_of_a_way_whose_processes_cannot_all_be_counted
 
 def test_afresh_each_call_is_a_processs_first(way: Callable[..., Way], options: Options, tmp_path: Path) -> None:
     given = way("noisy", log=str(tmp_path / "log"))
-    row, bad, unprepared = measure.afresh([given, way("failing", at=1), way("unprepared")], options)
+    row, bad, unprepared = measure.measure_in_new_processes([given, way("failing", at=1), way("unprepared")], options)
     assert (tmp_path / "log").read_text() == "call end" * 3
     assert (row.count, len(row.cpu_seconds), len(row.wall_seconds)) == (4, 3, 3)
     assert (bad.measured, bad.note) == (False, "failed: ValueError: no more")
@@ -146,7 +143,7 @@ def test_a_running_childs_cpu_seconds_count_and_count_once_when_it_has_ended() -
         assert child.stdout is not None
         child.stdout.readline()
         running = worker.tree_seconds() - before
-        assert child.pid in list(worker.descendants())
+        assert child.pid in list(proc.descendants())
     ended = worker.tree_seconds() - before
     assert running > 0.27
     assert running - 0.03 < ended < 2 * running
@@ -204,6 +201,7 @@ def test_a_second_interrupt_while_a_way_is_ended_leaves_no_process(
     assert_ends(int((tmp_path / "log").read_text()))
 
 
+@pytest.mark.slow
 def test_a_slope_is_what_a_unit_more_costs(way: Callable[..., Way], options: Options) -> None:
     """Under the way's own name; one half that fails leaves no figures."""
     ways = [

@@ -8,7 +8,7 @@ import pytest
 
 from genenc_core import errors
 from genenc_core.bench import measure, model, suites, table
-from genenc_core.bench.records import Options, Report, Row, Table
+from genenc_core.bench.report import Options, Report, Row, Table
 
 BASE = Row(name="floor", count=10, cpu_seconds=(1.0, 2.0, 4.0), wall_seconds=(1.0, 1.0, 1.0), foreign_cores=0.25)
 TWICE = Row(
@@ -30,7 +30,7 @@ def test_a_report_survives_json() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": {}, "command": 3, "seconds": "x", "tables": [1]}'])
 def test_what_is_no_report_is_refused(text: str) -> None:
-    with pytest.raises(errors.InputError, match="no report"):
+    with pytest.raises(errors.InputError, match="not a report"):
         Report.from_json(text)
 
 
@@ -45,6 +45,43 @@ def test_the_table_shows_medians_ratios_and_what_was_not_measured() -> None:
         "| whole / thing | 400 | 75 % | 300 | 2.00 | 3.00 | 3 | - |  |",
         "| other | - | - | - | - | - | - | - | not installed |",
     ]
+
+
+def test_what_a_baseline_takes_is_taken_off_and_the_driving_process_is_shown() -> None:
+    """In each repeat, and the median of that; one without figures of its driving process has none."""
+    row = Row(
+        name="r", count=5, cpu_seconds=(1.0, 2.0, 6.0), wall_seconds=(1.0,) * 3, driver_seconds=(1e-3, 3e-3, 2e-3)
+    )
+    lines = table.report(report(BASE, row, beyond="floor", driving=True)).splitlines()
+    heads, shown = lines[-4], lines[-1]
+    assert "| CPU ms / image beyond floor | CPU µs / image, driving process |" in heads
+    assert "| 200 | 400 |" in shown
+    assert "| 0.00 | - |" in lines[-2]
+    brief = table.brief(report(BASE, row, driving=True))
+    assert "| 400 ms / image, 400 µs of it in the driving process |" in brief
+
+
+def test_rates_are_shown_per_second_and_as_shares() -> None:
+    bound = Row(name="bound", count=1, wall_seconds=(0.0005, 0.0005))
+    row = Row(
+        name="r", count=1000, cpu_seconds=(0.1, 0.1), wall_seconds=(1.0, 1.0), driver_seconds=(0.01, 0.01), note="n"
+    )
+    backwards = Row(name="noise", count=1000, cpu_seconds=(0.1,), wall_seconds=(-1.0,))
+    lines = table.report(report(bound, row, backwards, baselines=("bound",), kind="rates")).splitlines()
+    assert lines[-5:] == [
+        "| way | images / s | spread | share of bound | CPU µs / image | CPU µs / image, driving process "
+        "| foreign cores | note |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| bound | 2,000 | 0 % | 1.00 | - | - | - |  |",
+        "| r | 1,000 | 0 % | 0.50 | 100 | 10.0 | - | n |",
+        "| noise | - | 0 % | -0.50 | 100 | - | - |  |",
+    ]
+
+
+def test_memory_is_shown_without_times() -> None:
+    row = Row(name="r", count=1, cpu_seconds=(1.0,), wall_seconds=(1.0,), peak_bytes=3 * 2**20, note="n")
+    lines = table.report(report(row, baselines=(), kind="memory")).splitlines()
+    assert (lines[-3], lines[-1]) == ("| way | MiB | note |", "| r | 3 | n |")
 
 
 def test_in_brief_it_is_the_rows_of_genenc_and_their_multiples() -> None:
@@ -74,7 +111,7 @@ def test_a_ratio_is_of_each_repeat_to_the_same_repeat() -> None:
 
 def test_cpu_seconds_that_are_not_known_are_not_shown() -> None:
     more, less = (Row(name="genenc", count=count, wall_seconds=(count, 2 * count, 6 * count)) for count in (15.0, 5.0))
-    row = measure.minus(more, less)
+    row = measure.difference(more, less)
     assert (row.measured, row.cpu, row.wall) == (True, None, 2.0)
     lines = table.report(report(BASE, row, baselines=("floor",))).splitlines()
     assert lines[-1] == "| genenc | - | 125 % | 2.00 | - | 20.00 | - | - |"
@@ -101,15 +138,15 @@ def test_times_are_in_a_unit_that_is_read_easily(seconds: float, prefix: str) ->
 def test_a_slope_leaves_the_fixed_part_out() -> None:
     less = Row(name="8", count=8, cpu_seconds=(1.8, 1.9), wall_seconds=(2.8, 2.8))
     more = Row(name="40", count=40, cpu_seconds=(5.0, 5.1), wall_seconds=(6.0, 6.0))
-    slope = measure.minus(more, less)
+    slope = measure.difference(more, less)
     assert (slope.count, slope.cpu, slope.wall) == (32, pytest.approx(0.1), pytest.approx(0.1))
-    assert not measure.minus(more, ABSENT).measured
+    assert not measure.difference(more, ABSENT).measured
 
 
 def test_suites_are_chosen_by_name() -> None:
     assert suites.chosen("all") == [*suites.SUITES]
     assert suites.chosen("model, data") == ["model", "data"]
-    with pytest.raises(errors.InputError, match="'modle' is unknown: give all, or some of data"):
+    with pytest.raises(errors.InputError, match="'modle' is unknown: choose all, or some of data"):
         suites.chosen("modle")
 
 
@@ -118,9 +155,7 @@ def test_only_what_should_have_been_measured_counts_as_failed() -> None:
     assert suites.failures(report(BASE, ABSENT, broken)) == ["t: genenc: failed: OSError: no space"]
 
 
-def test_a_suite_that_fails_keeps_its_tables_and_the_next_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_suite_keeps_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(_options: Options) -> Iterator[Table]:
         yield Table(name="first", title="", rows=(BASE,))
         raise errors.ExportError("no such batch")
@@ -133,9 +168,7 @@ def test_a_suite_that_fails_keeps_its_tables_and_the_next_goes_on(
     assert suites.failures(found) == ["bad: bad: failed: no such batch"]
 
 
-def test_a_format_that_cannot_be_exported_costs_only_its_own_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unexportable_format_costs_only_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def artifact(_options: Options, _model: str, form: str) -> str:
         if form == "aotinductor":
             raise measure.WayError("no compiler")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from genenc_core.bench import scale_ways, store_ways
-from genenc_core.store import places, run_store, verify
+import scale_ways
+import store_ways
+from genenc_core.store import run_store, store_keys, verify
 
 SHARD = {"rows": 32, "shape": [6], "dtype": "float16", "shards": 2}
 
@@ -35,7 +36,6 @@ def test_a_commit_writes_the_bytes_of_the_other_ways(tmp_path: Path, monkeypatch
 
 
 def test_tensorstore_takes_the_same_shard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorstore")
     with store_ways.tensorstore(**SHARD, out=str(tmp_path / "ts")) as once:
         assert [once(), once()] == [2.0, 2.0]
 
@@ -50,5 +50,5 @@ def test_planning_makes_a_store_of_every_row_each_time(tmp_path: Path) -> None:
 def test_a_surveyed_run_has_a_record_of_every_shard(tmp_path: Path) -> None:
     with scale_ways.surveying(5, str(tmp_path / "status")) as once:
         assert [once(), once()] == [5.0, 5.0]
-    names = sorted(path.name for path in (tmp_path / "status" / "run" / places.COMMITS).iterdir())
+    names = sorted(path.name for path in (tmp_path / "status" / "run" / store_keys.COMMITS).iterdir())
     assert names == [f"s{shard:07d}.json" for shard in range(5)]

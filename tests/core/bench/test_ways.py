@@ -8,6 +8,7 @@ import torch
 
 from genenc_core.bench import data_ways, images, model_ways, start_ways
 from genenc_core.run import status
+from genenc_core.run.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +33,7 @@ def test_drawn_images_have_the_size_of_photographs_and_are_always_the_same(tmp_p
     ]
 
 
-def test_images_repeat_after_a_while_and_one_in_so_many_is_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawn_images_repeat_and_some_are_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "DISTINCT", 2)
     found = [path.read_bytes() for path in sorted(images.draw(tmp_path / "some", 6, broken_every=3).iterdir())]
     assert found[0] != found[1] == found[3]
@@ -43,29 +42,29 @@ def test_images_repeat_after_a_while_and_one_in_so_many_is_broken(
 
 
 def test_an_extraction_commits_every_image_and_says_which_are_broken(photos: str, tmp_path: Path) -> None:
-    with data_ways.extraction(photos, threads=1, out=str(tmp_path / "runs" / "run")) as once:
+    with data_ways.extraction(photos, workers=1, out=str(tmp_path / "runs" / "run")) as once:
         assert [once(), once()] == [5.0, 5.0]
     runs = sorted((tmp_path / "runs").iterdir())
     assert len(runs) == 2
-    for found in map(status.run_status, runs):
+    for found in map(status.run_status, map(RunFolder, runs)):
         assert (found.ok, found.unreadable, found.complete) == (4, 1, True)
 
 
 def test_the_loader_alone_gives_every_image_that_can_be_read(photos: str, tmp_path: Path) -> None:
-    with data_ways.loading(photos, threads=2, out=str(tmp_path / "runs" / "run")) as once:
+    with data_ways.loading(photos, workers=2, out=str(tmp_path / "runs" / "run")) as once:
         assert [once(), once()] == [4.0, 4.0]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_floors_touch_every_image(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_floors_touch_every_image(tmp_path: Path, workers: int) -> None:
     good = str(images.draw(tmp_path / "good", 3))
     for way in (data_ways.decoding, data_ways.resizing):
-        with way(good, threads) as once:
+        with way(good, workers) as once:
             assert once() == 3.0
 
 
 def test_a_floor_does_not_pass_over_what_it_cannot_decode(photos: str) -> None:
-    with data_ways.decoding(photos, 1) as once, pytest.raises(RuntimeError):
+    with data_ways.decoding(photos, 1) as once, pytest.raises(ValueError, match="is truncated"):
         once()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.encoding import batching, engine, isolation, products
+from genenc_core.encoding import batch_size, engine, products, shard_encoding
 
 
 class Picky:
@@ -26,17 +26,17 @@ class Picky:
 
 def pieces_of(
     count: int, refused: set[int], *, may_fail: int, error: Exception | None = None
-) -> tuple[list[isolation.Piece], Picky]:
+) -> tuple[list[shard_encoding.Piece], Picky]:
     encoder = Picky(refused, error or ValueError("no\n such image"))
     wanted = products.build_products(
         [products.parse_product("v=global_avg_pool")], [spec.SlotSpec(name="features", shape=(3, 4, 4))], point_count=0
     )
-    runner = engine.Engine(encoder, wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), count))
+    runner = engine.Engine(encoder, wanted, batch_size.BatchSizer(batch_size.Bounds(min=1, max=None), count))
     pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 4, 4).contiguous()
     batch = engine.Batch(
         pixels=pixels, points=torch.zeros(count, 0, 2, dtype=torch.float64), valid=torch.ones(count, 0).bool()
     )
-    return list(isolation.encode_pieces(runner, batch, runner.submit(batch), may_fail=may_fail)), encoder
+    return list(shard_encoding.encode_pieces(runner, batch, runner.submit(batch), may_fail=may_fail)), encoder
 
 
 def test_a_batch_without_fault_is_one_call() -> None:
@@ -74,3 +74,10 @@ def test_more_failures_than_allowed_are_the_encoders_own() -> None:
 def test_what_is_no_images_fault_is_raised_at_once(error: Exception) -> None:
     with pytest.raises(type(error)):
         pieces_of(16, {2}, may_fail=16, error=error)
+
+
+def test_a_want_of_memory_is_no_images_fault() -> None:
+    with pytest.raises(errors.EncoderError, match="out of memory at batch size 1"):
+        pieces_of(16, {2}, may_fail=16, error=MemoryError())
+    with pytest.raises(RuntimeError, match="create a primitive"):
+        pieces_of(16, {2}, may_fail=16, error=RuntimeError("could not create a primitive"))

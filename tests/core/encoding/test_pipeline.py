@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.encoding import batching, device, engine, products, shards, size_search
-from genenc_core.encoding.budget import FailureBudget
-from genenc_core.images import loader
+from genenc_core.encoding import batch_size, device, engine, products, shard_encoding
+from genenc_core.encoding.shard_encoding import FailureBudget
+from genenc_core.images.load import loader
 from loading import batch_of
 from simulated_device import Latencies, SimulatedDevice, SimulatedEncoder
 
@@ -20,7 +20,7 @@ PREPROCESSING = spec.Preprocessing(height=8, width=8, fit="stretch")
 
 def engine_of(simulated: SimulatedDevice, size: int = SIZE, *, largest: int = 10**9) -> engine.Engine:
     wanted = products.build_products([products.parse_product("v=global_avg_pool")], [SLOT], point_count=0)
-    sizer = batching.BatchSizer(batching.Bounds(min=1, max=None), size)
+    sizer = batch_size.BatchSizer(batch_size.Bounds(min=1, max=None), size)
     return engine.Engine(SimulatedEncoder(simulated, largest=largest), wanted, sizer, simulated)
 
 
@@ -42,14 +42,21 @@ def batches(count: int, simulated: SimulatedDevice, size: int, *, decode: float 
             yield batch_of(range(first, row + 1), simulated.gathered(pixels[first : row + 1].clone()))
 
 
-def encoded(count: int, simulated: SimulatedDevice, runner: engine.Engine, *, decode: float = 0.0) -> np.ndarray:
-    """Run one shard; return its vectors."""
+def shard_of(
+    count: int, simulated: SimulatedDevice, runner: engine.Engine, *, decode: float = 0.0
+) -> shard_encoding.EncodedShard:
+    """Run one shard."""
     ids = [str(row) for row in range(count)]
-    given = shards.ShardInput(shard=0, rows=range(count), image_ids=ids, points=np.zeros((count, 0, 2)))
-    shard = shards.ShardEncoder(given, runner, PREPROCESSING, FailureBudget())
+    given = shard_encoding.ShardInput(shard=0, rows=range(count), image_ids=ids, points=np.zeros((count, 0, 2)))
+    shard = shard_encoding.ShardEncoder(given, runner, PREPROCESSING, FailureBudget())
     done = shard.run(batches(count, simulated, runner.sizer.size, decode=decode))
     assert done.status.all()
-    return done.arrays["v"]
+    return done
+
+
+def encoded(count: int, simulated: SimulatedDevice, runner: engine.Engine, *, decode: float = 0.0) -> np.ndarray:
+    """Run one shard; return its vectors."""
+    return shard_of(count, simulated, runner, decode=decode).arrays["v"]
 
 
 def expected(count: int) -> np.ndarray:
@@ -86,6 +93,16 @@ def test_a_stage_never_begins_before_the_one_it_needs() -> None:
         assert copied[1] <= computed[0]
         assert computed[1] <= returned[0]
     assert per["copy_in"][1][0] < per["compute"][0][1], "the next batch is copied in while one is computed"
+
+
+def test_the_seconds_of_a_shard_are_those_of_the_streams() -> None:
+    """Whatever overlaps: each stage has its own, and of the two directions the busier counts."""
+    simulated = SimulatedDevice(Latencies(copy_in=1, compute=3, copy_out=2))
+    count = 20 * SIZE
+    seconds = shard_of(count, simulated, engine_of(simulated)).details["seconds"]
+    assert isinstance(seconds, dict)
+    assert seconds["encode"] + seconds["reduce"] == pytest.approx(3 * count)
+    assert seconds["copy"] == pytest.approx(2 * count)
 
 
 def test_launching_on_the_host_is_hidden_behind_the_device() -> None:
@@ -129,8 +146,8 @@ def test_the_search_on_a_device_with_little_memory_never_exceeds_it() -> None:
     refused: list[int] = []
     runner.sizer.on_shrink = refused.append
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(size_search.time, "perf_counter", lambda: simulated.host)
-        found = size_search.find_size(
+        patch.setattr(batch_size.time, "perf_counter", lambda: simulated.host)
+        found = batch_size.find_size(
             lambda count: runner.trial(count, 0), runner.sizer.bounds, image_budget=10**5, memory=simulated.memory
         )
     assert found == 88
@@ -145,8 +162,10 @@ def test_a_value_that_float16_cannot_hold_is_told_when_it_is_back() -> None:
             return {"features": super().__call__(images)["features"] * 0 + 123456.0}
 
     wanted = products.build_products([products.parse_product("v=global_avg_pool@float16")], [SLOT], point_count=0)
-    runner = engine.Engine(Huge(simulated), wanted, batching.BatchSizer(batching.Bounds(min=1, max=None), 4), simulated)
-    with pytest.raises(errors.InputError, match=r"'v': a value of 1.235e\+05 does not fit float16"):
+    runner = engine.Engine(
+        Huge(simulated), wanted, batch_size.BatchSizer(batch_size.Bounds(min=1, max=None), 4), simulated
+    )
+    with pytest.raises(errors.InputError, match=r"'v': a value of 1.235e\+05 overflows float16"):
         encoded(4, simulated, runner)
 
 
@@ -163,7 +182,7 @@ def test_a_cuda_device_gives_the_same_as_the_host() -> None:
             return {"features": torch.nn.functional.avg_pool2d(images, 4)}
 
     wanted = products.build_products([products.parse_product("v=global_avg_pool")], [SLOT], point_count=0)
-    sizer = batching.BatchSizer(batching.Bounds(min=1, max=None), SIZE)
+    sizer = batch_size.BatchSizer(batch_size.Bounds(min=1, max=None), SIZE)
     runner = engine.Engine(Pooling(), wanted, sizer)
     idle = SimulatedDevice(Latencies())
     for _ in range(20):

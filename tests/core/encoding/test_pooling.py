@@ -57,9 +57,7 @@ def test_poolings_of_a_map(module: str, argument: str, expected: list[float]) ->
         ("cls_token", "has_cls=True", [9.0, -9.0]),
     ],
 )
-def test_poolings_of_tokens_know_of_a_class_token_only_what_they_are_told(
-    module: str, argument: str, expected: list[float]
-) -> None:
+def test_token_pooling_knows_the_class_token(module: str, argument: str, expected: list[float]) -> None:
     """5 tokens: an odd number, with a class token or without."""
     torch.testing.assert_close(applied(TOKENS, LIST, (module, argument)), torch.tensor([expected]))
 
@@ -122,6 +120,15 @@ def test_vectors_of_length_one_along_the_channels_of_every_form() -> None:
     torch.testing.assert_close(maps[0, :, 1, 0], torch.tensor([3.0, 5.0]) / math.sqrt(34))
 
 
+@pytest.mark.parametrize("size", [6e4, 1e-7])
+def test_lengths_that_half_precision_does_not_hold(size: float) -> None:
+    vector = torch.full((2, 64), size)
+    found = applied(
+        vector, Signature(dims=post_encoder.VECTOR, shape=(64,)), ("cast", "dtype=float16"), ("l2_normalize", "")
+    )
+    torch.testing.assert_close(found.float(), torch.full((2, 64), 1 / 8), rtol=1e-3, atol=0)
+
+
 def test_a_cast_rounds_and_later_modules_compute_in_it() -> None:
     """1 + 2^-11 is half way between two float16 numbers, and rounds to even."""
     values = torch.full((1, 2, 2, 2), 1 + 2**-11)
@@ -129,7 +136,7 @@ def test_a_cast_rounds_and_later_modules_compute_in_it() -> None:
     assert applied(values, MAP, ("cast", "dtype=bfloat16")).dtype == torch.bfloat16
     pooled = applied(values, MAP, ("cast", "dtype=float16"), ("global_max_pool", ""))
     assert pooled.dtype == torch.float16
-    with pytest.raises(errors.InputError, match=r"cast\(float16\): a value of 7e\+04 does not fit"):
+    with pytest.raises(errors.InputError, match=r"cast\(float16\): a value of 7e\+04 overflows"):
         applied(torch.full((1, 2, 2, 2), 7e4), MAP, ("cast", "dtype=float16"))
 
 

@@ -38,7 +38,7 @@ def test_text_form(text: str, expected: products.ProductSpec) -> None:
         ("global_avg_pool", "not of the form"),
         ("=none", "name ''"),
         ("a=", "not of the form"),
-        ("status=none", "store uses that name"),
+        ("status=none", "reserved by the store"),
         ("9a=none", "use letters"),
         ("a/b=none", "use letters"),
         ("a=none@int8", "known: float16, float32"),
@@ -106,6 +106,14 @@ def test_one_map_is_stored_under_plain_names_whatever_stands_beside_it() -> None
     assert names(later)[0] == "features=features:global_avg_pool@float16"
 
 
+def test_an_output_called_features_keeps_its_name_beside_a_map() -> None:
+    slots = (spec.SlotSpec(name="map", shape=(8, 4, 4)), spec.SlotSpec(name="features", shape=(7,)))
+    for order in (slots, slots[::-1]):
+        found = products.default_products(order, with_points=True)
+        stored = {product.name: product.slot or order[0].name for product in found}
+        assert stored == {"features_map": "map", "probes": "map", "features": "features"}
+
+
 def test_vectors_beside_maps_are_stored_and_token_lists_are_named() -> None:
     found = products.default_products(VIT, with_points=True)
     assert names(found[2:]) == ["cls=cls:none@float32"]
@@ -149,9 +157,7 @@ def test_vectors_have_the_names_of_their_slots(maps: tuple[str, ...], slot: str,
         (("a b", "a_b"), {"a b": "features_a_b", "a_b": "a_b"}),
     ],
 )
-def test_a_name_is_that_of_the_slot_that_has_it_exactly(
-    slots: tuple[str, ...], expected: dict[str, str], order: int
-) -> None:
+def test_name_is_of_the_slot_that_has_it(slots: tuple[str, ...], expected: dict[str, str], order: int) -> None:
     outputs = (
         spec.SlotSpec(name="b", shape=(4, 2, 2)),
         *(spec.SlotSpec(name=name, shape=(4,)) for name in slots[::order]),
@@ -209,9 +215,9 @@ def test_an_encoder_without_maps_has_its_slots_stored_as_they_are() -> None:
         ("features_cls_channel",),
         ("features_register_token", "features_register_channel"),
     ]
-    with pytest.raises(errors.InputError, match=r"no map to probe points in, only cls \[8\], register \[4, 8\]"):
+    with pytest.raises(errors.InputError, match=r"no map to sample points from, only cls \[8\], register \[4, 8\]"):
         products.default_products(VIT[1:], with_points=True)
-    with pytest.raises(errors.InputError, match="--maps: the encoder gives no maps"):
+    with pytest.raises(errors.InputError, match="--maps: the encoder has no maps"):
         products.map_products(VIT[1:])
 
 
@@ -239,14 +245,14 @@ def test_the_class_token_of_a_map_is_the_slot_beside_it(module: str) -> None:
 @pytest.mark.parametrize(
     ("text", "outputs", "words"),
     [
-        ("v=cls_token", SLOTS, "no class token beside 'fine'; its slots are fine, coarse"),
-        ("v=stem-1:cls_token", LAYERS, "no class token beside 'stem-1'"),
-        ("v=cls_token(has_cls=false)", VIT, "has_cls=false says that there is no class token"),
+        ("v=cls_token", SLOTS, "no class token for 'fine'; its slots are fine, coarse"),
+        ("v=stem-1:cls_token", LAYERS, "no class token for 'stem-1'"),
+        ("v=cls_token(has_cls=false)", VIT, "has_cls=false means that there is no class token"),
         ("v=cls_token(has_cls=perhaps)", VIT, "neither true nor false"),
-        ("v=none+cls_token", VIT, "so it stands first"),
+        ("v=none+cls_token", VIT, "must be the first module"),
         ("v=register:cls_token", VIT, r"cls_token\(has_cls=true\)"),
         ("v=register:vit_mean", VIT, r"vit_mean\(has_cls=true\) or vit_mean\(has_cls=false\)"),
-        ("v=vit_mean(has_cls=true)", VIT, "holds no class token"),
+        ("v=vit_mean(has_cls=true)", VIT, "has no class token"),
         ("v=cls:global_max_pool", VIT, "global_max_pool needs a feature map"),
         ("v=register:gem", VIT, "gem needs a feature map"),
         ("v=gem+gem", VIT, "gem needs a feature map"),

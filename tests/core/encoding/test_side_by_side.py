@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from genenc_core import errors, spec
-from genenc_core.encoding import batching, calls, engine, products
-from genenc_core.export import backends
-from genenc_core.models import sources
+from genenc_core.encoding import batch_size, encoder_threads, engine, products
+from genenc_core.models import resolve
+from genenc_core.runtime import backends
 
 Images = torch.Tensor
 
@@ -34,7 +34,7 @@ def engine_of(
 ) -> engine.Engine:
     outputs = slots or (spec.SlotSpec(name="features", shape=(3, 4, 4)),)
     wanted = [products.parse_product(f"{slot.name.replace('.', '_')}={slot.name}:none") for slot in outputs]
-    sizer = batching.BatchSizer(batching.Bounds(min=1, max=None), size)
+    sizer = batch_size.BatchSizer(batch_size.Bounds(min=1, max=None), size)
     built = products.build_products(wanted, outputs, point_count=0)
     return engine.Engine(encoder, built, sizer, side_by_side=side_by_side)
 
@@ -54,7 +54,7 @@ def number_of(ticket: engine.Ticket) -> int:
 
 
 def test_batches_are_computed_at_once_each_on_one_core() -> None:
-    before = calls.alone(torch.get_num_threads)
+    before = encoder_threads.run_in_thread(torch.get_num_threads)
     both, threads = threading.Barrier(2, timeout=30), set()
 
     def work(_number: int) -> None:
@@ -66,7 +66,9 @@ def test_batches_are_computed_at_once_each_on_one_core() -> None:
     assert [number_of(ticket) for ticket in tickets] == list(range(10))
     assert [cores for _thread, cores in threads] == [1, 1]
     runner.close()
-    assert calls.alone(torch.get_num_threads) == before, "threads to come have as many as they would have had"
+    assert encoder_threads.run_in_thread(torch.get_num_threads) == before, (
+        "threads to come have as many as they would have had"
+    )
 
 
 def test_a_batch_that_is_late_holds_up_no_other() -> None:
@@ -106,6 +108,7 @@ def test_a_batch_that_is_given_up_is_not_computed_and_costs_no_other() -> None:
     runner.close()
 
 
+@pytest.mark.slow
 def test_a_closed_engine_ends_its_threads_after_what_they_began() -> None:
     begun, go_on, seen = threading.Barrier(3, timeout=30), threading.Event(), []
 
@@ -208,6 +211,7 @@ def test_a_trial_encodes_a_batch_on_each_core_and_ends_with_the_last() -> None:
     runner.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "layers"),
     [
@@ -223,15 +227,15 @@ def test_what_a_model_gives_is_what_it_gives_alone_on_one_core(
     monkeypatch: pytest.MonkeyPatch, name: str, size: int, layers: tuple[str, ...]
 ) -> None:
     """Bit for bit, and so the same on any number of cores; the model is new to all of its threads."""
-    request = sources.ModelRequest(name=name, weights="random:0", image_size=(size, size), layers=layers)
-    encoder = backends.eager_encoder(sources.build_encoder(request))
+    request = resolve.ModelRequest(name=name, weights="random:0", image_size=(size, size), layers=layers)
+    encoder = backends.eager_encoder(resolve.build_encoder(request))
     assert encoder.concurrent
     drawn = torch.Generator().manual_seed(0)
     batches = [torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=drawn) for _ in range(12)]
     runner = engine_of(encoder, encoder.outputs, side_by_side=4)
     found = [ticket.result().arrays for ticket in [runner.submit(batch_of(pixels)) for pixels in batches]]
     runner.close()
-    monkeypatch.setattr(calls, "cores", lambda: 1)
+    monkeypatch.setattr(encoder_threads, "cores", lambda: 1)
     alone = engine_of(encoder, encoder.outputs, side_by_side=1)
     for pixels, arrays in zip(batches, found, strict=True):
         expected = alone.encode(batch_of(pixels)).arrays

@@ -125,14 +125,14 @@ def test_the_common_step_counts_on_either_axis(upright: bool) -> None:
     shapes = [(1, 12, 48), (1, 8, 48)] if upright else [(1, 48, 12), (1, 48, 8)]
     slots = [slot(*shape, name=str(shape)) for shape in shapes]
     assert tile_plan.make_plan(slots, canvas=(96, 96), tile=(48, 48)).overlap == 12
-    with pytest.raises(errors.InputError, match="give 0 or 12"):
+    with pytest.raises(errors.InputError, match="use 0 or 12"):
         tile_plan.make_plan(slots, canvas=(96, 96), tile=(48, 48), overlap=6)
 
 
 def test_a_map_of_one_cell_can_only_lie_side_by_side() -> None:
     pooled = [slot(5, 1, 1)]
     assert tile_plan.make_plan(pooled, canvas=(64, 96), tile=(32, 32)).overlap == 0
-    with pytest.raises(errors.InputError, match=r"--tile-overlap 8 is out of range: it can be 0 to 0 pixels"):
+    with pytest.raises(errors.InputError, match=r"--tile-overlap 8 is out of range: it must be 0 to 0 pixels"):
         tile_plan.make_plan(pooled, canvas=(64, 96), tile=(32, 32), overlap=8)
 
 
@@ -142,14 +142,14 @@ def test_a_map_of_one_cell_can_only_lie_side_by_side() -> None:
         ({"canvas": (100, 100)}, r"canvas of 100 x 100 pixels is smaller than the model's input of 224 x 224"),
         ({"canvas": (209, 209)}, r"canvas of 209 x 209 pixels is smaller"),
         ({"canvas": (448, 208)}, r"canvas of 448 x 208 pixels is smaller than the model's input of 224 x 224"),
-        ({"canvas": (500, 512)}, r"--canvas 500x512 is not a whole .* 16 x 16 pixels: give 496x512 or 512x512"),
-        ({"canvas": (225, 230)}, r"give 224x224 or 240x240"),
-        ({"overlap": 30}, r"--tile-overlap 30 is not a whole .* 16 pixels: give 16 or 32"),
-        ({"overlap": 224}, r"--tile-overlap 224 is out of range: it can be 0 to 208 pixels"),
+        ({"canvas": (500, 512)}, r"--canvas 500x512 is not a multiple .* 16 x 16 pixels: use 496x512 or 512x512"),
+        ({"canvas": (225, 230)}, r"use 224x224 or 240x240"),
+        ({"overlap": 30}, r"--tile-overlap 30 is not a multiple .* 16 pixels: use 16 or 32"),
+        ({"overlap": 224}, r"--tile-overlap 224 is out of range: it must be 0 to 208 pixels"),
         ({"overlap": -16}, r"--tile-overlap -16 is out of range"),
-        ({"trim": 32}, r"--tile-trim 32 is out of range: it can be 0 to half the overlap of 32 pixels"),
-        ({"trim": 8}, r"--tile-trim 8 is not a whole .* give 0 or 16"),
-        ({"slots": [slot(3, 13, 13)]}, r"'features' is a map of 13 x 13 cells of 224 x 224 pixels.*--image-size"),
+        ({"trim": 32}, r"--tile-trim 32 is out of range: it must be 0 to half the overlap of 32 pixels"),
+        ({"trim": 8}, r"--tile-trim 8 is not a multiple .* use 0 or 16"),
+        ({"slots": [slot(3, 13, 13)]}, r"'features' is a map of 13 x 13 cells for 224 x 224 pixels.*--image-size"),
         ({"slots": [slot(4, 192, name="register")]}, r"'register' has shape \[4, 192\].*maps \[C, h, w\]"),
     ],
 )

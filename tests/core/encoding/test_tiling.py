@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from genenc_core import errors, spec
-from genenc_core.encoding import batching, control, engine, products, tile_plan, tiling
+from genenc_core.encoding import batch_size, cancellation, engine, products, tile_plan, tiling
 
-ANY = batching.Bounds(min=1, max=None)
+ANY = batch_size.Bounds(min=1, max=None)
 
 
 class Inner:
@@ -19,12 +19,7 @@ class Inner:
     device = torch.device("cpu")
 
     def __init__(
-        self,
-        module: nn.Module,
-        tile: tuple[int, int],
-        *,
-        bounds: batching.Bounds = ANY,
-        largest: int = 10**6,
+        self, module: nn.Module, tile: tuple[int, int], *, bounds: batch_size.Bounds = ANY, largest: int = 10**6
     ) -> None:
         self.module = module.eval().requires_grad_(False)
         self.input_size = tile
@@ -60,7 +55,7 @@ def tiled(
 ) -> tiling.TiledEncoder:
     slots = slots_of(inner)
     plan = tile_plan.make_plan(slots, canvas=canvas, tile=inner.input_size, overlap=overlap, trim=trim, blend=blend)
-    return tiling.TiledEncoder(inner, plan, slots, batching.BatchSizer(inner.bounds, batch))
+    return tiling.TiledEncoder(inner, plan, slots, batch_size.BatchSizer(inner.bounds, batch))
 
 
 def noise(count: int, canvas: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -197,13 +192,11 @@ def test_one_tile_is_the_model_itself_bit_for_bit() -> None:
         (2, 16, ANY, [16, 2]),  # nine tiles of each of two canvases
         (1, 16, ANY, [9]),
         (2, 4, ANY, [4, 4, 4, 4, 2]),
-        (1, 4, batching.Bounds(min=4, max=4), [4, 4, 4]),  # the last padded and trimmed
-        (2, 8, batching.Bounds(min=3, max=8), [8, 8, 3]),
+        (1, 4, batch_size.Bounds(min=4, max=4), [4, 4, 4]),  # the last padded and trimmed
+        (2, 8, batch_size.Bounds(min=3, max=8), [8, 8, 3]),
     ],
 )
-def test_tiles_of_all_canvases_share_batches_within_the_models_bounds(
-    canvases: int, batch: int, bounds: batching.Bounds, sizes: list[int]
-) -> None:
+def test_tiles_fill_common_batches(canvases: int, batch: int, bounds: batch_size.Bounds, sizes: list[int]) -> None:
     inner = Inner(nn.AvgPool2d(16), (224, 224), bounds=bounds)
     encoder = tiled(inner, (512, 512), overlap=32, batch=batch)
     images = noise(canvases, (512, 512))
@@ -235,7 +228,7 @@ def test_out_of_memory_halves_the_tiles_and_goes_on() -> None:
 def engine_of(encoder: tiling.TiledEncoder, together: int, *texts: str, points: int = 0) -> engine.Engine:
     slots = [encoder.plan.stitched(slot) for slot in slots_of(encoder._inner)]  # type: ignore[arg-type]
     wanted = products.build_products([products.parse_product(text) for text in texts], slots, point_count=points)
-    return engine.Engine(encoder, wanted, batching.BatchSizer(ANY, together))
+    return engine.Engine(encoder, wanted, batch_size.BatchSizer(ANY, together))
 
 
 def test_out_of_memory_at_one_tile_takes_fewer_canvases_then_says_what_helps() -> None:
@@ -273,7 +266,7 @@ def test_other_errors_pass_through() -> None:
 
 
 def test_a_stop_ends_between_two_batches_of_tiles() -> None:
-    watch = control.Control()
+    watch = cancellation.Control()
 
     class Stopping(nn.AvgPool2d):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -282,7 +275,7 @@ def test_a_stop_ends_between_two_batches_of_tiles() -> None:
             return super().forward(images)
 
     inner = Inner(Stopping(4), (16, 16))
-    with control.use(watch), pytest.raises(errors.Stopped):
+    with cancellation.use(watch), pytest.raises(errors.Stopped):
         tiled(inner, (40, 40), overlap=4, batch=2)(noise(1, (40, 40)))
     assert inner.sizes == [2]
 

@@ -1,5 +1,6 @@
 """DeepSeek-OCR's SAM stage: its table of tensors, sizes, numbers against a plain reference, checkpoints, modes."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import sam_reference
 import tiny_sam
 from genenc_core import errors
-from genenc_core.models import deepseek, sam, sources, weights
+from genenc_core.models import resolve, weights
+from genenc_core.models.zoo import deepseek, sam
 
 TABLE = {
     "pos_embed": (1, 64, 64, 768),
@@ -45,8 +47,8 @@ TABLE = {
 }
 
 
-def built(size: tuple[int, int] | None, given: str = "random:0") -> sources.BuiltEncoder:
-    return sources.build_encoder(sources.ModelRequest(name="deepseek_sam", weights=given, image_size=size))
+def built(size: tuple[int, int] | None, given: str = "random:0") -> resolve.BuiltEncoder:
+    return resolve.build_encoder(resolve.ModelRequest(name="deepseek_sam", weights=given, image_size=size))
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def saved(state: dict[str, torch.Tensor], path: Path) -> str:
     return str(path)
 
 
-def test_tensors_are_those_of_the_published_checkpoint() -> None:
+def test_tensor_names_match_the_published_checkpoint() -> None:
     with torch.device("meta"):
         choice = weights.parse_weights("random:0")
         model = sam.construct(sam.ARCHITECTURES["samvit_base"], choice, name="deepseek_sam")
@@ -101,9 +103,7 @@ def test_map_sizes(size: tuple[int, int], grid: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(256, 256), (512, 512), (144, 320)])
-def test_numbers_are_those_of_the_plain_reference(
-    tiny: dict[str, torch.Tensor], size: tuple[int, int], tmp_path: Path
-) -> None:
+def test_numbers_equal_plain_reference(tiny: dict[str, torch.Tensor], size: tuple[int, int], tmp_path: Path) -> None:
     prefixed = {f"model.sam_model.{name}": tensor for name, tensor in tiny.items()}
     prefixed["model.vision_model.embeddings.class_embedding"] = torch.zeros(1024)
     encoder = built(size, saved(prefixed, tmp_path / "model-00001-of-000001.safetensors"))
@@ -117,26 +117,37 @@ def test_numbers_are_those_of_the_plain_reference(
     assert (found - expected).abs().max() <= 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model.sam_model.", "model.vision_tower_high.model.", "vision_tower_high."])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_checkpoints_load_under_every_known_prefix(
-    tiny: dict[str, torch.Tensor], prefix: str, suffix: str, tmp_path: Path
-) -> None:
+def test_checkpoint_prefixes_are_known(tiny: dict[str, torch.Tensor], prefix: str, suffix: str, tmp_path: Path) -> None:
     checkpoint = {f"{prefix}{name}": tensor for name, tensor in tiny.items()}
     if prefix:
         checkpoint["model.layers.0.mlp.gate_proj.weight"] = torch.zeros(2, 2)
-    encoder = built((64, 64), saved(checkpoint, tmp_path / f"checkpoint{suffix}"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        encoder = built((64, 64), saved(checkpoint, tmp_path / f"checkpoint{suffix}"))
+    told = [each for each in caught if "GOT-OCR2" in str(each.message)]
+    assert len(told) == ("vision_tower" in prefix)
     timms = {name.replace("mlp.lin", "mlp.fc"): tensor.float() for name, tensor in tiny.items()}
     assert encoder.weights_sha256 == weights.state_sha256(timms)
 
 
-def test_the_last_convolution_is_as_wide_as_the_file_has_it(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_last_convolution_has_the_width_of_the_file(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
     tiny["net_3.weight"] = tiny["net_3.weight"][:896].clone()
     encoder = built((128, 128), saved(tiny, tmp_path / "second.safetensors"))
     assert encoder.outputs[0].shape == (896, 2, 2)
 
 
-def test_checkpoints_that_do_not_fit_are_refused_by_name(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("channels", "fit"), [(1024, "pad"), (896, "stretch")])
+def test_the_second_model_is_stretched_up_to_768_pixels(
+    tiny: dict[str, torch.Tensor], channels: int, fit: str, tmp_path: Path
+) -> None:
+    tiny["net_3.weight"] = tiny["net_3.weight"][:channels].clone()
+    assert built((768, 768), saved(tiny, tmp_path / "file.safetensors")).preprocessing.fit == fit
+
+
+def test_checkpoint_mismatches_are_named(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
     plain_sam = {name: tensor for name, tensor in tiny.items() if not name.startswith("net_")}
     with pytest.raises(errors.InputError, match=r"missing: net_2\.weight, net_3\.weight"):
         built((64, 64), saved(plain_sam, tmp_path / "sam.pth"))
@@ -148,12 +159,12 @@ def test_checkpoints_that_do_not_fit_are_refused_by_name(tiny: dict[str, torch.T
         built((64, 64), saved(flat, tmp_path / "flat.pth"))
 
 
-def test_sides_that_the_reference_would_crop_are_refused() -> None:
+def test_sides_must_be_multiples_of_16() -> None:
     with pytest.raises(errors.InputError, match="multiple of 16"):
         built((1000, 1000))
 
 
-def test_there_is_no_download() -> None:
+def test_pretrained_is_refused() -> None:
     with pytest.raises(errors.InputError, match="--weights FILE"):
         built((64, 64), "pretrained")
 
@@ -168,9 +179,7 @@ def test_there_is_no_download() -> None:
         ((512, 1024), "pad to 512 x 1024 (center, bars [127, 127, 127]), bicubic"),
     ],
 )
-def test_small_sizes_are_stretched_and_large_ones_padded(
-    tiny: dict[str, torch.Tensor], size: tuple[int, int] | None, words: str
-) -> None:
-    _, parts = sources.build_parts(sources.ModelRequest(name="deepseek_sam", weights="random:0", image_size=size))
+def test_sizes_are_stretched_or_padded(tiny: dict[str, torch.Tensor], size: tuple[int, int] | None, words: str) -> None:
+    _, parts = resolve.build_parts(resolve.ModelRequest(name="deepseek_sam", weights="random:0", image_size=size))
     assert parts.preprocessing.describe() == words
     assert (parts.mean, parts.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -3,9 +3,7 @@
 import pytest
 
 from genenc_core import errors
-from genenc_core.models import sources
-
-pytest.importorskip("timm")
+from genenc_core.models import resolve
 
 
 @pytest.mark.parametrize(
@@ -19,8 +17,8 @@ pytest.importorskip("timm")
         "hf-hub:timm/resnet18.a1_in1k@main",
     ],
 )
-def test_timms_own_repositories_are_its_models(name: str) -> None:
-    assert sources.resolve_name(name) == ("timm", "resnet18.a1_in1k")
+def test_hub_names_of_timm_resolve_to_its_models(name: str) -> None:
+    assert resolve.resolve_name(name) == ("timm", "resnet18.a1_in1k")
 
 
 @pytest.mark.parametrize(
@@ -37,11 +35,16 @@ def test_timms_own_repositories_are_its_models(name: str) -> None:
         ("hf-hub:timm/resnet18_a1", "resnet18"),
     ],
 )
-def test_other_names_offer_timms_nearest(name: str, near: str) -> None:
-    with pytest.raises(errors.InputError, match=f"The nearest names are: .*{near}"):
-        sources.resolve_name(name)
+def test_other_hub_names_offer_closest_timm_names(name: str, near: str) -> None:
+    with pytest.raises(errors.InputError, match=f"The closest names are: .*{near}"):
+        resolve.resolve_name(name)
+
+
+def test_hub_revision_is_refused() -> None:
+    with pytest.raises(errors.InputError, match=r"revision 'v1\.0'.*--weights FILE"):
+        resolve.resolve_name("hf-hub:timm/resnet18.a1_in1k@v1.0")
 
 
 @pytest.mark.parametrize("name", ["mine.models:make", "genenc/samvit_base", "torchvision/resnet18"])
-def test_other_sources_are_as_they_were(name: str) -> None:
-    assert sources.resolve_name(name)[0] in ("python", "genenc", "torchvision")
+def test_names_of_other_sources_are_unaffected(name: str) -> None:
+    assert resolve.resolve_name(name)[0] in ("python", "genenc", "torchvision")

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision.models as zoo
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from genenc_core import errors
-from genenc_core.models import layers, sources
+from genenc_core.models import layers, resolve
 
 OWN = """
 import torch
@@ -62,11 +63,11 @@ def staged():
 """
 
 
-def build(name: str, *layers: str, size: tuple[int, int] = (64, 64)) -> sources.BuiltEncoder:
-    return sources.build_encoder(sources.ModelRequest(name=name, weights="random:3", image_size=size, layers=layers))
+def build(name: str, *layers: str, size: tuple[int, int] = (64, 64)) -> resolve.BuiltEncoder:
+    return resolve.build_encoder(resolve.ModelRequest(name=name, weights="random:3", image_size=size, layers=layers))
 
 
-def slots(built: sources.BuiltEncoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def slots(built: resolve.BuiltEncoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         found = built.module(images)
     assert all(tensor.is_contiguous() for tensor in found)
@@ -74,7 +75,7 @@ def slots(built: sources.BuiltEncoder, images: torch.Tensor) -> dict[str, torch.
     return dict(zip((slot.name for slot in built.outputs), found, strict=True))
 
 
-def normal(built: sources.BuiltEncoder, images: torch.Tensor) -> torch.Tensor:
+def normal(built: resolve.BuiltEncoder, images: torch.Tensor) -> torch.Tensor:
     return (images - built.module.mean) / built.module.std if built.module.normalizes else images
 
 
@@ -90,7 +91,7 @@ def hooked(model: nn.Module, names: list[str], images: torch.Tensor) -> dict[str
     return seen
 
 
-def test_several_layers_of_a_resnet_in_the_order_asked_for() -> None:
+def test_layers_of_a_resnet_in_requested_order() -> None:
     """`layer1.0.bn1` is followed by an in-place ReLU: its own values have negative ones."""
     names = ["layer4", "layer2", "layer1.0.bn1"]
     built = build("resnet18", "layer4", "-3", "layer1.0.bn1")
@@ -119,37 +120,37 @@ STAGES = [  # model, how many stages, the name of one of them, and its map for 6
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "count", "index", "stage", "shape"), STAGES, ids=[item[0] for item in STAGES])
-def test_an_index_is_a_stage_from_either_end(
-    name: str, count: int, index: int, stage: str, shape: tuple[int, ...]
-) -> None:
-    if name.startswith("timm/"):
-        pytest.importorskip("timm")
+def test_index_is_a_stage_from_an_end(name: str, count: int, index: int, stage: str, shape: tuple[int, ...]) -> None:
     built = build(name, str(index))
     assert (built.outputs[0].name, built.outputs[0].shape) == (stage, shape)
-    for wrong in (count, -count - 1):
-        with pytest.raises(
-            errors.InputError, match=rf"no layer {wrong}: the model's stages are -{count} to {count - 1}"
-        ):
-            build(name, str(wrong))
+    with pytest.raises(errors.InputError, match=rf"no layer {count}: the model's stages are -{count} to {count - 1}"):
+        build(name, str(count))
 
 
 def test_a_negative_index_counts_from_the_end() -> None:
     assert [slot.name for slot in build("resnet18", "-1", "-4").outputs] == ["layer4", "layer1"]
+    with pytest.raises(errors.InputError, match="no layer -5: the model's stages are -4 to 3"):
+        build("resnet18", "-5")
 
 
-@pytest.mark.parametrize("inner", ["features.3", "features.3.1", "features.3.1.mlp", "features.0.0"])
-def test_swins_nhwc_maps_come_with_their_channels_first(inner: str) -> None:
+@pytest.mark.slow
+def test_nhwc_maps_of_swin_become_channels_first() -> None:
     """`features.0.0` is a convolution inside a channels-last model, and stays as it is."""
-    built = build("swin_t", inner, size=(64, 96))
+    names = ["features.3", "features.3.1", "features.3.1.mlp", "features.0.0"]
+    built = build("swin_t", *names, size=(64, 96))
     images = torch.rand(2, 3, 64, 96)
     torch.manual_seed(3)
-    seen = hooked(zoo.swin_t(weights=None).eval(), [inner], normal(built, images))[inner]
-    expected = seen if inner == "features.0.0" else seen.permute(0, 3, 1, 2)
-    assert torch.equal(slots(built, images)[inner], expected)
-    assert expected.shape[3] * 64 == expected.shape[2] * 96
+    seen = hooked(zoo.swin_t(weights=None).eval(), names, normal(built, images))
+    found = slots(built, images)
+    for name in names:
+        expected = seen[name] if name == "features.0.0" else seen[name].permute(0, 3, 1, 2)
+        assert torch.equal(found[name], expected), name
+        assert expected.shape[3] * 64 == expected.shape[2] * 96
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer", "shape"),
     [
@@ -158,9 +159,7 @@ def test_swins_nhwc_maps_come_with_their_channels_first(inner: str) -> None:
         ("resnet18", "relu", (64, 128, 128)),
     ],
 )
-def test_a_map_as_deep_as_it_is_wide_is_read_by_what_it_is_made_of(
-    name: str, layer: str, shape: tuple[int, ...]
-) -> None:
+def test_map_as_deep_as_wide_is_read_by_its_modules(name: str, layer: str, shape: tuple[int, ...]) -> None:
     """64 channels of 64 x 64 cells: the sides do not tell which axis holds the channels."""
     built = build(name, layer, size=(256, 256))
     images = torch.rand(1, 3, 256, 256)
@@ -170,8 +169,8 @@ def test_a_map_as_deep_as_it_is_wide_is_read_by_what_it_is_made_of(
     assert torch.equal(slots(built, images)[layer], seen)
 
 
+@pytest.mark.slow
 def test_vit_blocks_give_a_map_and_a_class_token() -> None:
-    timm = pytest.importorskip("timm")
     built = build("timm/vit_small_patch14_reg4_dinov2", "-1", "blocks.3.mlp", "3", size=(28, 42))
     images = torch.rand(2, 3, 28, 42)
     torch.manual_seed(3)
@@ -187,8 +186,8 @@ def test_vit_blocks_give_a_map_and_a_class_token() -> None:
         assert torch.equal(found[f"{name}.register"], seen[name][:, 1:5])
 
 
-def test_blocks_before_the_class_token_joins_have_none() -> None:
-    pytest.importorskip("timm")
+@pytest.mark.slow
+def test_blocks_before_class_attention_have_no_class_token() -> None:
     built = build("timm/cait_xxs24_224", "0", size=(32, 48))
     assert [(slot.name, slot.shape) for slot in built.outputs] == [("blocks.0", (192, 2, 3))]
 
@@ -200,10 +199,9 @@ EXPORTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), EXPORTED, ids=[item[0] for item in EXPORTED])
-def test_traced_exported_and_copied_encoders_give_the_same_bits(name: str, layers: tuple[str, ...]) -> None:
-    if name.startswith("timm/"):
-        pytest.importorskip("timm")
+def test_traced_exported_and_copied_encoders_are_identical(name: str, layers: tuple[str, ...]) -> None:
     module = build(name, *layers, size=(32, 32)).module
     images = torch.rand(3, 3, 32, 32)
     batch = torch.export.Dim("batch", min=1, max=8)
@@ -216,7 +214,7 @@ def test_traced_exported_and_copied_encoders_give_the_same_bits(name: str, layer
                 assert torch.equal(found, wanted)
 
 
-def test_what_comes_after_the_last_layer_is_not_computed() -> None:
+def test_layers_after_the_last_tap_are_not_run() -> None:
     def operations(*layers: str) -> int:
         module = build("resnet18", *layers).module
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -230,7 +228,7 @@ def test_what_comes_after_the_last_layer_is_not_computed() -> None:
     assert first < whole / 2
 
 
-def test_threads_that_share_an_encoder_do_not_mix_what_they_find() -> None:
+def test_threads_sharing_an_encoder_do_not_mix_outputs() -> None:
     built = build("resnet18", "layer1", "layer2", size=(32, 32))
     batches = [torch.full((1, 3, 32, 32), shade / 8) for shade in range(8)]
     with torch.inference_mode():
@@ -254,7 +252,7 @@ def test_threads_that_share_an_encoder_do_not_mix_what_they_find() -> None:
     assert not torch.allclose(expected[0][0], expected[1][0], atol=1e-3)
 
 
-def test_the_weights_are_those_of_the_whole_encoder() -> None:
+def test_weights_digest_covers_the_whole_encoder() -> None:
     assert build("resnet18", "layer2").weights_sha256 == build("resnet18").weights_sha256
 
 
@@ -263,14 +261,14 @@ def test_the_weights_are_those_of_the_whole_encoder() -> None:
     [
         (
             ("layer22",),
-            r"no layer 'layer22'. The nearest names are: layer2.* stages are layer1, layer2, layer3, layer4",
+            r"no layer 'layer22'. The closest names are: layer2.* stages are layer1, layer2, layer3, layer4",
         ),
         (("fc",), r"'fc' is not part of the encoder"),
         (("layer2", "-3"), r"name 'layer2' twice"),
         (("layer1.0.relu",), r"is called 2 times"),
     ],
 )
-def test_layers_that_cannot_be_chosen(layers: tuple[str, ...], words: str) -> None:
+def test_invalid_layers_are_refused(layers: tuple[str, ...], words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
         build("resnet18", *layers)
 
@@ -288,27 +286,27 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     [
         ("idle", "is not called"),
         ("twice", "is called 2 times"),
-        ("pair", "gives a tuple, not a tensor"),
-        ("windows", "does not keep the images apart"),
-        ("wide", r"gives \[2, 16, 16, 16, 1\] .* not a map"),
-        ("listed", "tokens on a grid that the model does not tell"),
+        ("pair", "returns a tuple, not a tensor"),
+        ("windows", "its first dimension is not the batch"),
+        ("wide", r"returns \[2, 16, 16, 16, 1\] .* not a map"),
+        ("listed", "does not declare the grid of these tokens"),
         # 16 channels of 16 x 16 cells, from a module that nothing is known of
-        ("act", "not known which axis holds the channels"),
+        ("act", "its channel axis is ambiguous"),
     ],
 )
-def test_outputs_that_cannot_be_understood_are_refused(own: str, layer: str, words: str) -> None:
+def test_unsupported_layer_outputs_are_refused(own: str, layer: str, words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
         build(f"{own}:make", layer)
 
 
-def test_an_own_models_stages_are_what_it_declares_else_its_children(own: str) -> None:
+def test_stages_are_declared_or_the_children(own: str) -> None:
     assert build(f"{own}:make", "0", size=(64, 32)).outputs[0].name == "stem"
     assert build(f"{own}:staged", "-1", size=(64, 32)).outputs[0].name == "negative"
     with pytest.raises(errors.InputError, match="stages are -2 to 1, stem, negative"):
         build(f"{own}:staged", "2")
 
 
-def test_a_layers_values_are_its_own_even_if_a_later_one_works_in_place(own: str) -> None:
+def test_later_in_place_operations_do_not_change_outputs(own: str) -> None:
     built = build(f"{own}:make", "negative", "act", size=(64, 32))
     images = torch.rand(2, 3, 64, 32)
     found = slots(built, images)
@@ -331,7 +329,7 @@ class Varying(nn.Module):
         return self.last(maps)
 
 
-def test_a_layer_that_is_called_as_often_as_the_images_say_fails_in_words() -> None:
+def test_layer_with_varying_call_count_is_refused() -> None:
     taps = (
         layers.Tap(name="again", path="again", form="as it is"),
         layers.Tap(name="last", path="last", form="as it is"),

@@ -7,17 +7,18 @@ import timm
 import torch
 
 from genenc_core import errors
-from genenc_core.models import sources, weights
+from genenc_core.models import resolve, weights
 
 
-def built(name: str, size: tuple[int, int] | None = None, given: str = "random:0") -> sources.BuiltEncoder:
-    return sources.build_encoder(sources.ModelRequest(name=name, weights=given, image_size=size))
+def built(name: str, size: tuple[int, int] | None = None, given: str = "random:0") -> resolve.BuiltEncoder:
+    return resolve.build_encoder(resolve.ModelRequest(name=name, weights=given, image_size=size))
 
 
-def shapes(encoder: sources.BuiltEncoder) -> dict[str, tuple[int, ...]]:
+def shapes(encoder: resolve.BuiltEncoder) -> dict[str, tuple[int, ...]]:
     return {slot.name: slot.shape for slot in encoder.outputs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["darknet53_maps", "cspdarknet53_maps"])
 def test_three_scales_at_yolos_size(name: str) -> None:
     encoder = built(name)
@@ -26,7 +27,8 @@ def test_three_scales_at_yolos_size(name: str) -> None:
     assert encoder.mean == (0.485, 0.456, 0.406)
 
 
-def test_maps_are_those_of_timms_feature_extractor() -> None:
+@pytest.mark.slow
+def test_maps_equal_timm_feature_extractor() -> None:
     encoder = built("darknet53_maps", (96, 64), "random:7")
     with weights.construction_rng(weights.parse_weights("random:7")):
         own = timm.create_model("darknet53", num_classes=0)
@@ -49,12 +51,14 @@ def _flat(name: str) -> str:
     return f"stages_{tail}" if head == "stages" else f"stem_{tail}" if tail.split(".")[0] == "conv1" else name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["darknet53_fpn", "cspdarknet53_fpn"])
 def test_a_pyramid_has_256_channels_at_every_scale(name: str) -> None:
     assert shapes(built(name, (416, 416))) == {"p3": (256, 52, 52), "p4": (256, 26, 26), "p5": (256, 13, 13)}
 
 
-def test_a_pyramids_coarse_map_reaches_its_fine_ones() -> None:
+@pytest.mark.slow
+def test_pyramid_propagates_coarse_maps_to_fine_ones() -> None:
     """What distinguishes a pyramid from separate taps: top-down sums, p4 = smooth(lateral(c4) + upsampled p5)."""
     encoder = built("cspdarknet53_fpn", (64, 64))
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -71,15 +75,17 @@ def test_a_pyramids_coarse_map_reaches_its_fine_ones() -> None:
             torch.testing.assert_close(encoder.module(images)[level], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cspdarknet53_maps", "cspdarknet53_fpn"])
-def test_sizes_that_are_no_multiples_of_32_round_up(name: str) -> None:
+def test_map_sizes_round_up(name: str) -> None:
     grids = [shape[1:] for shape in shapes(built(name, (100, 150))).values()]
     assert grids == [(13, 19), (7, 10), (4, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cspdarknet53_maps", "cspdarknet53_fpn"])
-def test_a_file_of_weights_is_strict(name: str, tmp_path: Path) -> None:
-    _, parts = sources.build_parts(sources.ModelRequest(name=name, weights="random:1", image_size=(64, 64)))
+def test_weights_file_must_match_exactly(name: str, tmp_path: Path) -> None:
+    _, parts = resolve.build_parts(resolve.ModelRequest(name=name, weights="random:1", image_size=(64, 64)))
     state = {**parts.model.state_dict(), "head.fc.weight": torch.zeros(1000, 1024)}
     torch.save(state, tmp_path / "whole.pth")
     assert (
@@ -93,14 +99,15 @@ def test_a_file_of_weights_is_strict(name: str, tmp_path: Path) -> None:
         built(name, (64, 64), str(tmp_path / "lacking.pth"))
 
 
-def test_nobody_publishes_a_pyramid() -> None:
-    with pytest.raises(errors.InputError, match="darknet53_maps, whose weights there are"):
+def test_pretrained_pyramid_is_refused() -> None:
+    with pytest.raises(errors.InputError, match="darknet53_maps, which has pretrained weights"):
         built("darknet53_fpn", given="pretrained")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), [("darknet53_maps", "stages.4"), ("darknet53_fpn", "backbone.stages.4")])
-def test_the_stages_are_modules_of_the_model(name: str, stage: str) -> None:
-    _, parts = sources.build_parts(sources.ModelRequest(name=name, weights="random:0", image_size=(64, 64)))
+def test_stages_are_modules_of_the_model(name: str, stage: str) -> None:
+    _, parts = resolve.build_parts(resolve.ModelRequest(name=name, weights="random:0", image_size=(64, 64)))
     assert len(parts.stages) == 5
     assert parts.stages[-1] == stage
     inside = dict(parts.model.named_modules())

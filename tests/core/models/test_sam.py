@@ -1,5 +1,6 @@
 """SAM's image encoders: sizes, numbers against a plain reference, checkpoints, preprocessing and points."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import nn
 import sam_reference
 import tiny_sam
 from genenc_core import errors
-from genenc_core.images import geometry
-from genenc_core.models import sam, sources, weights
+from genenc_core.images.decode import geometry
+from genenc_core.models import resolve, weights
+from genenc_core.models.zoo import sam
 
 
-def built(size: tuple[int, int], given: str = "random:0", name: str = "samvit_base") -> sources.BuiltEncoder:
-    return sources.build_encoder(sources.ModelRequest(name=name, weights=given, image_size=size))
+def built(size: tuple[int, int], given: str = "random:0", name: str = "samvit_base") -> resolve.BuiltEncoder:
+    return resolve.build_encoder(resolve.ModelRequest(name=name, weights=given, image_size=size))
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def saved(state: dict[str, torch.Tensor], path: Path) -> str:
         ("samvit_huge", 637_026_048, 1280, 32),
     ],
 )
-def test_structure_is_that_of_segment_anything(name: str, count: int, width: int, depth: int) -> None:
+def test_structure_matches_segment_anything(name: str, count: int, width: int, depth: int) -> None:
     with torch.device("meta"):
         model = sam.construct(sam.ARCHITECTURES[name], weights.parse_weights("random:0"), name=name)
         maps = sam.SamTrunk(model)(torch.empty(1, 3, 1024, 1024))
@@ -61,10 +63,9 @@ def test_structure_is_that_of_segment_anything(name: str, count: int, width: int
     assert {norm.eps for norm in norms} == {1e-6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(256, 256), (224, 320), (528, 96), (16, 16)])
-def test_numbers_are_those_of_the_plain_reference(
-    tiny: dict[str, torch.Tensor], size: tuple[int, int], tmp_path: Path
-) -> None:
+def test_numbers_equal_plain_reference(tiny: dict[str, torch.Tensor], size: tuple[int, int], tmp_path: Path) -> None:
     encoder = built(size, saved(tiny, tmp_path / "sam.pth"))
     assert encoder.outputs[0].shape == (256, size[0] // 16, size[1] // 16)
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -76,7 +77,8 @@ def test_numbers_are_those_of_the_plain_reference(
     assert (found - expected).abs().max() <= 5e-5
 
 
-def test_the_real_vit_b_gives_the_references_numbers() -> None:
+@pytest.mark.slow
+def test_vit_b_equals_the_reference() -> None:
     model = sam.construct(sam.ARCHITECTURES["samvit_base"], weights.parse_weights("random:0"), name="samvit_base")
     state = tiny_sam.random_state(model, seed=5)
     model.load_state_dict({name.replace("mlp.lin", "mlp.fc"): tensor for name, tensor in state.items()})
@@ -88,10 +90,9 @@ def test_the_real_vit_b_gives_the_references_numbers() -> None:
     assert (found - expected).abs().max() <= 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_segment_anythings_checkpoint_loads_and_its_other_parts_are_left(
-    tiny: dict[str, torch.Tensor], suffix: str, tmp_path: Path
-) -> None:
+def test_segment_anything_checkpoint_loads(tiny: dict[str, torch.Tensor], suffix: str, tmp_path: Path) -> None:
     checkpoint = {f"image_encoder.{name}": tensor for name, tensor in tiny.items()}
     checkpoint["prompt_encoder.not_a_point_embed.weight"] = torch.zeros(1, 256)
     checkpoint["mask_decoder.iou_token.weight"] = torch.zeros(1, 256)
@@ -101,9 +102,18 @@ def test_segment_anythings_checkpoint_loads_and_its_other_parts_are_left(
     assert whole.weights_sha256 == bare.weights_sha256 == weights.state_sha256(timms)
 
 
-def test_a_checkpoint_that_lacks_or_misshapes_a_tensor_is_refused_by_name(
-    tiny: dict[str, torch.Tensor], tmp_path: Path
+@pytest.mark.parametrize(("name", "told"), [("sam_vit_b_01ec64.pth", False), ("medsam_vit_b.pth", True)])
+def test_a_file_of_another_name_may_want_other_images(
+    tiny: dict[str, torch.Tensor], name: str, told: bool, tmp_path: Path
 ) -> None:
+    file = saved({f"image_encoder.{key}": tensor for key, tensor in tiny.items()}, tmp_path / name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        built((32, 32), file)
+    assert [name in str(one.message) for one in caught if "MedSAM" in str(one.message)] == [True] * told
+
+
+def test_incomplete_checkpoint_is_refused_by_name(tiny: dict[str, torch.Tensor], tmp_path: Path) -> None:
     whole = {f"image_encoder.{name}": tensor for name, tensor in tiny.items()}
     lacking = {name: tensor for name, tensor in whole.items() if name != "image_encoder.blocks.0.attn.rel_pos_h"}
     with pytest.raises(errors.InputError, match=r"missing: blocks\.0\.attn\.rel_pos_h\."):
@@ -120,16 +130,15 @@ def test_a_checkpoint_that_lacks_or_misshapes_a_tensor_is_refused_by_name(
 
 
 @pytest.mark.parametrize(("size", "near"), [((1000, 1024), "992x1024"), ((224, 7), "224x16")])
-def test_sides_that_are_no_multiples_of_16_are_refused(size: tuple[int, int], near: str) -> None:
+def test_sides_must_be_multiples_of_16(size: tuple[int, int], near: str) -> None:
     with pytest.raises(errors.InputError, match=f"multiple of 16.*--image-size {near}"):
         built(size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (500, 333), (1024, 1024), (3000, 7)])
-def test_images_and_points_are_fitted_as_in_segment_anything(
-    tiny: dict[str, torch.Tensor], width: int, height: int
-) -> None:
-    encoder = sources.build_encoder(sources.ModelRequest(name="samvit_base", weights="random:0", image_size=None))
+def test_geometry_is_segment_anythings(tiny: dict[str, torch.Tensor], width: int, height: int) -> None:
+    encoder = resolve.build_encoder(resolve.ModelRequest(name="samvit_base", weights="random:0", image_size=None))
     preprocessing = encoder.preprocessing
     assert (preprocessing.height, preprocessing.width) == (1024, 1024)
     scale = 1024 / max(width, height)
@@ -145,11 +154,11 @@ def test_images_and_points_are_fitted_as_in_segment_anything(
     np.testing.assert_allclose(mapped[0] / 16, points * scale / 16, atol=0.5 / 16 + 1e-9)
 
 
-def test_the_blocks_are_the_stages(tiny: dict[str, torch.Tensor]) -> None:
-    _, parts = sources.build_parts(sources.ModelRequest(name="samvit_base", weights="random:0", image_size=(32, 32)))
+def test_stages_are_the_blocks(tiny: dict[str, torch.Tensor]) -> None:
+    _, parts = resolve.build_parts(resolve.ModelRequest(name="samvit_base", weights="random:0", image_size=(32, 32)))
     assert parts.stages == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
 
 
 def test_an_unknown_tag_of_pretrained_weights_is_refused() -> None:
-    with pytest.raises(errors.InputError, match=r"no weights 'best' for 'samvit_base'\. Known: sa1b"):
+    with pytest.raises(errors.InputError, match=r"no weights 'best' for 'samvit_base'\. Available: sa1b"):
         built((32, 32), "pretrained:best")

@@ -5,10 +5,11 @@ import timm
 import torch
 from torchvision import models as zoo
 
-from genenc_core import errors, spec
-from genenc_core.models import catalogue, shapes, sources
+from genenc_core import errors
+from genenc_core.models import resolve, shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -24,9 +25,9 @@ from genenc_core.models import catalogue, shapes, sources
         ("tiny_models:two_maps", (32, 40)),
     ],
 )
-def test_what_is_found_is_what_the_built_model_has(name: str, size: tuple[int, int] | None) -> None:
+def test_measured_shapes_equal_the_built_model(name: str, size: tuple[int, int] | None) -> None:
     found = shapes.measure(name, image_size=size)
-    built = sources.build_encoder(sources.ModelRequest(name=name, weights="random:0", image_size=size))
+    built = resolve.build_encoder(resolve.ModelRequest(name=name, weights="random:0", image_size=size))
     assert found.outputs == built.outputs
     assert found.preprocessing == built.preprocessing
     assert (found.mean, found.std, found.parameters, found.kind) == (
@@ -37,6 +38,7 @@ def test_what_is_found_is_what_the_built_model_has(name: str, size: tuple[int, i
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -48,61 +50,57 @@ def test_what_is_found_is_what_the_built_model_has(name: str, size: tuple[int, i
         ("deepseek_sam", (1024, 16, 16)),
     ],
 )
-def test_known_numbers(name: str, shape: tuple[int, ...]) -> None:
+def test_known_shapes(name: str, shape: tuple[int, ...]) -> None:
     assert shapes.measure(name).outputs[0].shape == shape
 
 
-def test_large_models_cost_no_memory() -> None:
+@pytest.mark.slow
+def test_measuring_large_models_needs_no_memory() -> None:
     with pytest.MonkeyPatch.context() as patch:
         # 637 million parameters and a 1024 x 1024 pass: were one tensor real, its making would show here.
         patch.setattr(torch.Tensor, "numpy", lambda _self: pytest.fail("numbers were asked for"))
         assert shapes.measure("samvit_huge").parameters == 637_026_048
 
 
-def test_a_size_that_cannot_be_is_refused_as_when_built() -> None:
+def test_unsupported_size_is_refused_as_when_built() -> None:
     with pytest.raises(errors.InputError, match="multiple of 16"):
         shapes.measure("samvit_base", image_size=(100, 100))
     with pytest.raises(errors.InputError, match="no model 'resnet81'"):
         shapes.measure("resnet81")
 
 
-def test_a_model_that_needs_numbers_is_said_so() -> None:
-    with pytest.raises(errors.InputError, match="are not known without running it"):
+def test_model_that_needs_values_is_refused() -> None:
+    with pytest.raises(errors.InputError, match="cannot be determined without running it"):
         shapes.measure("tiny_models:raises_for_dark", image_size=(32, 32))
 
 
-def test_models_built_afterwards_are_real() -> None:
+def test_later_models_are_not_fake() -> None:
     shapes.measure("tiny_models:conv", image_size=(32, 32))
-    built = sources.build_encoder(
-        sources.ModelRequest(name="tiny_models:conv", weights="random:0", image_size=(32, 32))
+    built = resolve.build_encoder(
+        resolve.ModelRequest(name="tiny_models:conv", weights="random:0", image_size=(32, 32))
     )
     assert type(next(built.module.trunk.parameters())) is torch.nn.Parameter
     assert built.module(torch.rand(1, 3, 32, 32))[0].isfinite().all()
 
 
-def test_strides() -> None:
-    size = spec.Preprocessing(height=100, width=150)
-    assert shapes.stride(spec.SlotSpec(name="m", shape=(8, 4, 5)), size) == (25.0, 30.0)
-    assert shapes.stride(spec.SlotSpec(name="v", shape=(8,)), size) is None
-
-
-def test_the_catalogue_lists_every_name_once_and_each_resolves() -> None:
-    listed = list(catalogue.listed())
+def test_catalogue_names_are_unique_and_resolve() -> None:
+    listed = list(resolve.model_entries())
     names = [item.name for item in listed]
     assert len(set(names)) == len(names)
-    assert sorted(names) == sources.model_names()
+    assert sorted(names) == resolve.model_names()
     counts = {source: sum(item.source == source for item in listed) for source in ("genenc", "torchvision", "timm")}
     assert counts["torchvision"] == len(zoo.list_models(module=zoo))
     assert counts["timm"] == len(timm.list_models())
     for item in listed[:: len(listed) // 40]:
-        assert sources.resolve_name(item.name)[0] == item.source
+        assert resolve.resolve_name(item.name)[0] == item.source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"), [("resnet18", (224, 224)), ("inception_v3", (299, 299)), ("samvit_base", (1024, 1024))]
 )
-def test_the_catalogue_tells_the_size_that_the_model_will_have(name: str, size: tuple[int, int]) -> None:
-    (item,) = [item for item in catalogue.listed() if item.name == name]
+def test_catalogue_sizes_match_the_models(name: str, size: tuple[int, int]) -> None:
+    (item,) = [item for item in resolve.model_entries() if item.name == name]
     assert item.input_size == size
     found = shapes.measure(name).preprocessing
     assert (found.height, found.width) == size

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import sources
+from genenc_core.models import resolve
 
 FACTORY = """
 import torch
@@ -66,8 +66,8 @@ def factory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     return "my_models_for_sources"
 
 
-def build(name: str, weights: str = "random:0") -> sources.BuiltEncoder:
-    return sources.build_encoder(sources.ModelRequest(name=name, weights=weights, image_size=(32, 48)))
+def build(name: str, weights: str = "random:0") -> resolve.BuiltEncoder:
+    return resolve.build_encoder(resolve.ModelRequest(name=name, weights=weights, image_size=(32, 48)))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_factorys_outputs_become_slots(factory: str, function: str, slots: lis
     ("function", "words"),
     [
         ("five", r"must be float32: feature maps \[2, C, h, w\], vectors"),
-        ("token_list", r"gives tokens \[2, 24, 4\].*num_prefix_tokens and patch_size"),
+        ("token_list", r"returns tokens \[2, 24, 4\].*num_prefix_tokens and patch_size"),
         ("one_image", r"float32 \[1, 4, 4, 6\]"),
         ("text", "output 'low' is a str"),
         ("nothing", "returns nothing"),
@@ -107,12 +107,12 @@ def test_a_factorys_outputs_become_slots(factory: str, function: str, slots: lis
         ("absent", "no attribute 'absent'"),
     ],
 )
-def test_a_factory_that_makes_no_encoder_is_refused(factory: str, function: str, words: str) -> None:
+def test_factory_without_encoder_is_refused(factory: str, function: str, words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
         build(f"{factory}:{function}")
 
 
-def test_a_factorys_weights_are_seeded_kept_or_loaded(factory: str, tmp_path: Path) -> None:
+def test_weights_of_a_factory_are_seeded_kept_or_loaded(factory: str, tmp_path: Path) -> None:
     seeded = build(f"{factory}:named", "random:4")
     assert seeded.weights_sha256 == build(f"{factory}:named", "random:4").weights_sha256
     torch.save(seeded.module.trunk.state_dict(), tmp_path / "w.pth")
@@ -134,12 +134,12 @@ def test_an_encoder_is_frozen_in_evaluation_mode() -> None:
     assert built.parameters == 11_176_512  # ResNet-18 without its classifier
 
 
-def test_torchvision_comes_before_timm_and_a_prefix_decides() -> None:
-    pytest.importorskip("timm")
+@pytest.mark.slow
+def test_torchvision_precedes_timm_unless_prefixed() -> None:
     assert build("resnet18").kind == build("torchvision/resnet18").kind == "torchvision"
     assert build("timm/resnet18").kind == "timm"
-    assert sources.resolve_name("vit_tiny_patch16_224") == ("timm", "vit_tiny_patch16_224")
-    listed = sources.model_names()
+    assert resolve.resolve_name("vit_tiny_patch16_224") == ("timm", "vit_tiny_patch16_224")
+    listed = resolve.model_names()
     assert {"resnet18", "timm/resnet18", "vit_tiny_patch16_224"} <= set(listed)
     assert len(listed) == len(set(listed))
 
@@ -147,12 +147,12 @@ def test_torchvision_comes_before_timm_and_a_prefix_decides() -> None:
 @pytest.mark.parametrize(
     ("name", "near"), [("resnet81", "resnet18"), ("ConvNext-Tiny", "convnext_tiny"), ("torchvision/swim_t", "swin_t")]
 )
-def test_a_misspelt_name_is_answered_with_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(errors.InputError, match=f"nearest names are: .*{near}"):
+def test_misspelt_name_offers_closest_names(name: str, near: str) -> None:
+    with pytest.raises(errors.InputError, match=f"closest names are: .*{near}"):
         build(name)
 
 
-def test_without_timm_its_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_names_without_timm_tell_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     for name in ("vit_tiny_patch16_224", "timm/resnet18"):
         with pytest.raises(errors.InputError, match=r"pip install 'genenc\[timm\]'"):
@@ -160,14 +160,14 @@ def test_without_timm_its_names_say_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", ["", ":", "nowhere:make", "json:nothing"])
-def test_a_name_of_nothing_is_refused(name: str) -> None:
+def test_unknown_name_is_refused(name: str) -> None:
     with pytest.raises(errors.InputError):
         build(name)
 
 
 def test_an_impossible_size_is_refused() -> None:
     with pytest.raises(errors.InputError, match="at least 1 x 1"):
-        sources.build_encoder(sources.ModelRequest(name="resnet18", weights="random:0", image_size=(0, 32)))
+        resolve.build_encoder(resolve.ModelRequest(name="resnet18", weights="random:0", image_size=(0, 32)))
 
 
 class Switching(nn.Module):
@@ -185,14 +185,14 @@ class Switching(nn.Module):
         return dict(reversed(found.items())) if images.mean() > 0.9 else found
 
 
-def switching(monkeypatch: pytest.MonkeyPatch, *, other: bool) -> sources.BuiltEncoder:
+def switching(monkeypatch: pytest.MonkeyPatch, *, other: bool) -> resolve.BuiltEncoder:
     module = types.ModuleType("switching_models")
     module.make = lambda: Switching(other=other)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "switching_models", module)
-    return sources.build_encoder(sources.ModelRequest(name="switching_models:make", image_size=(8, 8)))
+    return resolve.build_encoder(resolve.ModelRequest(name="switching_models:make", image_size=(8, 8)))
 
 
-def test_an_output_keeps_its_slot_whatever_the_order_of_the_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_keep_their_slots_in_any_dict_order(monkeypatch: pytest.MonkeyPatch) -> None:
     built = switching(monkeypatch, other=False)
     assert [slot.name for slot in built.outputs] == ["a", "b"]
     for value in (0.25, 1.0):
@@ -200,7 +200,7 @@ def test_an_output_keeps_its_slot_whatever_the_order_of_the_dict(monkeypatch: py
         assert (float(a.mean()), float(b.mean())) == (value, -value)
 
 
-def test_other_outputs_than_at_first_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_varying_outputs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     built = switching(monkeypatch, other=True)
-    with pytest.raises(errors.EncoderError, match="gave the outputs a, z, and a, b when it was looked at"):
+    with pytest.raises(errors.EncoderError, match="returned the outputs a, z, but a, b in the dry run"):
         built.module(torch.ones(1, 3, 8, 8))

@@ -4,16 +4,14 @@ import pytest
 import torch
 
 from genenc_core import errors
-from genenc_core.models import sources, tokens
-
-timm = pytest.importorskip("timm")
+from genenc_core.models import resolve, tokens
 
 
-def build(name: str, size: tuple[int, int] | None) -> sources.BuiltEncoder:
-    return sources.build_encoder(sources.ModelRequest(name=name, weights="random:5", image_size=size))
+def build(name: str, size: tuple[int, int] | None) -> resolve.BuiltEncoder:
+    return resolve.build_encoder(resolve.ModelRequest(name=name, weights="random:5", image_size=size))
 
 
-def slots(built: sources.BuiltEncoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def slots(built: resolve.BuiltEncoder, images: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         found = built.module(images)
     named = dict(zip((slot.name for slot in built.outputs), found, strict=True))
@@ -23,7 +21,7 @@ def slots(built: sources.BuiltEncoder, images: torch.Tensor) -> dict[str, torch.
     return named
 
 
-def images_for(built: sources.BuiltEncoder) -> torch.Tensor:
+def images_for(built: resolve.BuiltEncoder) -> torch.Tensor:
     return torch.rand(2, 3, built.preprocessing.height, built.preprocessing.width)
 
 
@@ -54,10 +52,9 @@ FAMILIES = [  # name, image size, the slots beside the map and how many tokens e
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "beside"), FAMILIES, ids=[name for name, _, _ in FAMILIES])
-def test_the_map_is_the_models_own_last_map_and_prefix_tokens_stand_beside_it(
-    name: str, size: tuple[int, int], beside: dict[str, int]
-) -> None:
+def test_map_and_prefix_tokens_are_the_models(name: str, size: tuple[int, int], beside: dict[str, int]) -> None:
     built = build(name, size)
     images = images_for(built)
     found = slots(built, images)
@@ -79,7 +76,8 @@ def test_the_map_is_the_models_own_last_map_and_prefix_tokens_stand_beside_it(
         assert start + own.shape[2] * own.shape[3] == tokens_of_model.shape[1]
 
 
-def test_class_attention_after_the_blocks_is_part_of_the_map() -> None:
+@pytest.mark.slow
+def test_class_attention_is_part_of_the_map() -> None:
     """XCiT's own map is taken before its class attention; ours are the tokens that the model returns."""
     built = build("xcit_nano_12_p16_224", (64, 48))
     images = images_for(built)
@@ -91,7 +89,7 @@ def test_class_attention_after_the_blocks_is_part_of_the_map() -> None:
     assert torch.equal(found["features"][:, :, 2, 1], listed[:, 1 + 2 * 3 + 1])
 
 
-def test_slots_say_what_they_are() -> None:
+def test_slots_have_descriptions() -> None:
     described = {slot.name: slot.description for slot in build("vit_small_patch14_reg4_dinov2", (28, 28)).outputs}
     assert described == {
         "features": "feature map: channels, height, width",
@@ -112,7 +110,7 @@ def test_slots_say_what_they_are() -> None:
         (0, 0, False, True, ()),
     ],
 )
-def test_prefix_tokens_are_named_by_what_the_model_tells(
+def test_prefix_tokens_are_named_by_declaration(
     count: int, registers: int, distilled: bool, class_token: bool, expected: tokens.Prefix
 ) -> None:
     found = tokens.prefix_of(count, registers=registers, distilled=distilled, class_token=class_token)
@@ -120,7 +118,7 @@ def test_prefix_tokens_are_named_by_what_the_model_tells(
     assert sum(number for _, number in found) == count
 
 
-def test_splitting_tokens_by_hand() -> None:
+def test_split_equals_manual_split() -> None:
     listed = torch.arange(2 * 9 * 2.0).reshape(2, 9, 2)
     layout = tokens.TokenLayout(grid=(2, 3), prefix=(("cls", 1), ("register", 2)))
     found = tokens.split(listed, layout, base="blocks.3")
@@ -130,7 +128,7 @@ def test_splitting_tokens_by_hand() -> None:
     assert found["blocks.3"][0].tolist() == [[[6, 8, 10], [12, 14, 16]], [[7, 9, 11], [13, 15, 17]]]
     # Without the prefix tokens the same patches are the map alone.
     assert torch.equal(tokens.split(listed[:, 3:], layout)["features"], found["blocks.3"])
-    with pytest.raises(errors.EncoderError, match="has 7 tokens, but a grid of 2 x 3 patches and 3"):
+    with pytest.raises(errors.EncoderError, match="has 7 tokens, but a grid of 2 x 3 patches with 3"):
         tokens.split(listed[:, 2:], layout)
 
 
@@ -146,7 +144,5 @@ def test_splitting_tokens_by_hand() -> None:
         ((2, 3, 197, 64), (224, 224), (False, False)),
     ],
 )
-def test_the_sides_of_a_map_tell_its_channels(
-    shape: tuple[int, ...], image: tuple[int, int], expected: tuple[bool, bool]
-) -> None:
+def test_sides_of_a_map_tell_axes(shape: tuple[int, ...], image: tuple[int, int], expected: tuple[bool, bool]) -> None:
     assert tokens.map_axes(shape, image) == expected

@@ -1,7 +1,9 @@
 """torchvision encoders: the maps are what the model itself pools, with its own evaluation transform's numbers."""
 
+import re
 import shutil
 import urllib.error
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 import torchvision.models as zoo
 
 from genenc_core import errors
-from genenc_core.models import sources, torchvision_source
+from genenc_core.models import resolve
+from genenc_core.models.sources import torchvision_source
 
 POOLED = [  # models with a pooling layer of their own: name, image side
     ("alexnet", 64),
@@ -33,9 +36,9 @@ HEADS = {  # models that pool in their forward: what they do with the maps
 }
 
 
-def build(name: str, *, weights: str = "random:3", side: int | None = None) -> sources.BuiltEncoder:
+def build(name: str, *, weights: str = "random:3", side: int | None = None) -> resolve.BuiltEncoder:
     size = None if side is None else (side, side)
-    return sources.build_encoder(sources.ModelRequest(name=name, weights=weights, image_size=size))
+    return resolve.build_encoder(resolve.ModelRequest(name=name, weights=weights, image_size=size))
 
 
 def plain(name: str, **options: object) -> torch.nn.Module:
@@ -43,13 +46,14 @@ def plain(name: str, **options: object) -> torch.nn.Module:
     return zoo.get_model(name, weights=None, **options).eval()
 
 
-def normalized(built: sources.BuiltEncoder, images: torch.Tensor) -> torch.Tensor:
+def normalized(built: resolve.BuiltEncoder, images: torch.Tensor) -> torch.Tensor:
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (built.mean, built.std))
     return (images - mean) / std
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "side"), POOLED)
-def test_maps_are_bit_for_bit_what_the_model_pools(name: str, side: int) -> None:
+def test_maps_equal_the_input_of_pooling(name: str, side: int) -> None:
     built = build(name, side=side)
     options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model = plain(name, **options)
@@ -65,8 +69,9 @@ def test_maps_are_bit_for_bit_what_the_model_pools(name: str, side: int) -> None
     assert built.outputs[0].shape == tuple(seen[0].shape[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
-def test_the_models_own_head_makes_its_logits_of_the_maps(name: str) -> None:
+def test_head_applied_to_the_maps_gives_logits(name: str) -> None:
     built = build(name, side=64)
     model = plain(name)
     images = torch.rand(2, 3, 64, 64)
@@ -75,7 +80,8 @@ def test_the_models_own_head_makes_its_logits_of_the_maps(name: str) -> None:
         torch.testing.assert_close(HEADS[name](model, maps), model(normalized(built, images)), rtol=1e-5, atol=1e-6)
 
 
-def test_vit_maps_are_the_patch_tokens_on_their_grid_beside_the_class_token() -> None:
+@pytest.mark.slow
+def test_vit_slots_are_patch_map_and_class_token() -> None:
     built = build("vit_b_32", side=96)
     model = plain("vit_b_32", image_size=96)
     seen: list[torch.Tensor] = []
@@ -92,7 +98,7 @@ def test_vit_maps_are_the_patch_tokens_on_their_grid_beside_the_class_token() ->
             assert torch.equal(maps[:, :, row, column], seen[0][:, 1 + 3 * row + column])
 
 
-def test_googlenet_converts_its_input_where_its_weights_want_that(tmp_path: Path) -> None:
+def test_googlenet_converts_its_input_for_pretrained_weights(tmp_path: Path) -> None:
     """torchvision's own weights of GoogLeNet want the input conversion; a downloaded file must get it too."""
     torch.manual_seed(3)
     model = zoo.googlenet(weights=None, init_weights=True, transform_input=True).eval()
@@ -107,6 +113,37 @@ def test_googlenet_converts_its_input_where_its_weights_want_that(tmp_path: Path
     assert torch.equal(maps, seen[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "side", "words"),
+    [
+        ("resnet50-0676ba61.pth", 256, None),
+        ("resnet50-11ad3fa6 (1).pth", 232, None),
+        ("mine.pth", 232, "resized as for IMAGENET1K_V2 .232, cut to 224; IMAGENET1K_V1 256"),
+    ],
+)
+def test_torchvision_weights_are_known_by_name(tmp_path: Path, file: str, side: int, words: str | None) -> None:
+    torch.save(zoo.resnet50(weights=None).state_dict(), tmp_path / file)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        built = build("resnet50", weights=str(tmp_path / file), side=None)
+    assert built.preprocessing.resize_short == side
+    said = [text for text in map(str, (one.message for one in caught)) if "its name does not identify" in text]
+    assert len(said) == (words is not None)
+    assert words is None or re.search(words, said[0])
+
+
+@pytest.mark.slow
+def test_inception_weights_file_warns_of_colour_conversion(tmp_path: Path) -> None:
+    for name, file, said in (("googlenet", "mine.pth", 1), ("googlenet", "googlenet-1378be20.pth", 0)):
+        torch.save(zoo.googlenet(weights=None, init_weights=False).state_dict(), tmp_path / file)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            build(name, weights=str(tmp_path / file), side=64)
+        assert sum("transform_input" in str(one.message) for one in caught) == said
+
+
+@pytest.mark.slow
 def test_a_pretrained_vit_at_another_size_has_interpolated_position_embeddings() -> None:
     model = zoo.vit_b_32(weights=None, image_size=96).eval()
     resized = torchvision_source._resized("vit_b_32", model, (64, 64))
@@ -115,6 +152,7 @@ def test_a_pretrained_vit_at_another_size_has_interpolated_position_embeddings()
     assert torch.equal(resized.encoder.pos_embedding[:, :1], model.encoder.pos_embedding[:, :1])
 
 
+@pytest.mark.slow
 def test_every_classification_model_has_a_known_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (name for name in vars(torch.nn.init) if name.endswith("_") and not name.startswith("_")):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *_arguments, **_options: tensor)
@@ -127,6 +165,7 @@ def test_every_classification_model_has_a_known_trunk(monkeypatch: pytest.Monkey
         assert isinstance(torchvision_source._trunk(model), torch.nn.Module), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side", "expected"),
     [
@@ -136,9 +175,7 @@ def test_every_classification_model_has_a_known_trunk(monkeypatch: pytest.Monkey
         ("resnet18", 64, (64, 73, "bilinear")),
     ],
 )
-def test_preprocessing_is_the_evaluation_transform_scaled_to_the_size(
-    name: str, side: int | None, expected: tuple[int, int, str]
-) -> None:
+def test_preprocessing_is_the_evaluation_transform(name: str, side: int | None, expected: tuple[int, int, str]) -> None:
     found = build(name, side=side).preprocessing
     assert (found.height, found.resize_short, found.interpolation) == expected
     assert (found.width, found.fit, found.antialias) == (found.height, "crop", True)
@@ -152,18 +189,18 @@ def test_preprocessing_is_the_evaluation_transform_scaled_to_the_size(
         ("inception_v3", (32, 32), "cannot encode images of 32 x 32"),
     ],
 )
-def test_a_size_that_the_model_cannot_take_is_refused_in_words(name: str, size: tuple[int, int], words: str) -> None:
+def test_unsupported_size_is_refused(name: str, size: tuple[int, int], words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
-        sources.build_encoder(sources.ModelRequest(name=name, weights="random:0", image_size=size))
+        resolve.build_encoder(resolve.ModelRequest(name=name, weights="random:0", image_size=size))
 
 
-def test_non_square_sizes_go_through_convolutional_models() -> None:
-    built = sources.build_encoder(sources.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 96)))
+def test_convolutional_models_accept_non_square_sizes() -> None:
+    built = resolve.build_encoder(resolve.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 96)))
     assert built.outputs[0].shape == (512, 2, 3)
     assert built.preprocessing.resize_short == 73
 
 
-def test_pretrained_offline_says_what_failed_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pretrained_offline_error_gives_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def offline(*args: object, **options: object) -> None:
         raise urllib.error.URLError("no network")
 
@@ -173,7 +210,7 @@ def test_pretrained_offline_says_what_failed_and_what_to_do(monkeypatch: pytest.
         build("squeezenet1_1", weights="pretrained")
 
 
-def test_pretrained_loads_what_was_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pretrained_loads_downloaded_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.save(plain("squeezenet1_1").state_dict(), tmp_path / "served.pth")
 
     def download(url: str, target: str, *args: object, **options: object) -> None:

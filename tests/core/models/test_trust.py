@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from genenc_core import errors, spec
-from genenc_core.export import backends
-from genenc_core.models import sources, trust
-from genenc_core.models.factory import model_file
-from genenc_core.run import encoders
+from genenc_core.factory import model_file
+from genenc_core.models import resolve, trust
+from genenc_core.run import model_cache
+from genenc_core.runtime import backends
 
 CODE = """
 import pathlib
@@ -48,7 +48,7 @@ def foreign_spec(kind: spec.SourceKind = "python", **more: object) -> spec.Runti
     )
 
 
-def test_code_that_a_spec_names_is_not_imported_without_trust(mark: Path) -> None:
+def test_code_of_a_spec_needs_trust(mark: Path) -> None:
     with pytest.raises(errors.InputError, match=r"model spec 'foreign' names the code 'evil_module:factory'.*--trust"):
         backends.load_encoder(foreign_spec(), device="cpu")
     assert not mark.exists()
@@ -56,7 +56,7 @@ def test_code_that_a_spec_names_is_not_imported_without_trust(mark: Path) -> Non
     assert mark.exists()
 
 
-def test_code_that_a_spec_of_a_model_file_names_is_not_imported_without_trust(mark: Path) -> None:
+def test_code_of_a_factory_spec_needs_trust(mark: Path) -> None:
     arguments = json.dumps({"task": "segmentation", "backbone": f"python_{MODEL}", "decoder": "FCNDecoder"})
     found = foreign_spec("factory", name="seg", arguments=arguments)
     with pytest.raises(errors.InputError, match="names the code 'evil_module:factory'"):
@@ -65,28 +65,28 @@ def test_code_that_a_spec_of_a_model_file_names_is_not_imported_without_trust(ma
 
 
 @pytest.mark.parametrize("backbone", [MODEL, f"python_{MODEL}"])
-def test_code_that_a_model_file_names_is_not_even_imported_to_check_it(mark: Path, backbone: str) -> None:
+def test_code_of_a_model_file_needs_trust(mark: Path, backbone: str) -> None:
     path = mark.with_name("seg.yaml")
     path.write_text(
         json.dumps({"task": "segmentation", "backbone": backbone, "decoder": "FCNDecoder", "num_classes": 2})
     )
     with pytest.raises(errors.InputError, match=r"model file .*seg\.yaml' names the code 'evil_module:factory'"):
-        sources.build_encoder(sources.ModelRequest(name=str(path), weights="random:0"))
+        resolve.build_encoder(resolve.ModelRequest(name=str(path), weights="random:0"))
     assert not mark.exists()
     assert "evil_module" in model_file.read(path, trusted=True)
     assert mark.exists()
 
 
-def test_what_the_user_named_once_may_be_named_by_a_file(mark: Path) -> None:
+def test_code_named_by_the_user_is_remembered(mark: Path) -> None:
     """Like this a run with an own model is resumed by whoever made it, and by nobody else without --trust."""
-    encoders.EncoderCache().build(sources.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
+    model_cache.EncoderCache().build(resolve.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
     assert trust.known(MODEL)
     assert backends.load_encoder(foreign_spec(), device="cpu").backend == "eager"
     assert not trust.known("evil_module:another")
 
 
-def test_the_same_name_elsewhere_is_other_code(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoders.EncoderCache().build(sources.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
+def test_same_name_in_another_file_is_not_trusted(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_cache.EncoderCache().build(resolve.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
     sys.modules.pop("evil_module")
     mark.unlink()
     other = mark.with_name("unpacked")
@@ -98,8 +98,8 @@ def test_the_same_name_elsewhere_is_other_code(mark: Path, monkeypatch: pytest.M
     assert not mark.exists()
 
 
-def test_a_memory_that_others_can_write_to_is_none(mark: Path) -> None:
-    encoders.EncoderCache().build(sources.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
+def test_trust_file_writable_by_others_is_ignored(mark: Path) -> None:
+    model_cache.EncoderCache().build(resolve.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
     noted = mark.with_name("state") / "genenc" / "trusted-code"
     assert noted.stat().st_mode & 0o777 == 0o600
     assert noted.parent.stat().st_mode & 0o777 == 0o700
@@ -108,13 +108,13 @@ def test_a_memory_that_others_can_write_to_is_none(mark: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [":", "a:", ":b", "..:x", "a..b:c", "absent_module:x", "a\x00b:c", "é" * 300 + ":x"])
-def test_odd_names_are_known_to_nobody_and_fail_in_words(mark: Path, code: str) -> None:
+def test_invalid_code_names_are_refused(mark: Path, code: str) -> None:
     assert not trust.known(code)
     with pytest.raises(errors.InputError):
         trust.require(code, who="it", trust=False)
 
 
-def test_finding_code_imports_no_package(mark: Path) -> None:
+def test_known_imports_nothing(mark: Path) -> None:
     package = Path("evil_package")
     package.mkdir()
     (package / "__init__.py").write_text(CODE.format(mark=str(mark)))
@@ -124,10 +124,10 @@ def test_finding_code_imports_no_package(mark: Path) -> None:
     assert os.path.realpath(package / "inner.py") == trust._place("evil_package.inner:factory")
 
 
-def test_a_user_without_a_home_is_remembered_nowhere(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_home_is_not_remembered(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    encoders.EncoderCache().build(sources.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
+    model_cache.EncoderCache().build(resolve.ModelRequest(name=MODEL, weights="random:0", image_size=(32, 32)))
     assert mark.exists()
     assert not trust.known(MODEL)

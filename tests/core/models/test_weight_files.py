@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import sam, sources, state_files, weights
+from genenc_core.models import resolve, state_files, weights
+from genenc_core.models.zoo import sam
 
 
 class Net(nn.Module):
@@ -68,15 +70,15 @@ def prefixed(prefix: str, seed: int = 1) -> dict[str, torch.Tensor]:
     ],
 )
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_prefixes_are_taken_off(prefix: str, wrapper: str | None, tmp_path: Path) -> None:
+def test_wrapper_prefixes_are_removed(prefix: str, wrapper: str | None, tmp_path: Path) -> None:
     values = prefixed(prefix)
     torch.save(values if wrapper is None else {wrapper: values, "epoch": 3}, tmp_path / "w.pth")
     body, found = quiet(tmp_path / "w.pth")
     assert is_of(body, 1)
-    assert any("taken off the names" in note for note in found.notes)
+    assert any("is removed" in note for note in found.notes)
 
 
-def test_one_compiled_module_of_a_model(tmp_path: Path) -> None:
+def test_prefix_of_one_compiled_module_is_removed(tmp_path: Path) -> None:
     values = {name.replace("body.", "body._orig_mod."): value for name, value in state(1).items()}
     torch.save(values, tmp_path / "w.pth")
     assert is_of(quiet(tmp_path / "w.pth")[0], 1)
@@ -91,7 +93,7 @@ def test_one_compiled_module_of_a_model(tmp_path: Path) -> None:
         ("body.denselayer1.norm.1.weight", "body.denselayer1.norm1.weight", "body.denselayer1.norm1.weight"),
     ],
 )
-def test_two_names_that_become_one_are_refused(one: str, other: str, name: str, turned: bool, tmp_path: Path) -> None:
+def test_conflicting_renamed_entries_are_refused(one: str, other: str, name: str, turned: bool, tmp_path: Path) -> None:
     """Whichever stands first; equal values are one."""
     values = {key: value for key, value in state(1).items() if key != name}
     pair = (other, one) if turned else (one, other)
@@ -107,7 +109,7 @@ def test_two_names_that_become_one_are_refused(one: str, other: str, name: str, 
     assert torch.equal(cleaned[name], weight)
 
 
-def test_a_classifier_beside_the_prefix_keeps_its_name(tmp_path: Path) -> None:
+def test_entries_outside_the_prefix_keep_their_names(tmp_path: Path) -> None:
     beside = {name: value for name, value in state(2).items() if name.startswith("fc.")}
     torch.save({**beside, **prefixed("model.", 1)}, tmp_path / "w.pth")
     found, _ = state_files.unwrapped(state_files.read(tmp_path / "w.pth"), tmp_path / "w.pth", key=None, notes=[])
@@ -118,7 +120,7 @@ def test_a_classifier_beside_the_prefix_keeps_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_two_names_of_one_tensor_of_sam_are_refused(suffix: str, tmp_path: Path) -> None:
+def test_conflicting_names_of_sam_are_refused(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"w{suffix}"
     values = {"blocks.0.mlp.lin1.bias": torch.zeros(2), "blocks.0.mlp.fc1.bias": torch.ones(2)}
     safetensors.torch.save_file(values, path) if suffix == ".safetensors" else torch.save(values, path)
@@ -126,7 +128,7 @@ def test_two_names_of_one_tensor_of_sam_are_refused(suffix: str, tmp_path: Path)
         weights.read_state(weights.parse_weights(str(path)), sam.checkpoint_names)
 
 
-def test_entries_beside_the_prefix_are_left_out_and_listed(tmp_path: Path) -> None:
+def test_entries_outside_the_prefix_are_ignored_and_listed(tmp_path: Path) -> None:
     torch.save({**prefixed("model."), "criterion.weight": torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.warns(state_files.WeightsWarning, match=r"3 of 10 entries.*fc\.weight, fc\.bias, criterion\.weight"):
         body, found = load(tmp_path / "w.pth")
@@ -134,21 +136,27 @@ def test_entries_beside_the_prefix_are_left_out_and_listed(tmp_path: Path) -> No
     assert any("criterion.weight" in note for note in found.notes)
 
 
-def test_two_prefixes_are_a_choice(tmp_path: Path) -> None:
-    torch.save({**prefixed("student.backbone.", 1), **prefixed("teacher.backbone.", 2)}, tmp_path / "w.pth")
+@pytest.mark.parametrize("wrapper", [None, "state_dict"])
+def test_several_prefixes_need_a_key(tmp_path: Path, wrapper: str | None) -> None:
+    """Those of training checkpoints, as of MoCo and DINO."""
+    values = {**prefixed("student.backbone.", 1), **prefixed("teacher.backbone.", 2)}
+    torch.save(values if wrapper is None else {wrapper: values, "epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(errors.InputError, match=r"several times, under student\.backbone\., teacher\.backbone\."):
         quiet(tmp_path / "w.pth")
     assert is_of(quiet(tmp_path / "w.pth", "teacher.backbone")[0], 2)
     assert is_of(quiet(tmp_path / "w.pth", "student")[0], 1)
+    if wrapper is not None:
+        assert is_of(quiet(tmp_path / "w.pth", "state_dict.teacher.backbone")[0], 2)
+    with pytest.raises(errors.InputError, match="--weights-key 'ema' is not in the weights"):
+        quiet(tmp_path / "w.pth", "ema")
 
 
 @pytest.mark.parametrize("plain", ["state_dict", "model"])
 @pytest.mark.parametrize("ema", ["state_dict_ema", "model_ema"])
-def test_the_ema_is_taken_as_timm_does_and_said(plain: str, ema: str, tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
+def test_ema_is_preferred_with_a_warning(plain: str, ema: str, tmp_path: Path) -> None:
     path = tmp_path / "c.pth.tar"
     torch.save({"epoch": 3, plain: state(1), ema: state(2)}, path)
-    with pytest.warns(state_files.WeightsWarning, match=f"entry '{ema}' is taken, not {plain}"):
+    with pytest.warns(state_files.WeightsWarning, match=f"entry '{ema}' is used, not {plain}"):
         body, found = load(path)
     assert is_of(body, 2)
     assert torch.equal(timm.models.load_state_dict(path)["body.0.weight"], body.state_dict()["0.weight"])
@@ -159,18 +167,18 @@ def test_the_ema_is_taken_as_timm_does_and_said(plain: str, ema: str, tmp_path: 
         quiet(path, "best")
 
 
-def test_an_entry_called_ema_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_entry_named_ema_needs_a_key(tmp_path: Path) -> None:
     path = tmp_path / "c.pth"
     for entry in (state(2), {"module": state(2), "updates": 7}):
         torch.save({"model": state(1), "ema": entry}, path)
-        with pytest.warns(state_files.WeightsWarning, match="entry 'model' is taken, not ema"):
+        with pytest.warns(state_files.WeightsWarning, match="entry 'model' is used, not ema"):
             assert is_of(load(path)[0], 1)
         assert is_of(quiet(path, "ema")[0], 2)
     torch.save({"model": state(1), "ema": state(2), "model_ema": state(3)}, path)
     assert is_of(quiet(path, "ema")[0], 2)
 
 
-def test_one_entry_of_any_name_is_it(tmp_path: Path) -> None:
+def test_single_entry_of_any_name_is_used(tmp_path: Path) -> None:
     torch.save({"network_weights": state(1), "epoch": 3}, tmp_path / "w.pth")
     assert is_of(quiet(tmp_path / "w.pth")[0], 1)
     torch.save({"first": state(1), "second": state(2)}, tmp_path / "w.pth")
@@ -182,23 +190,21 @@ def test_one_entry_of_any_name_is_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn])
-def test_quantised_weights_without_their_scales_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_quantised_weights_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.save({name: value.to(dtype) for name, value in state(1).items()}, tmp_path / "w.pt")
-    with pytest.raises(
-        errors.InputError, match=f"quantised, or no floating-point numbers: body.0.weight is {str(dtype)[6:]}"
-    ):
+    with pytest.raises(errors.InputError, match=f"quantised, or not floating-point: body.0.weight is {str(dtype)[6:]}"):
         load(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_other_floating_point_types_are_taken(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_other_floating_point_weights_are_loaded(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.save({name: value.to(dtype) for name, value in state(1).items()}, tmp_path / "w.pt")
     body, _ = quiet(tmp_path / "w.pt")
     torch.testing.assert_close(body.state_dict()["0.weight"], state(1)["body.0.weight"].to(dtype).float())
 
 
-def test_a_key_is_for_files() -> None:
-    with pytest.raises(errors.InputError, match="chooses in a file"):
+def test_key_without_a_file_is_refused() -> None:
+    with pytest.raises(errors.InputError, match="needs a weights file"):
         weights.parse_weights("random:0", "ema")
 
 
@@ -210,16 +216,15 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         quiet(tmp_path / "w.pth")
 
 
-def test_position_embeddings_of_another_grid_are_interpolated_as_timm_does(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
+def test_position_embeddings_are_interpolated_as_in_timm(tmp_path: Path) -> None:
     name = "test_vit"
     torch.manual_seed(1)
     trained = timm.create_model(name, num_classes=5)
     path = tmp_path / "w.pth"
     torch.save(trained.state_dict(), path)
-    request = sources.ModelRequest(name=f"timm/{name}", weights=str(path), image_size=(64, 96))
+    request = resolve.ModelRequest(name=f"timm/{name}", weights=str(path), image_size=(64, 96))
     with pytest.warns(state_files.WeightsWarning, match=r"pos_embed \[1, 101, 64\] is interpolated to \[1, 25, 64\]"):
-        built = sources.build_encoder(request)
+        built = resolve.build_encoder(request)
     expected = timm.layers.resample_abs_pos_embed(trained.pos_embed, new_size=[4, 6], num_prefix_tokens=1)
     assert torch.equal(built.module.state_dict()["trunk.model.pos_embed"], expected)
     assert any("pos_embed" in note for note in built.weights_notes)
@@ -231,7 +236,7 @@ def test_position_embeddings_of_torchvision_are_interpolated(tmp_path: Path) -> 
     def small(size: int) -> vision_transformer.VisionTransformer:
         return vision_transformer.VisionTransformer(size, 16, 1, 2, 8, 8)
 
-    from genenc_core.models import torchvision_source
+    from genenc_core.models.sources import torchvision_source
 
     torch.manual_seed(0)
     convert = torchvision_source._resampling(small(32))
@@ -291,7 +296,7 @@ NO_WEIGHTS["archive.zip"] = _zip
 
 
 @pytest.mark.parametrize("name", NO_WEIGHTS)
-def test_a_file_without_weights_is_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_a_file_without_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     content = NO_WEIGHTS[name]
     if isinstance(content, bytes):
@@ -305,7 +310,7 @@ def test_a_file_without_weights_is_one_sentence(name: str, tmp_path: Path, monke
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_torchscript_file_is_known_for_one(tmp_path: Path) -> None:
+def test_torchscript_file_is_recognised(tmp_path: Path) -> None:
     torch.jit.trace(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)).save(tmp_path / "script.pt")
     with pytest.raises(errors.InputError, match="it is a TorchScript file, a whole model"):
         quiet(tmp_path / "script.pt")

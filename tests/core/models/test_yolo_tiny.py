@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from genenc_core import errors
-from genenc_core.models import sources, yolo_tiny
+from genenc_core.models import resolve
+from genenc_core.models.zoo import yolo_tiny
 
 # Layer, kernel, channels in and out, in the order of the configuration; the two heads have no batch normalisation.
 LAYERS = [
@@ -30,8 +31,8 @@ LAYERS = [
 HEADS = (15, 22)
 
 
-def built(size: tuple[int, int] | None = None, given: str = "random:0") -> sources.BuiltEncoder:
-    return sources.build_encoder(sources.ModelRequest(name="yolov3_tiny", weights=given, image_size=size))
+def built(size: tuple[int, int] | None = None, given: str = "random:0") -> resolve.BuiltEncoder:
+    return resolve.build_encoder(resolve.ModelRequest(name="yolov3_tiny", weights=given, image_size=size))
 
 
 def darknet_file(path: Path, *, version: tuple[int, int] = (0, 2)) -> dict[int, dict[str, np.ndarray]]:
@@ -67,7 +68,7 @@ def test_slots_at_yolos_size() -> None:
     assert (encoder.mean, encoder.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def test_layer_sizes_are_those_of_the_configuration() -> None:
+def test_layer_sizes_match_the_configuration() -> None:
     model = yolo_tiny.YoloTiny().eval()
     sizes: dict[str, tuple[int, ...]] = {}
     for name, layer in model.named_children():
@@ -78,7 +79,7 @@ def test_layer_sizes_are_those_of_the_configuration() -> None:
     assert sizes == {f"layer_{layer}": (made, sides[layer], sides[layer]) for layer, _, _, made in LAYERS}
 
 
-def test_darknets_own_file_gives_darknets_numbers(tmp_path: Path) -> None:
+def test_darknet_file_gives_darknet_outputs(tmp_path: Path) -> None:
     drawn = darknet_file(tmp_path / "yolov3-tiny.weights")
     assert (tmp_path / "yolov3-tiny.weights").stat().st_size == 35_434_956  # the published file's size
     images = torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
@@ -133,7 +134,7 @@ def forward(drawn: dict[int, dict[str, np.ndarray]], images: np.ndarray) -> dict
     }
 
 
-def test_an_old_file_has_a_shorter_header(tmp_path: Path) -> None:
+def test_old_darknet_header_is_read(tmp_path: Path) -> None:
     darknet_file(tmp_path / "new.weights")
     darknet_file(tmp_path / "old.weights", version=(0, 1))
     new, old = (built((32, 32), str(tmp_path / f"{name}.weights")) for name in ("new", "old"))
@@ -155,11 +156,11 @@ def test_a_state_dict_loads_too(tmp_path: Path) -> None:
     assert built((32, 32), str(tmp_path / "tiny.pth")).weights_sha256 == built((32, 32), "random:3").weights_sha256
 
 
-def test_sizes_where_the_scales_do_not_meet_are_refused() -> None:
-    with pytest.raises(errors.InputError, match="multiples of 32, not 416 x 400"):
+def test_sides_must_be_multiples_of_32() -> None:
+    with pytest.raises(errors.InputError, match="does not accept 416 x 400 pixels: each side must be a multiple of 32"):
         built((416, 400))
 
 
-def test_there_is_no_download() -> None:
+def test_pretrained_is_refused() -> None:
     with pytest.raises(errors.InputError, match=r"yolov3-tiny\.weights"):
         built(given="pretrained")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from genenc_core.export import backends
-from genenc_core.run import driver, engines, records
+from genenc_core.run import driver, engine_setup, records
 from genenc_core.run.folder import RunFolder
+from genenc_core.runtime import backends
 
 Extract = Callable[..., driver.Result]
 RECORD = "provenance/batch_size-cpu.json"
@@ -31,9 +31,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_what_memory_did_not_hold_is_remembered_for_the_next_session(
-    extract: Extract, tmp_path: Path, sizes: list[int]
-) -> None:
+def test_batch_that_did_not_fit_is_remembered(extract: Extract, tmp_path: Path, sizes: list[int]) -> None:
     extract(batch_size=4, limit=4)
     # Before come a few fixed images at planning, and one batch of them of the size of the run.
     assert sizes[sizes.index(4) :][:3] == [4, 4, 2]
@@ -42,7 +40,7 @@ def test_what_memory_did_not_hold_is_remembered_for_the_next_session(
     sizes.clear()
     # A session that asks for no size starts with what is known.
     folder = RunFolder(tmp_path / "run")
-    made = engines.make_engine(folder, records.Options(session="next"))
+    made = engine_setup.make_engine(folder, records.Options(session="next"))
     assert made.sizer.size == 2
     assert max(sizes) == 1  # two fixed images, one by one, are compared with what the run's model gave
     made.sizer.on_shrink(4)  # type: ignore[misc]

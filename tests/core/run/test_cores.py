@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from genenc_core.encoding import calls
-from genenc_core.export import backends
-from genenc_core.export.execution import Execution
-from genenc_core.models import sources
-from genenc_core.run import driver, engines, model_export, records
+from genenc_core.encoding import encoder_threads
+from genenc_core.models import resolve
+from genenc_core.run import driver, engine_setup, model_export, records
 from genenc_core.run.folder import RunFolder
+from genenc_core.runtime import backends
+from genenc_core.runtime.execution import Execution
 
 Extract = Callable[..., driver.Result]
 
@@ -22,7 +22,7 @@ def stored(folder: Path) -> dict[str, bytes]:
 
 
 def side_by_side(folder: Path) -> int:
-    made = engines.make_engine(RunFolder(folder), records.Options(session="next", trust=True))
+    made = engine_setup.make_engine(RunFolder(folder), records.Options(session="next", trust=True))
     made.close()
     return made.side_by_side
 
@@ -31,7 +31,7 @@ def check_cores(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Extract with one, two and three cores, and compare the stores."""
     found = []
     for cores in (1, 2, 3):
-        monkeypatch.setattr(calls, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(encoder_threads, "cores", lambda cores=cores: cores)
         out = tmp_path / f"on-{cores}"
         assert extract(**model, out=str(out)).status.complete
         assert side_by_side(out) == cores
@@ -40,6 +40,7 @@ def check_cores(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -56,57 +57,50 @@ def test_the_bytes_are_the_same_on_any_number_of_cores(
     check_cores(extract, tmp_path, monkeypatch, **model)
 
 
-def test_a_traces_bytes_are_the_same_on_any_number_of_cores(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_trace_gives_same_bytes_on_any_cores(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"model": "resnet18", "weights": "random:0", "image_size": "64", "formats": ["torchscript"]}
     (made,) = model_export.export(model_export.ExportParameters(**wanted, out=str(tmp_path / "model")))
     check_cores(extract, tmp_path, monkeypatch, model=str(made.spec_path), weights=None, image_size=None)
 
 
-def test_users_modules_get_one_batch_at_a_time(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_users_modules_get_one_lane(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may keep state from call to call; a model file's backbone may be a user's."""
-    monkeypatch.setattr(calls, "cores", lambda: 2)
+    monkeypatch.setattr(encoder_threads, "cores", lambda: 2)
     extract()
     assert side_by_side(tmp_path / "run") == 1
     file = tmp_path / "own.toml"
     file.write_text(
         'task = "segmentation"\nbackbone = "tiny_backbones:pyramid"\ndecoder = "FCNDecoder"\nnum_classes = 2\n'
     )
-    request = sources.ModelRequest(name=str(file), weights="random:0", image_size=(32, 32), trust=True)
-    assert not backends.eager_encoder(sources.build_encoder(request)).concurrent
+    request = resolve.ModelRequest(name=str(file), weights="random:0", image_size=(32, 32), trust=True)
+    assert not backends.eager_encoder(resolve.build_encoder(request)).concurrent
 
 
 def test_modules_with_hooks_get_one_batch_at_a_time() -> None:
     """Those that timm makes of some of its models keep on the module what they see."""
-    request = sources.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 64), layers=("layer2",))
-    built = sources.build_encoder(request)
+    request = resolve.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 64), layers=("layer2",))
+    built = resolve.build_encoder(request)
     assert backends.eager_encoder(built).concurrent, "its own hooks keep nothing"
     next(built.module.children()).register_forward_hook(lambda *_: None)
     assert not backends.eager_encoder(built).concurrent
 
 
 @pytest.mark.slow
-def test_what_is_compiled_gets_one_batch_at_a_time(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_models_get_one_lane(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads are its own."""
-    monkeypatch.setattr(calls, "cores", lambda: 2)
-    built = sources.build_encoder(sources.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 64)))
+    monkeypatch.setattr(encoder_threads, "cores", lambda: 2)
+    built = resolve.build_encoder(resolve.ModelRequest(name="resnet18", weights="random:0", image_size=(64, 64)))
     assert backends.eager_encoder(built).concurrent
     assert not backends.eager_encoder(built, how=Execution(compile=True)).concurrent
     extract(model="resnet18", image_size="64", backend="exported_program")
     assert side_by_side(tmp_path / "run") == 1
 
 
-def test_the_batches_of_a_small_run_are_enough_for_all_cores(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calls, "cores", lambda: 5)
+def test_small_runs_feed_all_cores(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_threads, "cores", lambda: 5)
     extract(model="resnet18", image_size="64", batch_size="auto", shard_rows=11)
-    made = engines.make_engine(RunFolder(tmp_path / "run"), records.Options(session="next"))
+    made = engine_setup.make_engine(RunFolder(tmp_path / "run"), records.Options(session="next"))
     made.close()
     assert made.sizer.size == 3
 
@@ -114,10 +108,10 @@ def test_the_batches_of_a_small_run_are_enough_for_all_cores(
 def test_a_batch_so_large_that_cores_are_idle_is_told(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(calls, "cores", lambda: 5)
+    monkeypatch.setattr(encoder_threads, "cores", lambda: 5)
     extract(model="resnet18", image_size="64", batch_size=2)
     folder = RunFolder(tmp_path / "run")
     for size, told in ((4, True), (1, False)):
         caplog.clear()
-        engines.make_engine(folder, records.Options(session="next", batch_size=size)).close()
-        assert ("batches of 4 keep 2 of 5 cores busy" in caplog.text) == told
+        engine_setup.make_engine(folder, records.Options(session="next", batch_size=size)).close()
+        assert ("batches of 4 keep only 2 of 5 cores busy" in caplog.text) == told

@@ -18,6 +18,7 @@ from pyarrow import parquet
 from genenc_core import errors
 from genenc_core.run import driver, parameters, status
 from genenc_core.run.folder import RunFolder
+from genenc_core.run.parameters import Changes
 from genenc_core.store import verify
 
 RUNS = ("own-code", "cropped", "padded", "artifact", "model-file")
@@ -65,19 +66,23 @@ def expect_as_before(run: Path) -> None:
     assert verify.verify_store(RunFolder(run).store, content=True).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_an_earlier_run_is_read_and_resumed(earlier: Path, name: str) -> None:
     run = earlier / name
     before = committed_bytes(run)
     assert RunFolder(run).store.committed() == {0, 1}
-    assert status.run_status(run).unreadable == 1
+    assert (status.run_status(RunFolder(run)).unreadable, status.run_status(RunFolder(run)).bound) == (1, None)
     assert verify.verify_store(RunFolder(run).store, content=True).ok
-    result = driver.resume(run, "pending", driver.options_for(run, trust=True))
+    result = driver.resume(RunFolder(run), "pending", Changes(trust=True))
     assert not result.failures
+    assert result.bound is not None
+    assert status.run_status(RunFolder(run)).bound is not None
     expect_as_before(run)
     assert before.items() <= committed_bytes(run).items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_same_command_continues_an_earlier_run(earlier: Path, name: str) -> None:
     """What the user did not choose is what the run was made with, also where a default has changed since."""
@@ -92,5 +97,5 @@ def test_the_same_command_continues_an_earlier_run(earlier: Path, name: str) -> 
 
 @pytest.mark.parametrize("part", ["features.zarr", "features.zarr/status", "images.parquet"])
 def test_a_part_of_a_run_is_told_from_the_run(earlier: Path, part: str) -> None:
-    with pytest.raises(errors.InputError, match=f"a part of the run '{earlier / 'cropped'}', so give that"):
+    with pytest.raises(errors.InputError, match=f"part of the run '{earlier / 'cropped'}'; give that folder"):
         RunFolder(earlier / "cropped" / part)

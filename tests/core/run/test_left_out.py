@@ -1,6 +1,8 @@
 """Files of a folder that are not images are said when the run is made, and whenever somebody asks later."""
 
 import json
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ import pytest
 import pictures
 from genenc_core import errors
 from genenc_core.cli import inspection
-from genenc_core.images import folders, heif
+from genenc_core.images.decode import heif
+from genenc_core.images.sources import folders
 from genenc_core.run import driver, parameters, status
+from genenc_core.run.folder import RunFolder
 
 
 def given(tmp_path: Path, **more: object) -> parameters.ExtractParameters:
@@ -26,11 +30,13 @@ def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.
     photos = pictures.write_folder(tmp_path / "photos", 3)
     for name in ("c.hdr", "d.jp2", "b_noext"):
         (photos / name).write_bytes(b"x")
-    words = "3 files are not images that genenc reads: 1 without an extension (b_noext), 1 .hdr (c.hdr), 1 .jp2 (d.jp2)"
+    words = (
+        "3 files are not images that genenc can read: 1 without an extension (b_noext), 1 .hdr (c.hdr), 1 .jp2 (d.jp2)"
+    )
     with pytest.warns(folders.FilesLeftOut) as told:
         driver.extract(given(tmp_path))
     assert [str(item.message) for item in told if item.category is folders.FilesLeftOut] == [words]
-    assert f"left out: {words}" in status.summary_lines(status.survey(tmp_path / "run"))
+    assert f"left out: {words}" in status.summary_lines(status.survey(RunFolder(tmp_path / "run")), None)
     assert words in (tmp_path / "run/README.md").read_text().replace("\\", "")
     inspection.status(tmp_path / "run", as_json=True)
     found = json.loads(capsys.readouterr().out)["left_out"]
@@ -44,7 +50,9 @@ def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.
 def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.hdr").write_bytes(b"x")
-    with pytest.raises(errors.InputError, match=r"no images found.*1 file is not an image that genenc reads: 1 \.hdr"):
+    with pytest.raises(
+        errors.InputError, match=r"no images found.*1 file is not an image that genenc can read: 1 \.hdr"
+    ):
         driver.extract(given(tmp_path))
 
 
@@ -58,3 +66,25 @@ def test_a_decoder_that_is_installed_later_changes_no_run(tmp_path: Path, monkey
     with pytest.warns(folders.FilesLeftOut, match=r"1 \.heic"):
         again = driver.extract(given(tmp_path))
     assert again.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (("frame1.png", "frame2.png", "frame10.png"), "'frame10.png' comes before 'frame2.png': join .* by image_id"),
+        (("frame01.png", "frame02.png", "frame10.png"), None),
+        (("a10/1.png", "a9/1.png"), "'a10/1.png' comes before 'a9/1.png'"),
+        (("b.png", "a.png"), None),
+    ],
+)
+def test_numbers_out_of_order_are_warned_of(tmp_path: Path, names: tuple[str, ...], warned: str | None) -> None:
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        pictures.write_folder(tmp_path / "drawn", 1)
+        next((tmp_path / "drawn").iterdir()).rename(tmp_path / "photos" / name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        driver.extract(given(tmp_path))
+    words = [str(each.message) for each in caught if each.category is folders.TextOrder]
+    assert len(words) == (warned is not None)
+    assert warned is None or re.search(warned, words[0])

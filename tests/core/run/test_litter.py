@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from genenc_core.run import driver, records, status
+from genenc_core.run import driver, status
 from genenc_core.run.folder import RunFolder
 
 Extract = Callable[..., driver.Result]
@@ -31,16 +31,16 @@ def litter(root: Path) -> set[str]:
 def test_the_next_resume_removes_it_and_what_only_reads_does_not(run: Path) -> None:
     before = litter(run)
     assert before == {".claim", ".plan-x1"}
-    status.survey(run)
-    status.verify_run(run, content=True)
+    status.survey(RunFolder(run))
+    status.verify_place(run, content=True)
     assert litter(run) == before
-    driver.resume(run, "pending", records.Options.of(RunFolder(run).given))
+    driver.resume(RunFolder(run))
     assert litter(run) == set()
 
 
 def test_what_a_living_process_plans_stays(run: Path) -> None:
     held = os.open(run / ".claim", os.O_RDWR)
     fcntl.flock(held, fcntl.LOCK_EX)
-    driver.resume(run, "pending", records.Options.of(RunFolder(run).given))
+    driver.resume(RunFolder(run))
     assert {".claim", ".plan-x1"} <= litter(run)
     os.close(held)

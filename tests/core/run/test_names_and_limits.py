@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from genenc_core.images import names
+from genenc_core.images.sources import folders
 from genenc_core.run import driver, status
 from genenc_core.run.folder import RunFolder
+
+Extract = Callable[..., driver.Result]
 
 ODD = [
     b"\xff\xfe.png",
@@ -30,9 +32,7 @@ ODD = [
 ]
 
 
-def test_odd_names_are_traceable_from_row_to_file(
-    extract: Callable[..., driver.Result], tmp_path: Path, photos: Path
-) -> None:
+def test_odd_names_are_traceable_from_row_to_file(extract: Extract, tmp_path: Path, photos: Path) -> None:
     """Manifest, Zarr, commit records and status give one text, and it leads back to the file's bytes."""
     source = sorted(photos.iterdir())
     root = tmp_path / "odd"
@@ -46,17 +46,17 @@ def test_odd_names_are_traceable_from_row_to_file(
     group = zarr.open_group(tmp_path / "run" / "features.zarr", mode="r")
     ids = [str(value) for value in group["image_id"][:]]
     assert ids == folder.manifest.read(0, len(ODD) + 1).image_ids
-    assert {os.fsencode(names.to_path(text)) for text in ids} == {*ODD, b"broken\xff\n.png"}
+    assert {os.fsencode(folders.to_path(text)) for text in ids} == {*ODD, b"broken\xff\n.png"}
     for row, path in enumerate(folder.manifest.read(0, len(ids)).paths):
-        assert path == str(root / names.to_path(ids[row]))
+        assert path == str(root / folders.to_path(ids[row]))
         assert Path(path).is_file()
-    survey = status.survey(tmp_path / "run")
+    survey = status.survey(RunFolder(tmp_path / "run"))
     (broken,) = json.loads(json.dumps(survey.unreadable, ensure_ascii=False).encode().decode())
     assert broken["image_id"] == "broken\\xff\n.png"
-    assert status.verify_run(tmp_path / "run", content=True).ok
+    assert status.verify_place(tmp_path / "run", content=True).ok
 
 
-def test_ten_thousand_points_in_one_image(extract: Callable[..., driver.Result], tmp_path: Path, photos: Path) -> None:
+def test_ten_thousand_points_in_one_image(extract: Extract, tmp_path: Path, photos: Path) -> None:
     """A point per row of the table, each with the vector of its own cell."""
     count, image = 10_000, sorted(photos.iterdir())[0].name
     x, y = np.arange(count) % 80 + 0.5, np.arange(count) // 80 % 60 + 0.5
@@ -73,12 +73,10 @@ def test_ten_thousand_points_in_one_image(extract: Callable[..., driver.Result],
     np.testing.assert_array_equal(tips, cells)
 
 
-def test_limits_are_the_runs_options_and_no_part_of_what_it_means(
-    extract: Callable[..., driver.Result], tmp_path: Path
-) -> None:
+def test_limits_are_the_runs_options_and_no_part_of_what_it_means(extract: Extract, tmp_path: Path) -> None:
     """Of images of 80 x 60 and 50 x 70 pixels only the smaller pass; another limit does not make it another run."""
     result = extract(max_megapixels=0.004, image_timeout=30)
     assert (result.status.ok, result.status.unreadable) == (5, 6)
-    assert all("--max-megapixels" in item["reason"] for item in status.survey(tmp_path / "run").unreadable)
+    assert all("--max-megapixels" in item["reason"] for item in status.survey(RunFolder(tmp_path / "run")).unreadable)
     assert extract(image_timeout=20).asked == 0
     assert extract(out=str(tmp_path / "whole")).status.unreadable == 0

@@ -14,9 +14,7 @@ OWN = ("README.md", "images.parquet", "model_spec.json", "model/weights.pt", "pr
 
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("hidden", [(), (".git/HEAD",)])
-def test_a_file_of_somebody_s_under_a_name_of_ours_is_kept(
-    extract: Extract, tmp_path: Path, name: str, hidden: tuple[str, ...]
-) -> None:
+def test_users_file_of_our_name_is_kept(extract: Extract, tmp_path: Path, name: str, hidden: tuple[str, ...]) -> None:
     root = tmp_path / "run"
     for item in (name, *hidden):
         (root / item).parent.mkdir(parents=True, exist_ok=True)
@@ -27,9 +25,7 @@ def test_a_file_of_somebody_s_under_a_name_of_ours_is_kept(
     assert (root / name).read_text() == "mine"
 
 
-def test_what_a_failed_or_killed_creation_left_is_gone_on_with(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_creation_is_continued(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "run"
     root.mkdir()
     with monkeypatch.context() as broken:
@@ -41,9 +37,10 @@ def test_what_a_failed_or_killed_creation_left_is_gone_on_with(
     assert not (root / out_folder.CLAIM).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", ["features.zarr/other", "model/a/b", "_txn/x", "provenance/x"])
 def test_no_run_is_made_within_the_files_of_another(extract: Extract, tmp_path: Path, inner: str) -> None:
     extract()
-    with pytest.raises(errors.InputError, match="lies within the run"):
+    with pytest.raises(errors.InputError, match="is inside the run"):
         out_folder.check(str(tmp_path / "run" / inner))
     out_folder.check(str(tmp_path / "run" / "next"))

@@ -12,10 +12,13 @@ import zarr
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.encoding import calls, control
-from genenc_core.export import behaviour
-from genenc_core.run import driver, encoders, model_export, outputs_check
+from genenc_core.encoding import cancellation, encoder_threads
+from genenc_core.run import driver, model_cache, model_export, outputs_check
 from genenc_core.run.folder import RunFolder
+from genenc_core.run.parameters import Changes
+from genenc_core.runtime import consistency
+
+Extract = Callable[..., driver.Result]
 
 NETS = """
 import torch
@@ -84,38 +87,31 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     (tmp_path / "factor.txt").write_text("1.0")
     monkeypatch.chdir(tmp_path)
     yield lambda how: f"outputs_nets:{how.replace(' ', '_')}"
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
     sys.modules.pop("outputs_nets", None)
 
 
 @pytest.mark.parametrize("how", UNSTEADY)
-def test_a_model_that_looks_beyond_the_image_is_refused_before_anything_is_stored(
-    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path, how: str
-) -> None:
+def test_unsteady_model_is_refused(extract: Extract, nets: Callable[[str], str], tmp_path: Path, how: str) -> None:
     with pytest.raises(errors.InputError, match=f"features .*{UNSTEADY[how]}.*model.eval"):
         extract(model=nets(how))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_writes_over_its_images_runs(
-    extract: Callable[..., driver.Result], nets: Callable[[str], str]
-) -> None:
+def test_a_model_that_writes_over_its_images_runs(extract: Extract, nets: Callable[[str], str]) -> None:
     assert extract(model=nets("writes over images"), image_size="64").status.complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["five together", "all after the third"])
-def test_features_that_depend_on_the_size_of_the_batch_are_refused_before_any_shard(
-    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path, how: str
-) -> None:
-    with pytest.raises(errors.InputError, match=r"other features in a batch of 5 than in one of 1 .*model\.eval"):
+def test_batch_dependence_is_refused(extract: Extract, nets: Callable[[str], str], tmp_path: Path, how: str) -> None:
+    with pytest.raises(errors.InputError, match=r"in a batch of 5 than in one of 1 .*model\.eval"):
         extract(model=nets(how), batch_size=5)
     assert len(RunFolder(tmp_path / "run").store.pending()) == 3
     assert extract(model=nets(how), batch_size=3, out=str(tmp_path / "small")).status.complete
 
 
-def test_a_model_that_changes_in_the_middle_of_a_session_fails_the_shard(
-    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_model_changing_in_a_session_fails(extract: Extract, nets: Callable[[str], str], tmp_path: Path) -> None:
     """What was computed after the change is not stored."""
     result = extract(model=nets("the twentieth call"), batch_size=1, shard_rows=2)
     assert result.failures
@@ -128,15 +124,14 @@ def test_a_model_that_changes_in_the_middle_of_a_session_fails_the_shard(
     np.testing.assert_allclose(features["features"][:][stored], right[stored], rtol=1e-5)
 
 
-def test_every_place_of_a_batch_is_looked_at(extract: Callable[..., driver.Result], nets: Callable[[str], str]) -> None:
-    with pytest.raises(errors.InputError, match="other features in a batch of 4"):
+def test_every_place_of_a_batch_is_looked_at(extract: Extract, nets: Callable[[str], str]) -> None:
+    with pytest.raises(errors.InputError, match="different features for an image in a batch of 4"):
         extract(model=nets("the last of four"), batch_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", range(4, 20))
-def test_no_run_holds_features_from_before_and_after_a_change(
-    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path, call: int
-) -> None:
+def test_features_are_of_one_model(extract: Extract, nets: Callable[[str], str], tmp_path: Path, call: int) -> None:
     """At whatever call the model changes: what is stored is what it gave before, or after, and never both."""
     extract(model=nets("steady"), batch_size=4, out=str(tmp_path / "steady"))
     right = zarr.open_group(tmp_path / "steady" / "features.zarr", mode="r")["features"][:]
@@ -149,25 +144,20 @@ def test_no_run_holds_features_from_before_and_after_a_change(
         assert np.allclose(shares, 1) or np.allclose(shares, 2)
 
 
-def test_a_module_in_training_mode_is_put_in_evaluation_mode(
-    extract: Callable[..., driver.Result], nets: Callable[[str], str]
-) -> None:
+def test_a_module_in_training_mode_is_put_in_evaluation_mode(extract: Extract, nets: Callable[[str], str]) -> None:
     assert extract(model=nets("training")).status.complete
 
 
-def test_a_model_that_gives_other_outputs_in_a_later_session_is_refused(
-    extract: Callable[..., driver.Result], nets: Callable[[str], str], tmp_path: Path
-) -> None:
+def test_changed_outputs_are_refused_later(extract: Extract, nets: Callable[[str], str], tmp_path: Path) -> None:
     """It reads a file that it does not declare."""
-    watch = control.Control()
+    watch = cancellation.Control()
     watch.on_rows = lambda _done, _failed: watch.stop()
-    with control.use(watch), pytest.raises(errors.Stopped):
+    with cancellation.use(watch), pytest.raises(errors.Stopped):
         extract(model=nets("a file"))
     committed = RunFolder(tmp_path / "run").store.committed()
-    options = driver.options_for(tmp_path / "run", device="cpu", trust=True)
     (tmp_path / "factor.txt").write_text("1.001")
     with pytest.raises(errors.StoreError, match=r"different outputs .* slot 'features' by 0\.\d+ %"):
-        driver.resume(tmp_path / "run", "pending", options)
+        driver.resume(RunFolder(tmp_path / "run"), "pending", Changes(device="cpu", trust=True))
     with pytest.raises(errors.StoreError, match="different outputs"):
         extract(model=nets("a file"))
     assert RunFolder(tmp_path / "run").store.committed() == committed
@@ -203,8 +193,8 @@ def test_a_sketch_shows_other_slots_shapes_and_values_that_are_not_finite() -> N
 
 
 def test_the_images_are_the_same_always_and_unlike_each_other() -> None:
-    found = behaviour.images((24, 40), 3)
-    assert torch.equal(found[:2], behaviour.images((24, 40), 2))
+    found = consistency.images((24, 40), 3)
+    assert torch.equal(found[:2], consistency.images((24, 40), 2))
     assert float(found[0].std()) > 3 * float(found[2].std())
     assert 0 <= float(found.min()) < float(found.max()) <= 1
     assert float(found.double().sum()) == pytest.approx(3984.0706594833173, abs=1e-6)
@@ -212,9 +202,7 @@ def test_the_images_are_the_same_always_and_unlike_each_other() -> None:
 
 @pytest.mark.parametrize("kind", ["torchscript", "exported_program"])
 @pytest.mark.parametrize("how", ["dropout", "batch statistics"])
-def test_a_file_made_in_training_mode_is_refused(
-    extract: Callable[..., driver.Result], tmp_path: Path, kind: str, how: str
-) -> None:
+def test_a_file_made_in_training_mode_is_refused(extract: Extract, tmp_path: Path, kind: str, how: str) -> None:
     torch.manual_seed(0)
     last = nn.Dropout() if how == "dropout" else nn.BatchNorm2d(4, track_running_stats=False)
     net = nn.Sequential(nn.Conv2d(3, 4, 8, 8), last).train()
@@ -244,11 +232,11 @@ def test_what_would_end_the_process_is_a_failure_of_the_call(raised: BaseExcepti
     def model() -> None:
         raise raised
 
-    threads = calls.CallThreads(torch.device("cpu"))
+    threads = encoder_threads.CallThreads(torch.device("cpu"))
     with pytest.raises(errors.EncoderError, match=f"the model raised {type(raised).__name__}"):
         threads.submit(model).result()
     with pytest.raises(errors.EncoderError, match=f"the model raised {type(raised).__name__}"):
-        calls.alone(model)
+        encoder_threads.run_in_thread(model)
     threads.close()
 
 
@@ -263,9 +251,7 @@ def two_images():
 """
 
 
-def test_the_module_of_an_exported_program_runs(
-    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exported_programs_module_runs(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "exported_net.py").write_text(EXPORTED)
     (tmp_path / "points.csv").write_text("image,point,x,y\nimg_000.png,tip,9,9\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional as transforms
 import pictures
 from genenc_core.run import driver
 
+Extract = Callable[..., driver.Result]
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,10 +50,9 @@ def straight(model: nn.Module, images: list[torch.Tensor], *, rows: int, batch: 
     return torch.cat(found)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
-def test_resnet18_equals_the_plain_loop_bit_for_bit(
-    extract: Callable[..., driver.Result], photos: Path, tmp_path: Path
-) -> None:
+def test_resnet18_equals_the_plain_loop_bit_for_bit(extract: Extract, photos: Path, tmp_path: Path) -> None:
     """torchvision eager, the model's own crop, several shards, short last batches."""
     extract(model="resnet18", weights="random:3", image_size="64", dtype="float32", maps=True)
     torch.manual_seed(3)
@@ -67,8 +68,9 @@ def test_resnet18_equals_the_plain_loop_bit_for_bit(
     assert np.array_equal(stored["maps"][:], maps.half().numpy())
 
 
+@pytest.mark.slow
 @torch.inference_mode()
-def test_timm_vit_equals_its_patch_tokens(extract: Callable[..., driver.Result], photos: Path, tmp_path: Path) -> None:
+def test_timm_vit_equals_its_patch_tokens(extract: Extract, photos: Path, tmp_path: Path) -> None:
     """timm eager with tokens: the class token is not part of the map."""
     extract(model="timm/vit_tiny_patch16_224", weights="random:1", fit="stretch", image_size="32")
     torch.manual_seed(1)
@@ -84,9 +86,7 @@ def test_timm_vit_equals_its_patch_tokens(extract: Callable[..., driver.Result],
 
 
 @torch.inference_mode()
-def test_an_exported_spec_equals_the_eager_model(
-    extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exported_spec_equals_eager_model(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TorchScript through its spec, all paths relative, other batch size: within 1e-5 relative."""
     monkeypatch.chdir(tmp_path)
     from genenc_core.run import model_export
@@ -101,22 +101,19 @@ def test_an_exported_spec_equals_the_eager_model(
     assert np.isfinite(eager).all()
 
 
+LOOKED_AT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "nearest": lambda cell: np.floor(cell + 0.5),
+    "bilinear": lambda cell: cell - 0.5,
+    "bilinear_corners": lambda cell: cell,
+    "cell": np.floor,
+}
+"""Where each rule looks, in cells."""
+
+
 @pytest.mark.slow
-def test_an_aotinductor_package_equals_the_eager_model(extract: Callable[..., driver.Result], tmp_path: Path) -> None:
-    """A named model, compiled for the run: within 1e-5 relative, short last batches included; compiled once."""
-    extract(out=str(tmp_path / "eager"))
-    assert extract(out=str(tmp_path / "compiled"), backend="aotinductor").asked == 3
-    eager, compiled = (arrays(tmp_path / name)["features"][:] for name in ("eager", "compiled"))
-    np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5 * np.abs(eager).max())
-    assert extract(out=str(tmp_path / "compiled"), backend="aotinductor").asked == 0
-
-
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 @pytest.mark.parametrize("size", ["64", "48x96"])
-@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bilinear_corners", "cell"])
-def test_points_follow_the_pixels(
-    extract: Callable[..., driver.Result], tmp_path: Path, fit: str, size: str, mode: str
-) -> None:
+def test_points_follow_the_pixels(extract: Extract, tmp_path: Path, fit: str, size: str) -> None:
     """Every image is a ramp whose colour is its position; the vector found at a point is where it looked."""
     folder = tmp_path / "ramps"
     folder.mkdir()
@@ -134,29 +131,23 @@ def test_points_follow_the_pixels(
         points=str(tmp_path / "points.csv"),
         image_size=size,
         fit=fit,
-        products=(f"probes=spatial_point({mode})",),
+        products=tuple(f"{rule}=spatial_point({rule})" for rule in LOOKED_AT),
         shard_rows=2,
     )
     stored = arrays(tmp_path / "run")
     names = list(stored["image_id"][:])
+    height, width = (int(side) for side in (size.split("x") * 2)[:2])
     for name, point, x, y in rows:
         row, column = names.index(name), list(stored["point"][:]).index(point)
-        status, found = stored["point_status"][row, column], stored["probes"][row, column]
-        if point == "outside":
-            assert status == 5
-            assert np.isnan(found).all()
-            continue
-        assert status == 1
+        outside = point == "outside"
+        assert stored["point_status"][row, column] == (5 if outside else 1)
         scale, offset = stored["image_affine"][row][:2], stored["image_affine"][row][2:]
-        cell = (np.array([x, y]) * scale + offset) / 8
-        looked_at = {
-            "nearest": np.floor(cell + 0.5),
-            "cell": np.floor(cell),
-            "bilinear": cell - 0.5,
-            "bilinear_corners": cell,
-        }[mode]
-        height, width = (int(side) for side in (size.split("x") * 2)[:2])
-        looked_at = np.clip(looked_at, 0, (width // 8 - 1, height // 8 - 1))
-        # A cell's colour is that of its centre; back from model pixels to the source, as a share of its size.
-        expected = ((looked_at + 0.5) * 8 - offset) / scale / sizes[name]
-        np.testing.assert_allclose(found[:2], expected, atol=1.5 / 255)
+        for rule, place in LOOKED_AT.items():
+            found = stored[rule][row, column]
+            if outside:
+                assert np.isnan(found).all()
+                continue
+            looked_at = np.clip(place((np.array([x, y]) * scale + offset) / 8), 0, (width // 8 - 1, height // 8 - 1))
+            # A cell's colour is that of its centre; back from model pixels to the source, as a share of its size.
+            expected = ((looked_at + 0.5) * 8 - offset) / scale / sizes[name]
+            np.testing.assert_allclose(found[:2], expected, atol=1.5 / 255)

@@ -10,10 +10,10 @@ import torch
 import zarr
 
 from genenc_core import errors
-from genenc_core.encoding import engine, size_search
-from genenc_core.export import backends
-from genenc_core.run import accuracy, driver, encoders, precision, records
+from genenc_core.encoding import batch_size, engine
+from genenc_core.run import accuracy, driver, model_cache, precision, records
 from genenc_core.run.folder import RunFolder
+from genenc_core.runtime import backends
 
 Extract = Callable[..., driver.Result]
 
@@ -21,19 +21,18 @@ Extract = Callable[..., driver.Result]
 @pytest.fixture(autouse=True)
 def _own_encoders() -> Iterator[None]:
     """Keep what is made with another `torch.compile` from other tests."""
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
     yield
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
 
 
 def features(root: Path) -> np.ndarray:
     return zarr.open_group(root / "features.zarr", mode="r")["features"][:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format_", "bound"), [("bfloat16", 2**-6), ("float16", 2**-9)])
-def test_half_precision_is_near_float32_and_says_how_near(
-    extract: Extract, tmp_path: Path, format_: str, bound: float
-) -> None:
+def test_half_precision_is_near_float32(extract: Extract, tmp_path: Path, format_: str, bound: float) -> None:
     extract(out=str(tmp_path / "plain"))
     extract(out=str(tmp_path / "half"), precision=format_)
     plain, half = features(tmp_path / "plain"), features(tmp_path / "half")
@@ -64,9 +63,29 @@ def test_a_number_format_that_this_machine_is_slow_at_is_told(
     assert ("bfloat16 took 30.0 times as long as float32 for 8 images on this CPU" in caplog.text) == told
 
 
-def test_the_comparison_takes_no_larger_batches_than_the_run_and_goes_without_where_memory_is_short(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "told"), [(1.05, False), (1.3, True), (float("nan"), True)])
+def test_features_that_are_far_from_those_in_float32_are_told(
+    extract: Extract,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    factor: float,
+    told: bool,
 ) -> None:
+    factors, real = iter((factor, 1.0)), accuracy._values
+
+    def values(*given: Any, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
+        found, _ = real(*given, **more)
+        by = next(factors)
+        return {slot: value * by for slot, value in found.items()}, 1.0
+
+    monkeypatch.setattr(accuracy, "_values", values)
+    extract(out=str(tmp_path / "half"), precision="bfloat16")
+    assert ("differ from float32" in caplog.text) == told
+
+
+def test_comparison_may_lack_memory(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     values, call = accuracy._values, engine.Engine.call
 
@@ -88,8 +107,8 @@ def test_the_comparison_takes_no_larger_batches_than_the_run_and_goes_without_wh
     assert max(sizes) == 3
     folder = RunFolder(tmp_path / "run")
     assert precision.describe(folder) == "bfloat16; not yet compared with float32"
-    extract(precision="bfloat16")
-    assert len(encoders.CACHE._encoders) == 1
+    assert len(model_cache.CACHE._encoders) == 1
+    assert extract(precision="bfloat16").asked == 0
 
 
 def test_plain_float32_is_as_it_was(extract: Extract, tmp_path: Path) -> None:
@@ -106,31 +125,26 @@ def test_it_is_part_of_what_a_run_means_and_a_resumed_run_keeps_it(extract: Extr
         extract(limit=4)
     before = features(tmp_path / "run")
     assert extract(precision="bfloat16", limit=4).asked == 0
-    options = driver.options_for(tmp_path / "run")
-    assert driver.resume(tmp_path / "run", "pending", options).asked == 0
+    assert driver.resume(RunFolder(tmp_path / "run")).asked == 0
     assert np.array_equal(features(tmp_path / "run"), before)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"precision": "tf32"}, "tf32 needs a CUDA device, and the model would run on cpu: give --precision"),
-        ({"precision": "bfloat16", "backend": "torchscript"}, "--precision bfloat16 goes with --backend eager only"),
-        ({"compile": True, "backend": "torchscript"}, "--compile goes with --backend eager only"),
-        ({"compile": True, "canvas": "64"}, "--compile does not go with --canvas"),
+        ({"precision": "tf32"}, "tf32 needs a CUDA device, but the model would run on cpu: give --precision"),
+        ({"precision": "bfloat16", "backend": "torchscript"}, "--precision bfloat16 applies to --backend eager only"),
+        ({"compile": True, "backend": "torchscript"}, "--compile applies to --backend eager only"),
+        ({"compile": True, "canvas": "64"}, "--compile cannot be used with --canvas"),
     ],
 )
-def test_what_cannot_be_computed_so_is_refused(
-    extract: Extract, tmp_path: Path, changes: dict[str, object], words: str
-) -> None:
+def test_impossible_format_is_refused(extract: Extract, tmp_path: Path, changes: dict[str, object], words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
         extract(**changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_compiled_model_sees_one_batch_size_only(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_model_sees_one_batch_size(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extract(out=str(tmp_path / "plain"))
     seen: list[int] = []
 
@@ -157,33 +171,27 @@ def test_a_compiled_model_sees_one_batch_size_only(
     assert told.startswith("float32, compiled; against float32")
 
 
-def test_the_batches_of_a_compiled_model_fill_a_shard_alike(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_batches_fill_a_shard_alike(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch is filled up: of 8 rows 6 and 2 would cost 12 images."""
-    monkeypatch.setattr(size_search, "find_size", lambda *_arguments, **_options: 6)
+    monkeypatch.setattr(batch_size, "find_size", lambda *_arguments, **_options: 6)
     monkeypatch.setattr(torch, "compile", lambda module, **_options: module)
     extract(compile=True, batch_size="auto", shard_rows=8)
     assert RunFolder(tmp_path / "run").store.record(0).details["batch_sizes"] == {"4": 2}
 
 
-def test_a_model_that_cannot_be_compiled_is_told_before_any_shard(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uncompilable_model_is_refused_early(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import Unsupported
 
     def refuse(_images: torch.Tensor) -> None:
         raise Unsupported("data-dependent\n branching")
 
     monkeypatch.setattr(torch, "compile", lambda _module, **_options: refuse)
-    with pytest.raises(errors.InputError, match=r"torch cannot compile this model: data-dep.*Leave --compile out"):
+    with pytest.raises(errors.InputError, match=r"torch cannot compile this model: data-dep.*Omit --compile"):
         extract(compile=True)
     assert not RunFolder(tmp_path / "run").store.committed()
 
 
-def test_memory_that_runs_out_while_a_model_is_compiled_takes_a_smaller_batch(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiling_without_memory_halves_it(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import InternalTorchDynamoError
 
     def compiled(module: torch.nn.Module, **_options: object) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
@@ -201,4 +209,4 @@ def test_memory_that_runs_out_while_a_model_is_compiled_takes_a_smaller_batch(
 
 @pytest.mark.parametrize("told", [[1], 3, {"features": 1}, {"features": {"mean": "x", "largest": 1}}])
 def test_a_damaged_record_is_said_to_be_one(told: object) -> None:
-    assert precision.words(told) == "the record is damaged"
+    assert precision.describe_difference(told) == "the record is damaged"

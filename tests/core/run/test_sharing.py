@@ -18,13 +18,14 @@ import pictures
 from genenc_core import errors
 from genenc_core.run import driver, records, status, worker
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import claims, places
+from genenc_core.store import leases, store_keys
 
 PROGRAM = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 from genenc_core.run import driver
-driver.resume(sys.argv[1], "pending", driver.options_for(sys.argv[1]))
+from genenc_core.run.folder import RunFolder
+driver.resume(RunFolder(sys.argv[1]))
 """
 
 Starter = Callable[[Path], "subprocess.Popen[str]"]
@@ -52,7 +53,7 @@ def resume() -> Iterator[Starter]:
 def unfinished(extract: Callable[..., driver.Result], tmp_path: Path) -> Path:
     """A run of 11 shards of one image, with an encoder that takes its time, of which nothing is encoded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "encode_all", lambda *_: None)
+        patch.setattr(driver.Session, "encode_all", lambda *_: [])
         extract(model="tiny_models:slow", shard_rows=1, batch_size=1)
     return tmp_path / "run"
 
@@ -61,6 +62,7 @@ def encoded(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"^shard (\d+): \d+ images", text, flags=re.MULTILINE)]
 
 
+@pytest.mark.slow
 def test_three_processes_share_the_work_and_do_nothing_twice(
     extract: Callable[..., driver.Result], unfinished: Path, resume: Starter, tmp_path: Path
 ) -> None:
@@ -68,17 +70,18 @@ def test_three_processes_share_the_work_and_do_nothing_twice(
     done = [encoded(process.communicate(timeout=120)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(shard for shards in done for shard in shards) == list(range(11))
-    assert status.verify_run(unfinished, content=True).ok
-    assert not (unfinished / places.CLAIMS).exists()
+    assert status.verify_place(unfinished, content=True).ok
+    assert not (unfinished / store_keys.CLAIMS).exists()
     extract(model="tiny_models:slow", shard_rows=1, batch_size=1, out=str(tmp_path / "alone"))
-    group = Path(places.GROUP)
+    group = Path(store_keys.GROUP)
     files = sorted(path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone" / group).rglob("c.*"))
     assert all((unfinished / name).read_bytes() == (tmp_path / "alone" / name).read_bytes() for name in files)
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_process_is_taken_over(unfinished: Path, resume: Starter) -> None:
     victim = resume(unfinished)
-    folder = unfinished / places.CLAIMS
+    folder = unfinished / store_keys.CLAIMS
     while not (folder.exists() and list(folder.glob("s*"))):
         time.sleep(0.005)
     victim.send_signal(signal.SIGKILL)
@@ -88,14 +91,14 @@ def test_the_work_of_a_killed_process_is_taken_over(unfinished: Path, resume: St
     survivor.communicate(timeout=120)
     assert left
     assert survivor.returncode == 0
-    assert status.run_status(unfinished).complete
+    assert status.run_status(RunFolder(unfinished)).complete
     assert [path.name for path in folder.glob("*")] == []
 
 
 @pytest.fixture
-def other(unfinished: Path) -> Iterator[claims.Claims]:
+def other(unfinished: Path) -> Iterator[leases.Leases]:
     """Another worker, in this process, that holds shard 4."""
-    found = claims.Claims(RunFolder(unfinished).objects)
+    found = leases.Leases(RunFolder(unfinished).objects)
     assert found.take(4)
     yield found
     found.close()
@@ -103,15 +106,17 @@ def other(unfinished: Path) -> Iterator[claims.Claims]:
 
 def worked(root: Path) -> worker.Worker:
     """A worker that found every shard but 4 free, and did them."""
-    options = driver.options_for(root)
-    mine = worker.WORKERS.get(root, options)
-    outcome = worker.encode_shards(root, range(11), options)
+    run = RunFolder(root)
+    options = records.Options.of(run.given)
+    mine = worker.WORKERS.get(run, options)
+    outcome = worker.encode_shards(run, range(11), options)
     assert outcome.held == [4]
     assert len(outcome.reports) == 11
     return mine
 
 
-def test_a_shard_that_is_given_up_is_done_here(unfinished: Path, other: claims.Claims) -> None:
+@pytest.mark.slow
+def test_a_shard_that_is_given_up_is_done_here(unfinished: Path, other: leases.Leases) -> None:
     mine = worked(unfinished)
     other.release(4)
     assert mine.wait_for([4]) == [4]
@@ -119,9 +124,8 @@ def test_a_shard_that_is_given_up_is_done_here(unfinished: Path, other: claims.C
     mine.close()
 
 
-def test_a_shard_that_another_process_failed_at_is_not_tried_again(
-    unfinished: Path, other: claims.Claims, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_elsewhere_failed_shard_left(unfinished: Path, other: leases.Leases, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = worked(unfinished)
     RunFolder(unfinished).note_failure(4, "the disk is on fire", "another session")
     other.release(4)
@@ -129,22 +133,21 @@ def test_a_shard_that_another_process_failed_at_is_not_tried_again(
     mine.close()
     (unfinished / "provenance/runs").mkdir(exist_ok=True)
     records.write_json(mine.folder.objects, f"provenance/runs/{mine.options.session}.json", {})
-    result = driver.finish(unfinished, range(11), mine.options)
+    result = driver.finish(RunFolder(unfinished), range(11), mine.options)
     assert [str(failure) for failure in result.failures] == [
         str(errors.ShardError(4, "in another session: the disk is on fire"))
     ]
 
 
-def test_a_shard_that_another_process_does_is_waited_for(
-    unfinished: Path, other: claims.Claims, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_shard_done_elsewhere_is_left(unfinished: Path, other: leases.Leases, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = worked(unfinished)
     waits = []
 
     def commit_meanwhile(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == 2:
-            second = worker.Worker(unfinished, driver.options_for(unfinished))
+            second = worker.Worker(mine.folder, records.Options.of(mine.folder.given))
             second.claims = other
             other._held.clear()
             monkeypatch.setattr(second.claims, "take", lambda _: True)
@@ -153,10 +156,10 @@ def test_a_shard_that_another_process_does_is_waited_for(
     monkeypatch.setattr(worker.time, "sleep", commit_meanwhile)
     assert mine.wait_for([4]) == []
     assert waits[:2] == [worker.FIRST_WAIT_SECONDS, 2 * worker.FIRST_WAIT_SECONDS]
-    assert status.run_status(unfinished).complete
+    assert status.run_status(RunFolder(unfinished)).complete
     mine.close()
 
 
-def test_the_sign_of_life_names_no_more_than_a_process(unfinished: Path, other: claims.Claims) -> None:
-    told = json.loads((unfinished / places.CLAIMS / other.owner).read_text())
+def test_the_sign_of_life_names_no_more_than_a_process(unfinished: Path, other: leases.Leases) -> None:
+    told = json.loads((unfinished / store_keys.CLAIMS / other.owner).read_text())
     assert set(told) == {"host", "pid", "machine", "began", "beat"}

@@ -16,8 +16,10 @@ from torch import nn
 
 from genenc_core import errors, spec
 from genenc_core.encoding import products
-from genenc_core.export.formats import onnx, record, table
-from genenc_core.run import driver, encoders, planning
+from genenc_core.run import driver, model_cache, planning
+from genenc_core.run.folder import RunFolder
+from genenc_core.run.parameters import Changes
+from genenc_core.runtime.formats import interface, onnx, table
 
 CODE = """
 import torch
@@ -58,7 +60,7 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
         return module.eval()
 
     yield build
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
     sys.modules.pop("slots_nets", None)
 
 
@@ -152,18 +154,18 @@ def _foreign(path: Path, *slots: str) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("slots", [("bright", "dark"), ("dark", "bright")])
-@pytest.mark.parametrize("how", HOW)
-def test_the_slots_of_a_spec_are_the_outputs_of_their_names(
-    extract: DRAWN, tmp_path: Path, how: str, slots: tuple[str, str]
-) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "slots"), [("the batch's size", ("bright", "dark")), ("content", ("dark", "bright"))], ids=HOW
+)
+def test_spec_slots_are_outputs_by_name(extract: DRAWN, tmp_path: Path, how: str, slots: tuple[str, str]) -> None:
     file = _foreign(_varying(HOW[how], tmp_path), *slots)
     extract(model=file, weights=None, image_size=None, trust=True)
     _by_name(tmp_path / "run")
     # A session of its own, with another batch size, finds them again.
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
     extract(model=file, weights=None, image_size=None, trust=True, out=str(tmp_path / "alone"), batch_size=1)
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
     extract(model=file, weights=None, image_size=None, trust=True, out=str(tmp_path / "alone"), batch_size=4)
     _by_name(tmp_path / "alone")
 
@@ -183,7 +185,7 @@ def test_a_slot_with_the_name_of_another_output_is_refused(extract: DRAWN, tmp_p
 
 def test_keys_that_vary_are_refused(extract: DRAWN, tmp_path: Path) -> None:
     path = _varying("True", tmp_path, more='found["more"] = dark')
-    with pytest.raises(errors.InputError, match=r"gave the outputs bright, dark.* when it was looked at"):
+    with pytest.raises(errors.InputError, match=r"returned the outputs bright, dark.* in the dry run"):
         extract(model="general_encoder", weights=str(path), trust=True)
     assert not (tmp_path / "run").exists()
 
@@ -195,6 +197,7 @@ def _scriptable(code: str) -> str:
     return code.replace('if self.form == "dict": ', "").replace("        return maps, vector\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["trace.pt", "script.pt", "program.pt2", "graph.onnx"])
 def test_the_slots_of_a_file_have_its_own_names(
     extract: DRAWN, net: Callable[[str], nn.Module], tmp_path: Path, suffix: str
@@ -204,7 +207,7 @@ def test_the_slots_of_a_file_have_its_own_names(
         torch.jit.script(__import__("slots_script").Net("dict").eval()).save(tmp_path / suffix)
     else:
         FILES[suffix](net("dict"), tmp_path / suffix)
-    with pytest.warns(planning.SlotsNotStored, match=r"slots list \[16, 4\]"):
+    with pytest.warns(planning.SlotsNotStored, match=r"not stored: list \[16, 4\]"):
         extract(model="general_encoder", weights=str(tmp_path / suffix), trust=True)
     found = stored(tmp_path / "run")
     assert sorted(found) == ["features", "global"]
@@ -212,6 +215,7 @@ def test_the_slots_of_a_file_have_its_own_names(
     np.testing.assert_allclose(found["global"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_names_of_slots_that_it_was_made_with(
     extract: DRAWN, net: Callable[[str], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,21 +228,20 @@ def test_a_run_keeps_the_names_of_slots_that_it_was_made_with(
         extract(**again)
     before = stored(tmp_path / "run")
     assert sorted(before) == ["features", "features_1"]
-    encoders.CACHE.clear()
+    model_cache.CACHE.clear()
     extract(**again)
-    encoders.CACHE.clear()
-    assert not driver.resume(tmp_path / "run", "pending", driver.options_for(tmp_path / "run", trust=True)).failures
+    model_cache.CACHE.clear()
+    assert not driver.resume(RunFolder(tmp_path / "run"), "pending", Changes(trust=True)).failures
 
 
-def _nameless(loaded: record.Loaded) -> record.Loaded:
+def _nameless(loaded: interface.Loaded) -> interface.Loaded:
     """Return a file as genenc 0.1.0 saw it: outputs by place."""
     return dataclasses.replace(loaded, run=lambda images: list(cast(Any, loaded.run(images)).values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["factory", "layers", *FILES])
-def test_a_vector_beside_a_map_is_stored(
-    extract: DRAWN, net: Callable[[str], nn.Module], tmp_path: Path, source: str
-) -> None:
+def test_vector_beside_a_map_too(extract: DRAWN, net: Callable[[str], nn.Module], tmp_path: Path, source: str) -> None:
     if source in FILES:
         FILES[source](net("tuple"), tmp_path / source)
         extract(model="general_encoder", weights=str(tmp_path / source), trust=True)
@@ -258,7 +261,7 @@ def test_a_vector_beside_a_map_is_stored(
 
 
 def test_what_is_not_stored_is_named_at_the_start_and_in_the_readme(extract: DRAWN, tmp_path: Path) -> None:
-    with pytest.warns(planning.SlotsNotStored, match=r"not stored: output slots list \[16, 4\]"):
+    with pytest.warns(planning.SlotsNotStored, match=r"output slots not stored: list \[16, 4\]"):
         extract(model="slots_nets:as_dict", weights=None)
     assert sorted(stored(tmp_path / "run")) == ["features", "global"]
     assert "Outputs that are not stored: list [16, 4]." in (tmp_path / "run/README.md").read_text().replace("\\", "")
@@ -280,12 +283,10 @@ def test_outputs_of_a_file_that_are_no_slots_stand_in_the_readme(extract: DRAWN,
     _trace(Counting(), tmp_path / "two.pt")
     extract(model="general_encoder", weights=str(tmp_path / "two.pt"), trust=True)
     words = (tmp_path / "run/README.md").read_text().replace("\\", "")
-    assert "Outputs that are not stored: output 1 (bool [1], no floating-point numbers)." in words
+    assert "Outputs that are not stored: output 1 (bool [1], not floating-point)." in words
 
 
-def test_a_run_keeps_the_products_that_were_the_default_when_it_was_made(
-    extract: DRAWN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_keeps_its_default_products(extract: DRAWN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = products.default_products
 
     def maps_alone(outputs: tuple[spec.SlotSpec, ...], **options: object) -> tuple[products.ProductSpec, ...]:
@@ -313,6 +314,35 @@ def test_a_file_of_one_image_that_normalises_by_the_batch_is_refused(extract: DR
         batch_mode=spec.BatchModeSpec(fixed=1),
     )
     (tmp_path / "m.json").write_text(theirs.to_json())
-    with pytest.raises(errors.InputError, match=r"'theirs' normalises by the mean and variance of each batch.*eval"):
+    with pytest.raises(errors.InputError, match=r"'theirs' normalises by the statistics of each batch.*eval"):
         extract(model=str(tmp_path / "m.json"), weights=None, image_size=None, trust=True, batch_size=1)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("product", "told"), [("v=global_avg_pool", True), ("v=coarse:global_avg_pool", False)])
+def test_a_product_without_a_slot_is_of_the_first_and_says_so(
+    extract: Callable[..., driver.Result], tmp_path: Path, product: str, told: bool
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        extract(model="tiny_models:two_maps", products=(product,))
+    said = [str(each.message) for each in caught if issubclass(each.category, planning.FirstSlotTaken)]
+    slots = [slot.name for slot in spec.load_spec(tmp_path / "run" / "model_spec.json").outputs]
+    words = f"v: uses output slot {slots[0]!r}, the first of {', '.join(slots)}: select another with NAME=SLOT:MODULE"
+    assert said == [words] * told
+
+
+def test_points_default_to_cells(extract: DRAWN, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`spatial_point` alone, as the default probes; a run that recorded the word alone goes on with what it meant."""
+    rows = [f"{path.name},tip,{7 + 5 * at},{40 - 3 * at}" for at, path in enumerate(sorted(photos.iterdir()))]
+    (tmp_path / "points.csv").write_text("\n".join(["image,point,x,y", *rows]))
+    given = {"points": str(tmp_path / "points.csv"), "products": ("a=spatial_point", "b=spatial_point(cell)")}
+    extract(**given)
+    found = stored(tmp_path / "run")
+    np.testing.assert_array_equal(found["a"], found["b"])
+    with monkeypatch.context() as before:
+        before.setattr(products, "_AS_RECORDED", {})
+        assert not extract(**given, out=str(tmp_path / "before")).failures
+    assert not np.array_equal(stored(tmp_path / "before")["a"], found["a"])
+    assert extract(**given, out=str(tmp_path / "before")).asked == 0

@@ -9,12 +9,12 @@ import pytest
 
 from genenc_core.run import driver, store_plan
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import layout, places
+from genenc_core.store import layout, store_keys
 
 
 def codecs(root: Path, name: str) -> tuple[list[str], int]:
     """Return an array's codecs below its shards, and the rows of its chunks."""
-    (sharding,) = json.loads((root / places.GROUP / name / "zarr.json").read_text())["codecs"]
+    (sharding,) = json.loads((root / store_keys.GROUP / name / "zarr.json").read_text())["codecs"]
     asked = sharding["configuration"]
     return [codec["name"] for codec in asked["codecs"]], asked["chunk_shape"][0]
 
@@ -45,11 +45,11 @@ def test_a_run_that_compresses_vectors_goes_on_so(
         patch.setattr(store_plan, "make_plan", earlier)
         extract()
     store = RunFolder(tmp_path / "run").store
-    group = store.objects.path(places.GROUP)
+    group = store.objects.path(store_keys.GROUP)
     whole = {path: path.read_bytes() for path in sorted(group.rglob("*")) if path.is_file()}
     for array in store.plan.all_arrays:
         (group / layout.chunk_key(array, 1)).unlink()
-    store.objects.path(places.record(1)).unlink()
+    store.objects.path(store_keys.record(1)).unlink()
     assert extract().asked == 1
     assert codecs(tmp_path / "run", "features")[0] == ["bytes", "zstd", "crc32c"]
     assert {path: path.read_bytes() for path in sorted(group.rglob("*")) if path.is_file()} == whole

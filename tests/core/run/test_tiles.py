@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 import pictures
 import tiny_models
 from genenc_core import errors
-from genenc_core.encoding import control, products, tile_plan
+from genenc_core.encoding import cancellation, products, tile_plan
 from genenc_core.run import driver, map_cells, model_export, status, store_plan
 from genenc_core.run.folder import RunFolder
 from genenc_core.spec import SlotSpec
@@ -105,19 +105,21 @@ def test_a_run_without_overlap_of_one_tile_equals_the_untiled_run(extract: Extra
         assert np.array_equal(stored(tmp_path / "tiled")[name][:], stored(tmp_path / "plain")[name][:])
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_gives_the_same_bytes(extract: Extract, tmp_path: Path) -> None:
     extract(**TILES, maps=True, out=str(tmp_path / "whole"))
-    watch = control.Control()
+    watch = cancellation.Control()
     watch.on_rows = lambda _done, _failed: watch.stop()
-    with control.use(watch), pytest.raises(errors.Stopped):
+    with cancellation.use(watch), pytest.raises(errors.Stopped):
         extract(**TILES, maps=True)
-    assert not status.run_status(tmp_path / "run").complete
+    assert not status.run_status(RunFolder(tmp_path / "run")).complete
     moved = (tmp_path / "run").rename(tmp_path / "moved")
-    assert driver.resume(moved, "pending", driver.options_for(moved)).status.complete
+    assert driver.resume(RunFolder(moved), "pending").status.complete
     assert objects(moved) == objects(tmp_path / "whole")
-    assert status.verify_run(moved, content=True).ok
+    assert status.verify_place(moved, content=True).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_points_follow_the_pixels_of_the_canvas(extract: Extract, tmp_path: Path, fit: str) -> None:
     """Every image is a ramp whose colour is its position; the vector found at a point is where it looked."""
@@ -147,10 +149,9 @@ def test_points_follow_the_pixels_of_the_canvas(extract: Extract, tmp_path: Path
         np.testing.assert_allclose(found["probes"][row, 0, :2], expected, atol=1.5 / 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [{"batch_min": 1, "batch_max": 8}, {"batch_min": 4, "batch_max": 4}])
-def test_an_artifact_is_tiled_at_the_size_it_was_exported_with(
-    extract: Extract, tmp_path: Path, batches: dict[str, int]
-) -> None:
+def test_artifact_is_tiled_at_its_own_size(extract: Extract, tmp_path: Path, batches: dict[str, int]) -> None:
     """TorchScript through its spec, also one of a single batch size; the same maps as eager."""
     given = model_export.ExportParameters(
         model="tiny_models:conv", out=str(tmp_path / "model"), weights="random:0", image_size="32", **batches
@@ -164,6 +165,7 @@ def test_an_artifact_is_tiled_at_the_size_it_was_exported_with(
         np.testing.assert_allclose(script, eager, atol=limit)
 
 
+@pytest.mark.slow
 def test_a_model_of_fixed_size_with_attention_is_tiled(extract: Extract, photos: Path, tmp_path: Path) -> None:
     """A ViT at its one size: cells that one tile alone covers are that tile's own tokens."""
     extract(
@@ -193,9 +195,7 @@ def test_a_model_of_fixed_size_with_attention_is_tiled(extract: Extract, photos:
             np.testing.assert_allclose(cells.reshape(192, 4).T, tokens, atol=2e-5)
 
 
-def test_the_batch_size_is_found_in_tiles_and_kept(
-    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_size_in_tiles_is_kept(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def find(run: Callable[[int], None], _bounds: object, *, image_budget: int, **_memory: object) -> int:
@@ -203,28 +203,27 @@ def test_the_batch_size_is_found_in_tiles_and_kept(
         asked.append(image_budget)
         return 5
 
-    monkeypatch.setattr("genenc_core.encoding.size_search.find_size", find)
+    monkeypatch.setattr("genenc_core.encoding.batch_size.find_size", find)
     extract(**TILES, batch_size="auto", limit=4)
     assert asked == [4 * 15 // 50]
     assert json.loads((tmp_path / "run" / "provenance" / "batch_size-cpu.json").read_text())["size"] == 5
     assert RunFolder(tmp_path / "run").store.record(0).details["batch_sizes"] == {"5": 12}
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
+@pytest.mark.slow
+def test_other_tiles_are_another_run(extract: Extract) -> None:
+    extract(**TILES)
+    changes: tuple[tuple[dict[str, object], str], ...] = (
         ({"tile_overlap": 8}, r"tiles.overlap: 16 -> 8"),
         ({"tile_trim": 8}, r"tiles.trim: 0 -> 8"),
         ({"tile_blend": "none"}, r"tiles.blend: 'cosine' -> 'none'"),
         ({"canvas": "64x104"}, r"preprocessing.width: 96 -> 104"),
         ({"image_size": "40"}, r"tiles.size: \[32, 32\] -> \[40, 40\]"),
         ({"canvas": None, "tile_overlap": None}, r"tiles.overlap: 16 -> 'none'"),
-    ],
-)
-def test_other_tiles_are_another_run(extract: Extract, tmp_path: Path, change: dict[str, object], word: str) -> None:
-    extract(**TILES)
-    with pytest.raises(errors.StoreError, match=word):
-        extract(**{**TILES, **change})
+    )
+    for change, word in changes:
+        with pytest.raises(errors.StoreError, match=word):
+            extract(**{**TILES, **change})
     assert extract(**TILES, tile_trim=0, tile_blend="cosine").asked == 0
 
 
@@ -242,24 +241,20 @@ def test_the_canvas_keeps_what_a_models_own_crop_would_cut(extract: Extract, tmp
 
 
 @pytest.mark.parametrize("product", ["m=none", "m=global_avg_pool(bars)", "m=global_avg_pool"])
-def test_maps_that_do_not_fill_their_tile_are_refused_whatever_is_stored(
-    extract: Extract, tmp_path: Path, product: str
-) -> None:
+def test_maps_that_do_not_fill_tiles_are_refused(extract: Extract, tmp_path: Path, product: str) -> None:
     """16 cells, 3 pixels apart, look as if they were 4 apart in 64 pixels."""
-    with pytest.raises(errors.InputError, match=r"a cell every 3 x 3 .* maps of tiles cannot be joined"):
+    with pytest.raises(errors.InputError, match=r"a cell every 3 x 3 .* the maps of tiles cannot be stitched"):
         extract(model="tiny_models:every_third", image_size="64", canvas="128", products=(product,), fit="stretch")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_old_run_of_tiles_that_do_not_join_goes_on_with_a_warning(
-    extract: Extract, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_run_of_unjoined_tiles_warns(extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier version made it; the same command and `resume` answer alike."""
     given = {"model": "tiny_models:every_third", "image_size": "64", "canvas": "128", "fit": "stretch"}
     with monkeypatch.context() as earlier:
         earlier.setattr(map_cells, "require_regular", lambda *_args, **_more: None)
         made = extract(**given, products=("m=none",))
-    with pytest.warns(UserWarning, match=r"maps of this run are wrong where its tiles meet, make it again"):
+    with pytest.warns(UserWarning, match=r"maps of this run are wrong at tile borders, extract again to another --out"):
         again = extract(**given, products=("m=none",))
     assert (again.asked, again.status) == (0, made.status)
 
@@ -267,21 +262,19 @@ def test_an_old_run_of_tiles_that_do_not_join_goes_on_with_a_warning(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"tile_overlap": 8}, r"--tile-overlap 8 does nothing without tiles: give --canvas"),
-        ({"tile_trim": 8}, r"--tile-trim 8 does nothing"),
-        ({"tile_blend": "average"}, r"--tile-blend average does nothing"),
+        ({"tile_overlap": 8}, r"--tile-overlap 8 has no effect without tiles: add --canvas"),
+        ({"tile_trim": 8}, r"--tile-trim 8 has no effect"),
+        ({"tile_blend": "average"}, r"--tile-blend average has no effect"),
         ({"canvas": "big"}, r"canvas 'big' is not of the form H or HxW"),
         ({"canvas": "0x64"}, r"canvas '0x64' is out of range"),
         ({"canvas": "24"}, r"canvas of 24 x 24 pixels is smaller than the model's input of 32 x 32"),
-        ({"canvas": "65x96"}, r"--canvas 65x96 is not a whole number .* give 64x96 or 72x96"),
-        ({"canvas": "64", "tile_overlap": 12}, r"--tile-overlap 12 is not a whole .* give 8 or 16"),
+        ({"canvas": "65x96"}, r"--canvas 65x96 is not a multiple .* use 64x96 or 72x96"),
+        ({"canvas": "64", "tile_overlap": 12}, r"--tile-overlap 12 is not a multiple .* use 8 or 16"),
         ({"canvas": "64", "tile_overlap": 16, "tile_trim": 16}, r"--tile-trim 16 is out of range"),
         ({"canvas": "64", "products": ("m=nothere:none",)}, r"no output slot 'nothere'; it has features"),
     ],
 )
-def test_what_cannot_be_tiled_is_refused_before_anything_is_made(
-    extract: Extract, tmp_path: Path, change: dict[str, object], said: str
-) -> None:
+def test_untileable_options_are_refused(extract: Extract, tmp_path: Path, change: dict[str, object], said: str) -> None:
     with pytest.raises(errors.InputError, match=said):
         extract(**change)
     assert not (tmp_path / "run").exists()
@@ -305,9 +298,7 @@ def made_of(shape: tuple[int, ...]) -> list[products.Product]:
         (10_000, (8, 2, 2), "cuda:0", 4, 1250),
     ],
 )
-def test_shards_of_large_maps_are_seconds_of_work_and_within_memory(
-    rows: int, shape: tuple[int, ...], device: str, tiles: int, expected: int
-) -> None:
+def test_shards_of_maps_fit_memory(rows: int, shape: tuple[int, ...], device: str, tiles: int, expected: int) -> None:
     wanted = made_of(shape)
     chosen = store_plan.choose_shard_rows(rows, wanted, device=device, smallest_batch=1, tiles=tiles)
     assert chosen == expected if chosen < 256 else chosen == expected // 256 * 256
@@ -334,7 +325,7 @@ def test_twenty_rows_of_three_megabyte_maps_are_stored_and_read_back(extract: Ex
     maps = stored(tmp_path / "run")["maps"]
     assert maps.shape == (20, 256, 64, 96)
     assert (maps.shards[0], maps.chunks[0]) == (3, 1)
-    assert status.verify_run(tmp_path / "run", content=True).ok
+    assert status.verify_place(tmp_path / "run", content=True).ok
     image = pixels(sorted(folder.iterdir())[19], (128, 192))
     expected = functional.avg_pool2d(image[None], 2)[0].repeat(86, 1, 1)[:256]
     np.testing.assert_allclose(maps[19], expected, atol=1e-3)

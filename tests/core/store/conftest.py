@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -11,8 +12,9 @@ from types import ModuleType
 
 import pytest
 
+import forked
 from genenc_core.store import run_store
-from genenc_core.store.objects import Root
+from genenc_core.store.backends.objects import Root
 
 WORKER = Path(__file__).with_name("store_worker.py")
 
@@ -63,8 +65,9 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     """Start a program of `store_worker.py` in its own process."""
 
     def begin(program: str, root: Root, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(WORKER), program, str(root), *arguments]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", WORKER.stem, program, str(root), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(WORKER.parent)}
+        return forked.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return begin
 

@@ -1,4 +1,4 @@
-"""A small run that tests create, kill, resume and check; also the program that their processes run (no torch)."""
+"""A small run that tests create, kill, resume and check; also the program that their processes run."""
 
 import argparse
 import importlib
@@ -20,19 +20,9 @@ import numpy as np
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import (
-    creation,
-    files,
-    layout,
-    local,
-    places,
-    publication,
-    repair,
-    run_store,
-    transaction,
-    verify,
-)
-from genenc_core.store.objects import Objects, Root, is_remote, join, open_objects
+from genenc_core.store import creation, layout, repair, run_store, store_keys, upload, verify
+from genenc_core.store.backends import local
+from genenc_core.store.backends.objects import Objects, Root, is_remote, join, open_objects
 
 ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
 
@@ -108,14 +98,14 @@ def content(shard: int, *, salt: int = 0) -> tuple[dict[str, np.ndarray], np.nda
     return arrays, status
 
 
-def create(root: Root, *, observer: places.Observer = places.silent, **changes: object) -> run_store.RunStore:
+def create(root: Root, *, observer: store_keys.Observer = store_keys.silent, **changes: object) -> run_store.RunStore:
     """Create or open the run; on S3 it is made in a local folder and published."""
     if not is_remote(root):
         return run_store.RunStore.create(Path(root), plan(**changes), coordinates=coordinates(), observer=observer)
     if not run_store.RunStore.exists(root):
         with tempfile.TemporaryDirectory() as scratch:
             run_store.RunStore.create(Path(scratch), plan(**changes), coordinates=coordinates())
-            publication.publish(local.LocalObjects(Path(scratch)), open_objects(root))
+            upload.publish(local.LocalObjects(Path(scratch)), open_objects(root))
     store = run_store.RunStore.open(root, observer=observer)
     creation.refuse_other(store.objects, store.plan, plan(**changes))
     return store
@@ -143,7 +133,7 @@ def heal(store: run_store.RunStore, shard: int, *, by: int = 0) -> None:
         store.heal(before, arrays, status, details={**before.details, "by": by})
 
 
-def resume(root: Root, *, observer: places.Observer = places.silent) -> run_store.RunStore:
+def resume(root: Root, *, observer: store_keys.Observer = store_keys.silent) -> run_store.RunStore:
     """What a user's second command does: create or open, recover, commit what is pending."""
     store = create(root, observer=observer)
     store.recover()
@@ -155,12 +145,12 @@ def resume(root: Root, *, observer: places.Observer = places.silent) -> run_stor
 def tree(root: Root) -> dict[str, bytes]:
     """Every file of the Zarr group."""
     objects = open_objects(root)
-    return {key: objects.read(f"{places.GROUP}/{key}") for key, _ in sorted(objects.walk(places.GROUP))}
+    return {key: objects.read(f"{store_keys.GROUP}/{key}") for key, _ in sorted(objects.walk(store_keys.GROUP))}
 
 
 def check_readable(root: Root) -> None:
     """S1 and S2 through plain zarr: fill or final values; a row with a status is whole and is its record's."""
-    if not open_objects(root).has_group(places.GROUP):
+    if not open_objects(root).has_group(store_keys.GROUP):
         return
     store = run_store.RunStore.open(root)
     group = zarr.open_group(store.zarr_store(), mode="r")
@@ -193,8 +183,8 @@ def check_finished(root: Root, expected: dict[str, bytes]) -> None:
 
 def litter(store: run_store.RunStore) -> list[str]:
     """What lies in `_txn/` beside the documents of a finished run."""
-    allowed = {"store.json", *(places.record(shard).removeprefix("_txn/") for shard in range(SHARDS))}
-    return sorted({key for key, _ in store.objects.walk(places.TRANSACTIONS)} - allowed | _folders(store))
+    allowed = {"store.json", *(store_keys.record(shard).removeprefix("_txn/") for shard in range(SHARDS))}
+    return sorted({key for key, _ in store.objects.walk(store_keys.TRANSACTIONS)} - allowed | _folders(store))
 
 
 def _folders(store: run_store.RunStore) -> set[str]:
@@ -202,7 +192,7 @@ def _folders(store: run_store.RunStore) -> set[str]:
     if not isinstance(store.objects, local.LocalObjects):
         return set()
     kept = {"commits", "staging", "store.json"}
-    return {*store.objects.names(places.STAGING), *store.objects.names(places.TRANSACTIONS)} - kept
+    return {*store.objects.names(store_keys.STAGING), *store.objects.names(store_keys.TRANSACTIONS)} - kept
 
 
 def kill_self() -> None:
@@ -210,7 +200,7 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killer(name: str, nth: int) -> places.Observer:
+def killer(name: str, nth: int) -> store_keys.Observer:
     """An observer that kills this process the nth time it passes `name`."""
     seen = 0
 
@@ -338,55 +328,13 @@ def exhaust(scratch: Root, stage: str, *, every: int) -> Iterator[str]:
     yield f"points {len(chosen)}"
 
 
-def chaos(scratch: Root, *, seed: int, seconds: float) -> Iterator[str]:
-    """Workers that want every shard with bytes of their own, killed at random times, read while they live."""
-    draw = random.Random(seed)
-    deadline = time.monotonic() + seconds
-    kills = checks = runs = salt = 0
-    while time.monotonic() < deadline:
-        root = below(scratch, f"run{runs}")
-        status, text = in_child(lambda root=root: create(root))
-        assert status == 0, text
-        final: dict[str, bytes] = {}
-        patience = 0.0
-        while ask(lambda root=root: run_store.RunStore.open(root).pending()):
-            salt += 3
-            patience += 0.3 if is_remote(root) else 0.03  # so that a loaded machine gets through in the end
-            workers = [start_child(lambda root=root, salt=salt + n: want_all(root, salt=salt)) for n in range(3)]
-            reader = start_child(lambda root=root: check_readable(root))
-            time.sleep(draw.uniform(0, patience))
-            for child, _ in workers:
-                os.kill(child, signal.SIGKILL)
-            for worker in workers:
-                status, text = end_child(*worker)
-                kills += os.WIFSIGNALED(status)
-                if text:
-                    yield f"worker, {root}: {text}"
-            for status, text in (end_child(*reader), in_child(lambda root=root: check_readable(root))):
-                checks += 1
-                if status:
-                    yield f"{root}: {text}"
-            now = ask(lambda root=root: tree(root))
-            changed = [key for key, data in final.items() if now.get(key) != data]
-            if changed:
-                yield f"{root}: final objects changed: {changed}"
-            final = now
-        status, text = in_child(lambda root=root: _finish_and_check(root))
-        if status:
-            yield f"finished, {root}: {text}"
-        runs += 1
-    yield f"counts {kills} {checks} {runs}"
-
-
 def below(root: Root, name: str) -> Root:
     """Return a place for a run below a folder."""
     return join(root, name) if is_remote(root) else Path(root) / name
 
 
 def want_all(root: Root, *, salt: int) -> None:
-    """Commit every shard in an order of its own, dawdling at every point so that others and kills come between."""
-    if os.environ.get("STORE_WORKER_BROKEN") == "last-wins":
-        break_commit()
+    """Commit every shard in an order of its own, dawdling at every point so that others come between."""
     draw = random.Random(salt)
     store = run_store.RunStore.open(root, observer=lambda _: time.sleep(draw.uniform(0, 0.004)))
     for shard in draw.sample(range(SHARDS), SHARDS):
@@ -403,30 +351,14 @@ def _finish_and_check(root: Root) -> None:
 def status_first(real: Callable[..., None]) -> Callable[..., None]:
     """A deliberately broken promotion, which the checker must find."""
 
-    def promote(at: Objects, record: object, *, observe: places.Observer, look: bool = True) -> None:
+    def promote(at: Objects, record: object, *, observe: store_keys.Observer, check_staged: bool = True) -> None:
         status = record.objects[-1]
-        staged = f"{places.STAGING}/{status.staged}"
+        staged = f"{store_keys.STAGING}/{status.staged}"
         if at.size(staged) is not None:
-            at.move(staged, f"{places.GROUP}/{status.key}")
-        real(at, record, observe=observe, look=look)
+            at.move(staged, f"{store_keys.GROUP}/{status.key}")
+        real(at, record, observe=observe, check_staged=check_staged)
 
     return promote
-
-
-def break_commit() -> None:
-    """Make writers look at no record and replace the one that was there."""
-    transaction.read_record = lambda *_: None
-    files.link_exclusive = last_wins
-    if importlib.util.find_spec("obstore"):
-        s3 = importlib.import_module("genenc_core.store.s3")
-        s3.S3Objects.create = lambda self, key, data, **_: self.replace(key, data)
-
-
-def last_wins(source: Path, target: Path) -> None:
-    """A link that replaces what was there."""
-    private = source.with_name("again.json")
-    os.link(source, private)
-    private.replace(target)
 
 
 def race(root: Root, *, salt: int, go: Path) -> None:
@@ -440,23 +372,16 @@ def race(root: Root, *, salt: int, go: Path) -> None:
 def main() -> None:
     """Run one of the programs above."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("program", choices=["resume", "exhaust", "chaos", "race", "create", "repair", "heal"])
+    parser.add_argument("program", choices=["resume", "exhaust", "race", "create", "repair", "heal"])
     parser.add_argument("root", type=lambda text: text if is_remote(text) else Path(text))
     parser.add_argument("--point", default="")
     parser.add_argument("--nth", type=int, default=1)
     parser.add_argument("--stage", default="commit")
     parser.add_argument("--salt", type=int, default=0)
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--go", type=Path)
     parser.add_argument("--fingerprint", default="f1")
-    parser.add_argument("--broken", choices=["status-first", "last-wins"])
     asked = parser.parse_args()
-    assert "torch" not in sys.modules, "the store must not need torch"
-    if asked.broken == "status-first":
-        transaction.promote = status_first(transaction.promote)
-    os.environ["STORE_WORKER_BROKEN"] = asked.broken or ""
     if asked.program == "resume":
         resume(asked.root, observer=killer(asked.point, asked.nth))
     elif asked.program == "heal":
@@ -469,10 +394,6 @@ def main() -> None:
         repair.repair_store(mended, coordinates=coordinates())
     elif asked.program == "exhaust":
         json.dump(list(exhaust(asked.root, asked.stage, every=asked.every)), sys.stdout)
-    elif asked.program == "chaos":
-        found = chaos(asked.root, seed=asked.seed, seconds=asked.seconds)
-        seen = [next(item for item in found if not item.startswith("worker"))] if asked.broken else list(found)
-        json.dump(seen, sys.stdout)
     elif asked.program == "race":
         race(asked.root, salt=asked.salt, go=asked.go)
     else:

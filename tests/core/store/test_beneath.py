@@ -10,19 +10,21 @@ from types import ModuleType
 import pytest
 
 from genenc_core import errors
-from genenc_core.store import beneath, places, run_store
-from genenc_core.store.local import LocalObjects
+from genenc_core.store import run_store, store_keys
+from genenc_core.store.backends import beneath
+from genenc_core.store.backends.local import LocalObjects
 
 Call = Callable[[LocalObjects, str], object]
 
 
 def hold(objects: LocalObjects, key: str) -> None:
-    with objects.alone(key, b"note"):
+    with objects.lock(key, b"note"):
         pass
 
 
 BELOW: dict[str, Call] = {
     "read": lambda o, k: o.read(f"{k}/mine"),
+    "read_range": lambda o, k: o.read_range(f"{k}/mine", 0, 1),
     "open": lambda o, k: o.open(f"{k}/mine"),
     "size": lambda o, k: o.size(f"{k}/mine"),
     "kind": lambda o, k: o.kind(f"{k}/mine"),
@@ -51,6 +53,7 @@ BELOW: dict[str, Call] = {
 }
 AT_THE_END: dict[str, Call] = {
     "read": lambda o, k: o.read(k),
+    "read_range": lambda o, k: o.read_range(k, -1, 1),
     "open": lambda o, k: o.open(k),
     "digest": lambda o, k: o.digest(k),
     "alone": hold,
@@ -98,9 +101,7 @@ def test_nothing_behind_a_linked_folder_is_reached(objects: LocalObjects, outsid
 
 @pytest.mark.parametrize("call", AT_THE_END)
 @pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "socket", "second name"])
-def test_a_name_that_is_no_file_of_its_own_is_left_alone(
-    objects: LocalObjects, outside: Path, call: str, kind: str
-) -> None:
+def test_name_that_is_no_own_file_is_left(objects: LocalObjects, outside: Path, call: str, kind: str) -> None:
     place = objects.path("name")
     if kind == "link":
         place.symlink_to(outside / "mine")
@@ -157,10 +158,8 @@ def test_what_is_wrong_is_named_by_its_path(objects: LocalObjects) -> None:
         assert str(raised.value.filename).startswith(str(objects.root))
 
 
-@pytest.mark.parametrize("name", [places.TRANSACTIONS, places.COMMITS, places.GROUP, places.STAGING])
-def test_a_folder_of_the_run_that_is_a_link_is_refused_and_nothing_is_written_there(
-    small: ModuleType, full: run_store.RunStore, tmp_path: Path, name: str
-) -> None:
+@pytest.mark.parametrize("name", [store_keys.TRANSACTIONS, store_keys.COMMITS, store_keys.GROUP, store_keys.STAGING])
+def test_linked_run_folder_is_refused(small: ModuleType, full: run_store.RunStore, tmp_path: Path, name: str) -> None:
     """Also when it is linked to while a worker is at work."""
     root = full.objects.root  # type: ignore[attr-defined]
     shutil.move(root / name, tmp_path / "elsewhere")

@@ -9,14 +9,15 @@ import pytest
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import digests, files, layout, places, records, run_store, transaction
+from genenc_core.store import commit_record, layout, run_store, store_keys, transaction
+from genenc_core.system import digests, files
 
 
 def test_objects_are_the_bytes_that_zarr_writes(small: ModuleType, full: run_store.RunStore, tmp_path: Path) -> None:
     """Whole shards and the short last one, compressed or not, sharded or not."""
     other = small.create(tmp_path / "zarr")
     for name in ("features", "probes", "image_height", "status"):
-        array = zarr.open_array(other.objects.path(places.GROUP) / name, mode="r+").with_config(
+        array = zarr.open_array(other.objects.path(store_keys.GROUP) / name, mode="r+").with_config(
             {"write_empty_chunks": True}
         )
         for shard in range(small.SHARDS):
@@ -36,7 +37,7 @@ def test_a_shard_of_fill_values_is_a_real_object(small: ModuleType, store: run_s
         "status/c.0",
     ]
     for item in record.objects:
-        size, digest = files.digest(store.objects.path(places.GROUP) / item.key, digests.BLAKE3)
+        size, digest = files.digest(store.objects.path(store_keys.GROUP) / item.key, digests.BLAKE3)
         assert (size, f"blake3:{digest}") == (item.size, item.digest)
         assert item.size > 0
     assert record.status_counts == {"ok": 0, "unreadable": 8}
@@ -47,7 +48,7 @@ def test_arrays_that_are_not_contiguous_are_stored_by_value(small: ModuleType, s
     strided = {name: np.asfortranarray(block) for name, block in arrays.items()}
     doubled = np.repeat(status, 2)[::2]
     store.commit(0, strided, doubled, details={})
-    group = zarr.open_group(store.objects.path(places.GROUP), mode="r")
+    group = zarr.open_group(store.objects.path(store_keys.GROUP), mode="r")
     for name, block in arrays.items():
         np.testing.assert_array_equal(group[name][:8], block)
 
@@ -114,9 +115,7 @@ def wrong(small: ModuleType, change: str) -> tuple[dict[str, np.ndarray], np.nda
         ("details", "must be JSON"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_written(
-    small: ModuleType, store: run_store.RunStore, change: str, message: str
-) -> None:
+def test_what_does_not_fit_is_refused(small: ModuleType, store: run_store.RunStore, change: str, message: str) -> None:
     before = sorted(store.objects.root.rglob("*"))
     arrays, status, details = wrong(small, change)
     with pytest.raises(errors.StoreError, match=message):
@@ -132,7 +131,7 @@ def test_a_shard_that_does_not_exist_is_refused(small: ModuleType, store: run_st
 
 
 def test_nothing_is_written_with_changed_metadata(small: ModuleType, store: run_store.RunStore) -> None:
-    path = store.objects.path(places.GROUP) / "features" / "zarr.json"
+    path = store.objects.path(store_keys.GROUP) / "features" / "zarr.json"
     path.write_text(path.read_text().replace('"level": 1', '"level": 9'))
     with pytest.raises(errors.StoreError, match="changed since the run was created"):
         small.commit(store, 0)
@@ -157,14 +156,12 @@ def test_a_disk_that_fails_while_staging_leaves_no_trace_and_can_be_tried_again(
         with pytest.raises(errors.StoreError, match=r"No space left on device.*resume"):
             small.commit(store, 0)
     assert store.pending() == [0, 1, 2]
-    assert list(store.objects.path(places.STAGING).iterdir()) == []
+    assert list(store.objects.path(store_keys.STAGING).iterdir()) == []
     small.commit(store, 0)
     assert store.committed() == {0}
 
 
-def test_a_file_system_without_hard_links_is_named(
-    small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_hard_links_are_named(small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(source: Path, target: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -192,12 +189,12 @@ def test_an_uncertain_link_is_resolved_by_reading_the_record(
         else:
             with pytest.raises(errors.StoreError, match="File exists"):
                 small.commit(store, 0)
-            assert [path.name[:8] for path in store.objects.path(places.STAGING).iterdir()] == ["s0000000"]
+            assert [path.name[:8] for path in store.objects.path(store_keys.STAGING).iterdir()] == ["s0000000"]
     assert store.committed() == ({0} if made else set())
     small.resume(store.objects.root)
     small.check_readable(store.objects.root)
     assert store.pending() == []
-    assert list(store.objects.path(places.STAGING).iterdir()) == []
+    assert list(store.objects.path(store_keys.STAGING).iterdir()) == []
 
 
 def test_a_record_says_what_was_stored(small: ModuleType, full: run_store.RunStore) -> None:
@@ -206,14 +203,14 @@ def test_a_record_says_what_was_stored(small: ModuleType, full: run_store.RunSto
     assert (record.shard, record.rows, record.fingerprint) == (2, (16, 20), "f1")
     assert record.details == {"salt": 0}
     assert record.status_counts == {"ok": 3, "unreadable": 1}
-    assert records.CommitRecord.from_json(record.to_json()) == record
+    assert commit_record.CommitRecord.from_json(record.to_json()) == record
     arrays, _ = small.content(2)
     by_key = {item.key: item for item in record.objects}
-    assert by_key["features/c.2.0"].content_digest == digests.of([arrays["features"].tobytes()])
+    assert by_key["features/c.2.0"].content_digest == digests.VALUES.named(arrays["features"].tobytes())
 
 
 def test_a_damaged_or_edited_record_is_refused(full: run_store.RunStore) -> None:
-    path = full.objects.path(places.record(0))
+    path = full.objects.path(store_keys.record(0))
     text = path.read_text()
     value = json.loads(text)
     for damaged in (
@@ -254,4 +251,4 @@ def test_one_array_of_one_row_is_a_run(tmp_path: Path) -> None:
     plan = layout.StorePlan(rows=1, shard_rows=1, arrays=(array,), fingerprint="f", identity={}, attributes={})
     store = run_store.RunStore.create(tmp_path, plan, coordinates=[])
     store.commit(0, {"features": np.array([[2.5]], np.float32)}, np.ones(1, np.uint8), details={})
-    assert zarr.open_array(store.objects.path(places.GROUP) / "features")[0, 0] == 2.5
+    assert zarr.open_array(store.objects.path(store_keys.GROUP) / "features")[0, 0] == 2.5

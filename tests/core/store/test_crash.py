@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from genenc_core.store import places, run_store
-from genenc_core.store.objects import Root
+from genenc_core.store import run_store, store_keys
+from genenc_core.store.backends.objects import Root
 from s3_server import ON_BOTH, ON_S3
 
 POINTS = (
@@ -33,6 +33,7 @@ def uninterrupted(small: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
     return tree
 
 
+@pytest.mark.slow
 @ON_BOTH
 def test_the_points_are_passed_in_this_order(small: ModuleType, root: Root) -> None:
     passed: list[str] = []
@@ -53,6 +54,7 @@ def test_the_points_are_passed_in_this_order(small: ModuleType, root: Root) -> N
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_a_named_point_then_resume_gives_the_same_bytes(
     small: ModuleType,
@@ -75,34 +77,14 @@ def test_a_kill_at_a_named_point_then_resume_gives_the_same_bytes(
     small.check_finished(root, uninterrupted)
 
 
-def test_a_kill_before_any_system_call_of_a_commit_is_made_good(
-    report: Callable[..., list[str]], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_kill_at_any_call_of_a_commit_is_made_good(report: Callable[..., list[str]], tmp_path: Path) -> None:
     *violations, count = report("exhaust", tmp_path / "scratch")
     assert violations == []
     assert int(count.split()[1]) >= 8
 
 
-def test_the_exhaustive_check_sees_a_status_promoted_first(report: Callable[..., list[str]], tmp_path: Path) -> None:
-    *violations, _ = report("exhaust", tmp_path / "scratch", "--broken", "status-first")
-    assert any("features status=" in violation for violation in violations)
-
-
-def test_racing_workers_killed_at_random_times_and_read_while_they_live(
-    report: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    *violations, counts = report("chaos", tmp_path / "scratch", "--seconds", "4")
-    assert violations == []
-    kills, checks, _ = (int(count) for count in counts.split()[1:])
-    assert kills >= 5
-    assert checks >= 5
-
-
-def test_the_racing_check_sees_a_record_that_is_replaced(report: Callable[..., list[str]], tmp_path: Path) -> None:
-    found = report("chaos", tmp_path / "scratch", "--seconds", "40", "--broken", "last-wins")
-    assert not found[0].startswith("counts"), found
-
-
+@pytest.mark.slow
 @ON_BOTH
 def test_processes_that_race_for_every_shard_leave_one_winner_each(
     small: ModuleType, start: Callable[..., subprocess.Popen[str]], root: Root, tmp_path: Path
@@ -130,6 +112,7 @@ def test_a_beaten_attempt_finishes_the_winner_and_leaves_nothing(small: ModuleTy
     assert small.litter(mine) == []
 
 
+@pytest.mark.slow
 @ON_BOTH
 def test_an_attempt_whose_staging_the_winner_cleaned_returns_the_winner(small: ModuleType, root: Root) -> None:
     other = small.create(root)
@@ -144,7 +127,7 @@ def test_an_attempt_whose_staging_the_winner_cleaned_returns_the_winner(small: M
 def test_recover_keeps_the_staging_of_uncommitted_shards(small: ModuleType, store: run_store.RunStore) -> None:
     """A slow writer may still commit what it staged."""
     small.commit(store, 0)
-    slow, left = places.attempt(1, "slow"), places.attempt(0, "killed")
+    slow, left = store_keys.attempt(1, "slow"), store_keys.attempt(0, "killed")
     for folder in (slow, left):
         store.objects.make_folder(folder)
         store.objects.write_new(f"{folder}/0", b"x")
@@ -153,12 +136,10 @@ def test_recover_keeps_the_staging_of_uncommitted_shards(small: ModuleType, stor
     assert store.objects.size(f"{left}/0") is None
 
 
+@pytest.mark.slow
 @ON_S3
 def test_a_run_on_s3_killed_at_one_named_point_after_the_other_gives_the_same_bytes(
-    small: ModuleType,
-    start: Callable[..., subprocess.Popen[str]],
-    root: Root,
-    uninterrupted: dict[str, bytes],
+    small: ModuleType, start: Callable[..., subprocess.Popen[str]], root: Root, uninterrupted: dict[str, bytes]
 ) -> None:
     """From the first commit on it is a recovery that is killed; `store_worker.py exhaust` kills at every request."""
     store = small.create(root)
@@ -170,18 +151,6 @@ def test_a_run_on_s3_killed_at_one_named_point_after_the_other_gives_the_same_by
         assert store.committed() == (set() if POINTS.index(point) < POINTS.index("commit:after") else {0}), point
     small.resume(root)
     small.check_finished(root, uninterrupted)
-
-
-@ON_S3
-def test_racing_workers_on_s3_killed_at_random_times_and_read_while_they_live(
-    report: Callable[..., list[str]], root: Root
-) -> None:
-    """`store_worker.py chaos s3://BUCKET/PREFIX --seconds 600` goes on for longer."""
-    *violations, counts = report("chaos", root, "--seconds", "1")
-    assert violations == []
-    kills, checks, _ = (int(count) for count in counts.split()[1:])
-    assert kills >= 3
-    assert checks >= 2
 
 
 @ON_S3

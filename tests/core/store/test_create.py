@@ -16,13 +16,13 @@ import xarray
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import creation, layout, places, run_store, zarr_arrays
+from genenc_core.store import creation, layout, run_store, store_keys, zarr_bytes
 
 
 def test_xarray_shows_named_dimensions_and_coordinates(small: ModuleType, full: run_store.RunStore) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # e.g. a foreign file in the group, or a data type outside the specification
-        data = xarray.open_zarr(full.objects.path(places.GROUP), consolidated=False, chunks=None)
+        data = xarray.open_zarr(full.objects.path(store_keys.GROUP), consolidated=False, chunks=None)
     assert data["features"].dims == ("image", "feature")
     assert data["probes"].dims == ("image", "point", "feature_probe")
     assert {"image_id", "point", "point_x"} <= set(data["features"].coords) | set(data.coords)
@@ -37,7 +37,7 @@ def test_xarray_shows_named_dimensions_and_coordinates(small: ModuleType, full: 
 
 
 def test_an_empty_run_reads_as_fill_values(store: run_store.RunStore) -> None:
-    group = zarr.open_group(store.objects.path(places.GROUP), mode="r")
+    group = zarr.open_group(store.objects.path(store_keys.GROUP), mode="r")
     assert np.isnan(group["features"][:]).all()
     assert (group["image_height"][:] == -1).all()
     assert (group["status"][:] == 0).all()
@@ -46,13 +46,13 @@ def test_an_empty_run_reads_as_fill_values(store: run_store.RunStore) -> None:
 
 
 def test_only_zarr_nodes_lie_in_the_group(full: run_store.RunStore) -> None:
-    for path in full.objects.path(places.GROUP).rglob("*"):
+    for path in full.objects.path(store_keys.GROUP).rglob("*"):
         assert path.is_dir() or path.name == "zarr.json" or path.name.startswith("c.")
 
 
 def test_arrays_have_the_stated_codecs(store: run_store.RunStore) -> None:
     codecs = {
-        name: json.loads((store.objects.path(places.GROUP) / name / "zarr.json").read_text())["codecs"]
+        name: json.loads((store.objects.path(store_keys.GROUP) / name / "zarr.json").read_text())["codecs"]
         for name in ("features", "probes")
     }
     inner = {name: [codec["name"] for codec in found[0]["configuration"]["codecs"]] for name, found in codecs.items()}
@@ -81,9 +81,7 @@ def test_an_existing_run_keeps_its_own_shard_size(small: ModuleType, store: run_
     assert run_store.RunStore.create(store.objects.root, other, coordinates=[]).plan.shard_rows == 8
 
 
-def test_another_fingerprint_is_refused_with_the_differing_entries(
-    small: ModuleType, store: run_store.RunStore
-) -> None:
+def test_other_fingerprint_is_refused_with_differences(small: ModuleType, store: run_store.RunStore) -> None:
     other = small.plan(fingerprint="f2", identity={"model": {"name": "vit", "weights": "random:0"}, "images": "d1"})
     with pytest.raises(errors.StoreError, match=r"model\.name: 'resnet18' -> 'vit'") as caught:
         run_store.RunStore.create(store.objects.root, other, coordinates=[])
@@ -93,7 +91,7 @@ def test_another_fingerprint_is_refused_with_the_differing_entries(
 
 def test_the_same_fingerprint_with_other_arrays_is_refused(small: ModuleType, store: run_store.RunStore) -> None:
     other = small.plan(arrays=small.plan().arrays[:1])
-    with pytest.raises(errors.StoreError, match="same fingerprint but other arrays"):
+    with pytest.raises(errors.StoreError, match="same fingerprint but different arrays"):
         run_store.RunStore.create(store.objects.root, other, coordinates=[])
 
 
@@ -116,13 +114,13 @@ def test_open_refuses_what_is_not_a_finished_run(small: ModuleType, tmp_path: Pa
     with pytest.raises(errors.StoreError, match="not a run folder"):
         run_store.RunStore.open(tmp_path)
     store = small.create(tmp_path / "run")
-    shutil.rmtree(store.objects.path(places.GROUP))
+    shutil.rmtree(store.objects.path(store_keys.GROUP))
     with pytest.raises(errors.StoreError, match="creation was interrupted"):
         run_store.RunStore.open(store.objects.root)
 
 
 def test_an_edited_store_file_is_refused(store: run_store.RunStore) -> None:
-    path = store.objects.path(places.STORE_FILE)
+    path = store.objects.path(store_keys.STORE_FILE)
     path.write_text(path.read_text().replace('"rows": 20', '"rows": 30'))
     with pytest.raises(errors.StoreError, match="changed after it was written"):
         run_store.RunStore.open(store.objects.root)
@@ -133,13 +131,13 @@ def test_coordinates_come_in_blocks_of_any_size(
     small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
 ) -> None:
     """Every chunk is written once, whole, whatever the blocks."""
-    monkeypatch.setattr(zarr_arrays, "COORDINATE_ROWS", 6)
+    monkeypatch.setattr(zarr_bytes, "COORDINATE_ROWS", 6)
     values = np.arange(20, dtype=np.int64)
     ends = list(itertools.accumulate(sizes))
     blocks = (values[end - size : end] for size, end in zip(sizes, ends, strict=True))
     coordinate = layout.CoordinatePlan(name="n", dims=("image",), values=blocks, kind="int64")
     store = run_store.RunStore.create(tmp_path / "run", small.plan(), coordinates=[coordinate])
-    array = zarr.open_group(store.objects.path(places.GROUP), mode="r")["n"]
+    array = zarr.open_group(store.objects.path(store_keys.GROUP), mode="r")["n"]
     assert array.chunks == (6,)
     np.testing.assert_array_equal(array[:], values)
 
@@ -150,17 +148,15 @@ def test_coordinates_come_in_blocks_of_any_size(
         ({"values": list("abc")}, "has 3 rows, the plan has 20"),
         ({"values": iter([["a"] * 15, ["b"] * 15])}, "has 30 rows, the plan has 20"),
         ({"values": iter([])}, "has no values"),
-        ({"name": "features"}, "used twice"),
-        ({"name": "status"}, "by itself"),
-        ({"dims": ("image", "point")}, "dims must be 1 different names"),
+        ({"name": "features"}, "already used"),
+        ({"name": "status"}, "is reserved"),
+        ({"dims": ("image", "point")}, "dims must be 1 unique names"),
         ({"dims": ()}, "at least one dim"),
         ({"kind": "complex64"}, "kind must be"),
         ({"kind": "int32", "values": np.ones(20)}, "Cannot cast"),
     ],
 )
-def test_a_coordinate_that_does_not_fit_is_refused_and_the_folder_stays_usable(
-    small: ModuleType, tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
+def test_bad_coordinate_is_refused(small: ModuleType, tmp_path: Path, changes: dict[str, object], message: str) -> None:
     good = layout.CoordinatePlan(name="n", dims=("image",), values=list("abcdefghijklmnopqrst"), kind="string")
     with pytest.raises(errors.StoreError, match=message):
         run_store.RunStore.create(tmp_path / "run", small.plan(), coordinates=[dataclasses.replace(good, **changes)])
@@ -168,9 +164,8 @@ def test_a_coordinate_that_does_not_fit_is_refused_and_the_folder_stays_usable(
     run_store.RunStore.create(tmp_path / "run", small.plan(), coordinates=[good])
 
 
-def test_a_kill_anywhere_in_create_is_made_good_by_creating_again(
-    report: Callable[..., list[str]], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_kill_anywhere_in_create_is_made_good(report: Callable[..., list[str]], tmp_path: Path) -> None:
     *violations, count = report("exhaust", tmp_path / "scratch", "--stage", "create")
     assert violations == []
     assert int(count.split()[1]) >= 15
@@ -180,27 +175,24 @@ def test_a_claim_without_a_group_is_finished_with_the_first_plan(small: ModuleTy
     """Killed between its two last steps, a creation is finished as begun, whatever shard size the next one asks."""
     store = small.create(tmp_path / "run")
     whole = small.tree(store.objects.root)
-    shutil.rmtree(store.objects.path(places.GROUP))
+    shutil.rmtree(store.objects.path(store_keys.GROUP))
     asked = small.plan(shard_rows=16, attributes={"title": "another"})
     again = run_store.RunStore.create(store.objects.root, asked, coordinates=small.coordinates())
     assert again.plan.shard_rows == 8
     assert small.tree(store.objects.root) == whole
 
 
-def test_a_claim_is_not_finished_with_other_coordinates(
-    small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claim_keeps_its_coordinates(small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = small.create(tmp_path / "run")
-    shutil.rmtree(store.objects.path(places.GROUP))
+    shutil.rmtree(store.objects.path(store_keys.GROUP))
     monkeypatch.setattr(creation, "wait_for_group", lambda _: None)
-    with pytest.raises(errors.StoreError, match="makes other bytes"):
+    with pytest.raises(errors.StoreError, match="would write different bytes"):
         run_store.RunStore.create(store.objects.root, small.plan(), coordinates=[])
-    assert not store.objects.path(places.GROUP).exists()
+    assert not store.objects.path(store_keys.GROUP).exists()
 
 
-def test_racing_creators_all_succeed(
-    small: ModuleType, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_creators_may_race(small: ModuleType, start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     root, go = tmp_path / "run", tmp_path / "go"
     racers = [start("create", root, "--go", str(go)) for _ in range(4)]
     go.touch()
@@ -210,9 +202,8 @@ def test_racing_creators_all_succeed(
     assert sorted(path.name for path in (root / "_txn").iterdir()) == ["commits", "staging", "store.json"]
 
 
-def test_of_racing_runs_one_wins_and_the_others_are_refused(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_of_racing_runs_one_wins(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     root, go = tmp_path / "run", tmp_path / "go"
     racers = {name: start("create", root, "--go", str(go), "--fingerprint", name) for name in ("f1", "f2", "f3")}
     go.touch()

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from genenc_core import errors
-from genenc_core.store import files, local, places, transaction
+from genenc_core.store import store_keys, transaction
+from genenc_core.store.backends import local
+from genenc_core.system import files
 from power_loss import power_losses, restore, without_building
 
 
-def test_the_real_calls_of_a_commit_come_in_the_order_of_the_protocol(
-    small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_of_a_commit_are_in_order(small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Observer points and operating system calls, interleaved as they happened."""
     log: list[str] = []
     root = (tmp_path / "run").resolve()
@@ -63,9 +63,7 @@ def test_the_real_calls_of_a_commit_come_in_the_order_of_the_protocol(
 
 
 @pytest.mark.parametrize("how", ["commit", "recover"])
-def test_a_record_of_another_is_durable_before_anything_is_put_in_place(
-    small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_found_record_is_synced(small: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Its writer may have been killed before it fsynced the folder of the records."""
     log: list[str] = []
     store = small.create(tmp_path / "run", observer=log.append)
@@ -73,7 +71,7 @@ def test_a_record_of_another_is_durable_before_anything_is_put_in_place(
 
     def sync(self: local.LocalObjects, *folders: str) -> None:
         log.extend(f"fsync {folder}" for folder in folders)
-        if folders == (places.COMMITS,) and "commit:before" in log:
+        if folders == (store_keys.COMMITS,) and "commit:before" in log:
             raise OSError(errno.EIO, "killed here")
         real(self, *folders)
 
@@ -86,7 +84,7 @@ def test_a_record_of_another_is_durable_before_anything_is_put_in_place(
         small.commit(store, 1)
     else:
         assert store.recover() == [1]
-    assert log[:2] == [f"fsync {places.COMMITS}", "promote:object"]
+    assert log[:2] == [f"fsync {store_keys.COMMITS}", "promote:object"]
 
 
 @pytest.fixture
@@ -109,6 +107,7 @@ def violations(
             yield f"{sorted(tree)}: {error!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [False, True])
 def test_a_power_loss_in_a_commit_loses_no_promise(
     small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
@@ -121,6 +120,7 @@ def test_a_power_loss_in_a_commit_loses_no_promise(
     assert list(violations(small, trees, whole, tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_a_power_loss_in_create_loses_no_promise(
     small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +143,7 @@ def test_the_power_loss_check_sees_a_group_that_was_not_fsynced(
     assert next(violations(small, without_building(trees), whole, tmp_path), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["no fsync of staged files", "no fsync of folders", "status first"])
 def test_the_power_loss_check_sees_a_broken_order(
     small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str

@@ -10,8 +10,8 @@ import pytest
 import zarr
 
 from genenc_core import errors
-from genenc_core.store import places, repair, run_store, transaction, verify
-from genenc_core.store.objects import Root
+from genenc_core.store import repair, run_store, store_keys, transaction, verify
+from genenc_core.store.backends.objects import Root
 from s3_server import ON_BOTH
 
 POINTS = ("stage:before", "stage:object", "stage:after", "commit:before", "commit:after", "promote:object")
@@ -42,19 +42,20 @@ def check_whole(small: ModuleType, store: run_store.RunStore) -> None:
     """The first record and the next one, verified, and nothing else."""
     assert verify.verify_store(store, content=True).ok
     assert [record.generation for record in transaction.history(store.objects, SHARD)] == [0, 1]
-    assert small.litter(store) == [places.record(SHARD, 1).removeprefix("_txn/")]
+    assert small.litter(store) == [store_keys.record(SHARD, 1).removeprefix("_txn/")]
 
 
+@pytest.mark.slow
 @ON_BOTH
 def test_a_row_is_healed_by_a_new_record_and_the_old_one_stays(small: ModuleType, full: run_store.RunStore) -> None:
-    first = full.objects.read(places.record(SHARD))
+    first = full.objects.read(store_keys.record(SHARD))
     before = full.record(SHARD)
     assert before is not None
     small.heal(full, SHARD)
     after = full.record(SHARD)
     assert after is not None
     assert (after.generation, after.status_counts) == (1, {"ok": 8, "unreadable": 0})
-    assert full.objects.read(places.record(SHARD)) == first
+    assert full.objects.read(store_keys.record(SHARD)) == first
     assert after.previous == transaction.record_digest(full.objects, before)
     check_rows(small, full, 0)
     check_whole(small, full)
@@ -70,6 +71,7 @@ def test_the_points_are_passed_in_this_order(small: ModuleType, full: run_store.
     assert list(dict.fromkeys(passed[begin:])) == list(POINTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_a_named_point_then_anybody_finishes(
     small: ModuleType, start: Callable[..., subprocess.Popen[str]], full: run_store.RunStore, point: str
@@ -99,6 +101,7 @@ def test_a_kill_at_a_named_point_then_anybody_finishes(
     check_whole(small, store)
 
 
+@pytest.mark.slow
 @ON_BOTH
 def test_healers_that_race_leave_one_winner(
     small: ModuleType, start: Callable[..., subprocess.Popen[str]], full: run_store.RunStore, root: Root, tmp_path: Path
@@ -139,9 +142,7 @@ def test_a_late_promotion_of_the_record_before_changes_nothing(small: ModuleType
 
 
 @pytest.mark.parametrize("change", ["another row", "nothing", "a row back to unreadable", "a wrong shape"])
-def test_what_is_no_healing_is_refused_before_anything_is_written(
-    small: ModuleType, full: run_store.RunStore, change: str
-) -> None:
+def test_impossible_healing_is_refused_first(small: ModuleType, full: run_store.RunStore, change: str) -> None:
     before = full.record(SHARD)
     assert before is not None
     arrays, status = small.healed(SHARD)
@@ -161,12 +162,10 @@ def test_what_is_no_healing_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("damage", ["first vanished", "first edited", "second edited", "second vanished", "object"])
-def test_damage_to_a_healed_shard_is_found_and_repaired(
-    small: ModuleType, full: run_store.RunStore, damage: str
-) -> None:
+def test_damage_to_a_healed_shard_is_repaired(small: ModuleType, full: run_store.RunStore, damage: str) -> None:
     small.heal(full, SHARD)
     root = full.objects.root  # type: ignore[attr-defined]
-    first, second = root / places.record(SHARD), root / places.record(SHARD, 1)
+    first, second = root / store_keys.record(SHARD), root / store_keys.record(SHARD, 1)
     if damage == "first vanished":
         first.unlink()
     elif damage == "second vanished":

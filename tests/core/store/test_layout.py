@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genenc_core import errors
+from genenc_core import errors, statuses
 from genenc_core.store import layout
 
 
@@ -34,15 +34,15 @@ def array(**changes: object) -> layout.ArrayPlan:
         ({"chunk_rows": 0}, "chunk_rows must divide"),
         ({"shape": (19, 3)}, r"shape must be \(20, \.\.\.\)"),
         ({"shape": (20, 0)}, "without zeros"),
-        ({"dims": ("image",)}, "dims must be 2 different names"),
-        ({"dims": ("image", "image")}, "dims must be 2 different names"),
+        ({"dims": ("image",)}, "dims must be 2 unique names"),
+        ({"dims": ("image", "image")}, "dims must be 2 unique names"),
         ({"dims": ("row", "feature")}, "first dim must be 'image'"),
         ({"dtype": "float17"}, "unknown dtype"),
-        ({"dtype": "complex64"}, "dtype must be a numpy float or integer"),
-        ({"dtype": ">f2"}, "dtype must be a numpy float or integer"),
+        ({"dtype": "complex64"}, "dtype must be a NumPy float or integer"),
+        ({"dtype": ">f2"}, "dtype must be a NumPy float or integer"),
         ({"dtype": "uint8", "fill": float("nan")}, "fill nan is not a value of uint8"),
         ({"fill": "NaN"}, "fill must be a Python number"),
-        ({"name": "status"}, "adds the array 'status' by itself"),
+        ({"name": "status"}, "the name 'status' is reserved"),
         ({"name": "a/b"}, "must be letters"),
         ({"name": "__x"}, "must be letters"),
         ({"attributes": {"a": float("nan")}}, "attributes must be JSON"),
@@ -102,7 +102,9 @@ def test_identities_are_compared_entry_by_entry() -> None:
 def test_status_flags_are_numbered_as_the_constants(small: ModuleType) -> None:
     attributes = layout.status_plan(small.plan()).attributes
     meanings = str(attributes["flag_meanings"]).split()
-    assert [meanings[v] for v in (layout.NOT_WRITTEN, layout.OK, layout.UNREADABLE)] == list(layout.STATUS_MEANINGS)
+    assert [meanings[v] for v in (statuses.NOT_WRITTEN, statuses.OK, statuses.UNREADABLE)] == [
+        *("not_written", "ok", "unreadable")
+    ]
     assert attributes["flag_values"] == [0, 1, 2]
 
 

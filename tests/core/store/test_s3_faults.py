@@ -9,8 +9,9 @@ import pytest
 import s3_proxy
 import s3_server
 from genenc_core import errors
-from genenc_core.store import places, repair, run_store, s3_client, verify
-from genenc_core.store.objects import Root
+from genenc_core.store import repair, run_store, store_keys, verify
+from genenc_core.store.backends import s3_objects
+from genenc_core.store.backends.objects import Root
 from s3_server import ON_S3
 
 pytestmark = ON_S3
@@ -33,17 +34,14 @@ def proxied(plan: s3_proxy.Plan, store: run_store.RunStore) -> run_store.RunStor
 TOLERATED = ("drop", "503 after", "503 before", "500 before", "late")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", TOLERATED)
 def test_an_answer_that_is_lost_or_late_costs_nothing(
-    small: ModuleType,
-    plan: s3_proxy.Plan,
-    root: Root,
-    monkeypatch: pytest.MonkeyPatch,
-    fault: str,
+    small: ModuleType, plan: s3_proxy.Plan, root: Root, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """A `PUT` of the record whose answer is lost is sent again, and then refused because it is there: by us."""
-    monkeypatch.setitem(s3_client.CLIENT, "timeout", timedelta(seconds=1.5))
-    monkeypatch.setitem(s3_client.BULK, "timeout", timedelta(seconds=1.5))
+    monkeypatch.setitem(s3_objects.CLIENT, "timeout", timedelta(seconds=0.75))
+    monkeypatch.setitem(s3_objects.BULK, "timeout", timedelta(seconds=0.75))
     store = small.create(root)
     for shard, kinds in enumerate((("PUT staged", "LIST"), ("GET record", "COPY"), ("PUT record", "DELETE"))):
         rules = [plan.fail(kind, fault, times=2 if "before" in fault else 1) for kind in kinds]
@@ -54,25 +52,21 @@ def test_an_answer_that_is_lost_or_late_costs_nothing(
     assert {store.record(shard).details["salt"] for shard in range(small.SHARDS)} == {0}  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "cut", "503 before"])
-def test_a_read_that_breaks_is_read_again(
-    small: ModuleType, plan: s3_proxy.Plan, full: run_store.RunStore, fault: str
-) -> None:
+def test_broken_read_is_repeated(small: ModuleType, plan: s3_proxy.Plan, full: run_store.RunStore, fault: str) -> None:
     rules = [plan.fail(kind, fault) for kind in ("GET record", "GET other", "LIST")]
     assert verify.verify_store(full, content=True).problems == ()
     assert all(rule.used for rule in rules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 4])
 def test_what_cannot_be_reached_is_not_damaged(
-    small: ModuleType,
-    plan: s3_proxy.Plan,
-    full: run_store.RunStore,
-    monkeypatch: pytest.MonkeyPatch,
-    threads: int,
+    small: ModuleType, plan: s3_proxy.Plan, full: run_store.RunStore, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """Repair would make intact shards again, an hour's work for a moment without a network."""
-    monkeypatch.setitem(s3_client.RETRY, "max_retries", 1)
+    monkeypatch.setitem(s3_objects.RETRY, "max_retries", 1)
     store = run_store.RunStore.open(full.name)
     for kind in ("GET other", "GET record"):
         rule = plan.fail(kind, "503 before", times=1000)
@@ -84,12 +78,11 @@ def test_what_cannot_be_reached_is_not_damaged(
         repair.repair_store(store, coordinates=small.coordinates())
     rule.times = 0
     assert verify.verify_store(store).ok
-    assert not list(store.objects.walk(places.SET_ASIDE))
+    assert not list(store.objects.walk(store_keys.SET_ASIDE))
 
 
-def test_a_conflict_where_nothing_is_does_not_lose_the_shard(
-    small: ModuleType, plan: s3_proxy.Plan, proxied: run_store.RunStore
-) -> None:
+@pytest.mark.slow
+def test_conflict_does_not_lose_the_shard(small: ModuleType, plan: s3_proxy.Plan, proxied: run_store.RunStore) -> None:
     """The staging stays, because the request may have been done; the next attempt commits."""
     for fault in ("409", "412"):
         rule = plan.fail("PUT record", fault, times=30)
@@ -97,16 +90,17 @@ def test_a_conflict_where_nothing_is_does_not_lose_the_shard(
             small.commit(proxied, 0)
         rule.times = 0
         assert proxied.committed() == set()
-    assert [name[:8] for name in proxied.objects.names(places.STAGING)] == ["s0000000"] * 2
+    assert [name[:8] for name in proxied.objects.names(store_keys.STAGING)] == ["s0000000"] * 2
     small.check_readable(proxied.name)
     small.resume(proxied.name)
     small.check_finished(proxied.name, small.tree(proxied.name))
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_broken_is_said_and_the_next_command_goes_on(
     small: ModuleType, plan: s3_proxy.Plan, proxied: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(s3_client.RETRY, "max_retries", 2)
+    monkeypatch.setitem(s3_objects.RETRY, "max_retries", 2)
     store = run_store.RunStore.open(proxied.name)
     for kind in ("GET record", "PUT staged", "PUT record", "COPY", "LIST"):
         rule = plan.fail(kind, "503 before", times=1000)
@@ -122,9 +116,7 @@ def test_a_server_that_stays_broken_is_said_and_the_next_command_goes_on(
     small.check_finished(proxied.name, small.tree(proxied.name))
 
 
-def test_the_requests_of_a_commit_are_counted(
-    small: ModuleType, plan: s3_proxy.Plan, proxied: run_store.RunStore
-) -> None:
+def test_requests_of_a_commit_are_counted(small: ModuleType, plan: s3_proxy.Plan, proxied: run_store.RunStore) -> None:
     """One more is one too many: on S3 each costs money and a tenth of a second."""
     plan.seen.clear()
     small.commit(proxied, 0)

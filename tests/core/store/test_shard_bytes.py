@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorstore
+import xarray
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genenc_core.store import digests, layout, places, run_store, shard_bytes, transaction, verify, zarr_arrays
-from genenc_core.store.digests import Buffer
+from genenc_core.store import layout, run_store, store_keys, transaction, verify, zarr_bytes
+from genenc_core.system import digests
+from genenc_core.system.digests import Buffer
 from s3_server import ON_BOTH
 
 FILLS: dict[str, tuple[float | int, ...]] = {
@@ -36,7 +39,7 @@ def plan_of(rows: int, shard_rows: int, chunk_rows: int, **changes: Any) -> layo
 
 
 def metadata_of(folder: Path, plan: layout.StorePlan, name: str = "a") -> bytes:
-    zarr_arrays.create_group(folder, plan, [])
+    zarr_bytes.create_group(folder, plan, [])
     return (folder / name / "zarr.json").read_bytes()
 
 
@@ -73,10 +76,10 @@ def test_every_object_is_what_zarr_makes_of_it(
         start, stop = plan.shard_range(shard)
         block = draw.integers(0, 3, (stop - start, *array.shape[1:])).astype(array.dtype)
         key = layout.chunk_key(array, shard).partition("/")[2]
-        assert shard_bytes.read_format(metadata, block) is not None
-        found = joined(zarr_arrays.encode(metadata, key, start, block))
-        assert found == bytes(zarr_arrays.encode_by_zarr(metadata, key, start, block))
-        np.testing.assert_array_equal(zarr_arrays.decode(metadata, key, found, (start, stop)), block)
+        assert zarr_bytes.read_format(metadata, block) is not None
+        found = joined(zarr_bytes.encode(metadata, key, start, block))
+        assert found == bytes(zarr_bytes.encode_by_zarr(metadata, key, start, block))
+        np.testing.assert_array_equal(zarr_bytes.decode(metadata, key, found, (start, stop)), block)
 
 
 def index_first(told: Any) -> None:
@@ -109,15 +112,15 @@ def test_what_another_program_chose_is_left_to_zarr(tmp_path: Path, change: Any)
     told = json.loads(metadata_of(tmp_path / "g", plan))
     change(told)
     metadata, block = json.dumps(told).encode(), np.ones((1, 3), np.float32)
-    assert shard_bytes.read_format(metadata, block) is None
-    found = joined(zarr_arrays.encode(metadata, "c.1.0", 4, block))
-    np.testing.assert_array_equal(zarr_arrays.decode(metadata, "c.1.0", found, (4, 5)), block)
+    assert zarr_bytes.read_format(metadata, block) is None
+    found = joined(zarr_bytes.encode(metadata, "c.1.0", 4, block))
+    np.testing.assert_array_equal(zarr_bytes.decode(metadata, "c.1.0", found, (4, 5)), block)
 
 
 def test_parts_look_at_the_block_and_copy_nothing(tmp_path: Path) -> None:
     plan = plan_of(8, 8, 4)
     block = np.ones((8, 3), np.float32)
-    parts = zarr_arrays.encode(metadata_of(tmp_path / "g", plan), "c.0.0", 0, block)
+    parts = zarr_bytes.encode(metadata_of(tmp_path / "g", plan), "c.0.0", 0, block)
     looking = [np.frombuffer(part, np.uint8) for part in parts if isinstance(part, memoryview)]
     assert [np.shares_memory(part, block) for part in looking] == [True, True, False]  # two chunks, then the index
 
@@ -129,11 +132,12 @@ def test_a_large_shard_is_hashed_beside_its_writing(tmp_path: Path) -> None:
     block = np.random.default_rng(0).normal(size=(256, 2048)).astype(np.float32)
     assert block.nbytes > transaction._WORTH_THREADS
     record = store.commit(0, {"a": block}, np.ones(256, np.uint8), details={})
-    assert record.objects[0].content_digest == digests.of([block.tobytes()])
-    assert record.objects[0].digest == digests.of([(tmp_path / places.GROUP / "a" / "c.0.0").read_bytes()])
+    assert record.objects[0].content_digest == digests.VALUES.named(block.tobytes())
+    assert record.objects[0].digest == digests.OBJECT.named((tmp_path / store_keys.GROUP / "a" / "c.0.0").read_bytes())
     assert verify.verify_store(store, content=True).ok
 
 
+@pytest.mark.slow
 @ON_BOTH
 def test_threads_stage_the_same_objects(
     small: ModuleType, store: run_store.RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,23 +148,21 @@ def test_threads_stage_the_same_objects(
         small.commit(store, shard)
     assert small.tree(store.name) == small.tree(other.objects.root)
     assert verify.verify_store(store, content=True).ok
-    assert store.objects.names(places.STAGING) == []
+    assert store.objects.names(store_keys.STAGING) == []
 
 
 def test_numbers_of_the_other_byte_order_are_stored_by_value(tmp_path: Path) -> None:
     metadata = metadata_of(tmp_path / "g", plan_of(4, 4, 2))
     block = np.arange(12, dtype=np.float32).reshape(4, 3)
-    assert joined(zarr_arrays.encode(metadata, "c.0.0", 0, block.astype(">f4"))) == joined(
-        zarr_arrays.encode(metadata, "c.0.0", 0, block)
+    assert joined(zarr_bytes.encode(metadata, "c.0.0", 0, block.astype(">f4"))) == joined(
+        zarr_bytes.encode(metadata, "c.0.0", 0, block)
     )
 
 
 def test_other_readers_take_the_objects(small: ModuleType, full: run_store.RunStore) -> None:
-    group = full.objects.path(places.GROUP)
+    group = full.objects.path(store_keys.GROUP)
     expected = np.concatenate([small.content(shard)[0]["features"] for shard in range(small.SHARDS)])
     np.testing.assert_array_equal(zarr.open_array(group / "features", mode="r")[:], expected)
-    xarray = pytest.importorskip("xarray")
     np.testing.assert_array_equal(xarray.open_zarr(group, consolidated=False)["features"].values, expected)
-    tensorstore = pytest.importorskip("tensorstore")
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(group / "features")}}
     np.testing.assert_array_equal(tensorstore.open(spec).result().read().result(), expected)

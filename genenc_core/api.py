@@ -1,0 +1,516 @@
+"""Python API of genenc. Names in `__all__` follow semantic versioning; everything else may change.
+
+Importing this module is fast: torch is imported on first use. The examples take random weights, which need no
+download; their features mean nothing.
+"""
+
+import csv
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pydantic
+
+from genenc_core.errors import GenencError, InputError, StoreError
+from genenc_core.run import parameters, records, status
+from genenc_core.run.folder import RunFolder
+from genenc_core.run.parameters import ExtractParameters
+from genenc_core.run.records import Incomplete, Result
+from genenc_core.store.backends.objects import Root, is_remote
+from genenc_core.store.repair import Repaired
+from genenc_core.store.run_store import RunStore
+from genenc_core.store.verify import VerifyReport
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import xarray
+
+    from genenc_core.dataset.documents import Version
+    from genenc_core.dataset.folder import DatasetFolder
+    from genenc_core.export.exporter import ExportedModel
+    from genenc_core.runtime.model_registry import ModelRegistry
+
+    Image = str | os.PathLike[str] | np.ndarray | PIL.Image.Image
+
+Kind = TypeVar("Kind", bound=pydantic.BaseModel)
+
+__all__ = [
+    "Run",
+    "Dataset",
+    "extract",
+    "update",
+    "encode",
+    "export",
+    "models",
+    "registry",
+    "verify",
+    "Result",
+    "Incomplete",
+    "GenencError",
+    "InputError",
+    "StoreError",
+]
+
+
+class Run:
+    """A run: features of a list of images, in a folder or under an S3 prefix.
+
+    Example:
+        >>> run = Run.create(images="photos", model="resnet18", weights="random:0", image_size=64, out="run")
+        >>> run.plan()
+        [0]
+        >>> run.encode().status.ok
+        6
+        >>> run.arrays().features.shape
+        (6, 512)
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, images: str, model: str, out: str, **options: Any) -> "Run":
+        """List the images, resolve the model and create the run folder, or open an existing one; encodes nothing.
+
+        Args:
+            images: a folder, a glob, or a CSV or Parquet list.
+            model: a model's name, `package.module:factory`, a model file, or a RuntimeModelSpec JSON.
+            out: the run folder, or `s3://bucket/prefix`.
+            options: those of `genenc extract`, with `_` for `-`: `points`, `weights`, `products`, ...
+
+        Raises:
+            InputError: an invalid argument or input; no files are left behind.
+            StoreError: the folder holds another run, or is damaged.
+        """
+        from genenc_core.run import planning
+
+        return cls(planning.create_run(_parameters(images, model, out, options)))
+
+    @classmethod
+    def open(cls, place: Root) -> "Run":
+        """Open an existing run; no model is loaded.
+
+        Raises:
+            InputError: not a run folder.
+            StoreError: it is damaged; `verify` lists the problems.
+        """
+        return cls(RunFolder(_fixed(place)))
+
+    def __repr__(self) -> str:
+        return f"Run.open({self.place!r})"
+
+    @property
+    def place(self) -> str:
+        """The folder or `s3://` address."""
+        return self.folder.root
+
+    @property
+    def parameters(self) -> ExtractParameters:
+        """The parameters that the run was made with."""
+        return self.folder.given
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Identity as JSON data: model, weights, preprocessing, products, images; equal for runs with equal rows."""
+        return self.folder.identity
+
+    def plan(self, shards: str = "pending") -> list[int]:
+        """Return the shards that `encode` would encode: `pending`, `failed`, a list like `0,3-7`, or `unreadable`.
+
+        Raises:
+            InputError: not of these forms, or a shard that the run does not have.
+        """
+        return status.select_shards(self.folder, shards)
+
+    def encode(
+        self,
+        shards: str = "pending",
+        *,
+        device: str | None = None,
+        batch_size: int | None = None,
+        max_failures: str | None = None,
+        trust: bool = False,
+        accept_changed: bool = False,
+    ) -> Result:
+        """Encode shards, commit them and verify the run; several processes may do so concurrently.
+
+        Args:
+            shards: as for `plan`; `unreadable` retries images that could not be read.
+            device: `auto`, `cpu` or `cuda:N`; None for the run's own.
+            batch_size: images per call; None for the run's own.
+            max_failures: unreadable images allowed per shard, `12` or `5%`; None for the run's own.
+            trust: import the code that the run folder names.
+            accept_changed: store files that changed since the run was planned.
+
+        Returns:
+            The run's status (`status`) and bottleneck (`bound`).
+
+        Raises:
+            InputError: an invalid argument.
+            StoreError: the folder is damaged.
+            Incomplete: some shards were not done; see its `result`, and call `encode` again to retry them.
+        """
+        from genenc_core.run import driver
+
+        changes = parameters.Changes(
+            device=device,
+            batch_size=batch_size,
+            max_failures=max_failures,
+            trust=trust,
+            accept_changed=accept_changed,
+        )
+        return driver.complete(driver.resume(self.folder, shards, changes))
+
+    def verify(self, *, content: bool = False) -> VerifyReport:
+        """Check every committed object against its record, and the run's input files; read-only.
+
+        `content` also decodes every object and compares the digest of its values.
+        """
+        return status.verify_run(self.folder, content=content)
+
+    def repair(self, *, content: bool = False) -> Repaired:
+        """Repair the problems that `verify` finds: damaged shards become pending, metadata is rewritten.
+
+        Raises:
+            StoreError: an I/O error, or another process is repairing the run.
+        """
+        return status.repair_run(self.folder, content=content)
+
+    def status(self) -> records.RunStatus:
+        """Count the run's rows, shards and points from its commit records.
+
+        Raises:
+            StoreError: a commit record is damaged.
+        """
+        return status.run_status(self.folder)
+
+    def arrays(self) -> "xarray.Dataset":
+        """Open the store lazily: every product `[image, ...]`, `status` `[image]` (1: stored), and coordinates.
+
+        Rows that are not stored yet or unreadable are NaN.
+
+        Raises:
+            InputError: xarray is not installed.
+        """
+        _require_xarray()
+        import xarray
+
+        opened: xarray.Dataset = xarray.open_zarr(self.folder.store.zarr_store(), consolidated=False)
+        return opened
+
+
+class Dataset:
+    """A dataset that `genenc update` makes: runs of one meaning as its parts, and versions of which rows are current.
+
+    A version never changes: what it reads today it reads for ever, whatever later updates add.
+
+    Example:
+        >>> made = update("faces", "photos", "resnet18", weights="random:0", image_size=64, points="labels.csv")
+        >>> rows = Dataset.open("faces", version=1).arrays()
+        >>> rows.features.sel(image_id="img_002.png").shape
+        (512,)
+        >>> rows.probes.sel(image_id=["img_004.png", "img_001.png"], point="snout").dims
+        ('image', 'probes_channel')
+    """
+
+    def __init__(self, folder: "DatasetFolder | RunFolder", version: "Version | None") -> None:
+        self.folder = folder
+        self._version = version
+
+    @classmethod
+    def open(cls, place: Root, version: int | str | None = None) -> "Dataset":
+        """Open a version of a dataset, or a single run; no model is loaded, and no part is read.
+
+        Args:
+            place: the dataset or run, a folder or `s3://bucket/prefix`.
+            version: a number or tag; None for the newest.
+
+        Raises:
+            InputError: not a dataset or run, or there is no such version.
+            StoreError: it is damaged.
+        """
+        from genenc_core.dataset import folder
+
+        if not folder.exists(place) and RunStore.exists(place):
+            if version is not None:
+                raise InputError(f"{str(place)!r} is a single run, which has no version {version!r}: leave it out")
+            return cls(RunFolder(_fixed(place)), None)
+        found = folder.DatasetFolder(_fixed(place))
+        return cls(found, found.version(version))
+
+    def __repr__(self) -> str:
+        return f"Dataset.open({self.place!r}{'' if self.version is None else f', version={self.version}'})"
+
+    @property
+    def place(self) -> str:
+        """The folder or `s3://` address."""
+        return self.folder.root
+
+    @property
+    def version(self) -> int | None:
+        """The number of the version; None for a single run."""
+        return None if self._version is None else self._version.version
+
+    def arrays(self) -> "xarray.Dataset":
+        """Open the current rows of all parts lazily, in a fixed order, with the arrays that `Run.arrays` has.
+
+        Every product `[image, ...]`, `status` `[image]` (1: stored, 2: unreadable), and coordinates; `image_id` and
+        `point` select by name: `.sel(image_id="a.png", point="snout")`. Only what is asked for is read: one row of one
+        product takes at most two object reads, and the first of a part one more, which checks that the part is the
+        one of the version. Names are read when one is first asked for. The result can be pickled, and shared by
+        threads.
+
+        Raises:
+            InputError: xarray is not installed.
+            StoreError: the version is damaged; reading raises it for a part that is missing, damaged or another one.
+        """
+        _require_xarray()
+        from genenc_core.dataset import reading
+
+        if isinstance(self.folder, RunFolder):
+            return reading.open_run(self.folder)
+        assert self._version is not None
+        return reading.open_version(self.folder, self._version)
+
+
+def extract(images: str, model: str, out: str, **options: Any) -> Run:
+    """Extract features from images: create or continue a run, encode missing shards and verify it.
+
+    Arguments as for `Run.create`. Unreadable images are rows with status 2, not errors.
+
+    Raises:
+        InputError: an invalid argument or input; no files are left behind.
+        StoreError: the folder holds another run, or is damaged.
+        Incomplete: some shards were not done; the same call continues the run.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "features", weights="random:0", image_size=64, points="labels.csv")
+        >>> run.status().ok, run.status().unreadable
+        (6, 0)
+        >>> run.arrays().probes.dims
+        ('image', 'point', 'probes_channel')
+    """
+    from genenc_core.run import driver
+
+    return Run(driver.complete(driver.extract(_parameters(images, model, out, options))).run)
+
+
+def update(place: Root, images: str = "", model: str = "", **options: Any) -> Dataset:
+    """Create or update a dataset: encode the images that are new or changed, and make a version.
+
+    Nothing new: nothing is written. A part that a killed update left is continued.
+
+    Args:
+        place: the dataset, a folder or `s3://bucket/prefix`.
+        images: as for `Run.create`; those of the last update by default, like everything that is not given.
+        model: as for `Run.create`; it must stay the same.
+        options: those of `genenc update`, with `_` for `-`: those of `genenc extract`, `by`, `vanished`, ...
+
+    Returns:
+        The dataset at its newest version.
+
+    Raises:
+        InputError: an invalid argument or input, or more than half of the images vanished.
+        StoreError: another model, preprocessing or products than the dataset's, or damage.
+        Incomplete: some shards were not done; the next update encodes their images.
+
+    Example:
+        >>> update("nightly", "photos", "resnet18", weights="random:0", image_size=64).version
+        1
+        >>> update("nightly").version
+        1
+    """
+    from genenc_core.dataset import update as updating
+    from genenc_core.dataset.parameters import UpdateParameters
+
+    given = _as_text({"images": images, "model": model, "out": _fixed(place), **options})
+    done = updating.complete(updating.update(_valid(UpdateParameters, given)))
+    return Dataset(done.folder, done.version)
+
+
+def encode(
+    images: "Sequence[Image]", model: str, *, points: np.ndarray | None = None, **options: Any
+) -> dict[str, np.ndarray]:
+    """Encode a few images and return arrays with the same values that a run would store.
+
+    Args:
+        images: paths, uint8 RGB arrays `[H, W, 3]` or Pillow images, of any sizes; upright, as files are (EXIF).
+        model: as for `Run.create`.
+        points: float `[B, K, 2]`, x and y in pixels from the top left edge of each image; NaN for missing points.
+        options: as for `Run.create`.
+
+    Returns:
+        Arrays `[B, ...]` by product: `features` `[B, C]`, and with points `probes` `[B, K, C]`.
+
+    Raises:
+        InputError: an image cannot be read (the first is named), or an invalid argument.
+
+    Example:
+        >>> frame = np.zeros((48, 64, 3), np.uint8)
+        >>> encode([frame, "photos/img_000.png"], "resnet18", weights="random:0", image_size=64)["features"].shape
+        (2, 512)
+    """
+    if not len(images):
+        raise InputError("images is empty: give at least one image")
+    import zarr
+
+    with tempfile.TemporaryDirectory(prefix="genenc-encode-") as folder:
+        paths = [_path(image, Path(folder) / f"{at:06d}.png") for at, image in enumerate(images)]
+        listed = _write_table(Path(folder) / "images.csv", ["image"], [[path] for path in paths])
+        if points is not None:
+            # Never guess another scale.
+            options = {"points_scale": "1", **options, "points": str(_write_points(points, paths, Path(folder)))}
+        run = extract(str(listed), model, str(Path(folder) / "run"), **{"max_failures": "100%", **options})
+        group: Any = zarr.open_group(run.folder.store.zarr_store(), mode="r")
+        names = [text.partition("=")[0] for text in run.identity["products"]]
+        _refuse_unreadable(run)
+        return {name: np.asarray(group[name][:]) for name in names}
+
+
+def export(model: str, out: str, **options: Any) -> "list[ExportedModel]":
+    """Export a model to files that run without its code, with specs; each file is compared with the model.
+
+    Args:
+        model: a model's name, `package.module:factory`, or a model file.
+        out: a folder.
+        options: those of `genenc export`, with `_` for `-`: `formats`, `image_size`, `batch_max`, ...
+
+    Raises:
+        InputError: an invalid argument, or the model cannot be exported.
+
+    Example:
+        >>> (made,) = export("resnet18", "exported", weights="random:0", image_size=64, formats="torchscript")
+        >>> made.spec.outputs[0].shape
+        (512, 2, 2)
+    """
+    from genenc_core.run import model_export
+
+    return model_export.export(_valid(parameters.ExportParameters, {"model": model, "out": out, **options}))
+
+
+def models(search: str = "") -> list[str]:
+    """Return the names of encoders of genenc, torchvision and timm that contain `search`.
+
+    Example:
+        >>> "resnet18" in models("resnet")
+        True
+    """
+    return [name for name in registry().ids() if search.lower() in name.lower()]
+
+
+def registry(*folders: str | os.PathLike[str]) -> "ModelRegistry":
+    """Return a registry of models by id: all model names, and the RuntimeModelSpec JSONs in these folders.
+
+    It can register more specs (`register_from_json`), list ids (`ids`), describe a model (`info`) and create encoders
+    (`create`): callables from float32 RGB `[B, 3, H, W]` in [0, 1] to outputs by slot name, maps `[B, C, h, w]`.
+
+    Raises:
+        InputError: no such folder, or a file in it is not a valid spec.
+
+    Example:
+        >>> known = registry()
+        >>> encoder = known.create("resnet18", weights="random:0", image_size=(64, 64), device="cpu")
+        >>> import torch
+        >>> encoder(torch.zeros(1, 3, 64, 64))["features"].shape
+        torch.Size([1, 512, 2, 2])
+    """
+    from genenc_core.runtime import model_registry
+
+    found, problems = model_registry.folders(tuple(map(str, folders)))
+    for problem in problems.values():
+        raise InputError(problem)
+    return found
+
+
+def verify(place: Root, *, content: bool = False) -> VerifyReport:
+    """Verify a run as `Run.verify` does, even if it is too damaged to open.
+
+    Raises:
+        InputError: not a run folder.
+        StoreError: its store cannot be read.
+
+    Example:
+        >>> verify("features", content=True).ok
+        True
+    """
+    return status.verify_place(place, content=content)
+
+
+def _require_xarray() -> None:
+    try:
+        import xarray  # noqa: F401
+    except ImportError as error:
+        raise InputError("xarray is not installed: pip install 'genenc[xarray]'") from error
+
+
+def _parameters(images: str, model: str, out: str, options: Mapping[str, Any]) -> ExtractParameters:
+    return _valid(ExtractParameters, _as_text({"images": images, "model": model, "out": _fixed(out), **options}))
+
+
+def _as_text(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with paths as text."""
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+
+
+def _fixed(place: Root) -> Root:
+    """Return the place as it is named now, whatever the working directory is later."""
+    return place if is_remote(place) or not str(place) else os.path.abspath(place)  # noqa: PTH100 -- keeps links
+
+
+def _valid(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
+    try:
+        return kind.model_validate(given)
+    except pydantic.ValidationError as error:
+        raise InputError(parameters.wrong_options(error, flags=False)) from error
+
+
+def _refuse_unreadable(run: Run) -> None:
+    found = status.survey(run.folder, most=1, committed_rows=False)
+    for image in found.unreadable:
+        raise InputError(f"image {image['row']} ({image['image_id']!r}) cannot be read: {image['reason']}")
+
+
+def _path(image: "Image", place: Path) -> str:
+    import PIL.Image
+    import PIL.ImageOps
+
+    if isinstance(image, str | os.PathLike):
+        return os.path.abspath(image)  # noqa: PTH100 -- does not resolve links
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(
+                f"an image array is {image.dtype} {list(image.shape)}: give uint8 RGB [H, W, 3] (from OpenCV: "
+                "image[..., ::-1])"
+            )
+        image = PIL.Image.fromarray(np.ascontiguousarray(image))
+    try:
+        # Opened photos are turned as their files are when they are read by path; PNG would lose the orientation.
+        PIL.ImageOps.exif_transpose(image).save(place, compress_level=1)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"a Pillow image of mode {image.mode!r} cannot be stored as PNG: {error}; give image.convert('RGB')"
+        ) from error
+    return str(place)
+
+
+def _write_points(points: np.ndarray, paths: Sequence[str], folder: Path) -> Path:
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 3 or points.shape[0] != len(paths) or points.shape[2] != 2:
+        raise InputError(f"points has shape {list(points.shape)}: expected [{len(paths)}, K, 2], x and y in pixels")
+    rows = [
+        [path, f"p{number:06d}", *("" if np.isnan(value) else repr(float(value)) for value in xy)]
+        for path, of_image in zip(paths, points, strict=True)
+        for number, xy in enumerate(of_image)
+    ]
+    return _write_table(folder / "points.csv", ["image", "point", "x", "y"], rows)
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(rows)
+    return path

@@ -1,0 +1,1 @@
+"""Datasets that grow: sealed runs with one meaning, and a list of versions."""

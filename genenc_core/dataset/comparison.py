@@ -1,0 +1,192 @@
+"""What changed between the current rows of a dataset and a listing of its images."""
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from genenc_core.dataset.rows import CurrentRows, Images, index
+from genenc_core.images.sources import folders
+from genenc_core.system import digests
+
+_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """Rows of a listing, and positions among the current rows, that differ; int64 arrays, ascending."""
+
+    new: np.ndarray
+    """Rows of the listing whose names are not in the dataset."""
+    changed: np.ndarray
+    """Rows of the listing whose files differ in size or time, or, by content, in content."""
+    points_changed: np.ndarray
+    """Rows of the listing of the same files with other points."""
+    retried: np.ndarray
+    """Rows of the listing of the same files, unreadable and to be tried again."""
+    vanished: np.ndarray
+    """Positions of rows whose names are not listed, and that were not renamed."""
+    renamed: tuple[np.ndarray, np.ndarray]
+    """Positions, and the rows of the listing with the same content under another name."""
+    touched: tuple[np.ndarray, np.ndarray]
+    """Positions, and the rows of the listing with another time and the same content."""
+
+    @property
+    def to_encode(self) -> np.ndarray:
+        """Rows of the listing to encode, ascending."""
+        return np.sort(np.concatenate([self.new, self.changed, self.points_changed, self.retried]))
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether current rows are withdrawn or get another name or time, apart from what is encoded."""
+        return any(map(len, (self.vanished, self.renamed[0], self.touched[0])))
+
+    def without(self, encoded: np.ndarray) -> "Differences":
+        """Return what is left after a version with all of this, and with these rows of the listing, was made."""
+        kinds = ("new", "changed", "points_changed", "retried")
+        left = {kind: np.setdiff1d(getattr(self, kind), encoded) for kind in kinds}
+        none = _nothing()
+        return Differences(**left, vanished=none, renamed=(none, none), touched=(none, none))
+
+
+ReadDigests = Callable[[np.ndarray], list[str]]
+"""Returns the recorded sha256 of files by the positions of their rows, "" where there is none."""
+
+
+def compare(
+    known: CurrentRows,
+    listed: Images,
+    root: Path,
+    *,
+    may_differ: np.ndarray,
+    unreadable: np.ndarray | None = None,
+    recorded_digests: ReadDigests | None = None,
+    keep_vanished: bool = False,
+) -> Differences:
+    """Compare by name, size and time, or by content.
+
+    Args:
+        known: the dataset's current rows.
+        listed: the images now.
+        root: folder that the listing's paths are relative to.
+        may_differ: bool `[len(known)]`: which rows may be older than the listing; others are taken as equal to it.
+        unreadable: positions of rows to try again if their files are the same; None for none.
+        recorded_digests: digests of the files of current rows. With them, a file of another time or name is compared
+            by content if its size is the same.
+        keep_vanished: rows of images that are not listed stay: none is taken as vanished or renamed.
+    """
+    rows, positions = _matched(known, listed)
+    both = (rows >= 0) & (positions >= 0)
+    new, vanished = np.sort(rows[positions < 0]), np.sort(positions[rows < 0])
+    vanished = vanished[:0] if keep_vanished else vanished[may_differ[vanished]]
+    rows, positions = rows[both], positions[both]
+    order = np.argsort(rows)
+    rows, positions = rows[order], positions[order]
+    same_size = listed.bytes[rows] == known.bytes[positions]
+    same_time = listed.mtime_ns[rows] == known.mtime_ns[positions]
+    equal_points = same_points(listed.points[rows], known.points[positions])
+    differs = ~(same_size & same_time) & may_differ[positions]
+    equal_points |= ~may_differ[positions]
+    touched, renamed = _nothing(), (_nothing(), _nothing())
+    if recorded_digests is not None:
+        files = _Files(listed, root)
+        maybe = np.flatnonzero(differs & same_size & equal_points)
+        kept = maybe[files.equal(rows[maybe], recorded_digests(positions[maybe]))]
+        differs[kept] = False
+        touched = kept
+        renamed = _renamed(known, listed, new, vanished, files, recorded_digests)
+        new, vanished = np.setdiff1d(new, renamed[1]), np.setdiff1d(vanished, renamed[0])
+    again = np.isin(positions, unreadable) if unreadable is not None else np.zeros(len(rows), bool)
+    return Differences(
+        new=new,
+        changed=rows[differs],
+        points_changed=rows[~differs & ~equal_points],
+        retried=rows[~differs & equal_points & again],
+        vanished=vanished,
+        renamed=renamed,
+        touched=(positions[touched], rows[touched]),
+    )
+
+
+def _matched(known: CurrentRows, listed: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of the listing and positions of the dataset by name, -1 where a name is only in the other."""
+    positions = index(listed, known)
+    found = np.zeros(len(known), bool)
+    found[positions[positions >= 0]] = True
+    vanished = np.flatnonzero(~found)
+    rows = np.concatenate([np.arange(len(listed)), np.full(len(vanished), -1)])
+    return rows, np.concatenate([positions, vanished])
+
+
+def same_points(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return which images have the same points, bool `[n]`, of float64 `[n, K, 2]` each."""
+    equal: np.ndarray = ((one == other) | (np.isnan(one) & np.isnan(other))).all(axis=(1, 2))
+    return equal
+
+
+def _renamed(
+    known: CurrentRows,
+    listed: Images,
+    new: np.ndarray,
+    vanished: np.ndarray,
+    files: "_Files",
+    recorded_digests: ReadDigests,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions of vanished rows and new rows of the listing with the same content, extension and points."""
+    sizes = np.intersect1d(known.bytes[vanished], listed.bytes[new])
+    vanished = vanished[np.isin(known.bytes[vanished], sizes)]
+    new = new[np.isin(listed.bytes[new], sizes)]
+    free: dict[tuple[str, str], list[int]] = defaultdict(list)
+    suffixes = map(_suffix, known.text("path", vanished))
+    for position, digest, suffix in zip(vanished.tolist(), recorded_digests(vanished), suffixes, strict=True):
+        if digest:
+            free[digest, suffix].append(position)
+    found: list[tuple[int, int]] = []
+    suffixes = map(_suffix, listed.text("path", new))
+    for row, digest, suffix in zip(new.tolist(), files.digests(new), suffixes, strict=True):
+        candidates = free.get((digest, suffix), []) if digest else []
+        for position in candidates:
+            if same_points(listed.points[row : row + 1], known.points[position : position + 1])[0]:
+                candidates.remove(position)
+                found.append((position, row))
+                break
+    pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+class _Files:
+    """Files of a listing, whose digests are read when they are asked for."""
+
+    def __init__(self, listed: Images, root: Path) -> None:
+        self.listed = listed
+        self.root = root
+
+    def digests(self, rows: np.ndarray) -> list[str]:
+        """Return the sha256 of files, "" where one cannot be read."""
+        paths = [os.path.join(self.root, folders.to_path(path)) for path in self.listed.text("path", rows)]  # noqa: PTH118
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(_digest, paths))
+
+    def equal(self, rows: np.ndarray, recorded: Iterable[str]) -> np.ndarray:
+        """Return which files have the recorded digests, bool `[n]`."""
+        found = zip(self.digests(rows), recorded, strict=True)
+        return np.array([bool(now) and now == before for now, before in found], bool)
+
+
+def _digest(path: str) -> str:
+    try:
+        return digests.IMAGE_FILE.hex_of_file(Path(path))
+    except OSError:
+        return ""
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(0, np.int64)

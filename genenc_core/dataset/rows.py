@@ -1,0 +1,281 @@
+"""Rows of a version: which rows of its parts are current, and the images that they are of."""
+
+import functools
+import io
+import secrets
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
+
+from genenc_core import errors
+from genenc_core.dataset import documents
+from genenc_core.dataset.documents import ChangesFile, Part, Version
+from genenc_core.dataset.folder import DatasetFolder
+from genenc_core.images.sources import manifest, manifest_rows
+from genenc_core.run.folder import MANIFEST
+from genenc_core.store import run_store
+from genenc_core.store.backends.objects import Objects, join, open_objects
+from genenc_core.system import digests
+
+SUPERSEDED: Final = "superseded"
+"""The image is in a later part: its file, its points, or its being unreadable changed."""
+WITHDRAWN: Final = "withdrawn"
+"""The image was no longer among those listed."""
+NOT_ENCODED: Final = "not_encoded"
+"""Its shard was not committed."""
+RENAMED: Final = "renamed"
+"""The row is current, of an image with another name and the same content."""
+TOUCHED: Final = "touched"
+"""The row is current: the file has another time and the same content."""
+GONE: Final = (SUPERSEDED, WITHDRAWN, NOT_ENCODED)
+_KINDS: Final = (*GONE, RENAMED, TOUCHED)
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("change", pa.string(), nullable=False),
+        pa.field("image_id", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+    ]
+)
+_COLUMNS: Final = pa.schema(
+    # Offsets of 64 bits: the names of a large set are more than 2 GiB.
+    [("image_id", pa.large_string()), ("path", pa.large_string()), ("bytes", pa.int64()), ("mtime_ns", pa.int64())]
+)
+_THREADS: Final = 16
+_LARGEST: Final = 2**32
+
+
+class Images:
+    """Images in a fixed order, by column: those of a listing, or of a version's current rows."""
+
+    def __init__(self, table: pa.Table, points: np.ndarray) -> None:
+        self.table = table
+        """With `image_id`, `path`, `bytes` and `mtime_ns`."""
+        self.points = points
+        """float64 `[n, K, 2]`."""
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @classmethod
+    def of(cls, listed: manifest.Manifest) -> "Images":
+        """Return the images of a manifest."""
+        names = listed.point_names
+        columns = [*_COLUMNS.names, *(manifest_rows.POINT_COLUMNS if names else ())]
+        schema = manifest_rows.schema(names).empty_table().select(columns).schema
+        table = pa.Table.from_batches(listed.iter_columns(columns), schema)
+        return cls(table.select(_COLUMNS.names).cast(_COLUMNS), _points(table, len(names)))
+
+    @functools.cached_property
+    def bytes(self) -> np.ndarray:
+        """File sizes, int64 `[n]`; -1 = missing."""
+        return manifest_rows.numbers(self.table.column("bytes"))
+
+    @functools.cached_property
+    def mtime_ns(self) -> np.ndarray:
+        """Modification times in nanoseconds since 1970, int64 `[n]`."""
+        return manifest_rows.numbers(self.table.column("mtime_ns"))
+
+    def rows(self, rows: np.ndarray) -> pa.Table:
+        """Return some images, by column."""
+        return self.table.take(pa.array(rows))
+
+    def text(self, column: str, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """Return values of `image_id` or `path`."""
+        found: list[str] = self.table.column(column).take(pa.array(np.asarray(rows, np.int64))).to_pylist()
+        return found
+
+
+class CurrentRows(Images):
+    """The current rows of a version, in order, with where each is stored."""
+
+    def __init__(self, table: pa.Table, points: np.ndarray, part: np.ndarray, row: np.ndarray) -> None:
+        super().__init__(table, points)
+        self.part = part
+        """Numbers of the parts, int32 `[n]`."""
+        self.row = row
+        """Rows in them, int64 `[n]`."""
+
+
+def current(folder: DatasetFolder, version: Version | None) -> CurrentRows:
+    """Return the current rows of a version, in the order of its parts; none without a version.
+
+    Raises:
+        StoreError: a document or manifest is missing or damaged.
+    """
+    return among(folder, version, read_changes(folder, version))
+
+
+def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> CurrentRows:
+    """Return the current rows of a version with these row changes.
+
+    Raises:
+        StoreError: a manifest is missing or damaged, or the changes are of other parts.
+    """
+    names = folder.meaning.points
+    parts = version.parts if version else []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda part: _images(folder, part.name, part.rows, names), parts))
+    table = pa.concat_tables([_COLUMNS.empty_table(), *(images.table for images in found)])
+    points = np.concatenate([np.empty((0, len(names), 2)), *(images.points for images in found)])
+    part = np.concatenate([np.empty(0, np.int32), *(np.full(item.rows, item.number, np.int32) for item in parts)])
+    row = np.concatenate([np.empty(0, np.int64), *(np.arange(item.rows) for item in parts)])
+    table = _amended(table, version, changes)
+    keep = np.flatnonzero(mask(version, changes)) if version else np.empty(0, np.int64)
+    return CurrentRows(table.take(pa.array(keep)), points[keep], part[keep], row[keep])
+
+
+def mask(version: Version, changes: pa.Table) -> np.ndarray:
+    """Return which stored rows of a version are current, bool `[rows of all parts]`."""
+    kept = np.ones(version.stored_rows, bool)
+    gone = np.isin(changes.column("change").to_numpy(zero_copy_only=False).astype(str), GONE)
+    kept[_positions(version, changes)[gone]] = False
+    return kept
+
+
+def amendments(version: Version, changes: pa.Table) -> tuple[np.ndarray, pa.Table]:
+    """Return the stored rows of a version that have other names, sizes or times, and these."""
+    amended = ~np.isin(changes.column("change").to_numpy(zero_copy_only=False).astype(str), GONE)
+    return _positions(version, changes)[amended], changes.filter(pa.array(amended))
+
+
+def of_parts(changes: pa.Table, parts: Iterable[Part]) -> pa.Table:
+    """Return the row changes of some parts."""
+    numbers = pa.array([part.number for part in parts], pa.int32())
+    return changes.filter(pc.is_in(changes.column("part"), value_set=numbers))
+
+
+def gone(changes: pa.Table) -> dict[int, int]:
+    """Return how many rows of each part are not current, by its number, for parts with any."""
+    found = changes.filter(pc.is_in(changes.column("change"), value_set=pa.array(GONE)))
+    numbers, counts = np.unique(np.asarray(found.column("part")), return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+def _positions(version: Version, changes: pa.Table) -> np.ndarray:
+    """Return the positions of changes among all stored rows of a version, int64."""
+    numbers = np.array([part.number for part in version.parts], np.int64)
+    order = np.argsort(numbers)
+    parts = manifest_rows.numbers(changes.column("part").cast(pa.int64()))
+    rows = manifest_rows.numbers(changes.column("row"))
+    at = order[np.searchsorted(numbers[order], parts).clip(max=max(len(numbers) - 1, 0))] if len(numbers) else parts
+    sizes = np.array([part.rows for part in version.parts], np.int64)
+    if len(parts) and (
+        not len(numbers) or (numbers[at] != parts).any() or (rows < 0).any() or (rows >= sizes[at]).any()
+    ):
+        raise errors.StoreError(f"changes of version {version.version} are damaged: a row that its parts do not have")
+    positions: np.ndarray = _starts(version)[at] + rows
+    return positions
+
+
+def _starts(version: Version) -> np.ndarray:
+    return np.cumsum([0, *(part.rows for part in version.parts)])
+
+
+def _amended(table: pa.Table, version: Version | None, changes: pa.Table) -> pa.Table:
+    if version is None:
+        return table
+    positions, amended = amendments(version, changes)
+    if not len(positions):
+        return table
+    source = np.arange(len(table))
+    source[positions] = len(table) + np.arange(len(positions))
+    both = pa.concat_tables([table, amended.select(_COLUMNS.names).cast(_COLUMNS)])
+    return both.take(pa.array(source))
+
+
+def read_changes(folder: DatasetFolder, version: Version | None) -> pa.Table:
+    """Return the row changes of a version: part, row, change, and the new name, size and time of a renamed file.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    if version is None or version.changes is None:
+        return no_changes()
+    key = f"{documents.VERSIONS}/{version.changes.file}"
+    where = join(folder.root, key)
+    with run_store.read_errors(folder.root):
+        try:
+            data = folder.objects.read(key, most=_LARGEST)
+        except FileNotFoundError as error:
+            raise errors.StoreError(f"{where!r} is missing: restore it from a copy") from error
+    if digests.ROW_CHANGES.named(data) != version.changes.digest:
+        raise errors.StoreError(f"{where!r} was changed after it was written: restore it from a copy")
+    footer = parquet.read_metadata(io.BytesIO(data))
+    sizes = sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
+    if footer.num_rows != version.changes.rows or footer.num_rows > version.stored_rows or sizes > _LARGEST:
+        raise errors.StoreError(f"{where!r} has {footer.num_rows} rows in {sizes} bytes, not those of its version")
+    table: pa.Table = parquet.read_table(io.BytesIO(data), schema=_SCHEMA)
+    return table
+
+
+def write_changes(folder: DatasetFolder, number: int, table: pa.Table) -> ChangesFile | None:
+    """Write the row changes of a version under a name of its own; None if there are none."""
+    if not len(table):
+        return None
+    sink = io.BytesIO()
+    parquet.write_table(table, sink, compression="zstd")
+    data = sink.getvalue()
+    name = f"v{number:06d}-{secrets.token_hex(8)}.parquet"
+    with run_store.disk_errors(f"version {number} of {folder.root!r}"):
+        folder.objects.make_folder(documents.VERSIONS)
+        folder.objects.write_new(f"{documents.VERSIONS}/{name}", data)
+        folder.objects.sync(documents.VERSIONS)
+    return ChangesFile(file=name, rows=len(table), digest=digests.ROW_CHANGES.named(data))
+
+
+def no_changes() -> pa.Table:
+    """Return the row changes of a version whose rows are all current."""
+    return _SCHEMA.empty_table()
+
+
+def changed(part: np.ndarray, row: np.ndarray, change: str, images: pa.Table | None = None) -> pa.Table:
+    """Return one kind of change of rows as a table; `images` has the columns of renamed and touched ones."""
+    count = len(row)
+    given = {"part": pa.array(part, pa.int32()), "row": pa.array(row, pa.int64()), "change": pa.repeat(change, count)}
+    more = {name: pa.nulls(count) if images is None else images.column(name) for name in _COLUMNS.names}
+    table: pa.Table = pa.table({**given, **more}).cast(_SCHEMA)
+    return table
+
+
+def keys(changes: pa.Table) -> np.ndarray:
+    """Return a number for each row that changes are of, int64."""
+    part, row = (manifest_rows.numbers(changes.column(name).cast(pa.int64())) for name in ("part", "row"))
+    joined: np.ndarray = (part << 34) + row
+    return joined
+
+
+def index(images: Images, among: Images) -> np.ndarray:
+    """Return where the names of images are among others, int64 `[n]`, -1 for none."""
+    names, others = (each.table.column("image_id").combine_chunks() for each in (images, among))
+    return np.asarray(pc.index_in(names, value_set=others).fill_null(-1), np.int64)
+
+
+def _images(folder: DatasetFolder, name: str, rows: int, point_names: Sequence[str]) -> Images:
+    place = folder.part_root(name)
+    objects: Objects = open_objects(place)
+    opened = manifest.Manifest.open(
+        Path(join(objects.name, MANIFEST)), opener=functools.partial(objects.open, MANIFEST)
+    )
+    if opened.rows != rows or list(opened.point_names) != list(point_names):
+        raise errors.StoreError(
+            f"{join(objects.name, MANIFEST)!r} is not the file that the version was made with: restore it from a copy"
+        )
+    return Images.of(opened)
+
+
+def _points(table: pa.Table, count: int) -> np.ndarray:
+    if not count:
+        return np.empty((len(table), 0, 2))
+    flat = [manifest_rows.flat_points(table.column(name)) for name in manifest_rows.POINT_COLUMNS]
+    stacked: np.ndarray = np.stack(flat, axis=-1).reshape(len(table), count, 2)
+    return stacked

@@ -1,0 +1,1 @@
+"""Decoding of image files to RGB pixels at the model's size."""

@@ -1,0 +1,1 @@
+"""Batched image loading through decode worker processes."""

@@ -1,0 +1,1 @@
+"""Image sources, listings, points files and the manifest."""

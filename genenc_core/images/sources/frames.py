@@ -1,0 +1,80 @@
+"""Early warning about files with several frames or pages, of which only the first is encoded."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tifffile
+from PIL import GifImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from genenc_core.images.sources import folders, manifest
+
+SAMPLED_FILES = 64
+"""Files to check, evenly spread over the manifest; at most twice as many are."""
+_PLUGINS: Mapping[str, Any] = {
+    **dict.fromkeys((".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
+    ".gif": GifImagePlugin.GifImageFile,
+    ".webp": WebPImagePlugin.WebPImageFile,
+}
+_EXTENSIONS = (*_PLUGINS,)
+_NEW_SUBFILE_TYPE = 254
+_REDUCED_OR_MASK = 1 | 4
+
+
+class MultipleFrames(UserWarning):
+    """Files of which only the first frame or page is encoded."""
+
+
+def check(listed: manifest.Manifest) -> None:
+    """Warn if some of a sample of TIFF, GIF and WebP files hold more than the one frame that is encoded."""
+    paths = _sample(listed)
+    more = [path for path in paths if _has_more(os.path.join(listed.root, folders.to_path(path)))]  # noqa: PTH118
+    if more:
+        warnings.warn(
+            f"{len(more)} of {len(paths)} TIFF, GIF and WebP files checked hold several frames, pages or channels as "
+            f"pages, such as {more[0]!r}: only the first of each is encoded. If the others matter, write each to a "
+            "separate file, or channels as one RGB image",
+            MultipleFrames,
+            stacklevel=2,
+        )
+
+
+def _sample(listed: manifest.Manifest) -> list[str]:
+    """Return fewer than 2 * `SAMPLED_FILES` paths, evenly spread over the files that may hold several frames."""
+    kept: list[str] = []
+    step = seen = 0
+    for batch in listed.iter_columns(["path"]):
+        for path in batch.column(0).to_pylist():
+            if not path.lower().endswith(_EXTENSIONS) or os.path.splitext(path)[1].lower() not in _PLUGINS:  # noqa: PTH122
+                continue
+            if seen % (1 << step) == 0:
+                kept.append(path)
+            if len(kept) == 2 * SAMPLED_FILES:
+                kept, step = kept[::2], step + 1
+            seen += 1
+    return kept
+
+
+def _has_more(path: str) -> bool:
+    plugin = _PLUGINS[Path(path).suffix.lower()]
+    try:
+        if not Path(path).is_file():  # opening a pipe would block
+            return False
+        if plugin is TiffImagePlugin.TiffImageFile and _is_stack(path):
+            return True
+        with plugin(path) as image:
+            image.seek(1)
+            # Reduced versions and masks of the first page do not count.
+            kind = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
+            return not int(kind) & _REDUCED_OR_MASK
+    except Exception:  # seeking past the only frame fails; damaged files are reported by the run
+        return False
+
+
+def _is_stack(path: str) -> bool:
+    """Return whether a one-page TIFF holds further planes behind it, as ImageJ, MetaMorph and tifffile write them."""
+    with tifffile.TiffFile(path) as tiff:
+        marked = tiff.is_imagej or tiff.is_stk or tiff.is_shaped
+        return bool(marked) and len(tiff.pages) == 1 and tiff.series[0].size > tiff.pages.first.size

@@ -1,0 +1,155 @@
+"""Image sources: a folder, a glob, or a CSV/Parquet list."""
+
+import glob
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from genenc_core import errors
+from genenc_core.images.decode import heif
+from genenc_core.images.sources import tables
+
+EXTENSIONS = (
+    *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "tif", "tiff", "bmp", "dib"),
+    *("gif", "webp", "ppm", "pgm", "pbm", "pnm"),
+)
+"""File name extensions of the formats that are always supported."""
+IMAGE_COLUMNS = (
+    *("image", "path", "file", "filename", "image_path", "file_name", "filepath", "file_path", "img", "image_name"),
+    *("img_path", "image_file", "img_name", "images"),
+)
+"""Rows of a list that are compared at once."""
+
+
+def readable_extensions() -> tuple[str, ...]:
+    """Return the supported file name extensions, including those of installed optional decoders."""
+    return EXTENSIONS + heif.extensions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSource:
+    """Location and kind of a set of images."""
+
+    kind: Literal["folder", "glob", "list"]
+    root: Path
+    """Absolute folder that relative paths are resolved against."""
+    location: str
+    """The folder, the absolute glob pattern, or the list file."""
+    image_column: str | None
+    """Lists only: the column that names the images."""
+    extensions: tuple[str, ...] = field(default_factory=readable_extensions)
+    """Folders and globs only: extensions that count as images."""
+    earlier_glob: bool = False
+    """Whether `X/**` also matches files that match `X`, as in earlier versions, instead of as in Python's `glob`."""
+
+    system_folders: bool = False
+    """Whether folders of deleted files and thumbnails are entered, as in earlier versions."""
+
+    def describe(self) -> str:
+        """Return a short description for messages."""
+        return f"the {self.kind} {self.location!r}"
+
+
+def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
+    """Return the source that `images` names, after cheap checks only; nothing is listed yet.
+
+    A glob supports `*`, `?`, `[...]` and `**` (any folders) and, like a folder, yields only files with an image
+    extension; a single image file is a glob without wildcards. A list needs a column of image names: `image_column`, or
+    the first match in `IMAGE_COLUMNS`, case-insensitive but preferring the exact case.
+
+    Raises:
+        InputError: nothing there, an unreadable folder, an unsupported file, or a list without the column.
+    """
+    _check_utf8(images)
+    if not images:
+        raise errors.InputError(
+            "the images argument is empty, perhaps an unset variable; use '.' for the current folder"
+        )
+    path = Path(images)
+    if path.is_file() and tables.is_table(path):
+        return _list_source(path, image_column)
+    if image_column is not None:
+        raise errors.InputError(
+            f"an image column ({image_column!r}) needs a CSV or Parquet list, and {images!r} is not one"
+        )
+    if path.is_dir():
+        root = _readable_folder(path)
+        return ImageSource(kind="folder", root=root, location=str(root), image_column=None)
+    if path.is_file() and has_image_extension(path.name):
+        return _glob_source(glob.escape(images))
+    if path.exists():
+        raise errors.InputError(f"{images!r} is not a folder, an image, or a .csv, .tsv or .parquet list of images")
+    if glob.has_magic(images):
+        return _glob_source(images)
+    raise errors.InputError(f"{images!r} does not exist; pass a folder, a quoted glob, or a CSV/Parquet list")
+
+
+def _readable_folder(path: Path) -> Path:
+    try:
+        with os.scandir(path) as entries:
+            next(entries, None)
+        return path.resolve(strict=True)
+    except OSError as error:
+        raise errors.InputError(f"cannot list the folder {str(path)!r}: {error.strerror}") from error
+
+
+def _glob_source(pattern: str) -> ImageSource:
+    parts = Path(pattern).parts
+    fixed = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    folder = Path(*parts[:fixed])
+    if not folder.is_dir():
+        raise errors.InputError(f"the glob {pattern!r} starts in {str(folder)!r}, which is not a folder")
+    root = _readable_folder(folder)
+    return ImageSource(kind="glob", root=root, location=str(root.joinpath(*parts[fixed:])), image_column=None)
+
+
+def _list_source(path: Path, image_column: str | None) -> ImageSource:
+    columns = tables.column_names(path)
+    candidates = IMAGE_COLUMNS if image_column is None else (image_column,)
+    if image_column is None:  # prefer an exact match over one that differs in case
+        matches = [each for name in candidates for each in sorted(columns, key=name.__ne__) if each.lower() == name]
+    else:
+        matches = [each for each in columns if each == image_column]
+    if not matches:
+        raise errors.InputError(
+            f"the list {str(path)!r} has no image column: looked for {', '.join(candidates)}; its columns are: "
+            f"{', '.join(columns) or 'none'}. Choose one with --image-column"
+        )
+    column, *others = dict.fromkeys(matches)
+    tables.refuse_bytes(path, column)
+    for other in others:
+        _refuse_other_names(path, column, other)
+    root = path.parent.resolve()  # where it is named, not where a link of that name leads
+    return ImageSource(kind="list", root=root, location=str(root / path.name), image_column=column)
+
+
+def _refuse_other_names(path: Path, column: str, other: str) -> None:
+    """Raise `InputError` if another column names other images; a path and its tail count as the same image."""
+    try:
+        tables.refuse_bytes(path, other)
+    except errors.InputError:
+        return
+    for number, *names in tables.iter_pairs(path, column, other):
+        short, long = sorted((name.replace("\\", "/") for name in names), key=len)
+        if has_image_extension(short) and has_image_extension(long) and not f"/{long}".endswith(f"/{short}"):
+            raise errors.InputError(
+                f"the list {str(path)!r} has several possible image columns: row {number} has {names[0]!r} as "
+                f"{column!r} and {names[1]!r} as {other!r}. Choose one, for example with --image-column {column}"
+            )
+
+
+def has_image_extension(name: str, extensions: Collection[str] | None = None) -> bool:
+    """Return whether a file name has one of `extensions`; None means all supported ones."""
+    return name.rpartition(".")[2].lower() in (readable_extensions() if extensions is None else extensions)
+
+
+def _check_utf8(name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise errors.InputError(
+            f"{name!r} is not valid UTF-8 and cannot be recorded: change into the folder and pass '.', or rename it "
+            "(names below it may be arbitrary bytes)"
+        ) from None

@@ -1,0 +1,28 @@
+"""Early warning about an input size that was given as width x height."""
+
+import os
+import warnings
+
+from genenc_core.images.sources import folders, label_check, manifest
+
+
+class TurnedSize(UserWarning):
+    """The model's input is upright where the images lie, or the reverse."""
+
+
+def check(listed: manifest.Manifest, option: str, size: tuple[int, int]) -> None:
+    """Warn if `size` (height, width), given by this option, is the width and height of the first image.
+
+    Only these two numbers raise the warning: other sizes may be upright on purpose.
+    """
+    for batch in listed.iter_columns(["path"], batch_rows=1):
+        found = label_check.image_size(os.path.join(listed.root, folders.to_path(str(batch.column(0)[0]))))  # noqa: PTH118
+        if found is not None and found.shown == size and size[0] != size[1]:
+            height, width = size
+            warnings.warn(
+                f"{option} {height}x{width} is height x width, and images such as the first are {height} pixels wide "
+                f"and {width} high: for their own shape give {width}x{height}",
+                TurnedSize,
+                stacklevel=3,
+            )
+        return

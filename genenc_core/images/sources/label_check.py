@@ -1,0 +1,285 @@
+"""Early check for coordinates that look normalised, swapped, or made on frames of another size."""
+
+import dataclasses
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from genenc_core import errors
+from genenc_core.images.decode import decode, load_image
+from genenc_core.images.sources import folders, manifest, manifest_rows
+from genenc_core.images.sources.named_points import NORMALIZED, PERCENT
+
+SAMPLED_IMAGES = 64
+"""Labelled images, evenly spread over the manifest, whose sizes are read."""
+MAX_TRIED = 2 * SAMPLED_IMAGES
+LARGEST_FILE = 64 * 2**20
+"""Bytes of files that are read whole."""
+_ORIENTATION = 274
+"""EXIF and TIFF tag."""
+ERROR_SHARE = 0.2
+MIN_OUTSIDE = 5
+"""Share and number of points outside their images from which it is more than a few wrong labels."""
+WARNING_SHARE = 0.02
+MIN_POINTS = 10
+"""Fewest points for which empty parts of the images are evidence."""
+_LARGEST_FACTOR = 16
+"""Largest plausible size of the labelled frames relative to the images."""
+
+
+class SuspiciousLabels(UserWarning):
+    """Coordinates that may not be pixels of their images."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A problem with the coordinates and its remedy; `refuse` if they cannot be pixels of these images."""
+
+    message: str
+    refuse: bool
+    whole: bool = True
+    """Whether it concerns the labels as a whole, not only some of them."""
+
+
+class ImageSize(NamedTuple):
+    """Width and height of an image in pixels."""
+
+    shown: tuple[int, int]
+    """Upright."""
+    stored: tuple[int, int]
+    """Before the EXIF orientation is applied."""
+
+
+def check(listed: manifest.Manifest, *, scale_given: bool) -> None:
+    """Check all points of a manifest against the sizes of some of its images, and warn of problems.
+
+    `scale_given`: the user stated the scale of the coordinates, so nothing is refused.
+
+    Raises:
+        InputError: the coordinates look normalised, swapped or scaled.
+    """
+    xy = _points(listed)
+    at_origin = _origin(_finite(xy))
+    wanted = not scale_given or listed.points_scale.text is not None
+    findings = [*(_examine(listed, xy) if wanted else ()), *([at_origin] if at_origin else [])]
+    for finding in findings:
+        if finding.refuse and not scale_given:
+            raise errors.InputError(finding.message)
+    for finding in findings:
+        warnings.warn(finding.message, SuspiciousLabels, stacklevel=2)
+
+
+def _examine(listed: manifest.Manifest, xy: np.ndarray) -> list[Finding]:
+    """Return the problems with a manifest's points, float64 `[rows, K, 2]`, as pixels of its images."""
+    sizes = _sizes(listed, [*np.flatnonzero(np.isfinite(xy).all(axis=-1).any(axis=1))])
+    if not sizes:
+        return []
+    shown = np.array([size.shown for row, size in sizes.items() for _ in _finite(xy[row])], dtype=np.float64)
+    stored = np.array([size.stored for row, size in sizes.items() for _ in _finite(xy[row])], dtype=np.float64)
+    some = np.concatenate([_finite(xy[row]) for row in sizes])
+    scale = listed.points_scale
+    if scale.relative:
+        some = some * shown
+    scaled = scale.text is not None
+    normalized = None if scaled else _normalized(_finite(xy), shown)
+    if normalized is not None and normalized.whole:
+        return [normalized]
+    mixed_or_outside = [
+        finding for finding in (normalized, _outside(some, shown, stored, scaled=scaled)) if finding is not None
+    ]
+    corner = _corner(some, shown)
+    return mixed_or_outside or ([] if corner is None else [corner])
+
+
+def _finite(xy: np.ndarray) -> np.ndarray:
+    """Return the points that are not missing, float64 `[n, 2]`."""
+    flat = xy.reshape(-1, 2)
+    finite: np.ndarray = flat[np.isfinite(flat).all(axis=1)]
+    return finite
+
+
+def _normalized(xy: np.ndarray, sizes: np.ndarray) -> Finding | None:
+    """Check whether coordinates lie in [0, 1], ignoring (0, 0), which some tools write for a missing point."""
+    nonzero = xy[(xy != 0).any(axis=1)]
+    inside = ((nonzero >= 0) & (nonzero <= 1)).all(axis=1)
+    if not len(nonzero) or inside.mean() < WARNING_SHARE or sizes.max() <= 2:
+        return None
+    x, y = nonzero[inside][0]
+    counted = f"{inside.sum()} of {len(nonzero)} points of the points file lie in [0, 1], such as ({x:g}, {y:g})"
+    if inside.mean() < 0.5:
+        return Finding(
+            message=f"{counted}, like normalised coordinates, while the others do not: "
+            "does the file mix two kinds of labels?",
+            refuse=False,
+            whole=False,
+        )
+    return Finding(
+        message=f"{counted}: they look normalised, not like pixels. Use --points-scale {NORMALIZED} if they are "
+        "fractions of the image's width and height, or --points-scale 1 if they are pixels",
+        refuse=bool((nonzero[inside] % 1 != 0).any()),
+    )
+
+
+def _outside(xy: np.ndarray, sizes: np.ndarray, stored: np.ndarray, *, scaled: bool) -> Finding | None:
+    """Check whether many points lie outside their images, and what would bring them inside.
+
+    Args:
+        xy: points in pixels, float64 `[n, 2]`.
+        sizes: width and height of the upright image of each, float64 `[n, 2]`.
+        stored: the same before the EXIF orientation is applied.
+        scaled: whether the user stated the scale of the coordinates.
+    """
+    out = _are_outside(xy, sizes)
+    if out.mean() < WARNING_SHARE:
+        return None
+    first = int(np.flatnonzero(out)[0])
+    counted = (
+        f"{out.sum()} of {len(xy)} points checked lie outside their images, such as ({xy[first][0]:g}, "
+        f"{xy[first][1]:g}) in one of {sizes[first][0]:g} x {sizes[first][1]:g} pixels"
+    )
+    if scaled:
+        return Finding(message=f"{counted}: is --points-scale right?", refuse=False)
+    many, few = bool(out.mean() >= ERROR_SHARE and out.sum() >= MIN_OUTSIDE), out.mean() / 10
+    turned = (sizes != stored).any(axis=1)
+    if _are_outside(xy, stored).mean() <= few:
+        also = " (or with x and y swapped)" if _are_outside(xy[:, ::-1], sizes).mean() <= few else ""
+        return Finding(
+            message=f"{counted}, but inside the images as stored, before their EXIF orientation is applied{also}: "
+            "points are pixels of the upright image. Rotate the coordinates as well (orientation 6: x, y -> H - y, x; "
+            "8: x, y -> y, W - x, with W and H of the stored image), or use --points-scale 1 if they are right",
+            refuse=bool(out[turned].mean() >= ERROR_SHARE and out.sum() >= MIN_OUTSIDE),
+        )
+    if _are_outside(xy[:, ::-1], sizes).mean() <= few:
+        return Finding(
+            message=f"{counted}, but inside if x and y are swapped: correct the points file (for a tidy table, "
+            "--points-columns x=Y,y=X swaps the columns), or use --points-scale 1 if they are right",
+            refuse=many,
+        )
+    larger = _larger_frames(xy, sizes, out) if many else None
+    return Finding(
+        message=f"{counted}{larger or ': are these the labelled images, in the same size?'}",
+        refuse=larger is not None,
+    )
+
+
+def _larger_frames(xy: np.ndarray, sizes: np.ndarray, out: np.ndarray) -> str | None:
+    """Return a message if the labels were made on larger frames, else None.
+
+    Args:
+        xy: points in pixels, float64 `[n, 2]`.
+        sizes: width and height of the image of each, float64 `[n, 2]`.
+        out: whether each lies outside, bool `[n]`.
+    """
+    needed = float(np.quantile((xy / sizes).max(axis=1), 1 - out.mean() / 10, method="higher"))
+    if needed > _LARGEST_FACTOR or _are_outside(xy / needed, sizes).mean() > out.mean() / 10:
+        return None
+    remedy = (
+        "the width of these images divided by that of the labelled frames (1/2 if those were twice as large), or use "
+        "--points-scale 1 if the coordinates are right"
+    )
+    shares = {tuple(size): out[(sizes == size).all(axis=1)].mean() for size in np.unique(sizes, axis=0)}
+    kept = [size for size, share in shares.items() if share < WARNING_SHARE]
+    if kept:
+        other = next(size for size, share in shares.items() if share >= WARNING_SHARE)
+        return (
+            f"; they belong to images of {other[0]:g} x {other[1]:g} pixels, and hardly any to images of "
+            f"{kept[0][0]:g} x {kept[0][1]:g}: --points-scale applies to all. Scale those labels in the points file, "
+            f"by {remedy}"
+        )
+    return (
+        f", but inside if divided by {np.ceil(needed * 100) / 100:g} or more, as if made on larger frames: use "
+        f"--points-scale, {remedy}"
+    )
+
+
+def _are_outside(xy: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    outside: np.ndarray = np.any((xy < 0) | (xy > sizes), axis=1)
+    return outside
+
+
+def _corner(xy: np.ndarray, sizes: np.ndarray) -> Finding | None:
+    """Check whether all points lie in the upper left quarter of their images."""
+    reach = (xy / sizes).max(axis=0)
+    if len(xy) < MIN_POINTS or reach.max() > 0.5:
+        return None
+    percent = f", or {PERCENT}" if 50 < xy.max() <= 100 else ""
+    return Finding(
+        message=f"all {len(xy)} points checked lie in the upper left quarter of their images (x up to {reach[0]:.0%} "
+        f"of the width, y up to {reach[1]:.0%} of the height): if smaller frames were labelled, use --points-scale (2 "
+        f"for half the size{percent}); --points-scale 1 if the coordinates are right",
+        refuse=False,
+    )
+
+
+def _origin(xy: np.ndarray) -> Finding | None:
+    """Check for points at exactly (0, 0), which COCO and others write for a point that is not visible."""
+    count = int((xy == 0).all(axis=1).sum())
+    if not count:
+        return None
+    return Finding(
+        message=f"{count} of {len(xy)} points of the points file lie exactly at (0, 0), which some tools write for a "
+        "point that is not visible: leave x and y empty for those, or they get the vector at the image's corner",
+        refuse=False,
+    )
+
+
+def _points(listed: manifest.Manifest) -> np.ndarray:
+    """Return all points of a manifest, float64 `[rows, K, 2]`."""
+    count = len(listed.point_names)
+    batches = listed.iter_columns(manifest_rows.POINT_COLUMNS)
+    blocks = [
+        np.stack([manifest_rows.flat_points(batch.column(axis)) for axis in (0, 1)], axis=-1) for batch in batches
+    ]
+    return np.concatenate([np.empty((0, 2)), *blocks]).reshape(-1, count, 2)
+
+
+def _sizes(listed: manifest.Manifest, labelled: list[int]) -> dict[int, "ImageSize"]:
+    """Return row -> size for a sample of the rows, of files whose headers can be read."""
+    spread = [labelled[at] for at in np.linspace(0, len(labelled) - 1, min(len(labelled), MAX_TRIED)).astype(int)]
+    # Every second one first, so that the sample is still evenly spread if it is full early.
+    wanted = [*spread[::2], *spread[1::2]]
+    at: dict[int, str] = {}
+    first = 0
+    for batch in listed.iter_columns(["path"]):
+        at |= {row: str(batch.column(0)[row - first]) for row in wanted if first <= row < first + batch.num_rows}
+        first += batch.num_rows
+    sizes: dict[int, ImageSize] = {}
+    for row in wanted:
+        size = image_size(os.path.join(listed.root, folders.to_path(at[row])))  # noqa: PTH118
+        if size is not None:
+            sizes[row] = size
+        if len(sizes) == SAMPLED_IMAGES:
+            break
+    return sizes
+
+
+def image_size(path: str) -> "ImageSize | None":
+    """Return an image's size from its header, or None if the header is unreadable."""
+    try:
+        if Path(path).stat().st_size > LARGEST_FILE:
+            shown, orientation = _size_of_large(path)
+        else:
+            shown, orientation = decode.size_and_orientation(load_image.read(path)[0])
+    except Exception:  # a damaged header may raise anything; the run reports the image
+        return None
+    return ImageSize(shown, shown[::-1] if orientation >= 5 else shown)
+
+
+def _size_of_large(path: str) -> tuple[tuple[int, int], int]:
+    """Return width and height, upright, and the EXIF orientation of a file that is not read whole."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if path.lower().endswith((".tif", ".tiff")):
+            with tifffile.TiffFile(path) as file:
+                page: Any = file.pages[0]
+                size, tag = (int(page.imagewidth), int(page.imagelength)), page.tags.get(_ORIENTATION)
+                orientation = int(tag.value) if tag is not None else 1
+        else:
+            with Image.open(path) as opened:
+                size, orientation = opened.size, int(opened.getexif().get(_ORIENTATION, 1))
+    return (size[::-1] if orientation >= 5 else size), orientation

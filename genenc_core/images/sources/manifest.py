@@ -1,0 +1,546 @@
+"""The manifest `images.parquet`: one row per image, in order, with its points and a digest of the content."""
+
+import functools
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from genenc_core import errors
+from genenc_core.images.sources import folders, image_source, listing, manifest_rows, point_matching
+from genenc_core.images.sources.named_points import PointsScale, PointTable
+from genenc_core.system import files, memory
+
+LOGGER = logging.getLogger(__name__)
+_GROUPS_KEPT = 2
+
+
+class Rows:
+    """Consecutive rows of a manifest, with lazily converted columns."""
+
+    def __init__(self, table: pa.Table, root: Path, point_names: Sequence[str]) -> None:
+        self._table = table
+        self._root = root
+        self._point_names = point_names
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @functools.cached_property
+    def image_ids(self) -> list[str]:
+        """Names of the images."""
+        image_ids: list[str] = self._table.column("image_id").to_pylist()
+        return image_ids
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """Absolute paths, as `str` because there are many."""
+        folder = os.path.join(self._root, "")  # noqa: PTH118
+        paths = map(folders.to_path, self._table.column("path").to_pylist())
+        return [path if path.startswith(os.sep) else folder + path for path in paths]  # as os.path.join, in bulk
+
+    @functools.cached_property
+    def bytes(self) -> np.ndarray:
+        """File sizes when the manifest was written, int64 `[n]`; -1 = missing."""
+        return manifest_rows.numbers(self._table.column("bytes"))
+
+    @functools.cached_property
+    def mtime_ns(self) -> np.ndarray:
+        """Modification times when the manifest was written, int64 `[n]`, in nanoseconds since 1970."""
+        return manifest_rows.numbers(self._table.column("mtime_ns"))
+
+    @functools.cached_property
+    def points(self) -> np.ndarray:
+        """float64 `[n, K, 2]` in source pixels, NaN = missing; K is 0 without points."""
+        if not self._point_names:
+            return np.empty((len(self), 0, 2))
+        flat = np.stack(
+            [manifest_rows.flat_points(self._table.column(name)) for name in manifest_rows.POINT_COLUMNS], axis=-1
+        )
+        return flat.reshape(len(self), len(self._point_names), 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """An open `images.parquet`; only the requested row groups are read."""
+
+    path: Path
+    """Its location; only for messages if there is an `opener`."""
+    root: Path
+    """Absolute folder that relative paths are resolved against."""
+    rows: int
+    digest: str
+    """sha256 over image_id, path, bytes, mtime_ns, points and their names, but not the root."""
+    point_names: tuple[str, ...]
+    left_out: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict, compare=False)
+    """Files of the source that are not readable images: extension ("" for none) -> count and the first few paths."""
+    labels: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """With points: counts of `images_without` a label and of images of the points file that are `absent`, and the
+    `scale` of its coordinates unless they were pixels; {} if not recorded."""
+    extensions: tuple[str, ...] = field(default=image_source.EXTENSIONS, compare=False)
+    """Extensions that counted as images in a folder or glob."""
+    earlier_glob: bool = field(default=False, compare=False)
+    """As in `ImageSource`."""
+    system_folders: bool = field(default=False, compare=False)
+    """As in `ImageSource`."""
+    listed_ns: int | None = field(default=None, compare=False)
+    """When its files were listed, in nanoseconds since 1970, by this machine's clock; None if not recorded."""
+    opener: Callable[[], BinaryIO] | None = None
+    """Opens the file if it is not local."""
+    footer: parquet.FileMetaData = field(compare=False, repr=False)
+    """Parquet metadata of the row groups, read once because it grows with the rows."""
+    starts: np.ndarray = field(compare=False, repr=False)
+    """First row of every row group, and the number of rows at the end."""
+    kept: dict[int, pa.Table] = field(default_factory=dict, compare=False, repr=False)
+    """Cache of the row groups read last."""
+
+    @property
+    def points_scale(self) -> PointsScale:
+        """The scale that was applied to the coordinates of the points file."""
+        return PointsScale.parse(self.labels.get("scale"))
+
+    @classmethod
+    def open(cls, path: Path, *, opener: Callable[[], BinaryIO] | None = None) -> Self:
+        """Open a manifest.
+
+        Raises:
+            StoreError: missing, not Parquet, or not written by `write_manifest`.
+        """
+        try:
+            with parquet.ParquetFile(opener() if opener else path) as file:
+                footer = file.metadata
+                stored = footer.metadata or {}
+                sizes = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+        except errors.UnsafeFileError as error:
+            raise errors.StoreError(error.sentence) from error
+        except (OSError, pa.ArrowException) as error:
+            raise _damage(path, error, "not a readable manifest") from error
+        if stored.get(b"genenc.version", b"") != manifest_rows.VERSION.encode():
+            raise errors.StoreError(
+                f"{path} is a Parquet file, but not a genenc manifest of version {manifest_rows.VERSION}"
+            )
+        root, digest, point_names = _described(path, stored)
+        _require_columns(path, footer, point_names)
+        return cls(
+            path=path,
+            root=root,
+            rows=int(footer.num_rows),
+            digest=digest,
+            point_names=point_names,
+            labels=_label_counts(path, stored),
+            left_out=_left_out(path, stored),
+            extensions=_extensions_of(stored),
+            earlier_glob=b"genenc.glob" not in stored,
+            system_folders=b"genenc.system_folders" not in stored,
+            listed_ns=_listed_ns(path, stored),
+            opener=opener,
+            footer=footer,
+            starts=np.cumsum([0, *sizes]),
+        )
+
+    def listed_alike(self, source: image_source.ImageSource) -> image_source.ImageSource:
+        """Return a source in which the same files count as images as when this manifest was written.
+
+        It must not depend on installed decoders and versions.
+        """
+        rules = {name: getattr(self, name) for name in ("extensions", "earlier_glob", "system_folders")}
+        return replace(source, **rules)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Return the rows from `start` up to `stop`, exclusive.
+
+        Raises:
+            StoreError: the rows are out of range, or the file is damaged.
+        """
+        if not 0 <= start <= stop <= self.rows:
+            raise errors.StoreError(f"{self.path} has rows 0 to {self.rows}, not {start} to {stop}")
+        return Rows(self._read_table(start, stop), self.root, self.point_names)
+
+    def iter_columns(self, columns: Sequence[str], *, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+        """Yield the named columns of all rows, in order, in blocks of at most `batch_rows`.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            with self._file() as file:
+                for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns)):
+                    yield batch.select(list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise _damage(self.path, error) from error
+
+    def content_digest(self) -> str:
+        """Recompute the digest of the rows; it equals `digest` unless the file was changed.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        digest = manifest_rows.Digest(self.point_names)
+        columns = ["image_id", "path", "bytes", "mtime_ns", *(manifest_rows.POINT_COLUMNS if self.point_names else ())]
+        try:
+            for batch in self.iter_columns(columns):
+                digest.update(batch)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise errors.StoreError(f"{self.path} is damaged: {error}") from error
+        return digest.hexdigest()
+
+    def _file(self) -> parquet.ParquetFile:
+        return parquet.ParquetFile(self.opener() if self.opener else self.path, metadata=self.footer)
+
+    def _read_table(self, start: int, stop: int) -> pa.Table:
+        first = int(np.searchsorted(self.starts[1:-1], start, side="right"))
+        last = max(int(np.searchsorted(self.starts, stop)), first + 1)
+        table = pa.concat_tables([self._group(index) for index in range(first, last)])
+        return table.slice(start - int(self.starts[first]), stop - start)
+
+    def _group(self, index: int) -> pa.Table:
+        """Return a row group; the last few are cached, since each holds the rows of many shards."""
+        table = self.kept.get(index)
+        if table is None:
+            columns = [
+                "image_id",
+                "path",
+                *manifest_rows.NUMBER_COLUMNS,
+                *(manifest_rows.POINT_COLUMNS if self.point_names else ()),
+            ]
+            try:
+                with self._file() as file:
+                    table = file.read_row_group(index, columns=columns, use_threads=False)
+            except (OSError, pa.ArrowException) as error:
+                raise _damage(self.path, error) from error
+            if len(self.kept) >= _GROUPS_KEPT:
+                self.kept.clear()
+            self.kept[index] = table
+        return table
+
+
+def _damage(path: Path, error: Exception, what: str = "damaged") -> Exception:
+    """Return the exception for a file that Arrow cannot read; a lack of memory or threads is not damage."""
+    if memory.is_lacking(error):
+        return MemoryError(str(error))
+    return errors.StoreError(f"{path} is {what}: {error}")
+
+
+def _described(path: Path, stored: Mapping[bytes, bytes]) -> tuple[Path, str, tuple[str, ...]]:
+    """Return the root, digest and point names from a manifest's metadata."""
+    try:
+        point_names = json.loads(stored[b"genenc.point_names"])
+        if not isinstance(point_names, list) or not all(isinstance(name, str) for name in point_names):
+            raise ValueError("genenc.point_names is not a list of names")
+        root = folders.to_path(stored[b"genenc.root"].decode())
+        if not os.path.isabs(root):  # noqa: PTH117
+            raise ValueError("genenc.root is not an absolute path")
+        return Path(root), stored[b"genenc.digest"].decode(), tuple(point_names)
+    except (KeyError, ValueError, RecursionError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise errors.StoreError(
+            f"{path} is damaged: the metadata of a genenc manifest is incomplete ({reason})"
+        ) from error
+
+
+def _label_counts(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return the label counts in a manifest's metadata; empty in manifests of earlier versions."""
+    try:
+        labels = json.loads(stored.get(b"genenc.labels", b"{}"))
+        if not isinstance(labels, dict) or not all(
+            type(labels.get(key, 0)) is int for key in ("absent", "images_without")
+        ):
+            raise ValueError("genenc.labels is not an object of counts")
+        if not isinstance(labels.get("scale", ""), str):
+            raise ValueError("genenc.labels has a scale that is not text")
+        PointsScale.parse(labels.get("scale"))
+    except (ValueError, RecursionError, errors.InputError) as error:
+        raise errors.StoreError(f"{path} is damaged: {error}") from error
+    return labels
+
+
+def _left_out(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Return the files left out according to a manifest's metadata; empty in manifests of earlier versions."""
+    try:
+        kinds = json.loads(stored.get(b"genenc.left_out", b"{}"))
+        return {str(kind): (int(count), tuple(map(str, first))) for kind, (count, first) in kinds.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise errors.StoreError(f"{path} is damaged: genenc.left_out: {error}") from error
+
+
+def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> None:
+    try:
+        stored = footer.schema.to_arrow_schema()
+        wrong = [
+            field.name
+            for field in manifest_rows.schema(point_names)
+            if field.name not in stored.names or stored.field(field.name).type != field.type
+        ]
+    except (KeyError, pa.ArrowException) as error:
+        raise _damage(path, error) from error
+    if wrong:
+        raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are missing or of the wrong type")
+
+
+def write_manifest(
+    path: Path,
+    source: image_source.ImageSource,
+    *,
+    points: PointTable | None = None,
+    limit: int | None = None,
+    may_be_empty: bool = False,
+) -> Manifest:
+    """List a source's images and write them, with their points, as a manifest; atomic and durable.
+
+    Memory use does not grow with the number of images, except for 8 bytes per row of a list. With points, the rows are
+    first spooled to a file next to `path`, and all images are listed even with a `limit`, so that ambiguous names are
+    always detected. Images without points get NaN; their number, and the images of the points file that are not in the
+    source, are logged and recorded in the manifest.
+
+    Raises:
+        InputError: no images (unless it `may_be_empty`), `limit` below 1, no name of the points file matches a row, one
+            matches several, or the path is not writable.
+    """
+    if limit is not None and limit < 1:
+        raise errors.InputError(f"invalid limit {limit}: it must be at least 1 image")
+
+    def write(partial: Path) -> None:
+        left_out, listed_ns = folders.LeftOut(), time.time_ns()
+        if points is None:
+            images = listing.iter_blocks(source, limit=limit, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out)
+            blocks = manifest_rows.blocks(images)
+            _write(partial, blocks, source, left_out=left_out, listed_ns=listed_ns, may_be_empty=may_be_empty)
+            return
+        spool = path.with_name(files.private_name(path.name, "spool"))
+        try:
+            matcher = point_matching.Matcher(points.images)
+            found = manifest_rows.blocks(_matched(source, matcher, limit, left_out))
+            _write(spool, found, source, may_be_empty=may_be_empty)
+            listed = Manifest.open(spool)
+            placed = matcher.result() if listed.rows else _nowhere(points)
+            _log_unmatched(placed, points)
+            spooled = listed.iter_columns(manifest_rows.schema(()).names, batch_rows=manifest_rows.GROUP_ROWS)
+            blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in spooled)
+            _write(
+                *(partial, blocks, source, points),
+                absent=placed.absent,
+                labelled=placed.rows,
+                left_out=left_out,
+                listed_ns=listed_ns,
+                may_be_empty=may_be_empty,
+            )
+        finally:
+            spool.unlink(missing_ok=True)
+
+    _replace(path, write)
+    return Manifest.open(path)
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    try:
+        files.replace(path, write)
+    except OSError as error:
+        raise errors.InputError(
+            f"cannot write the manifest {str(path)!r}: {error.strerror or error}; choose another --out, or make this "
+            "folder writable with enough free space"
+        ) from error
+
+
+def write_selection(path: Path, listed: Manifest, rows: np.ndarray) -> Manifest:
+    """Write some rows of a manifest, ascending and at least one, as a manifest of the same source.
+
+    Raises:
+        InputError: the path is not writable.
+        StoreError: the manifest is damaged.
+    """
+    columns = manifest_rows.schema(listed.point_names).names
+
+    def chosen() -> Iterator[pa.RecordBatch]:
+        first = 0
+        for block in listed.iter_columns(columns, batch_rows=manifest_rows.GROUP_ROWS):
+            inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + block.num_rows)] - first
+            first += block.num_rows
+            yield block.take(pa.array(inside))
+
+    return write_like(path, listed, chosen)
+
+
+def write_like(path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.RecordBatch]]) -> Manifest:
+    """Write rows as a manifest of the source, and with the points' names, of another one.
+
+    Args:
+        path: where to write it.
+        like: the other manifest.
+        blocks: returns rows of its schema, at least one, which are numbered anew; called again if need be.
+
+    Raises:
+        InputError: the path is not writable.
+        StoreError: the rows come from a manifest that is damaged.
+    """
+
+    def write(partial: Path) -> None:
+        digest, labelled, count = manifest_rows.Digest(like.point_names), 0, 0
+        stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
+        with partial.open("xb") as file:
+            with parquet.ParquetWriter(
+                file, manifest_rows.schema(like.point_names), compression="zstd", use_dictionary=False
+            ) as writer:
+                for block in manifest_rows.regrouped(blocks()):
+                    writer.write_batch(block)
+                    digest.update(block)
+                    labelled += manifest_rows.labelled(block)
+                    count += block.num_rows
+                own = {b"genenc.digest": digest.hexdigest()}
+                if like.point_names:
+                    own[b"genenc.labels"] = json.dumps({**like.labels, "images_without": count - labelled})
+                writer.add_key_value_metadata({**stored, **own})
+            file.flush()
+            os.fsync(file.fileno())
+
+    _replace(path, write)
+    return Manifest.open(path)
+
+
+def describe_difference(old: Manifest, new: Manifest) -> str:
+    """Describe in one line how two manifests differ, e.g. `3 images added (a.png, ...), 1 removed (b.png)`.
+
+    The root is ignored. Memory use grows with the number of rows, so this is for messages only.
+
+    Raises:
+        StoreError: one of the files is damaged.
+    """
+    if old.digest == new.digest:
+        return "no difference"
+    point_names = (old.point_names, new.point_names)
+    columns = ["image_id", "path", "bytes", "mtime_ns"]
+    tables = []
+    for manifest in (old, new):
+        wanted = columns + (list(manifest_rows.POINT_COLUMNS) if manifest.point_names else [])
+        tables.append(pa.Table.from_batches(manifest.iter_columns(wanted)))
+    return manifest_rows.describe(tables[0], tables[1], point_names=point_names)
+
+
+def _matched(
+    source: image_source.ImageSource, matcher: point_matching.Matcher, limit: int | None, left_out: folders.LeftOut
+) -> Iterator[listing.Block]:
+    """Yield the first `limit` images, passing all of them to the matcher."""
+    first = 0
+    own = 0 if source.kind == "list" else 1
+    for block in listing.iter_blocks(source, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out):
+        for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
+            full = f"{source.root}/{path}" if path[0] != "/" else path
+            matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own)
+        first += len(block)
+        kept = len(block) if limit is None else limit - (first - len(block))
+        if kept > 0:
+            yield block.first(kept)
+
+
+def _nowhere(points: PointTable) -> point_matching.Placement:
+    """Return the placement of points among no images."""
+    return point_matching.Placement(rows={}, absent=tuple(points.images), elsewhere=())
+
+
+def _log_unmatched(placed: point_matching.Placement, points: PointTable) -> None:
+    """Log the images of the points file that are missing, or were matched despite different folders."""
+    if placed.absent:
+        LOGGER.warning(
+            "%d of %d images of the points file are not in the source, and their points are skipped: %s%s",
+            *(len(placed.absent), len(points.images), ", ".join(map(repr, placed.absent[:3]))),
+            ", ..." if len(placed.absent) > 3 else "",
+        )
+    if placed.elsewhere:
+        name, path = placed.elsewhere[0]
+        LOGGER.warning(
+            "%d of %d images of the points file are named with folders that their paths do not contain: %r was matched "
+            "to %r. If these are not the labelled images, pass those instead",
+            *(len(placed.elsewhere), len(points.images), name, path),
+        )
+
+
+def _write(
+    path: Path,
+    blocks: Iterable[pa.RecordBatch],
+    source: image_source.ImageSource,
+    points: PointTable | None = None,
+    *,
+    absent: Sequence[str] = (),
+    labelled: Container[int] = (),
+    left_out: folders.LeftOut | None = None,
+    listed_ns: int | None = None,
+    may_be_empty: bool = False,
+) -> None:
+    """Write blocks of rows and the manifest's metadata; raise `InputError` if there are no rows and must be."""
+    point_names = () if points is None else points.names
+    digest = manifest_rows.Digest(point_names)
+    count = with_label = 0
+    with path.open("xb") as file:
+        with parquet.ParquetWriter(
+            file, manifest_rows.schema(point_names), compression="zstd", use_dictionary=False
+        ) as writer:
+            for block in blocks:
+                writer.write_batch(block)
+                digest.update(block)
+                if point_names:
+                    with_label += sum(row in labelled for row in block.column("row").to_pylist())
+                count += block.num_rows
+            writer.add_key_value_metadata(
+                {
+                    "genenc.version": manifest_rows.VERSION,
+                    "genenc.root": folders.to_text(str(source.root)),
+                    "genenc.digest": digest.hexdigest(),
+                    "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                    **({} if listed_ns is None else {"genenc.listed_ns": str(listed_ns)}),
+                    **({} if source.kind == "list" else {"genenc.extensions": ",".join(source.extensions)}),
+                    **({} if source.kind == "list" or source.system_folders else {"genenc.system_folders": "skipped"}),
+                    **({"genenc.glob": "python"} if source.kind == "glob" and not source.earlier_glob else {}),
+                    **({"genenc.left_out": _as_json(left_out)} if left_out and left_out.kinds else {}),
+                    **({} if points is None else {"genenc.labels": _labels(count, with_label, absent, points)}),
+                }
+            )
+        file.flush()
+        os.fsync(file.fileno())
+    if count == 0 and not may_be_empty:
+        reason = (
+            "it has no rows" if source.kind == "list" else f"looked for files ending in {', '.join(source.extensions)}"
+        )
+        if left_out is not None and left_out.kinds:
+            reason += f"; {folders.describe(left_out.kinds)}"
+        raise errors.InputError(f"no images found in {source.describe()}: {reason}")
+
+
+def _as_json(left_out: folders.LeftOut) -> str:
+    kinds = {
+        folders.to_text(kind): (count, [folders.to_text(path) for path in first])
+        for kind, (count, first) in sorted(left_out.kinds.items())
+    }
+    return json.dumps(kinds, ensure_ascii=False)
+
+
+def _labels(count: int, labelled: int, absent: Sequence[str], points: PointTable) -> str:
+    """Return the label metadata as JSON: images without a label, labels without an image, and the scale."""
+    labels: dict[str, object] = {
+        "images_without": count - labelled,
+        "absent": len(absent),
+        "absent_first": list(absent[:20]),
+    }
+    return json.dumps(labels if points.scale.text is None else {**labels, "scale": points.scale.text})
+
+
+def _extensions_of(stored: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """Return the recorded extensions; earlier versions recorded none and supported only the built-in ones."""
+    recorded = stored.get(b"genenc.extensions", b"").decode(errors="replace")
+    return tuple(recorded.split(",")) if recorded else image_source.EXTENSIONS
+
+
+def _listed_ns(path: Path, stored: Mapping[bytes, bytes]) -> int | None:
+    """Return when the files were listed; None in manifests of earlier versions."""
+    recorded = stored.get(b"genenc.listed_ns")
+    if recorded is None:
+        return None
+    if not recorded.isdigit() or len(recorded) > 19:
+        raise errors.StoreError(f"{path} is damaged: genenc.listed_ns is not a time")
+    return int(recorded)

@@ -1,0 +1,1 @@
+"""Sources of encoders: torchvision, timm, built-in, user code."""

@@ -1,0 +1,1 @@
+"""Built-in encoders: SAM, DeepSeek-OCR, Darknet, YOLOv3-tiny."""

@@ -1,1 +1,0 @@
-"""What produced a run: machine, packages, settings, times."""

@@ -1,0 +1,1 @@
+"""Running models: eager modules and exported files behind one checked encoder."""

@@ -1,0 +1,107 @@
+"""The `Encoder` for eager modules and artifacts, which checks the inputs and outputs of every call."""
+
+from typing import Literal
+
+import torch
+
+from genenc_core import errors, spec
+from genenc_core.runtime import describe
+from genenc_core.runtime.formats import interface
+
+BackendKind = Literal["eager", spec.ExportFormat]
+
+
+class Encoder:
+    """A model ready to run: float32 RGB [B, 3, H, W] in [0, 1] -> {slot: float32 [B, C, h, w]}.
+
+    Every call is checked, for clear errors, and because AOTInductor packages may compute wrong numbers otherwise.
+    """
+
+    def __init__(
+        self,
+        model_spec: spec.RuntimeModelSpec,
+        run: interface.Runner,
+        *,
+        backend: BackendKind,
+        device: torch.device,
+        tf32: bool = False,
+        concurrent: bool = False,
+        batch_statistics: bool = False,
+    ) -> None:
+        """`concurrent`: calls from several threads do not affect each other; ignored on devices other than the CPU.
+
+        `batch_statistics`: as in `interface.Loaded`.
+        """
+        self.spec = model_spec
+        self.backend = backend
+        self.device = device
+        self.outputs = model_spec.outputs
+        self.preprocessing = describe.preprocessing_of(model_spec)
+        self.concurrent = concurrent and device.type == "cpu"
+        self.input_size = (self.preprocessing.height, self.preprocessing.width)
+        self.batch_statistics = batch_statistics
+        self._slot = model_spec.inputs[0].name
+        self._batch = model_spec.resolved_batch_mode()
+        self._run = run
+        self._tf32 = tf32
+
+    def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Encode float32 RGB [B, 3, H, W] in [0, 1], contiguous, on `device`; return contiguous float32 maps.
+
+        Raises:
+            EncoderError: rank, shape, dtype, strides, device or batch size, or the outputs, violate the spec.
+        """
+        self._check_input(images)
+        if self.device.type == "cuda":
+            # Process-wide, so set on every call; by default torch allows tf32 in convolutions.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._tf32
+        elif torch.get_float32_matmul_precision() != "highest":
+            # Otherwise CPUs with bfloat16 instructions multiply in it.
+            torch.set_float32_matmul_precision("highest")
+        with torch.inference_mode():
+            outputs = self._run(images)
+        if len(outputs) != len(self.outputs):
+            raise self._error(f"returned {len(outputs)} outputs, but its spec declares {len(self.outputs)}")
+        return {
+            slot.name: self._checked(slot, tensor, images.shape[0])
+            for slot, tensor in zip(self.outputs, outputs, strict=True)
+        }
+
+    def _check_input(self, images: torch.Tensor) -> None:
+        expected = (3, *self.input_size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise self._error(
+                f"slot {self._slot!r} takes [B, 3, {expected[1]}, {expected[2]}], got {list(images.shape)}; fit the "
+                "images to the spec's preprocessing first"
+            )
+        if images.dtype != torch.float32:
+            raise self._error(
+                f"slot {self._slot!r} takes float32, got {images.dtype}; convert bytes with images.float() / 255"
+            )
+        if images.device != self.device:
+            raise self._error(
+                f"slot {self._slot!r} takes tensors on {self.device}, got one on {images.device}; move it with "
+                f"images.to({str(self.device)!r})"
+            )
+        if not images.is_contiguous():
+            raise self._error(
+                f"slot {self._slot!r} takes contiguous tensors, got strides {images.stride()}; call .contiguous()"
+            )
+        batch, limit = images.shape[0], self._batch.max
+        if batch < self._batch.min or (limit and batch > limit):
+            raise self._error(
+                f"slot {self._slot!r} takes batches of {self._batch.describe()}, got {batch}; split the batch or pad it"
+            )
+
+    def _checked(self, slot: spec.SlotSpec, tensor: object, batch: int) -> torch.Tensor:
+        if not isinstance(tensor, torch.Tensor):
+            raise self._error(f"output {slot.name!r} is a {type(tensor).__name__}, not a tensor")
+        if tuple(tensor.shape) != (batch, *slot.shape) or tensor.dtype != torch.float32:
+            raise self._error(
+                f"output {slot.name!r} is {tensor.dtype} {list(tensor.shape)}, but its spec declares float32 "
+                f"{[batch, *slot.shape]}; the spec belongs to another model or version"
+            )
+        return tensor.contiguous()
+
+    def _error(self, problem: str) -> errors.EncoderError:
+        return errors.EncoderError(f"model {self.spec.model_id!r} ({self.backend}): {problem}.")

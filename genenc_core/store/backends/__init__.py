@@ -1,0 +1,1 @@
+"""Where a run folder lies: a local file system or S3."""

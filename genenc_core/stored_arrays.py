@@ -1,0 +1,94 @@
+"""The arrays that every run stores beside its products, in one table for all that plan, fill, verify or document them.
+
+A product is an array of its own: its name, type and axes are the user's (`encoding.products`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from genenc_core import statuses
+
+STATUS: Final = "status"
+POINT_STATUS: Final = "point_status"
+POINT: Final = "point"
+Writer = Literal["creator", "encoder", "store"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """One array: what it is called, how it is stored, who writes it."""
+
+    name: str
+    dtype: str
+    """A numpy name, or `string`."""
+    dims: tuple[str, ...]
+    writer: Writer
+    """`creator`: whole, before any image is read; `encoder`: with the features of a shard; `store`: last of a shard."""
+    fill: float | int | None = None
+    """What a reader sees where no shard is committed; None: the creator has written every row."""
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    unreadable: float | int | None = None
+    """What a committed row holds whose image gave no features; None: the fill."""
+    coordinate: bool = False
+    """Whether products name it among their `coordinates`."""
+
+    @property
+    def of_points(self) -> bool:
+        """Whether only runs with points have it."""
+        return POINT in self.dims
+
+
+LENGTHS: Final[Mapping[str, int]] = {"affine": 4}
+"""Lengths of axes that are the same in every run; those of `image` and `point` are the run's own."""
+
+
+def _named(meaning: str) -> Mapping[str, object]:
+    return {"long_name": meaning}
+
+
+_IMAGE, _IMAGE_POINT, _NAN = ("image",), ("image", POINT), float("nan")
+_AFFINE = "scale x, scale y, offset x, offset y: model pixel = source pixel * scale + offset"
+_ORIENTATION = "EXIF orientation found and applied, 1 to 8; 0 not read"
+_HEIGHT, _WIDTH = (f"{side} of the image in pixels, after EXIF orientation" for side in ("height", "width"))
+_X, _Y = (f"{axis} of the point in the source image" for axis in "xy")
+_ROWS = {**_named("state of the image's row"), **statuses.flags(statuses.ROWS)}
+_POINTS = {**_named("state of the point"), **statuses.flags(statuses.POINTS)}
+
+TABLE: Final = (
+    StoredArray("image_id", "string", _IMAGE, "creator", None, _named("name of the image"), coordinate=True),
+    StoredArray("path", "string", _IMAGE, "creator", None, _named("path below the source root"), coordinate=True),
+    StoredArray("image_height", "int32", _IMAGE, "encoder", -1, _named(_HEIGHT), coordinate=True),
+    StoredArray("image_width", "int32", _IMAGE, "encoder", -1, _named(_WIDTH), coordinate=True),
+    StoredArray("image_orientation", "uint8", _IMAGE, "encoder", 0, _named(_ORIENTATION), coordinate=True),
+    StoredArray("image_affine", "float64", (*_IMAGE, "affine"), "encoder", _NAN, _named(_AFFINE)),
+    StoredArray(POINT, "string", (POINT,), "creator"),
+    StoredArray("point_x", "float64", _IMAGE_POINT, "creator", None, _named(_X), coordinate=True),
+    StoredArray("point_y", "float64", _IMAGE_POINT, "creator", None, _named(_Y), coordinate=True),
+    StoredArray(
+        POINT_STATUS,
+        "uint8",
+        _IMAGE_POINT,
+        "encoder",
+        statuses.NOT_WRITTEN,
+        _POINTS,
+        unreadable=statuses.POINT_UNREADABLE,
+    ),
+    StoredArray(STATUS, "uint8", _IMAGE, "store", statuses.NOT_WRITTEN, _ROWS),
+)
+"""In the order in which a shard's arrays are planned and promoted."""
+
+
+def written_by(writer: Writer, *, with_points: bool) -> Iterator[StoredArray]:
+    """Yield the arrays of a writer, in the table's order; those of points where a run has some."""
+    return (array for array in TABLE if array.writer == writer and (with_points or not array.of_points))
+
+
+def get(name: str) -> StoredArray:
+    """Return the array of that name."""
+    return next(array for array in TABLE if array.name == name)
+
+
+def coordinates(*, with_points: bool) -> str:
+    """Return the attribute `coordinates` of a product."""
+    return " ".join(array.name for array in TABLE if array.coordinate and (with_points or not array.of_points))

@@ -1,0 +1,1 @@
+"""Process and machine utilities: limits, threads, child processes, exits, memory."""

@@ -1,0 +1,78 @@
+"""Files with several frames or pages are named when a run is made; the first of each counts."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from genenc_core.images.sources import frames, image_source, manifest
+
+PAGE = np.zeros((16, 16), np.uint8)
+
+
+def seen(folder: Path, tmp_path: Path) -> list[str]:
+    found = manifest.write_manifest(tmp_path / "images.parquet", image_source.open_source(str(folder)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frames.check(found)
+    return [str(one.message) for one in caught if issubclass(one.category, frames.MultipleFrames)]
+
+
+def write(path: Path, pages: int, subfiletype: int = 0) -> None:
+    """Write a TIFF whose pages after the first have a subfile type."""
+    with tifffile.TiffWriter(path) as file:
+        for page in range(pages):
+            file.write(PAGE, photometric="minisblack", subfiletype=subfiletype if page else 0, contiguous=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "photos"
+    place.mkdir()
+    Image.fromarray(PAGE).save(place / "one.gif")
+    Image.fromarray(PAGE).save(place / "one.webp")
+    write(place / "one.tif", 1)
+    write(place / "pyramid.tif", 2, subfiletype=1)
+    (place / "broken.tif").write_bytes(b"II*\0\xff\xff\xff\xff")
+    return place
+
+
+def test_single_frames_and_pyramids_pass(folder: Path, tmp_path: Path) -> None:
+    assert seen(folder, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.gif", "a.webp"])
+def test_more_frames_are_named(folder: Path, tmp_path: Path, name: str) -> None:
+    if "tif" in name.lower():
+        write(folder / name, 3)
+    else:
+        options: Mapping[str, object] = {"lossless": True} if name.endswith("webp") else {}
+        second = [Image.fromarray(PAGE + 200)]
+        Image.fromarray(PAGE).save(folder / name, save_all=True, append_images=second, duration=40, **options)
+    (said,) = seen(folder, tmp_path)
+    assert said.startswith("1 of 6 TIFF, GIF and WebP files checked hold several frames")
+    assert repr(name) in said
+
+
+@pytest.mark.parametrize("imagej", [True, False])
+def test_planes_behind_a_single_page_are_named(folder: Path, tmp_path: Path, *, imagej: bool) -> None:
+    stack = np.zeros((5, 16, 16), np.uint8)
+    tifffile.imwrite(folder / "stack.tif", stack, photometric="minisblack", imagej=imagej, truncate=True)
+    (said,) = seen(folder, tmp_path)
+    assert "'stack.tif'" in said
+
+
+def test_many_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "photos"
+    place.mkdir()
+    for number in range(300):
+        (place / f"{number:03}.gif").touch()
+    looked: list[str] = []
+    monkeypatch.setattr(frames, "_has_more", looked.append)
+    assert seen(place, tmp_path) == []
+    assert frames.SAMPLED_FILES <= len(looked) < 2 * frames.SAMPLED_FILES
+    assert looked[-1].endswith(("299.gif", "298.gif", "297.gif", "296.gif"))

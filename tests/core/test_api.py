@@ -1,0 +1,180 @@
+"""The public API: what its docstrings say, its errors, and the page made of them."""
+
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import api_page
+import pictures
+from genenc_core import api
+from genenc_core.run import records
+
+MODEL = {"model": "tiny_models:conv", "weights": "random:0", "image_size": "32", "device": "cpu", "batch_size": 2}
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six images and their labels in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = pictures.write_folder(tmp_path / "photos", 6)
+    rows = [f"{path.name},snout,{10 + at},12" for at, path in enumerate(sorted(folder.iterdir()))]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,point,x,y", *rows]) + "\n")
+    return folder
+
+
+def test_the_examples_of_the_docstrings(photos: Path) -> None:
+    failed, tried = doctest.testmod(api)
+    assert tried > 10
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", api.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    found = getattr(api, name)
+    assert inspect.getdoc(found)
+    for method, value in vars(found).items() if inspect.isclass(found) and found.__module__ == api.__name__ else ():
+        assert method.startswith("_") or inspect.getdoc(value), method
+
+
+def test_the_reference_page_is_made_from_the_docstrings() -> None:
+    assert api_page.PAGE.read_text() == api_page.page(), "run: python tests/support/api_page.py"
+
+
+def test_importing_it_does_not_import_torch() -> None:
+    code = "import sys; from genenc_core import api; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_arrays_in_memory_are_those_that_a_run_stores(photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.iterdir())
+    stored = api.extract(str(photos), out=str(tmp_path / "run"), points="labels.csv", **MODEL).arrays()
+    images = [str(files[0]), np.asarray(Image.open(files[1])), Image.open(files[2]), *files[3:]]
+    points = np.stack([np.array([[10.0 + at, 12.0]]) for at in range(6)])
+    found = api.encode(images, points=points, **MODEL)
+    assert sorted(found) == ["features", "probes"]
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, stored[name].values)
+
+
+def test_a_pillow_image_is_turned_as_its_file_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "phone.png", exif=exif)
+    found = api.encode([tmp_path / "phone.png", Image.open(tmp_path / "phone.png")], fit="stretch", **MODEL)["features"]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], api.encode([noise], fit="stretch", **MODEL)["features"][0])
+
+
+def test_a_run_stays_where_it_was_made(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, opened = api.extract("photos", out="run", **MODEL), api.Run.open("run")
+    lazy, values = made.arrays(), made.arrays().features.values
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    pictures.write_folder(tmp_path / "other" / "photos", 6, seed=9)
+    other = api.extract("photos", out="run", **MODEL).arrays().features.values
+    assert not np.array_equal(other, values)
+    for found in (lazy, made.arrays(), opened.arrays()):
+        np.testing.assert_array_equal(found.features.values, values)
+
+
+def test_points_that_are_missing_are_nan(photos: Path) -> None:
+    points = np.full((2, 2, 2), 8.0)
+    points[0, 1] = np.nan
+    points[:, 0] = np.nan
+    found = api.encode(sorted(photos.iterdir())[:2], points=points, **MODEL)["probes"]
+    assert found.shape == (2, 2, 6)
+    assert np.isnan(found[:, 0]).all()
+    assert np.isnan(found[0, 1]).all()
+    assert np.isfinite(found[1, 1]).all()
+
+
+def test_a_run_is_opened_continued_verified_and_repaired(photos: Path, tmp_path: Path) -> None:
+    (photos / "img_002.png").write_bytes(b"")
+    made = api.Run.create(str(photos), out=str(tmp_path / "run"), shard_rows=2, max_failures="0", **MODEL)
+    assert made.plan() == [0, 1, 2]
+    with pytest.raises(api.Incomplete, match="1 of 3 shards not done: 1") as raised:
+        made.encode()
+    assert raised.value.result.status.committed == 2
+    run = api.Run.open(made.place)
+    assert run.plan("failed") == [1]
+    result = run.encode("failed", max_failures="1")
+    assert (result.asked, result.status.unreadable) == (1, 1)
+    (victim, *_) = sorted((tmp_path / "run" / "features.zarr" / "features").glob("c*"))
+    victim.write_bytes(b"x")
+    assert [problem.shard for problem in run.verify().problems] == [0]
+    assert api.verify(run.place).problems == run.verify().problems
+    assert run.repair().requeued == (0,)
+    assert run.encode(max_failures="1").status.complete
+    assert run.verify(content=True).ok
+    assert run.parameters.model == "tiny_models:conv"
+    assert repr(run) == f"Run.open({run.place!r})"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fitt": "pad"}, "unknown option fitt; did you mean 'fit'"),
+        ({"fit": "padd"}, "fit 'padd' is not valid: give 'stretch', 'crop' or 'pad'"),
+        ({"batch_size": "many"}, "batch_size 'many' is not valid: give auto or a number of images of at least 1"),
+        ({"limit": True}, "limit True is not valid: it cannot be true"),
+    ],
+)
+def test_wrong_options_are_named(photos: Path, options: dict[str, object], words: str) -> None:
+    with pytest.raises(api.InputError) as raised:
+        api.Run.create(str(photos), out="run", **{**MODEL, **options})
+    assert words in str(raised.value)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 5)), r"float64 \[4, 5\]: give uint8 RGB"),
+        (np.zeros((4, 5, 4), np.uint8), r"uint8 \[4, 5, 4\]"),
+        ("photos/none.png", "none.png"),
+        ("photos/text.png", r"image 1 .*text.png.* cannot be read"),
+    ],
+)
+def test_an_image_that_cannot_be_encoded_is_named(photos: Path, image: object, words: str) -> None:
+    (photos / "text.png").write_text("no image")
+    with pytest.raises(api.InputError, match=words):
+        api.encode([photos / "img_000.png", image], **MODEL)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 1, 2), (2, 1, 3)])
+def test_points_of_a_wrong_shape_are_refused(photos: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(api.InputError, match=r"expected \[2, K, 2\]"):
+        api.encode(sorted(photos.iterdir())[:2], points=np.zeros(shape), **MODEL)
+
+
+def test_specs_are_registered_and_created_by_id(photos: Path, tmp_path: Path) -> None:
+    (made,) = api.export("tiny_models:conv", "exported", weights="random:0", image_size="32")
+    known = api.registry("exported")
+    assert known.registered() == [made.spec.model_id]
+    encoder = known.create(made.spec.model_id, device="cpu", trust=True)
+    images = torch.rand(2, 3, 32, 32)
+    (expected,) = known.create("tiny_models:conv", weights="random:0", image_size=(32, 32), device="cpu")(
+        images
+    ).values()
+    (found,) = encoder(images).values()
+    torch.testing.assert_close(found, expected)
+    (Path("exported") / "broken.json").write_text("{}")
+    with pytest.raises(api.InputError, match=r"broken\.json"):
+        api.registry("exported")
+
+
+def test_a_run_travels_to_another_process(photos: Path, tmp_path: Path) -> None:
+    import pickle
+
+    run = api.extract(str(photos), out=str(tmp_path / "run"), **MODEL)
+    result = pickle.loads(pickle.dumps(run.encode()))
+    assert isinstance(result, records.Result)
+    assert (result.asked, result.run.root, result.status) == (0, run.place, run.status())

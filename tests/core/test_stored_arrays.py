@@ -1,0 +1,90 @@
+"""The tables of stored arrays, statuses and digests: what a run writes, and what the pages say, is what they say."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from genenc_core import statuses, stored_arrays
+from genenc_core.encoding import products, shard_encoding
+from genenc_core.images.sources import image_source, manifest, named_points
+from genenc_core.run import store_plan
+from genenc_core.spec import SlotSpec
+from genenc_core.store import run_store, store_keys
+from genenc_core.system import digests
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "genenc_core" / "store" / "README.md"
+
+
+def made(folder: Path, *, with_points: bool) -> tuple[run_store.RunStore, list[products.Product]]:
+    """Create a store of two images; return it and its products."""
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"x")
+    points = None
+    if with_points:
+        (folder / "points.csv").write_text("image,point,x,y\na.png,ear,1,2\na.png,eye,3,4\n")
+        points = named_points.read_points(folder / "points.csv")
+    listed = manifest.write_manifest(
+        folder / "images.parquet", image_source.open_source(str(folder / "*.png")), points=points
+    )
+    asked = ["features=global_avg_pool", *(["probes=spatial_point(cell)"] if with_points else [])]
+    slots = [SlotSpec(name="features", shape=(3, 2, 2))]
+    wanted = products.build_products(
+        [products.parse_product(text) for text in asked], slots, point_count=2 if with_points else 0
+    )
+    identity = {"model": "m"}
+    made_of = {"fingerprint": "f"}
+    plan = store_plan.make_plan(wanted, listed, identity=identity, made=made_of, shard_rows=2)
+    store = run_store.RunStore.create(folder / "run", plan, coordinates=store_plan.coordinates(listed))
+    return store, list(wanted)
+
+
+@pytest.mark.parametrize("with_points", [True, False])
+def test_a_runs_arrays_are_those_of_the_table(tmp_path: Path, with_points: bool) -> None:
+    _, wanted = made(tmp_path, with_points=with_points)
+    group = zarr.open_group(tmp_path / "run" / store_keys.GROUP, mode="r")
+    expected = {array.name: array for array in stored_arrays.TABLE if with_points or not array.of_points}
+    assert set(group.array_keys()) == {*expected, *(product.name for product in wanted)}
+    for name, array in expected.items():
+        found = group[name]
+        assert isinstance(found, zarr.Array)
+        assert found.metadata.dimension_names == array.dims
+        assert array.dtype == "string" or str(found.dtype) == array.dtype
+        assert {key: found.attrs[key] for key in array.attributes} == dict(array.attributes)
+        if array.fill is not None:
+            assert found.fill_value == array.fill or math.isnan(array.fill)
+    for product in wanted:
+        coordinates = str(group[product.name].attrs["coordinates"]).split()
+        assert set(coordinates) < set(expected)
+        assert ("point_x" in coordinates) == product.needs_points
+
+
+def test_the_encoder_fills_every_planned_array(tmp_path: Path) -> None:
+    store, wanted = made(tmp_path, with_points=True)
+    arrays = shard_encoding.empty_arrays(2, wanted, 2)
+    assert list(arrays) == [array.name for array in store.plan.arrays]
+    assert (arrays[stored_arrays.POINT_STATUS] == statuses.POINT_UNREADABLE).all()
+    store.commit(0, arrays, np.full(2, statuses.UNREADABLE, np.uint8), details={})
+    assert store.record(0).status_counts == {"ok": 0, "unreadable": 2}  # type: ignore[union-attr]
+
+
+def test_no_product_takes_the_name_of_a_stored_array() -> None:
+    assert {array.name for array in stored_arrays.TABLE} < products.RESERVED
+
+
+def test_the_page_of_the_store_shows_the_tables() -> None:
+    lines = set(PAGE.read_text(encoding="utf-8").splitlines())
+    for array in stored_arrays.TABLE:
+        fill = "" if array.fill is None else str(array.fill)
+        what = str(array.attributes.get("long_name", "names of the points"))
+        assert (
+            f"| `{array.name}` | {array.dtype} | {', '.join(array.dims)} | {fill} | {array.writer} | {what} |" in lines
+        )
+    for name, table in ((stored_arrays.STATUS, statuses.ROWS), (stored_arrays.POINT_STATUS, statuses.POINTS)):
+        for value, word, meaning in table:
+            assert f"| `{name}` | {value} | `{word}` | {meaning} |" in lines
+    for digest in digests.TABLE:
+        assert f"| {digest.of} | {digest.algorithm} | {digest.recorded} |" in lines

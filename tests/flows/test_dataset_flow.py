@@ -1,0 +1,108 @@
+"""The flow `update_dataset`: the rows of the core alone, one task per step, states that say what happened."""
+
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+import pictures
+import task_runs
+from genenc_core import errors
+from genenc_core.dataset import folder as folders
+from genenc_core.dataset import update
+from genenc_core.dataset.parameters import UpdateParameters
+from genenc_core.run import records
+from genenc_core.run.folder import RunFolder
+from genenc_flows import dataset, pipeline
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def given(tmp_path: Path, **changes: object) -> UpdateParameters:
+    values = {
+        "images": str(tmp_path / "photos"),
+        "model": "tiny_models:conv",
+        "weights": "random:0",
+        "image_size": "32",
+        "out": str(tmp_path / "dataset"),
+        "shard_rows": 2,
+        "batch_size": 2,
+        "device": "cpu",
+        "trust": True,
+    }
+    return UpdateParameters.model_validate({**values, **changes})
+
+
+@pytest.mark.slow
+def test_a_schedule_that_meets_new_images(tmp_path: Path) -> None:
+    """Two firings with the same parameters, as a deployment gives them."""
+    pictures.write_folder(tmp_path / "photos", 3)
+    first = dataset.update_dataset(given(tmp_path), return_state=True)
+    assert first.message == f"{tmp_path / 'dataset'}: version 1, 3 images in 1 part (3 new), 0 unreadable"
+    pictures.write_folder(tmp_path / "photos", 5)
+    (tmp_path / "photos" / "img_001.png").unlink()
+    second = dataset.update_dataset(given(tmp_path), return_state=True)
+    assert isinstance(second.result(), update.Updated)
+    assert second.result().version.counts["rows"] == 4
+    expected = ["compare images with dataset", "plan a part of dataset", "make a version of dataset"]
+    expected += ["shard 00000, rows 0-1", "store shard 00000, rows 0-1"]
+    shown = task_runs.of(second.state_details.flow_run_id, task_runs.with_names(*expected))
+    assert {run.name for run in shown} >= set(expected)
+    with get_client(sync_client=True) as client:
+        report = task_runs.artifacts(client, second.state_details.flow_run_id)["report"]["data"]
+    assert "limited by" in report
+    assert "![2 shards by stage" in report
+    third = dataset.update_dataset(given(tmp_path), return_state=True)
+    assert third.message == f"{tmp_path / 'dataset'}: version {second.result().version.version}, 4 images; nothing new"
+
+
+def test_values_of_the_form_that_are_defaults_are_not_given(tmp_path: Path) -> None:
+    """The form gives every field: what was given at first holds on."""
+    pictures.write_folder(tmp_path / "photos", 2)
+    dataset.update_dataset(given(tmp_path), return_state=True)
+    form = UpdateParameters(out=str(tmp_path / "dataset"), trust=True)
+    every = UpdateParameters.model_validate({name: getattr(form, name) for name in UpdateParameters.model_fields})
+    state = dataset.update_dataset(every, return_state=True)
+    assert state.message == f"{tmp_path / 'dataset'}: version 1, 2 images; nothing new"
+
+
+def test_shards_that_are_not_done_fail_the_run_with_their_names(tmp_path: Path) -> None:
+    pictures.write_folder(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "img_000.png").write_bytes(b"no image")
+    state = dataset.update_dataset(given(tmp_path, max_failures="0"), return_state=True)
+    assert state.is_failed()
+    assert state.message == "1 of 2 shards not done: 0"
+    found = state.result(raise_on_failure=False)
+    assert isinstance(found, records.Incomplete)
+    assert isinstance(found.result, update.Updated)
+    assert found.result.version is not None
+    assert found.result.version.counts["rows"] == 1
+
+
+@pytest.mark.slow
+def test_a_pipeline_exports_once_and_updates_each_time(tmp_path: Path) -> None:
+    pictures.write_folder(tmp_path / "photos", 3)
+    folder = str(tmp_path / "model")
+    first = pipeline.pipeline(given(tmp_path), folder, return_state=True)
+    assert first.is_completed(), first.message
+    assert first.message == f"{tmp_path / 'dataset'}: version 1, 3 images in 1 part (3 new), 0 unreadable"
+    assert isinstance(first.result(), update.Updated)
+    (made,) = (tmp_path / "model").glob("*_spec.json")
+    before = made.stat().st_mtime_ns
+    pictures.write_folder(tmp_path / "photos", 4)
+    second = pipeline.pipeline(given(tmp_path), folder, return_state=True)
+    assert second.is_completed(), second.message
+    assert made.stat().st_mtime_ns == before
+    found = folders.DatasetFolder(tmp_path / "dataset").version()
+    assert (found.version, found.counts["rows"]) == (2, 4)
+    run = pipeline.pipeline(given(tmp_path, out=str(tmp_path / "run")), folder, single_run=True, return_state=True)
+    assert run.is_completed(), run.message
+    assert run.message == "4 of 4 images stored, 0 unreadable"
+    assert RunFolder(tmp_path / "run").backend == "torchscript"
+
+
+def test_a_folder_of_several_models_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}_torchscript_spec.json").write_text("{}")
+    with pytest.raises(errors.InputError, match="several models: a_torchscript_spec"):
+        pipeline.exported(given(tmp_path), str(tmp_path), "torchscript")
