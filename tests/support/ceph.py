@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import datetime
 import fcntl
+import random
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PACKAGES = ("radosgw", "ceph-mon", "ceph-osd", "ceph-common")
@@ -118,24 +119,40 @@ def _download(cache: Path, archives: Path) -> None:
 
 
 @contextlib.contextmanager
-def running(cache: Path) -> Iterator[str]:
+def running(cache: Path, *, attempts: int = 3) -> Iterator[str]:
     """Run monitor, one storage daemon and gateway with one bucket; yield the endpoint. They die with this process.
 
+    A start that fails (a port that another program took meanwhile, a daemon that does not answer) is tried again.
+
     Raises:
-        Unavailable: a daemon does not start.
+        Unavailable: a daemon does not start, `attempts` times.
     """
     root = unpacked(cache)
+    with contextlib.ExitStack() as stack:
+        for left in reversed(range(attempts)):
+            try:
+                endpoint = stack.enter_context(_started(root))
+            except Unavailable:
+                if not left:
+                    raise
+            else:
+                yield endpoint
+                return
+
+
+@contextlib.contextmanager
+def _started(root: Path) -> Iterator[str]:
     data = Path(tempfile.mkdtemp(prefix="genenc-ceph-"))
     daemons: list[subprocess.Popen[bytes]] = []
     try:
         for name in ("mon", "osd", "run", "log", "rgw"):
             (data / name).mkdir()
-        mon_port, port = free_ports(2)
+        mon_port, port = _free_ports(2)
         fsid, libraries = str(uuid.uuid4()), _libraries(root)
         text = _CONFIGURATION.format(fsid=fsid, mon_port=mon_port, port=port, libraries=libraries, data=data)
         (data / "ceph.conf").write_text(text)
         environment = _environment(root, data)
-        tool = _Tool(environment)
+        tool = _Tool(environment, daemons, data)
         tool("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{mon_port}]", str(data / "map"))
         tool("ceph-mon", "--mkfs", "-i", "a", "--monmap", str(data / "map"))
         daemons.append(_daemon(["ceph-mon", "-f", "-i", "a"], environment, data))
@@ -175,13 +192,16 @@ def make_bucket(endpoint: str, name: str) -> None:
     urllib.request.urlopen(urllib.request.Request(address, method="PUT"), timeout=60).close()
 
 
-def free_ports(count: int) -> list[int]:
-    """Return unused loopback ports."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def _free_ports(count: int) -> list[int]:
+    """Return unused loopback ports, none that the system gives to others who ask for any port."""
+    free = []
+    for port in random.sample(range(20_000, 32_000), 200):
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise Unavailable("no free port")
 
 
 @contextlib.contextmanager
@@ -217,22 +237,28 @@ def serve(cache: Path, shared: Path) -> None:
 
 
 class _Tool:
-    """Runs Ceph's commands."""
+    """Runs Ceph's commands, which wait for ever for a daemon that has ended."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], daemons: Sequence[subprocess.Popen[bytes]], data: Path) -> None:
         self._environment = environment
+        self._daemons = daemons
+        self._data = data
 
     def __call__(self, *command: str) -> None:
-        _run(list(command), environment=self._environment)
+        try:
+            _run(list(command), environment=self._environment, seconds=120)
+        except Unavailable:
+            _check_alive(self._daemons, self._data)
+            raise
 
 
-def _run(command: list[str], *, environment: Mapping[str, str] | None = None) -> None:
+def _run(command: list[str], *, environment: Mapping[str, str] | None = None, seconds: float = 300) -> None:
     try:
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=seconds)
     except FileNotFoundError as error:
         raise Unavailable(f"{command[0]} is not there") from error
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{' '.join(command[:4])} ... took longer than five minutes") from error
+        raise Unavailable(f"{' '.join(command[:4])} ... took longer than {seconds:.0f} s") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()[-3:]
         raise Unavailable(f"{' '.join(command[:4])} ... failed: {' | '.join(said)}") from error
@@ -248,13 +274,17 @@ def _daemon(command: list[str], environment: Mapping[str, str], data: Path) -> s
         )
 
 
-def _wait_for(endpoint: str, daemons: list[subprocess.Popen[bytes]], data: Path, *, seconds: float = 180) -> None:
+def _check_alive(daemons: Sequence[subprocess.Popen[bytes]], data: Path) -> None:
+    for daemon in daemons:
+        if daemon.poll() is not None:
+            said = (data / "log" / "output").read_text(errors="replace").strip().splitlines()[-3:]
+            raise Unavailable(f"{daemon.args[0]!r} ended with code {daemon.returncode}: {' | '.join(said)}")  # type: ignore[index]
+
+
+def _wait_for(endpoint: str, daemons: Sequence[subprocess.Popen[bytes]], data: Path, *, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        ended = [daemon for daemon in daemons if daemon.poll() is not None]
-        if ended:
-            said = (data / "log" / "output").read_text(errors="replace").strip().splitlines()[-3:]
-            raise Unavailable(f"{ended[0].args[0]!r} ended with code {ended[0].returncode}: {' | '.join(said)}")  # type: ignore[index]
+        _check_alive(daemons, data)
         with contextlib.suppress(OSError):
             urllib.request.urlopen(endpoint, timeout=5).close()
             return
