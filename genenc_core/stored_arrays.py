@@ -12,6 +12,7 @@ from genenc_core import statuses
 STATUS: Final = "status"
 POINT_STATUS: Final = "point_status"
 POINT: Final = "point"
+INDIVIDUAL: Final = "individual"
 Writer = Literal["creator", "encoder", "store"]
 
 
@@ -38,6 +39,11 @@ class StoredArray:
         """Whether only runs with points have it."""
         return POINT in self.dims
 
+    @property
+    def of_individuals(self) -> bool:
+        """Whether only runs with points of several individuals have it."""
+        return self.name == INDIVIDUAL
+
 
 LENGTHS: Final[Mapping[str, int]] = {"affine": 4}
 """Lengths of axes that are the same in every run; those of `image` and `point` are the run's own."""
@@ -52,6 +58,7 @@ _AFFINE = "scale x, scale y, offset x, offset y: model pixel = source pixel * sc
 _ORIENTATION = "EXIF orientation found and applied, 1 to 8; 0 not read"
 _HEIGHT, _WIDTH = (f"{side} of the image in pixels, after EXIF orientation" for side in ("height", "width"))
 _X, _Y = (f"{axis} of the point in the source image" for axis in "xy")
+_WHOSE = 'animal or person that the point is of; "" for none'
 _ROWS = {**_named("state of the image's row"), **statuses.flags(statuses.ROWS)}
 _POINTS = {**_named("state of the point"), **statuses.flags(statuses.POINTS)}
 
@@ -63,6 +70,7 @@ TABLE: Final = (
     StoredArray("image_orientation", "uint8", _IMAGE, "encoder", 0, _named(_ORIENTATION), coordinate=True),
     StoredArray("image_affine", "float64", (*_IMAGE, "affine"), "encoder", _NAN, _named(_AFFINE)),
     StoredArray(POINT, "string", (POINT,), "creator"),
+    StoredArray(INDIVIDUAL, "string", (POINT,), "creator", None, _named(_WHOSE), coordinate=True),
     StoredArray("point_x", "float64", _IMAGE_POINT, "creator", None, _named(_X), coordinate=True),
     StoredArray("point_y", "float64", _IMAGE_POINT, "creator", None, _named(_Y), coordinate=True),
     StoredArray(
@@ -79,9 +87,15 @@ TABLE: Final = (
 """In the order in which a shard's arrays are planned and promoted."""
 
 
-def written_by(writer: Writer, *, with_points: bool) -> Iterator[StoredArray]:
-    """Yield the arrays of a writer, in the table's order; those of points where a run has some."""
-    return (array for array in TABLE if array.writer == writer and (with_points or not array.of_points))
+def written_by(writer: Writer, *, with_points: bool, with_individuals: bool = False) -> Iterator[StoredArray]:
+    """Yield the arrays of a writer, in the table's order; those of points and individuals where a run has some."""
+    return (array for array in _of_run(with_points, with_individuals) if array.writer == writer)
+
+
+def _of_run(with_points: bool, with_individuals: bool) -> Iterator[StoredArray]:
+    for array in TABLE:
+        if (with_points or not array.of_points) and (with_individuals or not array.of_individuals):
+            yield array
 
 
 def get(name: str) -> StoredArray:
@@ -89,6 +103,11 @@ def get(name: str) -> StoredArray:
     return next(array for array in TABLE if array.name == name)
 
 
-def coordinates(*, with_points: bool) -> str:
+def coordinates(*, with_points: bool, with_individuals: bool = False) -> str:
     """Return the attribute `coordinates` of a product."""
-    return " ".join(array.name for array in TABLE if array.coordinate and (with_points or not array.of_points))
+    return " ".join(array.name for array in _of_run(with_points, with_individuals) if array.coordinate)
+
+
+def is_of_points_alone(name: str) -> bool:
+    """Return whether a run has one array of this name for all its images, with a value for each point."""
+    return any(array.name == name and array.dims == (POINT,) for array in TABLE)

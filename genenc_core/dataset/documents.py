@@ -54,6 +54,8 @@ class Meaning(pydantic.BaseModel):
     """The identity of its runs without their images."""
     points: list[str]
     """Names of the points, in the order of the arrays."""
+    individuals: list[str] = []
+    """The individual of each point, "" for none; [] if the labels name none."""
 
 
 class Part(pydantic.BaseModel):
@@ -215,9 +217,10 @@ def held_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def meaning_to_json(identity: Mapping[str, Any], points: list[str]) -> dict[str, Any]:
+def meaning_to_json(identity: Mapping[str, Any], points: list[str], individuals: list[str]) -> dict[str, Any]:
     """Return the content of `dataset.json`."""
-    return {"schema": DATASET_SCHEMA, "identity": dict(identity), "points": points}
+    more = {"individuals": individuals} if individuals else {}
+    return {"schema": DATASET_SCHEMA, "identity": dict(identity), "points": points, **more}
 
 
 def read_meaning(objects: Objects) -> Meaning:

@@ -21,7 +21,7 @@ from genenc_core.system import digests
 _OWN_NAMES = {documents.DATASET, documents.SETTINGS, documents.PARTS, documents.VERSIONS, documents.TAGS, "README.md"}
 
 
-def create_dataset(root: Root, meaning: Mapping[str, Any], points: list[str]) -> DatasetFolder:
+def create_dataset(root: Root, meaning: Mapping[str, Any], points: list[str], individuals: list[str]) -> DatasetFolder:
     """Create `dataset.json`, or open the dataset that another process created meanwhile.
 
     Raises:
@@ -32,7 +32,7 @@ def create_dataset(root: Root, meaning: Mapping[str, Any], points: list[str]) ->
         with out_folder.writing(root):
             root.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(objects.names(""), objects.name)
-    records.create_json(objects, documents.DATASET, documents.meaning_to_json(meaning, points))
+    records.create_json(objects, documents.DATASET, documents.meaning_to_json(meaning, points, individuals))
     return DatasetFolder(root)
 
 

@@ -170,8 +170,10 @@ class _VersionStore(AbstractDataStore):
         found = {}
         for name, document in self.version.templates[self.template].items():
             data: Any
-            if name == stored_arrays.POINT:
-                data = np.array(self.folder.meaning.points, self.parts.empty(self.template, name).dtype)
+            if stored_arrays.is_of_points_alone(name):
+                meaning = self.folder.meaning
+                values = meaning.points if name == stored_arrays.POINT else meaning.individuals
+                data = np.array(values, self.parts.empty(self.template, name).dtype)
             else:
                 data = indexing.LazilyIndexedArray(_PartedArray(self.parts, self.stored, name))
             # As xarray's own reader of Zarr: it leaves the strings as they are.
@@ -203,7 +205,9 @@ class _VersionStore(AbstractDataStore):
         if IMAGE_ID not in first or any(self._signature(each) != first for each in templates):
             raise errors.StoreError(f"{where} is damaged: its parts do not have the same arrays")
         unknown = [
-            name for name, (_, _, dims) in first.items() if (dims[:1] == ("image",)) == (name == stored_arrays.POINT)
+            name
+            for name, (_, _, dims) in first.items()
+            if (dims[:1] == ("image",)) == stored_arrays.is_of_points_alone(name)
         ]
         if unknown:
             raise errors.StoreError(f"{where} has an array {unknown[0]!r} that this version of genenc does not know")

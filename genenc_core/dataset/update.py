@@ -156,7 +156,7 @@ class Update:
         source = source if like is None else like.manifest.listed_alike(source)
         table = planning.read_labels(self.extract)
         if table is not None and folder is not None:
-            table = table.in_order_of(folder.meaning.points)
+            table = table.in_order_of(folder.meaning.points, individuals=folder.meaning.individuals)
         exported = None if like else self.scratch / "model"
         used = self.extract
         gone = used.weights == before.get("weights") and not Path(used.weights or "").exists()
@@ -178,7 +178,7 @@ class Update:
             warnings.warn(folders.describe(self.listed.left_out), folders.FilesLeftOut, stacklevel=2)
         cancellation.current().raise_if_cancelled()
         if folder is None:
-            folder = parts.create_dataset(self.root, meaning, names)
+            folder = parts.create_dataset(self.root, meaning, names, list(table.individuals) if table else [])
             _refuse_other(folder, meaning, names)  # another process may have created it
         self.folder = folder
         self.images = rows.Images.of(self.listed)

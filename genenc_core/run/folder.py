@@ -15,8 +15,8 @@ import pydantic
 from genenc_core import errors, spec, stored_arrays, text
 from genenc_core.encoding import tile_plan
 from genenc_core.encoding.cells import Cells
+from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import manifest
-from genenc_core.images.sources.named_points import PointsScale
 from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
 from genenc_core.runtime.execution import Execution

@@ -7,12 +7,12 @@ import pydantic
 
 from genenc_core import errors, spec
 from genenc_core.choices import Precision
-from genenc_core.images.sources import named_points
+from genenc_core.images.labels.scale import PointsScale
 
 
 def _is_scale(text: str) -> str:
     try:
-        named_points.PointsScale.parse(text)
+        PointsScale.parse(text)
     except errors.InputError as error:
         raise ValueError(str(error)) from error
     return text

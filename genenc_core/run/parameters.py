@@ -77,10 +77,10 @@ class ExtractParameters(options.Parameters):
     )
     points: str | None = option(
         None,
-        help="Labelled points: tidy CSV/Parquet (image,point,x,y) or DeepLabCut CSV.",
+        help="Labelled points: a table (image,point,x,y), COCO, LabelMe, or DeepLabCut (a file or the project).",
         group=POINTS,
         often=True,
-        metavar="<file>",
+        metavar="<file|folder|glob>",
         path=True,
     )
     weights: str | None = WEIGHTS
@@ -140,6 +140,13 @@ class ExtractParameters(options.Parameters):
         group=POINTS,
         metavar="<COLUMN=NAME,...>",
         usually="the usual names",
+    )
+    min_likelihood: float | None = option(
+        None,
+        help="Least likelihood of a label; others count as missing.",
+        group=POINTS,
+        usually="all labels count",
+        limits={"ge": 0, "le": 1},
     )
     points_scale: str | None = option(
         None,

@@ -14,6 +14,9 @@ from genenc_core.encoding import batch_size, cancellation, products, tile_plan
 from genenc_core.encoding.cells import Cells
 from genenc_core.encoding.shard_encoding import FailureBudget
 from genenc_core.images.decode import geometry, gpu_decode
+from genenc_core.images.labels import reading
+from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.labels.scale import PIXELS, PointsScale
 from genenc_core.images.sources import (
     folders,
     frames,
@@ -21,7 +24,6 @@ from genenc_core.images.sources import (
     input_size_check,
     label_check,
     manifest,
-    named_points,
 )
 from genenc_core.models import state_files, weights
 from genenc_core.run import map_cells, model_cache, model_files, out_folder, outputs_check, records, store_plan, tiles
@@ -72,7 +74,7 @@ class Design:
     model: model_cache.ResolvedModel
     preprocessing: spec.Preprocessing
     products: tuple[products.Product, ...]
-    points: named_points.PointTable | None
+    points: PointTable | None
     device: str
     tiles: tile_plan.TilePlan | None = None
     cells: Mapping[str, Cells] | None = None
@@ -152,7 +154,7 @@ def publish(
 
 
 def warn_of_images(
-    listed: manifest.Manifest, given: run_parameters.ExtractParameters, *, table: named_points.PointTable | None
+    listed: manifest.Manifest, given: run_parameters.ExtractParameters, *, table: PointTable | None
 ) -> None:
     """Look at some images of a new run, and at its labels, and warn of what may not be meant.
 
@@ -167,11 +169,16 @@ def warn_of_images(
         label_check.check(listed, scale_given=given.points_scale is not None)
 
 
-def read_labels(given: run_parameters.ExtractParameters) -> named_points.PointTable | None:
-    """Read the points file, if there is one; raises as `named_points.read_points`."""
+def read_labels(given: run_parameters.ExtractParameters) -> PointTable | None:
+    """Read the points file, if there is one; raises as `reading.read_points`."""
     if given.points is None:
         return None
-    return named_points.read_points(Path(given.points), columns=given.points_columns, scale=given.points_scale)
+    return reading.read_points(
+        given.points,
+        columns=given.points_columns,
+        scale=given.points_scale,
+        min_likelihood=given.min_likelihood,
+    )
 
 
 def check_parameters(given: run_parameters.ExtractParameters) -> image_source.ImageSource:
@@ -189,7 +196,9 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
         raise errors.InputError(f"--points-columns {given.points_columns!r} needs --points FILE")
     if given.points_scale is not None and given.points is None:
         raise errors.InputError(f"--points-scale {given.points_scale!r} needs --points FILE")
-    named_points.PointsScale.parse(given.points_scale)
+    if given.min_likelihood is not None and given.points is None:
+        raise errors.InputError(f"--min-likelihood {given.min_likelihood:g} needs --points FILE")
+    PointsScale.parse(given.points_scale)
     if given.limit is not None and given.limit < 1:
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:
@@ -203,7 +212,7 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
 
 def make_design(
     given: run_parameters.ExtractParameters,
-    table: named_points.PointTable | None,
+    table: PointTable | None,
     *,
     export_to: Path | None,
     earlier: bool = False,
@@ -392,7 +401,7 @@ def _images(listed: manifest.Manifest) -> dict[str, object]:
     return {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)}
 
 
-def _meaning(design: Design, points_scale: named_points.PointsScale, artifact: object) -> dict[str, object]:
+def _meaning(design: Design, points_scale: PointsScale, artifact: object) -> dict[str, object]:
     """Return the identity without the images."""
     found = design.model.spec
     block = found.genenc or spec.GenencBlock()
@@ -423,7 +432,7 @@ def meaning(design: Design, earlier: Mapping[str, object] | None = None) -> dict
     """
     exported_here = design.model.backend != "eager" and not design.model.spec.weights_path
     artifact = earlier["artifact"] if earlier is not None and exported_here else _artifact(design)
-    return _meaning(design, design.points.scale if design.points else named_points.PIXELS, artifact)
+    return _meaning(design, design.points.scale if design.points else PIXELS, artifact)
 
 
 def describe_meanings(old: Mapping[str, object], new: Mapping[str, object]) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from genenc_core import errors, spec, statuses
+from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders
-from genenc_core.images.sources.named_points import PointsScale
 from genenc_core.run import bound, identity, integrity, out_folder, records, session_log, status_cache
 from genenc_core.run.bound import Bound
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
@@ -409,6 +409,8 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines.append(f"  the coordinates of the points file were {scale.describe()}")
     if found.labels.get("absent"):
         lines.append(f"  {found.labels['absent']} images of the points file are not among the images")
+    if found.labels.get("uncertain"):
+        lines.append(f"  {plural(found.labels['uncertain'], 'label')} left out: below the least likelihood")
     if found.labels.get("images_without"):
         lines.append(f"  {plural(found.labels['images_without'], 'image')} without any label")
     if found.left_out:

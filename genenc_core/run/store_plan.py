@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from genenc_core import spec, statuses, stored_arrays, text
 from genenc_core.encoding import products
+from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders, manifest, manifest_rows
-from genenc_core.images.sources.named_points import PointsScale
 from genenc_core.store import layout
 from genenc_core.store.backends.objects import is_remote
 from genenc_core.text import argument
@@ -58,7 +58,7 @@ def make_plan(
     `outputs` is the sketch of the model's outputs, not part of the identity because rounding differs between machines.
     """
     point_count = len(listed.point_names)
-    arrays = [_product_array(product, listed.rows, shard_rows, bool(point_count)) for product in wanted]
+    arrays = [_product_array(product, listed, shard_rows) for product in wanted]
     arrays += [
         layout.array_plan(
             array,
@@ -85,7 +85,7 @@ def make_plan(
 def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
     """Return the arrays known before any image is read: ids, paths and points."""
     values: dict[str, Any] = {name: _texts(listed, name) for name in manifest_rows.TEXT_COLUMNS}
-    values |= {stored_arrays.POINT: list(listed.point_names)}
+    values |= {stored_arrays.POINT: list(listed.point_names), stored_arrays.INDIVIDUAL: list(listed.individuals)}
     values |= {name: _positions(listed, name) for name in manifest_rows.POINT_COLUMNS}
     return [
         layout.CoordinatePlan(
@@ -95,7 +95,9 @@ def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
             values=values[array.name],
             attributes=_coordinate_attributes(array, listed.points_scale),
         )
-        for array in stored_arrays.written_by("creator", with_points=bool(listed.point_names))
+        for array in stored_arrays.written_by(
+            "creator", with_points=bool(listed.point_names), with_individuals=bool(listed.individuals)
+        )
     ]
 
 
@@ -152,12 +154,12 @@ Do not mix these vectors with those of another run: other weights or preprocessi
 """
 
 
-def _product_array(product: products.Product, rows: int, shard_rows: int, with_points: bool) -> layout.ArrayPlan:
+def _product_array(product: products.Product, listed: manifest.Manifest, shard_rows: int) -> layout.ArrayPlan:
     probes = product.needs_points
     flags = [stored_arrays.STATUS, *([stored_arrays.POINT_STATUS] if probes else [])]
     return layout.ArrayPlan(
         name=product.name,
-        shape=(rows, *product.signature.shape),
+        shape=(listed.rows, *product.signature.shape),
         dtype=product.dtype,
         dims=("image", *product.signature.dims),
         chunk_rows=_chunk_rows(shard_rows, _row_bytes(product)),
@@ -165,7 +167,9 @@ def _product_array(product: products.Product, rows: int, shard_rows: int, with_p
         attributes={
             "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
             "units": "1",
-            "coordinates": stored_arrays.coordinates(with_points=with_points and probes),
+            "coordinates": stored_arrays.coordinates(
+                with_points=bool(listed.point_names) and probes, with_individuals=bool(listed.individuals) and probes
+            ),
             "ancillary_variables": " ".join(flags),
             "genenc_product": product.text,
         },

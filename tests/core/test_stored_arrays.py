@@ -9,7 +9,8 @@ import zarr
 
 from genenc_core import statuses, stored_arrays
 from genenc_core.encoding import products, shard_encoding
-from genenc_core.images.sources import image_source, manifest, named_points
+from genenc_core.images.labels import reading
+from genenc_core.images.sources import image_source, manifest
 from genenc_core.run import store_plan
 from genenc_core.spec import SlotSpec
 from genenc_core.store import run_store, store_keys
@@ -26,7 +27,7 @@ def made(folder: Path, *, with_points: bool) -> tuple[run_store.RunStore, list[p
     points = None
     if with_points:
         (folder / "points.csv").write_text("image,point,x,y\na.png,ear,1,2\na.png,eye,3,4\n")
-        points = named_points.read_points(folder / "points.csv")
+        points = reading.read_points(folder / "points.csv")
     listed = manifest.write_manifest(
         folder / "images.parquet", image_source.open_source(str(folder / "*.png")), points=points
     )
@@ -46,7 +47,11 @@ def made(folder: Path, *, with_points: bool) -> tuple[run_store.RunStore, list[p
 def test_a_runs_arrays_are_those_of_the_table(tmp_path: Path, with_points: bool) -> None:
     _, wanted = made(tmp_path, with_points=with_points)
     group = zarr.open_group(tmp_path / "run" / store_keys.GROUP, mode="r")
-    expected = {array.name: array for array in stored_arrays.TABLE if with_points or not array.of_points}
+    expected = {
+        array.name: array
+        for array in stored_arrays.TABLE
+        if (with_points or not array.of_points) and not array.of_individuals
+    }
     assert set(group.array_keys()) == {*expected, *(product.name for product in wanted)}
     for name, array in expected.items():
         found = group[name]

@@ -22,7 +22,7 @@ from genenc_core import errors, spec, text
 from genenc_core.cli import app, usage
 from genenc_core.cli import models as models_command
 from genenc_core.factory import model_file
-from genenc_core.images.sources import named_points, point_matching
+from genenc_core.images.labels import matching, reading
 from genenc_core.run import driver, model_info, planning, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
@@ -139,9 +139,9 @@ class Points:
         return one_refusal(self._read)
 
     def _read(self) -> None:
-        table = named_points.read_points(self.path)
+        table = reading.read_points(self.path)
         assert table.xy.shape == (len(table.images), len(table.names), 2)
-        matcher = point_matching.Matcher(table.images)
+        matcher = matching.Matcher(table.images)
         for row, name in enumerate((*table.images[:50], "img_000.png")):
             matcher.add(row, name, f"/data/{name}", named=1)
         matcher.result()

@@ -51,7 +51,7 @@ def make(root: Path, lengths: Sequence[int], *, shard_rows: int = SHARD_ROWS, no
     root.mkdir(parents=True)
     objects = open_objects(root)
     identity = {"model": "drawn", "weights": "none", "products": ["features", "maps"]}
-    records.create_json(objects, documents.DATASET, documents.meaning_to_json(identity, list(POINTS)))
+    records.create_json(objects, documents.DATASET, documents.meaning_to_json(identity, list(POINTS), []))
     (root / documents.PARTS).mkdir()
     blocks, described = [], []
     templates: list[dict[str, dict[str, Any]]] = []

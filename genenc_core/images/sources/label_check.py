@@ -12,8 +12,8 @@ from PIL import Image
 
 from genenc_core import errors
 from genenc_core.images.decode import decode, load_image
+from genenc_core.images.labels.scale import NORMALIZED, PERCENT
 from genenc_core.images.sources import folders, manifest, manifest_rows
-from genenc_core.images.sources.named_points import NORMALIZED, PERCENT
 
 SAMPLED_IMAGES = 64
 """Labelled images, evenly spread over the manifest, whose sizes are read."""

@@ -15,8 +15,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images.sources import folders, image_source, listing, manifest_rows, point_matching
-from genenc_core.images.sources.named_points import PointsScale, PointTable
+from genenc_core.images.labels import matching
+from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.labels.scale import PointsScale
+from genenc_core.images.sources import folders, image_source, listing, manifest_rows
 from genenc_core.system import files, memory
 
 LOGGER = logging.getLogger(__name__)
@@ -83,8 +85,9 @@ class Manifest:
     left_out: Mapping[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict, compare=False)
     """Files of the source that are not readable images: extension ("" for none) -> count and the first few paths."""
     labels: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """With points: counts of `images_without` a label and of images of the points file that are `absent`, and the
-    `scale` of its coordinates unless they were pixels; {} if not recorded."""
+    """With points: counts of `images_without` a label, of images of the points file that are `absent`, and of
+    `uncertain` labels left out; the `scale` of its coordinates unless they were pixels; the `individuals` of the
+    points if there are any; {} if not recorded."""
     extensions: tuple[str, ...] = field(default=image_source.EXTENSIONS, compare=False)
     """Extensions that counted as images in a folder or glob."""
     earlier_glob: bool = field(default=False, compare=False)
@@ -101,6 +104,11 @@ class Manifest:
     """First row of every row group, and the number of rows at the end."""
     kept: dict[int, pa.Table] = field(default_factory=dict, compare=False, repr=False)
     """Cache of the row groups read last."""
+
+    @property
+    def individuals(self) -> tuple[str, ...]:
+        """The individual of each point, "" for none; () if the labels name none."""
+        return tuple(self.labels.get("individuals", ()))
 
     @property
     def points_scale(self) -> PointsScale:
@@ -135,7 +143,7 @@ class Manifest:
             rows=int(footer.num_rows),
             digest=digest,
             point_names=point_names,
-            labels=_label_counts(path, stored),
+            labels=_label_counts(path, stored, point_names),
             left_out=_left_out(path, stored),
             extensions=_extensions_of(stored),
             earlier_glob=b"genenc.glob" not in stored,
@@ -246,14 +254,19 @@ def _described(path: Path, stored: Mapping[bytes, bytes]) -> tuple[Path, str, tu
         ) from error
 
 
-def _label_counts(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, Any]:
+def _label_counts(path: Path, stored: Mapping[bytes, bytes], point_names: Sequence[str]) -> dict[str, Any]:
     """Return the label counts in a manifest's metadata; empty in manifests of earlier versions."""
     try:
         labels = json.loads(stored.get(b"genenc.labels", b"{}"))
         if not isinstance(labels, dict) or not all(
-            type(labels.get(key, 0)) is int for key in ("absent", "images_without")
+            type(labels.get(key, 0)) is int for key in ("absent", "images_without", "uncertain")
         ):
             raise ValueError("genenc.labels is not an object of counts")
+        individuals = labels.get("individuals", [])
+        if not isinstance(individuals, list) or not all(isinstance(name, str) for name in individuals):
+            raise ValueError("genenc.labels has individuals that are not names")
+        if individuals and len(individuals) != len(point_names):
+            raise ValueError("genenc.labels has another number of individuals than of points")
         if not isinstance(labels.get("scale", ""), str):
             raise ValueError("genenc.labels has a scale that is not text")
         PointsScale.parse(labels.get("scale"))
@@ -316,7 +329,7 @@ def write_manifest(
             return
         spool = path.with_name(files.private_name(path.name, "spool"))
         try:
-            matcher = point_matching.Matcher(points.images)
+            matcher = matching.Matcher(points.images)
             found = manifest_rows.blocks(_matched(source, matcher, limit, left_out))
             _write(spool, found, source, may_be_empty=may_be_empty)
             listed = Manifest.open(spool)
@@ -424,7 +437,7 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
 
 
 def _matched(
-    source: image_source.ImageSource, matcher: point_matching.Matcher, limit: int | None, left_out: folders.LeftOut
+    source: image_source.ImageSource, matcher: matching.Matcher, limit: int | None, left_out: folders.LeftOut
 ) -> Iterator[listing.Block]:
     """Yield the first `limit` images, passing all of them to the matcher."""
     first = 0
@@ -439,12 +452,12 @@ def _matched(
             yield block.first(kept)
 
 
-def _nowhere(points: PointTable) -> point_matching.Placement:
+def _nowhere(points: PointTable) -> matching.Placement:
     """Return the placement of points among no images."""
-    return point_matching.Placement(rows={}, absent=tuple(points.images), elsewhere=())
+    return matching.Placement(rows={}, absent=tuple(points.images), elsewhere=())
 
 
-def _log_unmatched(placed: point_matching.Placement, points: PointTable) -> None:
+def _log_unmatched(placed: matching.Placement, points: PointTable) -> None:
     """Log the images of the points file that are missing, or were matched despite different folders."""
     if placed.absent:
         LOGGER.warning(
@@ -526,8 +539,11 @@ def _labels(count: int, labelled: int, absent: Sequence[str], points: PointTable
         "images_without": count - labelled,
         "absent": len(absent),
         "absent_first": list(absent[:20]),
+        **({} if points.scale.text is None else {"scale": points.scale.text}),
+        **({"uncertain": points.uncertain} if points.uncertain else {}),
+        **({"individuals": list(points.individuals)} if points.individuals else {}),
     }
-    return json.dumps(labels if points.scale.text is None else {**labels, "scale": points.scale.text})
+    return json.dumps(labels)
 
 
 def _extensions_of(stored: Mapping[bytes, bytes]) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from genenc_core import errors
+from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import image_source, label_check, manifest
-from genenc_core.images.sources.named_points import PointsScale, PointTable
 
 WIDTH, HEIGHT = 160, 120
 Change = Callable[[np.ndarray], np.ndarray]

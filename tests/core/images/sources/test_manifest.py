@@ -15,8 +15,9 @@ from pyarrow import parquet
 
 import listed
 from genenc_core import errors
-from genenc_core.images.sources import image_source, listing, manifest, manifest_rows, point_matching
-from genenc_core.images.sources.named_points import PointTable
+from genenc_core.images.labels import matching
+from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.sources import image_source, listing, manifest, manifest_rows
 
 NAN = float("nan")
 
@@ -204,7 +205,7 @@ def test_rows_out_of_range(tmp_path: Path, folder: Path, start: int, stop: int) 
 
 
 def placed(names: list[str], images: list[str], *, root: str = "/data/set") -> dict[int, int]:
-    matcher = point_matching.Matcher(names)
+    matcher = matching.Matcher(names)
     for row, image_id in enumerate(images):
         matcher.add(row, image_id, f"{root}/{image_id}", named=image_id.count("/") + 2)
     return matcher.result().rows
@@ -328,7 +329,7 @@ def test_list_with_own_ids_matches_by_id_or_path(tmp_path: Path, folder: Path) -
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_name_that_is_one_rows_id_and_another_rows_file_is_refused(rows: list[tuple[str, str]], turned: bool) -> None:
     for name in {image_id for image_id, _ in rows} & {"i2.png", "im/i1.png", "b/i2.png"}:
-        matcher = point_matching.Matcher([name])
+        matcher = matching.Matcher([name])
         for row, (image_id, path) in enumerate(reversed(rows) if turned else rows):
             matcher.add(row, image_id, f"/data/set/{path}", named=path.count("/") + 1)
         with pytest.raises(errors.InputError, match=r"is the image_id of .* and the name of"):
@@ -336,7 +337,7 @@ def test_a_name_that_is_one_rows_id_and_another_rows_file_is_refused(rows: list[
 
 
 def test_an_id_that_ends_its_path_is_no_other_rows() -> None:
-    matcher = point_matching.Matcher(["b.png", "second"])
+    matcher = matching.Matcher(["b.png", "second"])
     for row, (image_id, path) in enumerate([("x", "sub/b.png"), ("b.png", "b.png"), ("second", "c.png")]):
         matcher.add(row, image_id, f"/data/set/{path}", named=path.count("/") + 1)
     assert matcher.result().rows == {1: 0, 2: 1}

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genenc_core import errors
-from genenc_core.images.sources import named_points
-from genenc_core.images.sources.named_points import PointsScale
+from genenc_core.images.labels import reading
+from genenc_core.images.labels.scale import PointsScale
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_other_forms_are_refused(text: str) -> None:
 def test_a_deeplabcut_table_is_scaled_too(tmp_path: Path) -> None:
     path = tmp_path / "CollectedData_me.csv"
     path.write_text("scorer,me,me\nbodyparts,ear,ear\ncoords,x,y\na.png,3,4\nb.png,,\n")
-    table = named_points.read_points(path, scale="2,3")
+    table = reading.read_points(path, scale="2,3")
     np.testing.assert_array_equal(table.xy, [[[6, 12]], [[np.nan, np.nan]]])
     assert table.scale.text == "2,3"
 

@@ -1,0 +1,137 @@
+"""Labels in JSON: keypoints of COCO, and points of LabelMe."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from genenc_core import errors
+from genenc_core.images.labels.point_table import Label, Unused, number
+
+LARGEST_FILE: Final = 2**30
+"""Bytes; the keypoints of COCO's 118,000 training images take a quarter of that."""
+
+
+def labels(path: Path, *, unused: Unused) -> Iterator[Label]:
+    """Yield the points of a COCO or LabelMe file.
+
+    COCO: a keypoint of visibility 0 is missing. Where an image has several annotations they are individuals, numbered
+    from 1 in the order of the file; of several categories with keypoints the individual begins with the category.
+    LabelMe: shapes of the type `point`; `group_id` is the individual. Paths begin at the folder of the file.
+
+    Raises:
+        InputError: unreadable, damaged, or JSON of another form.
+    """
+    read = _read(path)
+    if isinstance(read, dict) and {"images", "annotations"} <= read.keys():
+        return _coco(path, read)
+    if isinstance(read, dict) and {"shapes", "imagePath"} <= read.keys():
+        return _labelme(path, read, unused=unused)
+    keys = ", ".join(map(repr, list(read)[:6])) if isinstance(read, dict) else f"a {type(read).__name__}"
+    raise errors.InputError(
+        f"the points file {str(path)!r} is JSON, but neither COCO (images, annotations, categories) nor LabelMe "
+        f"(imagePath, shapes): it holds {keys}. Write a table of image, point, x, y from it"
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise errors.InputError(
+                f"the points file {str(path)!r} is larger than {LARGEST_FILE:,} bytes: write it as Parquet"
+            )
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise errors.InputError(f"cannot read the points file {str(path)!r}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise errors.InputError(f"the points file {str(path)!r} is not JSON: {error}") from error
+
+
+def _coco(path: Path, read: Mapping[str, Any]) -> Iterator[Label]:
+    try:
+        names = {item["id"]: str(item["file_name"]) for item in read["images"]}
+        categories = {
+            item["id"]: (str(item.get("name", item["id"])), [str(name) for name in item["keypoints"]])
+            for item in read.get("categories", ())
+            if item.get("keypoints")
+        }
+        annotations = [item for item in read["annotations"] if item.get("keypoints")]
+        of_image = Counter(item["image_id"] for item in annotations)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if not annotations:
+        raise errors.InputError(
+            f"the points file {str(path)!r} is COCO without keypoints: its annotations are "
+            f"{'boxes or masks' if read['annotations'] else 'none'}. Points need `keypoints` in annotations and "
+            "categories"
+        )
+    several = any(count > 1 for count in of_image.values())
+    seen: Counter[object] = Counter()
+    for at, item in enumerate(annotations):
+        place = f"{path}: annotation {item.get('id', at)}"
+        try:
+            category, points = categories[item["category_id"]]
+            image, flat = names[item["image_id"]], list(item["keypoints"])
+        except (KeyError, TypeError) as error:
+            raise errors.InputError(f"{place} names an image or category that the file lacks: {error}") from error
+        if len(flat) != 3 * len(points):
+            raise errors.InputError(
+                f"{place} has {len(flat)} numbers as keypoints; its category {category!r} has {len(points)} "
+                "keypoints of x, y, visibility"
+            )
+        seen[item["image_id"]] += 1
+        count = str(seen[item["image_id"]]) if several else ""
+        individual = " ".join(filter(None, (category if len(categories) > 1 else "", count)))
+        for index, name in enumerate(points):
+            x, y, visibility = flat[3 * index : 3 * index + 3]
+            there = bool(visibility)
+            yield Label(
+                file=str(path),
+                row=f"annotation {item.get('id', at)}",
+                image=image,
+                name=name,
+                x=number(place, "x", x) if there else math.nan,
+                y=number(place, "y", y) if there else math.nan,
+                individual=individual,
+            )
+
+
+def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused) -> Iterator[Label]:
+    image = _image_path(str(read["imagePath"]))
+    try:
+        kinds = {str(shape.get("shape_type", "polygon")) for shape in read["shapes"]} - {"point"}
+        points = [shape for shape in read["shapes"] if shape.get("shape_type") == "point"]
+        several = any(shape.get("group_id") is not None for shape in points)
+        found = [
+            (str(shape["label"]), shape["points"][0], shape.get("group_id") if several else None) for shape in points
+        ]
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _damaged(path, error) from error
+    if kinds:
+        unused.add(path.name, f"shapes that are no points ({', '.join(sorted(kinds))})", "Shapes of the type point are")
+    for at, (name, xy, group) in enumerate(found, start=1):
+        place = f"{path}: point {at}"
+        if not isinstance(xy, list) or len(xy) != 2:
+            raise errors.InputError(f"{place} is {xy!r}, not two numbers")
+        yield Label(
+            file=str(path),
+            row=f"point {at}",
+            image=image,
+            name=name,
+            x=number(place, "x", xy[0]),
+            y=number(place, "y", xy[1]),
+            individual="" if group is None else str(group),
+        )
+
+
+def _image_path(text: str) -> str:
+    """Return a path below the folder in which both the file and the image are, as far as it is known."""
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    return "/".join(part for part in parts if part not in ("..", "."))
+
+
+def _damaged(path: Path, error: Exception) -> errors.InputError:
+    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return errors.InputError(f"the points file {str(path)!r} is damaged: {reason}")

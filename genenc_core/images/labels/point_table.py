@@ -1,0 +1,217 @@
+"""Labels of points, and the table of positions by image and point that they make."""
+
+import math
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from genenc_core import errors
+from genenc_core.images.labels import matching
+from genenc_core.images.labels.scale import PIXELS, PointsScale
+
+LARGEST_TABLE = 2**26
+"""Images times point names: 1 GiB of positions."""
+
+
+class LabelsNotUsed(UserWarning):
+    """A points file holds more than points, or points that are not used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """One point of one image, as a file has it."""
+
+    file: str
+    row: str
+    """Where it is in the file, for messages: `row 5`."""
+    image: str
+    name: str
+    """Of the point, such as a body part."""
+    x: float
+    """NaN if missing, as `y`."""
+    y: float
+    individual: str = ""
+    """The animal or person, where a file tells several apart."""
+    likelihood: float = math.nan
+    """0 to 1; NaN if the file has none."""
+
+    @property
+    def place(self) -> str:
+        """The file and the row."""
+        return f"{self.file}: {self.row}"
+
+    @property
+    def full_name(self) -> str:
+        """The name that is unique within an image."""
+        return f"{self.individual}.{self.name}" if self.individual else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointTable:
+    """Points in source-image pixels, origin at the top-left edge; NaN = missing.
+
+    If `scale` is relative, they are fractions of the image's width and height.
+    """
+
+    names: tuple[str, ...]
+    """Unique; `individual.point` where the labels are of several individuals."""
+    images: tuple[str, ...]
+    """Normalised by `matching.normal`."""
+    xy: np.ndarray
+    """float64 `[len(images), len(names), 2]`."""
+    scale: PointsScale = PIXELS
+    """The scale that was applied to the file's coordinates."""
+    individuals: tuple[str, ...] = ()
+    """The individual of each name, "" for none; () if there are none at all."""
+    uncertain: int = 0
+    """Labels left out because of their likelihood."""
+
+    def in_order_of(self, names: Sequence[str], *, individuals: Sequence[str]) -> "PointTable":
+        """Return the table with its points in this order; names that it lacks are missing points.
+
+        A table with other points is returned as it is. `individuals` are those of `names`, or empty.
+        """
+        if not set(self.names) <= set(names):
+            return self
+        xy = np.full((len(self.images), len(names), 2), np.nan)
+        xy[:, [names.index(name) for name in self.names]] = self.xy
+        return replace(self, names=tuple(names), xy=xy, individuals=tuple(individuals))
+
+
+@dataclass(slots=True)
+class _Building:
+    images: dict[str, int] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+    individuals: list[tuple[str, str]] = field(default_factory=list)
+    """(individual, name) by index of the full name."""
+    placed: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    places: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
+    """(file, row)."""
+    uncertain: int = 0
+
+
+def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> PointTable:
+    """Return the table of labels; images and names keep the order of first appearance.
+
+    Names are normalised to composed characters (NFC), images also by `matching.normal`. With `min_likelihood`, labels
+    of a lower one are missing points.
+
+    Raises:
+        InputError: a repeated point, x without y, two points of the same full name, too large a table, or a label
+            without a likelihood where one is asked for.
+    """
+    made = _Building()
+    for label in labels:
+        key = _key(made, label)
+        if math.isnan(label.x) != math.isnan(label.y):
+            there, empty = ("y", "x") if math.isnan(label.x) else ("x", "y")
+            raise errors.InputError(
+                f"{label.place} has {there} but no {empty} for the point {label.full_name!r} of {label.image!r}; "
+                "leave both empty if it is missing"
+            )
+        if key in made.placed:
+            file, row = made.places[key]
+            where = row if file == label.file else f"{file}: {row}"
+            raise errors.InputError(
+                f"{label.place} repeats the point {label.full_name!r} of {label.image!r} from {where}; keep one"
+            )
+        made.places[key] = label.file, label.row
+        made.placed[key] = (math.nan, math.nan) if _is_uncertain(made, label, min_likelihood) else (label.x, label.y)
+    individuals = tuple(individual for individual, _ in made.individuals)
+    return PointTable(
+        names=tuple(made.names),
+        images=tuple(made.images),
+        xy=_array(made.placed, len(made.images), len(made.names)),
+        individuals=individuals if any(individuals) else (),
+        uncertain=made.uncertain,
+    )
+
+
+def _key(made: _Building, label: Label) -> tuple[int, int]:
+    image = made.images.setdefault(matching.normal(label.image), len(made.images))
+    own = unicodedata.normalize("NFC", label.individual), unicodedata.normalize("NFC", label.name)
+    full = f"{own[0]}.{own[1]}" if own[0] else own[1]
+    name = made.names.setdefault(full, len(made.names))
+    if name == len(made.individuals):
+        made.individuals.append(own)
+    elif made.individuals[name] != own:
+        raise errors.InputError(
+            f"{label.place}: the point {own[1]!r} of {own[0]!r} and the point {made.individuals[name][1]!r} of "
+            f"{made.individuals[name][0]!r} would both be named {full!r}: rename one"
+        )
+    if len(made.images) * len(made.names) > LARGEST_TABLE:
+        raise errors.InputError(
+            f"{label.place}: {len(made.images)} images times {len(made.names)} point names exceed {LARGEST_TABLE:,} "
+            "entries. Use the same point names in every image instead of unique ones"
+        )
+    return image, name
+
+
+def _is_uncertain(made: _Building, label: Label, least: float | None) -> bool:
+    if least is None or math.isnan(label.x):
+        return False
+    if math.isnan(label.likelihood):
+        raise errors.InputError(
+            f"--min-likelihood {least:g} needs a likelihood of every label, and {label.place} has none: leave the "
+            "option out, or add a column `likelihood`"
+        )
+    made.uncertain += label.likelihood < least
+    return label.likelihood < least
+
+
+def _array(placed: dict[tuple[int, int], tuple[float, float]], images: int, names: int) -> np.ndarray:
+    xy = np.full((images, names, 2), np.nan)
+    if placed:
+        rows, columns = np.array(list(placed), dtype=np.intp).T
+        xy[rows, columns] = np.array(list(placed.values()))
+    return xy
+
+
+def number(place: str, column: str, cell: object) -> float:
+    """Return the number in a cell; NaN for an empty one.
+
+    Raises:
+        InputError: not a finite number.
+    """
+    if cell is None or cell == "":
+        return math.nan
+    text = str(cell)
+    try:
+        # Python accepts 1_000, which no table means as a number.
+        value = math.inf if "_" in text else float(text)
+    except ValueError:
+        value = math.inf
+    if math.isinf(value) and re.fullmatch(r"-?\d+,\d+", text.strip()):
+        raise errors.InputError(f"{place}: {column} is {text[:80]!r}, with a decimal comma: use a decimal point")
+    if math.isinf(value):
+        raise errors.InputError(f"{place}: {column} is {text[:80]!r}, not a finite number; leave it empty if missing")
+    return value
+
+
+@dataclass(slots=True)
+class Unused:
+    """What points files hold beside points, to warn of once for all files."""
+
+    likelihoods_count: bool = False
+    """Whether likelihoods are used."""
+    found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """What is not used and why -> names of the files."""
+
+    def add(self, file: str, what: str, remedy: str) -> None:
+        """Remember a part of a file that is not used."""
+        self.found.setdefault((what, remedy), []).append(file)
+
+    def add_likelihood(self, file: str, what: str) -> None:
+        """Remember that a file has likelihoods, if they are not used."""
+        if not self.likelihoods_count:
+            self.add(file, what, "Every label is a point, however unlikely; --min-likelihood 0.6 leaves out lower ones")
+
+    def warn(self) -> None:
+        """Warn of all that was added."""
+        for (what, remedy), (first, *others) in self.found.items():
+            more = f" and {len(others)} more" if others else ""
+            warnings.warn(f"{first}{more}: not used: {what}. {remedy}", LabelsNotUsed, stacklevel=3)

@@ -1,0 +1,110 @@
+"""Reading of points: which form each file has, and several files as one table."""
+
+import dataclasses
+import glob
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from genenc_core import errors
+from genenc_core.images.labels import deeplabcut, json_labels, point_table, tidy
+from genenc_core.images.labels.point_table import Label, PointTable, Unused
+from genenc_core.images.labels.scale import PointsScale
+from genenc_core.images.sources import tables
+
+_OTHER_FORMATS: Final[Mapping[str, str]] = {
+    ".slp": "is a SLEAP project. Write a table of image, point, x, y from it, for example with sleap-io: "
+    "for frame in sleap_io.load_slp(FILE): ...",
+    ".mat": "is a MATLAB file. Write a table of image, point, x, y from it (in MATLAB: writetable)",
+    ".xlsx": "is a spreadsheet. Save it as 'CSV UTF-8'",
+    ".pkl": "is a Python pickle, which could run code. Write it as CSV: pandas.DataFrame.to_csv",
+    ".jsonl": "holds JSON lines. Write a table of image, point, x, y from it",
+}
+_SAME_FORMAT: Final = {".xls": ".xlsx", ".ods": ".xlsx", ".pickle": ".pkl", ".ndjson": ".jsonl"}
+_FORMS: Final = "a table (.csv, .tsv, .parquet), a .h5 of DeepLabCut, or a .json of COCO or LabelMe"
+
+
+def read_points(
+    place: str | Path, *, columns: str | None = None, scale: str | None = None, min_likelihood: float | None = None
+) -> PointTable:
+    """Read the points of a file, of a DeepLabCut project or a folder of LabelMe files, or of the files of a glob.
+
+    Args:
+        place: a table (`tidy`), DeepLabCut's CSV or HDF5 (`deeplabcut`), COCO or LabelMe (`json_labels`); a folder; or
+            a glob.
+        columns: the columns of tidy tables, as `image=frame,x=column,...`.
+        scale: parsed by `PointsScale.parse`.
+        min_likelihood: labels below it are missing points.
+
+    Raises:
+        InputError: nothing there, unreadable, of no known form, a column missing, x or y not a finite number, a
+            repeated point (in one file or two), or no points.
+    """
+    chosen = tidy.chosen_columns(columns)
+    points_scale = PointsScale.parse(scale)
+    if min_likelihood is not None and not 0 <= min_likelihood <= 1:
+        raise errors.InputError(f"--min-likelihood {min_likelihood:g} is not between 0 and 1")
+    files = _files(str(place))
+    unused = Unused(likelihoods_count=min_likelihood is not None)
+    labels = [_labels(path, chosen, columns, unused) for path in files]
+    table = point_table.build(itertools.chain.from_iterable(labels), min_likelihood=min_likelihood)
+    unused.warn()
+    if not table.names or not table.images:
+        raise errors.InputError(f"the points file {str(place)!r} contains no points")
+    return dataclasses.replace(table, xy=points_scale.apply(table.xy), scale=points_scale)
+
+
+def _files(place: str) -> list[Path]:
+    path = Path(place)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return _files_of_folder(path)
+    if path.exists():
+        raise errors.InputError(f"the points file {place!r} is not a regular file; pass {_FORMS}")
+    matched = sorted(glob.glob(place, recursive=True))  # noqa: PTH207 -- any root
+    found = [Path(each) for each in matched if Path(each).is_file()]
+    if not found:
+        what = "glob matches no file" if glob.has_magic(place) else "file does not exist"
+        raise errors.InputError(f"the points {what}: {place!r}")
+    return found
+
+
+def _files_of_folder(folder: Path) -> list[Path]:
+    """Return the label files of a folder: of a DeepLabCut project, else its JSON files (LabelMe writes one an image).
+
+    Raises:
+        InputError: neither is there.
+    """
+    found = deeplabcut.project_files(folder) or sorted(folder.glob("*.json"))
+    if not found:
+        raise errors.InputError(
+            f"the points folder {str(folder)!r} is neither a DeepLabCut project (labeled-data/*/CollectedData_*.csv) "
+            "nor a folder of LabelMe's .json files; for others, pass the file or a quoted glob"
+        )
+    return found
+
+
+def _labels(path: Path, chosen: Mapping[str, str], columns: str | None, unused: Unused) -> Iterator[Label]:
+    suffix = path.suffix.lower()
+    if tables.is_table(path):
+        if not deeplabcut.is_csv(path):
+            return tidy.labels(path, chosen, unused=unused)
+        _refuse_columns(path, columns, "a DeepLabCut CSV")
+        return deeplabcut.csv_labels(path, unused=unused)
+    if suffix in deeplabcut.HDF5_SUFFIXES:
+        _refuse_columns(path, columns, "HDF5")
+        return deeplabcut.hdf5_labels(path, unused=unused)
+    if suffix == ".json":
+        _refuse_columns(path, columns, "JSON")
+        return json_labels.labels(path, unused=unused)
+    reason = _OTHER_FORMATS.get(_SAME_FORMAT.get(suffix, suffix), f"is not {_FORMS}; pass one of those")
+    raise errors.InputError(f"the points file {str(path)!r} {reason}")
+
+
+def _refuse_columns(path: Path, columns: str | None, what: str) -> None:
+    if columns is not None:
+        raise errors.InputError(
+            f"--points-columns {columns!r} cannot be used with {str(path)!r}, {what} with fixed columns: remove it"
+        )

@@ -1,0 +1,171 @@
+"""Tables of labels: tidy (a row per point) or wide (a row per image, two columns per point), in CSV or Parquet."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from genenc_core import errors
+from genenc_core.images.labels.point_table import Label, Unused, number
+from genenc_core.images.sources import manifest_rows, tables
+from genenc_core.images.sources.image_source import IMAGE_COLUMNS
+
+COLUMNS: Mapping[str, Sequence[str]] = {
+    "image": ("image", *IMAGE_COLUMNS, "frame"),
+    "point": ("point", "bodypart", "point_name", "keypoint", "landmark", "label", "name", "part", "node"),
+    "x": ("x", "x_px", "x_pixel", "x_pixels", "point_x"),
+    "y": ("y", "y_px", "y_pixel", "y_pixels", "point_y"),
+}
+"""Columns that a tidy table needs, and their synonyms."""
+OPTIONAL: Mapping[str, Sequence[str]] = {
+    "individual": ("individual", "instance", "animal", "track", "individuals"),
+    "likelihood": ("likelihood", "confidence", "score"),
+}
+"""Columns that it may have."""
+_SHOWN = 8
+_INDEX = r"|index|Unnamed: \d+|__index_level_\d+__"
+_WIDE = re.compile(r"(?:(?P<name>.+)[_. -](?P<axis>[xy]))|(?:(?P<axis_>[xy])[_. -](?P<name_>.+))\Z", re.IGNORECASE)
+_SIZE = re.compile(r"(.+)[_. -](?:w|h|width|height)\Z", re.IGNORECASE)
+_LIKELIHOOD = re.compile(r"(.+)[_. -](?:likelihood|confidence|score)\Z", re.IGNORECASE)
+
+
+class _Pair(NamedTuple):
+    """The columns of one point of a wide table."""
+
+    name: str
+    x: str
+    y: str
+    likelihood: str | None
+
+
+def chosen_columns(columns: str | None) -> dict[str, str]:
+    """Parse `image=frame,point=bodypart`.
+
+    Raises:
+        InputError: invalid syntax.
+    """
+    chosen: dict[str, str] = {}
+    for item in columns.split(",") if columns else []:
+        name, equals, column = map(str.strip, item.partition("="))
+        if not equals or not column or name not in (*COLUMNS, *OPTIONAL) or name in chosen:
+            raise errors.InputError(
+                f"invalid --points-columns {columns!r}: use NAME=COLUMN,... with each of the names "
+                f"{', '.join((*COLUMNS, *OPTIONAL))} at most once"
+            )
+        chosen[name] = column
+    return chosen
+
+
+def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator[Label]:
+    """Yield the labels of a table.
+
+    A wide table has a column of images and for each point the columns `NAME_x`, `NAME_y` (or `x_NAME`; `.`, `-` and a
+    space separate too) and perhaps `NAME_likelihood`.
+
+    Args:
+        path: a CSV, TSV or Parquet file.
+        chosen: the columns of a tidy table that have other names.
+        unused: what is not used is added to it.
+
+    Raises:
+        InputError: unreadable, a column missing, a cell that is no finite number, or an empty name.
+    """
+    pairs = {} if chosen else _pairs(tables.column_names(path))
+    if pairs and not tables.has_column(path, [*COLUMNS["x"], *COLUMNS["y"]]):
+        yield from _wide(path, pairs, unused=unused)
+        return
+    columns = tables.find_columns(path, COLUMNS, chosen)
+    more = {name: words for name, words in OPTIONAL.items() if name in chosen or tables.has_column(path, words)}
+    columns |= tables.find_columns(path, more, chosen)
+    for text in ("image", "point"):
+        tables.refuse_bytes(path, columns[text])
+    _warn_of_others(path, columns, unused=unused)
+    if "image" not in chosen:
+        _refuse_row_numbers(path, columns["image"])
+    for row, cells in tables.iter_cells(path, list(columns.values())):
+        cell = dict(zip(columns, cells, strict=True))
+        if cell["image"] in (None, "") or cell["point"] in (None, ""):
+            raise errors.InputError(f"{path}: row {row} has an empty image or point")
+        place = f"{path}: row {row}"
+        yield Label(
+            file=str(path),
+            row=f"row {row}",
+            image=str(cell["image"]),
+            name=str(cell["point"]),
+            x=number(place, "x", cell["x"]),
+            y=number(place, "y", cell["y"]),
+            individual="" if cell.get("individual") is None else str(cell["individual"]),
+            likelihood=number(place, "likelihood", cell.get("likelihood")),
+        )
+
+
+def _warn_of_others(path: Path, columns: Mapping[str, str], *, unused: Unused) -> None:
+    """Warn of columns that are not used, such as a visibility, or one that tells videos or annotators apart."""
+    # A data frame's index has no name, or pandas' default one.
+    names = [name for name in tables.column_names(path) if not re.fullmatch(_INDEX, name)]
+    others = [name for name in names if name not in columns.values()]
+    if "likelihood" in columns:
+        unused.add_likelihood(path.name, f"the column {columns['likelihood']!r}")
+    if others:
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        unused.add(
+            path.name,
+            f"the columns {', '.join(map(repr, others[:_SHOWN]))}{more}",
+            "Every row is a point, whatever they say; put what distinguishes videos into the name of the image",
+        )
+
+
+def _refuse_row_numbers(path: Path, column: str) -> None:
+    """Raise `InputError` if images are numbers, such as row numbers of xarray, and another column has their names."""
+    for other in (name for name in tables.column_names(path) if name in manifest_rows.TEXT_COLUMNS and name != column):
+        for row, image, name in tables.iter_pairs(path, column, other):
+            if image.isdecimal() and name and name != image:
+                raise errors.InputError(
+                    f"{path}: row {row} has the image {image!r} as {column!r} and {name!r} as {other!r}. A "
+                    "number is taken as an image's id, never as its row: choose the column with --points-columns "
+                    f"image={other} or image={column}"
+                )
+
+
+def _pairs(names: Collection[str]) -> dict[str, _Pair]:
+    """Return the points of a wide table, by name; what has a size too is a box."""
+    boxes = {match[1] for column in names if (match := _SIZE.fullmatch(column))}
+    axes: dict[str, dict[str, str]] = {}
+    for column in names:
+        if match := _WIDE.fullmatch(column):
+            name, axis = match["name"] or match["name_"], (match["axis"] or match["axis_"]).lower()
+            axes.setdefault(name, {})[axis] = column
+        elif match := _LIKELIHOOD.fullmatch(column):
+            axes.setdefault(match[1], {})["likelihood"] = column
+    return {
+        name: _Pair(name, found["x"], found["y"], found.get("likelihood"))
+        for name, found in axes.items()
+        if {"x", "y"} <= found.keys() and name not in boxes
+    }
+
+
+def _wide(path: Path, pairs: Mapping[str, _Pair], *, unused: Unused) -> Iterator[Label]:
+    (image,) = tables.find_columns(path, {"image": COLUMNS["image"]}, {}).values()
+    tables.refuse_bytes(path, image)
+    used = [image, *(column for pair in pairs.values() for column in pair[1:] if column)]
+    others = [name for name in tables.column_names(path) if name not in used and not re.fullmatch(_INDEX, name)]
+    if others:
+        unused.add(path.name, f"the columns {', '.join(map(repr, others[:_SHOWN]))}", "They name no point")
+    if any(pair.likelihood for pair in pairs.values()):
+        unused.add_likelihood(path.name, "likelihoods")
+    _refuse_row_numbers(path, image)
+    for row, cells in tables.iter_cells(path, used):
+        cell = dict(zip(used, cells, strict=True))
+        place = f"{path}: row {row}"
+        if cell[image] in (None, ""):
+            raise errors.InputError(f"{place} has an empty image")
+        for pair in pairs.values():
+            yield Label(
+                file=str(path),
+                row=f"row {row}",
+                image=str(cell[image]),
+                name=pair.name,
+                x=number(place, pair.x, cell[pair.x]),
+                y=number(place, pair.y, cell[pair.y]),
+                likelihood=number(place, pair.likelihood, cell[pair.likelihood]) if pair.likelihood else float("nan"),
+            )

@@ -1,0 +1,106 @@
+"""Labels of animals, likelihoods and projects reach the store; every form of the same labels gives the same rows."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+from PIL import Image
+
+from genenc_core import api
+from genenc_core.run import driver, status
+
+Extract = Callable[..., driver.Result]
+ANIMALS, PARTS = ("m1", "m2"), ("nose", "tail")
+LABELS = {
+    ("img1.png", "m1", "nose"): (3.0, 4.0, 0.9),
+    ("img1.png", "m1", "tail"): (20.5, 10.0, 0.2),
+    ("img1.png", "m2", "nose"): (11.0, 30.0, 1.0),
+    ("img2.png", "m2", "tail"): (31.0, 2.0, 0.7),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A DeepLabCut project of two frames."""
+    frames = tmp_path / "project" / "labeled-data" / "v"
+    frames.mkdir(parents=True)
+    draw = np.random.default_rng(1)
+    for name in ("img1.png", "img2.png"):
+        Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(frames / name)
+    columns = [(animal, part, axis) for animal in ANIMALS for part in PARTS for axis in ("x", "y")]
+    with (frames / "CollectedData_me.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["scorer", *("me" for _ in columns)])
+        for at, level in enumerate(("individuals", "bodyparts", "coords")):
+            writer.writerow([level, *(column[at] for column in columns)])
+        for name in ("img1.png", "img2.png"):
+            cells = [LABELS.get((name, animal, part), ("", "", ""))[axis == "y"] for animal, part, axis in columns]
+            writer.writerow([f"labeled-data/v/{name}", *cells])
+    return tmp_path / "project"
+
+
+def tidy(place: Path) -> Path:
+    lines = ["image,individual,point,x,y,likelihood"]
+    lines += [f"{image},{animal},{part},{x},{y},{p}" for (image, animal, part), (x, y, p) in LABELS.items()]
+    place.write_text("\n".join(lines) + "\n")
+    return place
+
+
+def labelme(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("img1.png", "img2.png"):
+        shapes = [
+            {"label": part, "points": [[x, y]], "shape_type": "point", "group_id": animal}
+            for (image, animal, part), (x, y, _) in LABELS.items()
+            if image == name
+        ]
+        text = json.dumps({"imagePath": f"..\\labeled-data\\v\\{name}", "shapes": shapes})
+        (folder / f"{name}.json").write_text(text)
+    return folder
+
+
+def opened(root: Path) -> xarray.Dataset:
+    return xarray.open_zarr(root / "features.zarr", consolidated=False).load()
+
+
+def test_every_form_of_the_same_labels_gives_the_same_rows(extract: Extract, project: Path, tmp_path: Path) -> None:
+    forms = {"project": project, "tidy": tidy(tmp_path / "tidy.csv"), "labelme": labelme(tmp_path / "shapes")}
+    for name, place in forms.items():
+        result = extract(images=str(project), points=str(place), out=str(tmp_path / f"run-{name}"))
+        assert api.Run(result.run).verify(content=True).problems == ()
+    own = opened(tmp_path / "run-project")
+    assert own.probes.coords["individual"].values.tolist() == ["m1", "m1", "m2", "m2"]
+    assert own.point.values.tolist() == ["m1.nose", "m1.tail", "m2.nose", "m2.tail"]
+    chosen = own.set_xindex("point").sel(point=own.individual == "m2")
+    np.testing.assert_array_equal(chosen.point_status, [[1, 4], [4, 1]])
+    for name in ("tidy", "labelme"):
+        other = opened(tmp_path / f"run-{name}").sortby("point")
+        for array in ("probes", "point_x", "point_status", "individual"):
+            np.testing.assert_array_equal(own[array], other[array], err_msg=f"{name}: {array}")
+
+
+def test_uncertain_labels_are_missing_points_and_counted(extract: Extract, project: Path, tmp_path: Path) -> None:
+    given = {"images": str(project), "points": str(tidy(tmp_path / "tidy.csv")), "out": str(tmp_path / "run")}
+    run = extract(**given, min_likelihood=0.5).run
+    rows = opened(tmp_path / "run").sortby("point")
+    np.testing.assert_array_equal(rows.point_status, [[1, 4, 1, 4], [4, 4, 4, 1]])
+    assert "1 label left out: below the least likelihood" in "\n".join(status.summary_lines(status.survey(run), None))
+    extract(**given, min_likelihood=0.5)  # goes on with it
+    with pytest.raises(api.GenencError, match="points differ in 1 image"):
+        extract(**given)
+
+
+def test_a_dataset_keeps_the_individuals_of_its_points(project: Path, tmp_path: Path) -> None:
+    options = {"weights": "random:0", "image_size": 32, "device": "cpu"}
+    labels, second = tidy(tmp_path / "tidy.csv"), project / "labeled-data" / "v" / "img3.png"
+    api.update(tmp_path / "set", project, "resnet18", points=labels, **options)
+    Image.new("RGB", (40, 40)).save(second)
+    labels.write_text("image,individual,point,x,y\nimg3.png,m1,tail,5,6\nimg1.png,m1,nose,3,4\n")
+    made = api.update(tmp_path / "set", project, "resnet18", points=labels, **options)
+    arrays = made.arrays()
+    assert arrays.individual.values.tolist() == ["m1", "m1", "m2", "m2"]
+    assert arrays.sel(point="m1.tail").point_x.sel(image_id="labeled-data/v/img3.png").item() == 5
