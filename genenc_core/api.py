@@ -475,7 +475,6 @@ def _refuse_unreadable(run: Run) -> None:
 
 def _path(image: "Image", place: Path) -> str:
     import PIL.Image
-    import PIL.ImageOps
 
     if isinstance(image, str | os.PathLike):
         return os.path.abspath(image)  # noqa: PTH100 -- does not resolve links
@@ -487,13 +486,32 @@ def _path(image: "Image", place: Path) -> str:
             )
         image = PIL.Image.fromarray(np.ascontiguousarray(image))
     try:
-        # Opened photos are turned as their files are when they are read by path; PNG would lose the orientation.
-        PIL.ImageOps.exif_transpose(image).save(place, compress_level=1)
+        _upright(image).save(place, compress_level=1, exif=b"")
     except (OSError, ValueError) as error:
         raise InputError(
             f"a Pillow image of mode {image.mode!r} cannot be stored as PNG: {error}; give image.convert('RGB')"
         ) from error
     return str(place)
+
+
+def _upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """Return an opened photo turned as its file is when it is read by path: by its EXIF, not by other metadata."""
+    import PIL.Image
+
+    from genenc_core.images.decode import headers
+
+    own = image.info
+    image.info = {key: value for key, value in own.items() if "xmp" not in str(key).lower()}
+    try:
+        image.load()  # turns a TIFF
+    finally:
+        image.info = {**own, **image.info}
+    orientation = headers.exif_orientation(image.info.get("exif") or b"")
+    return image.transpose(PIL.Image.Transpose(_TURNED[orientation])) if orientation in _TURNED else image
+
+
+_TURNED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation -> Pillow's operation that makes the image upright (`PIL.ImageOps.exif_transpose`)."""
 
 
 def _write_points(points: np.ndarray, paths: Sequence[str], folder: Path) -> Path:

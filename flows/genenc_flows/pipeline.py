@@ -1,5 +1,7 @@
 """Pipeline flow: export a model, write its spec, then extract or update with the exported file."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ from pydantic import Field
 from genenc_core import choices, errors, spec
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.run.parameters import ExportParameters
+from genenc_core.system import files
 from genenc_flows import dataset, extraction, model
 
-OF_MODEL = ("weights", "weights_key", "image_size", "layers", "backend", "precision", "compile")
-"""Options that an exported file already has."""
+OF_MODEL = ("model", "weights", "weights_key", "image_size", "layers")
+"""Options that an exported file has; what was asked for is recorded beside it."""
+OF_OTHERS = ("backend", "precision", "compile")
+"""Options that an exported file does not take."""
 
 
 @flow(name="pipeline", flow_run_name="pipeline {given.title}")
@@ -26,10 +31,17 @@ def pipeline(
     """Export a model unless it is exported already, then encode new and changed images with the file.
 
     Raises:
-        InputError: images or model is missing, or the folder holds specs of several models.
+        InputError: images or model is missing, the folder holds specs of several models or of another model than
+            asked for, or an option does not apply to exported files.
     """
+    for name in OF_OTHERS:
+        if getattr(given, name) != UpdateParameters.model_fields[name].default:
+            raise errors.InputError(
+                f"{name} {getattr(given, name)!r} does not apply to an exported model, which runs as it was exported: "
+                "leave it out, or use update_dataset with the model itself"
+            )
     path = exported(given, model_folder, model_format)
-    options = {name: getattr(given, name) for name in given.model_fields_set if name not in OF_MODEL}
+    options = {name: getattr(given, name) for name in given.model_fields_set if name not in (*OF_MODEL, *OF_OTHERS)}
     if not single_run:
         return _own(
             dataset.update_dataset(UpdateParameters.model_validate({**options, "model": str(path)}), return_state=True)
@@ -52,13 +64,78 @@ def exported(given: UpdateParameters, folder: str, model_format: choices.ExportF
     if len(specs) > 1:
         raise errors.InputError(f"{folder!r} holds specs of several models: {', '.join(path.name for path in specs)}")
     if specs:
-        spec.load_spec(specs[0])
+        _refuse_other(given, specs[0])
         return specs[0]
     if not given.model:
         raise errors.InputError(f"model is missing: {folder!r} holds no exported model yet")
-    options = {name: getattr(given, name) for name in ("weights", "weights_key", "image_size", "layers", "trust")}
-    asked = ExportParameters.model_validate(
-        {**options, "model": given.model, "out": folder, "formats": (model_format,)}
+    asked, digest = _asked(given), _weights_digest(given)
+    (made,) = model.export_model(
+        ExportParameters.model_validate({**asked, "trust": given.trust, "out": folder, "formats": (model_format,)})
     )
-    (made,) = model.export_model(asked)
+    record = json.dumps({**asked, "weights_sha256": digest}, indent=2)
+
+    def write(partial: Path) -> None:
+        partial.write_text(f"{record}\n", encoding="utf-8")
+
+    files.replace(_record_of(made.spec_path), write)
     return made.spec_path
+
+
+def _asked(given: UpdateParameters) -> dict[str, Any]:
+    """Return the options of the model as JSON values, with an absolute path of a weights file."""
+    asked = {name: getattr(given, name) for name in OF_MODEL}
+    is_file = given.weights and given.weights.partition(":")[0] not in ("pretrained", "random")
+    weights = os.path.abspath(given.weights) if given.weights and is_file else given.weights  # noqa: PTH100 -- keeps links
+    return {**asked, "weights": weights, "layers": list(given.layers)}
+
+
+def _record_of(spec_path: Path) -> Path:
+    """Return the file beside a spec that says what was asked for: `OF_MODEL`, and the digest of a weights file."""
+    return spec_path.with_name(f"{spec_path.stem}_asked.json")
+
+
+def _refuse_other(given: UpdateParameters, spec_path: Path) -> None:
+    """Check that an exported model is the one asked for, as far as anything is asked for.
+
+    Raises:
+        InputError: it is another one; the message names the differences.
+    """
+    own = _recorded(spec_path)
+    asked = {name: value for name, value in _asked(given).items() if value}
+    asked |= {"weights_sha256": digest} if (digest := _weights_digest(given)) and "weights_sha256" in own else {}
+    lines = [
+        "the content of the weights file has changed" if name == "weights_sha256" else f"{name} {own[name]} -> {value}"
+        for name, value in asked.items()
+        if own[name] != value
+    ]
+    if lines:
+        raise errors.InputError(
+            f"{str(spec_path.parent)!r} holds another exported model than asked for: {'; '.join(lines)}. Give another "
+            "folder for the model, or leave these options out to use the one that is there"
+        )
+
+
+def _recorded(spec_path: Path) -> dict[str, Any]:
+    """Return what was asked for when a model was exported; from its spec if it was not by this flow."""
+    found, record = spec.load_spec(spec_path), _record_of(spec_path)
+    if record.exists():
+        try:
+            read = json.loads(record.read_text(encoding="utf-8"))
+            return {name: read[name] for name in (*OF_MODEL, "weights_sha256")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise errors.InputError(
+                f"{str(record)!r} is damaged ({error}): remove it if the model beside it is the one you mean"
+            ) from error
+    _, height, width = found.inputs[0].shape
+    own: dict[str, Any] = {"image_size": str(height) if height == width else f"{height}x{width}"}
+    source = found.genenc.source if found.genenc else None
+    if source is None:
+        return {**own, "model": found.model_id, "weights": None, "weights_key": None, "layers": []}
+    own |= {"weights": source.weights, "weights_key": source.weights_key, "layers": list(source.layers or ())}
+    return {**own, "model": source.name}
+
+
+def _weights_digest(given: UpdateParameters) -> str | None:
+    """Return the sha256 of the weights file asked for; None if none is, or it is gone."""
+    path = Path(given.weights or "")
+    return files.digest(path)[1] if path.is_file() else None

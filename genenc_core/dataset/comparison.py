@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from genenc_core.dataset.rows import CurrentRows, Images, index
-from genenc_core.images.sources import folders
+from genenc_core.images.sources import file_stamps, folders
 from genenc_core.system import digests
 
 _THREADS = 8
@@ -23,13 +25,16 @@ class Differences:
     new: np.ndarray
     """Rows of the listing whose names are not in the dataset."""
     changed: np.ndarray
-    """Rows of the listing whose files differ in size or time, or, by content, in content."""
+    """Rows of the listing whose files differ in size or time, are others, or, by content, differ in content."""
     points_changed: np.ndarray
     """Rows of the listing of the same files with other points."""
     retried: np.ndarray
     """Rows of the listing of the same files, unreadable and to be tried again."""
     vanished: np.ndarray
     """Positions of rows whose names are not listed, and that were not renamed."""
+    doubtful: int = 0
+    """How many of the changed have the size and time of the file before, which another file has too, and were renamed
+    or otherwise touched since."""
     renamed: tuple[np.ndarray, np.ndarray]
     """Positions, and the rows of the listing with the same content under another name."""
     touched: tuple[np.ndarray, np.ndarray]
@@ -50,7 +55,7 @@ class Differences:
         kinds = ("new", "changed", "points_changed", "retried")
         left = {kind: np.setdiff1d(getattr(self, kind), encoded) for kind in kinds}
         none = _nothing()
-        return Differences(**left, vanished=none, renamed=(none, none), touched=(none, none))
+        return dataclasses.replace(self, doubtful=0, **left, vanished=none, renamed=(none, none), touched=(none, none))
 
 
 ReadDigests = Callable[[np.ndarray], list[str]]
@@ -70,7 +75,9 @@ def compare(
     """Compare by name, size and time, or by content.
 
     Args:
-        known: the dataset's current rows.
+        known: the dataset's current rows. A file with the size and time of the one before is another one if the list
+            names it by another path, or if a further file has this size and time (frames out of an archive) and it, or
+            a folder above it, was renamed or otherwise touched since it was listed.
         listed: the images now.
         root: folder that the listing's paths are relative to.
         may_differ: bool `[len(known)]`: which rows may be older than the listing; others are taken as equal to it.
@@ -89,21 +96,25 @@ def compare(
     same_size = listed.bytes[rows] == known.bytes[positions]
     same_time = listed.mtime_ns[rows] == known.mtime_ns[positions]
     equal_points = same_points(listed.points[rows], known.points[positions])
-    differs = ~(same_size & same_time) & may_differ[positions]
+    files = _Files(listed, root)
+    elsewhere = same_size & ~files.same_path(rows, known, positions)
+    doubtful = same_size & same_time & ~elsewhere & may_differ[positions]
+    doubtful[doubtful] = _are_doubtful(files, rows[doubtful], known, positions[doubtful])
+    differs = (~(same_size & same_time) | elsewhere | doubtful) & may_differ[positions]
     equal_points |= ~may_differ[positions]
     touched, renamed = _nothing(), (_nothing(), _nothing())
     if recorded_digests is not None:
-        files = _Files(listed, root)
         maybe = np.flatnonzero(differs & same_size & equal_points)
         kept = maybe[files.equal(rows[maybe], recorded_digests(positions[maybe]))]
         differs[kept] = False
-        touched = kept
+        touched = kept[(~same_time | elsewhere)[kept]]
         renamed = _renamed(known, listed, new, vanished, files, recorded_digests)
         new, vanished = np.setdiff1d(new, renamed[1]), np.setdiff1d(vanished, renamed[0])
     again = np.isin(positions, unreadable) if unreadable is not None else np.zeros(len(rows), bool)
     return Differences(
         new=new,
         changed=rows[differs],
+        doubtful=int((doubtful & differs).sum()),
         points_changed=rows[~differs & ~equal_points],
         retried=rows[~differs & equal_points & again],
         vanished=vanished,
@@ -120,6 +131,26 @@ def _matched(known: CurrentRows, listed: Images) -> tuple[np.ndarray, np.ndarray
     vanished = np.flatnonzero(~found)
     rows = np.concatenate([np.arange(len(listed)), np.full(len(vanished), -1)])
     return rows, np.concatenate([positions, vanished])
+
+
+def _are_doubtful(files: "_Files", rows: np.ndarray, known: CurrentRows, positions: np.ndarray) -> np.ndarray:
+    """Return which files of unchanged size and time may be others that have both, bool `[n]`."""
+    shared = np.concatenate([_repeated(files.listed), _repeated(known)])
+    found = np.isin(_stamp_keys(files.listed)[rows], shared)
+    found[found] = files.last_touched(rows[found]) > known.seen_ns[positions[found]]
+    return found
+
+
+def _repeated(images: Images) -> np.ndarray:
+    """Return keys of the sizes and times that several images have, int64."""
+    keys, counts = np.unique(_stamp_keys(images), return_counts=True)
+    return keys[counts > 1]
+
+
+def _stamp_keys(images: Images) -> np.ndarray:
+    """Return a number for the size and time of each image; different ones seldom have the same."""
+    keys: np.ndarray = images.mtime_ns * 1_000_003 + images.bytes
+    return keys
 
 
 def same_points(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -167,9 +198,31 @@ class _Files:
 
     def digests(self, rows: np.ndarray) -> list[str]:
         """Return the sha256 of files, "" where one cannot be read."""
-        paths = [os.path.join(self.root, folders.to_path(path)) for path in self.listed.text("path", rows)]  # noqa: PTH118
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(_digest, paths))
+            return list(pool.map(_digest, self._paths(rows)))
+
+    def same_path(self, rows: np.ndarray, known: CurrentRows, positions: np.ndarray) -> np.ndarray:
+        """Return which files have the place of the row's, bool `[n]`; one of both may be relative to another root."""
+        now, before = (
+            images.table.column("path").take(pa.array(at)) for images, at in ((self.listed, rows), (known, positions))
+        )
+        same = np.asarray(pc.equal(now, before), bool)
+        for at in np.flatnonzero(~same).tolist():
+            place, path = os.path.join(self.root, now[at].as_py()), before[at].as_py()  # noqa: PTH118
+            same[at] = place == path or (not os.path.isabs(path) and place.endswith(f"/{path}"))  # noqa: PTH117
+        return same
+
+    def last_touched(self, rows: np.ndarray) -> np.ndarray:
+        """Return when files or folders above them were last renamed, replaced or similar, int64 `[n]` in ns."""
+        above: dict[str, int] = {}
+        found = np.zeros(len(rows), np.int64)
+        for at, path in enumerate(self._paths(rows)):
+            folder = file_stamps.last_renamed(os.path.dirname(path), above)  # noqa: PTH120
+            found[at] = max(folder, file_stamps.last_renamed(path, {os.path.dirname(path): folder}))  # noqa: PTH120
+        return found
+
+    def _paths(self, rows: np.ndarray) -> list[str]:
+        return [os.path.join(self.root, folders.to_path(path)) for path in self.listed.text("path", rows)]  # noqa: PTH118
 
     def equal(self, rows: np.ndarray, recorded: Iterable[str]) -> np.ndarray:
         """Return which files have the recorded digests, bool `[n]`."""

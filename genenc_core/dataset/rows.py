@@ -51,13 +51,16 @@ _COLUMNS: Final = pa.schema(
     [("image_id", pa.large_string()), ("path", pa.large_string()), ("bytes", pa.int64()), ("mtime_ns", pa.int64())]
 )
 _THREADS: Final = 16
+_UNKNOWN: Final = np.iinfo(np.int64).max
 _LARGEST: Final = 2**32
 
 
 class Images:
     """Images in a fixed order, by column: those of a listing, or of a version's current rows."""
 
-    def __init__(self, table: pa.Table, points: np.ndarray) -> None:
+    def __init__(self, table: pa.Table, points: np.ndarray, *, listed_ns: int | None = None) -> None:
+        self.listed_ns = listed_ns
+        """When a listing was made, in nanoseconds since 1970; None if not recorded."""
         self.table = table
         """With `image_id`, `path`, `bytes` and `mtime_ns`."""
         self.points = points
@@ -73,7 +76,7 @@ class Images:
         columns = [*_COLUMNS.names, *(manifest_rows.POINT_COLUMNS if names else ())]
         schema = manifest_rows.schema(names).empty_table().select(columns).schema
         table = pa.Table.from_batches(listed.iter_columns(columns), schema)
-        return cls(table.select(_COLUMNS.names).cast(_COLUMNS), _points(table, len(names)))
+        return cls(table.select(_COLUMNS.names).cast(_COLUMNS), _points(table, len(names)), listed_ns=listed.listed_ns)
 
     @functools.cached_property
     def bytes(self) -> np.ndarray:
@@ -98,8 +101,12 @@ class Images:
 class CurrentRows(Images):
     """The current rows of a version, in order, with where each is stored."""
 
-    def __init__(self, table: pa.Table, points: np.ndarray, part: np.ndarray, row: np.ndarray) -> None:
+    def __init__(
+        self, table: pa.Table, points: np.ndarray, part: np.ndarray, row: np.ndarray, seen_ns: np.ndarray
+    ) -> None:
         super().__init__(table, points)
+        self.seen_ns = seen_ns
+        """When the files were listed for the parts, int64 `[n]` in nanoseconds since 1970; the largest if unknown."""
         self.part = part
         """Numbers of the parts, int32 `[n]`."""
         self.row = row
@@ -129,9 +136,11 @@ def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> 
     points = np.concatenate([np.empty((0, len(names), 2)), *(images.points for images in found)])
     part = np.concatenate([np.empty(0, np.int32), *(np.full(item.rows, item.number, np.int32) for item in parts)])
     row = np.concatenate([np.empty(0, np.int64), *(np.arange(item.rows) for item in parts)])
+    seen = np.array([_UNKNOWN if images.listed_ns is None else images.listed_ns for images in found], np.int64)
+    seen = np.repeat(seen, [item.rows for item in parts])
     table = _amended(table, version, changes)
     keep = np.flatnonzero(mask(version, changes)) if version else np.empty(0, np.int64)
-    return CurrentRows(table.take(pa.array(keep)), points[keep], part[keep], row[keep])
+    return CurrentRows(table.take(pa.array(keep)), points[keep], part[keep], row[keep], seen[keep])
 
 
 def mask(version: Version, changes: pa.Table) -> np.ndarray:

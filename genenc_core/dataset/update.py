@@ -104,6 +104,19 @@ def complete(outcome: Updated) -> Updated:
     return outcome
 
 
+class FilesMayBeOthers(UserWarning):
+    """Files have the size and time of others, and were renamed or otherwise touched."""
+
+
+def _doubt(count: int, *, by_content: bool) -> str:
+    what = "1 image has" if count == 1 else f"{count} images have"
+    done = "their content differs" if by_content else "compare them by content with --by content"
+    return (
+        f"{what} the size and time of the file before, as other images do, and were renamed, replaced or otherwise "
+        f"touched since: encoded again; {done}"
+    )
+
+
 class Update:
     """One update; subclasses may override how its steps are executed."""
 
@@ -114,6 +127,8 @@ class Update:
         """Of the parts encoded so far."""
         self.made: list[documents.Version] = []
         """Versions made so far."""
+        self.warned = False
+        """Whether it was said that files may be others."""
         self._attempted: set[str] = set()
         self._seen: _Seen | None = None
         self._left: tuple[int, Differences] | None = None
@@ -287,7 +302,7 @@ class Update:
         recorded = None
         if self.given.by == "content":
             recorded = parts.RecordedDigests(self.folder, known)
-        return comparison.compare(
+        found = comparison.compare(
             known,
             self.images,
             self.listed.root,
@@ -296,6 +311,10 @@ class Update:
             recorded_digests=recorded,
             keep_vanished=self.given.vanished == "keep" or self.given.limit is not None,
         )
+        if found.doubtful and not self.warned:
+            self.warned = True
+            warnings.warn(_doubt(found.doubtful, by_content=self.given.by == "content"), FilesMayBeOthers, stacklevel=2)
+        return found
 
     def _plan_part(self, number: int, head: Written | None, wanted: np.ndarray) -> RunFolder:
         """Create a part of these rows of the listing, or return the one that another process created meanwhile."""

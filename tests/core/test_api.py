@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import api_page
 import pictures
@@ -71,6 +71,32 @@ def test_a_pillow_image_is_turned_as_its_file_is(tmp_path: Path) -> None:
     found = api.encode([tmp_path / "phone.png", Image.open(tmp_path / "phone.png")], fit="stretch", **MODEL)["features"]
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.array_equal(found[0], api.encode([noise], fit="stretch", **MODEL)["features"][0])
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif", "raw profile.png"])
+def test_a_pillow_image_is_not_turned_by_other_metadata(tmp_path: Path, kind: str, orientation: int | None) -> None:
+    """An orientation in XMP, or in a PNG's text, turns no file that is read by path."""
+    path, exif, info = tmp_path / f"x.{kind}", Image.Exif(), PngImagePlugin.PngInfo()
+    if orientation:
+        exif[0x0112] = orientation
+    other = Image.Exif()
+    other[0x0112] = 6
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    if kind.startswith("raw"):
+        data = other.tobytes()
+        info.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n")
+    more = {"pnginfo": info} if path.suffix == ".png" else {"xmp": XMP} if kind != "tif" else {"tiffinfo": {700: XMP}}
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8))
+    image.save(path, lossless=True, quality=100, **more, **({"exif": exif} if orientation else {}))
+    by_path, opened = api.encode([path, Image.open(path)], fit="stretch", **MODEL)["features"]
+    np.testing.assert_array_equal(by_path, opened)
 
 
 def test_a_run_stays_where_it_was_made(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,7 +262,8 @@ def _losing(plan: Any) -> Any:
     def losing(folder: DatasetFolder, version: Version | None, changes: Any) -> rows.CurrentRows:
         known = real(folder, version, changes)
         short = slice(0, len(known) - 1)
-        return rows.CurrentRows(known.table[short], known.points[short], known.part[short], known.row[short])
+        columns = (known.table, known.points, known.part, known.row, known.seen_ns)
+        return rows.CurrentRows(*(column[short] for column in columns))
 
     def planned(*given: Any) -> Any:
         module: Any = rows

@@ -1,8 +1,11 @@
 """The flow `update_dataset`: the rows of the core alone, one task per step, states that say what happened."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from prefect.client.orchestration import get_client
 
 import pictures
@@ -99,6 +102,50 @@ def test_a_pipeline_exports_once_and_updates_each_time(tmp_path: Path) -> None:
     assert run.is_completed(), run.message
     assert run.message == "4 of 4 images stored, 0 unreadable"
     assert RunFolder(tmp_path / "run").backend == "torchscript"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_pipeline_refuses_another_model_than_the_folder_holds(tmp_path: Path, recorded: bool) -> None:
+    pictures.write_folder(tmp_path / "photos", 1)
+    folder = str(tmp_path / "model")
+    path = pipeline.exported(given(tmp_path), folder, "torchscript")
+    asked = path.with_name(f"{path.stem}_asked.json")
+    assert json.loads(asked.read_text())["model"] == given(tmp_path).model
+    if not recorded:
+        asked.unlink()
+    assert pipeline.exported(given(tmp_path), folder, "torchscript") == path
+    assert pipeline.exported(UpdateParameters(out=str(tmp_path / "dataset")), folder, "torchscript") == path
+    for changes, said in (
+        ({"model": "resnet34"}, "model .* -> resnet34"),
+        ({"weights": "random:1"}, "weights random:0 -> random:1"),
+        ({"image_size": "48"}, "image_size .* -> 48"),
+        ({"layers": ("layer1",)}, "layers .* -> .*layer1"),
+    ):
+        with pytest.raises(errors.InputError, match=rf"another exported model than asked for: {said}"):
+            pipeline.exported(given(tmp_path, **changes), folder, "torchscript")
+    asked.write_text("{")
+    with pytest.raises(errors.InputError, match="is damaged"):
+        pipeline.exported(given(tmp_path), folder, "torchscript")
+
+
+@pytest.mark.slow
+def test_a_pipeline_refuses_weights_that_changed(tmp_path: Path) -> None:
+    file, folder = tmp_path / "weights.pt", str(tmp_path / "model")
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), file)
+    options = {"model": "resnet18", "image_size": "32", "weights": str(file)}
+    path = pipeline.exported(given(tmp_path, **options), folder, "torchscript")
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), file)
+    with pytest.raises(errors.InputError, match="the content of the weights file has changed"):
+        pipeline.exported(given(tmp_path, **options), folder, "torchscript")
+    file.unlink()
+    assert pipeline.exported(given(tmp_path, **options), folder, "torchscript") == path
+
+
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}, {"backend": "torchscript"}])
+def test_a_pipeline_refuses_options_that_exported_files_do_not_take(tmp_path: Path, options: dict[str, object]) -> None:
+    with pytest.raises(errors.InputError, match="does not apply to an exported model"):
+        pipeline.pipeline.fn(given(tmp_path, **options), str(tmp_path / "model"))
 
 
 def test_a_folder_of_several_models_is_refused(tmp_path: Path) -> None:

@@ -317,3 +317,16 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def vectors(done: update.Updated, number: int | None = None) -> dict[str, np.ndarray]:
+    """Return the features of a version's current rows by image id, read by plain Zarr."""
+    version = done.folder.version(number)
+    known = rows.current(done.folder, version)
+    arrays = {
+        part.number: zarr.open_array(f"{done.folder.root}/parts/{part.name}/features.zarr/features", mode="r")
+        for part in version.parts
+    }
+    names = known.text("image_id", range(len(known)))
+    places = zip(names, known.part.tolist(), known.row.tolist(), strict=True)
+    return {name: np.asarray(arrays[part][row]) for name, part, row in places}

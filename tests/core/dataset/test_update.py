@@ -14,6 +14,7 @@ import pytest
 import torch
 import zarr
 
+import grown_datasets
 import pictures
 import s3_server
 import tiny_models
@@ -25,19 +26,6 @@ from genenc_core.run.parameters import Changes, ExtractParameters
 
 Update = Callable[..., update.Updated]
 Add = Callable[..., Path]
-
-
-def vectors(done: update.Updated, number: int | None = None) -> dict[str, np.ndarray]:
-    """Return the features of a version's current rows by image id, read by plain Zarr."""
-    version = done.folder.version(number)
-    known = rows.current(done.folder, version)
-    arrays = {
-        part.number: zarr.open_array(f"{done.folder.root}/parts/{part.name}/features.zarr/features", mode="r")
-        for part in version.parts
-    }
-    names = known.text("image_id", range(len(known)))
-    places = zip(names, known.part.tolist(), known.row.tolist(), strict=True)
-    return {name: np.asarray(arrays[part][row]) for name, part, row in places}
 
 
 def touch(path: Path) -> None:
@@ -62,7 +50,7 @@ def assert_like_a_run(done: update.Updated, photos: Path, tmp_path: Path) -> Non
     run = driver.extract(ExtractParameters.model_validate({**given, "max_failures": "100%"})).run
     group: Any = zarr.open_group(f"{run.root}/features.zarr", mode="r")
     expected = dict(zip(group["image_id"][:].tolist(), np.asarray(group["features"][:]), strict=True))
-    found = vectors(done)
+    found = grown_datasets.vectors(done)
     assert sorted(found) == sorted(expected)
     for name, values in found.items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -90,7 +78,7 @@ def stamps(place: Path) -> dict[str, tuple[int, int]]:
 
 def test_new_changed_and_vanished_images(updated: Update, photos: Path, add: Add, tmp_path: Path) -> None:
     first = updated()
-    old = vectors(first)
+    old = grown_datasets.vectors(first)
     add("new.png", seed=60)
     add("img_001.png", seed=61)
     (photos / "img_005.png").unlink()
@@ -99,7 +87,7 @@ def test_new_changed_and_vanished_images(updated: Update, photos: Path, add: Add
     assert part_sizes(second) == [6, 2]
     assert_like_a_run(second, photos, tmp_path)
     # The first version is what it was, and reads the same.
-    kept = vectors(second, 1)
+    kept = grown_datasets.vectors(second, 1)
     assert sorted(kept) == sorted(old)
     assert all(np.array_equal(kept[name], old[name]) for name in old)
 
@@ -160,20 +148,20 @@ def test_by_content_a_touched_file_keeps_its_row(updated: Update, photos: Path) 
 
 def test_by_content_a_renamed_file_keeps_its_row(updated: Update, photos: Path, tmp_path: Path) -> None:
     first = updated()
-    old = vectors(first)
+    old = grown_datasets.vectors(first)
     (photos / "img_003.png").rename(photos / "other.png")
     second = updated(by="content")
     assert counts(second) == {"rows": 6, "renamed": 1}
     assert part_sizes(second) == [6]
-    assert np.array_equal(vectors(second)["other.png"], old["img_003.png"])
-    assert "img_003.png" not in vectors(second)
+    assert np.array_equal(grown_datasets.vectors(second)["other.png"], old["img_003.png"])
+    assert "img_003.png" not in grown_datasets.vectors(second)
     # Renamed once more, then deleted: each outcome replaces the one before.
     (photos / "other.png").rename(photos / "third.png")
-    assert np.array_equal(vectors(updated(by="content"))["third.png"], old["img_003.png"])
+    assert np.array_equal(grown_datasets.vectors(updated(by="content"))["third.png"], old["img_003.png"])
     (photos / "third.png").unlink()
     last = updated(by="content")
     assert counts(last) == {"rows": 5, "withdrawn": 1}
-    assert len(vectors(last)) == 5
+    assert len(grown_datasets.vectors(last)) == 5
 
 
 def test_by_content_a_name_that_went_to_another_file_is_changed(updated: Update, photos: Path, tmp_path: Path) -> None:
@@ -209,7 +197,7 @@ def test_an_image_that_is_kept_keeps_its_row(updated: Update, photos: Path, tmp_
     shutil.copy2(photos / "img_000.png", tmp_path / "second" / "dark.png")
     done = updated(images=str(tmp_path / "second"), by="content", vanished="keep")
     assert counts(done) == {"rows": 7, "new": 1}
-    assert {"img_000.png", "dark.png"} < vectors(done).keys()
+    assert {"img_000.png", "dark.png"} < grown_datasets.vectors(done).keys()
 
 
 def test_a_continued_update_is_up_to_date(

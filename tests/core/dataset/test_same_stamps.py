@@ -1,0 +1,121 @@
+"""Files of one size and time, as an archive of uncompressed frames leaves them, are not taken for one another."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import grown_datasets
+from genenc_core.dataset import update
+
+Update = Callable[..., update.Updated]
+WHEN = 1_700_000_000
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Return a folder of 4 BMP frames in 2 folders, all of one size and time."""
+    draw = np.random.default_rng(3)
+    for number in range(4):
+        path = tmp_path / "frames" / "ab"[number // 2] / f"f{number % 2}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
+        os.utime(path, (WHEN, WHEN))
+    return tmp_path / "frames"
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def fresh(updated: Update, tmp_path: Path, **given: object) -> dict[str, np.ndarray]:
+    """Return the vectors of a new dataset."""
+    return grown_datasets.vectors(updated(out=str(tmp_path / "fresh"), **given))
+
+
+def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert sorted(one) == sorted(other)
+    for name, values in one.items():
+        np.testing.assert_allclose(values, other[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("by", ["stat", "content"])
+@pytest.mark.parametrize("what", ["files", "folders", "renumbered", "behind links"])
+def test_renamed_files_are_seen(updated: Update, frames: Path, tmp_path: Path, what: str, by: str) -> None:
+    images = frames
+    if what == "behind links":
+        images = tmp_path / "links"
+        images.mkdir()
+        for path in frames.rglob("*.bmp"):
+            (images / f"{path.parent.name}-{path.name}").symlink_to(path)
+    updated(images=str(images))
+    if what == "folders":
+        swap(frames / "a", frames / "b")
+    elif what == "renumbered":
+        (frames / "a" / "f1.bmp").replace(frames / "a" / "f0.bmp")
+    else:
+        swap(frames / "a" / "f0.bmp", frames / "b" / "f0.bmp")
+    with pytest.warns(update.FilesMayBeOthers, match="encoded again; .*content"):
+        done = updated(images=str(images), by=by)
+    assert_equal(grown_datasets.vectors(done), fresh(updated, tmp_path, images=str(images)))
+    again = updated(images=str(images), by=by)
+    assert again.before == again.version.version  # type: ignore[union-attr]
+
+
+def test_touched_files_of_the_same_content_are_not_encoded_by_content(updated: Update, frames: Path) -> None:
+    updated(images=str(frames))
+    for path in frames.rglob("*.bmp"):
+        path.chmod(0o600)
+    done = updated(images=str(frames), by="content")
+    assert (done.made, done.results) == ((), ())
+    assert len(updated(images=str(frames), by="stat").results) == 1
+
+
+def test_files_of_other_sizes_or_times_are_not_looked_at(updated: Update, photos: Path) -> None:
+    updated()
+    for number, path in enumerate(sorted(photos.iterdir())):
+        os.utime(path, (WHEN + number, WHEN + number))
+    updated()
+    for path in photos.iterdir():
+        path.chmod(0o600)
+    done = updated()
+    assert done.made == ()
+
+
+@pytest.mark.parametrize("by", ["stat", "content"])
+def test_a_list_that_names_another_file_is_seen(updated: Update, frames: Path, tmp_path: Path, by: str) -> None:
+    table = tmp_path / "list.csv"
+
+    def write(*paths: object) -> str:
+        lines = (f"{name},{path}" for name, path in zip("ABC", paths, strict=True))
+        table.write_text("\n".join(["image_id,path", *lines]) + "\n")
+        return str(table)
+
+    a, b = frames / "a", frames / "b"
+    updated(images=write(a / "f0.bmp", a / "f1.bmp", b / "f0.bmp"))
+    done = updated(images=write(a / "f1.bmp", a / "f0.bmp", "frames/b/f0.bmp"), by=by)
+    assert done.version is not None
+    assert {name: count for name, count in done.version.counts.items() if count} == {"rows": 3, "changed": 2}
+    assert_equal(grown_datasets.vectors(done), fresh(updated, tmp_path, images=str(table)))
+
+
+def test_a_list_that_names_a_copy_of_a_file_keeps_its_row_by_content(
+    updated: Update, frames: Path, tmp_path: Path
+) -> None:
+    table, copy = tmp_path / "list.csv", tmp_path / "copy.bmp"
+    shutil.copy2(frames / "a" / "f0.bmp", copy)
+    table.write_text("image_id,path\nA,frames/a/f0.bmp\n")
+    updated(images=str(table))
+    table.write_text("image_id,path\nA,copy.bmp\n")
+    done = updated(images=str(table), by="content")
+    assert done.results == ()
+    assert done.version is not None
+    assert done.version.counts["touched"] == 1
+    assert updated(images=str(table), by="content").made == ()
