@@ -154,14 +154,17 @@ class _Survey:
                 place = f"{documents.PARTS}/{name}"
                 why, stays = ("only pruned versions have it", False) if name in had else self._unlisted(number, place)
                 (left if stays else removed).append(Removed(place=place, bytes=self._bytes(place), why=why))
+        ended, held = tags.left_holds(self.folder), tags.holds(self.folder)
         left += [
             Removed(
                 place=key,
                 bytes=self._bytes(key),
                 why=f"it keeps version {number} while a tag is set; if no command is setting one, delete the file",
             )
-            for key, number in tags.holds(self.folder).items()
+            for key, number in held.items()
+            if key not in ended
         ]
+        removed += [Removed(place=key, bytes=self._bytes(key), why="left by a killed process") for key in sorted(ended)]
         removed += self._files({self.versions[number].changes for number in kept})
         known = {item.place for item in removed}
         removed += [
@@ -266,6 +269,8 @@ def _is_removable(place: str) -> bool:
         return documents.part_number(name) is not None
     if above == documents.VERSIONS and documents.changes_number(name) is not None:
         return True
+    if above == documents.TAGS and documents.held_number(name) is not None:
+        return True
     return above in _FOLDERS and _is_partial(name)
 
 
@@ -280,8 +285,9 @@ def _tagged(folder: DatasetFolder) -> set[int]:
     Raises:
         StoreError: a tag is damaged: what it keeps is not known.
     """
-    held = tags.holds(folder)  # before the tags: a hold is removed once its tag is there
-    return {*held.values(), *(tag.version for tag in tags.list_tags(folder))}
+    left, held = tags.left_holds(folder), tags.holds(folder)  # before the tags: a hold is removed once its tag is there
+    kept = {number for key, number in held.items() if key not in left}
+    return kept | {tag.version for tag in tags.list_tags(folder)}
 
 
 def _marked(folder: DatasetFolder) -> list[int]:

@@ -13,6 +13,8 @@ from genenc_core.dataset import documents, marks
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.run import records
 from genenc_core.store import run_store
+from genenc_core.store.backends.objects import is_remote
+from genenc_core.system import proc
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +87,35 @@ def _remove(folder: DatasetFolder, name: str) -> None:
 
 
 def holds(folder: DatasetFolder) -> dict[str, int]:
-    """Return the versions of which a tag is being set, by the keys of their holds."""
+    """Return the versions of which a tag is being set, by the keys of their holds; those of `left_holds` too."""
     found = {name: documents.held_number(name) for name in folder.names(documents.TAGS)}
     return {f"{documents.TAGS}/{name}": number for name, number in found.items() if number is not None}
 
 
+def left_holds(folder: DatasetFolder) -> set[str]:
+    """Return the keys of holds whose setters were killed, as far as it can be known: locally, on this machine.
+
+    On S3 a request of a killed setter may still be carried out.
+    """
+    if is_remote(folder.root):
+        return set()
+    return {key for key in holds(folder) if _has_ended(folder, key)}
+
+
+def _has_ended(folder: DatasetFolder, hold: str) -> bool:
+    try:
+        return proc.has_ended(records.read_json(folder.objects, hold).get("setter"))
+    except errors.StoreError:
+        return False
+
+
 @contextlib.contextmanager
 def _held(folder: DatasetFolder, number: int) -> Iterator[None]:
-    """Keep a version from being pruned until the block ends; if this process is killed, until the hold is deleted."""
+    """Keep a version from being pruned until the block ends, or this process is killed (see `left_holds`)."""
     key = documents.hold_key(number)
     try:
-        records.write_json(folder.objects, key, {"version": number, "time": records.now()})
+        held = {"version": number, "time": records.now(), "setter": proc.identity()}
+        records.write_json(folder.objects, key, held)
         yield
     finally:
         with contextlib.suppress(OSError):

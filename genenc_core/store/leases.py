@@ -10,13 +10,12 @@ and clock jumps have no effect. A process of the same machine that has exited is
 import contextlib
 import json
 import logging
-import os
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from genenc_core import errors
 from genenc_core.store import store_keys
@@ -154,7 +153,7 @@ class Leases:
             heartbeat = self._objects.read(_key(owner)) if owner.startswith("worker-") and "/" not in owner else b""
         except FileNotFoundError:
             return False
-        if not heartbeat or _is_gone(heartbeat):
+        if not heartbeat or _has_ended(heartbeat):
             return False
         before, since = self._seen.get(owner, (b"", 0.0))
         now = self._clock()
@@ -180,7 +179,7 @@ class Leases:
 
     def _beat(self) -> None:
         self._beats += 1
-        self._objects.replace(_key(self.owner), json.dumps({**_process(), "beat": self._beats}).encode())
+        self._objects.replace(_key(self.owner), json.dumps({**proc.identity(), "beat": self._beats}).encode())
 
 
 def _claim_key(shard: int, number: int) -> str:
@@ -191,17 +190,9 @@ def _key(name: str) -> str:
     return f"{store_keys.CLAIMS}/{name}"
 
 
-def _process() -> dict[str, Any]:
-    """Return what identifies this process among all machines and boots."""
-    return {"host": os.uname().nodename, "pid": os.getpid(), "machine": proc.boot(), "began": proc.began(os.getpid())}
-
-
-def _is_gone(heartbeat: bytes) -> bool:
+def _has_ended(heartbeat: bytes) -> bool:
     """Return whether a heartbeat's process ran on this machine and has ended."""
     try:
-        worker = json.loads(heartbeat)
-        return bool(
-            worker["machine"] and worker["machine"] == proc.boot() and worker["began"] != proc.began(int(worker["pid"]))
-        )
-    except (ValueError, KeyError, TypeError):
+        return proc.has_ended(json.loads(heartbeat))
+    except ValueError:
         return False

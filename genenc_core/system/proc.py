@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _PROC = Path("/proc")
 SELF = "self"
@@ -69,6 +70,20 @@ def boot() -> str:
         return f"{_text('sys/kernel/random/boot_id').strip()}/{(_PROC / 'self/ns/pid').stat().st_ino}"
     except OSError:
         return ""
+
+
+def identity() -> dict[str, Any]:
+    """Return what identifies this process among those of all machines and boots, as JSON values."""
+    return {"host": os.uname().nodename, "pid": os.getpid(), "machine": boot(), "began": began(os.getpid())}
+
+
+def has_ended(process: object) -> bool:
+    """Return whether a process of which this is the `identity` ran on this machine and has ended."""
+    try:
+        here = boot()
+        return bool(here) and process["machine"] == here and process["began"] != began(int(process["pid"]))  # type: ignore[index]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def busy_seconds() -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 from genenc_core.dataset import documents, marks, prune, tags
 from genenc_core.dataset.documents import Part, Version
 from genenc_core.dataset.folder import DatasetFolder
+from real_store import processes
 from simulated_store import Contents, Ended, SimulatedObjects, Task
 
 CONFIRMED = "confirmed/tag"
@@ -17,7 +18,7 @@ CONFIRMED = "confirmed/tag"
 def opened(objects: SimulatedObjects) -> DatasetFolder:
     """Open the dataset."""
     folder = object.__new__(DatasetFolder)
-    folder.objects, folder.root = objects, objects.name
+    folder.objects, folder.root = objects, "/dataset" if objects.is_local else "s3://bucket/dataset"
     return folder
 
 
@@ -130,7 +131,8 @@ def tag(number: int) -> Task:
     """Tag a version; `CONFIRMED` is there afterwards."""
 
     def run(objects: SimulatedObjects) -> Hashable:
-        done = tags.set_tag(opened(objects), "tag", number).version
+        with processes(objects):
+            done = tags.set_tag(opened(objects), "tag", number).version
         with contextlib.suppress(ConnectionError):
             objects.replace(CONFIRMED, b"")
         return done
@@ -144,7 +146,8 @@ def pruned(*, unlock: bool = False) -> Task:
     def run(objects: SimulatedObjects) -> Hashable:
         if unlock and not objects.is_local:
             objects.remove(prune.LOCK)
-        return prune.prune(opened(objects), keep=1).versions
+        with processes(objects):
+            return prune.prune(opened(objects), keep=1).versions
 
     return Task("prune", run)
 

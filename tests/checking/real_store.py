@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import dataclasses
 import functools
-import json
 import tempfile
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -27,7 +26,7 @@ from genenc_core.store import (
     zarr_bytes,
 )
 from genenc_core.store.backends import local
-from genenc_core.system import digests
+from genenc_core.system import digests, proc
 from simulated_store import LOCAL, PROCESS, Contents, Ended, SimulatedObjects, Task, same_names
 from store_promises import Lens, Record
 
@@ -150,12 +149,8 @@ def share(shard: int) -> Task:
     """Take the claim of a shard, work, and release it; `process/<worker>/works:<shard>` is there meanwhile."""
 
     def run(objects: SimulatedObjects) -> Hashable:
-        own, works = {"worker": objects.worker}, f"{PROCESS}/{objects.worker}/works:{shard}"
-
-        def is_gone(heartbeat: bytes) -> bool:
-            return objects.size(f"{PROCESS}/{json.loads(heartbeat)['worker']}/alive") is None
-
-        with mock.patch.object(leases, "_process", lambda: own), mock.patch.object(leases, "_is_gone", is_gone):
+        works = f"{PROCESS}/{objects.worker}/works:{shard}"
+        with processes(objects):
             lease = _Leases(objects)
             if not lease.take(shard):
                 lease.close()
@@ -167,6 +162,18 @@ def share(shard: int) -> Task:
             return "done" if claimed else "done without a claim"
 
     return Task(f"share {shard}", run)
+
+
+@contextlib.contextmanager
+def processes(objects: SimulatedObjects) -> Iterator[None]:
+    """Let workers be processes, whose ends others can see."""
+
+    def has_ended(process: Any) -> bool:
+        return objects.size(f"{PROCESS}/{process['worker']}/alive") is None
+
+    own = {"worker": objects.worker}
+    with mock.patch.object(proc, "identity", lambda: own), mock.patch.object(proc, "has_ended", has_ended):
+        yield
 
 
 class _Leases(leases.Leases):

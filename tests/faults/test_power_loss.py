@@ -13,9 +13,9 @@ import store_worker as small
 import tiny_models
 from genenc_core.run import driver, status
 from genenc_core.run.parameters import ExtractParameters
-from genenc_core.store import leases, repair, run_store, store_keys
+from genenc_core.store import repair, run_store, store_keys
 from genenc_core.store.backends import local
-from genenc_core.system import digests, files
+from genenc_core.system import digests, files, proc
 from power_loss import power_losses, restore
 
 Tree = dict[str, bytes | None]
@@ -101,10 +101,10 @@ def test_a_power_loss_while_a_run_is_made_leaves_a_whole_run_or_one_that_is_made
     extract(tmp_path / "whole")
     root = tmp_path / "run"
     root.mkdir()
-    own = leases._process
+    own = proc.identity
     with monkeypatch.context() as patch:
         # The process that lost power has ended, and nobody waits for its lease to expire.
-        patch.setattr(leases, "_process", lambda: {**own(), "began": "0"})
+        patch.setattr(proc, "identity", lambda: {**own(), "began": "0"})
         trees = power_losses(root, lambda: extract(root), monkeypatch)
     names = {"images.parquet", "model_spec.json", "README.md", "provenance/parameters.json"}
     names |= {path.relative_to(root).as_posix() for path in (root / "model").iterdir()}

@@ -10,6 +10,7 @@ from genenc_core import errors
 from genenc_core.dataset import diff, marks, prune, tags
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.run import records
+from genenc_core.system import proc
 
 
 def test_a_tag_is_set_moved_listed_and_removed(grown: DatasetFolder) -> None:
@@ -69,9 +70,15 @@ def test_a_version_that_is_marked_while_it_is_tagged_stays_untagged(
     assert tags.holds(grown) == {}
 
 
-def test_a_version_is_kept_while_a_tag_of_it_is_set(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the command is killed then: the prune names its file."""
-    own = records.write_json
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_version_is_kept_while_a_tag_of_it_is_set(
+    grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """Until the command is known to be killed; where it is not, the prune names its file."""
+    if ended:
+        own = proc.identity()
+        monkeypatch.setattr(proc, "identity", lambda: {**own, "began": "0"})
+    write_json = records.write_json
 
     class Killed(BaseException):
         pass
@@ -79,7 +86,7 @@ def test_a_version_is_kept_while_a_tag_of_it_is_set(grown: DatasetFolder, monkey
     def write(objects: Any, key: str, record: Mapping[str, object]) -> None:
         if key == "tags/paper.json":
             raise Killed
-        own(objects, key, record)
+        write_json(objects, key, record)
 
     with monkeypatch.context() as patch:
         patch.setattr(tags.records, "write_json", write)
@@ -87,6 +94,11 @@ def test_a_version_is_kept_while_a_tag_of_it_is_set(grown: DatasetFolder, monkey
         with pytest.raises(Killed):
             tags.set_tag(grown, "paper", 2)
     done = prune.prune(grown, keep=1)
+    if ended:
+        assert done.kept == (5,)
+        assert [item.why for item in done.removed if item.place.startswith("tags/")] == ["left by a killed process"]
+        assert tags.holds(grown) == {}
+        return
     assert done.kept == (2, 5)
     (left,) = done.left
     assert left.place.startswith("tags/.v000002.")
