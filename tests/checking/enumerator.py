@@ -31,6 +31,8 @@ from simulated_store import (
     without_process,
 )
 
+_TWO_KEYS: Final = ("link", "copy", "move")
+"""Steps whose second argument is a key, too."""
 KILLED: Final = -1
 ENDED: Final = -2
 FINISHER: Final = "finisher"
@@ -148,6 +150,17 @@ class Search:
         result.runs, result.outcomes = sum(each.runs for each in self.programs), self.outcomes
         result.seconds = time.monotonic() - began
         return result
+
+    def keys(self) -> dict[str, set[str]]:
+        """Return the keys, and beginnings of listed names, in the steps that each task asked for so far."""
+        found: dict[str, set[str]] = {}
+        for program in self.programs:
+            for node, step in enumerate(program.next):
+                if isinstance(step, Ended):
+                    continue
+                texts = ["/".join(step[1:3])] if step[0] == "names" else step[1 : 3 if step[0] in _TWO_KEYS else 2]
+                found.setdefault(program.tasks[program.task_of[node]].name, set()).update(texts)
+        return found
 
     def following(self, state: State) -> Iterator[tuple[str, State]]:
         """Yield what can happen next: what it is, and the state after it."""

@@ -398,7 +398,10 @@ def small() -> list[Scene]:
 
 
 def full() -> list[Scene]:
-    """Three workers but for commits and healings; lost answers and delayed requests."""
+    """Three workers but for healings; lost answers and delayed requests.
+
+    Three commit one shard, with a kill: shards share no key, so more of them are as many scenes of one each.
+    """
     found: list[Scene] = []
     for kind in KINDS:
         lost = 1 if kind == S3 else 0
@@ -411,6 +414,7 @@ def full() -> list[Scene]:
         ]
         for system in (MODEL, REAL):
             found += [repairs(system, kind, how, workers=3) for how in ("flipped", "unrecorded")]
+            found.append(commit(system, kind, workers=3, shards=1, kills=1))
             found.append(version(system, kind, workers=3))
     for system in (MODEL, REAL):
         found += [

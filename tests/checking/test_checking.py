@@ -8,7 +8,7 @@ import pytest
 
 import real_store
 import scenes
-from enumerator import Scene, explore
+from enumerator import Scene, Search, explore
 
 FOUND = {
     "create-replaces": r"S6: (the owner|store\.json) changed",
@@ -48,6 +48,17 @@ def test_every_reachable_state_keeps_the_promises(name: str) -> None:
     tasks = {task.name for worker in SMALL[name].workers for task in worker}
     well = {end.partition(":")[0] for end in found.outcomes if "Error" not in end}
     assert well == tasks  # each is reached, and ends without an error
+
+
+@pytest.mark.parametrize("kind", scenes.KINDS)
+@pytest.mark.parametrize("system", [scenes.MODEL, scenes.REAL])
+def test_shards_share_no_key(system: str, kind: str) -> None:
+    """So schedules of several shards are as many schedules of one each."""
+    search = Search(scenes.commit(system, kind, workers=2, shards=2))
+    search.explore(most=2_000)
+    keys = search.keys()
+    assert len(keys["commit 0"]) == len(keys["commit 1"]) > 10
+    assert not keys["commit 0"] & keys["commit 1"]
 
 
 def broken_scenes() -> Iterator[tuple[str, str, str]]:
