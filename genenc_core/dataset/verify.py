@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from genenc_core import errors
-from genenc_core.dataset import documents, marks, origins, part_arrays, parts, prune, rows
+from genenc_core.dataset import documents, marks, origins, part_arrays, parts, prune, publishing, rows
 from genenc_core.dataset.documents import Part, Version, Written
 from genenc_core.dataset.folder import DatasetFolder
-from genenc_core.run import status
+from genenc_core.run import records, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import run_store
 from genenc_core.store.backends import beneath
 from genenc_core.text import argument
 
-_README: Final = "README.md"
 _COPY: Final = "restore it from a copy"
-_OWN: Final = (documents.DATASET, documents.SETTINGS, _README, prune.LOCK, prune.JOURNAL)
+_OWN: Final = (documents.DATASET, documents.SETTINGS, publishing.README, prune.LOCK, prune.JOURNAL)
 _FOLDERS: Final = (documents.PARTS, documents.VERSIONS, documents.TAGS)
 
 
@@ -92,6 +91,9 @@ class _Verification:
         for version in kept.values():
             self._changes(version)
         checked = self._parts(kept)
+        if versions:  # a killed first update leaves less
+            self._settings()
+            self._readme(versions)
         self._tags(names[documents.TAGS], numbers, marked)
         self._foreign(names)
         numbered = filter(None, map(documents.part_number, names[documents.PARTS]))
@@ -142,6 +144,29 @@ class _Verification:
                     "restore both from a copy",
                 )
         return {number: written.version for number, written in read.items()}
+
+    def _settings(self) -> None:
+        """Check `update.json`, which holds what the next update takes."""
+        if what := records.problem(self.folder.objects, documents.SETTINGS, earlier=False):
+            self._add(documents.SETTINGS, what, f"{_COPY}, or delete it and give the next update all its options")
+
+    def _readme(self, versions: Mapping[int, Version]) -> None:
+        """Check the README, which is of a version that was made; a killed update leaves that of one before."""
+        try:
+            text = self.folder.objects.read(publishing.README).decode(errors="replace")
+            number = publishing.readme_version(text)
+            if number is not None and number > max(versions, default=0):
+                self._add(documents.version_key(number), f"missing, and {publishing.README} is of it")
+            elif (
+                number is None
+                or number not in versions
+                or not publishing.is_readme(self.folder, versions[number], text)
+            ):
+                self._add(publishing.README, "changed after it was written", "delete it: the next version writes it")
+        except FileNotFoundError:
+            return
+        except (OSError, errors.StoreError) as error:
+            self._add(publishing.README, error)
 
     def _marks(self, names: list[str], versions: Mapping[int, Version]) -> dict[int, str]:
         """Return the state of every version with a mark."""

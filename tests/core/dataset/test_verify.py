@@ -14,6 +14,7 @@ from genenc_core.run import records
 COMPACTED = "COMPACTED"
 FILES = (
     "dataset.json",
+    "update.json",
     "versions/v000002.json",
     "versions/v000006.json",
     "versions/v000003-*.parquet",
@@ -59,6 +60,23 @@ def test_an_intact_dataset(full: DatasetFolder) -> None:
     assert (found.ok, found.versions, found.pruned, found.parts, found.unlisted) == (True, 5, 1, 6, ())
     assert found.shards == 13
     assert {path: path.stat().st_mtime_ns for path in Path(full.root).rglob("*")} == before
+
+
+def test_every_bit_of_the_readme_but_the_place_counts(full: DatasetFolder) -> None:
+    path = Path(full.root, "README.md")
+    data = path.read_bytes()
+    place = str(full.root).encode()
+    for at in (*range(0, data.index(place), 13), *range(data.rindex(place) + len(place) + 80, len(data), 13)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        assert places(full) == ["README.md"], at
+    path.unlink()
+    assert places(full) == []
+
+
+def test_a_newest_version_that_is_missing_is_found(full: DatasetFolder) -> None:
+    newest = max(full.versions())
+    Path(full.root, documents.version_key(newest)).unlink()
+    assert documents.version_key(newest) in places(DatasetFolder(Path(full.root)))
 
 
 @pytest.mark.parametrize("place", FILES)
@@ -153,8 +171,9 @@ def test_a_version_that_counts_other_rows_is_found(full: DatasetFolder) -> None:
     record = records.read_json(full.objects, "versions/v000006.json")
     record["counts"] = {**record["counts"], "rows": 19}  # type: ignore[dict-item]
     records.write_json(full.objects, "versions/v000006.json", record)
-    (found,) = verify.verify(full).problems
+    found, readme = verify.verify(full).problems
     assert (found.place, found.what) == ("versions/v000006.json", "version 6 has 20 rows, and states 19")
+    assert readme.place == "README.md"
 
 
 def test_the_outcome_is_json(full: DatasetFolder) -> None:
