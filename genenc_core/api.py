@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from genenc_core.dataset.documents import Version
     from genenc_core.dataset.folder import DatasetFolder
     from genenc_core.export.exporter import ExportedModel
+    from genenc_core.inspection.inspect import Inspection
     from genenc_core.runtime.model_registry import ModelRegistry
 
     Image = str | os.PathLike[str] | np.ndarray | PIL.Image.Image
@@ -41,6 +42,7 @@ __all__ = [
     "Run",
     "Dataset",
     "extract",
+    "inspect",
     "update",
     "encode",
     "export",
@@ -326,8 +328,9 @@ def update(place: Root, images: str = "", model: str = "", **options: Any) -> Da
     from genenc_core.dataset import update as updating
     from genenc_core.dataset.parameters import UpdateParameters
 
-    given = _as_text({"images": images, "model": model, "out": _fixed(place), **options})
-    done = updating.complete(updating.update(_valid(UpdateParameters, given)))
+    given = _valid(UpdateParameters, _as_text({"images": images, "model": model, "out": _fixed(place), **options}))
+    parameters.check_engine(given.engine, given.engine_address, given.engine_workers, threads_only=_IN_FLOWS)
+    done = updating.complete(updating.update(given))
     return Dataset(done.folder, done.version)
 
 
@@ -368,6 +371,33 @@ def encode(
         names = [text.partition("=")[0] for text in run.identity["products"]]
         _refuse_unreadable(run)
         return {name: np.asarray(group[name][:]) for name in names}
+
+
+def inspect(images: str, model: str = "", **options: Any) -> "Inspection":
+    """Look at a sample of images, place labels in what the model sees, and measure a small run; nothing is written.
+
+    Args:
+        images: as for `Run.create`.
+        model: as for `Run.create`; without one, images and labels alone.
+        options: as for `Run.create`, and `sample`, how many images to look at (200).
+
+    Returns:
+        Counts by format, bits and size; unreadable images; the labels' states; `cost` of a run over all images; a
+        `contact_sheet` (a Pillow image); `as_json()`.
+
+    Raises:
+        InputError: no images, an invalid argument, labels that match no image, or an unknown model.
+
+    Example:
+        >>> found = inspect("photos", "resnet18", weights="random:0", image_size=64, points="labels.csv")
+        >>> found.images, found.pixels, found.labels.states["ok"]
+        (6, {'8-bit RGB': 6}, 6)
+        >>> found.contact_sheet.save("contact_sheet.png")
+    """
+    from genenc_core.inspection import inspect as inspecting
+    from genenc_core.inspection.parameters import InspectParameters
+
+    return inspecting.inspect(_valid(InspectParameters, _as_text({"images": images, "model": model, **options})))
 
 
 def export(model: str, out: str, **options: Any) -> "list[ExportedModel]":
@@ -447,7 +477,12 @@ def _require_xarray() -> None:
 
 
 def _parameters(images: str, model: str, out: str, options: Mapping[str, Any]) -> ExtractParameters:
-    return _valid(ExtractParameters, _as_text({"images": images, "model": model, "out": _fixed(out), **options}))
+    given = _valid(ExtractParameters, _as_text({"images": images, "model": model, "out": _fixed(out), **options}))
+    parameters.check_engine(given.engine, given.engine_address, given.engine_workers, threads_only=_IN_FLOWS)
+    return given
+
+
+_IN_FLOWS = "run the flow, genenc_flows.extraction.extract_features or genenc_flows.dataset.update_dataset"
 
 
 def _as_text(given: Mapping[str, Any]) -> dict[str, Any]:

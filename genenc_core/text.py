@@ -68,6 +68,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def size(count: float) -> str:
+    """Return a number of bytes in words, such as `1.2 MB`."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
 def argument(value: object) -> str:
     """Quote a path or URL for a shell command."""
     return shlex.quote(str(value))

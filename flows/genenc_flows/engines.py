@@ -32,8 +32,10 @@ class Choice:
     def of(cls, given: parameters.ExtractParameters, changes: parameters.Changes | None = None) -> "Choice":
         """Return the engine that parameters name; `changes` override it."""
         changes = changes or parameters.Changes()
+        kind = changes.engine or given.engine
+        parameters.check_engine(kind, changes.engine_address, changes.engine_workers)
         return cls(
-            kind=changes.engine or given.engine,
+            kind=kind,
             address=changes.engine_address or given.engine_address,
             workers=changes.engine_workers or given.engine_workers,
             device=changes.device or given.device,

@@ -52,6 +52,34 @@ def add_to(app: typer.Typer) -> None:
 
     @usage.lazy_command(
         app,
+        "inspect",
+        short_help="Look at images, labels and cost before a run.",
+        example="genenc inspect photos/ --points labels.csv --model resnet18 --out look",
+        guide="genenc_core/inspection/README.md",
+    )
+    def make_inspect() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.inspection import parameters
+
+        fields = parameters.InspectParameters.model_fields
+
+        @options.generated({name: fields[name] for name in parameters.SHOWN}, arguments=("images",))
+        def inspect(values: dict[str, Any], config: usage.Config = None, json: Json = False) -> None:
+            """Look at a sample of the images, place the labels in what the model sees, and measure a small run.
+
+            Exit codes: 0 nothing wrong, 3 some images unreadable, 2 the labels would be refused.
+            """
+            with output.report_errors(as_json=json):
+                from genenc_core.cli import looking
+
+                given = usage.merge_config(config, values, fields, required=("images",))
+                given = {name: value for name, value in given.items() if name not in usage.SWITCHES}
+                raise typer.Exit(looking.inspect(given, as_json=json))
+
+        return inspect
+
+    @usage.lazy_command(
+        app,
         "info",
         short_help="Show what a run contains, or describe a model.",
         example="genenc info resnet18",

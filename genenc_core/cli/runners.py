@@ -3,8 +3,6 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
-from genenc_core import errors
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -55,6 +53,9 @@ class Flows(Runner, Protocol):
         ...
 
 
+_PLAIN = "leave out --plain"
+
+
 class PlainRunner:
     """Runner that calls the core directly, without Prefect."""
 
@@ -65,22 +66,25 @@ class PlainRunner:
     def extract(self, given: "parameters.ExtractParameters") -> "records.Result":
         """Call the driver."""
         from genenc_core.run import driver
+        from genenc_core.run.parameters import check_engine
 
-        _refuse_engine(given.engine)
+        check_engine(given.engine, given.engine_address, given.engine_workers, threads_only=_PLAIN)
         return driver.extract(given)
 
     def resume(self, run: "folder.RunFolder", shards: str, changes: "parameters.Changes") -> "records.Result":
         """Call the driver."""
         from genenc_core.run import driver
+        from genenc_core.run.parameters import check_engine
 
-        _refuse_engine(changes.engine)
+        check_engine(changes.engine, changes.engine_address, changes.engine_workers, threads_only=_PLAIN)
         return driver.resume(run, shards, changes)
 
     def update(self, given: "dataset_parameters.UpdateParameters") -> "update.Updated":
         """Call the update."""
         from genenc_core.dataset import update
+        from genenc_core.run.parameters import check_engine
 
-        _refuse_engine(given.engine)
+        check_engine(given.engine, given.engine_address, given.engine_workers, threads_only=_PLAIN)
         return update.update(given)
 
     def export(self, given: "parameters.ExportParameters") -> "list[exporter.ExportedModel]":
@@ -88,9 +92,3 @@ class PlainRunner:
         from genenc_core.run import model_export
 
         return model_export.export(given)
-
-
-def _refuse_engine(engine: str | None) -> None:
-    """Raise `InputError` for an engine that needs Prefect."""
-    if engine not in (None, "threads"):
-        raise errors.InputError(f"--engine {engine} works through Prefect: leave out --plain")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from genenc_core import errors, spec
+from genenc_core import errors, spec, text
 from genenc_core.export import exporter, image_sizes
 from genenc_core.models import resolve
 from genenc_core.run import model_cache, outputs_check
@@ -73,10 +73,6 @@ def describe(done: exporter.ExportedModel) -> dict[str, object]:
     }
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
 def summary(done: exporter.ExportedModel) -> list[str]:
     """Return a summary of an export: files, shapes, time, memory and error."""
     block = done.spec.genenc
@@ -96,5 +92,5 @@ def summary(done: exporter.ExportedModel) -> list[str]:
 
 
 def _file_words(path: Path, info: spec.ArtifactInfo) -> str:
-    memory = "" if info.peak_rss_bytes is None else f", at most {_size(info.peak_rss_bytes)} in memory"
-    return f"{path}  {_size(info.bytes)} in {info.seconds:.1f} s{memory}"
+    memory = "" if info.peak_rss_bytes is None else f", at most {text.size(info.peak_rss_bytes)} in memory"
+    return f"{path}  {text.size(info.bytes)} in {info.seconds:.1f} s{memory}"

@@ -321,6 +321,27 @@ class Changes:
     engine_workers: PositiveInt | None = None
 
 
+def check_engine(kind: str | None, address: str | None, workers: int | None, *, threads_only: str = "") -> None:
+    """Check that options of a cluster come with one.
+
+    Args:
+        kind: the engine; None for threads.
+        address: of a cluster.
+        workers: of a local cluster.
+        threads_only: why only threads are there, "" if all engines are.
+
+    Raises:
+        InputError: an option that would do nothing, or an engine that is not there.
+    """
+    if kind not in (None, "threads"):
+        if threads_only:
+            raise errors.InputError(f"--engine {kind} works through Prefect: {threads_only}")
+        return
+    for name, value in (("engine-address", address), ("engine-workers", workers)):
+        if value is not None:
+            raise errors.InputError(f"--{name} {value} is for --engine dask or ray: give one of these, or leave it out")
+
+
 def fields_of_changes() -> dict[str, FieldInfo]:
     """Return the fields of the options that a session may change."""
     return {each.name: ExtractParameters.model_fields[each.name] for each in dataclasses.fields(Changes)}

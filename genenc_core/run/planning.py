@@ -184,6 +184,7 @@ def read_labels(given: run_parameters.ExtractParameters) -> PointTable | None:
 def check_parameters(given: run_parameters.ExtractParameters) -> image_source.ImageSource:
     """Validate what can be validated without a model; return the opened image source."""
     FailureBudget.parse(given.max_failures)
+    run_parameters.check_engine(given.engine, given.engine_address, given.engine_workers)
     if given.image_size is not None:
         run_parameters.parse_image_size(given.image_size)
     tiles.check(given)

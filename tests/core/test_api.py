@@ -111,6 +111,18 @@ def test_a_run_stays_where_it_was_made(photos: Path, tmp_path: Path, monkeypatch
         np.testing.assert_array_equal(found.features.values, values)
 
 
+@pytest.mark.parametrize("option", [{"engine": "dask"}, {"engine_address": "tcp://x:1"}, {"engine_workers": 2}])
+def test_an_engine_that_is_not_used_is_refused(photos: Path, tmp_path: Path, option: dict[str, object]) -> None:
+    said = "--engine dask works through Prefect: run the flow" if "engine" in option else "is for --engine dask or ray"
+    for call in (
+        lambda: api.encode(["photos/img_000.png"], **MODEL, **option),
+        lambda: api.update("set", "photos", **MODEL, **option),
+    ):
+        with pytest.raises(api.InputError, match=said):
+            call()
+    assert not (tmp_path / "set").exists()
+
+
 def test_points_that_are_missing_are_nan(photos: Path) -> None:
     points = np.full((2, 2, 2), 8.0)
     points[0, 1] = np.nan

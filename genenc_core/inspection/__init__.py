@@ -1,0 +1,1 @@
+"""A look at images, labels and cost before a run."""

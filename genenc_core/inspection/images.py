@@ -1,0 +1,133 @@
+"""What a sample of images is: formats, pixels, sizes, orientations, and which cannot be read."""
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from genenc_core import spec
+from genenc_core.images.decode.limits import Limits
+from genenc_core.images.load.loader import ImageLoader
+from genenc_core.images.sources.manifest import Manifest
+
+UNREADABLE_SHOWN: Final = 20
+_MODES: Final = {
+    "1": "1-bit",
+    "L": "8-bit grey",
+    "P": "8-bit palette",
+    "RGB": "8-bit RGB",
+    "RGBA": "8-bit RGB with alpha",
+    "LA": "8-bit grey with alpha",
+    "CMYK": "8-bit CMYK",
+    "YCbCr": "8-bit YCbCr",
+    "I": "32-bit grey",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey",
+    "F": "32-bit float grey",
+    "HDR": "float RGB",
+}
+_PNG_COLOURS: Final = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_FLOAT: Final = 3
+"""TIFF's SampleFormat."""
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """Rows of a manifest as the model sees them, and what their files are."""
+
+    rows: np.ndarray
+    """Of the readable images, int64 `[n]`."""
+    sizes: np.ndarray
+    """Height and width of the upright sources, int64 `[n, 2]`."""
+    affines: np.ndarray
+    """Source to model pixels, float64 `[n, 4]`: scale x and y, offset x and y."""
+    orientations: np.ndarray
+    """EXIF, uint8 `[n]`."""
+    pixels: dict[int, np.ndarray]
+    """Of the rows that are kept, uint8 `[3, H, W]`."""
+    unreadable: dict[int, str]
+    """Row -> reason."""
+    formats: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Bits and colours, such as `16-bit grey`."""
+
+
+def look(listed: Manifest, preprocessing: spec.Preprocessing, *, keep: int, workers: int, limits: Limits) -> Sample:
+    """Decode all images of a manifest, in decode workers.
+
+    Args:
+        listed: the images.
+        preprocessing: how they are fitted.
+        keep: how many to keep the pixels of, evenly spread.
+        workers: decode workers.
+        limits: bounds per image.
+
+    Raises:
+        OSError: a fault of the volume, not of an image.
+    """
+    wanted = {int(row) for row in np.linspace(0, listed.rows - 1, min(keep, listed.rows)).round()}
+    found = Sample(
+        rows=np.empty(0, np.int64),
+        sizes=np.empty((0, 2), np.int64),
+        affines=np.empty((0, 4)),
+        orientations=np.empty(0, np.uint8),
+        pixels={},
+        unreadable={},
+    )
+    with ImageLoader(listed, preprocessing, workers=workers, batch=min(16, listed.rows), limits=limits) as loader:
+        for batch in loader.iter_batches(0, listed.rows):
+            found.rows = np.concatenate([found.rows, batch.rows])
+            found.sizes = np.concatenate([found.sizes, np.stack([batch.heights, batch.widths], axis=1)])
+            found.affines = np.concatenate([found.affines, batch.affines])
+            found.orientations = np.concatenate([found.orientations, batch.orientations])
+            found.unreadable |= {item.row: item.reason for item in batch.unreadable}
+            images = (image for part in batch.parts for image in part)
+            for row, image in zip(batch.rows.tolist(), images, strict=True):
+                if row in wanted:
+                    found.pixels[row] = image.numpy().copy()
+            batch.release()
+    # Only files that a worker has decoded: what broke one must not break this process.
+    for path in _paths(listed, found.rows):
+        form, kind = describe_file(path)
+        found.formats[form] += 1
+        found.kinds[kind] += 1
+    return found
+
+
+def _paths(listed: Manifest, rows: np.ndarray) -> Iterator[str]:
+    for row in rows.tolist():
+        yield listed.read(row, row + 1).paths[0]
+
+
+def describe_file(path: str) -> tuple[str, str]:
+    """Return the format, and bits and colours, of an image file from its header; `unknown` if it does not say."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Path(path).open("rb") as file:
+            head = file.read(32)
+        if head[1:4] == b"PNG":
+            return "PNG", f"{head[24]}-bit {_PNG_COLOURS[head[25]]}"
+        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            with tifffile.TiffFile(path) as tiff:
+                return "TIFF", _tiff_kind(tiff.pages[0])
+        with Image.open(path) as image:
+            form = (image.format or "unknown").replace("PPM", "PNM")
+            return form, _MODES.get(image.mode, image.mode)
+    return "unknown", "unknown"
+
+
+def _tiff_kind(page: Any) -> str:
+    bits, count = page.bitspersample, int(page.samplesperpixel)
+    bits = max(bits) if isinstance(bits, tuple) else bits
+    number = "float " if page.sampleformat == _FLOAT else ""
+    colours = {"PALETTE": "palette", "SEPARATED": "CMYK", "RGB": "RGB"}.get(page.photometric.name, "grey")
+    expected = {"RGB": 3, "CMYK": 4}.get(colours, 1)
+    more = f" with {count - expected} more channels" if count > expected else ""
+    return f"{bits}-bit {number}{colours}{more}"

@@ -1,0 +1,322 @@
+"""The inspection: lists images, decodes a sample, places labels, measures a small run, and says what it found."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from genenc_core import errors, spec, statuses, text
+from genenc_core.choices import Fit
+from genenc_core.images.decode import geometry
+from genenc_core.images.decode.limits import Limits
+from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.sources import folders, image_source, manifest
+from genenc_core.inspection import cost, images, sheet
+from genenc_core.inspection.parameters import InspectParameters
+from genenc_core.run import out_folder, planning
+from genenc_core.run.parameters import parse_image_size
+from genenc_core.system import files, limits, progress_rate, scratch
+
+ON_SHEET: Final = 24
+"""Images on the contact sheet."""
+_KINDS: Final = 8
+"""Kinds that are listed as text."""
+_SIDE: Final = 224
+"""Sides of the sheet's images without a model."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """Labels of the images that were looked at, through the model's geometry."""
+
+    names: tuple[str, ...]
+    images_without: int
+    """Of all images."""
+    absent: int
+    """Images of the points file that are not among the images."""
+    uncertain: int
+    """Labels left out because of their likelihood."""
+    states: dict[str, int]
+    """State of the points of the images looked at, as `point_status` names it -> count."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What was found."""
+
+    images: int
+    bytes: int
+    missing: int
+    """Images of a list whose files are not there."""
+    left_out: dict[str, int]
+    """Extension of files that are no images -> count."""
+    looked_at: int
+    formats: dict[str, int]
+    """Of the readable images that were looked at, as the following."""
+    pixels: dict[str, int]
+    """Bits and colours -> count."""
+    sizes: dict[str, int]
+    """Width x height, upright -> count."""
+    turned: int
+    """Images with an EXIF orientation other than 1."""
+    unreadable: dict[str, str]
+    """Image -> reason."""
+    preprocessing: str
+    """How they are fitted to the model, or to the contact sheet without one."""
+    labels: Labels | None
+    warnings: tuple[str, ...]
+    refused: str
+    """Why `genenc extract` would refuse these labels; "" if it would not."""
+    model: str
+    """Empty without one."""
+    cost: cost.Cost | None
+    contact_sheet: Image.Image | None = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def exit_code(self) -> int:
+        """That of `genenc inspect`."""
+        return errors.InputError.exit_code if self.refused else 3 if self.unreadable or self.missing else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but the sheet as JSON data."""
+        found = dataclasses.asdict(dataclasses.replace(self, contact_sheet=None))
+        del found["contact_sheet"]
+        return found
+
+
+def inspect(given: InspectParameters) -> Inspection:
+    """Look at images and labels, and at what a run over them would cost.
+
+    Nothing is written but temporary files, which are removed.
+
+    Raises:
+        InputError: no images, an invalid parameter, labels that cannot be read or matched, or an unknown model.
+        OSError: the volume with the images fails.
+    """
+    said: list[str] = []
+    with scratch.TemporaryFolder("inspect") as folder, _collected(said):
+        asked = given.extraction(str(Path(folder) / "run"))
+        source = planning.check_parameters(asked)
+        table = planning.read_labels(asked)
+        listed = _listed(Path(folder), source, table, given.limit)
+        refused = _refused(listed, given, table)
+        rows = np.unique(np.linspace(0, listed.rows - 1, min(given.sample, listed.rows)).round().astype(np.int64))
+        chosen = manifest.write_selection(Path(folder) / "sample.parquet", listed, rows)
+        design = planning.make_design(asked, table, export_to=Path(folder) / "model") if given.model else None
+        preprocessing = _geometry(given, design)
+        sample = images.look(
+            chosen,
+            preprocessing,
+            keep=ON_SHEET,
+            workers=given.decode_workers or min(limits.cores(), 4),
+            limits=Limits(seconds=given.image_timeout, megapixels=given.max_megapixels),
+        )
+        points, states = _placed(chosen, sample, preprocessing)
+        drawn = _drawn(chosen, sample, points, preprocessing, given.model)
+        measured = None
+        if design is not None and len(sample.rows):
+            measured = cost.measure(asked, design, chosen, listed.rows, scratch=Path(folder))
+        return _found(given, listed, rows, sample, preprocessing, said, refused, states, drawn, measured)
+
+
+def _listed(
+    folder: Path, source: image_source.ImageSource, table: PointTable | None, limit: int | None
+) -> manifest.Manifest:
+    listed = manifest.write_manifest(folder / "listed.parquet", source, points=table, limit=limit)
+    if source.kind != "list":
+        folders.warn_of_text_order(listed.read(0, min(listed.rows, planning.CHECKED_NAMES)).image_ids)
+    return listed
+
+
+def _refused(listed: manifest.Manifest, given: InspectParameters, table: PointTable | None) -> str:
+    """Return why a run would refuse the labels, "" if it would not."""
+    try:
+        planning.warn_of_images(listed, given, table=table)
+    except errors.InputError as error:
+        return str(error)
+    return ""
+
+
+def _geometry(given: InspectParameters, design: planning.Design | None) -> spec.Preprocessing:
+    if design is not None:
+        return design.preprocessing
+    height, width = parse_image_size(given.image_size) if given.image_size else (_SIDE, _SIDE)
+    fit: Fit = given.fit or "pad"
+    return spec.Preprocessing(height=height, width=width, fit=fit)
+
+
+def _placed(
+    chosen: manifest.Manifest, sample: images.Sample, preprocessing: spec.Preprocessing
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Return the points of the readable images in model pixels, float64 `[n, K, 2]`, and counts by state."""
+    own = chosen.read(0, chosen.rows).points[sample.rows]
+    if chosen.points_scale.relative:
+        own = own * sample.sizes[:, None, ::-1]
+    if not own.shape[1] or not len(own):
+        return own, {}
+    points, state = geometry.map_points(own, sample.affines, sample.sizes, preprocessing)
+    return points, statuses.counts(statuses.written(statuses.POINTS), state)
+
+
+def _drawn(
+    chosen: manifest.Manifest,
+    sample: images.Sample,
+    points: np.ndarray,
+    preprocessing: spec.Preprocessing,
+    model: str,
+) -> Image.Image | None:
+    if not sample.pixels:
+        return None
+    names = chosen.read(0, chosen.rows).image_ids
+    at = {row: number for number, row in enumerate(sample.rows.tolist())}
+    title = f"{model or 'no model'}: {preprocessing.describe()}; {len(sample.pixels)} of {len(names)} images looked at"
+    return sheet.draw(
+        title,
+        {names[row]: image for row, image in sample.pixels.items()},
+        {names[row]: points[at[row]] for row in sample.pixels} if chosen.point_names else {},
+        chosen.point_names,
+    )
+
+
+def _found(
+    given: InspectParameters,
+    listed: manifest.Manifest,
+    rows: np.ndarray,
+    sample: images.Sample,
+    preprocessing: spec.Preprocessing,
+    said: list[str],
+    refused: str,
+    states: dict[str, int],
+    drawn: Image.Image | None,
+    measured: cost.Cost | None,
+) -> Inspection:
+    bytes_of = np.concatenate([batch.column(0).to_numpy() for batch in listed.iter_columns(["bytes"])])
+    names = {row: listed.read(int(rows[row]), int(rows[row]) + 1).image_ids[0] for row in sample.unreadable}
+    sizes, counts = np.unique(sample.sizes, axis=0, return_counts=True)
+    shown = sorted(zip(counts.tolist(), sizes.tolist(), strict=True), reverse=True)
+    labels = None
+    if listed.point_names:
+        labels = Labels(
+            names=listed.point_names,
+            images_without=int(listed.labels.get("images_without", 0)),
+            absent=int(listed.labels.get("absent", 0)),
+            uncertain=int(listed.labels.get("uncertain", 0)),
+            states=states,
+        )
+    return Inspection(
+        images=listed.rows,
+        bytes=int(bytes_of[bytes_of > 0].sum()),
+        missing=int((bytes_of < 0).sum()),
+        left_out={kind: count for kind, (count, _) in listed.left_out.items()},
+        looked_at=len(rows),
+        formats=dict(sample.formats.most_common()),
+        pixels=dict(sample.kinds.most_common()),
+        sizes={f"{width} x {height}": count for count, (height, width) in shown},
+        turned=int((sample.orientations > 1).sum()),
+        unreadable={names[row]: reason for row, reason in sorted(sample.unreadable.items())},
+        preprocessing=preprocessing.describe(),
+        labels=labels,
+        warnings=tuple(dict.fromkeys(said)),
+        refused=refused,
+        model=given.model,
+        cost=measured,
+        contact_sheet=drawn,
+    )
+
+
+def lines(found: Inspection) -> list[str]:
+    """Return what was found as text."""
+    said = [
+        f"{text.plural(found.images, 'image')}, {text.size(found.bytes)}; {found.looked_at} looked at, evenly spread"
+    ]
+    if found.missing:
+        said.append(f"  {text.plural(found.missing, 'file')} of the list missing")
+    said += [f"  {_counted(counts)}" for counts in (found.formats, found.pixels, found.sizes) if counts]
+    if found.turned:
+        said.append(f"  {found.turned} turned upright by their EXIF orientation")
+    if found.unreadable:
+        said.append(f"  {len(found.unreadable)} of {found.looked_at} cannot be read:")
+        shown = list(found.unreadable.items())[: images.UNREADABLE_SHOWN]
+        said += [f"    {name}: {reason}" for name, reason in shown]
+    if found.left_out:
+        said.append(f"  files that are not images: {_counted(found.left_out)}")
+    said.append(f"{found.model or 'no model'}: {found.preprocessing}")
+    if found.labels is not None:
+        said += _label_lines(found.labels)
+    if found.refused:
+        said.append(f"these labels would be refused: {found.refused}")
+    said += [f"warning: {words}" for words in found.warnings]
+    return said + ([] if found.cost is None else _cost_lines(found.cost, found.images))
+
+
+def _counted(counts: dict[str, int]) -> str:
+    shown = [f"{count} {name or 'without an extension'}" for name, count in list(counts.items())[:_KINDS]]
+    return ", ".join([*shown, *([f"and {len(counts) - _KINDS} more kinds"] if len(counts) > _KINDS else [])])
+
+
+def _label_lines(labels: Labels) -> list[str]:
+    names = ", ".join(labels.names[:_KINDS]) + (", ..." if len(labels.names) > _KINDS else "")
+    states = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in labels.states.items() if count)
+    said = [f"{text.plural(len(labels.names), 'point')} ({names}); of the images looked at: {states or 'none'}"]
+    if labels.states.get("outside_view"):
+        said.append("  outside view: cut off by the fit; --fit pad or stretch shows the model whole images")
+    if labels.absent:
+        said.append(f"  {text.plural(labels.absent, 'image')} of the points file not among the images")
+    if labels.images_without:
+        said.append(f"  {text.plural(labels.images_without, 'image')} without any label")
+    if labels.uncertain:
+        said.append(f"  {text.plural(labels.uncertain, 'label')} left out: below the least likelihood")
+    return said
+
+
+def _cost_lines(measured: cost.Cost, count: int) -> list[str]:
+    memory = "" if measured.memory_bytes is None else f", memory {text.size(measured.memory_bytes)} and decode workers"
+    busiest = f"; the busiest stage is {measured.limited_by}" if measured.limited_by else ""
+    return [
+        f"{measured.images_per_second:.3g} images/s, measured on {measured.measured}{busiest}",
+        f"all {text.plural(count, 'image')}: {progress_rate.duration(measured.seconds)}, disk "
+        f"{text.size(measured.disk_bytes)}{memory}",
+    ]
+
+
+def write(found: Inspection, out: str) -> list[Path]:
+    """Write `inspection.json` and `contact_sheet.png`; return their paths.
+
+    Raises:
+        InputError: the folder is not writable.
+    """
+    folder = Path(out)
+    data = {folder / "inspection.json": (json.dumps(found.as_json(), indent=2) + "\n").encode()}
+    if found.contact_sheet is not None:
+        stored = io.BytesIO()
+        found.contact_sheet.save(stored, format="PNG")
+        data[folder / "contact_sheet.png"] = stored.getvalue()
+    with out_folder.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in data.items():
+            files.replace(path, functools.partial(_write, content))
+    return list(data)
+
+
+def _write(content: bytes, partial: Path) -> None:
+    partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _collected(said: list[str]) -> Iterator[None]:
+    """Collect the warnings of genenc instead of showing them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            own = (item for item in caught if item.category.__module__.startswith("genenc_core"))
+            said += [str(item.message) for item in own]

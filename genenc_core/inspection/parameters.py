@@ -1,0 +1,50 @@
+"""Parameters of an inspection: those of an extraction, where a model is optional."""
+
+from genenc_core import text
+from genenc_core.choices import INPUT, MODEL, STORE
+from genenc_core.run.options import option
+from genenc_core.run.parameters import ExtractParameters
+
+
+class InspectParameters(ExtractParameters):
+    """Parameters of an inspection."""
+
+    model: str = option(
+        "",
+        help="As for extract: its geometry and its cost.",
+        group=MODEL,
+        often=True,
+        metavar="<name|file>",
+        usually="none: images and labels alone",
+    )
+    out: str = option(
+        "",
+        help="Folder for contact_sheet.png and inspection.json.",
+        group=STORE,
+        often=True,
+        metavar="<folder>",
+        path=True,
+        usually="nothing is written",
+    )
+    sample: int = option(
+        200, help="Images to look at, evenly spread over all.", group=INPUT, often=True, limits={"ge": 1, "le": 100_000}
+    )
+
+    @property
+    def title(self) -> str:
+        """Display name: images, and the model if there is one."""
+        return super().title if self.model else text.title(text.place(self.images))
+
+    def extraction(self, out: str) -> ExtractParameters:
+        """Return the parameters of a run with these images and this model."""
+        given = {name: value for name, value in self.model_dump(exclude_unset=True).items() if name != "sample"}
+        return ExtractParameters.model_validate({**given, "model": self.model or "none", "out": out})
+
+
+SHOWN = (
+    *("images", "points", "model", "weights", "image_size", "fit", "products", "maps", "device", "batch_size"),
+    *("out", "sample", "image_column", "limit", "points_columns", "points_scale", "min_likelihood", "weights_key"),
+    *("layers", "mean", "std", "antialias", "canvas", "dtype", "decode_workers", "image_timeout", "max_megapixels"),
+    *("backend", "precision", "trust"),
+)
+"""Options of the command: those that change what is seen, or what it costs."""

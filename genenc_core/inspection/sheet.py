@@ -1,0 +1,84 @@
+"""Contact sheet of images as the model sees them, with the points at their places in its input."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TILE: Final = 224
+"""Longest side of an image on the sheet, in pixels."""
+COLUMNS: Final = 6
+_GAP: Final = 8
+_LINE: Final = 18
+_COLOURS: Final = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45")
+_LEGEND: Final = 12
+"""Point names in the legend."""
+
+
+def draw(
+    title: str,
+    pixels: Mapping[str, np.ndarray],
+    points: Mapping[str, np.ndarray],
+    names: Sequence[str],
+) -> Image.Image:
+    """Return the sheet.
+
+    Args:
+        title: its first line.
+        pixels: name of an image -> uint8 `[3, H, W]`, all of one size.
+        points: name of an image -> float64 `[K, 2]` in pixels of that, NaN = not drawn.
+        names: of the K points.
+    """
+    shape = next(iter(pixels.values())).shape
+    scale = min(1.0, TILE / max(shape[1:]))
+    height, width = (max(round(side * scale), 1) for side in shape[1:])
+    columns = min(COLUMNS, len(pixels))
+    rows = math.ceil(len(pixels) / columns)
+    top = _GAP + _LINE * (2 if names else 1) + _GAP
+    sheet = Image.new(
+        "RGB",
+        (max(columns * (width + _GAP) + _GAP, 480), top + rows * (height + _LINE + _GAP)),
+        "white",
+    )
+    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    canvas.text((_GAP, _GAP), title, fill="black", font=font)
+    _legend(canvas, names, font)
+    for at, (name, image) in enumerate(pixels.items()):
+        left, upper = _GAP + at % columns * (width + _GAP), top + at // columns * (height + _LINE + _GAP)
+        drawn = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+        sheet.paste(drawn.resize((width, height), Image.Resampling.BOX), (left, upper))
+        for number, (x, y) in enumerate(points.get(name, np.empty((0, 2))) * scale):
+            if np.isfinite(x) and np.isfinite(y):
+                _mark(canvas, left + float(x), upper + float(y), _COLOURS[number % len(_COLOURS)])
+        canvas.text((left, upper + height + 2), _shortened(name, width, font), fill="black", font=font)
+    return sheet
+
+
+def _mark(canvas: ImageDraw.ImageDraw, x: float, y: float, colour: str) -> None:
+    canvas.ellipse((x - 4, y - 4, x + 4, y + 4), outline="black", width=3)
+    canvas.ellipse((x - 4, y - 4, x + 4, y + 4), outline=colour, width=2)
+    canvas.point((x, y), fill=colour)
+
+
+def _legend(
+    canvas: ImageDraw.ImageDraw, names: Sequence[str], font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+) -> None:
+    left = float(_GAP)
+    for number, name in enumerate(names[:_LEGEND]):
+        _mark(canvas, left + 5, _GAP + _LINE + 8, _COLOURS[number % len(_COLOURS)])
+        shown = name if len(name) <= 24 else f"{name[:21]}..."
+        canvas.text((left + 14, _GAP + _LINE), shown, fill="black", font=font)
+        left += 14 + canvas.textlength(shown, font=font) + 14
+    if len(names) > _LEGEND:
+        canvas.text((left, _GAP + _LINE), f"and {len(names) - _LEGEND} more", fill="black", font=font)
+
+
+def _shortened(name: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """Return the end of a name, as much as fits."""
+    if font.getlength(name) <= width:
+        return name
+    while len(name) > 1 and font.getlength(f"...{name}") > width:
+        name = name[1:]
+    return f"...{name}"
