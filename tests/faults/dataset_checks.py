@@ -1,5 +1,6 @@
 """What must hold of a dataset at any instant and after a command that nobody killed."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -63,8 +64,16 @@ def look(root: Path, held: Held) -> Seen:
     seen.wrong.extend(altered(folder, seen.versions))
     seen.tags.update({tag.name: tag.version for tag in tags.list_tags(folder)})
     head = folder.head()
+    kept = [
+        documents.read_version(folder.objects, number).version for number in folder.versions() if number not in pruned
+    ]
+    needed = {part.name for version in kept for part in version.parts}
     for number in dataset_parts.of_updates(folder):
-        _account(folder, number, head.version if head else None, seen)
+        is_passed = head is not None and number <= head.version.last_part
+        with contextlib.ExitStack() as lenient:
+            if is_passed and documents.part_name(number) not in needed:
+                lenient.enter_context(contextlib.suppress(errors.StoreError))  # a killed prune has removed half of it
+            _account(folder, number, seen, is_passed=is_passed)
     return seen
 
 
@@ -115,13 +124,12 @@ def _made_by(folder: DatasetFolder, number: int) -> str:
     return str(documents.read_version(folder.objects, number).version.made["command"])
 
 
-def _account(folder: DatasetFolder, number: int, head: Version | None, seen: Seen) -> None:
+def _account(folder: DatasetFolder, number: int, seen: Seen, *, is_passed: bool) -> None:
     """Note what a part of an update has encoded, and what it has still to encode."""
     name = documents.part_name(number)
     if not folder.part_exists(name):
         return
     run = folder.part(name)
-    is_passed = head is not None and number <= head.last_part
     listed = run.manifest.read(0, run.manifest.rows)
     files = [f"{image} {time}" for image, time in zip(listed.image_ids, listed.mtime_ns.tolist(), strict=True)]
     committed = run.store.committed()

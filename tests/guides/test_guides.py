@@ -115,7 +115,7 @@ def run(block: Block, found: dict[str, Any]) -> None:
         for command in Block(language="sh", text=text, mark="").commands:
             assert command.startswith("genenc "), command
             arguments = shlex.split(command)[1:]
-            if arguments[0] in ("extract", "export", "update") and "resnet18" in arguments:
+            if arguments[0] in ("extract", "export", "inspect", "update") and "resnet18" in arguments:
                 arguments += [word for option in SMALL if option[0] not in arguments for word in option]
             done = command_line.call(arguments)
             assert done.exit_code == 0, (command, done.stdout, done.stderr)
