@@ -360,12 +360,16 @@ def encode(
         raise InputError("images is empty: give at least one image")
     import zarr
 
+    from genenc_core.images.sources import folders
+
     with tempfile.TemporaryDirectory(prefix="genenc-encode-") as folder:
         paths = [_path(image, Path(folder) / f"{at:06d}.png") for at, image in enumerate(images)]
-        listed = _write_table(Path(folder) / "images.csv", ["image"], [[path] for path in paths])
+        # By ids of their own: a path may be given twice, or be no text.
+        rows = [[_image_id(at), folders.to_text(path)] for at, path in enumerate(paths)]
+        listed = _write_table(Path(folder) / "images.csv", ["image_id", "path"], rows)
         if points is not None:
             # Never guess another scale.
-            options = {"points_scale": "1", **options, "points": str(_write_points(points, paths, Path(folder)))}
+            options = {"points_scale": "1", **options, "points": str(_write_points(points, len(paths), Path(folder)))}
         run = extract(str(listed), model, str(Path(folder) / "run"), **{"max_failures": "100%", **options})
         group: Any = zarr.open_group(run.folder.store.zarr_store(), mode="r")
         names = [text.partition("=")[0] for text in run.identity["products"]]
@@ -505,7 +509,8 @@ def _valid(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
 def _refuse_unreadable(run: Run) -> None:
     found = status.survey(run.folder, most=1, committed_rows=False)
     for image in found.unreadable:
-        raise InputError(f"image {image['row']} ({image['image_id']!r}) cannot be read: {image['reason']}")
+        (path,) = run.folder.manifest.read(image["row"], image["row"] + 1).paths
+        raise InputError(f"image {image['row']} ({path!r}) cannot be read: {image['reason']}")
 
 
 def _path(image: "Image", place: Path) -> str:
@@ -549,13 +554,17 @@ _TURNED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF orientation -> Pillow's operation that makes the image upright (`PIL.ImageOps.exif_transpose`)."""
 
 
-def _write_points(points: np.ndarray, paths: Sequence[str], folder: Path) -> Path:
+def _image_id(at: int) -> str:
+    return f"genenc-encode-{at:06d}"
+
+
+def _write_points(points: np.ndarray, images: int, folder: Path) -> Path:
     points = np.asarray(points, dtype=np.float64)
-    if points.ndim != 3 or points.shape[0] != len(paths) or points.shape[2] != 2:
-        raise InputError(f"points has shape {list(points.shape)}: expected [{len(paths)}, K, 2], x and y in pixels")
+    if points.ndim != 3 or points.shape[0] != images or points.shape[2] != 2:
+        raise InputError(f"points has shape {list(points.shape)}: expected [{images}, K, 2], x and y in pixels")
     rows = [
-        [path, f"p{number:06d}", *("" if np.isnan(value) else repr(float(value)) for value in xy)]
-        for path, of_image in zip(paths, points, strict=True)
+        [_image_id(at), f"p{number:06d}", *("" if np.isnan(value) else repr(float(value)) for value in xy)]
+        for at, of_image in enumerate(points)
         for number, xy in enumerate(of_image)
     ]
     return _write_table(folder / "points.csv", ["image", "point", "x", "y"], rows)

@@ -1,6 +1,7 @@
 """Exceptions raised by genenc; each message names the value, the reason and the remedy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from genenc_core import text
 
@@ -70,16 +71,20 @@ class UnsafeFileError(OSError):
 
 
 class ShardError(GenencError):
-    """A shard that was not committed: too many unreadable images, or a failure of the encoder or store."""
+    """A shard that was not committed: too many unreadable images, or a failure of the encoder or store.
 
-    def __init__(self, shard: int, reason: str) -> None:
+    `images` are those that could not be read until it failed: `row`, `image_id` and `reason` of each.
+    """
+
+    def __init__(self, shard: int, reason: str, images: Sequence[Mapping[str, Any]] = ()) -> None:
         self.shard = shard
         self.reason = reason
+        self.images = tuple(images)
         super().__init__(f"shard {shard:05d}: {reason}")
 
-    def __reduce__(self) -> tuple[type["ShardError"], tuple[int, str]]:
-        """Pickle with both constructor arguments."""
-        return type(self), (self.shard, self.reason)
+    def __reduce__(self) -> tuple[type["ShardError"], tuple[int, str, tuple[Mapping[str, Any], ...]]]:
+        """Pickle with all constructor arguments."""
+        return type(self), (self.shard, self.reason, self.images)
 
 
 class Stopped(GenencError):

@@ -28,7 +28,7 @@ def status(root: Root, *, as_json: bool) -> int:
         shards = [dataclasses.asdict(row) for row in found.shards]
         described = run_status.describe(found.status)
         left_out = {kind: {"files": count, "first": first} for kind, (count, first) in found.left_out.items()}
-        images = {"unreadable_images": found.unreadable, "left_out": left_out}
+        images = {"unreadable_images": found.unreadable, "failed_images": found.failed_images, "left_out": left_out}
         output.say_json({**described, "shard_rows": shards, **images})
         return found.status.exit_code
     output.say(run_status.summary_lines(found, found.status.bound))
@@ -36,6 +36,9 @@ def status(root: Root, *, as_json: bool) -> int:
         output.say([f"counted from the commit records; genenc verify {argument(root)} reads what is stored"])
     failed = [row for row in found.shards if row.state == "failed"]
     output.say([f"shard {row.shard} (rows {row.start}-{row.stop - 1}) failed: {row.reason}" for row in failed[:LISTED]])
+    if found.failed_images:
+        output.say(["images that could not be read when shards failed:"])
+        output.say([f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in found.failed_images])
     return found.status.exit_code
 
 

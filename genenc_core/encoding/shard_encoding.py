@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -328,6 +329,10 @@ class ShardEncoder:
             self._fail(failed.row, failed.reason)
         return at
 
+    @property
+    def _unreadable(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(item) for item in sorted(self.failures, key=lambda item: item.row)]
+
     def _image_id(self, row: int) -> str:
         return self.input.image_ids[int(np.searchsorted(self.rows, row))]
 
@@ -341,6 +346,7 @@ class ShardEncoder:
                 self.input.shard,
                 f"more than {self.allowed} of {len(self.input)} images failed ({first}); nothing is stored: fix the "
                 "files, or allow more with --max-failures",
+                self._unreadable,
             )
 
     def _drop_doubtful(self) -> None:
@@ -377,6 +383,7 @@ class ShardEncoder:
             f"{count} of its {rows} files {what} ({first}), which suggests a problem with their volume, so nothing is "
             "stored: mount the volume or restore the files (rsync -t and cp -p keep their times), or accept them as "
             "they are with --accept-changed; then resume the run",
+            self._unreadable,
         )
 
     def _check_encoder(self) -> None:

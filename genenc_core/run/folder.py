@@ -30,6 +30,8 @@ MODEL_SPEC = "model_spec.json"
 MODEL_FOLDER = "model"
 PARAMETERS = "provenance/parameters.json"
 FAILED = "provenance/failed"
+MOST_FAILED_IMAGES = 1000
+"""Images recorded for a failed shard."""
 DATASET = "dataset.json"
 """The document of a dataset, whose parts are runs."""
 CELLS = "cells"
@@ -214,9 +216,21 @@ class RunFolder:
             return self.objects.read(failure_key(shard)).decode(errors="replace")
         return ""
 
-    def note_failure(self, shard: int, reason: str, session: str) -> None:
+    def failed_images(self, shard: int) -> list[dict[str, Any]]:
+        """Return the images that could not be read in a shard's last failed attempt: `row`, `image_id`, `reason`."""
+        key = failure_key(shard)
+        try:
+            found = records.read_json(self.objects, key).get("unreadable") if self.objects.size(key) else []
+        except errors.StoreError:  # only informative
+            return []
+        kept = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+        return [{name: item.get(name, "") for name in ("row", "image_id", "reason")} for item in kept]
+
+    def note_failure(self, shard: int, reason: str, session: str, images: Sequence[Mapping[str, Any]] = ()) -> None:
         """Record why an attempt at a shard failed; errors are ignored, so that a full disk does not hide the reason."""
         record = {"shard": shard, "reason": reason, "session": session, "time": records.now()}
+        if images:
+            record["unreadable"] = [dict(item) for item in images[:MOST_FAILED_IMAGES]]
         with contextlib.suppress(errors.StoreError):
             records.write_json(self.objects, failure_key(shard), record)
 

@@ -43,13 +43,15 @@ class ShardRow:
 class Survey:
     """Summary of all commit records: counts, a row per shard, and unreadable images.
 
-    `unreadable` may be truncated to the number asked for.
+    `unreadable` may be truncated to the number asked for, and so may `failed_images`: those that could not be read
+    when a shard failed, whose rows are not stored.
     """
 
     status: records.RunStatus
     fit: str
     shards: tuple[ShardRow, ...]
     unreadable: tuple[dict[str, Any], ...]
+    failed_images: tuple[dict[str, Any], ...] = ()
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     left_out: Mapping[str, tuple[int, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     foreign: tuple[str, ...] = ()
@@ -93,6 +95,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         fit=fit,
         shards=tuple(rows),
         unreadable=tuple(unreadable),
+        failed_images=tuple(_failed_images(folder, failed, most)),
         labels=folder.manifest.labels,
         left_out=folder.manifest.left_out,
         foreign=tuple(foreign),
@@ -132,6 +135,16 @@ def _record(folder: RunFolder, shard: int, damaged: dict[int, str] | None = None
         damaged[shard] = str(error)
         return None
     return record
+
+
+def _failed_images(folder: RunFolder, shards: Iterable[int], most: int | None) -> list[dict[str, Any]]:
+    """Return the first `most` images that could not be read when shards failed."""
+    found: list[dict[str, Any]] = []
+    for shard in sorted(shards):
+        if most is not None and len(found) >= most:
+            break
+        found += folder.failed_images(shard)
+    return found[:most]
 
 
 def _unreadable(

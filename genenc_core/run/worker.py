@@ -146,7 +146,7 @@ class Worker:
         except errors.Stopped:
             raise
         except errors.ShardError as error:
-            self.folder.note_failure(shard, error.reason, self.options.session)
+            self.folder.note_failure(shard, error.reason, self.options.session, error.images)
             raise
         except Exception as error:  # user models and file systems may raise anything; the other shards go on
             reason = _reason(error)

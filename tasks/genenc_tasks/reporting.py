@@ -81,13 +81,15 @@ def show_progress(
 def publish_report(run: RunFolder, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
     """Publish tables of shards and unreadable images and a summary; `reports` are this session's."""
     found = status.survey(run, most=MOST_ROWS)
-    images, owner = found.unreadable, run.dataset or run.root
+    images, owner = (*found.unreadable, *found.failed_images)[:MOST_ROWS], run.dataset or run.root
     shards = shard_table(found, reports)
     with best_effort("the table of shards cannot be shown"):
         create_table_artifact(table=shards, key=key("shards", owner), description="Shards, those not done first")
     if images:
         table = [{key: text.markdown(str(value)) for key, value in item.items()} for item in images]
         count = text.plural(found.status.unreadable, "unreadable image")
+        if found.failed_images:
+            count = f"{count}, and {len(found.failed_images)} for which shards failed"
         with best_effort("the table of unreadable images cannot be shown"):
             create_table_artifact(table=table, key=key("failed-images", owner), description=count)
         with best_effort("the thumbnails cannot be shown"):

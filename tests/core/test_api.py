@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,18 @@ def test_an_engine_that_is_not_used_is_refused(photos: Path, tmp_path: Path, opt
         with pytest.raises(api.InputError, match=said):
             call()
     assert not (tmp_path / "set").exists()
+
+
+def test_paths_that_are_given_twice_or_are_not_text(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.png"), "j\\x41.png", "a b.png"]
+    folder = pictures.write_folder(tmp_path / "made", 3)
+    paths = [path.rename(tmp_path / name) for path, name in zip(sorted(folder.iterdir()), names, strict=True)]
+    points = np.full((4, 1, 2), 8.0)
+    found = api.encode([*paths, paths[0]], points=points, **MODEL)
+    assert np.isfinite(found["probes"]).all()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values[0], values[3], err_msg=name)
+        assert not np.array_equal(values[0], values[1]), name
 
 
 def test_points_that_are_missing_are_nan(photos: Path) -> None:

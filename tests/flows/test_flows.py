@@ -106,6 +106,10 @@ def test_the_stages_of_shards_are_task_runs_side_by_side(tmp_path: Path) -> None
         "store": "COMPLETED",
     }
     assert "img_003.png" in str(said["encode"].message)  # type: ignore[union-attr]
+    with get_client(sync_client=True) as client:
+        table = task_runs.artifacts(client, flow_run(client, state).id)["failed-images"]
+    assert [row["image_id"] for row in json.loads(table["data"])] == ["img\\_003.png"]
+    assert table["description"] == "0 unreadable images, and 1 for which shards failed"
     assert said["store"].message == "2 shards"  # type: ignore[union-attr]
     for stage in said:
         run = runs[f"{stage} {shown}"]
