@@ -1,8 +1,10 @@
 """Model files: arguments of `build_model` as TOML or YAML, and the encoders that they describe."""
 
+import difflib
 import json
 import tomllib
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ _PIXEL_KEYS = ("band", "mean", "std", "rgb_", "normal", "scale")
 """parts of keys in a configuration's data that describe how images are prepared for the model"""
 
 _MAX_NAMED = 8
+_COLOURS = ["RED", "GREEN", "BLUE"]
+_SIMILAR = 0.85
+"""Similarity of a key to one of genenc's own from which it is taken for a slip of that"""
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -92,11 +97,21 @@ def _expanded_count(node: yaml.Node, known: dict[int, int], open_nodes: set[int]
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
+            _refuse_repeated(node)
         elif isinstance(node, yaml.SequenceNode):
             inner = node.value
         known[key] = 1 + sum(_expanded_count(part, known, open_nodes) for part in inner)
         open_nodes.discard(key)
     return known[key]
+
+
+def _refuse_repeated(node: yaml.MappingNode) -> None:
+    """Refuse a key that is given twice, of which YAML's parser would take the last one."""
+    names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        line = node.start_mark.line + 1
+        raise errors.InputError(f"the key {repeated[0]!r} is given twice in the mapping that begins in line {line}")
 
 
 class DataIgnoredWarning(UserWarning):
@@ -131,6 +146,15 @@ def read(path: Path, *, trusted: bool = False, task_aux_heads: bool = True) -> s
 
 def _warn_of_ignored_data(path: Path, data: object, arguments: Mapping[str, Any]) -> None:
     """Warn about a data module, which has its own bands and statistics, stated in the file or not."""
+    order = next(_colour_orders(data), None)
+    if order is not None:
+        warnings.warn(
+            f"{_who(path)} describes under 'data' three bands in the order {', '.join(order)}: images are given as "
+            "RGB, red first. If the model was trained in the other order, wrap it in a package.module:factory that reorders "
+            "the channels (x[:, [2, 1, 0]])",
+            DataIgnoredWarning,
+            stacklevel=3,
+        )
     ignored = [*dict.fromkeys(_pixel_keys(data))][:_MAX_NAMED]
     if ignored and not {"mean", "std"} <= arguments.keys():
         warnings.warn(
@@ -140,6 +164,19 @@ def _warn_of_ignored_data(path: Path, data: object, arguments: Mapping[str, Any]
             DataIgnoredWarning,
             stacklevel=3,
         )
+
+
+def _colour_orders(data: object) -> Iterator[list[str]]:
+    """Yield lists of the three colours that are in another order than red, green, blue, at any depth."""
+    if isinstance(data, dict):
+        data = list(data.values())
+    if not isinstance(data, list):
+        return
+    names = [str(item).rpartition(".")[2].upper() for item in data]
+    if sorted(names) == sorted(_COLOURS) and names != _COLOURS:
+        yield names
+    for item in data:
+        yield from _colour_orders(item)
 
 
 def _pixel_keys(data: object) -> Iterator[str]:
@@ -251,8 +288,20 @@ def _configuration(content: Mapping[str, Any], task_aux_heads: bool) -> dict[str
             raise errors.InputError("aux_heads of the task and aux_decoders of model_args are the same; give one.")
         # TerraTorch's tasks pass their auxiliary heads to the factory under this name.
         arguments = {**arguments, "aux_decoders": options["aux_heads"]}
+    for key in content:
+        meant = difflib.get_close_matches(_plain(key), map(_plain, OWN_KEYS), n=1, cutoff=_SIMILAR)
+        if meant and key not in OWN_KEYS:
+            own_key = next(name for name in OWN_KEYS if _plain(name) == meant[0])
+            raise errors.InputError(f"it has an unknown key {key!r} at the top level; did you mean {own_key!r}?")
+    misplaced = [key for key in OWN_KEYS if key in options or key in model]
+    if misplaced:
+        raise errors.InputError(f"{misplaced[0]!r} stands under 'model'; genenc reads it at the top level.")
     own = {key: content[key] for key in OWN_KEYS if key in content}
     return {**own, "task": _TASK_CLASSES[task], "model_args": {k: v for k, v in arguments.items() if k != "task"}}
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace("_", "").replace("-", "")
 
 
 def _check(arguments: Mapping[str, Any]) -> None:

@@ -156,6 +156,61 @@ def test_configurations_data_about_images_is_named(tmp_path: Path, data: dict[st
         model_file.read(written(tmp_path, {**both, "mean": [0.5] * 3, "std": [0.2] * 3}))
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("output", "outputs"),
+        ("Fit", "fit"),
+        ("imagesize", "image_size"),
+        ("means", "mean"),
+        ("image-size", "image_size"),
+    ],
+)
+def test_slips_of_own_keys_in_a_configuration_are_refused(tmp_path: Path, key: str, meant: str) -> None:
+    path = written(tmp_path, {**configuration(ARGUMENTS), key: ["backbone"]})
+    with pytest.raises(errors.InputError, match=f"unknown key '{key}' at the top level; did you mean '{meant}'"):
+        model_file.read(path)
+
+
+def test_keys_of_the_trainer_are_no_slips(tmp_path: Path) -> None:
+    trainer = {
+        "seed_everything": 0,
+        "trainer": {},
+        "optimizer": {},
+        "lr_scheduler": {},
+        "ckpt_path": None,
+        "verbose": 1,
+    }
+    assert model_file.read(written(tmp_path, {**configuration(ARGUMENTS), **trainer})) == model_file.read(
+        written(tmp_path, configuration(ARGUMENTS))
+    )
+
+
+@pytest.mark.parametrize("key", ["mean", "outputs"])
+def test_own_keys_elsewhere_in_a_configuration_are_refused(tmp_path: Path, key: str) -> None:
+    path = written(tmp_path, configuration(ARGUMENTS, **{key: [0.5, 0.5, 0.5]}))
+    with pytest.raises(errors.InputError, match=f"'{key}' stands under 'model'; genenc reads it at the top level"):
+        model_file.read(path)
+
+
+@pytest.mark.parametrize("text", ["backbone: a\nbackbone: b\n", "model_args:\n  decoder: a\n  decoder: b\n"])
+def test_a_key_given_twice_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(errors.InputError, match=r"the key '\w+' is given twice in the mapping that begins in line \d"):
+        model_file.read(tmp_path / "model.yaml")
+
+
+@pytest.mark.parametrize("bands", [["BLUE", "GREEN", "RED"], ["HLSBands.BLUE", "HLSBands.RED", "HLSBands.GREEN"]])
+def test_bands_in_another_order_are_always_warned_of(tmp_path: Path, bands: list[str]) -> None:
+    content = {**configuration(ARGUMENTS), "mean": [0.5] * 3, "std": [0.2] * 3}
+    with pytest.warns(model_file.DataIgnoredWarning, match="images are given as RGB"):
+        model_file.read(written(tmp_path, {**content, "data": {"init_args": {"output_bands": bands}}}))
+    right = {"init_args": {"output_bands": ["RED", "GREEN", "BLUE"], "dataset_bands": ["BLUE", "GREEN", "RED", "NIR"]}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model_file.read(written(tmp_path, {**content, "data": right}))
+
+
 def test_aux_heads_of_the_task_become_aux_decoders(tmp_path: Path) -> None:
     given = model_file.read(written(tmp_path, configuration(ARGUMENTS, aux_heads=AUX)))
     assert given == model_file.read(written(tmp_path, configuration({**ARGUMENTS, "aux_decoders": AUX})))
