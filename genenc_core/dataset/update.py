@@ -187,7 +187,11 @@ class Update:
         known = parts.of_updates(folder) if folder else []
         self.last_part = max([*known, head.version.last_part if head else 0])
         self.listed = manifest.write_manifest(
-            self.scratch / "listed.parquet", source, points=table, may_be_empty=head is not None
+            self.scratch / "listed.parquet",
+            source,
+            points=table,
+            may_be_empty=head is not None,
+            checkpoint=cancellation.current().raise_if_cancelled,
         )
         if self.listed.left_out:
             warnings.warn(folders.describe(self.listed.left_out), folders.FilesLeftOut, stacklevel=2)

@@ -102,7 +102,13 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
         design = make_design(given, table, export_to=scratch if run is None else None, earlier=earlier, run=run)
         cancellation.current().raise_if_cancelled()
         source = source if run is None else run.manifest.listed_alike(source)
-        listed = manifest.write_manifest(scratch / MANIFEST, source, points=design.points, limit=given.limit)
+        listed = manifest.write_manifest(
+            scratch / MANIFEST,
+            source,
+            points=design.points,
+            limit=given.limit,
+            checkpoint=cancellation.current().raise_if_cancelled,
+        )
         if listed.left_out:
             warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
         cancellation.current().raise_if_cancelled()

@@ -1,13 +1,19 @@
 """Walking of folders and globs in path order, one directory at a time, and escaping of non-UTF-8 names."""
 
+import bisect
+import collections
 import fnmatch
 import functools
 import itertools
 import os
 import re
+import sys
+import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 from genenc_core import errors
 from genenc_core.images.decode import heif
@@ -116,6 +122,22 @@ _SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
 _LONGEST_EXTENSION = 10
 
 
+_AHEAD = 64
+"""Folders that threads read before their turn."""
+_NAMES_AHEAD = 16384
+"""Names of one folder that are read before its turn."""
+_USUAL_SECONDS = (300e-6, 2e-6)
+"""What a folder, and an entry of it, takes at most on a local disk; others are read before their turn if it is more."""
+_ENTRIES = 4096
+"""Entries that are read at once."""
+_FILES = 65536
+"""Files that are looked at together."""
+
+
+def no_checkpoint() -> None:
+    """Let the listing go on."""
+
+
 def walk(
     root: Path,
     pattern: Sequence[str],
@@ -124,69 +146,129 @@ def walk(
     extensions: Collection[str] | None = None,
     earlier_glob: bool = False,
     system_folders: bool = False,
-) -> Iterator[str]:
+    limit: int | None = None,
+    checkpoint: Callable[[], None] = no_checkpoint,
+) -> Iterator[list[str]]:
     """Yield the image files below `root` that match `pattern`, as relative POSIX paths in string order.
 
-    Image files have one of `extensions`; None means all supported ones. Other matching files are counted in `left_out`,
-    except system files and hidden files that are not images. Hidden folders are skipped. `earlier_glob` and
-    `system_folders` are those of `ImageSource`.
+    They come in lists, of files that no sub-folder interrupts. Image files have one of `extensions`; None means all
+    supported ones. Other matching files are counted in `left_out`, except system files and hidden files that are not
+    images. Hidden folders are skipped. `earlier_glob` and `system_folders` are those of `ImageSource`. The walk ends
+    after `limit` images; `checkpoint` is called now and then, and may raise.
 
     Raises:
         InputError: a folder cannot be listed.
     """
-    everything = tuple(pattern) == ("**",)
     known = frozenset(image_source.readable_extensions() if extensions is None else extensions)
-    children = functools.partial(_children, root, pattern=pattern, system_folders=system_folders)
-    stack = [("", iter(children("")))]
-    while stack:
-        folder, names = stack[-1]
-        for name in names:
-            if name[-1] == "/":
-                stack.append((folder + name, iter(children(folder + name))))
-                break
-            path = folder + name
-            if everything or _matches(tuple(path.split("/")), pattern, min_parts=0 if earlier_glob else 1):
-                if name[0] != "." and path.rpartition(".")[2].lower() in known:
-                    yield path
-                elif left_out is not None:
-                    left_out.add(path)
-        else:
-            stack.pop()
+    divide = functools.partial(_divide, pattern=tuple(pattern), known=known, min_parts=0 if earlier_glob else 1)
+    left = sys.maxsize if limit is None else limit
+    with _Ahead(functools.partial(_Listing, root, pattern=pattern, system_folders=system_folders)) as ahead:
+        levels = [_Level(ahead.take("", checkpoint))]
+        while levels and left:
+            level = levels[-1]
+            if names := level.next_files():
+                images, others = divide(level.folder, names)
+                if left_out is not None:
+                    for path in (path for before, path in others if before < left):
+                        left_out.add(path)
+                if images:
+                    yield images[:left]
+                    left -= min(left, len(images))
+            elif level.folders:
+                ahead.expect(levels)
+                levels.append(_Level(ahead.take(level.folders.popleft(), checkpoint)))
+            else:
+                levels.pop()
 
 
-def _children(root: Path, folder: str, *, pattern: Sequence[str], system_folders: bool) -> list[str]:
-    """Return names of files and folders in order; the final slash of folders makes string order path order."""
-    names = []
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in entries:  # of millions: no call that most of them do not need
-                name = entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    if _is_entered(entry, system_folders) and _may_contain((folder + name).split("/"), pattern):
-                        names.append(f"{name}/")
-                elif name[0] == "." or not entry.is_symlink() or not _is_linked_folder(entry):
-                    names.append(name)
-                else:
-                    _warn_linked_folder(Path(entry.path), root)
-    except OSError as error:
-        raise errors.InputError(
-            f"cannot list the folder {str(root / folder)!r}: {error.strerror}; make it readable or pass a list"
-        ) from error
-    names.sort()
-    return names
+class _Listing:
+    """The entries of one folder, which may be read in parts."""
 
+    def __init__(self, root: Path, folder: str, *, pattern: Sequence[str], system_folders: bool) -> None:
+        self.folder = folder
+        """Relative to the root; "" or with a final slash."""
+        self.files: list[str] = []
+        """Names of files, in order once `complete`."""
+        self.folders: list[str] = []
+        """Folders to enter, as `folder`, in order once `complete`."""
+        self.complete = False
+        self._root = root
+        self._pattern = pattern
+        self._system_folders = system_folders
+        self._entries: Iterator[os.DirEntry[str]] | None = None
+        self._warnings: list[Warning] = []
 
-def _is_entered(entry: os.DirEntry[str], system_folders: bool) -> bool:
-    """Return whether a folder is listed; warn of a system's own."""
-    if entry.name.lower() in SYSTEM_FOLDERS and not system_folders:
-        warnings.warn(
-            f"skipped {entry.path!r}: such folders hold deleted files, snapshots or thumbnails. If its images are "
-            "wanted, pass that folder itself, or a list",
-            SystemFolderNotEntered,
-            stacklevel=2,
-        )
-        return False
-    return not entry.name.startswith(".")
+    def read(self, most: int = sys.maxsize, checkpoint: Callable[[], None] = no_checkpoint) -> None:
+        """Read `most` entries, or those that are left.
+
+        Raises:
+            InputError: the folder cannot be listed.
+        """
+        try:
+            while not self.complete and most > 0:
+                if self._entries is None:
+                    self._entries = os.scandir(os.path.join(self._root, self.folder))  # noqa: PTH118 -- of millions
+                found = list(itertools.islice(self._entries, _ENTRIES))
+                self._add(found)
+                most -= len(found)
+                if len(found) < _ENTRIES:
+                    self.files.sort()
+                    self.folders.sort()
+                    self.complete = True
+                checkpoint()
+        except OSError as error:
+            raise errors.InputError(
+                f"cannot list the folder {str(self._root / self.folder)!r}: {error.strerror}; make it readable or pass "
+                "a list"
+            ) from error
+
+    def warn(self) -> None:
+        """Give the warnings of what was read."""
+        for each in self._warnings:
+            warnings.warn(each, stacklevel=2)
+        self._warnings.clear()
+
+    def close(self) -> None:
+        """Close the folder if it was not read to its end."""
+        if self._entries is not None:
+            self._entries.close()  # type: ignore[attr-defined]
+
+    def _add(self, found: Sequence[os.DirEntry[str]]) -> None:
+        plain = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]  # of millions: no other call
+        self.files += plain
+        for entry in found if len(plain) < len(found) else ():
+            if entry.is_file(follow_symlinks=False):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                path = self.folder + entry.name
+                if self._is_entered(entry) and _may_contain(path.split("/"), self._pattern):
+                    self.folders.append(f"{path}/")
+            elif entry.name[0] == "." or not entry.is_symlink() or not _is_linked_folder(entry):
+                self.files.append(entry.name)
+            else:
+                self._note_linked_folder(Path(entry.path))
+
+    def _is_entered(self, entry: os.DirEntry[str]) -> bool:
+        """Return whether a folder is listed; warn of a system's own."""
+        if entry.name.lower() in SYSTEM_FOLDERS and not self._system_folders:
+            self._warnings.append(
+                SystemFolderNotEntered(
+                    f"skipped {entry.path!r}: such folders hold deleted files, snapshots or thumbnails. If its images "
+                    "are wanted, pass that folder itself, or a list"
+                )
+            )
+            return False
+        return not entry.name.startswith(".")
+
+    def _note_linked_folder(self, link: Path) -> None:
+        target = link.resolve()
+        if not target.is_relative_to(self._root):
+            self._warnings.append(
+                LinkedFolderNotEntered(
+                    f"skipped {str(link)!r}, a link to the folder {str(target)!r} outside {str(self._root)!r}: pass "
+                    "that folder itself, link its files, or pass a list"
+                )
+            )
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
@@ -196,15 +278,103 @@ def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _warn_linked_folder(link: Path, root: Path) -> None:
-    target = link.resolve()
-    if not target.is_relative_to(root):
-        warnings.warn(
-            f"skipped {str(link)!r}, a link to the folder {str(target)!r} outside {str(root)!r}: pass that folder "
-            "itself, link its files, or pass a list",
-            LinkedFolderNotEntered,
-            stacklevel=2,
-        )
+class _Level:
+    """A folder that is being walked."""
+
+    def __init__(self, listing: _Listing) -> None:
+        self.folder = listing.folder
+        self.folders = collections.deque(listing.folders)
+        """Those not entered yet."""
+        self._files = listing.files
+        self._next = 0
+
+    def next_files(self) -> list[str]:
+        """Return the next files; none if a folder comes first, or nothing."""
+        start, stop = self._next, len(self._files)
+        if self.folders:
+            stop = bisect.bisect_left(self._files, self.folders[0][len(self.folder) :], start)
+        self._next = min(stop, start + _FILES)
+        return self._files[start : self._next]
+
+
+class _Ahead:
+    """Reads folders in threads before their turn where that hides waiting, as on a network file system."""
+
+    def __init__(self, make: Callable[[str], _Listing]) -> None:
+        self._make = make
+        self._pool = ThreadPoolExecutor(max_workers=_AHEAD, thread_name_prefix="genenc-folders")
+        self._begun: dict[str, tuple[_Listing, Future[None]]] = {}
+        self._late = 0.0
+        """Seconds that folders read in turn took beyond the usual."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for listing, _reading in self._begun.values():
+            listing.close()
+
+    def take(self, folder: str, checkpoint: Callable[[], None]) -> _Listing:
+        """Return a folder's complete listing, after its warnings.
+
+        Raises:
+            InputError: the folder cannot be listed.
+        """
+        begun = self._begun.pop(folder, None)
+        listing = self._make(folder) if begun is None else begun[0]
+        began = time.perf_counter()
+        try:
+            if begun is not None and not begun[1].cancel():
+                begun[1].result()
+            listing.read(checkpoint=checkpoint)
+        finally:
+            listing.warn()
+            listing.close()
+        if begun is None:
+            usual = _USUAL_SECONDS[0] + _USUAL_SECONDS[1] * (len(listing.files) + len(listing.folders))
+            self._late += time.perf_counter() - began - usual
+        return listing
+
+    def expect(self, levels: Sequence[_Level]) -> None:
+        """Begin to read the folders whose turn is next."""
+        if self._late < 0 or len(self._begun) > _AHEAD // 2:
+            return
+        for folder in self._next(itertools.chain.from_iterable(level.folders for level in reversed(levels))):
+            if len(self._begun) >= _AHEAD:
+                return
+            if folder not in self._begun:
+                listing = self._make(folder)
+                self._begun[folder] = listing, self._pool.submit(listing.read, _NAMES_AHEAD)
+
+    def _next(self, folders: Iterable[str]) -> Iterator[str]:
+        """Yield the folders, and those in them where they are read, in the order of the walk."""
+        for folder in folders:
+            yield folder
+            if folder in self._begun and self._begun[folder][0].complete:
+                yield from self._next(self._begun[folder][0].folders)
+
+
+def _divide(
+    folder: str, names: list[str], *, pattern: tuple[str, ...], known: Collection[str], min_parts: int
+) -> tuple[list[str], list[tuple[int, str]]]:
+    """Return the images among sorted files of a folder, and the others, each after how many of the images."""
+    paths = [folder + name for name in names]
+    everything = pattern == ("**",)
+    if everything:  # millions: decided for all at once where they are alike
+        kinds = {path.rpartition(".")[2] for path in paths}
+        hidden = bisect.bisect_left(names, ".") < bisect.bisect_left(names, "/")
+        if not hidden and all(kind.lower() in known for kind in kinds):
+            return paths, []
+    images: list[str] = []
+    others: list[tuple[int, str]] = []
+    for name, path in zip(names, paths, strict=True):
+        if everything or _matches(tuple(path.split("/")), pattern, min_parts=min_parts):
+            if name[0] != "." and path.rpartition(".")[2].lower() in known:
+                images.append(path)
+            else:
+                others.append((len(images), path))
+    return images, others
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str], *, min_parts: int) -> bool:

@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -23,6 +25,8 @@ from genenc_core.system import files, memory
 
 LOGGER = logging.getLogger(__name__)
 _GROUPS_KEPT = 2
+_BLOCKS_WAITING = 2
+"""Blocks that are listed and not yet written."""
 
 
 class Rows:
@@ -305,13 +309,15 @@ def write_manifest(
     points: PointTable | None = None,
     limit: int | None = None,
     may_be_empty: bool = False,
+    checkpoint: Callable[[], None] = folders.no_checkpoint,
 ) -> Manifest:
     """List a source's images and write them, with their points, as a manifest; atomic and durable.
 
     Memory use does not grow with the number of images, except for 8 bytes per row of a list. With points, the rows are
     first spooled to a file next to `path`, and all images are listed even with a `limit`, so that ambiguous names are
     always detected. Images without points get NaN; their number, and the images of the points file that are not in the
-    source, are logged and recorded in the manifest.
+    source, are logged and recorded in the manifest. `checkpoint` is called several times a second; what it raises ends
+    the work, and nothing is written.
 
     Raises:
         InputError: no images (unless it `may_be_empty`), `limit` below 1, no name of the points file matches a row, one
@@ -323,14 +329,20 @@ def write_manifest(
     def write(partial: Path) -> None:
         left_out, listed_ns = folders.LeftOut(), time.time_ns()
         if points is None:
-            images = listing.iter_blocks(source, limit=limit, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out)
+            images = listing.iter_blocks(
+                source,
+                limit=limit,
+                block_rows=manifest_rows.GROUP_ROWS,
+                left_out=left_out,
+                checkpoint=checkpoint,
+            )
             blocks = manifest_rows.blocks(images)
             _write(partial, blocks, source, left_out=left_out, listed_ns=listed_ns, may_be_empty=may_be_empty)
             return
         spool = path.with_name(files.private_name(path.name, "spool"))
         try:
             matcher = matching.Matcher(points.images)
-            found = manifest_rows.blocks(_matched(source, matcher, limit, left_out))
+            found = manifest_rows.blocks(_matched(source, matcher, limit, left_out, checkpoint))
             _write(spool, found, source, may_be_empty=may_be_empty)
             listed = Manifest.open(spool)
             placed = matcher.result() if listed.rows else _nowhere(points)
@@ -437,12 +449,18 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
 
 
 def _matched(
-    source: image_source.ImageSource, matcher: matching.Matcher, limit: int | None, left_out: folders.LeftOut
+    source: image_source.ImageSource,
+    matcher: matching.Matcher,
+    limit: int | None,
+    left_out: folders.LeftOut,
+    checkpoint: Callable[[], None],
 ) -> Iterator[listing.Block]:
     """Yield the first `limit` images, passing all of them to the matcher."""
     first = 0
     own = 0 if source.kind == "list" else 1
-    for block in listing.iter_blocks(source, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out):
+    for block in listing.iter_blocks(
+        source, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out, checkpoint=checkpoint
+    ):
         for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
             full = f"{source.root}/{path}" if path[0] != "/" else path
             matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own)
@@ -494,12 +512,18 @@ def _write(
         with parquet.ParquetWriter(
             file, manifest_rows.schema(point_names), compression="zstd", use_dictionary=False
         ) as writer:
-            for block in blocks:
-                writer.write_batch(block)
-                digest.update(block)
-                if point_names:
-                    with_label += sum(row in labelled for row in block.column("row").to_pylist())
-                count += block.num_rows
+            # Compression and hashing, without Python's lock, go on beside the listing.
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="genenc-manifest") as pool:
+                written: deque[Future[None]] = deque()
+                for block in blocks:
+                    written.append(pool.submit(_add, block, writer, digest))
+                    if point_names:
+                        with_label += sum(row in labelled for row in block.column("row").to_pylist())
+                    count += block.num_rows
+                    if len(written) > _BLOCKS_WAITING:
+                        written.popleft().result()
+                for each in written:
+                    each.result()
             writer.add_key_value_metadata(
                 {
                     "genenc.version": manifest_rows.VERSION,
@@ -523,6 +547,11 @@ def _write(
         if left_out is not None and left_out.kinds:
             reason += f"; {folders.describe(left_out.kinds)}"
         raise errors.InputError(f"no images found in {source.describe()}: {reason}")
+
+
+def _add(block: pa.RecordBatch, writer: parquet.ParquetWriter, digest: manifest_rows.Digest) -> None:
+    writer.write_batch(block)
+    digest.update(block)
 
 
 def _as_json(left_out: folders.LeftOut) -> str:

@@ -53,9 +53,24 @@ class Digest:
 
 
 def _joined(values: pa.Array) -> bytes:
-    """Return texts in UTF-8, each terminated by a NUL."""
-    texts = values.to_pylist()
-    return ("\0".join(texts) + "\0").encode() if texts else b""
+    """Return texts in UTF-8, each terminated by a NUL.
+
+    Raises:
+        ValueError: a text is missing, or is not UTF-8.
+    """
+    if values.null_count:
+        raise ValueError("a text is missing")
+    values.validate(full=True)
+    _, offsets, content = values.buffers()
+    if not len(values) or offsets is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int32, len(values) + 1, values.offset * np.dtype(np.int32).itemsize)
+    texts = np.frombuffer(content or b"", np.uint8)[ends[0] : ends[-1]]
+    joined = np.zeros(len(texts) + len(values), np.uint8)
+    is_text = np.ones(len(joined), bool)
+    is_text[ends[1:] - ends[0] + np.arange(len(values))] = False
+    joined[is_text] = texts
+    return joined.tobytes()
 
 
 def schema(point_names: Sequence[str]) -> pa.Schema:

@@ -1,11 +1,12 @@
 """Streaming readers of CSV and Parquet tables, by column name and with row numbers for messages."""
 
 import csv
+import itertools
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -16,7 +17,7 @@ CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Default delimiter by extension; one that is more frequent in the first line takes precedence."""
 _DELIMITERS = (",", ";", "\t")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-_COMPARE_ROWS = 16384
+_BLOCK_ROWS = 16384
 
 
 def is_table(path: Path) -> bool:
@@ -122,22 +123,71 @@ def iter_cells(
         InputError: the file cannot be read, a column is missing or repeated, or a CSV line has too few or too many
             cells.
     """
+    for numbers, block in _iter_blocks(path, columns, _BLOCK_ROWS, with_blanks):
+        yield from zip(numbers, zip(*block, strict=True), strict=True)
+
+
+def _iter_blocks(
+    path: Path, columns: Sequence[str], block_rows: int, with_blanks: Collection[str]
+) -> Iterator[tuple[Sequence[int], list[Sequence[object]]]]:
     names = column_names(path)
     positions = [names.index(column) for column in _existing(path, columns, names)]
     if path.suffix.lower() in PARQUET_SUFFIXES:
-        for numbers, block in _iter_parquet_blocks(path, columns, 65536):
-            yield from zip(numbers, zip(*block, strict=True), strict=True)
+        yield from _iter_parquet_blocks(path, columns, block_rows)
         return
-    kept = {position for position, column in zip(positions, columns, strict=True) if column in with_blanks}
-    lines = iter_csv(path)
-    next(lines, None)
+    kept = [column in with_blanks for column in columns]
+    first = 1  # the header
+    for numbers, lines in _iter_csv_blocks(path, block_rows):
+        numbers, lines = numbers[first:], lines[first:]
+        first = 0
+        cells = _plain_cells(lines, len(names), positions, kept)
+        if cells is not None:
+            yield numbers, cells
+            continue
+        # An error comes after the rows before it, which may be all that are wanted.
+        checked: list[tuple[int, tuple[str, ...]]] = []
+        error: errors.InputError | None = None
+        try:
+            checked.extend(_checked_cells(path, zip(numbers, lines, strict=True), len(names), positions, kept))
+        except errors.InputError as found:
+            error = found
+        if checked:
+            yield [number for number, _ in checked], list(zip(*(texts for _, texts in checked), strict=True))
+        if error is not None:
+            raise error
+
+
+def _plain_cells(
+    lines: Sequence[list[str]], columns: int, positions: Sequence[int], kept: Sequence[bool]
+) -> list[Sequence[object]] | None:
+    """Return the cells of each column, if no line needs a look of its own."""
+    if not lines or {*map(len, lines)} != {columns}:
+        return None
+    cells = [[line[at] for line in lines] for at in positions]
+    stripped = [list(map(str.strip, each)) for each in cells]
+    if any("" in each for each in stripped):
+        return None
+    return [each if as_is else bare for each, bare, as_is in zip(cells, stripped, kept, strict=True)]
+
+
+def _checked_cells(
+    path: Path,
+    lines: Iterable[tuple[int, list[str]]],
+    columns: int,
+    positions: Sequence[int],
+    kept: Sequence[bool],
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield the number and cells of each line that is not blank; raise `InputError` for one of the wrong length."""
     for number, cells in lines:
         if not any(cells):
             continue
         if max(positions) >= len(cells):
-            raise errors.InputError(f"{path}: line {number} has {len(cells)} cells, its header has {len(names)}")
-        refuse_more_cells(path, number, cells, len(names))
-        yield number, tuple(_cell(cells[position], with_blanks=position in kept) for position in positions)
+            raise errors.InputError(f"{path}: line {number} has {len(cells)} cells, its header has {columns}")
+        refuse_more_cells(path, number, cells, columns)
+        yield (
+            number,
+            tuple(_cell(cells[at], with_blanks=as_is) for at, as_is in zip(positions, kept, strict=True)),
+        )
 
 
 def _cell(text: str, *, with_blanks: bool) -> str:
@@ -164,7 +214,7 @@ def iter_pairs(path: Path, column: str, other: str) -> Iterator[tuple[int, str, 
     Raises:
         InputError: as in `iter_cells`.
     """
-    for numbers, block in iter_blocks(path, [column, other], block_rows=_COMPARE_ROWS):
+    for numbers, block in iter_blocks(path, [column, other], block_rows=_BLOCK_ROWS):
         for number, *cells in zip(numbers, *block, strict=True):
             first, second = (str(cell or "").strip() for cell in cells)
             yield number, first, second
@@ -185,18 +235,12 @@ def iter_blocks(
     Raises:
         InputError: as in `iter_cells`.
     """
-    if path.suffix.lower() in PARQUET_SUFFIXES:
-        _existing(path, columns, column_names(path))
-        left = sys.maxsize if limit is None else limit
-        blocks = _iter_parquet_blocks(path, columns, block_rows)
-        while left and (block := next(blocks, None)):
-            numbers, cells = block
-            yield numbers[:left], [values[:left] for values in cells]
-            left -= min(left, len(numbers))
-        return
-    rows = islice(iter_cells(path, columns, with_blanks=with_blanks), limit)
-    while lines := list(islice(rows, block_rows)):
-        yield [number for number, _ in lines], list(zip(*(texts for _, texts in lines), strict=True))
+    left = sys.maxsize if limit is None else limit
+    blocks = _iter_blocks(path, columns, block_rows, with_blanks)
+    while left and (block := next(blocks, None)):
+        numbers, cells = block
+        yield numbers[:left], [values[:left] for values in cells]
+        left -= min(left, len(numbers))
 
 
 def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -205,31 +249,111 @@ def iter_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         InputError: the file cannot be read, is not UTF-8 text, or has a quote that does not close at the end of a cell.
     """
+    for numbers, lines in _iter_csv_blocks(path, _BLOCK_ROWS):
+        yield from zip(numbers, lines, strict=True)
+
+
+def _iter_csv_blocks(path: Path, block_rows: int) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
+    """Yield the line numbers and cells of rows, of about `block_rows` lines; raises as `iter_csv`, after the rows."""
+    lines = None
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline(_LONGEST_HEADER)
             file.seek(0)
-            # Strict, since a stray quote would swallow the lines that follow.
-            delimiter = _delimiter(path, first)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            number = columns = 0
-            for cells in reader:
-                columns = columns or len(cells)
-                if reader.line_num - number > 1:
-                    _refuse_rows_in_cell(path, number + 1, cells, delimiter, columns)
-                yield reader.line_num, cells
-                number = reader.line_num
+            lines = _CsvLines(path, file, _delimiter(path, first))
+            yield from lines.blocks(block_rows)
     except UnicodeDecodeError as error:
         raise errors.InputError(
             f"cannot read {path} as UTF-8 CSV: {error}. Save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')"
         ) from error
     except csv.Error as error:
         raise errors.InputError(
-            f"cannot read {path} as CSV: after line {number}: {error}. Quote cells that contain a quote, and double "
-            'that one: "5"" tip"'
+            f"cannot read {path} as CSV: after line {lines.number if lines else 0}: {error}. Quote cells that contain "
+            'a quote, and double that one: "5"" tip"'
         ) from error
     except OSError as error:
         raise errors.InputError(f"cannot read {path} as UTF-8 CSV: {error}") from error
+
+
+class _CsvLines:
+    """An open CSV file, parsed many lines at once where each is a row."""
+
+    def __init__(self, path: Path, file: TextIO, delimiter: str) -> None:
+        self.number = 0
+        """The line at which the last row ended."""
+        self._path = path
+        self._file = file
+        self._delimiter = delimiter
+        self._columns = 0
+
+    def blocks(self, block_rows: int) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
+        """Yield line numbers and rows, and then raise what prevents more.
+
+        Raises:
+            UnicodeDecodeError: it is not UTF-8.
+            csv.Error: it is not CSV.
+            InputError: a cell seems to hold rows.
+        """
+        failure: Exception | None = None
+        while failure is None:
+            lines, failure = self._next_lines(block_rows)
+            if not lines and failure is None:
+                return
+            rows = self._one_a_line(lines) if failure is None else []
+            if rows:
+                numbers: Sequence[int] = range(self.number + 1, self.number + 1 + len(rows))
+                self._columns = self._columns or next(filter(None, map(len, rows)), 0)
+                self.number += len(rows)
+            else:
+                numbers, rows, error = self._one_by_one(lines, self._file if failure is None else _raised(failure))
+                failure = error or failure
+            yield numbers, rows
+        raise failure
+
+    def _next_lines(self, count: int) -> tuple[list[str], Exception | None]:
+        """Return the next lines, and what prevents more; a text file that is asked again would skip it."""
+        lines: list[str] = []
+        try:
+            lines.extend(itertools.islice(self._file, count))
+        except UnicodeDecodeError as error:
+            return lines, error
+        return lines, None
+
+    def _parsed(self, lines: Iterable[str]) -> Any:
+        # Strict, since a stray quote would swallow the lines that follow.
+        return csv.reader(lines, delimiter=self._delimiter, strict=True)
+
+    def _one_a_line(self, lines: list[str]) -> list[list[str]]:
+        """Return the rows of the lines; none if one has several lines, or cannot be parsed."""
+        try:
+            rows = list(self._parsed(lines))
+        except csv.Error:
+            return []
+        return rows if len(rows) == len(lines) else []
+
+    def _one_by_one(self, lines: list[str], more: Iterable[str]) -> tuple[list[int], list[list[str]], Exception | None]:
+        """Return the numbers and rows of the lines, the last with `more` if it needs them; and what prevents others."""
+        numbers: list[int] = []
+        rows: list[list[str]] = []
+        before, reader = self.number, self._parsed(itertools.chain(lines, more))
+        try:
+            for cells in reader:
+                self._columns = self._columns or len(cells)
+                if before + reader.line_num - self.number > 1:
+                    _refuse_rows_in_cell(self._path, self.number + 1, cells, self._delimiter, self._columns)
+                self.number = before + reader.line_num
+                numbers.append(self.number)
+                rows.append(cells)
+                if reader.line_num >= len(lines):
+                    break
+        except (UnicodeDecodeError, csv.Error, errors.InputError) as error:
+            return numbers, rows, error
+        return numbers, rows, None
+
+
+def _raised(error: Exception) -> Iterator[str]:
+    yield from ()
+    raise error
 
 
 def _refuse_rows_in_cell(path: Path, number: int, cells: Sequence[str], delimiter: str, columns: int) -> None:

@@ -361,7 +361,7 @@ def test_a_clean_block_is_listed_as_its_entries_one_by_one(entries: list[str]) -
     root = Path("/some/root")
     named = [entry.replace("ROOT", str(root)) for entry in entries]
     told = "\0" + "\0".join(named) + "\0"
-    clean = not any(mark in told for mark in listing._UNCLEAN)
+    clean = listing._is_clean(told)
     assert listing._files(root, named, clean=clean) == listing._files(root, named, clean=False)
 
 
