@@ -24,7 +24,7 @@ from genenc_core.images.sources import folders, image_source, tables
 
 _THREADS = 64
 """Files that are asked for at once: a network file system takes 0.1 to 1 ms for each."""
-_FILES_PER_QUERY = 1024
+_FILES_PER_QUERY = 512
 _BLOCKS_AHEAD = 4
 _FILESYSTEM = fs.LocalFileSystem()
 _MISSING = (-1, -1)
