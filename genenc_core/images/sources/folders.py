@@ -127,7 +127,9 @@ _AHEAD = 64
 _NAMES_AHEAD = 16384
 """Names of one folder that are read before its turn."""
 _USUAL_SECONDS = (300e-6, 2e-6)
-"""What a folder, and an entry of it, takes at most on a local disk; others are read before their turn if it is more."""
+"""What a folder, and an entry of it, takes at most where waiting is not worth hiding."""
+_REMEMBERED = 8
+"""Folders that outweigh earlier ones."""
 _ENTRIES = 4096
 """Entries that are read at once."""
 _FILES = 65536
@@ -304,8 +306,8 @@ class _Ahead:
         self._make = make
         self._pool = ThreadPoolExecutor(max_workers=_AHEAD, thread_name_prefix="genenc-folders")
         self._begun: dict[str, tuple[_Listing, Future[None]]] = {}
-        self._late = 0.0
-        """Seconds that folders read in turn took beyond the usual."""
+        self._slow = 0
+        """How many more of the folders that were read in turn were slow than were not."""
 
     def __enter__(self) -> Self:
         return self
@@ -333,12 +335,13 @@ class _Ahead:
             listing.close()
         if begun is None:
             usual = _USUAL_SECONDS[0] + _USUAL_SECONDS[1] * (len(listing.files) + len(listing.folders))
-            self._late += time.perf_counter() - began - usual
+            self._slow += 1 if time.perf_counter() - began > usual else -1
+            self._slow = max(-_REMEMBERED, min(self._slow, _REMEMBERED))
         return listing
 
     def expect(self, levels: Sequence[_Level]) -> None:
         """Begin to read the folders whose turn is next."""
-        if self._late < 0 or len(self._begun) > _AHEAD // 2:
+        if self._slow <= 0 or len(self._begun) > _AHEAD // 2:
             return
         for folder in self._next(itertools.chain.from_iterable(level.folders for level in reversed(levels))):
             if len(self._begun) >= _AHEAD:

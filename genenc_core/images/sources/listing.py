@@ -10,7 +10,7 @@ import unicodedata
 import urllib.parse
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ def iter_blocks(
     block_rows: int = 16384,
     left_out: folders.LeftOut | None = None,
     checkpoint: Callable[[], None] = folders.no_checkpoint,
-) -> Iterator[Block]:
+) -> Generator[Block, None, None]:
     """Yield the images in row order, at most `limit`, in blocks of `block_rows` (the last may be shorter).
 
     Folders and globs are sorted by path and streamed one directory at a time; hidden files and folders are skipped.
@@ -114,6 +114,7 @@ def iter_blocks(
             checkpoint()
             yield _block(*waiting.popleft())
     finally:
+        named_blocks.close()
         pool.shutdown(cancel_futures=True)
 
 
@@ -160,7 +161,7 @@ def _iter_folder(
     *,
     left_out: folders.LeftOut | None,
     checkpoint: Callable[[], None],
-) -> Iterator[_Named]:
+) -> Generator[_Named, None, None]:
     pattern: tuple[str, ...] = ("**",)
     if source.kind == "glob":
         pattern = Path(source.location).parts[len(source.root.parts) :]
@@ -194,7 +195,7 @@ def _joined_lists(lists: Iterable[list[str]], size: int) -> Iterator[list[str]]:
         yield held
 
 
-def _iter_list(source: image_source.ImageSource, limit: int | None, block_rows: int) -> Iterator[_Named]:
+def _iter_list(source: image_source.ImageSource, limit: int | None, block_rows: int) -> Generator[_Named, None, None]:
     hashes = array("q")
     for named in _regrouped(_entries(source, limit, block_rows), block_rows):
         hashes.extend(map(hash, named.image_ids))

@@ -1,5 +1,6 @@
 """The manifest `images.parquet`: one row per image, in order, with its points and a digest of the content."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -329,15 +330,17 @@ def write_manifest(
     def write(partial: Path) -> None:
         left_out, listed_ns = folders.LeftOut(), time.time_ns()
         if points is None:
-            images = listing.iter_blocks(
-                source,
-                limit=limit,
-                block_rows=manifest_rows.GROUP_ROWS,
-                left_out=left_out,
-                checkpoint=checkpoint,
-            )
-            blocks = manifest_rows.blocks(images)
-            _write(partial, blocks, source, left_out=left_out, listed_ns=listed_ns, may_be_empty=may_be_empty)
+            with contextlib.closing(
+                listing.iter_blocks(
+                    source,
+                    limit=limit,
+                    block_rows=manifest_rows.GROUP_ROWS,
+                    left_out=left_out,
+                    checkpoint=checkpoint,
+                )
+            ) as images:
+                blocks = manifest_rows.blocks(images)
+                _write(partial, blocks, source, left_out=left_out, listed_ns=listed_ns, may_be_empty=may_be_empty)
             return
         spool = path.with_name(files.private_name(path.name, "spool"))
         try:
@@ -458,16 +461,17 @@ def _matched(
     """Yield the first `limit` images, passing all of them to the matcher."""
     first = 0
     own = 0 if source.kind == "list" else 1
-    for block in listing.iter_blocks(
-        source, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out, checkpoint=checkpoint
-    ):
-        for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
-            full = f"{source.root}/{path}" if path[0] != "/" else path
-            matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own)
-        first += len(block)
-        kept = len(block) if limit is None else limit - (first - len(block))
-        if kept > 0:
-            yield block.first(kept)
+    with contextlib.closing(
+        listing.iter_blocks(source, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out, checkpoint=checkpoint)
+    ) as blocks:
+        for block in blocks:
+            for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
+                full = f"{source.root}/{path}" if path[0] != "/" else path
+                matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own)
+            first += len(block)
+            kept = len(block) if limit is None else limit - (first - len(block))
+            if kept > 0:
+                yield block.first(kept)
 
 
 def _nowhere(points: PointTable) -> matching.Placement:
