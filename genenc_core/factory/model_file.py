@@ -150,8 +150,8 @@ def _warn_of_ignored_data(path: Path, data: object, arguments: Mapping[str, Any]
     if order is not None:
         warnings.warn(
             f"{_who(path)} describes under 'data' three bands in the order {', '.join(order)}: images are given as "
-            "RGB, red first. If the model was trained in the other order, wrap it in a package.module:factory that reorders "
-            "the channels (x[:, [2, 1, 0]])",
+            "RGB, red first. If the model was trained in the other order, wrap it in a package.module:factory that "
+            "reorders the channels (x[:, [2, 1, 0]])",
             DataIgnoredWarning,
             stacklevel=3,
         )

@@ -263,14 +263,27 @@ class _Listing:
         return not entry.name.startswith(".")
 
     def _note_linked_folder(self, link: Path) -> None:
-        target = link.resolve()
+        target, path = link.resolve(), (self.folder + link.name).split("/")
+        if not _may_contain(path, self._pattern):
+            return
         if not target.is_relative_to(self._root):
-            self._warnings.append(
-                LinkedFolderNotEntered(
-                    f"skipped {str(link)!r}, a link to the folder {str(target)!r} outside {str(self._root)!r}: pass "
-                    "that folder itself, link its files, or pass a list"
-                )
+            where = f"outside {str(self._root)!r}"
+        elif not self._lists(target.relative_to(self._root).parts, path):
+            where = "which is not listed itself"
+        else:
+            return
+        self._warnings.append(
+            LinkedFolderNotEntered(
+                f"skipped {str(link)!r}, a link to the folder {str(target)!r} {where}: pass that folder itself, link "
+                "its files, or pass a list"
             )
+        )
+
+    def _lists(self, target: Sequence[str], link: Sequence[str]) -> bool:
+        """Return whether a folder below the root is listed itself, as the link to it would be."""
+        hidden = any(part[0] == "." or part.lower() in SYSTEM_FOLDERS for part in target)
+        anywhere = "**" in self._pattern[: len(link)]
+        return not hidden and _may_contain(target, self._pattern) and (anywhere or len(target) == len(link))
 
 
 def _is_linked_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,7 +3,9 @@
 import dataclasses
 import glob
 import os
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pyarrow as pa
@@ -97,6 +99,33 @@ def test_linked_folders_are_not_entered_linked_files_are_read(tmp_path: Path) ->
     (tmp_path / "data/round.png").unlink()
     (tmp_path / "data/folder.png").unlink()
     assert ids(str(tmp_path / "data/**/*.png")) == ["a.png", "c.png"]
+
+
+@pytest.mark.parametrize(
+    ("images", "link", "target", "said"),
+    [
+        ("src", "current", ".v/2024", r"current', a link to .* which is not listed itself"),
+        ("src", "bin", "#recycle/x", r"bin', a link to .* which is not listed itself"),
+        ("src/*/x/*.png", "cam2", "store/cam2", r"cam2', a link to .* which is not listed itself"),
+        ("src/*/x/*.png", "cam2", "cam1", ""),
+        ("src/*/x/*.png", "cam2/x", "cam1/x", ""),
+        ("src/**/x/*.png", "cam2", "store/cam2", ""),
+        ("src", "cam2", "store/cam2", ""),
+        ("src/*.png", "cam2", "store/cam2", ""),
+    ],
+)
+def test_a_link_to_a_folder_in_the_source_is_told_unless_that_is_listed(
+    tmp_path: Path, images: str, link: str, target: str, said: str
+) -> None:
+    touch(tmp_path, "src/cam1/x/a.png", "src/b.png", f"src/{target}/x/c.png")
+    (tmp_path / "src" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "src" / link).symlink_to(tmp_path / "src" / target)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ids(str(tmp_path / images))
+    told = [str(item.message) for item in caught if item.category is folders.LinkedFolderNotEntered]
+    assert len(told) == bool(said)
+    assert not told or re.search(said, told[0])
 
 
 def test_a_dangling_link_is_a_row(tmp_path: Path) -> None:
