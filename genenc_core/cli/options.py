@@ -4,7 +4,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic.fields import FieldInfo
@@ -84,6 +84,8 @@ def _kind(annotation: Any) -> Any:
         return _kind(others[0]) if len(others) == 1 else str
     if typing.get_origin(annotation) is tuple:
         return list[str]
+    if typing.get_origin(annotation) is Literal:
+        return Literal[tuple(value for value in typing.get_args(annotation) if value != "")]  # "" is the form's
     return annotation
 
 

@@ -10,9 +10,12 @@ from genenc_core.models import trust
 from genenc_core.run.options import option
 from genenc_core.run.parameters import ExtractParameters, located
 
-Comparison = Literal["stat", "content"]
-Vanished = Literal["auto", "withdraw", "keep"]
+Comparison = Literal["", "stat", "content"]
+Vanished = Literal["", "auto", "withdraw", "keep"]
+_AT_FIRST: Mapping[str, str] = {"by": "stat", "vanished": "auto"}
+"""Options with a value of the form for "as in the last update", which is empty, and what that is at first."""
 _LAST = "those of the last update"
+_EMPTY_AS_BEFORE = ("images", "model", *_AT_FIRST)
 _OF_ONE_UPDATE = {"out", "limit", "trust", "accept_changed", "retry_unreadable"}
 
 
@@ -38,10 +41,12 @@ class UpdateParameters(ExtractParameters):
         path=True,
     )
     by: Comparison = option(
-        "stat",
+        "",
         help="How files are compared: by size and time, or, where these or the name differ, by content.",
         group=INPUT,
         often=True,
+        metavar="<stat|content>",
+        usually=f"{_LAST}; at first stat",
     )
     limit: int | None = option(
         None,
@@ -50,10 +55,12 @@ class UpdateParameters(ExtractParameters):
         usually="all of them",
     )
     vanished: Vanished = option(
-        "auto",
+        "",
         help="Rows of images that are not listed any more: withdraw or keep them; auto: withdraw up to half of all.",
         group=INPUT,
         often=True,
+        metavar="<auto|withdraw|keep>",
+        usually=f"{_LAST}; at first auto",
     )
     retry_unreadable: bool = option(
         False, help="Try unreadable images again whose files are the same.", group=RUN, often=True
@@ -69,10 +76,10 @@ class UpdateParameters(ExtractParameters):
         given = {name: getattr(self, name) for name in self.model_fields_set}
         here = Path.cwd()
         given = {name: located(name, value, here, fields[name]) for name, value in given.items() if name != "out"}
-        given = {name: value for name, value in given.items() if value != "" or name not in ("images", "model")}
+        given = {name: value for name, value in given.items() if value != "" or name not in _EMPTY_AS_BEFORE}
         if "model" not in given and before:
             trust.require(trust.dotted(str(before["model"])), who=f"the dataset {self.out!r}", trust=self.trust)
-        given = {**before, **given}
+        given = {**_AT_FIRST, **before, **given}
         for name, shown in (("images", "IMAGES"), ("model", "--model")):
             if not given.get(name):
                 raise errors.InputError(f"{shown} is missing: {self.out!r} is a new dataset, which needs it")

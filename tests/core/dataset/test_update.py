@@ -28,6 +28,18 @@ Update = Callable[..., update.Updated]
 Add = Callable[..., Path]
 
 
+@pytest.mark.parametrize("by", ["", "stat", "content"])
+@pytest.mark.parametrize("vanished", ["", "auto", "keep"])
+def test_a_value_of_the_form_counts_and_an_empty_one_is_as_before(by: str, vanished: str) -> None:
+    before = {"images": "photos", "model": "m", "by": "content", "vanished": "keep"}
+    form = UpdateParameters(out="set")
+    every = {name: getattr(form, name) for name in UpdateParameters.model_fields}
+    given = UpdateParameters.model_validate({**every, "by": by, "vanished": vanished}).as_given().completed(before)
+    assert (given.by, given.vanished) == (by or "content", vanished or "keep")
+    first = UpdateParameters(images="photos", model="m", out="set").completed({})
+    assert (first.by, first.vanished) == ("stat", "auto")
+
+
 def touch(path: Path) -> None:
     """Give a file another time."""
     status = path.stat()
