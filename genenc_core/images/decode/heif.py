@@ -33,8 +33,24 @@ def is_cropped(data: bytes | bytearray) -> bool:
 
 
 def is_truncated(data: bytes | bytearray) -> bool:
-    """Return whether a file ends before its pixels or metadata do; libheif renders such tiles as one colour."""
-    return any(name in (b"mdat", b"meta", b"moov") and end > len(data) for name, _, end in _boxes(data))
+    """Return whether a file ends before its pixels or metadata do; libheif renders such tiles as one colour.
+
+    Also if its pixels end in zeros, as a download or copy leaves that broke off in a file of the whole size.
+    """
+    for name, start, end in _boxes(data):
+        if name in (b"mdat", b"meta", b"moov") and end > len(data):
+            return True
+        if name == b"mdat" and _zeros_at_end(data[start:end]) > max(_MOST_ZEROS, (end - start) // 50):
+            return True
+    return False
+
+
+_MOST_ZEROS = 16
+"""Zero bytes at the end of compressed pixels; encoders here wrote 3 at most."""
+
+
+def _zeros_at_end(data: bytes | bytearray) -> int:
+    return len(data) - len(data.rstrip(b"\0"))
 
 
 def _boxes(data: bytes | bytearray) -> Iterator[tuple[bytes, int, int]]:

@@ -19,6 +19,9 @@ _JPEG = (6, 7)
 _WEBP = 50001
 _LOSSLESS = (8, 32773, 32946, 50000)
 """Deflate, PackBits, Zstandard: for damaged strips libtiff, and thus Pillow, returns what it has decoded so far."""
+_FAX = (2, 3, 4)
+"""CCITT: modified Huffman, T.4, T.6."""
+_MOST_ZEROS = 16
 _YCBCR_JPEG_2000 = 33003
 """Aperio: the codestream is YCbCr whatever PhotometricInterpretation states."""
 _COLOURS: Mapping[int, int] = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
@@ -64,7 +67,7 @@ class Page:
                     "image first, or only that"
                 )
             self._read_tags()
-            missing = self._lacks_strips(len(data))
+            missing = self._lacks_strips(len(data)) or self._ends_in_zeros(data)
         except ImageUnreadable:
             raise
         except Exception as error:  # the parser may raise anything for damaged data
@@ -102,6 +105,13 @@ class Page:
         offsets, counts = self._page.dataoffsets, self._page.databytecounts
         ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
         return not ends or min(counts) <= 0 or max(ends) > size
+
+    def _ends_in_zeros(self, data: bytes | bytearray) -> bool:
+        """Return whether fax lines end in zeros, of which libtiff makes white ones; encoders write 1 at most."""
+        if self.compression not in _FAX:
+            return False
+        parts = zip(self._page.dataoffsets, self._page.databytecounts, strict=True)
+        return any(data[at : at + size].endswith(bytes(_MOST_ZEROS)) for at, size in parts)
 
     @property
     def pillow_reads(self) -> bool:

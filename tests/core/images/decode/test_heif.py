@@ -125,6 +125,16 @@ def test_a_video_is_no_image() -> None:
         decode.decode_image(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(40))
 
 
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.95])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_whose_end_is_zeros_is_refused(kind: str, share: float) -> None:
+    """A download or copy that broke off in a file of the whole size."""
+    data = written(Image.fromarray(scene()), kind)
+    kept = data.index(b"mdat") + int((len(data) - data.index(b"mdat")) * share)
+    with pytest.raises(decoded.ImageUnreadable, match=f"truncated {kind}"):
+        decode.decode_image(data[:kept] + bytes(len(data) - kept))
+
+
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_is_cut_off_is_refused(kind: str, large: bool) -> None:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import struct
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -494,3 +495,22 @@ def test_one_channel_in_a_plane_of_its_own(dtype: str) -> None:
     data = grey_file(values.tobytes(), bits=values.itemsize * 8, photometric=1, more={284: (3, 2)})
     scaled = np.rint(values / np.iinfo(dtype).max * 255)
     assert np.abs(pixels_of(data)[..., 0].astype(float) - scaled).max() <= 1
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
+@pytest.mark.parametrize("drawing", ["black", "white", "noise"])
+def test_fax_lines_that_end_in_zeros_are_refused(tmp_path: Path, compression: str, drawing: str) -> None:
+    """A copy that broke off in a file of the whole size: libtiff would make white lines of it."""
+    noise = np.random.default_rng(0).integers(0, 2, (200, 300)).astype(bool)
+    values = {"black": np.zeros_like(noise), "white": np.ones_like(noise), "noise": noise}[drawing]
+    path = tmp_path / "fax.tif"
+    Image.fromarray(values).save(path, compression=compression)
+    data = bytearray(path.read_bytes())
+    assert np.array_equal(decode.decode_image(bytes(data)).pixels[0].numpy() > 0, values)
+    if drawing != "noise":
+        return
+    with tifffile.TiffFile(path) as tiff:
+        at, size = tiff.pages[0].dataoffsets[-1], tiff.pages[0].databytecounts[-1]  # type: ignore[union-attr]
+    data[at + size // 2 : at + size] = bytes(size - size // 2)
+    with pytest.raises(decoded.ImageUnreadable, match="truncated TIFF"):
+        decode.decode_image(bytes(data))
