@@ -126,8 +126,8 @@ _AHEAD = 64
 """Folders that threads read before their turn."""
 _NAMES_AHEAD = 16384
 """Names of one folder that are read before its turn."""
-_USUAL_SECONDS = (300e-6, 2e-6)
-"""What a folder, and an entry of it, takes at most where waiting is not worth hiding."""
+_SLOW_SECONDS = 200e-6
+"""What a folder takes, by waiting or by its size, from which on it is worth a thread."""
 _REMEMBERED = 8
 """Folders that outweigh earlier ones."""
 _ENTRIES = 4096
@@ -347,8 +347,7 @@ class _Ahead:
             listing.warn()
             listing.close()
         if begun is None:
-            usual = _USUAL_SECONDS[0] + _USUAL_SECONDS[1] * (len(listing.files) + len(listing.folders))
-            self._slow += 1 if time.perf_counter() - began > usual else -1
+            self._slow += 1 if time.perf_counter() - began > _SLOW_SECONDS else -1
             self._slow = max(-_REMEMBERED, min(self._slow, _REMEMBERED))
         return listing
 

@@ -36,7 +36,7 @@ TREES = st.sets(
 def how_folders_are_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read few entries at once; and all folders before their turn, or none."""
     seconds = -1.0 if request.param == "ahead" else 1e6
-    monkeypatch.setattr(folders, "_USUAL_SECONDS", (seconds, 0.0))
+    monkeypatch.setattr(folders, "_SLOW_SECONDS", seconds)
     for name, value in {"_ENTRIES": 2, "_NAMES_AHEAD": 3, "_FILES": 2, "_AHEAD": 3}.items():
         monkeypatch.setattr(folders, name, value)
 
@@ -109,7 +109,7 @@ def test_warnings_and_errors_come_in_turn(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_folders_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where they are slow: here none is read before all are asked for."""
-    monkeypatch.setattr(folders, "_USUAL_SECONDS", (-1.0, 0.0))
+    monkeypatch.setattr(folders, "_SLOW_SECONDS", -1.0)
     monkeypatch.setattr(folders, "_AHEAD", 6)
     for number in range(6):
         (tmp_path / str(number)).mkdir()
