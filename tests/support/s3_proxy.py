@@ -88,6 +88,7 @@ def kind_of(method: str, path: str, headers: email.message.Message) -> str:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # the body would wait 40 ms for the acknowledgement of the head
     plan: Plan
 
     def log_message(self, *_: object) -> None:
