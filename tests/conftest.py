@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Set before anything imports Prefect, which reads them once.
 local_server.quiet_environment()
 os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"
+# What inductor writes around its kernels need not be fast; compilers take half as long for it.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 # Runs of tests lie in memory where there is room for them: each waits for its disk a hundred times.
 _MEMORY = Path("/dev/shm")
 if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 << 30:
@@ -33,6 +35,8 @@ os.environ["XDG_STATE_HOME"] = _STATE.name
 
 pytest_plugins = ["exported_models"]
 _USES: list[IO[str]] = []
+_ELSEWHERE: dict[str, object] = {}
+"""Modules that lie in no temporary folder: thousands, which each test would ask again."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +61,12 @@ def _modules_of_a_test_end_with_it(tmp_path_factory: pytest.TempPathFactory) -> 
     yield
     root = str(tmp_path_factory.getbasetemp())
     for name, module in list(sys.modules.items()):
+        if _ELSEWHERE.get(name) is module:
+            continue
         if str(getattr(module, "__file__", None) or "").startswith(root):
             del sys.modules[name]
+        else:
+            _ELSEWHERE[name] = module
 
 
 @pytest.fixture(scope="session")

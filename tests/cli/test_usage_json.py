@@ -47,12 +47,16 @@ def test_commands_with_json_are_there() -> None:
     assert any("nonsense" in call for call in wrong_calls())
 
 
-@pytest.mark.parametrize("call", wrong_calls(), ids=" ".join)
-def test_a_wrong_call_prints_one_json_document(call: tuple[str, ...], genenc: Call) -> None:
-    said = genenc(*call)
-    found = json.loads(said.out)
-    assert (said.code, found["exit_code"]) == (2, 2)
-    assert found["error"].splitlines()[0] in " ".join(said.err.split())
+@pytest.mark.parametrize("command", [*WITH_JSON, None])
+def test_a_wrong_call_prints_one_json_document(command: str | None, genenc: Call) -> None:
+    """Every wrong call of a command, or those without one."""
+    calls = [call for call in wrong_calls() if (call[0] if call[0] in WITH_JSON else None) == command]
+    assert len(calls) > 1
+    for call in calls:
+        said = genenc(*call)
+        found = json.loads(said.out)
+        assert (said.code, found["exit_code"]) == (2, 2), call
+        assert found["error"].splitlines()[0] in " ".join(said.err.split()), call
 
 
 def test_without_json_standard_output_stays_empty(genenc: Call) -> None:

@@ -4,8 +4,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SOURCES = [path for root in ("genenc_core", "flows", "tasks") for path in sorted((ROOT / root).rglob("*.py"))]
 AVOIDED = re.compile(
@@ -22,6 +20,7 @@ def messages(path: Path) -> list[str]:
     return [node.value for node in texts if isinstance(node.value, str) and " " in node.value]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_messages_are_in_the_words_of_the_field(path: Path) -> None:
-    assert [text for text in messages(path) if AVOIDED.search(text)] == []
+def test_messages_are_in_the_words_of_the_field() -> None:
+    assert len(SOURCES) > 200
+    found = {str(path.relative_to(ROOT)): [text for text in messages(path) if AVOIDED.search(text)] for path in SOURCES}
+    assert {name: texts for name, texts in found.items() if texts} == {}

@@ -316,10 +316,27 @@ def test_a_shard_that_another_process_holds_is_waited_for_and_done(tmp_path: Pat
     other.close()
 
 
+FILLED = """
+import shutil
+from pathlib import Path
+from prefect.testing import utilities
+
+def made():
+    folder = Path({folder!r})
+    folder.mkdir()
+    for file in Path({home!r}).glob("prefect.db*"):
+        shutil.copy(file, folder / file.name.replace("prefect.db", "prefect-test.db"))
+    return str(folder)
+
+utilities.mkdtemp = made
+"""
+
+
 @pytest.mark.slow
-def test_the_guides_test_of_ones_own_flow_passes(tmp_path: Path) -> None:
-    """As written, in a process of its own."""
+def test_the_guides_test_of_ones_own_flow_passes(tmp_path: Path, filled_prefect_home: Path) -> None:
+    """As written, in a process of its own; only the database of its server is there already."""
     guide = (Path(__file__).parents[2] / "flows" / "TESTING.md").read_text()
+    (tmp_path / "conftest.py").write_text(FILLED.format(home=str(filled_prefect_home), folder=str(tmp_path / "server")))
     for name, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", guide, flags=re.S):
         (tmp_path / name).write_text(text)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_nightly.py"]

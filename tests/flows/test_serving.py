@@ -46,7 +46,8 @@ def test_a_deployment_fails_is_mended_and_tried_again_on_the_worker(site: Site, 
     broken = pictures.write_folder(tmp_path / "photos", 6) / "img_003.png"
     good = broken.read_bytes()
     broken.write_bytes(good[:-40])
-    process = site.start("serve", "genenc_flows.entry", "serve", "--port", str(site.port))
+    soon = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+    process = site.start("serve", "genenc_flows.entry", "serve", "--port", str(site.port), **soon)
     told = wait_for(lambda: "Ctrl-C ends" in (said := site.log("serve").read_text()) and said)
     assert f"Prefect: http://127.0.0.1:{site.port}/deployments\n" in told
     assert f"export PREFECT_API_URL={site.url}\n" in told

@@ -35,13 +35,20 @@ FILES = (
 )
 
 
+@pytest.fixture(scope="module")
+def full_once(grown_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset with parts of updates and of a compaction, a tag, a pruned version; not to be changed."""
+    folder = grown_datasets.copy(grown_once / "dataset", tmp_path_factory.mktemp("full") / "dataset")
+    tags.set_tag(folder, "paper", 2)
+    compact.compact(folder)
+    prune.prune(folder, keep=5)
+    return Path(folder.root)
+
+
 @pytest.fixture
-def full(grown: DatasetFolder) -> DatasetFolder:
-    """Return a dataset with parts of updates and of a compaction, a tag, a pruned version."""
-    tags.set_tag(grown, "paper", 2)
-    compact.compact(grown)
-    prune.prune(grown, keep=5)
-    return grown
+def full(full_once: Path, tmp_path: Path) -> DatasetFolder:
+    """Return a copy of it."""
+    return grown_datasets.copy(full_once, tmp_path / "full")
 
 
 def path_of(folder: DatasetFolder, place: str) -> Path:
