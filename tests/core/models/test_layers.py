@@ -113,14 +113,14 @@ STAGES = [  # model, how many stages, the name of one of them, and its map for 6
     ("regnet_y_400mf", 4, 3, "trunk_output.block4", (440, 2, 2)),
     ("shufflenet_v2_x0_5", 4, 0, "stage2", (48, 8, 8)),
     ("squeezenet1_1", 13, 12, "features.12", (512, 3, 3)),
-    ("vit_b_32", 12, 11, "encoder.layers.encoder_layer_11", (768, 2, 2)),
+    ("vit_b_32", 3, 2, "encoder.layers.encoder_layer_2", (768, 2, 2)),
     ("timm/resnet18", 5, 1, "layer1", (64, 16, 16)),
-    ("timm/vit_tiny_patch16_224", 12, 4, "blocks.4", (192, 4, 4)),
+    ("timm/vit_tiny_patch16_224", 3, 1, "blocks.1", (192, 4, 4)),
     ("timm/swin_tiny_patch4_window7_224", 4, 0, "layers.0", (96, 16, 16)),
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "count", "index", "stage", "shape"), STAGES, ids=[item[0] for item in STAGES])
 def test_index_is_a_stage_from_an_end(name: str, count: int, index: int, stage: str, shape: tuple[int, ...]) -> None:
     built = build(name, str(index))
@@ -135,7 +135,7 @@ def test_a_negative_index_counts_from_the_end() -> None:
         build("resnet18", "-5")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_nhwc_maps_of_swin_become_channels_first() -> None:
     """`features.0.0` is a convolution inside a channels-last model, and stays as it is."""
     names = ["features.3", "features.3.1", "features.3.1.mlp", "features.0.0"]
@@ -169,13 +169,13 @@ def test_map_as_deep_as_wide_is_read_by_its_modules(name: str, layer: str, shape
     assert torch.equal(slots(built, images)[layer], seen)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_vit_blocks_give_a_map_and_a_class_token() -> None:
     built = build("timm/vit_small_patch14_reg4_dinov2", "-1", "blocks.3.mlp", "3", size=(28, 42))
     images = torch.rand(2, 3, 28, 42)
     torch.manual_seed(3)
     model = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=(28, 42)).eval()
-    names = ["blocks.11", "blocks.3.mlp", "blocks.3"]
+    names = ["blocks.4", "blocks.3.mlp", "blocks.3"]
     seen = hooked(model, names, normal(built, images))
     found = slots(built, images)
     assert list(found) == [name + part for name in names for part in ("", ".cls", ".register")]
@@ -186,7 +186,7 @@ def test_vit_blocks_give_a_map_and_a_class_token() -> None:
         assert torch.equal(found[f"{name}.register"], seen[name][:, 1:5])
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_blocks_before_class_attention_have_no_class_token() -> None:
     built = build("timm/cait_xxs24_224", "0", size=(32, 48))
     assert [(slot.name, slot.shape) for slot in built.outputs] == [("blocks.0", (192, 2, 3))]
@@ -194,11 +194,12 @@ def test_blocks_before_class_attention_have_no_class_token() -> None:
 
 EXPORTED = [
     ("resnet18", ("layer1.0.bn1", "layer3")),
-    ("timm/vit_tiny_patch16_224", ("-1", "-4")),
+    ("timm/vit_tiny_patch16_224", ("-1", "-3")),
     ("swin_t", ("0", "features.0.0")),
 ]
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), EXPORTED, ids=[item[0] for item in EXPORTED])
 def test_traced_exported_and_copied_encoders_are_identical(name: str, layers: tuple[str, ...]) -> None:

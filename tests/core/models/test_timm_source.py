@@ -43,7 +43,7 @@ def test_nchw_maps_are_forward_features(name: str) -> None:
     assert torch.equal(encode(built, images), plain_features(built, name.removeprefix("timm/"), images))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["test_mambaout", "swin_tiny_patch4_window7_224"])
 def test_nhwc_maps_become_nchw(name: str) -> None:
     size = None if name == "test_mambaout" else (64, 64)
@@ -54,7 +54,7 @@ def test_nhwc_maps_become_nchw(name: str) -> None:
     assert torch.equal(encode(built, images), features.permute(0, 3, 1, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("name", "size", "grid", "prefix"),
     [
@@ -207,6 +207,7 @@ def test_clip_weights_warn_of_quickgelu() -> None:
     assert timm_source.assumptions("resnet10t") is None
 
 
+@pytest.mark.usefixtures("shallow")
 def test_positions_of_another_shape_are_rearranged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """7 x 28 patches are as many as 14 x 14, so that shapes do not tell; whatever says which weights they are."""
     name, size = "vit_tiny_patch16_224", (112, 448)

@@ -52,7 +52,7 @@ FAMILIES = [  # name, image size, the slots beside the map and how many tokens e
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "size", "beside"), FAMILIES, ids=[name for name, _, _ in FAMILIES])
 def test_map_and_prefix_tokens_are_the_models(name: str, size: tuple[int, int], beside: dict[str, int]) -> None:
     built = build(name, size)
@@ -76,7 +76,7 @@ def test_map_and_prefix_tokens_are_the_models(name: str, size: tuple[int, int], 
         assert start + own.shape[2] * own.shape[3] == tokens_of_model.shape[1]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_class_attention_is_part_of_the_map() -> None:
     """XCiT's own map is taken before its class attention; ours are the tokens that the model returns."""
     built = build("xcit_nano_12_p16_224", (64, 48))

@@ -52,6 +52,7 @@ def normalized(built: resolve.BuiltEncoder, images: torch.Tensor) -> torch.Tenso
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "side"), POOLED)
 def test_maps_equal_the_input_of_pooling(name: str, side: int) -> None:
     built = build(name, side=side)
@@ -80,7 +81,7 @@ def test_head_applied_to_the_maps_gives_logits(name: str) -> None:
         torch.testing.assert_close(HEADS[name](model, maps), model(normalized(built, images)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_vit_slots_are_patch_map_and_class_token() -> None:
     built = build("vit_b_32", side=96)
     model = plain("vit_b_32", image_size=96)
@@ -143,7 +144,7 @@ def test_inception_weights_file_warns_of_colour_conversion(tmp_path: Path) -> No
         assert sum("transform_input" in str(one.message) for one in caught) == said
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_a_pretrained_vit_at_another_size_has_interpolated_position_embeddings() -> None:
     model = zoo.vit_b_32(weights=None, image_size=96).eval()
     resized = torchvision_source._resized("vit_b_32", model, (64, 64))
