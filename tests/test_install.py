@@ -141,8 +141,12 @@ def test_an_sdist_keeps_the_commit_for_its_wheel(source: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
 def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, tmp_path: Path) -> None:
     """Its own flow runs, which calls ours as a subflow; its modules are found without `__init__.py`, too."""
+    from prefect.settings import PREFECT_API_URL
+
+    server = {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
     for name, text in {
         "flows/nightly.py": (
             "from prefect import flow\n"
@@ -167,7 +171,7 @@ def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, 
     for folder in ("flows", "tasks"):
         (tmp_path / folder / "__init__.py").touch()
     own = "from flows.nightly import nightly; print('stored', nightly())"
-    done = run([installed / "python", "-c", own], tmp_path, home=home, PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    done = run([installed / "python", "-c", own], tmp_path, home=home, **server)
     assert "stored 3" in done.stdout, done.stderr
 
 

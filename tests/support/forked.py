@@ -1,6 +1,7 @@
 """Python processes forked from one that has already imported torch, which would take each four seconds.
 
-`Popen` and `run` take what those of `subprocess` take, where the command is this Python with `-m MODULE` or `-c CODE`.
+`Popen` and `run` take what those of `subprocess` take, where the command is this Python with `-m MODULE`, `-c CODE` or
+`-P FILE`.
 Such a process is a child of this one like any other: it has streams, environment, folder and main module of its own,
 may be killed, and ends as an interpreter does. Only what it would do while it imports is not seen.
 """
@@ -21,7 +22,10 @@ _SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 _FORKING = """
 import gc, json, os, socket, sys
 import numpy, torch, torchvision, zarr, pandas, pyarrow.parquet
-from genenc_core.cli import extraction
+from genenc_core.cli import app, extraction
+from genenc_core.dataset import compact, prune, update, verify
+from genenc_core.images.decode import decode
+from genenc_core.images.load import decode_worker, loader
 from genenc_core.run import driver, engine_setup as engines, model_export, worker
 gc.freeze()
 own = [folder for folder in sys.path if folder]
@@ -65,6 +69,9 @@ for name in ("data", "streams", "between", "forked", "asking", "number", "stream
 if how == "-c":
     sys.argv[0] = "-c"
     exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+elif how == "-P":
+    import runpy
+    runpy.run_path(what, run_name="__main__")
 else:
     import runpy
     runpy.run_module(what, run_name="__main__", alter_sys=True)
@@ -98,10 +105,11 @@ class Popen(subprocess.Popen[Any]):
         program, *arguments = map(str, args)
         environment = dict(os.environ if env is None else env)
         if arguments[0] == "-P":
-            del arguments[0]
             environment.setdefault("PYTHONSAFEPATH", "1")
+            if arguments[1] in ("-m", "-c"):
+                del arguments[0]
         assert program == sys.executable
-        assert arguments[0] in ("-m", "-c"), args
+        assert arguments[0] in ("-m", "-c", "-P"), args
         asked = {
             "arguments": arguments,
             "env": environment,

@@ -1,13 +1,15 @@
 """Simulated cores: decoders sleep, in the decode workers too, and numbers of images are whole batches."""
 
+import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
 
 import forked
-from genenc_core.bench import cores, cores_ways, images, suites, table
+from genenc_core.bench import cores, cores_ways, images, measure, suites, table
 from genenc_core.bench.report import Options, Report, Row
 from genenc_core.run import status
 from genenc_core.run.folder import RunFolder
@@ -77,6 +79,8 @@ def test_real_cores_share_decoding_but_not_the_driver(cpu: float, driver: float,
 
 @pytest.mark.slow
 def test_the_suite_measures_ways_against_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = types.SimpleNamespace(**{**vars(subprocess), "Popen": forked.Popen})
+    monkeypatch.setattr(measure, "subprocess", processes)
     monkeypatch.setattr(cores, "DECODING", (0.001,))
     monkeypatch.setattr(cores, "DECODERS", (1, 1, 2))
     monkeypatch.setattr(cores, "NAMED", {name: cores.NAMED[name] for name in (cores.PLAIN, "genenc")})

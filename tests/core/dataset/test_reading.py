@@ -96,7 +96,7 @@ def positions(length: int) -> st.SearchStrategy[Any]:
     return one | slices | many | mask
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.data(), version=st.sampled_from([1, 2]), name=st.sampled_from(["features", "maps", "image_id", "status"])
 )
