@@ -104,6 +104,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     gc.freeze()  # a million objects that stay need not be looked at again
+    gc.set_threshold(2000, 10, 20)  # nor those that tests make, a hundred times a minute
     wanted = {mark for item in session.items for mark in _marks(item)}
     if "filled_prefect_home" in wanted:
         prefect_home.begin(session_files.shared(session.config, "prefect"))
