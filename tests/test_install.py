@@ -81,6 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, filled_prefect_home: Path) ->
     return folder
 
 
+@pytest.mark.slow
 def test_the_wheel_owns_only_names_that_begin_with_genenc(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -128,6 +129,7 @@ def test_the_version_names_the_commit_that_the_wheel_was_built_from(
     assert done.stdout == f"{importlib.metadata.version('genenc')} ({str(ours)[:12]})\n", done.stderr
 
 
+@pytest.mark.slow
 def test_an_sdist_keeps_the_commit_for_its_wheel(source: Path, tmp_path: Path) -> None:
     code = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]), file=sys.stderr)"
     subprocess.run([sys.executable, "-P", "-c", code, tmp_path], cwd=source, check=True, capture_output=True)

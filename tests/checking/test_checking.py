@@ -70,7 +70,6 @@ def broken_scenes() -> Iterator[tuple[str, str, str]]:
                     yield how, system, kind
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("how", "system", "kind"), list(broken_scenes()))
 def test_a_protocol_broken_on_purpose_is_found(how: str, system: str, kind: str) -> None:
     _, make, asked = scenes.BROKEN[how]

@@ -31,6 +31,7 @@ def status_of(root: Path) -> np.ndarray:
     return zarr.open_group(root / "features.zarr", mode="r")["status"][:]
 
 
+@pytest.mark.slow
 def test_extract_status_verify_info(genenc: Call, photos: Path, tiny: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = genenc("extract", photos, *tiny, "--out", run, "--shard-rows", 4)
@@ -213,6 +214,7 @@ def test_config_file_with_flags_on_top(genenc: Call, photos: Path, tmp_path: Pat
     assert (said.code, "modle" in said.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_export_then_extract_by_spec(genenc: Call, photos: Path, tmp_path: Path) -> None:
     arguments = ("export", "tiny_models:conv", "--weights", "random:0", "--image-size", "32", "--out", tmp_path / "m")
     said = genenc(*arguments)
@@ -361,6 +363,7 @@ def test_verify_finds_a_flipped_bit(genenc: Call, photos: Path, tiny: list[str],
     assert genenc("verify", run, "--json").code == 1
 
 
+@pytest.mark.slow
 def test_repair_then_resume_makes_a_damaged_run_whole(
     genenc: Call, photos: Path, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -441,6 +444,7 @@ def test_demo_from_nothing(genenc: Call, tmp_path: Path, monkeypatch: pytest.Mon
     assert genenc("demo", "--out", tmp_path / "full").code == 2
 
 
+@pytest.mark.slow
 def test_the_demo_draws_the_same_images_every_time(tmp_path: Path) -> None:
     for name in ("one", "two"):
         demo_data.draw_dataset(tmp_path / name, count=13)
@@ -449,6 +453,7 @@ def test_the_demo_draws_the_same_images_every_time(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+@pytest.mark.slow
 def test_reading_commands_import_neither_torch_nor_prefect() -> None:
     """It takes seconds, and in a working directory that was deleted torch ends the process."""
     code = "import sys; from genenc_core.cli import inspection; from genenc_core.run import status; "
@@ -516,6 +521,7 @@ def test_version_and_unwritable_schema(genenc: Call, tmp_path: Path) -> None:
     assert (said.code, "cannot be written" in said.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with slow_extraction(tmp_path, images=200, shard_rows=50, batch_size=50) as process:

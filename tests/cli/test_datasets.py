@@ -23,6 +23,7 @@ def dataset(genenc: Call, photos: Path, tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_an_update_says_what_it_did(genenc: Call, photos: Path, tmp_path: Path) -> None:
     place = tmp_path / "dataset"
     said = genenc("update", place, photos, *MODEL)
@@ -33,6 +34,7 @@ def test_an_update_says_what_it_did(genenc: Call, photos: Path, tmp_path: Path) 
     assert (found["version"], found["before"], found["counts"]["new"], found["exit_code"]) == (2, 1, 1, 0)
 
 
+@pytest.mark.slow
 def test_versions_tags_and_differences(genenc: Call, dataset: Path) -> None:
     assert genenc("tag", dataset, "paper", "--version", "1").out == "paper: version 1\n"
     lines = genenc("versions", dataset).out.splitlines()
@@ -46,6 +48,7 @@ def test_versions_tags_and_differences(genenc: Call, dataset: Path) -> None:
     assert genenc("diff", dataset, "paper", "2").code == 2
 
 
+@pytest.mark.slow
 def test_compaction_and_pruning(genenc: Call, dataset: Path) -> None:
     said = genenc("compact", dataset)
     assert said.code == 0
@@ -61,6 +64,7 @@ def test_compaction_and_pruning(genenc: Call, dataset: Path) -> None:
     assert genenc("update", dataset, "--plain").out.endswith("version 3, 7 images, 1 unreadable; nothing new\n")
 
 
+@pytest.mark.slow
 def test_status_and_verify_know_datasets(genenc: Call, dataset: Path) -> None:
     said = genenc("status", dataset)
     assert (said.code, said.out.splitlines()[0]) == (3, f"{dataset}: version 2, 7 images in 2 parts, 1 unreadable")

@@ -40,6 +40,7 @@ def arrays(run: Path) -> Any:
     return zarr.open_group(run / "features.zarr", mode="r")
 
 
+@pytest.mark.slow
 def test_maps_and_points_of_logits(genenc: Call, photos: Path, seg: Path, tmp_path: Path) -> None:
     """A point's logits are those of the map at the pixel where it lies: (40, 30) of 80 x 60 is (32, 16) of 64 x 32."""
     points = tmp_path / "points.csv"

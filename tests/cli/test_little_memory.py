@@ -97,6 +97,7 @@ def test_it_is_said_also_where_the_coloured_console_cannot_be_loaded(
     assert capsys.readouterr().err == "error: not enough memory\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", LACKING, ids=lambda error: type(error).__name__)
 def test_repair_takes_down_nothing_that_could_not_be_decoded_for_want_of_memory(
     error: Exception, genenc: Call, run: Path, monkeypatch: pytest.MonkeyPatch

@@ -190,6 +190,7 @@ def test_info_of_nothing_is_said(genenc: Call, tmp_path: Path) -> None:
     assert "does not exist" in genenc("info", tmp_path / "absent.json").err
 
 
+@pytest.mark.slow
 def test_a_model_id_is_a_name_where_its_folder_is_given(genenc: Call, photos: Path, tmp_path: Path) -> None:
     genenc("export", "tiny_models:conv", "--weights", "random:0", "--image-size", "32", "--out", tmp_path / "specs")
     (name,) = model_registry.folders((str(tmp_path / "specs"),))[0].registered()
@@ -223,6 +224,7 @@ def test_broken_specs_beside_an_unknown_id_are_told(genenc: Call, photos: Path, 
     assert "b.json is skipped" in said.err
 
 
+@pytest.mark.slow
 def test_the_general_encoder_runs_any_exported_file(genenc: Call, photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.jit.trace(tiny_models.conv().eval(), torch.rand(2, 3, 32, 48)).save(tmp_path / "net.pt")
@@ -289,6 +291,7 @@ def test_signs_of_patterns_are_no_error(genenc: Call, search: str) -> None:
     assert genenc("models", "--search", search, "--source", "genenc").code == 0
 
 
+@pytest.mark.slow
 def test_pixels_per_cell_are_a_mean_only_where_nothing_states_them(genenc: Call, tmp_path: Path) -> None:
     assert "features [256, 6, 6], one cell is ~37.3 x ~37.3 pixels" in genenc("info", "alexnet").out
     genenc("export", "alexnet", "--out", str(tmp_path), "--weights", "random:0")

@@ -26,6 +26,7 @@ def objects(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_large_images_with_points_and_what_is_said_of_them(
     genenc: Call, photos: Path, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_code_in_a_configuration_is_not_the_users_word(
     assert (said.code, "cannot set trust" in said.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_somebody_elses_run_imports_nothing_without_trust(
     genenc: Callable[..., Any], photos: Path, tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

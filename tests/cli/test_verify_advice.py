@@ -17,6 +17,7 @@ def run(genenc: Call, photos: Path, tiny: list[str], tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["images.parquet", "model_spec.json", "provenance/parameters.json"])
 def test_a_file_that_says_what_the_run_is(genenc: Call, run: Path, name: str) -> None:
     path = run / name
@@ -37,6 +38,7 @@ def test_a_file_that_says_what_the_run_is(genenc: Call, run: Path, name: str) ->
     assert not json.loads(genenc("verify", run, "--json").out)["ok"]
 
 
+@pytest.mark.slow
 def test_the_readme_is_written_anew(genenc: Call, run: Path) -> None:
     path = run / "README.md"
     whole = path.read_bytes()
@@ -53,6 +55,7 @@ def test_the_readme_is_written_anew(genenc: Call, run: Path) -> None:
     assert genenc("verify", run).code == 0
 
 
+@pytest.mark.slow
 def test_other_damage_needs_no_resume(genenc: Call, run: Path) -> None:
     (run / "features.zarr/stranger").write_text("mine")
     out = genenc("verify", run).out
@@ -60,6 +63,7 @@ def test_other_damage_needs_no_resume(genenc: Call, run: Path) -> None:
     assert "resume" not in out
 
 
+@pytest.mark.slow
 def test_commit_records_that_were_deleted(genenc: Call, run: Path) -> None:
     shutil.rmtree(run / "_txn/commits")
     for command in ("status", "verify", "resume"):

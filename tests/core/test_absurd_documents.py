@@ -52,6 +52,7 @@ def test_nan_and_infinity_in_a_spec_are_refused(number: str) -> None:
         spec.RuntimeModelSpec.from_json(content)
 
 
+@pytest.mark.slow
 def test_deep_and_endless_specs_are_refused(tmp_path: Path) -> None:
     deep = json.dumps({**SMALL, "more": 0}).replace('"more": 0', f'"more": {"[" * 100_000}{"]" * 100_000}')
     with pytest.raises(errors.SpecError):

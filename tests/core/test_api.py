@@ -30,6 +30,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docstrings(photos: Path) -> None:
     failed, tried = doctest.testmod(api)
     assert tried > 10
@@ -48,11 +49,13 @@ def test_the_reference_page_is_made_from_the_docstrings() -> None:
     assert api_page.PAGE.read_text() == api_page.page(), "run: python tests/support/api_page.py"
 
 
+@pytest.mark.slow
 def test_importing_it_does_not_import_torch() -> None:
     code = "import sys; from genenc_core import api; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_arrays_in_memory_are_those_that_a_run_stores(photos: Path, tmp_path: Path) -> None:
     files = sorted(photos.iterdir())
     stored = api.extract(str(photos), out=str(tmp_path / "run"), points="labels.csv", **MODEL).arrays()
@@ -64,6 +67,7 @@ def test_arrays_in_memory_are_those_that_a_run_stores(photos: Path, tmp_path: Pa
         np.testing.assert_array_equal(values, stored[name].values)
 
 
+@pytest.mark.slow
 def test_a_pillow_image_is_turned_as_its_file_is(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -100,6 +104,7 @@ def test_a_pillow_image_is_not_turned_by_other_metadata(tmp_path: Path, kind: st
     np.testing.assert_array_equal(by_path, opened)
 
 
+@pytest.mark.slow
 def test_a_run_stays_where_it_was_made(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, opened = api.extract("photos", out="run", **MODEL), api.Run.open("run")
     lazy, values = made.arrays(), made.arrays().features.values
@@ -136,6 +141,7 @@ def test_paths_that_are_given_twice_or_are_not_text(tmp_path: Path) -> None:
         assert not np.array_equal(values[0], values[1]), name
 
 
+@pytest.mark.slow
 def test_points_that_are_missing_are_nan(photos: Path) -> None:
     points = np.full((2, 2, 2), 8.0)
     points[0, 1] = np.nan
@@ -147,6 +153,7 @@ def test_points_that_are_missing_are_nan(photos: Path) -> None:
     assert np.isfinite(found[1, 1]).all()
 
 
+@pytest.mark.slow
 def test_a_run_is_opened_continued_verified_and_repaired(photos: Path, tmp_path: Path) -> None:
     (photos / "img_002.png").write_bytes(b"")
     made = api.Run.create(str(photos), out=str(tmp_path / "run"), shard_rows=2, max_failures="0", **MODEL)

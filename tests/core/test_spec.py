@@ -269,6 +269,7 @@ def test_unknown_keys_are_named_in_one_warning() -> None:
         assert name in message
 
 
+@pytest.mark.slow
 def test_known_keys_emit_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

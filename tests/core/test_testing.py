@@ -16,12 +16,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docstrings() -> None:
     failed, tried = doctest.testmod(testing)
     assert tried > 10
     assert failed == 0
 
 
+@pytest.mark.slow
 def test_the_vector_at_a_point_is_the_colour_of_its_cell(tmp_path: Path) -> None:
     labels = testing.sample_images("photos", 3, size=(64, 64))
     run = api.extract("photos", out="run", points=str(labels), fit="stretch", **testing.options()).arrays()
@@ -38,6 +40,7 @@ def test_images_differ_by_seed_and_are_the_same_again() -> None:
     assert one == again != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ["features", "status", "image_width"])
 def test_a_difference_is_named(array: str) -> None:
     testing.sample_images("photos")
@@ -51,6 +54,7 @@ def test_a_difference_is_named(array: str) -> None:
         testing.assert_runs_equal("one", "other", atol=1.5)
 
 
+@pytest.mark.slow
 def test_other_products_are_a_difference() -> None:
     testing.sample_images("photos")
     api.extract("photos", out="one", **testing.options())

@@ -241,7 +241,6 @@ def test_encoder_that_turns_wrong_fails_its_shard(at: scene.Scene, behaviour: fa
     np.testing.assert_allclose(features(at), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("error", [OUT, MemoryError("no host memory"), RuntimeError("can't allocate memory: 12 bytes")])
 def test_out_of_memory_halves_the_batch_remembers_it_and_goes_on(at: scene.Scene, error: Exception) -> None:
     expected = begun(at)

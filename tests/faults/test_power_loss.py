@@ -95,6 +95,7 @@ def extract(tmp_path: Path) -> Callable[[Path], driver.Result]:
     return run
 
 
+@pytest.mark.slow
 def test_a_power_loss_while_a_run_is_made_leaves_a_whole_run_or_one_that_is_made_again(
     extract: Callable[[Path], driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

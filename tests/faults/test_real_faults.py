@@ -121,6 +121,7 @@ def test_full_disk_is_told_and_rerun_completes(tmp_path: Path, small_disk: Calla
     assert all("No space left on device" in text and "free space" in text for text in told)
 
 
+@pytest.mark.slow
 def test_a_folder_that_this_user_may_only_read_is_told(tmp_path: Path) -> None:
     store = small.create(tmp_path / "run")
     small.commit(store, 0)

@@ -99,6 +99,7 @@ def test_closed_terminal_leaves_whole_shards(slow_run: Callable[..., "subprocess
     assert status.verify_place(tmp_path / "run", content=True).ok
 
 
+@pytest.mark.slow
 def test_second_interrupt_ends_hung_encoder(slow_run: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
     process = slow_run("faulty_models:hangs", commits=0)
     time.sleep(1.0)

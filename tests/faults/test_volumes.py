@@ -161,7 +161,6 @@ def test_unreadable_rows_are_tried_again_and_no_other_row_changes(planned: scene
     assert not list((planned.root / "_txn" / "staging").iterdir())
 
 
-@pytest.mark.slow
 def test_rows_to_try_again_that_are_none_are_refused(planned: scene.Scene) -> None:
     for text in ("unreadable:", "unreadable:x", "unreadable:11", "unreadables", "unreadable:3-1"):
         said = resume(planned, "--shards", text)

@@ -59,6 +59,7 @@ def test_a_schedule_that_meets_new_images(tmp_path: Path) -> None:
     assert third.message == f"{tmp_path / 'dataset'}: version {second.result().version.version}, 4 images; nothing new"
 
 
+@pytest.mark.slow
 def test_values_of_the_form_that_are_defaults_are_not_given(tmp_path: Path) -> None:
     """The form gives every field: what was given at first holds on."""
     pictures.write_folder(tmp_path / "photos", 2)
@@ -69,6 +70,7 @@ def test_values_of_the_form_that_are_defaults_are_not_given(tmp_path: Path) -> N
     assert state.message == f"{tmp_path / 'dataset'}: version 1, 2 images; nothing new"
 
 
+@pytest.mark.slow
 def test_shards_that_are_not_done_fail_the_run_with_their_names(tmp_path: Path) -> None:
     pictures.write_folder(tmp_path / "photos", 3)
     (tmp_path / "photos" / "img_000.png").write_bytes(b"no image")

@@ -30,6 +30,7 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
         prefect_site.clear(found)
 
 
+@pytest.mark.slow
 def test_deployments_refer_to_the_installed_package_and_may_be_registered_again(client: SyncPrefectClient) -> None:
     first = deploying.deploy()
     assert [line.rpartition(": ")[2] for line in first] == ["created"] * 7
@@ -52,6 +53,7 @@ def test_deployments_refer_to_the_installed_package_and_may_be_registered_again(
     assert len(client.read_automations_by_name(deploying.WITHOUT_HEARTBEAT)) == 1
 
 
+@pytest.mark.slow
 def test_what_people_changed_on_the_server_stays(client: SyncPrefectClient) -> None:
     deploying.deploy()
     nightly = client.read_deployment_by_name(NIGHTLY)
@@ -87,6 +89,7 @@ def test_what_people_changed_on_the_server_stays(client: SyncPrefectClient) -> N
     assert not automation.enabled
 
 
+@pytest.mark.slow
 def test_the_documented_schedule_is_made_as_documented(client: SyncPrefectClient) -> None:
     """The command takes no parameters; a run of it has those of the deployment."""
     deploying.deploy()
@@ -96,6 +99,7 @@ def test_the_documented_schedule_is_made_as_documented(client: SyncPrefectClient
     # The command itself is a process of some seconds: see test_operations.py.
 
 
+@pytest.mark.slow
 def test_notifications_go_through_a_block_of_the_server(client: SyncPrefectClient) -> None:
     with pytest.raises(errors.InputError, match=r"--notify 'slack-webhook/none': the server has no such block"):
         deploying.deploy(notify="slack-webhook/none")
@@ -112,6 +116,7 @@ def test_notifications_go_through_a_block_of_the_server(client: SyncPrefectClien
     }
 
 
+@pytest.mark.slow
 def test_another_pool(client: SyncPrefectClient) -> None:
     deploying.deploy()
     deploying.deploy(pool="lab")

@@ -148,6 +148,7 @@ def test_a_server_that_gives_no_slots_and_takes_no_artifacts_changes_nothing(
     assert json.loads(session.read_text())["state"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_comes_after_the_provenance_and_decides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_mended_file_is_read_and_the_change_recorded(tmp_path: Path) -> None:
     assert (change["row"], f"is {len(good)} bytes" in change["change"]) == (4, True)
 
 
+@pytest.mark.slow
 def test_wrong_input_ends_the_flow_with_the_cores_words(tmp_path: Path) -> None:
     state = extraction.extract_features(parameters(tmp_path, model="resnet81"), return_state=True)
     assert state.is_failed()

@@ -44,6 +44,7 @@ def test_a_spec_of_several_scales_by_its_id(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_exported_file_with_mean_and_std(tmp_path: Path) -> None:
     torch.jit.trace(nn.AvgPool2d(8), torch.rand(2, 3, 32, 32)).save(tmp_path / "theirs.pt")
     parameters = ExtractParameters(

@@ -24,6 +24,7 @@ def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.state, found.found) == ("failed", "no answer at http://127.0.0.1:9/api")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_what_is_missing_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
@@ -50,6 +51,7 @@ def test_what_is_missing_on_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
         prefect_site.clear(client)
 
 
+@pytest.mark.slow
 def test_other_versions_are_told() -> None:
     class Client:
         def __init__(self, theirs: str) -> None:

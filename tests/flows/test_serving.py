@@ -105,6 +105,7 @@ def test_a_taken_port_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
             serving.serve(port=port, pool=None, limit=1)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))

@@ -84,6 +84,7 @@ def test_cancelling_in_the_ui_stops_the_work(tmp_path: Path) -> None:
     assert run_of(tmp_path).state_type.value == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_server, "OTHERS_ANSWER_SECONDS", 0.5)
     with pytest.raises(errors.GenencError, match=r"no Prefect server responded at http://127.0.0.1:9/api .* --plain"):

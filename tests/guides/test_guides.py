@@ -82,6 +82,7 @@ WITH_COMMANDS = [guide for guide in GUIDES if any(block.language in ("sh", "pyth
 RUN_HERE = [guide for guide in WITH_COMMANDS if str(guide.relative_to(ROOT)) not in TESTED_APART]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", named([guide for guide in RUN_HERE if any(map(is_run, blocks(guide)))]))
 def test_blocks_run_as_written(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

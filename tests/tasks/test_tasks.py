@@ -29,6 +29,7 @@ def given(tmp_path: Path) -> ExtractParameters:
     )
 
 
+@pytest.mark.slow
 def test_tasks_in_order_make_a_verified_run(given: ExtractParameters) -> None:
     run = extraction.create_store.fn(given)
     wanted = extraction.plan_shards.fn(run, "pending")
@@ -91,6 +92,7 @@ def test_only_passing_faults_are_tried_again() -> None:
     assert not retried(errors.EncoderError("wrong shape"))
 
 
+@pytest.mark.slow
 def test_verify_names_what_is_damaged(given: ExtractParameters) -> None:
     run = extraction.create_store.fn(given)
     (group,) = extraction.grouped(run, extraction.plan_shards.fn(run, "pending"), 10)
@@ -116,6 +118,7 @@ def test_export_tasks_write_and_read_back_a_spec(tmp_path: Path, monkeypatch: py
     assert '"model_id"' in shown[0]
 
 
+@pytest.mark.slow
 def test_shard_table_puts_trouble_first(given: ExtractParameters) -> None:
     (Path(given.images) / "img_004.png").write_bytes(b"")
     given = given.model_copy(update={"max_failures": "0"})

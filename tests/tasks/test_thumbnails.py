@@ -36,6 +36,7 @@ def image(tmp_path: Path) -> bytes:
     return next(pictures.write_folder(tmp_path / "photos", 1).iterdir()).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_can_be_decoded_is_shown_with_its_reason(shown: Show, image: bytes) -> None:
     lines = shown(whole=image, cut=image[:-40], empty=b"", text=b"no image").splitlines()
     assert lines[:2] == ["| image | reason | what can be drawn |", "|---|---|---|"]
@@ -45,15 +46,18 @@ def test_what_can_be_decoded_is_shown_with_its_reason(shown: Show, image: bytes)
     ]
 
 
+@pytest.mark.slow
 def test_nothing_is_shown_if_nothing_can_be_decoded(shown: Show) -> None:
     assert shown(empty=b"", text=b"no image") == ""
 
 
+@pytest.mark.slow
 def test_a_name_cannot_leave_its_cell(shown: Show, image: bytes) -> None:
     (line,) = shown(**{"a|b](x)<img>": image}).splitlines()[2:]
     assert line.startswith("| a\\|b\\]\\(x\\)&lt;img&gt; |")
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_costs_those_after_it(shown: Show, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thumbnails, "SECONDS", 5)
     own = Path.write_bytes

@@ -32,6 +32,7 @@ def test_what_cannot_be_decoded_is_loaded_by_decoders_that_sleep(no_images: Path
             assert once() == 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["loading", "extraction"])
 def test_a_run_gives_what_the_sleeping_decoders_gave(no_images: Path, tmp_path: Path, way: str) -> None:
     """Not one of the files is a failed row."""

@@ -136,6 +136,7 @@ def test_what_a_way_started_ends_with_it(way: Callable[..., Way], tmp_path: Path
     assert_ends(int((tmp_path / "log").read_text()))
 
 
+@pytest.mark.slow
 def test_a_running_childs_cpu_seconds_count_and_count_once_when_it_has_ended() -> None:
     before = worker.tree_seconds()
     code = "import sys, time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True); sys.stdin.read()"

@@ -41,6 +41,7 @@ def test_drawn_images_repeat_and_some_are_broken(tmp_path: Path, monkeypatch: py
     assert (found[2], found[5]) == (found[0][: len(found[0]) // 2], found[1][: len(found[1]) // 2])
 
 
+@pytest.mark.slow
 def test_an_extraction_commits_every_image_and_says_which_are_broken(photos: str, tmp_path: Path) -> None:
     with data_ways.extraction(photos, workers=1, out=str(tmp_path / "runs" / "run")) as once:
         assert [once(), once()] == [5.0, 5.0]
@@ -84,6 +85,7 @@ def test_the_search_for_a_batch_size_tells_the_size() -> None:
         assert once() in (1, 2, 4, 8, 16)
 
 
+@pytest.mark.slow
 def test_runs_are_carried_out_by_the_runner_that_is_named(photos: str, tmp_path: Path) -> None:
     given = {"model": f"{data_ways.HERE}:average_pool", "batch_size": 2}
     runner = "genenc_core.cli.runners:PlainRunner"

@@ -43,6 +43,7 @@ def test_the_rows_are_the_same_on_s3(grown: DatasetFolder) -> None:
     check_rows(grown)
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_same_bit_for_bit(grown: DatasetFolder) -> None:
     check_rows(grown)
 
@@ -65,6 +66,7 @@ def check_rows(grown: DatasetFolder) -> None:
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_the_new_part_is_a_run_like_any_other(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a model was loaded")
@@ -88,6 +90,7 @@ def test_the_new_part_is_a_run_like_any_other(grown: DatasetFolder, monkeypatch:
     assert run.store.files.keys() >= {origins.RECORD}
 
 
+@pytest.mark.slow
 def test_its_record_says_where_each_row_was_encoded_also_when_compacted_again(grown: DatasetFolder) -> None:
     known = rows.current(grown, grown.version())
     names = known.text("image_id", np.arange(len(known)))
@@ -121,6 +124,7 @@ def test_a_run_ends_at_a_large_part_and_at_the_most_rows(grown: DatasetFolder) -
     assert chosen(100, 7) == [["2", "3", "4"]]
 
 
+@pytest.mark.slow
 def test_named_parts_must_be_neighbours(grown: DatasetFolder) -> None:
     for wrong in (["p000001", "p000003"], ["p000002", "p000001"], ["p000001"], [], ["p000009", "p000010"]):
         with pytest.raises(errors.InputError, match="not two or more neighbouring parts"):
@@ -130,6 +134,7 @@ def test_named_parts_must_be_neighbours(grown: DatasetFolder) -> None:
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_the_next_update_goes_on_from_a_compacted_part(grown: DatasetFolder, grow: Grow) -> None:
     before = grown_datasets.read(grown)
     compact.compact(grown)
@@ -143,6 +148,7 @@ def test_the_next_update_goes_on_from_a_compacted_part(grown: DatasetFolder, gro
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_an_unfinished_part_of_a_compaction_is_none_of_an_update(
     grown: DatasetFolder, grow: Grow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +172,7 @@ def test_an_unfinished_part_of_a_compaction_is_none_of_an_update(
     assert "new.png" in grown_datasets.read(grown)
 
 
+@pytest.mark.slow
 def test_a_killed_compaction_is_continued(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     own, done = compact._Source.shard, []
 
@@ -184,6 +191,7 @@ def test_a_killed_compaction_is_continued(grown: DatasetFolder, monkeypatch: pyt
     assert len(grown.parts()) == 6
 
 
+@pytest.mark.slow
 def test_a_version_made_meanwhile_loses_nothing(
     grown: DatasetFolder, grow: Grow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +207,7 @@ def test_a_version_made_meanwhile_loses_nothing(
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_rows_that_changed_meanwhile_are_copied_anew(
     grown: DatasetFolder, grow: Grow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +221,7 @@ def test_rows_that_changed_meanwhile_are_copied_anew(
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_an_update_looks_again_when_a_compaction_was_first(
     grown: DatasetFolder, grow: Grow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +235,7 @@ def test_an_update_looks_again_when_a_compaction_was_first(
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_the_second_of_two_compactors_finds_it_done(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     before = grown_datasets.read(grown)
     meanwhile(monkeypatch, lambda: compact.compact(DatasetFolder(Path(grown.root))))
@@ -233,6 +244,7 @@ def test_the_second_of_two_compactors_finds_it_done(grown: DatasetFolder, monkey
     assert list(grown_datasets.read(grown).items()) == list(before.items())
 
 
+@pytest.mark.slow
 def test_other_rows_with_the_same_number_are_left_alone(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origins.Compacted, "number", lambda _: documents.FIRST_COMPACTED)
     before = grown_datasets.read(grown)

@@ -50,6 +50,7 @@ def check_kept(grown: DatasetFolder) -> prune.Pruned:
     return done
 
 
+@pytest.mark.slow
 def test_kept_versions_read_the_same_and_the_others_say_that_they_are_gone(grown: DatasetFolder, grow: Grow) -> None:
     check_kept(grown)
     for number in (1, 3, 4, 5):
@@ -88,6 +89,7 @@ def test_a_dry_run_tells_the_same_with_bytes_and_changes_nothing(grown: DatasetF
     assert (told.dry_run, done.dry_run) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_tag_that_is_set_meanwhile_keeps_its_version(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was written before the mark was looked for, so the prune reads it after its mark."""
     own = marks.make
@@ -139,6 +141,7 @@ def test_a_mark_of_a_killed_prune_is_decided_again(grown: DatasetFolder, monkeyp
     tags.set_tag(grown, "paper", 3)
 
 
+@pytest.mark.slow
 def test_what_a_killed_prune_left_is_removed(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     compact.compact(grown)
     own = LocalObjects.remove_tree
@@ -162,6 +165,7 @@ def test_what_a_killed_prune_left_is_removed(grown: DatasetFolder, monkeypatch: 
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_a_part_that_an_update_works_on_stays(
     grown: DatasetFolder, grow: Grow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +180,7 @@ def test_a_part_that_an_update_works_on_stays(
     assert grow().version.counts["new"] == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_part_that_was_passed_over_is_removed(
     grown: DatasetFolder, grow: Grow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +194,7 @@ def test_a_part_that_was_passed_over_is_removed(
     assert [(item.place, item.why) for item in done.removed] == [("parts/p000006", "a version passed over it")]
 
 
+@pytest.mark.slow
 def test_an_unfinished_compaction_stays_until_its_parts_are_superseded(
     grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +211,7 @@ def test_an_unfinished_compaction_stays_until_its_parts_are_superseded(
     grown_datasets.assert_intact(grown)
 
 
+@pytest.mark.slow
 def test_a_half_removed_part_of_a_compaction_is_removed(grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its record it would not be known what it was: `prune.json` says so."""
     with monkeypatch.context() as patch:

@@ -96,6 +96,7 @@ def positions(length: int) -> st.SearchStrategy[Any]:
     return one | slices | many | mask
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     data=st.data(), version=st.sampled_from([1, 2]), name=st.sampled_from(["features", "maps", "image_id", "status"])
@@ -116,6 +117,7 @@ def test_every_kind_of_indexing_is_that_of_numpy(
     np.testing.assert_array_equal(found.values, expected.reshape(found.shape))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(st.integers(-ROWS, ROWS - 1), st.integers(-5, 4)), min_size=1))
 def test_pairs_of_positions_are_those_of_numpy(made: Made, pairs: list[tuple[int, int]]) -> None:
@@ -160,6 +162,7 @@ def test_images_and_points_are_selected_by_name(made: Made) -> None:
     assert arrays(made.folder, 1).sel(image_id="p1-0.png").status == made.blocks[0]["status"][0]
 
 
+@pytest.mark.slow
 def test_names_index_like_any_coordinate(made: Made) -> None:
     found = arrays(made.folder)
     names = made.current("image_id", GONE).tolist()
@@ -180,6 +183,7 @@ def test_names_index_like_any_coordinate(made: Made) -> None:
     assert "image_id" not in found.isel(image=2).xindexes
 
 
+@pytest.mark.slow
 def test_a_version_reads_the_same_for_ever_and_its_renamed_rows_have_their_new_names(
     updated: Update, photos: Path, add: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_version_reads_the_same_for_ever_and_its_renamed_rows_have_their_new_n
     assert arrays(folder, 1).identical(first)
 
 
+@pytest.mark.slow
 def test_arrays_are_described_as_those_of_a_run(updated: Update, photos: Path, tmp_path: Path) -> None:
     labels = "\n".join(["image,point,x,y", *(f"{path.name},snout,10,12" for path in sorted(photos.iterdir()))])
     (tmp_path / "labels.csv").write_text(labels + "\n")
@@ -229,6 +234,7 @@ def test_arrays_are_described_as_those_of_a_run(updated: Update, photos: Path, t
         assert found.probes.sel(image_id="img_004.png", point="snout").shape == (6,)
 
 
+@pytest.mark.slow
 def test_opening_reads_no_part_however_many_there_are(tmp_path: Path, reads: list[str]) -> None:
     counts = []
     for parts in (1, 60):
@@ -281,6 +287,7 @@ def test_a_version_without_rows_opens(own: Made) -> None:
     assert found.image_id.values.tolist() == []
 
 
+@pytest.mark.slow
 def test_what_is_opened_travels_and_is_shared_by_threads(made: Made) -> None:
     found = arrays(made.folder)
     expected = made.current("maps", GONE)
@@ -385,6 +392,7 @@ def test_parts_whose_arrays_differ_are_refused(own: Made) -> None:
     assert arrays(own.folder, 1).sizes["image"] == 17
 
 
+@pytest.mark.slow
 def test_sizes_of_chunks_that_cannot_be_are_refused(own: Made) -> None:
     version = own.folder.version()
     for number, sizes in enumerate([(0, 0), (8, 3), (8, 16), (10**18, 10**18)], 2):
@@ -423,6 +431,7 @@ def on_s3(request: pytest.FixtureRequest) -> Root:
     return f"s3://{server.bucket}/tests/{uuid.uuid4().hex[:12]}/dataset"
 
 
+@pytest.mark.slow
 def test_a_dataset_on_s3_reads_the_same(made: Made, on_s3: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     from genenc_core.store.backends import s3_objects
 

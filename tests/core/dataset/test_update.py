@@ -68,6 +68,7 @@ def assert_like_a_run(done: update.Updated, photos: Path, tmp_path: Path) -> Non
         np.testing.assert_allclose(values, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_first_update_is_a_run_and_a_version(updated: Update, photos: Path, tmp_path: Path) -> None:
     done = updated()
     assert counts(done) == {"rows": 6, "new": 6}
@@ -88,6 +89,7 @@ def stamps(place: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in place.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_new_changed_and_vanished_images(updated: Update, photos: Path, add: Add, tmp_path: Path) -> None:
     first = updated()
     old = grown_datasets.vectors(first)
@@ -104,6 +106,7 @@ def test_new_changed_and_vanished_images(updated: Update, photos: Path, add: Add
     assert all(np.array_equal(kept[name], old[name]) for name in old)
 
 
+@pytest.mark.slow
 def test_a_mended_image_heals(updated: Update, photos: Path, add: Add, tmp_path: Path) -> None:
     (photos / "img_002.png").write_bytes(b"no image")
     first = updated()
@@ -117,6 +120,7 @@ def test_a_mended_image_heals(updated: Update, photos: Path, add: Add, tmp_path:
     assert_like_a_run(second, photos, tmp_path)
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_tried_again_on_request(updated: Update, photos: Path) -> None:
     (photos / "img_002.png").write_bytes(b"no image")
     updated()
@@ -125,6 +129,7 @@ def test_unreadable_images_are_tried_again_on_request(updated: Update, photos: P
     assert part_sizes(again) == [6, 1]
 
 
+@pytest.mark.slow
 def test_a_run_of_another_meaning_is_no_part(updated: Update, photos: Path, add: Add, tmp_path: Path) -> None:
     done = updated()
     given = {**vars(done.results[0].run.given), "weights": "random:1", "trust": True, "images": str(photos)}
@@ -143,12 +148,14 @@ def test_a_part_does_not_heal_in_place(updated: Update, photos: Path, tmp_path: 
         driver.resume(run, "unreadable", Changes(trust=True))
 
 
+@pytest.mark.slow
 def test_a_touched_file_is_encoded_again_by_time(updated: Update, photos: Path) -> None:
     updated()
     touch(photos / "img_003.png")
     assert counts(updated()) == {"rows": 6, "changed": 1}
 
 
+@pytest.mark.slow
 def test_by_content_a_touched_file_keeps_its_row(updated: Update, photos: Path) -> None:
     updated()
     touch(photos / "img_003.png")
@@ -158,6 +165,7 @@ def test_by_content_a_touched_file_keeps_its_row(updated: Update, photos: Path) 
     assert updated().results == ()  # the new time is recorded
 
 
+@pytest.mark.slow
 def test_by_content_a_renamed_file_keeps_its_row(updated: Update, photos: Path, tmp_path: Path) -> None:
     first = updated()
     old = grown_datasets.vectors(first)
@@ -176,6 +184,7 @@ def test_by_content_a_renamed_file_keeps_its_row(updated: Update, photos: Path, 
     assert len(grown_datasets.vectors(last)) == 5
 
 
+@pytest.mark.slow
 def test_by_content_a_name_that_went_to_another_file_is_changed(updated: Update, photos: Path, tmp_path: Path) -> None:
     updated()
     one, other = photos / "img_000.png", photos / "img_001.png"
@@ -187,6 +196,7 @@ def test_by_content_a_name_that_went_to_another_file_is_changed(updated: Update,
     assert_like_a_run(second, photos, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_image_under_a_new_name_is_in_a_version_once(
     updated: Update, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +212,7 @@ def test_an_image_under_a_new_name_is_in_a_version_once(
     assert sorted(names) == sorted(path.name for path in photos.iterdir())
 
 
+@pytest.mark.slow
 def test_an_image_that_is_kept_keeps_its_row(updated: Update, photos: Path, tmp_path: Path) -> None:
     """Another folder has a file of the same content, such as a dark frame."""
     updated()
@@ -212,6 +223,7 @@ def test_an_image_that_is_kept_keeps_its_row(updated: Update, photos: Path, tmp_
     assert {"img_000.png", "dark.png"} < grown_datasets.vectors(done).keys()
 
 
+@pytest.mark.slow
 def test_a_continued_update_is_up_to_date(
     updated: Update, photos: Path, add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +238,7 @@ def test_a_continued_update_is_up_to_date(
     assert_like_a_run(done, photos, tmp_path)
 
 
+@pytest.mark.slow
 def test_rows_of_a_version_are_read_once(
     updated: Update, photos: Path, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +259,7 @@ def test_rows_of_a_version_are_read_once(
     assert read == [1]
 
 
+@pytest.mark.slow
 def test_most_images_gone_is_refused(updated: Update, photos: Path, tmp_path: Path) -> None:
     updated()
     elsewhere = pictures.write_folder(tmp_path / "elsewhere", 2, seed=30)
@@ -258,6 +272,7 @@ def test_most_images_gone_is_refused(updated: Update, photos: Path, tmp_path: Pa
     assert counts(updated(images=str(elsewhere), vanished="withdraw")) == {"rows": 2, "withdrawn": 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [False, True])
 def test_all_images_are_withdrawn_only_if_that_is_asked_for(
     updated: Update, photos: Path, add: Add, tmp_path: Path, points: bool
@@ -280,6 +295,7 @@ def test_all_images_are_withdrawn_only_if_that_is_asked_for(
     assert api.Dataset.open(str(tmp_path / "dataset"), version=1).arrays().sizes["image"] == 6
 
 
+@pytest.mark.slow
 def test_weights_are_stored_once_and_may_go(updated: Update, add: Add, tmp_path: Path) -> None:
     """Parts share the file by hard links, each with a name of its own; the next update takes it from there."""
     weights = tmp_path / "weights.pt"
@@ -306,6 +322,7 @@ def test_weights_are_stored_once_and_may_go(updated: Update, add: Add, tmp_path:
     assert documents.read_version(first.folder.objects, 4).version.counts["rows"] == 9
 
 
+@pytest.mark.slow
 def test_weights_on_s3_are_copied_by_the_server(
     updated: Update, add: Add, tmp_path: Path, s3: s3_server.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +352,7 @@ def test_weights_on_s3_are_copied_by_the_server(
     assert verify.verify(done.folder).ok
 
 
+@pytest.mark.slow
 def test_weights_are_copied_where_there_are_no_hard_links(
     updated: Update, add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +373,7 @@ def test_weights_are_copied_where_there_are_no_hard_links(
     assert copies[0].read_bytes() == copies[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_later_updates_need_no_options(updated: Update, add: Add, tmp_path: Path) -> None:
     updated()
     add("new.png", seed=70)
@@ -362,6 +381,7 @@ def test_later_updates_need_no_options(updated: Update, add: Add, tmp_path: Path
     assert counts(update.update(given)) == {"rows": 7, "new": 1}
 
 
+@pytest.mark.slow
 def test_keeping_what_vanished_and_comparing_by_content_are_remembered(updated: Update, tmp_path: Path) -> None:
     updated()
     more = pictures.write_folder(tmp_path / "more", 2, seed=30)
@@ -373,6 +393,7 @@ def test_keeping_what_vanished_and_comparing_by_content_are_remembered(updated: 
     assert counts(again) == {"rows": 8, "touched": 1}
 
 
+@pytest.mark.slow
 def test_withdrawing_most_is_asked_for_each_time(updated: Update, photos: Path, tmp_path: Path) -> None:
     updated()
     for path in sorted(photos.iterdir())[:4]:
@@ -384,6 +405,7 @@ def test_withdrawing_most_is_asked_for_each_time(updated: Update, photos: Path, 
         update.update(UpdateParameters(out=str(tmp_path / "dataset"), trust=True))
 
 
+@pytest.mark.slow
 def test_relative_places_are_of_the_folder_where_they_were_given(
     updated: Update, photos: Path, add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +419,7 @@ def test_relative_places_are_of_the_folder_where_they_were_given(
     assert counts(done) == {"rows": 7, "new": 1}
 
 
+@pytest.mark.slow
 def test_a_place_that_only_moved_is_remembered(updated: Update, photos: Path, tmp_path: Path) -> None:
     updated()
     moved = photos.rename(tmp_path / "moved")
@@ -406,6 +429,7 @@ def test_a_place_that_only_moved_is_remembered(updated: Update, photos: Path, tm
     assert counts(done) == {"rows": 7, "new": 1}
 
 
+@pytest.mark.slow
 def test_a_limit_is_of_one_update(updated: Update, photos: Path, add: Add, tmp_path: Path) -> None:
     assert counts(updated(limit=2)) == {"rows": 2, "new": 2}
     assert counts(updated(limit=3)) == {"rows": 5, "new": 3}
@@ -418,6 +442,7 @@ def test_a_limit_is_of_one_update(updated: Update, photos: Path, add: Add, tmp_p
         updated(limit=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vanished", ["auto", "keep"])
 def test_other_files_of_the_same_names_elsewhere_are_refused(updated: Update, tmp_path: Path, vanished: str) -> None:
     """A folder per day or camera, each with the same names; or the wrong volume."""
@@ -436,6 +461,7 @@ def test_recorded_code_needs_trust(updated: Update, tmp_path: Path, monkeypatch:
         update.update(UpdateParameters(out=str(tmp_path / "dataset")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -459,6 +485,7 @@ def labels(place: Path, lines: Mapping[str, str]) -> str:
     return str(place)
 
 
+@pytest.mark.slow
 def test_labels_that_change_are_encoded_again(updated: Update, add: Add, tmp_path: Path) -> None:
     table = {f"img_{at:03d}.png": f"nose,{20 + at},30" for at in range(6)}
     points = labels(tmp_path / "points.csv", table)
@@ -470,6 +497,7 @@ def test_labels_that_change_are_encoded_again(updated: Update, add: Add, tmp_pat
     assert counts(done) == {"rows": 7, "new": 1, "points_changed": 1}
 
 
+@pytest.mark.slow
 def test_other_points_are_refused_and_fewer_are_missing(updated: Update, add: Add, tmp_path: Path) -> None:
     both = [f"img_{at:03d}.png,{point},20,30" for at in range(6) for point in ("nose", "tail")]
     (tmp_path / "points.csv").write_text("\n".join(["image,point,x,y", *both]) + "\n")
@@ -484,6 +512,7 @@ def test_other_points_are_refused_and_fewer_are_missing(updated: Update, add: Ad
         updated(points=str(tmp_path / "points.csv"))
 
 
+@pytest.mark.slow
 def test_shards_that_fail_are_left_to_the_next_update(
     updated: Update, photos: Path, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,6 +529,7 @@ def test_shards_that_fail_are_left_to_the_next_update(
     assert part_sizes(healed) == [6, 3]
 
 
+@pytest.mark.slow
 def test_an_update_that_was_killed_goes_on(
     updated: Update, photos: Path, add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -525,6 +555,7 @@ def test_an_update_that_was_killed_goes_on(
     assert_like_a_run(done, photos, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_part_whose_files_are_gone_is_planned_again(
     updated: Update, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,6 +583,7 @@ def test_a_kill_between_part_and_version_encodes_nothing_again(
     assert counts(done) == {"rows": 6, "new": 6}
 
 
+@pytest.mark.slow
 def test_of_two_that_make_a_version_one_wins_and_the_other_looks_again(
     updated: Update, photos: Path, add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,6 +612,7 @@ def test_of_two_that_make_a_version_one_wins_and_the_other_looks_again(
     assert kept == [other.version.changes.file]
 
 
+@pytest.mark.slow
 def test_a_part_that_is_made_while_another_looks_for_one_is_shared(
     updated: Update, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,6 +633,7 @@ def test_a_part_that_is_made_while_another_looks_for_one_is_shared(
     assert done.folder.parts() == [1, 2]
 
 
+@pytest.mark.slow
 def test_versions_are_chained(updated: Update, add: Add) -> None:
     first = updated()
     add("new.png", seed=93)

@@ -61,6 +61,7 @@ def places(folder: DatasetFolder, *, content: bool = False) -> list[str]:
     return [problem.place for problem in verify.verify(folder, content=content).problems]
 
 
+@pytest.mark.slow
 def test_an_intact_dataset(full: DatasetFolder) -> None:
     before = {path: path.stat().st_mtime_ns for path in Path(full.root).rglob("*")}
     found = verify.verify(full, content=True)
@@ -86,6 +87,7 @@ def test_a_newest_version_that_is_missing_is_found(full: DatasetFolder) -> None:
     assert documents.version_key(newest) in places(DatasetFolder(Path(full.root)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", FILES)
 def test_one_flipped_bit_is_found(full: DatasetFolder, place: str) -> None:
     path = path_of(full, place)
@@ -133,6 +135,7 @@ def test_a_version_that_was_written_anew_breaks_the_chain(full: DatasetFolder) -
     assert "does not name the digest of version 3" in found.what
 
 
+@pytest.mark.slow
 def test_a_part_that_is_another_run_is_found(full: DatasetFolder, tmp_path: Path, grown_once: Path) -> None:
     """Intact by itself, of the same images, but not what the versions were made with."""
     other = tmp_path / "other"

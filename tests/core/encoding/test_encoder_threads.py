@@ -42,6 +42,7 @@ class Hanging:
         return {"features": images}
 
 
+@pytest.mark.slow
 def test_batches_of_a_closed_engine_are_stopped_and_no_image_is_blamed() -> None:
     encoder = Hanging()
     runner = engine_of(encoder)

@@ -166,6 +166,7 @@ def test_unknown_names_list_the_known_ones(step: Step, word: str) -> None:
         post_encoder.build_pipeline([step], point_count=1)
 
 
+@pytest.mark.slow
 def test_points_are_needed() -> None:
     with pytest.raises(errors.InputError, match="--points"):
         post_encoder.build_pipeline([Step("spatial_point")], point_count=0)

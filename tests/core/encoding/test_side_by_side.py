@@ -154,6 +154,7 @@ def test_memory_that_runs_out_for_both_halves_once() -> None:
     runner.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side_by_side", "least"), [(2, 2), (4, 1), (8, 1)])
 def test_memory_for_fewer_batches_than_cores_halves_no_further_than_that(side_by_side: int, least: int) -> None:
     """Room for five images at a time: what others hold meanwhile is not taken for want of more, and nothing fails."""

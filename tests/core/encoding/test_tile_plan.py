@@ -75,6 +75,7 @@ def test_every_canvas_size_of_a_224_pixel_model_is_covered(blend: tile_plan.Blen
         check_cover(segments, cells=canvas, tile_cells=224)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), stride=st.integers(1, 9), tile_cells=st.integers(1, 24), blend=st.sampled_from(BLENDS))
 def test_any_plan_covers(data: st.DataObject, stride: int, tile_cells: int, blend: tile_plan.Blend) -> None:

@@ -121,6 +121,7 @@ def test_crop_keeps_its_fraction_of_the_image(exported: dict[str, spec.RuntimeMo
     assert (found.height, found.width, found.resize_short) == (64, 96, 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -247,6 +248,7 @@ def test_map_scaling_by_image_or_stride(
     assert grown is image_sizes._scales(own, other, *pixels)
 
 
+@pytest.mark.slow
 def test_model_without_padding_exports_with_dynamic_sizes(tmp_path: Path) -> None:
     """As facenet-pytorch's PNet: its map lacks a border, so it is not in proportion to the image."""
     built = build("tiny_models:unpadded", (32, 32))

@@ -23,6 +23,7 @@ def built(backbone: Any, **options: Any) -> Any:
     return build_model.build_model("segmentation", backbone, "IdentityDecoder", num_classes=2, necks=NECKS, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:peft_config on a backbone")
 @pytest.mark.parametrize(
     ("backbone", "layers", "width", "hidden", "options"),

@@ -36,6 +36,7 @@ def test_timm_backbone_returns_timm_features() -> None:
     assert backbone.inputs.channels == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "prefix", "registers"),
     [("test_vit", (160, 160), 1, 0), ("vit_small_patch14_reg4_dinov2", (56, 56), 5, 4)],
@@ -115,7 +116,6 @@ def test_torchvision_transformer_returns_tokens_or_maps() -> None:
         assert torch.equal(listed[:, 1:].transpose(1, 2).unflatten(2, (2, 2)), item)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [

@@ -43,7 +43,6 @@ def costly() -> Any:
     registries.BACKBONE_REGISTRY.unregister("NeverBuilt")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["timm_resnet18", tiny_backbones.Pyramid(6)])
 @pytest.mark.parametrize(
     ("task", "shape"), [("segmentation", (1, 2, 224, 224)), ("regression", (1, 224, 224)), ("classification", (1, 2))]
@@ -96,6 +95,7 @@ def test_backbone_arguments_reach_a_backbone_by_name() -> None:
         built(backbone=name, backbone_bands=["RED"])
 
 
+@pytest.mark.slow
 def test_parts_as_modules() -> None:
     class Mean(nn.Module):
         includes_head = True
@@ -169,6 +169,7 @@ def test_incompatible_parts_are_refused() -> None:
         built("classification", decoder="LinearDecoder", decoder_upsampling_size=2)(torch.rand(1, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_wrongly_declared_features_fail_in_forward() -> None:
     """For example maps [B, h, w, C] of a Swin transformer; the remedy is named, and works."""
     name = "timm_swin_tiny_patch4_window7_224"

@@ -62,6 +62,7 @@ def test_fcn_doubles_the_size_per_convolution() -> None:
     assert tuple(decoder(pyramid([4, 8], 4)).shape) == (2, 6, 16, 16)
 
 
+@pytest.mark.slow
 def test_unet_ends_at_the_finest_map() -> None:
     """[64@224, 128@112, 256@56, 512@28] -> 32@224."""
     channels = [64, 128, 256, 512]

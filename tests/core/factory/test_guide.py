@@ -31,6 +31,7 @@ def test_python_in_the_guide_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "torch.Size([1, 2, 64, 64])\n"
 
 
+@pytest.mark.slow
 def test_guide_lists_all_parts_and_arguments() -> None:
     text = GUIDE.read_text(encoding="utf-8")
     parts = [*registries.DECODER_REGISTRY, *registries.NECK_REGISTRY]

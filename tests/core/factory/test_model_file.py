@@ -327,6 +327,7 @@ def test_classifier_uses_the_backbones_crop() -> None:
     }
 
 
+@pytest.mark.slow
 def test_classifier_crop_equals_timm() -> None:
     """timm takes floor(224 / 0.9) = 248, not 249."""
     name = "vit_tiny_patch16_224"
@@ -358,6 +359,7 @@ def test_channels_last_maps_become_channels_first_slots() -> None:
     assert torch.equal(found["backbone_1"], found["neck_1"])
 
 
+@pytest.mark.slow
 def test_tokens_become_map_class_and_register_slots() -> None:
     arguments = {
         "task": "segmentation",
@@ -423,6 +425,7 @@ def test_unused_parts_are_dropped() -> None:
     assert bare.parameters == built({**SEG, "outputs": ["backbone"], "num_classes": 7}).parameters
 
 
+@pytest.mark.slow
 def test_keys_of_the_file_override_backbone_preprocessing() -> None:
     plain = built({key: value for key, value in SEG.items() if key != "image_size"})
     size = plain.preprocessing
@@ -462,6 +465,7 @@ def test_a_transformer_is_built_for_the_padded_size() -> None:
     assert built({**arguments, "outputs": ["necks"]}, size=(64, 96)).outputs[0].shape == (64, 4, 6)
 
 
+@pytest.mark.slow
 def test_layers_of_a_padding_model_are_refused() -> None:
     """Of 48 x 48 pixels padded to 64 x 64 a map is square too, but its cells are no sixteenth of 48."""
     arguments = {

@@ -54,6 +54,7 @@ def test_images_are_padded_to_twice_the_patch_size(patch: Any, size: tuple[int, 
         assert torch.equal(shown[:, :, size[0], : size[1]], images[:, :, size[0] - 2])
 
 
+@pytest.mark.slow
 def test_padding_does_not_change_pixel_wise_outputs() -> None:
     """The identity backbone and a 1 x 1 head: the padded model gives what the unpadded one gives."""
     images = torch.rand(2, 3, 20, 27)

@@ -102,6 +102,7 @@ def test_map_sizes(size: tuple[int, int], grid: tuple[int, int]) -> None:
     assert maps.shape == (1, 1024, *grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(256, 256), (512, 512), (144, 320)])
 def test_numbers_equal_plain_reference(tiny: dict[str, torch.Tensor], size: tuple[int, int], tmp_path: Path) -> None:
     prefixed = {f"model.sam_model.{name}": tensor for name, tensor in tiny.items()}
@@ -117,7 +118,6 @@ def test_numbers_equal_plain_reference(tiny: dict[str, torch.Tensor], size: tupl
     assert (found - expected).abs().max() <= 5e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "model.sam_model.", "model.vision_tower_high.model.", "vision_tower_high."])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_checkpoint_prefixes_are_known(tiny: dict[str, torch.Tensor], prefix: str, suffix: str, tmp_path: Path) -> None:
@@ -139,6 +139,7 @@ def test_last_convolution_has_the_width_of_the_file(tiny: dict[str, torch.Tensor
     assert encoder.outputs[0].shape == (896, 2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "fit"), [(1024, "pad"), (896, "stretch")])
 def test_the_second_model_is_stretched_up_to_768_pixels(
     tiny: dict[str, torch.Tensor], channels: int, fit: str, tmp_path: Path

@@ -40,6 +40,7 @@ def test_other_hub_names_offer_closest_timm_names(name: str, near: str) -> None:
         resolve.resolve_name(name)
 
 
+@pytest.mark.slow
 def test_hub_revision_is_refused() -> None:
     with pytest.raises(errors.InputError, match=r"revision 'v1\.0'.*--weights FILE"):
         resolve.resolve_name("hf-hub:timm/resnet18.a1_in1k@v1.0")

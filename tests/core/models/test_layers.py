@@ -120,6 +120,7 @@ STAGES = [  # model, how many stages, the name of one of them, and its map for 6
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "count", "index", "stage", "shape"), STAGES, ids=[item[0] for item in STAGES])
 def test_index_is_a_stage_from_an_end(name: str, count: int, index: int, stage: str, shape: tuple[int, ...]) -> None:
@@ -135,6 +136,7 @@ def test_a_negative_index_counts_from_the_end() -> None:
         build("resnet18", "-5")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_nhwc_maps_of_swin_become_channels_first() -> None:
     """`features.0.0` is a convolution inside a channels-last model, and stays as it is."""
@@ -169,6 +171,7 @@ def test_map_as_deep_as_wide_is_read_by_its_modules(name: str, layer: str, shape
     assert torch.equal(slots(built, images)[layer], seen)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_vit_blocks_give_a_map_and_a_class_token() -> None:
     built = build("timm/vit_small_patch14_reg4_dinov2", "-1", "blocks.3.mlp", "3", size=(28, 42))
@@ -186,6 +189,7 @@ def test_vit_blocks_give_a_map_and_a_class_token() -> None:
         assert torch.equal(found[f"{name}.register"], seen[name][:, 1:5])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_blocks_before_class_attention_have_no_class_token() -> None:
     built = build("timm/cait_xxs24_224", "0", size=(32, 48))
@@ -215,6 +219,7 @@ def test_traced_exported_and_copied_encoders_are_identical(name: str, layers: tu
                 assert torch.equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_layers_after_the_last_tap_are_not_run() -> None:
     def operations(*layers: str) -> int:
         module = build("resnet18", *layers).module
@@ -229,6 +234,7 @@ def test_layers_after_the_last_tap_are_not_run() -> None:
     assert first < whole / 2
 
 
+@pytest.mark.slow
 def test_threads_sharing_an_encoder_do_not_mix_outputs() -> None:
     built = build("resnet18", "layer1", "layer2", size=(32, 32))
     batches = [torch.full((1, 3, 32, 32), shade / 8) for shade in range(8)]
@@ -253,6 +259,7 @@ def test_threads_sharing_an_encoder_do_not_mix_outputs() -> None:
     assert not torch.allclose(expected[0][0], expected[1][0], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_digest_covers_the_whole_encoder() -> None:
     assert build("resnet18", "layer2").weights_sha256 == build("resnet18").weights_sha256
 
@@ -300,6 +307,7 @@ def test_unsupported_layer_outputs_are_refused(own: str, layer: str, words: str)
         build(f"{own}:make", layer)
 
 
+@pytest.mark.slow
 def test_stages_are_declared_or_the_children(own: str) -> None:
     assert build(f"{own}:make", "0", size=(64, 32)).outputs[0].name == "stem"
     assert build(f"{own}:staged", "-1", size=(64, 32)).outputs[0].name == "negative"

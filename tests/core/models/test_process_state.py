@@ -118,6 +118,7 @@ def model():
 """
 
 
+@pytest.mark.slow
 def test_factory_sees_an_empty_command_line(
     built: Callable[[str], resolve.BuiltEncoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,6 @@ def test_sides_must_be_multiples_of_16(size: tuple[int, int], near: str) -> None
         built(size)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (500, 333), (1024, 1024), (3000, 7)])
 def test_geometry_is_segment_anythings(tiny: dict[str, torch.Tensor], width: int, height: int) -> None:
     encoder = resolve.build_encoder(resolve.ModelRequest(name="samvit_base", weights="random:0", image_size=None))

@@ -126,6 +126,7 @@ def test_weights_of_a_factory_are_seeded_kept_or_loaded(factory: str, tmp_path: 
         build(f"{factory}:named", "pretrained:V2")
 
 
+@pytest.mark.slow
 def test_an_encoder_is_frozen_in_evaluation_mode() -> None:
     built = build("resnet18")
     assert not built.module.training

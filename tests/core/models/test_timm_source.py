@@ -43,6 +43,7 @@ def test_nchw_maps_are_forward_features(name: str) -> None:
     assert torch.equal(encode(built, images), plain_features(built, name.removeprefix("timm/"), images))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["test_mambaout", "swin_tiny_patch4_window7_224"])
 def test_nhwc_maps_become_nchw(name: str) -> None:
@@ -54,6 +55,7 @@ def test_nhwc_maps_become_nchw(name: str) -> None:
     assert torch.equal(encode(built, images), features.permute(0, 3, 1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(
     ("name", "size", "grid", "prefix"),
@@ -76,6 +78,7 @@ def test_tokens_lie_on_their_grid(name: str, size: tuple[int, int] | None, grid:
             assert torch.equal(maps[:, :, row, column], tokens[:, prefix + grid[1] * row + column])
 
 
+@pytest.mark.slow
 def test_layers_after_the_maps_are_dropped() -> None:
     """MobileNetV3's convolution after pooling stays in timm's model without classes, but makes no map."""
     built = build("mobilenetv3_small_050", (64, 64))
@@ -85,6 +88,7 @@ def test_layers_after_the_maps_are_dropped() -> None:
     assert built.parameters == sum(parameter.numel() for parameter in whole.parameters()) - outside
 
 
+@pytest.mark.slow
 def test_preprocessing_is_timm_evaluation_configuration() -> None:
     built = build("vit_tiny_patch16_224", (112, 112))
     found = built.preprocessing
@@ -207,6 +211,7 @@ def test_clip_weights_warn_of_quickgelu() -> None:
     assert timm_source.assumptions("resnet10t") is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_positions_of_another_shape_are_rearranged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """7 x 28 patches are as many as 14 x 14, so that shapes do not tell; whatever says which weights they are."""
@@ -252,6 +257,7 @@ def test_positions_of_another_shape_are_rearranged(tmp_path: Path, monkeypatch: 
         assert not torch.allclose(features(name, str(tmp_path / "mine.safetensors")), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_unsupported_position_tables_are_refused() -> None:
     assert timm_source.same_shaped_tables("mixer_s32_224", (224, 224)) == []
     assert timm_source.same_shaped_tables("mixer_s32_224", (128, 384)) == []  # 48 patches

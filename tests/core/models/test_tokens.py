@@ -52,6 +52,7 @@ FAMILIES = [  # name, image size, the slots beside the map and how many tokens e
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize(("name", "size", "beside"), FAMILIES, ids=[name for name, _, _ in FAMILIES])
 def test_map_and_prefix_tokens_are_the_models(name: str, size: tuple[int, int], beside: dict[str, int]) -> None:
@@ -76,6 +77,7 @@ def test_map_and_prefix_tokens_are_the_models(name: str, size: tuple[int, int], 
         assert start + own.shape[2] * own.shape[3] == tokens_of_model.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_class_attention_is_part_of_the_map() -> None:
     """XCiT's own map is taken before its class attention; ours are the tokens that the model returns."""
@@ -89,6 +91,7 @@ def test_class_attention_is_part_of_the_map() -> None:
     assert torch.equal(found["features"][:, :, 2, 1], listed[:, 1 + 2 * 3 + 1])
 
 
+@pytest.mark.slow
 def test_slots_have_descriptions() -> None:
     described = {slot.name: slot.description for slot in build("vit_small_patch14_reg4_dinov2", (28, 28)).outputs}
     assert described == {

@@ -81,6 +81,7 @@ def test_head_applied_to_the_maps_gives_logits(name: str) -> None:
         torch.testing.assert_close(HEADS[name](model, maps), model(normalized(built, images)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_vit_slots_are_patch_map_and_class_token() -> None:
     built = build("vit_b_32", side=96)
@@ -99,6 +100,7 @@ def test_vit_slots_are_patch_map_and_class_token() -> None:
             assert torch.equal(maps[:, :, row, column], seen[0][:, 1 + 3 * row + column])
 
 
+@pytest.mark.slow
 def test_googlenet_converts_its_input_for_pretrained_weights(tmp_path: Path) -> None:
     """torchvision's own weights of GoogLeNet want the input conversion; a downloaded file must get it too."""
     torch.manual_seed(3)
@@ -144,6 +146,7 @@ def test_inception_weights_file_warns_of_colour_conversion(tmp_path: Path) -> No
         assert sum("transform_input" in str(one.message) for one in caught) == said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 def test_a_pretrained_vit_at_another_size_has_interpolated_position_embeddings() -> None:
     model = zoo.vit_b_32(weights=None, image_size=96).eval()

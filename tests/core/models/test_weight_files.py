@@ -216,6 +216,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         quiet(tmp_path / "w.pth")
 
 
+@pytest.mark.slow
 def test_position_embeddings_are_interpolated_as_in_timm(tmp_path: Path) -> None:
     name = "test_vit"
     torch.manual_seed(1)

@@ -79,6 +79,7 @@ def test_layer_sizes_match_the_configuration() -> None:
     assert sizes == {f"layer_{layer}": (made, sides[layer], sides[layer]) for layer, _, _, made in LAYERS}
 
 
+@pytest.mark.slow
 def test_darknet_file_gives_darknet_outputs(tmp_path: Path) -> None:
     drawn = darknet_file(tmp_path / "yolov3-tiny.weights")
     assert (tmp_path / "yolov3-tiny.weights").stat().st_size == 35_434_956  # the published file's size
@@ -134,6 +135,7 @@ def forward(drawn: dict[int, dict[str, np.ndarray]], images: np.ndarray) -> dict
     }
 
 
+@pytest.mark.slow
 def test_old_darknet_header_is_read(tmp_path: Path) -> None:
     darknet_file(tmp_path / "new.weights")
     darknet_file(tmp_path / "old.weights", version=(0, 1))
@@ -141,6 +143,7 @@ def test_old_darknet_header_is_read(tmp_path: Path) -> None:
     assert new.weights_sha256 == old.weights_sha256
 
 
+@pytest.mark.slow
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     darknet_file(tmp_path / "tiny.weights")
     data = (tmp_path / "tiny.weights").read_bytes()

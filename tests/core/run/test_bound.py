@@ -240,6 +240,7 @@ def test_a_slow_stage_is_named(
     assert status.run_status(RunFolder(tmp_path / "run")).bound == named
 
 
+@pytest.mark.slow
 def test_rows_that_are_tried_again_change_nothing_of_what_limited_the_run(
     extract: Extract, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fork_workers: Callable[[], None]
 ) -> None:
@@ -268,6 +269,7 @@ def test_a_run_of_a_few_images_is_limited_by_its_start(extract: Extract, monkeyp
     assert named.start > 3600
 
 
+@pytest.mark.slow
 def test_each_session_has_its_bound(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     real, done = run_store.RunStore.commit, []

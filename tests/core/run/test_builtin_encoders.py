@@ -178,6 +178,7 @@ def test_sam_sees_bars_of_zero_as_in_segment_anything() -> None:
     assert (found - exact).abs().max() <= 5e-5
 
 
+@pytest.mark.slow
 def test_an_image_larger_than_the_input_is_letterboxed_in_the_middle(tmp_path: Path) -> None:
     Image.fromarray(pictures.texture(400, 100, 0)).save(tmp_path / "wide.png")
     built = resolve.build_encoder(resolve.ModelRequest(name="yolov3_tiny", weights="random:0", image_size=(64, 64)))

@@ -97,6 +97,7 @@ def test_changed_code_or_file_is_refused_by_name(extract: Extract, tmp_path: Pat
         assert resumed(tmp_path / "run").status.complete
 
 
+@pytest.mark.slow
 def test_a_source_changed_within_a_second_is_the_one_that_runs(
     extract: Extract, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

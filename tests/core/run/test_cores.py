@@ -64,6 +64,7 @@ def test_trace_gives_same_bytes_on_any_cores(extract: Extract, tmp_path: Path, m
     check_cores(extract, tmp_path, monkeypatch, model=str(made.spec_path), weights=None, image_size=None)
 
 
+@pytest.mark.slow
 def test_users_modules_get_one_lane(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may keep state from call to call; a model file's backbone may be a user's."""
     monkeypatch.setattr(encoder_threads, "cores", lambda: 2)
@@ -97,6 +98,7 @@ def test_compiled_models_get_one_lane(extract: Extract, tmp_path: Path, monkeypa
     assert side_by_side(tmp_path / "run") == 1
 
 
+@pytest.mark.slow
 def test_small_runs_feed_all_cores(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_threads, "cores", lambda: 5)
     extract(model="resnet18", image_size="64", batch_size="auto", shard_rows=11)
@@ -105,6 +107,7 @@ def test_small_runs_feed_all_cores(extract: Extract, tmp_path: Path, monkeypatch
     assert made.sizer.size == 3
 
 
+@pytest.mark.slow
 def test_a_batch_so_large_that_cores_are_idle_is_told(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -142,7 +142,6 @@ def test_maps_of_strides_and_kernels_are_not_taken_for_shifted(name: str, seed: 
         assert seen_elsewhere(lambda maps: maps.roll(-2, 3))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "cells", "stride"),
     [
@@ -160,6 +159,7 @@ def test_the_stride_of_a_map_rounded_up(side: int, cells: int, stride: int) -> N
     assert map_cells._ceiled_stride(side, cells) == stride
 
 
+@pytest.mark.slow
 def test_a_file_whose_last_cells_may_lie_beyond_the_edge_is_refused(
     extract: Callable[..., Any], photos: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +175,7 @@ def test_a_file_whose_last_cells_may_lie_beyond_the_edge_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_cells_closer_than_they_seem_are_refused_with_points(
     extract: Callable[..., Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -300,6 +301,7 @@ def net():
 """
 
 
+@pytest.mark.slow
 def test_an_output_of_the_inputs_size_has_a_value_per_pixel(
     extract: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +314,7 @@ def test_an_output_of_the_inputs_size_has_a_value_per_pixel(
     assert (cells.stride, cells.first) == ((1, 1), (0.5, 0.5))
 
 
+@pytest.mark.slow
 def test_a_stored_map_has_its_cells_recorded_and_shown(extract: Callable[..., Any], tmp_path: Path) -> None:
     """Its height is no multiple of the stride, so that its shape does not tell where its cells lie."""
     extract(model="resnet18", weights="random:0", image_size="100x64", maps=True)

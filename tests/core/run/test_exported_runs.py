@@ -139,6 +139,7 @@ def test_another_file_for_one_variant_is_another_run(extract: Extract, tmp_path:
         extract(**from_spec(path, trust=True, batch_size=2))
 
 
+@pytest.mark.slow
 def test_a_changed_file_in_the_run_folder_encodes_nothing(extract: Extract, tmp_path: Path) -> None:
     """With --trust the spec records no digest, and rows of two models would lie in one array."""
     (path,) = export(tmp_path / "m", variants=(1, 2))
@@ -217,6 +218,7 @@ def scripted(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_mean_and_std_of_an_artifact_are_part_of_the_run(extract: Extract, tmp_path: Path, scripted: Path) -> None:
     given = {"model": "general_encoder", "weights": str(scripted), "trust": True}
     extract(**given)

@@ -128,6 +128,7 @@ def test_every_bit_of_the_small_records_counts(run: Path) -> None:
         (run / name).write_bytes(data)
 
 
+@pytest.mark.slow
 def test_no_image_is_encoded_with_a_changed_input(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.WORKERS, "get", lambda *_: pytest.fail("it went to work"))
     checked = 0
@@ -205,6 +206,7 @@ def whole_or_lost(run: Path, lost: set[str]) -> None:
     assert status.verify_place(run, content=True).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True], ids=["now", "earlier version"])
 @pytest.mark.parametrize("folder", ["runs", "env"])
 def test_missing_session_is_named(run: Path, folder: str, earlier: bool, monkeypatch: pytest.MonkeyPatch) -> None:

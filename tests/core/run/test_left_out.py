@@ -56,6 +56,7 @@ def test_a_folder_of_nothing_else_says_what_it_holds(tmp_path: Path) -> None:
         driver.extract(given(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_decoder_that_is_installed_later_changes_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = pictures.write_folder(tmp_path / "photos", 3)
     (photos / "c.heic").write_bytes(b"x")

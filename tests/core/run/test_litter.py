@@ -28,6 +28,7 @@ def litter(root: Path) -> set[str]:
     return {path.name for path in root.glob(".*")}
 
 
+@pytest.mark.slow
 def test_the_next_resume_removes_it_and_what_only_reads_does_not(run: Path) -> None:
     before = litter(run)
     assert before == {".claim", ".plan-x1"}

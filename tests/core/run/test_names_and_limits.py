@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import zarr
 
 from genenc_core.images.sources import folders
@@ -56,6 +57,7 @@ def test_odd_names_are_traceable_from_row_to_file(extract: Extract, tmp_path: Pa
     assert status.verify_place(tmp_path / "run", content=True).ok
 
 
+@pytest.mark.slow
 def test_ten_thousand_points_in_one_image(extract: Extract, tmp_path: Path, photos: Path) -> None:
     """A point per row of the table, each with the vector of its own cell."""
     count, image = 10_000, sorted(photos.iterdir())[0].name
@@ -73,6 +75,7 @@ def test_ten_thousand_points_in_one_image(extract: Extract, tmp_path: Path, phot
     np.testing.assert_array_equal(tips, cells)
 
 
+@pytest.mark.slow
 def test_limits_are_the_runs_options_and_no_part_of_what_it_means(extract: Extract, tmp_path: Path) -> None:
     """Of images of 80 x 60 and 50 x 70 pixels only the smaller pass; another limit does not make it another run."""
     result = extract(max_megapixels=0.004, image_timeout=30)

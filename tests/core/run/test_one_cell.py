@@ -10,6 +10,7 @@ import pytest
 from genenc_core.run import driver, planning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "told"), [("pooled_nets:one_cell", True), ("tiny_models:conv", False)])
 def test_one_cell_is_told(
     extract: Callable[..., driver.Result],

@@ -150,6 +150,7 @@ def test_links_that_lead_elsewhere_are_noticed(frames: Path, way: str, *, retarg
     assert done.status.ok == (0 if retargeted else FRAMES)
 
 
+@pytest.mark.slow
 def test_a_record_of_a_twin_run_is_damage(frames: Path) -> None:
     """Made by the same command from a folder with the same names, sizes and times: only `store.json` differs."""
     given = planned(frames, 0)

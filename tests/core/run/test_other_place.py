@@ -33,12 +33,14 @@ def test_the_same_folder_by_another_name_goes_on(extract: Extract, photos: Path,
     assert extract(images=str(tmp_path / "link")).status.complete
 
 
+@pytest.mark.slow
 def test_images_that_were_moved_are_the_runs_own(extract: Extract, photos: Path, tmp_path: Path) -> None:
     assert extract().status.complete
     os.rename(photos, tmp_path / "moved")  # noqa: PTH104
     assert extract(images=str(tmp_path / "moved")).status.complete
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_says_where_it_reads_moved_images_and_goes_on_by_a_link(photos: Path, tmp_path: Path) -> None:
     planning.create_run(given(photos, tmp_path / "run"))
     moved = photos.rename(tmp_path / "moved")

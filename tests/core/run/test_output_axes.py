@@ -130,6 +130,7 @@ def test_an_own_models_maps_are_refused_or_read_as_it_says(
     assert stored(tmp_path / "run")["features"].shape[1:] == shape
 
 
+@pytest.mark.slow
 def test_foreign_channels_last_spec_is_refused_or_right(extract: Callable[..., Any], tmp_path: Path) -> None:
     path = traced(Net(24, "NHWC"), (32, 32), tmp_path / "m.pt")
     theirs = spec.RuntimeModelSpec(

@@ -111,6 +111,7 @@ def test_batch_dependence_is_refused(extract: Extract, nets: Callable[[str], str
     assert extract(model=nets(how), batch_size=3, out=str(tmp_path / "small")).status.complete
 
 
+@pytest.mark.slow
 def test_model_changing_in_a_session_fails(extract: Extract, nets: Callable[[str], str], tmp_path: Path) -> None:
     """What was computed after the change is not stored."""
     result = extract(model=nets("the twentieth call"), batch_size=1, shard_rows=2)
@@ -148,6 +149,7 @@ def test_a_module_in_training_mode_is_put_in_evaluation_mode(extract: Extract, n
     assert extract(model=nets("training")).status.complete
 
 
+@pytest.mark.slow
 def test_changed_outputs_are_refused_later(extract: Extract, nets: Callable[[str], str], tmp_path: Path) -> None:
     """It reads a file that it does not declare."""
     watch = cancellation.Control()
@@ -251,6 +253,7 @@ def two_images():
 """
 
 
+@pytest.mark.slow
 def test_exported_programs_module_runs(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "exported_net.py").write_text(EXPORTED)
     (tmp_path / "points.csv").write_text("image,point,x,y\nimg_000.png,tip,9,9\n")

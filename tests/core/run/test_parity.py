@@ -85,6 +85,7 @@ def test_timm_vit_equals_its_patch_tokens(extract: Extract, photos: Path, tmp_pa
     np.testing.assert_allclose(stored, tokens.mean(1).numpy(), rtol=1e-5, atol=1e-5 * float(tokens.abs().max()))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_exported_spec_equals_eager_model(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TorchScript through its spec, all paths relative, other batch size: within 1e-5 relative."""

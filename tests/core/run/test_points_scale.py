@@ -78,6 +78,7 @@ def check_scaled(run: Path, scale: str, by_hand: xarray.Dataset) -> None:
     assert status.verify_place(run, content=True).ok
 
 
+@pytest.mark.slow
 def test_metadata_is_repaired_with_its_scale(extract: Extract, photos: Path, tmp_path: Path) -> None:
     extract(points=labels(photos, tmp_path / "p.csv", CHANGES["percent"]), points_scale="percent")
     metadata = tmp_path / "run/features.zarr/point_x/zarr.json"
@@ -88,6 +89,7 @@ def test_metadata_is_repaired_with_its_scale(extract: Extract, photos: Path, tmp
     assert not [*integrity.problems(RunFolder(tmp_path / "run"), ())]
 
 
+@pytest.mark.slow
 def test_another_scale_is_another_run(extract: Extract, photos: Path, tmp_path: Path) -> None:
     points = labels(photos, tmp_path / "p.csv", lambda xy, _: xy)
     extract(points=points)
@@ -95,6 +97,7 @@ def test_another_scale_is_another_run(extract: Extract, photos: Path, tmp_path: 
         extract(points=points, points_scale="0.5")
 
 
+@pytest.mark.slow
 def test_labels_are_looked_at_before_anything_is_made(extract: Extract, photos: Path, tmp_path: Path) -> None:
     points = labels(photos, tmp_path / "p.csv", CHANGES["normalized"])
     with pytest.raises(errors.InputError, match="--points-scale normalized"):

@@ -144,6 +144,7 @@ def test_impossible_format_is_refused(extract: Extract, tmp_path: Path, changes:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_compiled_model_sees_one_batch_size(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extract(out=str(tmp_path / "plain"))
     seen: list[int] = []
@@ -179,6 +180,7 @@ def test_compiled_batches_fill_a_shard_alike(extract: Extract, tmp_path: Path, m
     assert RunFolder(tmp_path / "run").store.record(0).details["batch_sizes"] == {"4": 2}
 
 
+@pytest.mark.slow
 def test_uncompilable_model_is_refused_early(extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import Unsupported
 

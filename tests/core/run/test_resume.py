@@ -57,6 +57,7 @@ def test_second_call_does_nothing(extract: Extract, tmp_path: Path) -> None:
     assert objects(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_lanes_and_order(extract: Extract, tmp_path: Path) -> None:
     extract(out=str(tmp_path / "one"))
     extract(out=str(tmp_path / "two"), limit=None, decode_workers=1)
@@ -75,6 +76,7 @@ OTHER_MEANINGS: tuple[tuple[dict[str, object], str], ...] = (
 )
 
 
+@pytest.mark.slow
 def test_another_meaning_is_refused_naming_the_difference(extract: Extract, tmp_path: Path) -> None:
     extract()
     before = objects(tmp_path / "run")
@@ -85,6 +87,7 @@ def test_another_meaning_is_refused_naming_the_difference(extract: Extract, tmp_
     assert extract().asked == 0
 
 
+@pytest.mark.slow
 def test_changed_images_are_refused_naming_them(extract: Extract, photos: Path) -> None:
     extract()
     pictures.write_folder(photos.parent / "more", 1, seed=99)
@@ -107,6 +110,7 @@ def test_same_command_keeps_earlier_globs_list(extract: Extract, photos: Path, m
     assert sum(1 for path in photos.iterdir() if path.is_file()) == rows - 1
 
 
+@pytest.mark.slow
 def test_resume_needs_the_run_folder_alone(extract: Extract, tmp_path: Path, photos: Path) -> None:
     """Interrupted after a shard, the folder moved, the model named nowhere but in it."""
     extract(out=str(tmp_path / "whole"))
@@ -233,6 +237,7 @@ def test_provenance_tells_what_made_every_row(extract: Extract, tmp_path: Path, 
     assert len(stored["weights_sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_a_manifest_of_another_run_is_found(extract: Extract, tmp_path: Path) -> None:
     extract()
     extract(out=str(tmp_path / "other"), limit=4)
@@ -241,6 +246,7 @@ def test_a_manifest_of_another_run_is_found(extract: Extract, tmp_path: Path) ->
         RunFolder(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_local_weights_file_travels_with_the_run(extract: Extract, tmp_path: Path) -> None:
 
     torch.manual_seed(7)
@@ -265,6 +271,7 @@ def test_options_are_read_from_parameters() -> None:
     assert (options.batch_size, options.max_failures, options.device) == (5, "2", "cpu")
 
 
+@pytest.mark.slow
 def test_another_models_spec_in_the_folder_is_found(extract: Extract, tmp_path: Path) -> None:
     """Weights of another run must never fill this one's rows."""
     extract()
@@ -274,6 +281,7 @@ def test_another_models_spec_in_the_folder_is_found(extract: Extract, tmp_path: 
         RunFolder(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_of_two_commands_on_one_folder_one_is_refused(extract: Extract, tmp_path: Path) -> None:
     extract(out=str(tmp_path / "alone"))
     starting = threading.Barrier(2)
@@ -293,6 +301,7 @@ def test_of_two_commands_on_one_folder_one_is_refused(extract: Extract, tmp_path
         assert objects(tmp_path / "run") == objects(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_named_model_with_an_artifact_backend_is_exported_once(extract: Extract, tmp_path: Path) -> None:
     """An export is new bytes every time, so the run keeps the artifact that it was made with."""
     assert extract(backend="torchscript").asked == 3
@@ -305,6 +314,7 @@ def test_a_named_model_with_an_artifact_backend_is_exported_once(extract: Extrac
     assert list((tmp_path / "run" / "model").iterdir()) == [artifact]
 
 
+@pytest.mark.slow
 def test_absent_images_fail_shards_and_are_read_later(extract: Extract, tmp_path: Path, photos: Path) -> None:
     """An unmounted folder says nothing of its images: no row may be recorded as unreadable for it."""
     extract(out=str(tmp_path / "whole"))
@@ -323,6 +333,7 @@ def test_absent_images_fail_shards_and_are_read_later(extract: Extract, tmp_path
     assert objects(tmp_path / "run") == objects(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_model_that_raises_for_an_image_costs_that_row_only(extract: Extract, tmp_path: Path, photos: Path) -> None:
     Image.new("RGB", (40, 40)).save(photos / "img_005.png")
     result = extract(model="tiny_models:raises_for_dark", weights="random:0")
@@ -385,6 +396,7 @@ def test_a_run_made_by_another_version_can_be_read(extract: Extract, tmp_path: P
     assert status.run_status(RunFolder(tmp_path / "run")).complete
 
 
+@pytest.mark.slow
 def test_a_creation_killed_before_its_store_stood_binds_nobody(extract: Extract, tmp_path: Path) -> None:
     """The claim of a dead creation must not refuse the next export, whose bytes are always new."""
     extract(backend="torchscript", limit=4)

@@ -160,6 +160,7 @@ def test_shard_done_elsewhere_is_left(unfinished: Path, other: leases.Leases, mo
     mine.close()
 
 
+@pytest.mark.slow
 def test_the_sign_of_life_names_no_more_than_a_process(unfinished: Path, other: leases.Leases) -> None:
     told = json.loads((unfinished / store_keys.CLAIMS / other.owner).read_text())
     assert set(told) == {"host", "pid", "machine", "began", "beat"}

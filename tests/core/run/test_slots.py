@@ -260,6 +260,7 @@ def test_vector_beside_a_map_too(extract: DRAWN, net: Callable[[str], nn.Module]
     np.testing.assert_allclose(found[vector], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_not_stored_is_named_at_the_start_and_in_the_readme(extract: DRAWN, tmp_path: Path) -> None:
     with pytest.warns(planning.SlotsNotStored, match=r"output slots not stored: list \[16, 4\]"):
         extract(model="slots_nets:as_dict", weights=None)
@@ -286,6 +287,7 @@ def test_outputs_of_a_file_that_are_no_slots_stand_in_the_readme(extract: DRAWN,
     assert "Outputs that are not stored: output 1 (bool [1], not floating-point)." in words
 
 
+@pytest.mark.slow
 def test_run_keeps_its_default_products(extract: DRAWN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = products.default_products
 
@@ -333,6 +335,7 @@ def test_a_product_without_a_slot_is_of_the_first_and_says_so(
     assert said == [words] * told
 
 
+@pytest.mark.slow
 def test_points_default_to_cells(extract: DRAWN, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`spatial_point` alone, as the default probes; a run that recorded the word alone goes on with what it meant."""
     rows = [f"{path.name},tip,{7 + 5 * at},{40 - 3 * at}" for at, path in enumerate(sorted(photos.iterdir()))]

@@ -116,6 +116,7 @@ def test_a_forged_line_is_no_traceback(run: Path) -> None:
         assert status.survey(RunFolder(run)) == expected
 
 
+@pytest.mark.slow
 def test_a_copy_and_a_repair_are_read_anew(run: Path, extract: Extract, reading: list[int], tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "copy", copy_function=shutil.copy)
     assert status.run_status(RunFolder(tmp_path / "copy")).ok == 10

@@ -30,6 +30,7 @@ def test_dense_values_are_not_compressed(extract: Callable[..., driver.Result], 
     assert codecs(root, "image_affine")[1] == 4, "small arrays have one chunk a shard"
 
 
+@pytest.mark.slow
 def test_a_run_that_compresses_vectors_goes_on_so(
     extract: Callable[..., driver.Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def plain_stitch(model: torch.nn.Module, image: torch.Tensor, *, tile: int, step
     return (total / weight).float()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_tiled_run_stores_what_a_plain_loop_computes(extract: Extract, photos: Path, tmp_path: Path) -> None:
     """Maps, pooled vectors and points, several shards, tiles of several images in one batch."""
@@ -98,6 +99,7 @@ def test_a_tiled_run_stores_what_a_plain_loop_computes(extract: Extract, photos:
     assert sizes == {"7": 8, "3": 1, "1": 1}  # 15 tiles an image: 45 of three images, then 15 of the shard's last
 
 
+@pytest.mark.slow
 def test_a_run_without_overlap_of_one_tile_equals_the_untiled_run(extract: Extract, tmp_path: Path) -> None:
     extract(out=str(tmp_path / "plain"), maps=True)
     extract(out=str(tmp_path / "tiled"), maps=True, canvas="32", tile_overlap=0)
@@ -233,6 +235,7 @@ def test_a_run_without_tiles_means_what_it_meant(extract: Extract, tmp_path: Pat
     assert RunFolder(tmp_path / "run").tiles is None
 
 
+@pytest.mark.slow
 def test_the_canvas_keeps_what_a_models_own_crop_would_cut(extract: Extract, tmp_path: Path) -> None:
     """torchvision resizes to 256 and cuts 224 out; of a canvas nothing but another aspect is cut."""
     extract(model="resnet18", image_size="64", canvas="96x128", limit=1)
@@ -309,6 +312,7 @@ def test_a_fixed_batch_of_tiles_is_less_than_one_image(tmp_path: Path) -> None:
     assert store_plan.choose_shard_rows(20, made_of((6, 8, 8)), device="cpu", smallest_batch=32, tiles=48) == 3
 
 
+@pytest.mark.slow
 def test_twenty_rows_of_three_megabyte_maps_are_stored_and_read_back(extract: Extract, tmp_path: Path) -> None:
     folder: Any = pictures.write_folder(tmp_path / "many", 20, sizes=((96, 64),))
     result = extract(

@@ -31,7 +31,6 @@ def forged(model: exporter.ExportedModel, path: Path, **facts: str) -> spec.Runt
     return model.spec.model_copy(update={"weights_path": str(path), "genenc": block})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
@@ -224,6 +223,7 @@ def test_time_and_memory_of_each_export_are_recorded(exported: Exported, kind: s
     assert 50e6 < info.peak_rss_bytes < 64e9
 
 
+@pytest.mark.slow
 def test_peak_memory_includes_temporary_memory() -> None:
     with comparison.Meter() as idle:
         pass

@@ -45,7 +45,6 @@ def with_artifact(model: exporter.ExportedModel, path: Path) -> spec.RuntimeMode
     return changed(model.spec, weights_path=str(path), genenc=block)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [1, 2, 15, 16, 20])
 def test_every_backend_equals_the_model(

@@ -42,7 +42,6 @@ WRITERS: dict[str, tuple[str, Callable[[nn.Module, Path], None]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["batch", "instance", "group"])

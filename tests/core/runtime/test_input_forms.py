@@ -134,7 +134,6 @@ def test_several_inputs_are_refused_by_every_format(tmp_path: Path) -> None:
             general_encoder.spec_of(tmp_path / name, image_size=SIZE, trust=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", ["pt", "pt2"])
 def test_torch_files_of_other_dtypes(dtype: torch.dtype, kind: str, tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_registered_id_precedes_a_source_name(tmp_path: Path) -> None:
     assert known.info("torchvision/resnet18").source == "torchvision"
 
 
+@pytest.mark.slow
 def test_created_encoders_share_nothing() -> None:
     known = model_registry.ModelRegistry()
     options = {"weights": "random:1", "image_size": (16, 16), "device": "cpu"}

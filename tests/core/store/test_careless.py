@@ -42,6 +42,7 @@ def test_a_run_that_was_moved_away_does_not_come_back(small: ModuleType, store: 
     assert not root.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strange", ["shard", "run"])
 def test_others_record_is_damage(small: ModuleType, full: run_store.RunStore, tmp_path: Path, strange: str) -> None:
     source = full

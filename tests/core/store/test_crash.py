@@ -33,7 +33,6 @@ def uninterrupted(small: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
     return tree
 
 
-@pytest.mark.slow
 @ON_BOTH
 def test_the_points_are_passed_in_this_order(small: ModuleType, root: Root) -> None:
     passed: list[str] = []
@@ -54,7 +53,6 @@ def test_the_points_are_passed_in_this_order(small: ModuleType, root: Root) -> N
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_kill_at_a_named_point_then_resume_gives_the_same_bytes(
     small: ModuleType,
@@ -100,6 +98,7 @@ def test_processes_that_race_for_every_shard_leave_one_winner_each(
     assert {store.record(shard).details["salt"] for shard in range(small.SHARDS)} <= {1, 2, 3}  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @ON_BOTH
 def test_a_beaten_attempt_finishes_the_winner_and_leaves_nothing(small: ModuleType, root: Root) -> None:
     """Another process commits the shard just before our link, and dies there."""
@@ -153,6 +152,7 @@ def test_a_run_on_s3_killed_at_one_named_point_after_the_other_gives_the_same_by
     small.check_finished(root, uninterrupted)
 
 
+@pytest.mark.slow
 @ON_S3
 def test_a_create_without_its_condition_is_seen(small: ModuleType, root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a server that ignores `If-None-Match`: the record is replaced, and readers see two winners' rows."""

@@ -132,6 +132,7 @@ def test_a_power_loss_in_create_loses_no_promise(
     assert list(violations(small, different, whole, tmp_path)) == []
 
 
+@pytest.mark.slow
 def test_the_power_loss_check_sees_a_group_that_was_not_fsynced(
     small: ModuleType, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_row_is_healed_by_a_new_record_and_the_old_one_stays(small: ModuleType
     assert full.recover() == []
 
 
+@pytest.mark.slow
 @ON_BOTH
 def test_the_points_are_passed_in_this_order(small: ModuleType, full: run_store.RunStore) -> None:
     passed: list[str] = []

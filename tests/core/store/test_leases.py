@@ -142,6 +142,7 @@ def test_jumping_clock_frees_no_claim(objects: local.LocalObjects, monkeypatch: 
         assert not here.take(0)
 
 
+@pytest.mark.slow
 def test_signs_of_life_are_given_by_themselves(objects: local.LocalObjects) -> None:
     worker = leases.Leases(objects, lease=0.08)
     assert worker.take(0)

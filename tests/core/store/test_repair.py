@@ -263,6 +263,7 @@ def test_a_shard_that_is_committed_before_it_is_marked_is_left_alone(
     small.check_readable(root)
 
 
+@pytest.mark.slow
 @ON_S3
 def test_a_repair_killed_on_s3_is_named_with_the_remedy(
     small: ModuleType, start: Callable[..., subprocess.Popen[str]], full: run_store.RunStore, root: Root

@@ -63,6 +63,7 @@ def plans(draw: st.DrawFn) -> layout.StorePlan:
     )
 
 
+@pytest.mark.slow
 @given(plan=plans(), seed=st.integers(0, 2**16), name=st.sampled_from(["a", "status"]))
 @settings(max_examples=60, deadline=None)
 def test_every_object_is_what_zarr_makes_of_it(

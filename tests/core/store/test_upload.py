@@ -115,6 +115,7 @@ def test_what_cannot_be_reached_is_told_with_the_remedy(
     check_is_told(match)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_told(s3: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setitem(s3_objects.RETRY, "max_retries", 2)  # as it is, half a minute

@@ -32,7 +32,6 @@ CALLS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 def test_an_exit_inside_a_block_fails_with_a_message(call: str, tmp_path: Path) -> None:
     done = ended(f'with exits.guarded(state=lambda: "2 of 5 are stored"):\n    {call}', tmp_path)
@@ -48,6 +47,7 @@ def test_an_exit_after_a_block_is_as_ever(call: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (7, "")
 
 
+@pytest.mark.slow
 def test_a_forked_process_ends_as_it_likes(tmp_path: Path) -> None:
     done = ended(
         """

@@ -132,6 +132,7 @@ def test_an_encoder_takes_no_more_threads_than_its_cores(monkeypatch: pytest.Mon
     thread.close()
 
 
+@pytest.mark.slow
 def test_a_search_on_a_cpu_tries_no_size_that_should_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 MiB an image, and 1 GiB for all; without the bound the second size would take 2 GiB."""
     tried: list[int] = []

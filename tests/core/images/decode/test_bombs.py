@@ -98,6 +98,7 @@ def test_a_frame_hidden_behind_a_marker_without_a_length(encode: Encode) -> None
     assert headers.jpeg_header(data[: at + len(small)] + data[at:]) is None, "two frames"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
 def test_large_texts_and_profiles_cost_an_image_nothing(
     photo: np.ndarray, encode: Encode, png_chunk: Callable[[bytes, bytes], bytes], name: bytes

@@ -335,7 +335,6 @@ def test_no_word_on_the_console(
     assert captured.out == ""
 
 
-@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP", "PPM"]), data=st.data())
 def test_damaged_bytes_are_read_or_refused(kind: str, data: st.DataObject) -> None:

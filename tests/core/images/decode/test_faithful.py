@@ -51,6 +51,7 @@ def mobile() -> resolve.BuiltEncoder:
     return resolve.build_encoder(resolve.ModelRequest(name="mobilenet_v3_small", weights="random:0"))
 
 
+@pytest.mark.slow
 def test_a_torchvision_model_sees_its_weights_transform(mobile: resolve.BuiltEncoder) -> None:
     transform = torchvision.models.get_model_weights("mobilenet_v3_small").DEFAULT.transforms()
     assert mobile.preprocessing.interpolation == "bilinear"
@@ -59,6 +60,7 @@ def test_a_torchvision_model_sees_its_weights_transform(mobile: resolve.BuiltEnc
         assert_same(seen(data, mobile.preprocessing), transform(Image.open(io.BytesIO(data))), mobile)
 
 
+@pytest.mark.slow
 def test_a_timm_model_sees_timms_transform() -> None:
     built = resolve.build_encoder(resolve.ModelRequest(name="timm/mobilenetv3_small_050", weights="random:0"))
     config = timm.get_pretrained_cfg("mobilenetv3_small_050").to_dict()

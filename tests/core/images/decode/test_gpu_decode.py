@@ -79,6 +79,7 @@ def load(
     return rows, on_gpu
 
 
+@pytest.mark.slow
 def test_the_file_alone_decides_who_decodes_it(
     tmp_path: Path, photo: np.ndarray, simulated: Callable[[type[SimulatedGpu]], None]
 ) -> None:
@@ -170,6 +171,7 @@ def test_pictures_are_resized_as_on_the_cpu(photo: np.ndarray, preprocessing: sp
         assert (found.short() - expected.short()).abs().max() <= 2
 
 
+@pytest.mark.slow
 def test_the_devices_memory_is_bounded(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pixels are decoded at a time; too large pictures, and too much reduction or enlargement, are the CPU's."""
     monkeypatch.setattr(gpu_decode, "LARGEST_PIXELS", 3 * 120 * 160)
@@ -401,6 +403,7 @@ def test_a_wrong_decoder_is_refused_with_the_figures(
         gpu_check.check(GPU, "gpu:0")
 
 
+@pytest.mark.slow
 def test_a_model_too_small_for_the_device_is_told_so(simulated: Callable[[type[SimulatedGpu]], None]) -> None:
     simulated(SimulatedGpu)
     with pytest.raises(errors.InputError, match="10 of 34 are left to the CPU at the model's size, 28 x 28"):

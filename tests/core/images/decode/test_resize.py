@@ -1,6 +1,7 @@
 """What is cut off after a resize is not made, and what is made is bit for bit a part of the whole."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ def axes(draw: st.DrawFn) -> tuple[int, int, int]:
     return source, whole, draw(st.integers(1, whole))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(axes(), axes(), st.sampled_from(["bilinear", "bicubic"]), st.booleans())
 def test_a_part_is_bit_for_bit_that_of_the_whole(
@@ -72,6 +74,7 @@ def scene(kind: str, height: int, width: int, seed: int) -> np.ndarray:
     return values[kind].astype(np.uint8)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     source=st.tuples(st.integers(1, 300), st.integers(1, 300)),

@@ -379,6 +379,7 @@ def test_a_jpeg_2000_of_ycbcr_is_refused_though_its_tags_say_rgb() -> None:
     assert "YCbCr TIFF that is not 8-bit JPEG (compression 33003)" in reason_of(data)
 
 
+@pytest.mark.slow
 def test_more_channels_than_colours_are_refused() -> None:
     values = GENERATOR.integers(0, 255, (HEIGHT, WIDTH, 6), dtype=np.uint8)
     data = written(values, photometric="minisblack", planarconfig="contig")

@@ -278,6 +278,7 @@ def test_broken_images_leave_full_batches(tmp_path: Path, folder: Path) -> None:
     assert sorted(row for _, bad in got for row in bad) == [1, 5, 6]
 
 
+@pytest.mark.slow
 def test_closing_early_gives_everything_back(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, fork_workers: Callable[[], None]
 ) -> None:
@@ -325,6 +326,7 @@ def test_two_callers_are_served_at_a_time(tmp_path: Path, folder: Path) -> None:
     assert found == [expected, expected]
 
 
+@pytest.mark.slow
 def test_workers_are_started_while_somebody_waits(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, fork_workers: Callable[[], None]
 ) -> None:
@@ -475,6 +477,7 @@ def test_a_missing_file_whose_folder_is_gone_is_no_fault_of_the_image(tmp_path: 
     assert str(image.failure).startswith("cannot be read: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", ["reading", "decoding"])
 def test_what_workers_wait_for_is_told(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, fork_workers: Callable[[], None], slow: str

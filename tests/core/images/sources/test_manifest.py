@@ -396,6 +396,7 @@ def test_difference_of_order_and_names(tmp_path: Path, folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_pandas_is_not_imported(tmp_path: Path, folder: Path) -> None:
     """Where it is installed, Arrow's conversions import it, which takes a tenth of a short command's time."""
     program = f"""
