@@ -13,6 +13,7 @@ from typing import IO, Any
 import pytest
 
 import ceph
+import patient_server
 import prefect_home
 import s3_server
 import session_files
@@ -87,6 +88,7 @@ def prefect_server(filled_prefect_home: Path) -> Iterator[None]:
         shutil.copy(file, folder / file.name.replace("prefect.db", "prefect-test.db"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utilities, "mkdtemp", lambda: str(folder))
+        patient_server.use(patch)
         with utilities.prefect_test_harness(server_startup_timeout=180):
             yield
 

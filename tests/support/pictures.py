@@ -1,5 +1,7 @@
 """Image files for tests, drawn from a seed."""
 
+import functools
+import io
 from pathlib import Path
 
 import numpy as np
@@ -26,5 +28,13 @@ def write_folder(folder: Path, count: int, *, seed: int = 0, sizes: tuple[tuple[
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         width, height = sizes[index % len(sizes)]
-        Image.fromarray(texture(width, height, seed + index)).save(folder / f"img_{index:03d}.png")
+        (folder / f"img_{index:03d}.png").write_bytes(_png(width, height, seed + index))
     return folder
+
+
+@functools.cache
+def _png(width: int, height: int, seed: int) -> bytes:
+    """Return a textured image as a file; hundreds of tests ask for the same few."""
+    file = io.BytesIO()
+    Image.fromarray(texture(width, height, seed)).save(file, "PNG")
+    return file.getvalue()
