@@ -101,7 +101,7 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
     of a lower one are missing points.
 
     Raises:
-        InputError: a repeated point, x without y, two points of the same full name, too large a table, or a label
+        InputError: a repeated point, a name that is no valid text, x without y, two points of the same full name, too large a table, or a label
             without a likelihood where one is asked for.
     """
     made = _Building()
@@ -121,6 +121,8 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
             )
         made.places[key] = label.file, label.row
         made.placed[key] = (math.nan, math.nan) if _is_uncertain(made, label, min_likelihood) else (label.x, label.y)
+    for name in (*made.names, *made.images):
+        _refuse_surrogates(name)
     individuals = tuple(individual for individual, _ in made.individuals)
     return PointTable(
         names=tuple(made.names),
@@ -129,6 +131,14 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
         individuals=individuals if any(individuals) else (),
         uncertain=made.uncertain,
     )
+
+
+def _refuse_surrogates(name: str) -> None:
+    """Refuse half a character, which JSON can hold and no file that is written from it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise errors.InputError(f"the name {name!r} in the points file is not valid text: correct it") from error
 
 
 def _key(made: _Building, label: Label) -> tuple[int, int]:

@@ -105,6 +105,13 @@ def test_damaged_json_is_refused(tmp_path: Path, data: bytes) -> None:
         reading.read_points(tmp_path / "p.json")
 
 
+@pytest.mark.parametrize("what", ["image", "point"])
+def test_half_a_character_is_refused(tmp_path: Path, what: str) -> None:
+    content = labelme("\ud800.png" if what == "image" else "a.png", point("\udc00" if what == "point" else "tip", 1, 2))
+    with pytest.raises(errors.InputError, match="is not valid text"):
+        read(tmp_path / "a.json", content)
+
+
 def labelme(image: str, *shapes: dict[str, Any]) -> dict[str, Any]:
     return {"version": "5.4.1", "flags": {}, "shapes": list(shapes), "imagePath": image, "imageData": None}
 
