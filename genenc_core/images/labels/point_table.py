@@ -101,8 +101,8 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
     of a lower one are missing points.
 
     Raises:
-        InputError: a repeated point, a name that is no valid text, x without y, two points of the same full name, too large a table, or a label
-            without a likelihood where one is asked for.
+        InputError: a repeated point, a name that is no valid text, x without y, two points of the same full name, too
+            large a table, or a label without a likelihood where one is asked for.
     """
     made = _Building()
     for label in labels:
