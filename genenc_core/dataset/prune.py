@@ -129,7 +129,7 @@ class _Survey:
         self.begun = _journal(folder)
         """What a killed prune was about to remove."""
         self.abandoned: set[str] = set()
-        """Parts whose creation by a compaction was killed: they are not in the journal, as it may begin again."""
+        """Parts whose creation was killed: they are not in the journal, as it may begin again."""
 
     @property
     def head(self) -> Version | None:
@@ -187,20 +187,22 @@ class _Survey:
             return "a prune was killed while it removed it", False
         if self.head is None:
             return "unfinished; the next update continues it", True
-        if not documents.is_compacted(number):
-            if number <= self.head.last_part:
-                return "a version passed over it", False
-            return "unfinished; the next update continues it, or passes over it", True
-        name = documents.part_name(number)
+        name, is_compacted = documents.part_name(number), documents.is_compacted(number)
+        if not is_compacted and number <= self.head.last_part:
+            return "a version passed over it", False
         if not self.folder.part_exists(name):
             if out_folder.is_abandoned(self.folder.part_root(name)):
                 self.abandoned.add(place)
-                return "creation by a compaction that was killed", False
+                return f"creation by {'a compaction' if is_compacted else 'an update'} that was killed", False
+            if not is_compacted:
+                return "creation by an update that has not ended; the next one continues it, or passes over it", True
             where = join(self.folder.root, place)
             return (
                 f"creation by a compaction that has not ended; if none is running, delete {where!r}",
                 True,
             )
+        if not is_compacted:
+            return "unfinished; the next update continues it, or passes over it", True
         sources = origins.read(open_objects(self.folder.part_root(name))).names
         if set(sources) <= {part.name for part in self.head.parts}:
             return "unfinished compaction; the next one of these parts continues it", True

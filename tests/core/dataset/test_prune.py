@@ -234,25 +234,30 @@ def test_a_half_removed_part_of_a_compaction_is_removed(grown: DatasetFolder, mo
     assert number not in grown.parts()
 
 
-def in_creation(grown: DatasetFolder) -> Path:
-    """Return a part as a compaction leaves it that is killed while it creates it."""
-    place = Path(grown.root, "parts", documents.part_name(documents.FIRST_COMPACTED + 7))
+BY_ALL = pytest.mark.parametrize("number", [6, documents.FIRST_COMPACTED + 7], ids=["update", "compaction"])
+
+
+def in_creation(grown: DatasetFolder, number: int) -> Path:
+    """Return a part as an update or compaction leaves it that is killed while it creates it."""
+    place = Path(grown.root, "parts", documents.part_name(number))
     (place / ".plan-x1" / "deep").mkdir(parents=True)
     (place / ".plan-x1" / "deep" / "file").write_bytes(b"half")
     (place / ".claim").touch()
     return place
 
 
-def test_what_a_killed_compaction_began_to_create_is_removed(grown: DatasetFolder) -> None:
-    place = in_creation(grown)
+@BY_ALL
+def test_what_a_killed_process_began_to_create_is_removed(grown: DatasetFolder, number: int) -> None:
+    place = in_creation(grown, number)
     assert [item.place for item in prune.prune(grown, keep=100, dry_run=True).removed] == [f"parts/{place.name}"]
     assert place.exists()
     assert [item.place for item in prune.prune(grown, keep=100).removed] == [f"parts/{place.name}"]
     assert not place.exists()
 
 
-def test_what_a_compaction_is_creating_stays(grown: DatasetFolder) -> None:
-    place = in_creation(grown)
+@BY_ALL
+def test_what_a_process_is_creating_stays(grown: DatasetFolder, number: int) -> None:
+    place = in_creation(grown, number)
     with (place / ".claim").open("r+") as claim:
         fcntl.flock(claim, fcntl.LOCK_EX)
         done = prune.prune(grown, keep=100)
