@@ -1,5 +1,6 @@
 """What changed between the current rows of a dataset and a listing of its images."""
 
+import contextlib
 import dataclasses
 import os
 from collections import defaultdict
@@ -76,8 +77,9 @@ def compare(
 
     Args:
         known: the dataset's current rows. A file with the size and time of the one before is another one if the list
-            names it by another path, or if a further file has this size and time (frames out of an archive) and it, or
-            a folder above it, was renamed or otherwise touched since it was listed.
+            names it by another path; if it is in another folder than that, which is still there; or if a further file
+            has this size and time (frames out of an archive) and it, or a folder above it, was renamed or otherwise
+            touched since it was listed.
         listed: the images now.
         root: folder that the listing's paths are relative to.
         may_differ: bool `[len(known)]`: which rows may be older than the listing; others are taken as equal to it.
@@ -98,9 +100,10 @@ def compare(
     equal_points = same_points(listed.points[rows], known.points[positions])
     files = _Files(listed, root)
     elsewhere = same_size & ~files.same_path(rows, known, positions)
-    doubtful = same_size & same_time & ~elsewhere & may_differ[positions]
+    beside = files.beside_another(rows, known, positions, same_size & same_time & ~elsewhere)
+    doubtful = same_size & same_time & ~elsewhere & ~beside & may_differ[positions]
     doubtful[doubtful] = _are_doubtful(files, rows[doubtful], known, positions[doubtful])
-    differs = (~(same_size & same_time) | elsewhere | doubtful) & may_differ[positions]
+    differs = (~(same_size & same_time) | elsewhere | beside | doubtful) & may_differ[positions]
     equal_points |= ~may_differ[positions]
     touched, renamed = _nothing(), (_nothing(), _nothing())
     if recorded_digests is not None:
@@ -211,6 +214,22 @@ class _Files:
             place, path = os.path.join(self.root, now[at].as_py()), before[at].as_py()  # noqa: PTH118
             same[at] = place == path or (not os.path.isabs(path) and place.endswith(f"/{path}"))  # noqa: PTH117
         return same
+
+    def beside_another(
+        self, rows: np.ndarray, known: CurrentRows, positions: np.ndarray, asked: np.ndarray
+    ) -> np.ndarray:
+        """Return which of the `asked` files lie below another root than the row's, whose file is still there."""
+        found = np.zeros(len(rows), bool)
+        moved = [number for number, root in known.roots.items() if root != self.root]
+        at = np.flatnonzero(asked & np.isin(known.part[positions], moved))
+        before = known.text("path", positions[at])
+        for place, now, path, part in zip(
+            at.tolist(), self._paths(rows[at]), before, known.part[positions[at]].tolist(), strict=True
+        ):
+            own = os.path.join(known.roots[part], folders.to_path(path))  # noqa: PTH118
+            with contextlib.suppress(OSError):
+                found[place] = not os.path.samefile(own, now)  # noqa: PTH121
+        return found
 
     def last_touched(self, rows: np.ndarray) -> np.ndarray:
         """Return when files or folders above them were last renamed, replaced or similar, int64 `[n]` in ns."""

@@ -3,7 +3,7 @@
 import functools
 import io
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -58,7 +58,11 @@ _LARGEST: Final = 2**32
 class Images:
     """Images in a fixed order, by column: those of a listing, or of a version's current rows."""
 
-    def __init__(self, table: pa.Table, points: np.ndarray, *, listed_ns: int | None = None) -> None:
+    def __init__(
+        self, table: pa.Table, points: np.ndarray, *, listed_ns: int | None = None, root: Path | None = None
+    ) -> None:
+        self.root = root
+        """Folder that paths are relative to; None if they are of several."""
         self.listed_ns = listed_ns
         """When a listing was made, in nanoseconds since 1970; None if not recorded."""
         self.table = table
@@ -76,7 +80,12 @@ class Images:
         columns = [*_COLUMNS.names, *(manifest_rows.POINT_COLUMNS if names else ())]
         schema = manifest_rows.schema(names).empty_table().select(columns).schema
         table = pa.Table.from_batches(listed.iter_columns(columns), schema)
-        return cls(table.select(_COLUMNS.names).cast(_COLUMNS), _points(table, len(names)), listed_ns=listed.listed_ns)
+        return cls(
+            table.select(_COLUMNS.names).cast(_COLUMNS),
+            _points(table, len(names)),
+            listed_ns=listed.listed_ns,
+            root=listed.root,
+        )
 
     @functools.cached_property
     def bytes(self) -> np.ndarray:
@@ -102,9 +111,17 @@ class CurrentRows(Images):
     """The current rows of a version, in order, with where each is stored."""
 
     def __init__(
-        self, table: pa.Table, points: np.ndarray, part: np.ndarray, row: np.ndarray, seen_ns: np.ndarray
+        self,
+        table: pa.Table,
+        points: np.ndarray,
+        part: np.ndarray,
+        row: np.ndarray,
+        seen_ns: np.ndarray,
+        roots: Mapping[int, Path],
     ) -> None:
         super().__init__(table, points)
+        self.roots = roots
+        """By number of a part: folder that its paths are relative to."""
         self.seen_ns = seen_ns
         """When the files were listed for the parts, int64 `[n]` in nanoseconds since 1970; the largest if unknown."""
         self.part = part
@@ -140,7 +157,8 @@ def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> 
     seen = np.repeat(seen, [item.rows for item in parts])
     table = _amended(table, version, changes)
     keep = np.flatnonzero(mask(version, changes)) if version else np.empty(0, np.int64)
-    return CurrentRows(table.take(pa.array(keep)), points[keep], part[keep], row[keep], seen[keep])
+    roots = {item.number: images.root for item, images in zip(parts, found, strict=True) if images.root is not None}
+    return CurrentRows(table.take(pa.array(keep)), points[keep], part[keep], row[keep], seen[keep], roots)
 
 
 def mask(version: Version, changes: pa.Table) -> np.ndarray:

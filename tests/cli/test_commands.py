@@ -252,7 +252,7 @@ def test_export_then_extract_by_spec(genenc: Call, photos: Path, tmp_path: Path)
         ({"images": ""}, 2, "argument is empty"),
         ({"--weights": ""}, 2, "--weights is empty"),
         ({"images": "n" * 300}, 2, "too long; give a shorter one"),
-        ({"--points": "photos"}, 2, "is not a regular file"),
+        ({"--points": "photos"}, 2, "is neither a DeepLabCut project"),
         ({"--max-failures": "lots"}, 2, "invalid max failures"),
         ({"--max-failures": "101%"}, 2, "out of range"),
         ({"--device": "tpu"}, 2, "tpu"),

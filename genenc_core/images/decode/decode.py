@@ -271,6 +271,10 @@ def _rgb_array(image: ImageFile.ImageFile) -> np.ndarray:
         _check_indices(image)
     if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema()[1] == 0:
         image.putalpha(255)  # the alpha channel was left blank
+    if image.mode == "P" and isinstance(alpha := image.info.get("transparency"), bytes):
+        used = np.flatnonzero(image.histogram()[: len(alpha)])
+        if sum(image.histogram()[len(alpha) :]) == 0 and not np.frombuffer(alpha, np.uint8)[used].any():
+            del image.info["transparency"]  # likewise, by index
     if image.mode in ("RGBa", "La") or image.has_transparency_data:
         return _over_black(image)
     return _interleaved(image if image.mode == "RGB" else image.convert("RGB"))

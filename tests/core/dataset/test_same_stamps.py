@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import grown_datasets
+from genenc_core import errors
 from genenc_core.dataset import update
 
 Update = Callable[..., update.Updated]
@@ -67,6 +68,32 @@ def test_renamed_files_are_seen(updated: Update, frames: Path, tmp_path: Path, w
     assert_equal(grown_datasets.vectors(done), fresh(updated, tmp_path, images=str(images)))
     again = updated(images=str(images), by=by)
     assert again.before == again.version.version  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("by", ["stat", "content"])
+def test_another_folder_with_the_same_names_is_not_the_datasets(
+    updated: Update, frames: Path, tmp_path: Path, by: str
+) -> None:
+    updated(images=str(frames))
+    other = tmp_path / "other"
+    for number, path in enumerate(sorted(frames.rglob("*.bmp"))):
+        copy = other / path.relative_to(frames)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(sorted(frames.rglob("*.bmp"))[(number + 1) % 4], copy)
+    if by == "stat":
+        with pytest.raises(errors.InputError, match="--vanished withdraw"):
+            updated(images=str(other), by=by)
+    done = updated(images=str(other), by=by, vanished="withdraw")
+    assert_equal(grown_datasets.vectors(done), fresh(updated, tmp_path, images=str(other)))
+
+
+def test_a_folder_that_was_moved_or_copied_is_the_datasets(updated: Update, frames: Path, tmp_path: Path) -> None:
+    updated(images=str(frames))
+    copy = shutil.copytree(frames, tmp_path / "copy")
+    assert updated(images=str(copy), by="content").results == ()
+    link = tmp_path / "link"
+    link.symlink_to(frames)
+    assert updated(images=str(link), by="stat").results == ()
 
 
 def test_touched_files_of_the_same_content_are_not_encoded_by_content(updated: Update, frames: Path) -> None:

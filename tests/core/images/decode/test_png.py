@@ -4,6 +4,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import imagecodecs as codecs
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from decoding import pixels_of, reason_of
-from genenc_core.images.decode import png
+from genenc_core.images.decode import decode, png
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
@@ -247,3 +248,17 @@ def test_pillow_agrees(photo: np.ndarray, encode: Callable[..., bytes]) -> None:
         image = Image.fromarray(photo).convert(mode)
         expected = np.asarray(image.convert("RGB"))  # alpha is full
         np.testing.assert_array_equal(pixels_of(encode(image, "PNG")), expected)
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_a_palette_whose_alpha_was_left_blank_keeps_its_colours(tmp_path: Path, blank: bool) -> None:
+    """As PNG optimisers write an RGBA image of few colours; an index that no pixel has does not count."""
+    indices = np.random.default_rng(0).integers(0, 6, (20, 30), np.uint8)
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette([value for index in range(8) for value in (index * 30, 200 - index * 20, 7)])
+    image.save(tmp_path / "p.png", transparency=bytes([0] * 6 + [255] * 2) if blank else bytes([0] * 5 + [255] * 3))
+    pixels = decode.decode_image((tmp_path / "p.png").read_bytes()).pixels.permute(1, 2, 0).numpy()
+    expected = np.stack([indices * 30, 200 - indices * 20, np.full_like(indices, 7)], axis=-1)
+    if not blank:
+        expected[indices < 5] = 0
+    np.testing.assert_array_equal(pixels, expected)

@@ -220,6 +220,14 @@ def test_list_with_ids_and_named_column(tmp_path: Path) -> None:
     assert [(image.image_id, image.path) for image in listed.images(source)] == [("7", "a.png"), ("8", "a.png")]
 
 
+@pytest.mark.parametrize("names", [("filename", "image_path"), ("image_path", "filename"), ("path", "file")])
+def test_of_a_path_and_its_tail_the_path_is_read(tmp_path: Path, names: tuple[str, str]) -> None:
+    touch(tmp_path, "a.png", "im/sub/a.png")
+    columns = {"image_path": ["im/sub/a.png"], "path": ["im/sub/a.png"], "filename": ["a.png"], "file": ["a.png"]}
+    path = write_list(tmp_path / "l.csv", {name: columns[name] for name in names})
+    assert [image.path for image in listed.images(image_source.open_source(str(path)))] == ["im/sub/a.png"]
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize(
     "names", [("path", "image"), ("filename", "img_path"), ("File", "IMAGE_NAME"), ("image", "Image")]
