@@ -73,6 +73,8 @@ class UpdateParameters(ExtractParameters):
             InputError: images or model is missing, or the recorded model is code that is not trusted.
         """
         fields = type(self).model_fields
+        # What is meant for one update is not remembered, whatever a file says: `trust` above all.
+        before = {name: value for name, value in before.items() if name not in _OF_ONE_UPDATE}
         given = {name: getattr(self, name) for name in self.model_fields_set}
         here = Path.cwd()
         given = {name: located(name, value, here, fields[name]) for name, value in given.items() if name != "out"}

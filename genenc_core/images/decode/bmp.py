@@ -3,8 +3,11 @@
 import numpy as np
 from PIL import BmpImagePlugin, Image, ImageFile, ImagePalette
 
+from genenc_core.images.decode.decoded import ImageUnreadable
+
 _CORE_HEADER_BYTES = 12
 _ALPHA_MASK = slice(52, 56)
+_BITFIELDS = 3
 _BITS_OF_MODE = {"1": 1, "L": 8}
 
 
@@ -20,6 +23,8 @@ class BmpImage(BmpImagePlugin.BmpImageFile):
         (codec, extents, offset, args), *_ = self.tile
         assert isinstance(args, tuple)
         bits, colours, has_alpha_mask = self._header()
+        if bits == 16 and has_alpha_mask and self._has_masks():
+            raise ImageUnreadable("unsupported BMP of 16 bits with alpha: save it with 24 or 32 bits, or as PNG")
         if codec == "bmp_rle":
             codec = _RleDecoder.name
         if self.mode == "RGBA" and not has_alpha_mask:
@@ -42,6 +47,12 @@ class BmpImage(BmpImagePlugin.BmpImageFile):
         bits = int.from_bytes(header[10:12] if is_core else header[14:16], "little")
         colours = 0 if is_core else int.from_bytes(header[32:36], "little")
         return bits, colours or 2**bits, size >= _ALPHA_MASK.stop and any(header[_ALPHA_MASK])
+
+    def _has_masks(self) -> bool:
+        """Return whether masks say which bits are which; else they mean nothing."""
+        assert self.fp is not None
+        self.fp.seek(30)
+        return int.from_bytes(self.fp.read(4), "little") == _BITFIELDS
 
 
 class _RleDecoder(ImageFile.PyDecoder):

@@ -176,8 +176,8 @@ def map_points(
         preprocessing: defines the model's size.
 
     Returns:
-        Model pixels, float64 `[N, K, 2]`, NaN unless ok; and status, uint8 `[N, K]`: 1 ok, 2 outside the part of the
-        image that the model sees, 4 missing point, 5 outside the image.
+        Model pixels, float64 `[N, K, 2]`, NaN unless ok, and not beyond the image where bars follow; and status, uint8
+        `[N, K]`: 1 ok, 2 outside the part of the image that the model sees, 4 missing point, 5 outside the image.
     """
     scale, offset = affines[:, None, :2], affines[:, None, 2:]
     mapped = points * scale + offset
@@ -189,7 +189,10 @@ def map_points(
     missing = np.isnan(points).any(axis=2)
     states = [POINT_MISSING, POINT_OUTSIDE_IMAGE, POINT_OUTSIDE]
     status = np.select([missing, ~on_image, ~in_view], states, POINT_OK).astype(np.uint8)
-    model_points = np.where((status == POINT_OK)[..., None], np.clip(mapped, 0, model_edge), np.nan)
+    # The image's far edges are its own: a cell that begins there is one of bars.
+    far = source_edge * scale + offset
+    inside = np.where(far < model_edge, np.maximum(far - slack, 0), model_edge)
+    model_points = np.where((status == POINT_OK)[..., None], np.clip(mapped, 0, inside), np.nan)
     return model_points, status
 
 

@@ -21,11 +21,32 @@ import tiny_models
 from genenc_core import api, errors
 from genenc_core.dataset import documents, folder, parts, rows, update, verify
 from genenc_core.dataset.parameters import UpdateParameters
-from genenc_core.run import driver, model_cache, status, worker
+from genenc_core.run import driver, model_cache, records, status, worker
 from genenc_core.run.parameters import Changes, ExtractParameters
 
 Update = Callable[..., update.Updated]
 Add = Callable[..., Path]
+
+
+def test_what_is_of_one_update_is_not_taken_from_a_file() -> None:
+    before = {"images": "photos", "model": "m", "fit": "pad", "out": "elsewhere"}
+    told = {"trust": True, "limit": 1, "accept_changed": True, "retry_unreadable": True}
+    given = UpdateParameters(out="set").completed({**before, **told})
+    assert (given.out, given.fit) == ("set", "pad")
+    assert not any(getattr(given, name) for name in told)
+
+
+def test_a_dataset_cannot_say_that_its_code_is_trusted(
+    updated: Update, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = updated()
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {**records.read_json(done.folder.objects, documents.SETTINGS), "trust": True, "model": "evil:model"}
+    records.write_json(done.folder.objects, documents.SETTINGS, settings)
+    with pytest.raises(errors.InputError, match="--trust"):
+        update.update(UpdateParameters(out=str(tmp_path / "dataset")))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("by", ["", "stat", "content"])

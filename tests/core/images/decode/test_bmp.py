@@ -133,6 +133,16 @@ def test_true_colours(bits: int, compression: int, masks: Masks) -> None:
         np.testing.assert_array_equal(pixels_of(data), samples * 255 // limits, err_msg=f"{header=} {top_down=}")
 
 
+@pytest.mark.parametrize("header", [V3, V4, V5])
+def test_16_bits_with_alpha_are_refused(header: int) -> None:
+    """Pillow would show transparent pixels. Without BITFIELDS masks mean nothing."""
+    masks = (0x7C00, 0x3E0, 0x1F, 0x8000)
+    samples = np.random.default_rng(2).integers(0, 32, (HEIGHT, WIDTH, 3))
+    body = rows(words(samples, (*masks[:3], 0), 16), top_down=False)
+    assert "16 bits with alpha" in reason_of(bmp(body, bits=16, header=header, compression=BITFIELDS, masks=masks))
+    np.testing.assert_array_equal(pixels_of(bmp(body, bits=16, header=header, masks=masks)), samples * 255 // 31)
+
+
 @pytest.mark.parametrize("header", [INFO, V3, V4, V5])
 @pytest.mark.parametrize("masks", [BGRA, (0xFF, 0xFF00, 0xFF0000, 0xFF000000), (0xFF000000, 0xFF0000, 0xFF00, 0xFF)])
 @pytest.mark.parametrize("alpha", ["blank", "some", "full", "no mask", "not read"])

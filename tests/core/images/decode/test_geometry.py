@@ -261,3 +261,21 @@ def test_endless_strip_is_refused_before_allocation() -> None:
 def test_size_zero_is_a_programming_error() -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         geometry.plan_fit(0, 5, spec.Preprocessing(height=8, width=8))
+
+
+@pytest.mark.parametrize("position", ["center", "corner"])
+@pytest.mark.parametrize("size", [(100, 200), (200, 100), (480, 640), (3, 4), (97, 194)])
+@pytest.mark.parametrize("side", [128, 224, 256])
+def test_a_point_on_the_edge_beside_bars_is_of_the_image(position: str, size: tuple[int, int], side: int) -> None:
+    """Labels that are clamped to the image, or normalised to 1, lie on its far edges."""
+    height, width = size
+    preprocessing = spec.Preprocessing(height=side, width=side, fit="pad", pad_position=position)
+    affine = np.array([geometry.plan_fit(height, width, preprocessing).affine.row])
+    corners = np.array([[[width, height], [np.nextafter(width, 0), np.nextafter(height, 0)], [0, 0]]], np.float64)
+    points, status = geometry.map_points(corners, affine, np.array([size]), preprocessing)
+    assert (status == 1).all()
+    left, top, right, bottom = geometry.views(affine, np.array([size]), preprocessing)[0]
+    shorter = 1 if height < width else 0
+    assert (points[0, :2, shorter] < (right, bottom)[shorter]).all()
+    np.testing.assert_allclose(points[0, :2], [[right, bottom]] * 2, atol=1e-6)
+    np.testing.assert_allclose(points[0, 2], [left, top], atol=1e-9)
