@@ -11,7 +11,7 @@ from pydantic import Field
 
 from genenc_core import choices, errors, spec
 from genenc_core.dataset.parameters import UpdateParameters
-from genenc_core.run.parameters import ExportParameters
+from genenc_core.run import parameters
 from genenc_core.system import files
 from genenc_flows import dataset, extraction, model
 
@@ -69,8 +69,9 @@ def exported(given: UpdateParameters, folder: str, model_format: choices.ExportF
     if not given.model:
         raise errors.InputError(f"model is missing: {folder!r} holds no exported model yet")
     asked, digest = _asked(given), _weights_digest(given)
+    options = {name: getattr(given, name) for name in (*OF_MODEL, "trust")}
     (made,) = model.export_model(
-        ExportParameters.model_validate({**asked, "trust": given.trust, "out": folder, "formats": (model_format,)})
+        parameters.ExportParameters.model_validate({**options, "out": folder, "formats": (model_format,)})
     )
     record = json.dumps({**asked, "weights_sha256": digest}, indent=2)
 
@@ -86,7 +87,9 @@ def _asked(given: UpdateParameters) -> dict[str, Any]:
     asked = {name: getattr(given, name) for name in OF_MODEL}
     is_file = given.weights and given.weights.partition(":")[0] not in ("pretrained", "random")
     weights = os.path.abspath(given.weights) if given.weights and is_file else given.weights  # noqa: PTH100 -- keeps links
-    return {**asked, "weights": weights, "layers": list(given.layers)}
+    model = os.path.abspath(given.model) if Path(given.model).is_file() else given.model  # noqa: PTH100 -- likewise
+    size = given.image_size and list(parameters.parse_image_size(given.image_size))
+    return {**asked, "model": model, "weights": weights, "image_size": size, "layers": list(given.layers)}
 
 
 def _record_of(spec_path: Path) -> Path:
@@ -100,8 +103,10 @@ def _refuse_other(given: UpdateParameters, spec_path: Path) -> None:
     Raises:
         InputError: it is another one; the message names the differences.
     """
-    own = _recorded(spec_path)
+    own, found = _recorded(spec_path), spec.load_spec(spec_path)
     asked = {name: value for name, value in _asked(given).items() if value}
+    if asked.get("model") in (found.model_id, os.path.abspath(spec_path)):  # noqa: PTH100 -- keeps links
+        del asked["model"]
     asked |= {"weights_sha256": digest} if (digest := _weights_digest(given)) and "weights_sha256" in own else {}
     lines = [
         "the content of the weights file has changed" if name == "weights_sha256" else f"{name} {own[name]} -> {value}"
@@ -127,7 +132,7 @@ def _recorded(spec_path: Path) -> dict[str, Any]:
                 f"{str(record)!r} is damaged ({error}): remove it if the model beside it is the one you mean"
             ) from error
     _, height, width = found.inputs[0].shape
-    own: dict[str, Any] = {"image_size": str(height) if height == width else f"{height}x{width}"}
+    own: dict[str, Any] = {"image_size": [height, width]}
     source = found.genenc.source if found.genenc else None
     if source is None:
         return {**own, "model": found.model_id, "weights": None, "weights_key": None, "layers": []}

@@ -139,7 +139,7 @@ def _matched(known: CurrentRows, listed: Images) -> tuple[np.ndarray, np.ndarray
 def _are_doubtful(files: "_Files", rows: np.ndarray, known: CurrentRows, positions: np.ndarray) -> np.ndarray:
     """Return which files of unchanged size and time may be others that have both, bool `[n]`."""
     shared = np.concatenate([_repeated(files.listed), _repeated(known)])
-    found = np.isin(_stamp_keys(files.listed)[rows], shared)
+    found: np.ndarray = np.isin(_stamp_keys(files.listed)[rows], shared) & (files.listed.bytes[rows] >= 0)
     found[found] = files.last_touched(rows[found]) > known.seen_ns[positions[found]]
     return found
 

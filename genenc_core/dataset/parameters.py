@@ -81,6 +81,8 @@ class UpdateParameters(ExtractParameters):
         given = {name: value for name, value in given.items() if value != "" or name not in _EMPTY_AS_BEFORE}
         if "model" not in given and before:
             trust.require(trust.dotted(str(before["model"])), who=f"the dataset {self.out!r}", trust=self.trust)
+        if {**before, **given}.get("engine", "threads") == "threads":
+            before = {name: value for name, value in before.items() if name not in ("engine_address", "engine_workers")}
         given = {**_AT_FIRST, **before, **given}
         for name, shown in (("images", "IMAGES"), ("model", "--model")):
             if not given.get(name):

@@ -218,7 +218,19 @@ def discard(folder: DatasetFolder, version: Version) -> None:
 def write_readme(folder: DatasetFolder, version: Version) -> None:
     """Write the dataset's README; nothing depends on it."""
     with contextlib.suppress(errors.StoreError):
-        records.write_text(folder.objects, README, _readme(folder, version, folder.root, argument(folder.root)))
+        records.write_text(
+            folder.objects,
+            README,
+            _README.format(
+                root=folder.root,
+                place=argument(folder.root),
+                version=version.version,
+                rows=version.counts["rows"],
+                parts=len(version.parts),
+                model=folder.meaning.identity["model"],
+                products="\n".join(f"- `{text}`" for text in folder.meaning.identity["products"]),
+            ),
+        )
 
 
 def readme_version(text: str) -> int | None:
@@ -227,26 +239,7 @@ def readme_version(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def is_readme(folder: DatasetFolder, version: Version, text: str) -> bool:
-    """Return whether a text is what `write_readme` writes, wherever the dataset was then."""
-    pattern = re.escape(_readme(folder, version, _ANYWHERE, _ANYWHERE)).replace(_ANYWHERE, ".*")
-    return re.fullmatch(pattern, text) is not None
-
-
-def _readme(folder: DatasetFolder, version: Version, root: str, place: str) -> str:
-    return _README.format(
-        root=root,
-        place=place,
-        version=version.version,
-        rows=version.counts["rows"],
-        parts=len(version.parts),
-        model=folder.meaning.identity["model"],
-        products="\n".join(f"- `{text}`" for text in folder.meaning.identity["products"]),
-    )
-
-
 README: Final = "README.md"
-_ANYWHERE: Final = "ANYWHERE"
 
 
 _README = """# A dataset of genenc
@@ -258,7 +251,7 @@ _README = """# A dataset of genenc
 ```python
 from genenc_core.api import Dataset
 
-rows = Dataset.open("{root}").arrays()            # or version=1, version="a tag"
+rows = Dataset.open({root!r}).arrays()            # or version=1, version="a tag"
 rows.features.sel(image_id="...")
 ```
 

@@ -171,6 +171,8 @@ class Update:
         source = source if like is None else like.manifest.listed_alike(source)
         table = planning.read_labels(self.extract)
         if table is not None and folder is not None:
+            if not folder.meaning.individuals and not {*table.names} <= {*folder.meaning.points}:
+                table = table.without_individuals()  # as tables were read when the dataset was made
             table = table.in_order_of(folder.meaning.points, individuals=folder.meaning.individuals)
         exported = None if like else self.scratch / "model"
         used = self.extract

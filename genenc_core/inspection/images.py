@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from genenc_core import spec
+from genenc_core.encoding import cancellation
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load.loader import ImageLoader
 from genenc_core.images.sources.manifest import Manifest
@@ -71,6 +72,7 @@ def look(listed: Manifest, preprocessing: spec.Preprocessing, *, keep: int, work
 
     Raises:
         OSError: a fault of the volume, not of an image.
+        Stopped: a stop was requested.
     """
     wanted = {int(row) for row in np.linspace(0, listed.rows - 1, min(keep, listed.rows)).round()}
     found = Sample(
@@ -93,8 +95,10 @@ def look(listed: Manifest, preprocessing: spec.Preprocessing, *, keep: int, work
                 if row in wanted:
                     found.pixels[row] = image.numpy().copy()
             batch.release()
+            cancellation.current().raise_if_cancelled()
     # Only files that a worker has decoded: what broke one must not break this process.
     for path in _paths(listed, found.rows):
+        cancellation.current().raise_if_cancelled()
         form, kind = describe_file(path)
         found.formats[form] += 1
         found.kinds[kind] += 1

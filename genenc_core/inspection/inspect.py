@@ -15,6 +15,7 @@ from PIL import Image
 
 from genenc_core import errors, spec, statuses, text
 from genenc_core.choices import Fit
+from genenc_core.encoding import cancellation
 from genenc_core.images.decode import geometry
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.labels.point_table import PointTable
@@ -22,7 +23,10 @@ from genenc_core.images.sources import folders, image_source, manifest
 from genenc_core.inspection import cost, images, sheet
 from genenc_core.inspection.parameters import InspectParameters
 from genenc_core.run import out_folder, planning
+from genenc_core.run.folder import DATASET
 from genenc_core.run.parameters import parse_image_size
+from genenc_core.store.backends.objects import is_remote
+from genenc_core.store.store_keys import STORE_FILE
 from genenc_core.system import files, limits, progress_rate, scratch
 
 ON_SHEET: Final = 24
@@ -100,9 +104,10 @@ def inspect(given: InspectParameters) -> Inspection:
     Raises:
         InputError: no images, an invalid parameter, labels that cannot be read or matched, or an unknown model.
         OSError: the volume with the images fails.
+        Stopped: a stop was requested.
     """
     said: list[str] = []
-    with scratch.TemporaryFolder("inspect") as folder, _collected(said):
+    with cancellation.ensure(), scratch.TemporaryFolder("inspect") as folder, _collected(said):
         asked = given.extraction(str(Path(folder) / "run"))
         source = planning.check_parameters(asked)
         table = planning.read_labels(asked)
@@ -130,7 +135,13 @@ def inspect(given: InspectParameters) -> Inspection:
 def _listed(
     folder: Path, source: image_source.ImageSource, table: PointTable | None, limit: int | None
 ) -> manifest.Manifest:
-    listed = manifest.write_manifest(folder / "listed.parquet", source, points=table, limit=limit)
+    listed = manifest.write_manifest(
+        folder / "listed.parquet",
+        source,
+        points=table,
+        limit=limit,
+        checkpoint=cancellation.current().raise_if_cancelled,
+    )
     if source.kind != "list":
         folders.warn_of_text_order(listed.read(0, min(listed.rows, planning.CHECKED_NAMES)).image_ids)
     return listed
@@ -291,9 +302,11 @@ def write(found: Inspection, out: str) -> list[Path]:
     """Write `inspection.json` and `contact_sheet.png`; return their paths.
 
     Raises:
-        InputError: the folder is not writable.
+        InputError: the folder is not writable, on S3, or a run's or dataset's.
     """
     folder = Path(out)
+    if is_remote(out) or any((folder / name).exists() for name in (STORE_FILE, DATASET)):
+        raise errors.InputError(f"--out {out!r} is no place for an inspection: give a local folder that holds no run")
     data = {folder / "inspection.json": (json.dumps(found.as_json(), indent=2) + "\n").encode()}
     if found.contact_sheet is not None:
         stored = io.BytesIO()

@@ -80,10 +80,24 @@ def identity() -> dict[str, Any]:
 def has_ended(process: object) -> bool:
     """Return whether a process of which this is the `identity` ran on this machine and has ended."""
     try:
-        here = boot()
-        return bool(here) and process["machine"] == here and process["began"] != began(int(process["pid"]))  # type: ignore[index]
-    except (ValueError, KeyError, TypeError):
+        here, pid = boot(), int(process["pid"])  # type: ignore[index]
+        if not here or process["machine"] != here:  # type: ignore[index]
+            return False
+        now = began(pid)
+        return now != process["began"] if now else not _exists(pid)  # type: ignore[index]
+    except (ValueError, KeyError, TypeError, OverflowError):
         return False
+
+
+def _exists(pid: int) -> bool:
+    """Return whether there is such a process, also where /proc does not show it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def busy_seconds() -> float | None:

@@ -118,10 +118,12 @@ def test_a_pipeline_refuses_another_model_than_the_folder_holds(tmp_path: Path, 
         asked.unlink()
     assert pipeline.exported(given(tmp_path), folder, "torchscript") == path
     assert pipeline.exported(UpdateParameters(out=str(tmp_path / "dataset")), folder, "torchscript") == path
+    for same in ({"image_size": "32x32"}, {"model": str(path)}, {"model": path.stem.removesuffix("_spec")}):
+        assert pipeline.exported(given(tmp_path, **same), folder, "torchscript") == path
     for changes, said in (
         ({"model": "resnet34"}, "model .* -> resnet34"),
         ({"weights": "random:1"}, "weights random:0 -> random:1"),
-        ({"image_size": "48"}, "image_size .* -> 48"),
+        ({"image_size": "48"}, r"image_size .* -> \[48, 48\]"),
         ({"layers": ("layer1",)}, "layers .* -> .*layer1"),
     ):
         with pytest.raises(errors.InputError, match=rf"another exported model than asked for: {said}"):

@@ -2,9 +2,10 @@
 
 import json
 import math
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from genenc_core import errors
@@ -14,21 +15,27 @@ LARGEST_FILE: Final = 2**30
 """Bytes; the keypoints of COCO's 118,000 training images take a quarter of that."""
 
 
-def labels(path: Path, *, unused: Unused) -> Iterator[Label]:
+def labels(path: Path, *, unused: Unused, folder: str = "", one_of_several: bool = False) -> Iterator[Label]:
     """Yield the points of a COCO or LabelMe file.
 
-    COCO: a keypoint of visibility 0 is missing. Where an image has several annotations they are individuals, numbered
-    from 1 in the order of the file; of several categories with keypoints the individual begins with the category.
-    LabelMe: shapes of the type `point`; `group_id` is the individual. Paths begin at the folder of the file.
+    COCO: a keypoint of visibility 0 is missing. Where an image has several annotations, or there are several files,
+    they are individuals, numbered from 1 in the order of the file; of several categories with keypoints the individual
+    begins with the category. LabelMe: shapes of the type `point`; `group_id` is the individual.
+
+    Args:
+        path: the file.
+        unused: what is not used is added to it.
+        folder: that of the file below the one of all files, which its images' paths begin with.
+        one_of_several: whether there are several files.
 
     Raises:
         InputError: unreadable, damaged, or JSON of another form.
     """
     read = _read(path)
     if isinstance(read, dict) and {"images", "annotations"} <= read.keys():
-        return _coco(path, read)
+        return _coco(path, read, one_of_several=one_of_several)
     if isinstance(read, dict) and {"shapes", "imagePath"} <= read.keys():
-        return _labelme(path, read, unused=unused)
+        return _labelme(path, read, unused=unused, folder=folder)
     keys = ", ".join(map(repr, list(read)[:6])) if isinstance(read, dict) else f"a {type(read).__name__}"
     raise errors.InputError(
         f"the points file {str(path)!r} is JSON, but neither COCO (images, annotations, categories) nor LabelMe "
@@ -49,9 +56,15 @@ def _read(path: Path) -> Any:
         raise errors.InputError(f"the points file {str(path)!r} is not JSON: {error}") from error
 
 
-def _coco(path: Path, read: Mapping[str, Any]) -> Iterator[Label]:
+def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Iterator[Label]:
     try:
-        names = {item["id"]: str(item["file_name"]) for item in read["images"]}
+        names: dict[object, str] = {}
+        for item in read["images"]:
+            if names.setdefault(item["id"], str(item["file_name"])) != str(item["file_name"]):
+                raise errors.InputError(
+                    f"the points file {str(path)!r} gives the image id {item['id']!r} to {names[item['id']]!r} and to "
+                    f"{item['file_name']!r}: number its images anew"
+                )
         categories = {
             item["id"]: (str(item.get("name", item["id"])), [str(name) for name in item["keypoints"]])
             for item in read.get("categories", ())
@@ -67,15 +80,17 @@ def _coco(path: Path, read: Mapping[str, Any]) -> Iterator[Label]:
             f"{'boxes or masks' if read['annotations'] else 'none'}. Points need `keypoints` in annotations and "
             "categories"
         )
-    several = any(count > 1 for count in of_image.values())
+    several = one_of_several or any(count > 1 for count in of_image.values())
     seen: Counter[object] = Counter()
     for at, item in enumerate(annotations):
         place = f"{path}: annotation {item.get('id', at)}"
         try:
             category, points = categories[item["category_id"]]
-            image, flat = names[item["image_id"]], list(item["keypoints"])
+            image, flat = names[item["image_id"]], item["keypoints"]
         except (KeyError, TypeError) as error:
             raise errors.InputError(f"{place} names an image or category that the file lacks: {error}") from error
+        if not isinstance(flat, list):
+            raise errors.InputError(f"{place} has keypoints that are {flat!r}, not a list")
         if len(flat) != 3 * len(points):
             raise errors.InputError(
                 f"{place} has {len(flat)} numbers as keypoints; its category {category!r} has {len(points)} "
@@ -98,15 +113,12 @@ def _coco(path: Path, read: Mapping[str, Any]) -> Iterator[Label]:
             )
 
 
-def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused) -> Iterator[Label]:
-    image = _image_path(str(read["imagePath"]))
+def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused, folder: str) -> Iterator[Label]:
+    image = _image_path(f"{folder}/{read['imagePath']}")
     try:
         kinds = {str(shape.get("shape_type", "polygon")) for shape in read["shapes"]} - {"point"}
         points = [shape for shape in read["shapes"] if shape.get("shape_type") == "point"]
-        several = any(shape.get("group_id") is not None for shape in points)
-        found = [
-            (str(shape["label"]), shape["points"][0], shape.get("group_id") if several else None) for shape in points
-        ]
+        found = [(str(shape["label"] or ""), shape["points"][0], shape.get("group_id")) for shape in points]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise _damaged(path, error) from error
     if kinds:
@@ -128,8 +140,8 @@ def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused) -> Iterator
 
 def _image_path(text: str) -> str:
     """Return a path below the folder in which both the file and the image are, as far as it is known."""
-    parts = PurePosixPath(text.replace("\\", "/")).parts
-    return "/".join(part for part in parts if part not in ("..", "."))
+    path = posixpath.normpath(text.replace("\\", "/"))
+    return "/".join(part for part in path.split("/") if part not in ("..", ".", ""))
 
 
 def _damaged(path: Path, error: Exception) -> errors.InputError:

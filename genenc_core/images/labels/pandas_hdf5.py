@@ -50,7 +50,9 @@ def read(path: Path) -> Frame:
             if len(found) != 1:
                 raise ValueError(f"it holds {len(found)} data frames of pandas, beside {', '.join(file) or 'nothing'}")
             frame = _of_table(found[0]) if "table" in found[0] else _fixed(found[0])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError, pickle.UnpicklingError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # h5py and damaged pickles may raise anything
         raise errors.InputError(
             f"the points file {str(path)!r} is HDF5, but not readable as labels of DeepLabCut "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Pass the CSV beside it; for "

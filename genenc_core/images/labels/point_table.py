@@ -70,6 +70,11 @@ class PointTable:
     uncertain: int = 0
     """Labels left out because of their likelihood."""
 
+    def without_individuals(self) -> "PointTable":
+        """Return the table with names that leave out the individual; as it is where these are not unique."""
+        plain = [name[len(own) + 1 :] if own else name for name, own in zip(self.names, self.individuals, strict=False)]
+        return replace(self, names=tuple(plain), individuals=()) if len({*plain}) == len(self.names) else self
+
     def in_order_of(self, names: Sequence[str], *, individuals: Sequence[str]) -> "PointTable":
         """Return the table with its points in this order; names that it lacks are missing points.
 
@@ -106,6 +111,8 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
     """
     made = _Building()
     for label in labels:
+        if not label.image or not label.name:
+            raise errors.InputError(f"{label.place} has an empty image or point")
         key = _key(made, label)
         if math.isnan(label.x) != math.isnan(label.y):
             there, empty = ("y", "x") if math.isnan(label.x) else ("x", "y")

@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -47,7 +48,9 @@ def read_points(
         raise errors.InputError(f"--min-likelihood {min_likelihood:g} is not between 0 and 1")
     files = _files(str(place))
     unused = Unused(likelihoods_count=min_likelihood is not None)
-    labels = [_labels(path, chosen, columns, unused) for path in files]
+    above = {path.parent for path in files}
+    root = Path(os.path.commonpath(above)) if len(above) > 1 else None
+    labels = (_labels(path, chosen, columns, unused, several=len(files) > 1, root=root) for path in files)
     table = point_table.build(itertools.chain.from_iterable(labels), min_likelihood=min_likelihood)
     unused.warn()
     if not table.names or not table.images:
@@ -57,7 +60,11 @@ def read_points(
 
 def _files(place: str) -> list[Path]:
     path = Path(place)
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:
+        raise errors.InputError(f"cannot read the points file {place[:300]!r}: {errors.reason(error)}") from error
+    if is_file:
         return [path]
     if path.is_dir():
         return _files_of_folder(path)
@@ -86,7 +93,10 @@ def _files_of_folder(folder: Path) -> list[Path]:
     return found
 
 
-def _labels(path: Path, chosen: Mapping[str, str], columns: str | None, unused: Unused) -> Iterator[Label]:
+def _labels(
+    path: Path, chosen: Mapping[str, str], columns: str | None, unused: Unused, *, several: bool, root: Path | None
+) -> Iterator[Label]:
+    """Return the labels of one file, of `several`, which lie below `root` if they are in several folders."""
     suffix = path.suffix.lower()
     if tables.is_table(path):
         if not deeplabcut.is_csv(path):
@@ -98,7 +108,8 @@ def _labels(path: Path, chosen: Mapping[str, str], columns: str | None, unused: 
         return deeplabcut.hdf5_labels(path, unused=unused)
     if suffix == ".json":
         _refuse_columns(path, columns, "JSON")
-        return json_labels.labels(path, unused=unused)
+        folder = "" if root is None else path.parent.relative_to(root).as_posix()
+        return json_labels.labels(path, unused=unused, folder=folder, one_of_several=several)
     reason = _OTHER_FORMATS.get(_SAME_FORMAT.get(suffix, suffix), f"is not {_FORMS}; pass one of those")
     raise errors.InputError(f"the points file {str(path)!r} {reason}")
 

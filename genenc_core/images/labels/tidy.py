@@ -1,5 +1,6 @@
 """Tables of labels: tidy (a row per point) or wide (a row per image, two columns per point), in CSV or Parquet."""
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,28 +71,31 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
     Raises:
         InputError: unreadable, a column missing, a cell that is no finite number, or an empty name.
     """
-    pairs = {} if chosen else _pairs(tables.column_names(path))
-    if pairs and not tables.has_column(path, [*COLUMNS["x"], *COLUMNS["y"]]):
-        yield from _wide(path, pairs, unused=unused)
+    pairs = {} if chosen.keys() - {"image"} else _pairs(path, tables.column_names(path))
+    if pairs and not tables.count_columns(path, [*COLUMNS["x"], *COLUMNS["y"]]):
+        yield from _wide(path, pairs, chosen, unused=unused)
         return
     columns = tables.find_columns(path, COLUMNS, chosen)
-    more = {name: words for name, words in OPTIONAL.items() if name in chosen or tables.has_column(path, words)}
+    more = {name: words for name, words in OPTIONAL.items() if name in chosen or tables.count_columns(path, words) == 1}
     columns |= tables.find_columns(path, more, chosen)
+    if "likelihood" in columns and not unused.likelihoods_count and "likelihood" not in chosen:
+        unused.add_likelihood(path.name, f"the column {columns['likelihood']!r}")
+        ignored = {columns.pop("likelihood")}
+    else:
+        ignored = set()
     for text in ("image", "point"):
         tables.refuse_bytes(path, columns[text])
-    _warn_of_others(path, columns, unused=unused)
+    _warn_of_others(path, {*columns.values(), *ignored}, unused=unused)
     if "image" not in chosen:
         _refuse_row_numbers(path, columns["image"])
     for row, cells in tables.iter_cells(path, list(columns.values())):
         cell = dict(zip(columns, cells, strict=True))
-        if cell["image"] in (None, "") or cell["point"] in (None, ""):
-            raise errors.InputError(f"{path}: row {row} has an empty image or point")
         place = f"{path}: row {row}"
         yield Label(
             file=str(path),
             row=f"row {row}",
-            image=str(cell["image"]),
-            name=str(cell["point"]),
+            image="" if cell["image"] is None else str(cell["image"]),
+            name="" if cell["point"] is None else str(cell["point"]),
             x=number(place, "x", cell["x"]),
             y=number(place, "y", cell["y"]),
             individual="" if cell.get("individual") is None else str(cell["individual"]),
@@ -99,13 +103,11 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
         )
 
 
-def _warn_of_others(path: Path, columns: Mapping[str, str], *, unused: Unused) -> None:
+def _warn_of_others(path: Path, used: Collection[str], *, unused: Unused) -> None:
     """Warn of columns that are not used, such as a visibility, or one that tells videos or annotators apart."""
     # A data frame's index has no name, or pandas' default one.
     names = [name for name in tables.column_names(path) if not re.fullmatch(_INDEX, name)]
-    others = [name for name in names if name not in columns.values()]
-    if "likelihood" in columns:
-        unused.add_likelihood(path.name, f"the column {columns['likelihood']!r}")
+    others = [name for name in names if name not in used]
     if others:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         unused.add(
@@ -127,14 +129,21 @@ def _refuse_row_numbers(path: Path, column: str) -> None:
                 )
 
 
-def _pairs(names: Collection[str]) -> dict[str, _Pair]:
-    """Return the points of a wide table, by name; what has a size too is a box."""
+def _pairs(path: Path, names: Collection[str]) -> dict[str, _Pair]:
+    """Return the points of a wide table, by name; what has a size too is a box.
+
+    Raises:
+        InputError: two columns have x, or y, of one point.
+    """
     boxes = {match[1] for column in names if (match := _SIZE.fullmatch(column))}
     axes: dict[str, dict[str, str]] = {}
     for column in names:
         if match := _WIDE.fullmatch(column):
             name, axis = match["name"] or match["name_"], (match["axis"] or match["axis_"]).lower()
-            axes.setdefault(name, {})[axis] = column
+            if (other := axes.setdefault(name, {}).setdefault(axis, column)) != column:
+                raise errors.InputError(
+                    f"{path} has {axis} of the point {name!r} as {other!r} and {column!r}: keep one"
+                )
         elif match := _LIKELIHOOD.fullmatch(column):
             axes.setdefault(match[1], {})["likelihood"] = column
     return {
@@ -144,8 +153,8 @@ def _pairs(names: Collection[str]) -> dict[str, _Pair]:
     }
 
 
-def _wide(path: Path, pairs: Mapping[str, _Pair], *, unused: Unused) -> Iterator[Label]:
-    (image,) = tables.find_columns(path, {"image": COLUMNS["image"]}, {}).values()
+def _wide(path: Path, pairs: Mapping[str, _Pair], chosen: Mapping[str, str], *, unused: Unused) -> Iterator[Label]:
+    (image,) = tables.find_columns(path, {"image": COLUMNS["image"]}, chosen).values()
     tables.refuse_bytes(path, image)
     used = [image, *(column for pair in pairs.values() for column in pair[1:] if column)]
     others = [name for name in tables.column_names(path) if name not in used and not re.fullmatch(_INDEX, name)]
@@ -157,15 +166,17 @@ def _wide(path: Path, pairs: Mapping[str, _Pair], *, unused: Unused) -> Iterator
     for row, cells in tables.iter_cells(path, used):
         cell = dict(zip(used, cells, strict=True))
         place = f"{path}: row {row}"
-        if cell[image] in (None, ""):
-            raise errors.InputError(f"{place} has an empty image")
         for pair in pairs.values():
             yield Label(
                 file=str(path),
                 row=f"row {row}",
-                image=str(cell[image]),
+                image="" if cell[image] is None else str(cell[image]),
                 name=pair.name,
                 x=number(place, pair.x, cell[pair.x]),
                 y=number(place, pair.y, cell[pair.y]),
-                likelihood=number(place, pair.likelihood, cell[pair.likelihood]) if pair.likelihood else float("nan"),
+                likelihood=_likelihood(place, pair, cell) if unused.likelihoods_count else math.nan,
             )
+
+
+def _likelihood(place: str, pair: _Pair, cell: Mapping[str, object]) -> float:
+    return number(place, pair.likelihood, cell[pair.likelihood]) if pair.likelihood else math.nan

@@ -120,31 +120,36 @@ def _list_source(path: Path, image_column: str | None) -> ImageSource:
     column, *others = dict.fromkeys(matches)
     tables.refuse_bytes(path, column)
     for other in others:
-        column = _longer_names(path, column, other)
+        _refuse_other_names(path, column, other)
+    # Of a path and its tail the first one counts, unless only the other one leads to a file.
+    if others and not _names_files(path, column):
+        column = next((other for other in others if _names_files(path, other)), column)
     root = path.parent.resolve()  # where it is named, not where a link of that name leads
     return ImageSource(kind="list", root=root, location=str(root / path.name), image_column=column)
 
 
-def _longer_names(path: Path, column: str, other: str) -> str:
-    """Return which of two columns of images has the longer names.
-
-    Raises:
-        InputError: they name different images; a path and its tail count as the same image.
-    """
+def _refuse_other_names(path: Path, column: str, other: str) -> None:
+    """Raise `InputError` if another column names other images; a path and its tail count as the same image."""
     try:
         tables.refuse_bytes(path, other)
     except errors.InputError:
-        return column
-    is_longer = False
+        return
     for number, *names in tables.iter_pairs(path, column, other):
-        is_longer |= has_image_extension(names[1]) and len(names[1]) > len(names[0])
         short, long = sorted((name.replace("\\", "/") for name in names), key=len)
         if has_image_extension(short) and has_image_extension(long) and not f"/{long}".endswith(f"/{short}"):
             raise errors.InputError(
                 f"the list {str(path)!r} has several possible image columns: row {number} has {names[0]!r} as "
                 f"{column!r} and {names[1]!r} as {other!r}. Choose one, for example with --image-column {column}"
             )
-    return other if is_longer else column
+
+
+def _names_files(path: Path, column: str) -> bool:
+    """Return whether the first image that a column of a list names is there."""
+    _, first, _ = next(tables.iter_pairs(path, column, column), (0, "", ""))
+    try:
+        return bool(first) and path.parent.joinpath(first.replace("\\", "/")).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def has_image_extension(name: str, extensions: Collection[str] | None = None) -> bool:

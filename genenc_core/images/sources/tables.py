@@ -71,14 +71,14 @@ def find_columns(path: Path, wanted: Mapping[str, Sequence[str]], chosen: Mappin
     return mapping
 
 
-def has_column(path: Path, words: Sequence[str]) -> bool:
-    """Return whether a table has a column of one of these names, as `find_columns` compares them.
+def count_columns(path: Path, words: Sequence[str]) -> int:
+    """Return how many columns of a table have one of these names, as `find_columns` compares them.
 
     Raises:
         InputError: as in `column_names`.
     """
     wanted = {_plain(word) for word in words}
-    return any(_plain(name) in wanted for name in column_names(path))
+    return sum(_plain(name) in wanted for name in column_names(path))
 
 
 def refuse_bytes(path: Path, column: str) -> None:

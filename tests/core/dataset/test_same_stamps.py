@@ -96,6 +96,17 @@ def test_a_folder_that_was_moved_or_copied_is_the_datasets(updated: Update, fram
     assert updated(images=str(link), by="stat").results == ()
 
 
+def test_missing_files_of_a_list_are_not_taken_for_renamed_ones(
+    updated: Update, frames: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "list.csv").write_text("path\nframes/a/f0.bmp\nframes/gone1.bmp\nframes/gone2.bmp\n")
+    updated(images=str(tmp_path / "list.csv"), max_failures="100%")
+    swap(frames / "a", frames / "b")
+    swap(frames / "a", frames / "b")
+    updated(images=str(tmp_path / "list.csv"), max_failures="100%")
+    assert not [item for item in recwarn if item.category is update.FilesMayBeOthers]
+
+
 def test_touched_files_of_the_same_content_are_not_encoded_by_content(updated: Update, frames: Path) -> None:
     updated(images=str(frames))
     for path in frames.rglob("*.bmp"):

@@ -36,6 +36,13 @@ def test_what_is_of_one_update_is_not_taken_from_a_file() -> None:
     assert not any(getattr(given, name) for name in told)
 
 
+def test_options_of_a_cluster_are_not_those_of_threads() -> None:
+    before = {"images": "photos", "model": "m", "engine": "dask", "engine_workers": 2, "engine_address": "tcp://x:1"}
+    given = UpdateParameters(out="set", engine="threads").completed(before)
+    assert (given.engine_workers, given.engine_address) == (None, None)
+    assert UpdateParameters(out="set").completed(before).engine_workers == 2
+
+
 def test_a_dataset_cannot_say_that_its_code_is_trusted(
     updated: Update, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 import pictures
 from genenc_core import api, errors
+from genenc_core.encoding import cancellation
 from genenc_core.inspection import images, inspect
 from genenc_core.inspection.parameters import InspectParameters
 
@@ -137,6 +138,23 @@ def test_one_image_and_no_readable_image(tmp_path: Path) -> None:
     (folder / "img_000.png").write_bytes(b"")
     none = inspected(folder, **MODEL)
     assert (none.contact_sheet, none.cost, len(none.unreadable)) == (None, None, 1)
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/look", "run"])
+def test_a_place_that_is_not_for_an_inspection_is_refused(tmp_path: Path, out: str) -> None:
+    folder = pictures.write_folder(tmp_path / "photos", 1)
+    place = out if out.startswith("s3") else str(tmp_path / out)
+    if out == "run":
+        api.Run.create(str(folder), out=place, **MODEL)
+    with pytest.raises(errors.InputError, match="is no place for an inspection"):
+        inspect.write(inspected(folder), place)
+
+
+def test_a_stop_ends_it(tmp_path: Path) -> None:
+    control = cancellation.Control()
+    control.stop()
+    with cancellation.use(control), pytest.raises(errors.Stopped):
+        inspected(pictures.write_folder(tmp_path / "photos", 3))
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,17 @@ def test_damaged_and_other_hdf5_is_refused(tmp_path: Path) -> None:
         reading.read_points(tmp_path / "sleap.h5")
 
 
+@pytest.mark.parametrize("attribute", ["info", "non_index_axes"])
+def test_hdf5_with_other_attributes_is_refused(tmp_path: Path, attribute: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = write_hdf5(tmp_path / "p.h5", "table")
+    for value in ([["x"]], 7, {}, "x"):
+        with h5py.File(path, "r+") as file:
+            file["df_with_missing"].attrs[attribute] = np.bytes_(pickle.dumps(value, 0))
+        with pytest.raises(errors.InputError, match="not readable as labels of DeepLabCut"):
+            reading.read_points(path)
+
+
 def test_hdf5_with_other_columns_is_refused(tmp_path: Path) -> None:
     columns = [(*column[:3], "z") for column in COLUMNS]
     with pytest.raises(errors.InputError, match="column 1 has the coords 'z'"):

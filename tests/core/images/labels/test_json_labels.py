@@ -14,7 +14,7 @@ NAN = float("nan")
 PERSON = {"id": 1, "name": "person", "keypoints": ["nose", "eye"], "skeleton": [[1, 2]]}
 
 
-def annotation(image: int, category: int, keypoints: list[Any]) -> dict[str, Any]:
+def annotation(image: int, category: int, keypoints: Any) -> dict[str, Any]:
     return {"annotations": [{"id": 5, "image_id": image, "category_id": category, "keypoints": keypoints}]}
 
 
@@ -77,6 +77,11 @@ def test_coco_with_two_kinds_of_animals(tmp_path: Path) -> None:
         ),
         ({"annotations": [{"keypoints": [0] * 6}]}, "is damaged: it lacks 'image_id'"),
         ({"images": [7]}, "is damaged"),
+        (
+            {"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]},
+            "image id 7 to 'a' and to 'b': number its images anew",
+        ),
+        (annotation(7, 1, 5), "annotation 5 has keypoints that are 5, not a list"),
         ({"images": {"a": 1}}, "is damaged"),
     ],
 )
@@ -130,10 +135,33 @@ def test_a_folder_of_labelme(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.xy, [[[1.5, 2], [NAN, NAN]], [[5, 6], [3, 4]]])
 
 
+def test_labelme_of_several_folders_is_kept_apart(tmp_path: Path) -> None:
+    for camera, name in (("cam1", "tip"), ("cam2", "base")):
+        (tmp_path / camera).mkdir()
+        (tmp_path / camera / "f.json").write_text(json.dumps(labelme("f.png", point(name, 1, 2))))
+    assert reading.read_points(tmp_path / "*" / "*.json").images == ("cam1/f.png", "cam2/f.png")
+
+
+def test_individuals_of_several_coco_files_are_named_alike(tmp_path: Path) -> None:
+    several, one = coco(), coco()
+    several["annotations"].append({"id": 3, "image_id": 7, "category_id": 1, "keypoints": [3, 4, 2, 0, 0, 0]})
+    for item in one["images"]:
+        item["file_name"] = f"other/{item['file_name']}"
+    for name, content in (("a", several), ("b", one)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert reading.read_points(tmp_path / "*.json").names == ("1.nose", "1.eye", "2.nose", "2.eye")
+
+
 def test_groups_of_labelme_are_individuals(tmp_path: Path) -> None:
     shapes = point("tip", 1, 2, group_id=1), point("tip", 3, 4, group_id=2), point("base", 5, 6, group_id=None)
     table = read(tmp_path / "a.json", labelme("a.png", *shapes))
     assert (table.names, table.individuals) == (("1.tip", "2.tip", "base"), ("1", "2", ""))
+
+
+@pytest.mark.parametrize("shape", [point("", 1, 2), {**point("", 1, 2), "label": None}])
+def test_labelme_without_a_label_is_refused(tmp_path: Path, shape: dict[str, Any]) -> None:
+    with pytest.raises(errors.InputError, match="point 1 has an empty image or point"):
+        read(tmp_path / "a.json", labelme("a.png", shape))
 
 
 @pytest.mark.parametrize("shape", [7, {"shape_type": "point"}, {"shape_type": "point", "label": "a", "points": []}])

@@ -349,3 +349,39 @@ def test_several_files_are_one_table(tmp_path: Path) -> None:
         reading.read_points(tmp_path / "*.csv")
     with pytest.raises(errors.InputError, match="glob matches no file"):
         reading.read_points(tmp_path / "*.tsv")
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "said"),
+    [
+        ("image,point,x,y,confidence", "a,n,1,2,high", "the column 'confidence'"),
+        ("image,point,x,y,score,confidence", "a,n,1,2,0.1,0.2", "the columns 'score', 'confidence'"),
+        ("image,point,x,y,track,instance", "a,n,1,2,7,8", "the columns 'track', 'instance'"),
+    ],
+)
+def test_further_columns_refuse_no_table(tmp_path: Path, header: str, row: str, said: str) -> None:
+    with pytest.warns(point_table.LabelsNotUsed, match=said):
+        table = read(tmp_path / "p.csv", f"{header}\n{row}\n")
+    assert (table.names, table.individuals) == (("n",), ())
+
+
+def test_a_wide_table_with_a_chosen_image_column(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("picture,nose_x,nose_y\na.png,1,2\n")
+    assert reading.read_points(tmp_path / "p.csv", columns="image=picture").images == ("a.png",)
+
+
+def test_a_point_of_two_pairs_of_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(errors.InputError, match=r"has x of the point 'nose' as 'nose_x' and 'x_nose'"):
+        read(tmp_path / "p.csv", "image,nose_x,nose_y,x_nose,y_nose\na.png,1,2,3,4\n")
+
+
+def test_names_too_long_for_a_file_are_refused() -> None:
+    with pytest.raises(errors.InputError, match=r"cannot read the points file|does not exist"):
+        reading.read_points("n" * 300)
+
+
+def test_names_without_their_individuals(tmp_path: Path) -> None:
+    table = read(tmp_path / "p.csv", "image,individual,point,x,y\na,m1,n,1,2\na,m2,e,3,4\n")
+    assert table.without_individuals().names == ("n", "e")
+    both = read(tmp_path / "p.csv", "image,individual,point,x,y\na,m1,n,1,2\na,m2,n,3,4\n")
+    assert both.without_individuals() is both

@@ -221,10 +221,14 @@ def test_list_with_ids_and_named_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("filename", "image_path"), ("image_path", "filename"), ("path", "file")])
-def test_of_a_path_and_its_tail_the_path_is_read(tmp_path: Path, names: tuple[str, str]) -> None:
-    touch(tmp_path, "a.png", "im/sub/a.png")
+def test_of_a_path_and_its_tail_the_one_is_read_that_leads_to_files(tmp_path: Path, names: tuple[str, str]) -> None:
+    touch(tmp_path, "im/sub/a.png")
     columns = {"image_path": ["im/sub/a.png"], "path": ["im/sub/a.png"], "filename": ["a.png"], "file": ["a.png"]}
     path = write_list(tmp_path / "l.csv", {name: columns[name] for name in names})
+    assert [image.path for image in listed.images(image_source.open_source(str(path)))] == ["im/sub/a.png"]
+    # Paths of another machine beside names that lead somewhere.
+    columns = {"image": ["im/sub/a.png"], "path": ["/home/somebody/im/sub/a.png"]}
+    path = write_list(tmp_path / "other.csv", columns)
     assert [image.path for image in listed.images(image_source.open_source(str(path)))] == ["im/sub/a.png"]
 
 
