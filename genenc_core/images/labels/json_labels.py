@@ -63,7 +63,7 @@ def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Itera
             if names.setdefault(item["id"], str(item["file_name"])) != str(item["file_name"]):
                 raise errors.InputError(
                     f"the points file {str(path)!r} gives the image id {item['id']!r} to {names[item['id']]!r} and to "
-                    f"{item['file_name']!r}: number its images anew"
+                    f"{item['file_name']!r}: give each image an id of its own"
                 )
         categories = {
             item["id"]: (str(item.get("name", item["id"])), [str(name) for name in item["keypoints"]])

@@ -79,7 +79,7 @@ def test_coco_with_two_kinds_of_animals(tmp_path: Path) -> None:
         ({"images": [7]}, "is damaged"),
         (
             {"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]},
-            "image id 7 to 'a' and to 'b': number its images anew",
+            "image id 7 to 'a' and to 'b': give each image an id of its own",
         ),
         (annotation(7, 1, 5), "annotation 5 has keypoints that are 5, not a list"),
         ({"images": {"a": 1}}, "is damaged"),
