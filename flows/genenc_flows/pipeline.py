@@ -73,12 +73,8 @@ def exported(given: UpdateParameters, folder: str, model_format: choices.ExportF
     (made,) = model.export_model(
         parameters.ExportParameters.model_validate({**options, "out": folder, "formats": (model_format,)})
     )
-    record = json.dumps({**asked, "weights_sha256": digest}, indent=2)
-
-    def write(partial: Path) -> None:
-        partial.write_text(f"{record}\n", encoding="utf-8")
-
-    files.replace(_record_of(made.spec_path), write)
+    record = (json.dumps({**asked, "weights_sha256": digest}, indent=2) + "\n").encode()
+    files.replace(_record_of(made.spec_path), lambda partial: files.write_new(partial, record))
     return made.spec_path
 
 
@@ -103,7 +99,8 @@ def _refuse_other(given: UpdateParameters, spec_path: Path) -> None:
     Raises:
         InputError: it is another one; the message names the differences.
     """
-    own, found = _recorded(spec_path), spec.load_spec(spec_path)
+    found = spec.load_spec(spec_path)
+    own = _recorded(_record_of(spec_path), found)
     asked = {name: value for name, value in _asked(given).items() if value}
     if asked.get("model") in (found.model_id, os.path.abspath(spec_path)):  # noqa: PTH100 -- keeps links
         del asked["model"]
@@ -120,9 +117,8 @@ def _refuse_other(given: UpdateParameters, spec_path: Path) -> None:
         )
 
 
-def _recorded(spec_path: Path) -> dict[str, Any]:
+def _recorded(record: Path, found: spec.RuntimeModelSpec) -> dict[str, Any]:
     """Return what was asked for when a model was exported; from its spec if it was not by this flow."""
-    found, record = spec.load_spec(spec_path), _record_of(spec_path)
     if record.exists():
         try:
             read = json.loads(record.read_text(encoding="utf-8"))

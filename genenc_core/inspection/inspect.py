@@ -22,7 +22,7 @@ from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.sources import folders, image_source, manifest
 from genenc_core.inspection import cost, images, sheet
 from genenc_core.inspection.parameters import InspectParameters
-from genenc_core.run import out_folder, planning
+from genenc_core.run import out_folder, planning, status
 from genenc_core.run.folder import DATASET
 from genenc_core.run.parameters import parse_image_size
 from genenc_core.store.backends.objects import is_remote
@@ -279,13 +279,7 @@ def _label_lines(labels: Labels) -> list[str]:
     said = [f"{text.plural(len(labels.names), 'point')} ({names}); of the images looked at: {states or 'none'}"]
     if labels.states.get("outside_view"):
         said.append("  outside view: cut off by the fit; --fit pad or stretch shows the model whole images")
-    if labels.absent:
-        said.append(f"  {text.plural(labels.absent, 'image')} of the points file not among the images")
-    if labels.images_without:
-        said.append(f"  {text.plural(labels.images_without, 'image')} without any label")
-    if labels.uncertain:
-        said.append(f"  {text.plural(labels.uncertain, 'label')} left out: below the least likelihood")
-    return said
+    return said + status.label_lines(dataclasses.asdict(labels))
 
 
 def _cost_lines(measured: cost.Cost, count: int) -> list[str]:
@@ -320,7 +314,7 @@ def write(found: Inspection, out: str) -> list[Path]:
 
 
 def _write(content: bytes, partial: Path) -> None:
-    partial.write_bytes(content)
+    files.write_new(partial, content)
 
 
 @contextlib.contextmanager

@@ -388,6 +388,18 @@ def _refuse(folder: RunFolder, problems: Sequence[verify.Problem]) -> None:
     )
 
 
+def label_lines(labels: Mapping[str, Any]) -> list[str]:
+    """Return what a manifest's `labels` count, apart from the points that were placed."""
+    lines = []
+    if labels.get("absent"):
+        lines.append(f"  {labels['absent']} images of the points file are not among the images")
+    if labels.get("uncertain"):
+        lines.append(f"  {plural(labels['uncertain'], 'label')} left out: below the least likelihood")
+    if labels.get("images_without"):
+        lines.append(f"  {plural(labels['images_without'], 'image')} without any label")
+    return lines
+
+
 def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> list[str]:
     """Return a text summary of a run: counts, then at most `most` unreadable images with reasons.
 
@@ -420,12 +432,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
     if found.labels.get("scale"):
         scale = PointsScale.parse(found.labels["scale"])
         lines.append(f"  the coordinates of the points file were {scale.describe()}")
-    if found.labels.get("absent"):
-        lines.append(f"  {found.labels['absent']} images of the points file are not among the images")
-    if found.labels.get("uncertain"):
-        lines.append(f"  {plural(found.labels['uncertain'], 'label')} left out: below the least likelihood")
-    if found.labels.get("images_without"):
-        lines.append(f"  {plural(found.labels['images_without'], 'image')} without any label")
+    lines += label_lines(found.labels)
     if found.left_out:
         lines.append(f"left out: {folders.describe(found.left_out)}")
     if found.foreign:

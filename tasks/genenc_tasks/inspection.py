@@ -1,8 +1,5 @@
 """Inspection task: look at images and labels before a run, and show them in the UI."""
 
-import base64
-import io
-
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -10,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from genenc_core import text
 from genenc_core.inspection import inspect as inspecting
 from genenc_core.inspection.parameters import InspectParameters
+from genenc_tasks import thumbnails
 from genenc_tasks.names import named
 from genenc_tasks.reporting import best_effort
 
@@ -29,6 +27,4 @@ def _markdown(found: inspecting.Inspection) -> str:
     said = "\n".join(f"- {text.markdown(line.strip())}" for line in inspecting.lines(found))
     if found.contact_sheet is None:
         return said
-    stored = io.BytesIO()
-    found.contact_sheet.convert("RGB").save(stored, format="JPEG", quality=80)
-    return f"{said}\n\n![contact sheet](data:image/jpeg;base64,{base64.b64encode(stored.getvalue()).decode()})\n"
+    return f"{said}\n\n![contact sheet]({thumbnails.url(found.contact_sheet, 'JPEG')})\n"

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from PIL import Image, ImageFile
 
@@ -61,11 +61,11 @@ def _drawn(paths: Sequence[str]) -> dict[str, str]:
     return {paths[at]: drawn for at, drawn in map(json.loads, whole)}
 
 
-def url(picture: Image.Image) -> str:
-    """Return a picture as a PNG in a data URL, which Prefect's pages show."""
+def url(picture: Image.Image, form: Literal["PNG", "JPEG"] = "PNG") -> str:
+    """Return a picture in a data URL, which Prefect's pages show."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture.save(buffer, form, optimize=True)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def main() -> None:
