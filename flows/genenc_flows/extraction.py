@@ -21,7 +21,7 @@ from genenc_core import choices, errors, text
 from genenc_core.encoding import cancellation
 from genenc_core.run import driver, load_order, options, parameters, records
 from genenc_core.run.folder import RunFolder
-from genenc_core.system import progress_rate
+from genenc_core.system import progress_rate, signals
 from genenc_flows import engines, lost_server, run_logs
 from genenc_tasks import extraction, reporting
 
@@ -158,6 +158,7 @@ class FlowSession(driver.Session):
         with (
             engines.started(self.engine) as self.runner,
             _watched(self.run, cancellation.current()),
+            signals.handled_at_once(),
             contextlib.suppress(errors.Stopped),
         ):
             super().encode_all(wanted)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from genenc_core import errors, text
-from genenc_core.system import exits, memory, progress_rate
+from genenc_core.system import exits, memory, progress_rate, signals
 
 if TYPE_CHECKING:
     import rich.console
@@ -305,7 +305,8 @@ def stop_on_signal(stop: Any) -> Iterator[None]:
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with signals.handled_at_once():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
