@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,7 @@ def wait_for_a_lock_that_is_freed_by(event: threading.Event) -> bool:
     held.acquire()
 
     def send() -> None:
+        wait_until_it_waits(threading.main_thread())
         os.kill(os.getpid(), signal.SIGTERM)
         seen.append(event.wait(PATIENCE))
         held.release()
@@ -41,6 +45,16 @@ def wait_for_a_lock_that_is_freed_by(event: threading.Event) -> bool:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         sender.join()
     return seen == [True]
+
+
+def wait_until_it_waits(thread: threading.Thread) -> None:
+    """Return when a thread has slept in the same instruction for a while."""
+    same, last = 0, -1
+    while same < 20:
+        now = sys._current_frames()[thread.ident or 0].f_lasti
+        state = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0]
+        same, last = (same + 1 if (now, state) == (last, "S") else 0), now
+        time.sleep(0.01)
 
 
 def unblocked(work: object) -> None:
