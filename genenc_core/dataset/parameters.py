@@ -23,7 +23,12 @@ class UpdateParameters(ExtractParameters):
     """Parameters of an update: those of an extraction; what is not given is as in the last update."""
 
     images: str = option(
-        "", help="A folder, a quoted glob, or a CSV/Parquet list.", group=INPUT, often=True, path=True, usually=_LAST
+        "",
+        help="A folder, a quoted glob, or a CSV/Parquet list of image files.",
+        group=INPUT,
+        often=True,
+        path=True,
+        usually=_LAST,
     )
     model: str = option(
         "",

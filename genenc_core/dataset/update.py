@@ -168,6 +168,11 @@ class Update:
         if self.given.limit is not None and self.given.limit < 1:
             raise errors.InputError(f"--limit {self.given.limit} leaves no images: give at least 1")
         source = planning.check_parameters(self.extract)
+        if source.kind == "members":
+            raise errors.InputError(
+                f"{self.extract.images!r} holds images inside a file, and datasets are made of image files: give "
+                "these, or extract a run"
+            )
         source = source if like is None else like.manifest.listed_alike(source)
         table = planning.read_labels(self.extract)
         if table is not None and folder is not None:

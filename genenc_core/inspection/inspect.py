@@ -142,7 +142,7 @@ def _listed(
         limit=limit,
         checkpoint=cancellation.current().raise_if_cancelled,
     )
-    if source.kind != "list":
+    if source.kind in ("folder", "glob"):
         folders.warn_of_text_order(listed.read(0, min(listed.rows, planning.CHECKED_NAMES)).image_ids)
     return listed
 

@@ -43,7 +43,17 @@ class InspectParameters(ExtractParameters):
 
 SHOWN = (
     *("images", "points", "model", "weights", "image_size", "fit", "products", "maps", "device", "batch_size"),
-    *("out", "sample", "image_column", "limit", "points_columns", "points_scale", "min_likelihood", "weights_key"),
+    *(
+        "out",
+        "sample",
+        "image_column",
+        "frames",
+        "limit",
+        "points_columns",
+        "points_scale",
+        "min_likelihood",
+        "weights_key",
+    ),
     *("layers", "mean", "std", "antialias", "canvas", "dtype", "decode_workers", "image_timeout", "max_megapixels"),
     *("backend", "precision", "trust"),
 )

@@ -61,7 +61,12 @@ TRUST: Any = option(False, help="Load artifacts of unknown digest, and import co
 class ExtractParameters(options.Parameters):
     """Parameters of an extraction: images, model, products and output."""
 
-    images: str = option(help="A folder, a quoted glob, or a CSV/Parquet list.", group=INPUT, often=True, path=True)
+    images: str = option(
+        help="A folder, a quoted glob, a CSV/Parquet list, or files with images inside: tar, video, array.",
+        group=INPUT,
+        often=True,
+        path=True,
+    )
     model: str = option(
         help="A model name, package.module:factory, a .toml/.yaml model file, a spec JSON, or the model_id of one.",
         group=MODEL,
@@ -121,6 +126,14 @@ class ExtractParameters(options.Parameters):
         values=("auto",),
     )
     image_column: str | None = option(None, help="The list's column of image paths.", group=INPUT, metavar="<column>")
+    frames: str | None = option(
+        None,
+        help="Which frames of videos, arrays and TIFF stacks are images; with it, a folder means these files in it.",
+        group=INPUT,
+        metavar="<all|A:B:STEP|N,N,...|N/s>",
+        values=("all", "1/s"),
+        usually="all; of a TIFF the first",
+    )
     limit: int | None = option(None, help="Only the first N images.", group=INPUT, usually="all images")
     image_timeout: float = option(
         60.0,

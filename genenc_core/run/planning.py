@@ -116,7 +116,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
             _refuse_other_run(run, design, listed)
             _refuse_other_shards(run, given.shard_rows)
             return run
-        if source.kind != "list":
+        if source.kind in ("folder", "glob"):
             folders.warn_of_text_order(listed.read(0, min(listed.rows, CHECKED_NAMES)).image_ids)
         warn_of_images(listed, given, table=table)
         publish(root, given, design, listed, scratch=scratch)
@@ -214,7 +214,7 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
         products.parse_product(product, dtype=given.dtype)
     backends.resolve_device(given.device)
     out_folder.check(given.out)
-    return image_source.open_source(given.images, image_column=given.image_column)
+    return image_source.open_source(given.images, image_column=given.image_column, frames=given.frames)
 
 
 def make_design(

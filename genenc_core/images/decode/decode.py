@@ -73,7 +73,7 @@ def decode_image(
         if header is None or header.many_scans:
             _check_scans(data)
         if header is not None and header.plain:
-            _check_size(header.height, header.width, max_pixels)
+            check_size(header.height, header.width, max_pixels)
             image = _decode_plain_jpeg(data, header, hint)
             if image is not None:
                 return image
@@ -89,7 +89,7 @@ def size_and_orientation(data: bytes | bytearray) -> tuple[tuple[int, int], int]
     """
     plugin = _plugin_for(data)
     if plugin is TiffImagePlugin.TiffImageFile:
-        page = tiff.Page(data)
+        page = tiff.Page.first(data)
         size, orientation = (page.width, page.height), headers.valid_orientation(page.orientation)
     elif plugin is PngImagePlugin.PngImageFile:  # Pillow stops before the pixels, but EXIF may follow them
         parsed = png.parse(data)
@@ -152,7 +152,8 @@ def _plugin_for(data: bytes | bytearray) -> type[ImageFile.ImageFile]:
     return plugin
 
 
-def _check_size(height: int, width: int, max_pixels: int) -> None:
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """Check that an image has at most `max_pixels`; raises `ImageUnreadable`."""
     if height * width > max_pixels:
         limit = f"{max_pixels / 1e6:g} megapixels"
         raise ImageUnreadable(f"{width} x {height} pixels, above the limit of {limit}; raise it with --max-megapixels")
@@ -186,7 +187,7 @@ def _decode_plain_jpeg(data: bytes | bytearray, header: headers.JpegHeader, hint
 def _decode_with_pillow(data: bytes | bytearray, plugin: type[ImageFile.ImageFile], max_pixels: int) -> Decoded:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # user code may have set it, which turns missing rows grey
     with plugin(io.BytesIO(data)) as image:
-        _check_size(image.height, image.width, max_pixels)
+        check_size(image.height, image.width, max_pixels)
         tiff_orientation = image.tag_v2.get(274) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
         covered = image.tile[0][1] if image.tile else None
         if isinstance(image, PpmImagePlugin.PpmImageFile):
@@ -221,8 +222,8 @@ def _check_samples(image: PpmImagePlugin.PpmImageFile, data: bytes | bytearray) 
 
 def _decode_tiff(data: bytes | bytearray, max_pixels: int) -> Decoded:
     """Decode the first page, with Pillow or tifffile depending on its tags."""
-    page = tiff.Page(data)
-    _check_size(page.height, page.width, max_pixels)
+    page = tiff.Page.first(data)
+    check_size(page.height, page.width, max_pixels)
     if page.pillow_reads:
         return _decode_with_pillow(data, TiffImagePlugin.TiffImageFile, max_pixels)
     orientation = headers.valid_orientation(page.orientation)
@@ -231,7 +232,7 @@ def _decode_tiff(data: bytes | bytearray, max_pixels: int) -> Decoded:
 
 def _decode_png(data: bytes | bytearray, max_pixels: int) -> Decoded:
     parsed = png.parse(data)
-    _check_size(parsed.height, parsed.width, max_pixels)
+    check_size(parsed.height, parsed.width, max_pixels)
     if parsed.is_wide_colour:
         rgb = _rgb_from_wide(parsed)
     else:

@@ -170,7 +170,7 @@ class GpuDecoder:
         """
         waiting: list[tuple[load_image.ReadFile, headers.JpegHeader]] = []
         for file in files:
-            header = None if file.error is not None else self.header(file.data)
+            header = None if file.error is not None or file.image is not None else self.header(file.data)
             if header is None:
                 yield file, None
             else:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from genenc_core import errors
 
+MAX_BYTES = 4 * 2**30
+"""Of one image's file."""
 LARGEST_MEGAPIXELS = 4000
 """Keeps well below the 32-bit size limits of Pillow and libjpeg."""
 

@@ -12,12 +12,14 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import torch
 
+from genenc_core.images.containers import kinds
+from genenc_core.images.containers.container import Content, Mark
+from genenc_core.images.containers.reader import ContainerReader
 from genenc_core.images.decode import decode, decoded, geometry
-from genenc_core.images.decode.limits import Limits
+from genenc_core.images.decode.limits import MAX_BYTES, Limits
 from genenc_core.images.sources import file_stamps
 from genenc_core.system import digests
 
-MAX_BYTES = 4 * 2**30
 REMEDY: Final = "restore the original, or accept the file as it is with --accept-changed"
 """For a file that is not the planned one."""
 Cause = Literal["image", "file", "changed"]
@@ -68,6 +70,8 @@ class Request(NamedTuple):
     """-1 if the file was missing."""
     planned_mtime_ns: int | None = None
     """Modification time; None accepts any."""
+    member: str = ""
+    """Where the image is in the file, as in `containers.container.Member.at`; "": the file is the image."""
 
 
 class _Changed(decoded.ImageUnreadable):
@@ -83,6 +87,13 @@ class ReadFile(NamedTuple):
     changed: str | None = None
     stamp: file_stamps.Stamp | None = None
     error: Exception | None = None
+    image: decoded.Decoded | None = None
+    """Of a container of pixels; otherwise `data` are to be decoded."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in memory."""
+        return len(self.data) if self.image is None else self.image.pixels.numel()
 
 
 class Reader:
@@ -91,6 +102,7 @@ class Reader:
     def __init__(self, fitter: geometry.Fitter, limits: Limits) -> None:
         self._fitter = fitter
         self._limits = limits
+        self._containers = ContainerReader()
         self.seconds = 0.0
         """Total time spent reading files so far."""
 
@@ -98,14 +110,16 @@ class Reader:
         """Read and hash the file of one image; errors are returned as `error`, which `decode` raises or records."""
         stamp = None
         try:
-            data, status = self._timed_read(request.path)
-            stamp = _stamp(request, status)
-            changed = change(request, len(data), status.st_mtime_ns)
+            content = self._timed_read(request)
+            stamp = _stamp(request, content.mark)
+            changed = change(request, content.mark.size, content.mark.mtime_ns)
+            image = None if content.pixels is None else _decoded(content)
             if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
                 raise _Changed(changed)
         except Exception as error:
             return ReadFile(request, stamp=stamp, error=error)
-        return ReadFile(request, data, digests.IMAGE_FILE.hex(data), changed, stamp)
+        digest = digests.IMAGE_FILE.hex(content.data if image is None else content.values)
+        return ReadFile(request, content.data, digest, changed, stamp, image=image)
 
     def decode(
         self, file: ReadFile, *, into: np.ndarray | None = None, image: decoded.Decoded | None = None
@@ -118,6 +132,7 @@ class Reader:
         try:
             if file.error is not None:
                 raise file.error
+            image = image or file.image
             if image is None:
                 image = decode.decode_image(file.data, max_pixels=self._limits.pixels, hint=self._fitter.hint)
             pixels, affine = self._fitter.fit(image, into=into)
@@ -136,10 +151,13 @@ class Reader:
             stamp=file.stamp,
         )
 
-    def _timed_read(self, path: str) -> tuple[bytearray, os.stat_result]:
+    def _timed_read(self, request: Request) -> Content:
         began = time.perf_counter()
         try:
-            return read(path)
+            if request.member:
+                return self._containers.read(request.path, request.member, most_pixels=self._limits.pixels)
+            data, status = read(request.path)
+            return Content(data, Mark.of(status))
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -149,7 +167,7 @@ class Reader:
             if error.errno in _SYSTEM_FAULTS:
                 raise error
             if file.request.planned_bytes >= 0 and not self._limits.accept_changed:
-                _require_folder(file.request.path, error)
+                _require_folder(kinds.place_of(file.request.path) if file.request.member else file.request.path, error)
         return unreadable(
             file.request.row,
             _reason(error),
@@ -214,13 +232,18 @@ def unreadable(
     )
 
 
-def _stamp(request: Request, status: os.stat_result) -> file_stamps.Stamp | None:
-    if request.planned_mtime_ns is None or status.st_size != request.planned_bytes:
+def _decoded(content: Content) -> decoded.Decoded:
+    pixels = decode.upright(torch.from_numpy(content.pixels).permute(2, 0, 1), content.orientation)
+    return decoded.Decoded(pixels=pixels, orientation=content.orientation, size=(pixels.shape[1], pixels.shape[2]))
+
+
+def _stamp(request: Request, mark: Mark) -> file_stamps.Stamp | None:
+    if request.planned_mtime_ns is None or mark.size != request.planned_bytes:
         return None
-    touched = status.st_ctime_ns
+    touched = mark.ctime_ns
     if os.path.islink(request.path):  # noqa: PTH114
         touched = max(touched, file_stamps.last_renamed(request.path, {}))
-    return file_stamps.Stamp(status.st_size, request.planned_mtime_ns, status.st_mtime_ns, touched)
+    return file_stamps.Stamp(mark.size, request.planned_mtime_ns, mark.mtime_ns, touched)
 
 
 def read(path: str) -> tuple[bytearray, os.stat_result]:

@@ -49,34 +49,44 @@ _PILLOW_READS = frozenset(
 
 
 class Page:
-    """The first page of a TIFF.
+    """A page of a TIFF.
 
     Raises:
         ImageUnreadable: no page, a truncated one, or inconsistent tags.
     """
 
-    def __init__(self, data: bytes | bytearray) -> None:
-        import tifffile
-
+    def __init__(self, tiff: Any, index: int = 0) -> None:
+        """Take a page of an open `tifffile.TiffFile`."""
         try:
-            pages: Any = tifffile.TiffFile(io.BytesIO(data)).pages
-            self._page: Any = pages[0]
-            if self._page.is_reduced and _has_second(pages):
+            self._file = tiff.filehandle
+            self._page: Any = tiff.pages[index]
+            if not index and self._page.is_reduced and _has_second(tiff.pages):
                 raise ImageUnreadable(
                     "the first page of this TIFF is a reduced version of another (NewSubfileType 1): write the full "
                     "image first, or only that"
                 )
             self._read_tags()
-            missing = self._lacks_strips(len(data)) or self._ends_in_zeros(data)
+            missing = self._lacks_strips(self._file.size) or self._ends_in_zeros()
         except ImageUnreadable:
             raise
         except Exception as error:  # the parser may raise anything for damaged data
             raise ImageUnreadable(f"damaged TIFF: {_reason(error)}") from error
-        self.big = data[2:4] in (b"+\0", b"\0+")
+        self.big = bool(tiff.is_bigtiff)
         if min(self.height, self.width, self.samples) < 1:
             raise ImageUnreadable(f"damaged TIFF: {self.width} x {self.height} pixels of {self.samples} samples")
         if missing:
             raise ImageUnreadable("truncated TIFF: some of its pixels are missing")
+
+    @classmethod
+    def first(cls, data: bytes | bytearray) -> "Page":
+        """Return the first page of a file's bytes."""
+        import tifffile
+
+        try:
+            tiff = tifffile.TiffFile(io.BytesIO(data))
+        except Exception as error:
+            raise ImageUnreadable(f"damaged TIFF: {_reason(error)}") from error
+        return cls(tiff)
 
     def _read_tags(self) -> None:
         tags = self._page.tags
@@ -106,12 +116,15 @@ class Page:
         ends = [offset + count for offset, count in zip(offsets, counts, strict=True)]
         return not ends or min(counts) <= 0 or max(ends) > size
 
-    def _ends_in_zeros(self, data: bytes | bytearray) -> bool:
+    def _ends_in_zeros(self) -> bool:
         """Return whether fax lines end in zeros, of which libtiff makes white ones; encoders write 1 at most."""
         if self.compression not in _FAX:
             return False
-        parts = zip(self._page.dataoffsets, self._page.databytecounts, strict=True)
-        return any(data[at : at + size].endswith(bytes(_MOST_ZEROS)) for at, size in parts)
+        for offset, size in zip(self._page.dataoffsets, self._page.databytecounts, strict=True):
+            self._file.seek(offset)
+            if self._file.read(size).endswith(bytes(_MOST_ZEROS)):
+                return True
+        return False
 
     @property
     def pillow_reads(self) -> bool:
@@ -279,6 +292,12 @@ class Page:
         colours = self._colour_map()
         rgb: np.ndarray = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)[indices]
         return rgb
+
+
+def has_planes_behind(tiff: Any) -> bool:
+    """Return whether the one page of an open TIFF has planes behind it, as ImageJ and tifffile write them."""
+    marked = tiff.is_imagej or tiff.is_stk or tiff.is_shaped
+    return bool(marked) and len(tiff.pages) == 1 and tiff.series[0].size > tiff.pages.first.size
 
 
 def _has_second(pages: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Labels of DeepLabCut: `CollectedData_*.csv` or `.h5` of a folder, and whole projects.
+"""Labels of DeepLabCut: `CollectedData_*.csv` or `.h5` of a folder, whole projects, and predictions on videos.
 
 Several animals are told apart by their name, and a point of no animal in particular (`single`) by that.
 """
@@ -16,6 +16,8 @@ from genenc_core.images.sources import tables
 
 HEADER: Final = ("scorer", "individuals", "bodyparts", "coords")
 FOLDER: Final = "labeled-data"
+_PREDICTIONS: Final = "DLC_"
+"""What follows the video's name in the names of files of predictions."""
 HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf")
 _Point = tuple[str, str]
 """Individual and body part."""
@@ -70,7 +72,7 @@ def csv_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     The image is in one column, or in three (labeled-data, folder, file).
 
     Raises:
-        InputError: not of this form, of several scorers, or predictions on a video, whose rows name no images.
+        InputError: not of this form, of several scorers, or predictions of a video that the file's name does not say.
     """
     lines = tables.iter_csv(path)
     header = _csv_header(path, lines)
@@ -79,7 +81,7 @@ def csv_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     for line, cells in lines:
         if not any(cells):
             continue
-        image = _image(f"{path}: line {line}", [cell.strip() for cell in cells[:index_columns]])
+        image = _image(path, f"line {line}", [cell.strip() for cell in cells[:index_columns]])
         if len(cells) < len(header["coords"]):
             raise errors.InputError(
                 f"{path}: line {line} has {len(cells)} cells, its header has {len(header['coords'])}: is the file "
@@ -104,7 +106,7 @@ def hdf5_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     header = {name: [column[at] for column in frame.columns] for at, name in enumerate(frame.levels) if name in HEADER}
     columns = _columns(str(path), header, 0, unused=unused)
     for at, (index, values) in enumerate(zip(frame.rows, frame.values.tolist(), strict=True), start=1):
-        image = _image(f"{path}: row {at}", index)
+        image = _image(path, f"row {at}", index)
         yield from _labels(str(path), f"row {at}", image, values, columns)
 
 
@@ -163,7 +165,9 @@ def _shown(point: _Point) -> str:
     return ".".join(filter(None, point))
 
 
-def _image(place: str, parts: Sequence[str]) -> str:
+def _image(path: Path, row: str, parts: Sequence[str]) -> str:
+    """Return the name of a row's image; of predictions, `VIDEO#FRAME`."""
+    place = f"{path}: {row}"
     if any(parts) and not all(parts):
         raise errors.InputError(
             f"{place} names its image in {len(parts)} cells, some of which are empty: {list(parts)}. Write the folders "
@@ -171,11 +175,13 @@ def _image(place: str, parts: Sequence[str]) -> str:
         )
     image = "/".join(parts)
     if image.isdecimal():
-        raise errors.InputError(
-            f"{place} is for frame {image} of a video: these are DeepLabCut's predictions on a video, whose rows name "
-            "no images. Pass the labels of its frames (labeled-data/VIDEO/CollectedData_*.csv), or a tidy table "
-            "image,point,x,y"
-        )
+        video, mark, _ = path.name.rpartition(_PREDICTIONS)
+        if not mark or not video:
+            raise errors.InputError(
+                f"{place} is for frame {image} of a video, but the file's name does not say of which: name it "
+                f"VIDEO{_PREDICTIONS}....csv, as DeepLabCut does, where VIDEO is the video's name without its ending"
+            )
+        return f"{video}#{int(image)}"
     if not image.strip("/"):
         raise errors.InputError(f"{place} names no image")
     return image

@@ -65,7 +65,7 @@ class Matcher:
                 self._by_end.setdefault(end, []).append(index)
         self._deepest = max((path.count("/") for path in self._by_name), default=0) + 1
 
-    def add(self, row: int, image_id: str, path: str, *, named: int) -> None:
+    def add(self, row: int, image_id: str, path: str, *, named: int, alias: str | None = None) -> None:
         """Compare one image with the names.
 
         Args:
@@ -73,7 +73,10 @@ class Matcher:
             image_id: its identity.
             path: its absolute POSIX path.
             named: number of trailing path components that belong to the source: its folder and everything below.
+            alias: another identity.
         """
+        if alias is not None:
+            self._compare(row, alias, path, image_id, path, named)
         self._compare(row, image_id, path, image_id, path, named)
         if _BLANK_EDGE.search(path) or _BLANK_EDGE.search(image_id):
             self._compare(row, _without_blanks(image_id), _without_blanks(path), image_id, path, named)

@@ -69,11 +69,20 @@ class Job:
     """Rows of a block that are assigned to a worker together."""
 
     def __init__(
-        self, block: Block, at: int, paths: Sequence[str], planned: np.ndarray, *, retry: bool = False
+        self,
+        block: Block,
+        at: int,
+        paths: Sequence[str],
+        members: Sequence[str],
+        planned: np.ndarray,
+        *,
+        retry: bool = False,
     ) -> None:
         self.block = block
         self.at = at
         self.paths = paths
+        self.members = members
+        """As in `Piece`."""
         self.planned = planned
         self.retry = retry
         """Whether it is a single row on its second try."""
@@ -86,13 +95,20 @@ class Job:
     def retries(self) -> list["Job"]:
         """Return its rows one by one, for a second try."""
         return [
-            Job(self.block, self.at + each, self.paths[each : each + 1], self.planned[each : each + 1], retry=True)
+            Job(
+                self.block,
+                self.at + each,
+                self.paths[each : each + 1],
+                self.members[each : each + 1],
+                self.planned[each : each + 1],
+                retry=True,
+            )
             for each in range(len(self))
         ]
 
     def packed(self) -> bytes:
         """Serialise to a message."""
-        return Piece(self.block.slot + self.at, self.paths, self.planned).packed()
+        return Piece(self.block.slot + self.at, self.paths, self.members, self.planned).packed()
 
 
 class _Worker:

@@ -70,24 +70,27 @@ _ROW = struct.Struct("=" + _packed_form(RECORD))
 
 
 class Piece(NamedTuple):
-    """Rows to read: their first slot in the slab, paths, and planned sizes and times."""
+    """Rows to read: their first slot in the slab, paths, members, and planned sizes and times."""
 
     slot: int
     paths: Sequence[str]
+    members: Sequence[str]
+    """Where the images are in these files; empty if the files are images."""
     planned: np.ndarray
     """int64 `[n, 2]`."""
 
     def packed(self) -> bytes:
         """Serialise to a message."""
-        return _HEAD.pack(self.slot, len(self.paths)) + self.planned.tobytes() + os.fsencode("\0".join(self.paths))
+        names = os.fsencode("\0".join([*self.paths, *self.members]))
+        return _HEAD.pack(self.slot, len(self.paths)) + self.planned.tobytes() + names
 
     @classmethod
     def of(cls, message: bytes) -> "Piece":
         """Parse a message."""
         slot, count = _HEAD.unpack_from(message)
         planned = np.frombuffer(message, np.int64, 2 * count, _HEAD.size).reshape(count, 2)
-        paths = os.fsdecode(message[_HEAD.size + planned.nbytes :]).split("\0")
-        return cls(slot, paths, planned)
+        names = os.fsdecode(message[_HEAD.size + planned.nbytes :]).split("\0")
+        return cls(slot, names[:count], names[count:], planned)
 
 
 class Seconds(NamedTuple):
@@ -315,10 +318,12 @@ def _files(piece: Piece, reader: load_image.Reader, counter: memoryview) -> Iter
     """Read the files of a piece in groups, because alternating with decoding slows Python down."""
     files: list[load_image.ReadFile] = []
     size = 0
-    for at, (path, (planned_bytes, mtime_ns)) in enumerate(zip(piece.paths, piece.planned.tolist(), strict=True)):
+    members = piece.members or [""] * len(piece.paths)
+    rows = zip(piece.paths, members, piece.planned.tolist(), strict=True)
+    for at, (path, member, (planned_bytes, mtime_ns)) in enumerate(rows):
         counter[0] += 1
-        files.append(reader.read(load_image.Request(at, path, planned_bytes, mtime_ns)))
-        size += len(files[-1].data)
+        files.append(reader.read(load_image.Request(at, path, planned_bytes, mtime_ns, member)))
+        size += files[-1].size
         if size >= READ_BYTES:
             yield from files
             files, size = [], 0

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from genenc_core import errors, spec
+from genenc_core.images.containers import kinds
 from genenc_core.images.decode import load_image
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load import decode_pool, decode_worker
@@ -222,9 +223,8 @@ class ImageLoader:
         count = self._manifest.rows - (stop - start)
         sample = range(0, count, max(count // _PROBED_FILES, 1))[:_PROBED_FILES]
         for row in (at if at < start else at + stop - start for at in sample):
-            (path,) = self._manifest.read(row, row + 1).paths
-            with contextlib.suppress(OSError), Path(path).open("rb") as file:
-                file.read(1)
+            listed = self._manifest.read(row, row + 1)
+            if _is_readable(listed.paths[0], inside=bool(listed.members[0])):
                 return True
         return not sample
 
@@ -240,19 +240,23 @@ class ImageLoader:
         """Yield the rows as blocks of one batch each, without memory yet."""
         rows, planned = np.empty(0, np.int64), np.empty((0, 2), np.int64)
         paths: list[str] = []
+        members: list[str] = []
         for first in range(start, stop, _ROWS_READ):
             listed = self._manifest.read(first, min(first + _ROWS_READ, stop))
             wanted, more = np.arange(first, first + len(listed)), listed.paths
+            inside = listed.members if self._manifest.has_members else []
             numbers = np.stack([listed.bytes, listed.mtime_ns], axis=1)
             if only is not None:
                 kept = [at for at, row in enumerate(wanted.tolist()) if row in only]
                 wanted, more, numbers = wanted[kept], [more[at] for at in kept], numbers[kept]
+                inside = [inside[at] for at in kept] if inside else []
+            members = members + inside
             rows, paths, planned = np.concatenate([rows, wanted]), paths + more, np.concatenate([planned, numbers])
             last = first + _ROWS_READ >= stop
             while len(rows) >= self._batch or (last and len(rows)):
                 size = self._batch
-                yield _Block(rows[:size], paths[:size], planned[:size], self._piece)
-                rows, paths, planned = rows[size:], paths[size:], planned[size:]
+                yield _Block(rows[:size], paths[:size], members[:size], planned[:size], self._piece)
+                rows, paths, members, planned = rows[size:], paths[size:], members[size:], planned[size:]
 
     def _allocate(self, block: "_Block", *, wait: bool) -> bool:
         """Assign memory to a block; return False if none is free and not `wait`."""
@@ -283,6 +287,18 @@ class ImageLoader:
             parts.append(carried.pop(0))
             size -= len(first.rows)
         return LoadedBatch(parts, [each.memory for each in parts])
+
+
+def _is_readable(path: str, *, inside: bool) -> bool:
+    """Return whether a file, or a container by the path of what is inside, can be read."""
+    place = Path(kinds.place_of(path) if inside else path)
+    with contextlib.suppress(OSError):
+        if inside and place.is_dir():
+            return any(place.iterdir())
+        with place.open("rb") as file:
+            file.read(1)
+            return True
+    return False
 
 
 class _SharedMemory:
@@ -346,12 +362,14 @@ class _BlockResult:
 class _Block:
     """Rows of one batch that are processed by the workers in pieces."""
 
-    def __init__(self, rows: np.ndarray, paths: Sequence[str], planned: np.ndarray, piece: int) -> None:
+    def __init__(
+        self, rows: np.ndarray, paths: Sequence[str], members: Sequence[str], planned: np.ndarray, piece: int
+    ) -> None:
         self.rows = rows
         self.answers: dict[int, Answer] = {}
         """By the position of their first row."""
         self.pieces = [
-            decode_pool.Job(self, at, paths[at : at + piece], planned[at : at + piece])
+            decode_pool.Job(self, at, paths[at : at + piece], members[at : at + piece], planned[at : at + piece])
             for at in range(0, len(rows), piece)
         ]
         self.missing = len(rows)

@@ -9,6 +9,7 @@ from typing import Any
 import tifffile
 from PIL import GifImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from genenc_core.images.decode import tiff
 from genenc_core.images.sources import folders, manifest
 
 SAMPLED_FILES = 64
@@ -29,13 +30,13 @@ class MultipleFrames(UserWarning):
 
 def check(listed: manifest.Manifest) -> None:
     """Warn if some of a sample of TIFF, GIF and WebP files hold more than the one frame that is encoded."""
-    paths = _sample(listed)
+    paths = [] if listed.has_members else _sample(listed)
     more = [path for path in paths if _has_more(os.path.join(listed.root, folders.to_path(path)))]  # noqa: PTH118
     if more:
         warnings.warn(
             f"{len(more)} of {len(paths)} TIFF, GIF and WebP files checked hold several frames, pages or channels as "
-            f"pages, such as {more[0]!r}: only the first of each is encoded. If the others matter, write each to a "
-            "separate file, or channels as one RGB image",
+            f"pages, such as {more[0]!r}: only the first of each is encoded. If the others are "
+            "images too, take them with --frames all; write channels as one RGB image",
             MultipleFrames,
             stacklevel=2,
         )
@@ -62,8 +63,10 @@ def _has_more(path: str) -> bool:
     try:
         if not Path(path).is_file():  # opening a pipe would block
             return False
-        if plugin is TiffImagePlugin.TiffImageFile and _is_stack(path):
-            return True
+        if plugin is TiffImagePlugin.TiffImageFile:
+            with tifffile.TiffFile(path) as file:
+                if tiff.has_planes_behind(file):
+                    return True
         with plugin(path) as image:
             image.seek(1)
             # Reduced versions and masks of the first page do not count.
@@ -71,10 +74,3 @@ def _has_more(path: str) -> bool:
             return not int(kind) & _REDUCED_OR_MASK
     except Exception:  # seeking past the only frame fails; damaged files are reported by the run
         return False
-
-
-def _is_stack(path: str) -> bool:
-    """Return whether a one-page TIFF holds further planes behind it, as ImageJ, MetaMorph and tifffile write them."""
-    with tifffile.TiffFile(path) as tiff:
-        marked = tiff.is_imagej or tiff.is_stk or tiff.is_shaped
-        return bool(marked) and len(tiff.pages) == 1 and tiff.series[0].size > tiff.pages.first.size

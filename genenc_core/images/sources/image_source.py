@@ -1,13 +1,16 @@
-"""Image sources: a folder, a glob, or a CSV/Parquet list."""
+"""Image sources: a folder, a glob, a CSV/Parquet list, or files with images inside."""
 
 import glob
 import os
-from collections.abc import Collection
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from genenc_core import errors
+from genenc_core.images.containers import kinds
+from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import heif
 from genenc_core.images.sources import tables
 
@@ -20,7 +23,7 @@ IMAGE_COLUMNS = (
     *("image", "path", "file", "filename", "image_path", "file_name", "filepath", "file_path", "img", "image_name"),
     *("img_path", "image_file", "img_name", "images"),
 )
-"""Rows of a list that are compared at once."""
+"""Names of a list's column of images, the likeliest first."""
 
 
 def readable_extensions() -> tuple[str, ...]:
@@ -32,15 +35,20 @@ def readable_extensions() -> tuple[str, ...]:
 class ImageSource:
     """Location and kind of a set of images."""
 
-    kind: Literal["folder", "glob", "list"]
+    kind: Literal["folder", "glob", "list", "members"]
+    """`members`: the images are inside files, as `containers` reads them."""
     root: Path
     """Absolute folder that relative paths are resolved against."""
     location: str
-    """The folder, the absolute glob pattern, or the list file."""
+    """The folder, the absolute glob pattern, or the file."""
     image_column: str | None
     """Lists only: the column that names the images."""
     extensions: tuple[str, ...] = field(default_factory=readable_extensions)
-    """Folders and globs only: extensions that count as images."""
+    """Folders and globs only: extensions that count as images, or as containers of them."""
+    files: tuple[str, ...] = ()
+    """Containers that are named one by one, relative to `root`."""
+    frames: str | None = None
+    """Members only: which frames are images, as `Frames.parse` reads it."""
     earlier_glob: bool = False
     """Whether `X/**` also matches files that match `X`, as in earlier versions, instead of as in Python's `glob`."""
 
@@ -49,15 +57,17 @@ class ImageSource:
 
     def describe(self) -> str:
         """Return a short description for messages."""
-        return f"the {self.kind} {self.location!r}"
+        return f"the images in {self.location!r}" if self.kind == "members" else f"the {self.kind} {self.location!r}"
 
 
-def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
+def open_source(images: str, *, image_column: str | None = None, frames: str | None = None) -> ImageSource:
     """Return the source that `images` names, after cheap checks only; nothing is listed yet.
 
     A glob supports `*`, `?`, `[...]` and `**` (any folders) and, like a folder, yields only files with an image
     extension; a single image file is a glob without wildcards. A list needs a column of image names: `image_column`, or
-    the first match in `IMAGE_COLUMNS`, case-insensitive but preferring the exact case.
+    the first match in `IMAGE_COLUMNS`, case-insensitive but preferring the exact case. A tar archive, a video or an
+    array, a glob of such files, or several named as `shard-{0000..0123}.tar`, yields the images inside; with `frames`
+    also the pages of TIFFs, and all such files of a folder.
 
     Raises:
         InputError: nothing there, an unreadable folder, an unsupported file, or a list without the column.
@@ -68,6 +78,9 @@ def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
             "the images argument is empty, perhaps an unset variable; use '.' for the current folder"
         )
     path = Path(images)
+    inside = _members_source(images, image_column, frames)
+    if inside is not None:
+        return inside
     if path.is_file() and tables.is_table(path):
         return _list_source(path, image_column)
     if image_column is not None:
@@ -84,6 +97,71 @@ def open_source(images: str, *, image_column: str | None = None) -> ImageSource:
     if glob.has_magic(images):
         return _glob_source(images)
     raise errors.InputError(f"{images!r} does not exist; pass a folder, a quoted glob, or a CSV/Parquet list")
+
+
+def _members_source(images: str, column: str | None, frames: str | None) -> ImageSource | None:
+    """Return the source of images inside files; None if `images` are files themselves."""
+    Frames.parse(frames)
+    known = kinds.ALWAYS if frames is None else kinds.ALWAYS | kinds.WITH_FRAMES
+    path = Path(images)
+    if path.is_file() and (cells := tables.image_cells(path, column, IMAGE_COLUMNS)) is not None:
+        return _files_source([f"{images}/{cells}"], images, frames)
+    if (place := kinds.file_of(images)) is not None and (
+        place != images.rstrip("/") or kinds.extension(place) in known
+    ):
+        return _files_source([images], images, frames)
+    if frames is not None and path.is_dir():
+        root = _readable_folder(path)
+        extensions = tuple(sorted(kinds.WITH_FRAMES))
+        return ImageSource(
+            kind="members", root=root, location=str(root), image_column=None, extensions=extensions, frames=frames
+        )
+    if glob.has_magic(images) and not path.exists() and kinds.extension(images) in known | {"parquet"}:
+        source = _glob_source(images)
+        return replace(source, kind="members", extensions=(kinds.extension(images),), frames=frames)
+    named = _expanded(images)
+    if named and not path.exists():
+        missing = [each for each in named if kinds.file_of(each) is None]
+        if missing:
+            raise errors.InputError(f"{images!r} names {len(named)} files, and {missing[0]!r} does not exist")
+        return _files_source(named, images, frames)
+    if path.is_dir() and kinds.is_zarr(path):
+        raise errors.InputError(f"{images!r} is a Zarr folder: rename it to end in .zarr")
+    if frames is not None:
+        raise errors.InputError(
+            f"--frames {frames} needs videos, TIFFs or arrays, or a folder of them, and {images!r} is not one"
+        )
+    return None
+
+
+def _files_source(named: Sequence[str], location: str, frames: str | None) -> ImageSource:
+    """Return the source of named containers."""
+    full = [Path(os.path.abspath(each)) for each in named]  # noqa: PTH100 -- links are kept as named
+    above = Path(os.path.commonpath([kinds.place_of(str(each)) for each in full]))
+    root = (above.parent if len(full) == 1 else above).resolve()
+    files = tuple(f"{each.parent.resolve() / each.name}" for each in full)
+    relative = tuple(str(Path(each).relative_to(root)) if Path(each).is_relative_to(root) else each for each in files)
+    return ImageSource(
+        kind="members", root=root, location=location, image_column=None, extensions=(), files=relative, frames=frames
+    )
+
+
+_RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+
+
+def _expanded(images: str) -> list[str]:
+    """Return the names that `{0000..0123}` stands for, as in a shell; none without such a range."""
+    found = _RANGE.search(images)
+    if found is None:
+        return []
+    first, last = map(int, found.groups())
+    if last - first >= _MOST_NAMED:
+        raise errors.InputError(f"{images!r} names {last - first + 1} files: name at most {_MOST_NAMED}")
+    names = (f"{images[: found.start()]}{n:0{len(found[1])}}{images[found.end() :]}" for n in range(first, last + 1))
+    return [each for name in names for each in (_expanded(name) or [name])]
+
+
+_MOST_NAMED = 1_000_000
 
 
 def _readable_folder(path: Path) -> Path:

@@ -1,9 +1,8 @@
 """Early warning about an input size that was given as width x height."""
 
-import os
 import warnings
 
-from genenc_core.images.sources import folders, label_check, manifest
+from genenc_core.images.sources import label_check, manifest
 
 
 class TurnedSize(UserWarning):
@@ -15,8 +14,9 @@ def check(listed: manifest.Manifest, option: str, size: tuple[int, int]) -> None
 
     Only these two numbers raise the warning: other sizes may be upright on purpose.
     """
-    for batch in listed.iter_columns(["path"], batch_rows=1):
-        found = label_check.image_size(os.path.join(listed.root, folders.to_path(str(batch.column(0)[0]))))  # noqa: PTH118
+    if listed.rows:
+        first = listed.read(0, 1)
+        found = label_check.image_size(first.paths[0], first.members[0])
         if found is not None and found.shown == size and size[0] != size[1]:
             height, width = size
             warnings.warn(
@@ -25,4 +25,3 @@ def check(listed: manifest.Manifest, option: str, size: tuple[int, int]) -> None
                 TurnedSize,
                 stacklevel=3,
             )
-        return

@@ -1,7 +1,7 @@
 """Early check for coordinates that look normalised, swapped, or made on frames of another size."""
 
+import contextlib
 import dataclasses
-import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,10 @@ import tifffile
 from PIL import Image
 
 from genenc_core import errors
+from genenc_core.images.containers import kinds
 from genenc_core.images.decode import decode, load_image
 from genenc_core.images.labels.scale import NORMALIZED, PERCENT
-from genenc_core.images.sources import folders, manifest, manifest_rows
+from genenc_core.images.sources import manifest, manifest_rows
 
 SAMPLED_IMAGES = 64
 """Labelled images, evenly spread over the manifest, whose sizes are read."""
@@ -243,14 +244,10 @@ def _sizes(listed: manifest.Manifest, labelled: list[int]) -> dict[int, "ImageSi
     spread = [labelled[at] for at in np.linspace(0, len(labelled) - 1, min(len(labelled), MAX_TRIED)).astype(int)]
     # Every second one first, so that the sample is still evenly spread if it is full early.
     wanted = [*spread[::2], *spread[1::2]]
-    at: dict[int, str] = {}
-    first = 0
-    for batch in listed.iter_columns(["path"]):
-        at |= {row: str(batch.column(0)[row - first]) for row in wanted if first <= row < first + batch.num_rows}
-        first += batch.num_rows
     sizes: dict[int, ImageSize] = {}
     for row in wanted:
-        size = image_size(os.path.join(listed.root, folders.to_path(at[row])))  # noqa: PTH118
+        found = listed.read(row, row + 1)
+        size = image_size(found.paths[0], found.members[0])
         if size is not None:
             sizes[row] = size
         if len(sizes) == SAMPLED_IMAGES:
@@ -258,16 +255,28 @@ def _sizes(listed: manifest.Manifest, labelled: list[int]) -> dict[int, "ImageSi
     return sizes
 
 
-def image_size(path: str) -> "ImageSize | None":
-    """Return an image's size from its header, or None if the header is unreadable."""
+def image_size(path: str, member: str = "") -> "ImageSize | None":
+    """Return the size of an image, or of a container's member, or None if the header is unreadable."""
     try:
-        if Path(path).stat().st_size > LARGEST_FILE:
+        if member:
+            shown, orientation = _size_of_member(path, member)
+        elif Path(path).stat().st_size > LARGEST_FILE:
             shown, orientation = _size_of_large(path)
         else:
             shown, orientation = decode.size_and_orientation(load_image.read(path)[0])
     except Exception:  # a damaged header may raise anything; the run reports the image
         return None
     return ImageSize(shown, shown[::-1] if orientation >= 5 else shown)
+
+
+def _size_of_member(path: str, member: str) -> tuple[tuple[int, int], int]:
+    """Return width and height, upright, and the EXIF orientation of a container's member."""
+    with contextlib.closing(kinds.open_container(path)) as container:
+        content = container.read(member)
+    if content.pixels is None:
+        return decode.size_and_orientation(content.data)
+    height, width = content.pixels.shape[:2]
+    return ((height, width) if content.orientation >= 5 else (width, height)), content.orientation
 
 
 def _size_of_large(path: str) -> tuple[tuple[int, int], int]:

@@ -20,7 +20,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from genenc_core import errors
-from genenc_core.images.sources import folders, image_source, tables
+from genenc_core.images.sources import folders, image_source, members, tables
+from genenc_core.images.sources.block import Block
 
 _THREADS = 64
 """Files that are asked for at once: a network file system takes 0.1 to 1 ms for each."""
@@ -36,34 +37,6 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\|//")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _LONGEST_NAME = 4096
 """PATH_MAX of Linux, in bytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Consecutive images: identities, paths, sizes and modification times."""
-
-    image_ids: list[str]
-    """Same as `paths`, or the list's `image_id` column."""
-    paths: list[str]
-    """POSIX; relative to the source's root if below it, else absolute; escaped as by `folders.to_text`."""
-    bytes: list[int]
-    """File sizes; -1 if the file is missing."""
-    mtime_ns: list[int]
-    """Modification times in nanoseconds; -1 if the file is missing."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def first(self, count: int) -> "Block":
-        """Return the first `count` images, or all if there are fewer."""
-        if count >= len(self):
-            return self
-        return Block(
-            image_ids=self.image_ids[:count],
-            paths=self.paths[:count],
-            bytes=self.bytes[:count],
-            mtime_ns=self.mtime_ns[:count],
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +67,11 @@ def iter_blocks(
     Raises:
         InputError: a folder cannot be listed, or a list has an empty or repeated entry (repeats are found at the end).
     """
+    if source.kind == "members":
+        yield from members.iter_blocks(
+            source, limit=limit, block_rows=block_rows, left_out=left_out, checkpoint=checkpoint
+        )
+        return
     named_blocks = (
         _iter_list(source, limit, block_rows)
         if source.kind == "list"

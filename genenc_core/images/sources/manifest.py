@@ -22,6 +22,7 @@ from genenc_core.images.labels import matching
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders, image_source, listing, manifest_rows
+from genenc_core.images.sources.block import Block
 from genenc_core.system import files, memory
 
 LOGGER = logging.getLogger(__name__)
@@ -53,6 +54,14 @@ class Rows:
         folder = os.path.join(self._root, "")  # noqa: PTH118
         paths = map(folders.to_path, self._table.column("path").to_pylist())
         return [path if path.startswith(os.sep) else folder + path for path in paths]  # as os.path.join, in bulk
+
+    @functools.cached_property
+    def members(self) -> list[str]:
+        """Where each image is in its file, as in `containers.container.Member.at`; "" for files that are images."""
+        if manifest_rows.MEMBER_COLUMN not in self._table.column_names:
+            return [""] * len(self)
+        members: list[str] = self._table.column(manifest_rows.MEMBER_COLUMN).to_pylist()
+        return members
 
     @functools.cached_property
     def bytes(self) -> np.ndarray:
@@ -101,6 +110,8 @@ class Manifest:
     """As in `ImageSource`."""
     listed_ns: int | None = field(default=None, compare=False)
     """When its files were listed, in nanoseconds since 1970, by this machine's clock; None if not recorded."""
+    has_members: bool = field(default=False, compare=False)
+    """Whether its images are inside files."""
     opener: Callable[[], BinaryIO] | None = None
     """Opens the file if it is not local."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
@@ -109,6 +120,16 @@ class Manifest:
     """First row of every row group, and the number of rows at the end."""
     kept: dict[int, pa.Table] = field(default_factory=dict, compare=False, repr=False)
     """Cache of the row groups read last."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        """Its columns but for the row."""
+        return manifest_rows.content_columns(self.point_names, members=self.has_members)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its schema."""
+        return manifest_rows.schema(self.point_names, members=self.has_members)
 
     @property
     def individuals(self) -> tuple[str, ...]:
@@ -141,7 +162,7 @@ class Manifest:
                 f"{path} is a Parquet file, but not a genenc manifest of version {manifest_rows.VERSION}"
             )
         root, digest, point_names = _described(path, stored)
-        _require_columns(path, footer, point_names)
+        has_members = _require_columns(path, footer, point_names)
         return cls(
             path=path,
             root=root,
@@ -154,6 +175,7 @@ class Manifest:
             earlier_glob=b"genenc.glob" not in stored,
             system_folders=b"genenc.system_folders" not in stored,
             listed_ns=_listed_ns(path, stored),
+            has_members=has_members,
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
@@ -196,10 +218,9 @@ class Manifest:
         Raises:
             StoreError: the file is damaged.
         """
-        digest = manifest_rows.Digest(self.point_names)
-        columns = ["image_id", "path", "bytes", "mtime_ns", *(manifest_rows.POINT_COLUMNS if self.point_names else ())]
+        digest = manifest_rows.Digest(self.point_names, members=self.has_members)
         try:
-            for batch in self.iter_columns(columns):
+            for batch in self.iter_columns(self.content_columns):
                 digest.update(batch)
         except (ValueError, UnicodeDecodeError) as error:
             raise errors.StoreError(f"{self.path} is damaged: {error}") from error
@@ -218,15 +239,9 @@ class Manifest:
         """Return a row group; the last few are cached, since each holds the rows of many shards."""
         table = self.kept.get(index)
         if table is None:
-            columns = [
-                "image_id",
-                "path",
-                *manifest_rows.NUMBER_COLUMNS,
-                *(manifest_rows.POINT_COLUMNS if self.point_names else ()),
-            ]
             try:
                 with self._file() as file:
-                    table = file.read_row_group(index, columns=columns, use_threads=False)
+                    table = file.read_row_group(index, columns=list(self.content_columns), use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise _damage(self.path, error) from error
             if len(self.kept) >= _GROUPS_KEPT:
@@ -289,18 +304,21 @@ def _left_out(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, tuple[int,
         raise errors.StoreError(f"{path} is damaged: genenc.left_out: {error}") from error
 
 
-def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> None:
+def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> bool:
+    """Check the columns, and return whether the images are inside files."""
     try:
         stored = footer.schema.to_arrow_schema()
+        has_members = manifest_rows.MEMBER_COLUMN in stored.names
         wrong = [
             field.name
-            for field in manifest_rows.schema(point_names)
+            for field in manifest_rows.schema(point_names, members=has_members)
             if field.name not in stored.names or stored.field(field.name).type != field.type
         ]
     except (KeyError, pa.ArrowException) as error:
         raise _damage(path, error) from error
     if wrong:
         raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are missing or of the wrong type")
+    return has_members
 
 
 def write_manifest(
@@ -350,7 +368,7 @@ def write_manifest(
             listed = Manifest.open(spool)
             placed = matcher.result() if listed.rows else _nowhere(points)
             _log_unmatched(placed, points)
-            spooled = listed.iter_columns(manifest_rows.schema(()).names, batch_rows=manifest_rows.GROUP_ROWS)
+            spooled = listed.iter_columns(listed.schema.names, batch_rows=manifest_rows.GROUP_ROWS)
             blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in spooled)
             _write(
                 *(partial, blocks, source, points),
@@ -384,7 +402,7 @@ def write_selection(path: Path, listed: Manifest, rows: np.ndarray) -> Manifest:
         InputError: the path is not writable.
         StoreError: the manifest is damaged.
     """
-    columns = manifest_rows.schema(listed.point_names).names
+    columns = listed.schema.names
 
     def chosen() -> Iterator[pa.RecordBatch]:
         first = 0
@@ -410,12 +428,10 @@ def write_like(path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.Reco
     """
 
     def write(partial: Path) -> None:
-        digest, labelled, count = manifest_rows.Digest(like.point_names), 0, 0
+        digest, labelled, count = manifest_rows.Digest(like.point_names, members=like.has_members), 0, 0
         stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
         with partial.open("xb") as file:
-            with parquet.ParquetWriter(
-                file, manifest_rows.schema(like.point_names), compression="zstd", use_dictionary=False
-            ) as writer:
+            with parquet.ParquetWriter(file, like.schema, compression="zstd", use_dictionary=False) as writer:
                 for block in manifest_rows.regrouped(blocks()):
                     writer.write_batch(block)
                     digest.update(block)
@@ -443,11 +459,7 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
     if old.digest == new.digest:
         return "no difference"
     point_names = (old.point_names, new.point_names)
-    columns = ["image_id", "path", "bytes", "mtime_ns"]
-    tables = []
-    for manifest in (old, new):
-        wanted = columns + (list(manifest_rows.POINT_COLUMNS) if manifest.point_names else [])
-        tables.append(pa.Table.from_batches(manifest.iter_columns(wanted)))
+    tables = [pa.Table.from_batches(each.iter_columns(each.content_columns)) for each in (old, new)]
     return manifest_rows.describe(tables[0], tables[1], point_names=point_names)
 
 
@@ -457,7 +469,7 @@ def _matched(
     limit: int | None,
     left_out: folders.LeftOut,
     checkpoint: Callable[[], None],
-) -> Iterator[listing.Block]:
+) -> Iterator[Block]:
     """Yield the first `limit` images, passing all of them to the matcher."""
     first = 0
     own = 0 if source.kind == "list" else 1
@@ -466,12 +478,21 @@ def _matched(
     ) as blocks:
         for block in blocks:
             for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
+                # Labels name a member as if its container were a folder.
+                path = path if block.members is None else image_id
                 full = f"{source.root}/{path}" if path[0] != "/" else path
-                matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own)
+                alias = None if block.members is None else _frame_of_stem(image_id)
+                matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own, alias=alias)
             first += len(block)
             kept = len(block) if limit is None else limit - (first - len(block))
             if kept > 0:
                 yield block.first(kept)
+
+
+def _frame_of_stem(image_id: str) -> str | None:
+    """Return the name of a frame as predictions have it, `clip#17` of `a/clip.mp4#17`; None for other members."""
+    place, _, number = image_id.rpartition("#")
+    return f"{Path(place).stem}#{number}" if place and number.isdecimal() else None
 
 
 def _nowhere(points: PointTable) -> matching.Placement:
@@ -510,11 +531,12 @@ def _write(
 ) -> None:
     """Write blocks of rows and the manifest's metadata; raise `InputError` if there are no rows and must be."""
     point_names = () if points is None else points.names
-    digest = manifest_rows.Digest(point_names)
+    members = source.kind == "members"
+    digest = manifest_rows.Digest(point_names, members=members)
     count = with_label = 0
     with path.open("xb") as file:
         with parquet.ParquetWriter(
-            file, manifest_rows.schema(point_names), compression="zstd", use_dictionary=False
+            file, manifest_rows.schema(point_names, members=members), compression="zstd", use_dictionary=False
         ) as writer:
             # Compression and hashing, without Python's lock, go on beside the listing.
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="genenc-manifest") as pool:
@@ -537,7 +559,11 @@ def _write(
                     **({} if listed_ns is None else {"genenc.listed_ns": str(listed_ns)}),
                     **({} if source.kind == "list" else {"genenc.extensions": ",".join(source.extensions)}),
                     **({} if source.kind == "list" or source.system_folders else {"genenc.system_folders": "skipped"}),
-                    **({"genenc.glob": "python"} if source.kind == "glob" and not source.earlier_glob else {}),
+                    **(
+                        {"genenc.glob": "python"}
+                        if source.kind in ("glob", "members") and not source.earlier_glob
+                        else {}
+                    ),
                     **({"genenc.left_out": _as_json(left_out)} if left_out and left_out.kinds else {}),
                     **({} if points is None else {"genenc.labels": _labels(count, with_label, absent, points)}),
                 }
@@ -546,7 +572,11 @@ def _write(
         os.fsync(file.fileno())
     if count == 0 and not may_be_empty:
         reason = (
-            "it has no rows" if source.kind == "list" else f"looked for files ending in {', '.join(source.extensions)}"
+            f"looked for files ending in {', '.join(source.extensions)}"
+            if source.extensions and source.kind != "list"
+            else "it has no rows"
+            if source.kind == "list"
+            else "it has none"
         )
         if left_out is not None and left_out.kinds:
             reason += f"; {folders.describe(left_out.kinds)}"

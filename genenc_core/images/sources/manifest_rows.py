@@ -1,5 +1,6 @@
 """Manifest rows as Arrow batches: schema, points, digest, and the difference between two manifests."""
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genenc_core.images.sources import listing
+from genenc_core.images.sources.block import Block
 from genenc_core.system import digests
 
 VERSION = "1"
@@ -15,6 +16,8 @@ GROUP_ROWS = 16384
 """Rows per Parquet row group, the least that reading one shard's rows decodes."""
 
 TEXT_COLUMNS = ("image_id", "path")
+MEMBER_COLUMN = "member"
+"""Where an image is in its file; only in manifests of images inside files."""
 NUMBER_COLUMNS = ("bytes", "mtime_ns")
 POINT_COLUMNS = ("point_x", "point_y")
 _SHOWN = 3
@@ -23,9 +26,9 @@ _SHOWN = 3
 class Digest:
     """Incremental sha256 over manifest rows, one hash per column, independent of the block size."""
 
-    def __init__(self, point_names: Sequence[str]) -> None:
+    def __init__(self, point_names: Sequence[str], *, members: bool = False) -> None:
         self._point_names = list(point_names)
-        columns = (*TEXT_COLUMNS, *NUMBER_COLUMNS, *(POINT_COLUMNS if point_names else ()))
+        columns = content_columns(point_names, members=members)
         self._hashes = {column: digests.ROWS.new() for column in columns}
 
     def update(self, block: pa.RecordBatch) -> None:
@@ -33,7 +36,7 @@ class Digest:
         texts: dict[str, bytes] = {}
         for column, column_hash in self._hashes.items():
             values = block.column(column)
-            if column in TEXT_COLUMNS:
+            if column in (*TEXT_COLUMNS, MEMBER_COLUMN):
                 same = next((other for other in texts if values.equals(block.column(other))), None)
                 texts[column] = texts[same] if same else _joined(values)
                 column_hash.update(texts[column])
@@ -73,11 +76,22 @@ def _joined(values: pa.Array) -> bytes:
     return joined.tobytes()
 
 
-def schema(point_names: Sequence[str]) -> pa.Schema:
+def content_columns(point_names: Sequence[str], *, members: bool) -> tuple[str, ...]:
+    """Return the columns of a manifest but for the row."""
+    return (
+        *TEXT_COLUMNS,
+        *((MEMBER_COLUMN,) if members else ()),
+        *NUMBER_COLUMNS,
+        *(POINT_COLUMNS if point_names else ()),
+    )
+
+
+def schema(point_names: Sequence[str], *, members: bool = False) -> pa.Schema:
     """Return the schema of a manifest; point columns are lists of one value per name, in that order."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
         *(pa.field(column, pa.string(), nullable=False) for column in TEXT_COLUMNS),
+        *((pa.field(MEMBER_COLUMN, pa.string(), nullable=False),) if members else ()),
         *(pa.field(column, pa.int64(), nullable=False) for column in NUMBER_COLUMNS),
     ]
     if point_names:
@@ -85,20 +99,22 @@ def schema(point_names: Sequence[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def blocks(listed: Iterable[listing.Block]) -> Iterator[pa.RecordBatch]:
+def blocks(listed: Iterable[Block]) -> Iterator[pa.RecordBatch]:
     """Convert listed images to record batches without points, with rows numbered from 0."""
     start = 0
     for block in listed:
         ids = _texts(block.image_ids)
+        members = () if block.members is None else (_texts(block.members),)
         yield pa.record_batch(
             [
                 _numbers(np.arange(start, start + len(block))),
                 ids,
                 ids if block.paths == block.image_ids else _texts(block.paths),
+                *members,
                 _numbers(block.bytes),
                 _numbers(block.mtime_ns),
             ],
-            schema=schema(()),
+            schema=schema((), members=bool(members)),
         )
         start += len(block)
 
@@ -131,7 +147,8 @@ def with_points(block: pa.RecordBatch, placed: Mapping[int, int], xy: np.ndarray
     values[np.isnan(values)] = np.nan  # one bit pattern for every NaN, for the digest
     points = [pa.FixedSizeListArray.from_arrays(pa.array(values[..., axis].ravel()), xy.shape[1]) for axis in (0, 1)]
     names = [str(index) for index in range(xy.shape[1])]
-    return pa.record_batch([*block.columns, *points], schema=schema(names))
+    members = MEMBER_COLUMN in block.schema.names
+    return pa.record_batch([*block.columns, *points], schema=schema(names, members=members))
 
 
 def regrouped(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -213,10 +230,8 @@ def describe(old: pa.Table, new: pa.Table, *, point_names: tuple[Sequence[str], 
 
 def _changed(old: pa.Table, new: pa.Table) -> tuple[int, list[str]]:
     """Return how many images in both tables changed, and a description of the first few."""
-    differ = pc.or_(
-        pc.or_(pc.not_equal(old["bytes"], new["bytes"]), pc.not_equal(old["mtime_ns"], new["mtime_ns"])),
-        pc.not_equal(old["path"], new["path"]),
-    )
+    compared = ("bytes", "mtime_ns", "path", *({MEMBER_COLUMN} & {*old.column_names} & {*new.column_names}))
+    differ = functools.reduce(pc.or_, (pc.not_equal(old[name], new[name]) for name in compared))
     before, after = old.filter(differ), new.filter(differ)
     pairs = zip(before.slice(0, _SHOWN).to_pylist(), after.slice(0, _SHOWN).to_pylist(), strict=True)
     return after.num_rows, [_detail(*pair) for pair in pairs]

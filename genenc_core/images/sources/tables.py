@@ -81,6 +81,39 @@ def count_columns(path: Path, words: Sequence[str]) -> int:
     return sum(_plain(name) in wanted for name in column_names(path))
 
 
+def image_cells(path: Path, column: str | None, usual: Sequence[str]) -> str | None:
+    """Return the column of a Parquet file whose cells are images themselves; None if it is none, or names files.
+
+    Args:
+        path: any file.
+        column: the chosen column; None for the first of `usual`, or else the only one that holds images.
+        usual: names of columns of images, in lower case.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if path.suffix.lower() not in PARQUET_SUFFIXES:
+        return None
+    with _open_parquet(path) as file:
+        found, names = image_columns(file.schema_arrow), file.schema_arrow.names
+    if column is None:
+        usual_names = [name for word in usual for name in names if name.lower() == word]
+        column = next(iter(usual_names), found[0] if len(found) == 1 else None)
+    return column if column in found else None
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of a Parquet file that may hold image files: bytes, or structs with `bytes`."""
+    return [field.name for field in schema if _holds_bytes(field.type)]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        names = [kind.field(at).name for at in range(kind.num_fields)]
+        return "bytes" in names and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def refuse_bytes(path: Path, column: str) -> None:
     """Check that a Parquet column can name files.
 
@@ -97,17 +130,7 @@ def refuse_bytes(path: Path, column: str) -> None:
         return
     if str(kind) == "string_view":
         return
-    parts = [kind.field(at).name for at in range(kind.num_fields)] if pa.types.is_struct(kind) else []
-    images = "bytes" in parts or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    what = f"the images themselves ({kind})" if images else f"{kind}, not text"
-    cell = f"row[{column!r}]" + ("['bytes']" if "bytes" in parts else "")
-    remedy = (
-        f"Write them to files first (pathlib.Path(f'{{number:08}}.jpg').write_bytes({cell}) for each row), and pass "
-        "that folder"
-        if images
-        else "Choose a column of paths"
-    )
-    raise errors.InputError(f"the column {column!r} of {path} holds {what}, not image paths. {remedy}")
+    raise errors.InputError(f"the column {column!r} of {path} holds {kind}, not image paths. Choose a column of paths")
 
 
 def iter_cells(

@@ -1,0 +1,1 @@
+"""Images inside files: tar archives, videos, stacks and arrays, and tables with images in their cells."""

@@ -1,0 +1,119 @@
+"""What every kind of file with images inside offers: its members in order, and one member's content."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from genenc_core.images.containers.frames import Frames
+from genenc_core.images.decode import decode
+from genenc_core.images.decode.decoded import ImageUnreadable
+
+
+class Mark(NamedTuple):
+    """What shows that a member is still the planned one; of the file, or of the member's part of it."""
+
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    """Last modification, in nanoseconds since 1970."""
+    ctime_ns: int
+    """When content, name or permissions last changed, in nanoseconds since 1970."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "Mark":
+        """Return the mark of a file."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class Member(NamedTuple):
+    """One image of a container."""
+
+    name: str
+    """What its image_id adds to the container's: `/a/b.png`, `#17`."""
+    at: str
+    """Where it is, for `read`."""
+
+
+class Content(NamedTuple):
+    """What was read of a member."""
+
+    data: bytes | bytearray
+    """An image file's bytes; empty with `pixels`."""
+    mark: Mark
+    pixels: np.ndarray | None = None
+    """uint8 RGB `[H, W, 3]`; None: decode `data`."""
+    values: bytes | bytearray | memoryview = b""
+    """What `pixels` were made of, as stored in the container or, of a video or a TIFF, as decoded; this is hashed."""
+    orientation: int = 1
+    """EXIF orientation 1 to 8 of the pixels, not yet applied."""
+
+
+class Container(Protocol):
+    """A file with images inside, open for reading."""
+
+    frames: bool
+    """Whether its members are numbered frames, of which some can be selected."""
+
+    @classmethod
+    def open(cls, path: str) -> "Container":
+        """Open it; a path may end in the name of an array inside.
+
+        Raises:
+            ImageUnreadable: it is damaged, or not of this kind; the reason.
+            OSError: it cannot be read.
+        """
+        ...
+
+    def members(self, frames: Frames) -> Iterator[Member]:
+        """Yield the members in a fixed order; raises as `open`."""
+        ...
+
+    def left_out(self) -> Iterator[str]:
+        """Yield the names of what `members` passed over, after it ended."""
+        ...
+
+    def mark(self, at: str) -> Mark:
+        """Return a member's mark; raises `OSError`."""
+        ...
+
+    def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
+        """Return a member's content, unless it has more than `most_pixels`; raises as `open`."""
+        ...
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
+
+def file_mark(path: str) -> Mark:
+    """Return the mark of a regular file.
+
+    Raises:
+        ImageUnreadable: it is a pipe or a device.
+        OSError: it cannot be asked for.
+    """
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageUnreadable("not a regular file")
+    return Mark.of(status)
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception's message in one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def index_of(at: str, count: int) -> int:
+    """Return the number of a frame.
+
+    Raises:
+        ImageUnreadable: the container has fewer frames.
+    """
+    index = int(at)
+    if not 0 <= index < count:
+        raise ImageUnreadable(f"there is no frame {index}: it has {count}")
+    return index

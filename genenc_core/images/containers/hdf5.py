@@ -1,0 +1,126 @@
+"""Stacks in HDF5 files; needs h5py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genenc_core.images.containers import arrays
+from genenc_core.images.containers.container import Container, Content, Mark, Member, file_mark, index_of, one_line
+from genenc_core.images.containers.frames import Frames
+from genenc_core.images.decode import decode
+from genenc_core.images.decode.decoded import ImageUnreadable
+
+_SHOWN = 8
+
+
+class Hdf5(Container):
+    """A dataset of frames: the only one in the file that may be one, or the one that the path names."""
+
+    frames = True
+
+    def __init__(self, path: Path, file: Any, name: str) -> None:
+        self._file = file
+        self._path = path
+        self._mark = file_mark(str(path))
+        self._data = self._dataset(name) if name else self._only_dataset()
+        arrays.check_type(self._data.dtype)
+        self._axes = arrays.Axes.of(self._data.shape)
+
+    @classmethod
+    def open(cls, path: str) -> "Hdf5":
+        """Open it; raises as `Container.open`."""
+        try:
+            import h5py
+        except ImportError as error:
+            raise ImageUnreadable("HDF5 needs h5py: pip install 'genenc[hdf5]'") from error
+        at = next((each for each in (Path(path), *Path(path).parents) if each.is_file()), Path(path))
+        file_mark(str(at))
+        try:
+            file = h5py.File(at, "r", locking=False)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise ImageUnreadable(f"damaged or unsupported HDF5: {one_line(error)}") from error
+        try:
+            return cls(at, file, Path(path).relative_to(at).as_posix().removeprefix("."))
+        except BaseException:
+            file.close()
+            raise
+
+    def _dataset(self, name: str) -> Any:
+        import h5py
+
+        try:
+            link = self._file.get(name, getlink=True)
+            data = self._file[name] if isinstance(link, h5py.HardLink) else None
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            raise ImageUnreadable(f"it has no dataset {name!r}: it has {self._described()}") from error
+        if not isinstance(data, h5py.Dataset):
+            raise ImageUnreadable(f"{name!r} is no dataset in this file: it has {self._described()}")
+        if data.external or data.is_virtual:
+            raise ImageUnreadable(f"the values of {name!r} are in other files, which are not followed")
+        return data
+
+    def _only_dataset(self) -> Any:
+        found = [name for name, data in self._datasets().items() if _may_be_frames(data)]
+        if len(found) != 1:
+            what = "several datasets that may be frames" if found else "no dataset of frames"
+            raise ImageUnreadable(f"it has {what}: name one, as {self._path.name}/NAME; it has {self._described()}")
+        return self._dataset(found[0])
+
+    def _datasets(self) -> dict[str, Any]:
+        import h5py
+
+        found: dict[str, Any] = {}
+
+        def visit(name: str, item: Any) -> None:  # hard links only
+            if isinstance(item, h5py.Dataset):
+                found[name] = item
+
+        try:
+            self._file.visititems(visit)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ImageUnreadable(f"damaged HDF5: {one_line(error)}") from error
+        return found
+
+    def _described(self) -> str:
+        found = [f"{name} {list(data.shape or ())} {data.dtype}" for name, data in self._datasets().items()]
+        return (", ".join(found[:_SHOWN]) or "none") + (", ..." if len(found) > _SHOWN else "")
+
+    def members(self, frames: Frames) -> Iterator[Member]:
+        """Yield the frames."""
+        for index in frames.of(self._axes.frames):
+            yield Member(f"#{index}", str(index))
+
+    def left_out(self) -> Iterator[str]:
+        """Yield nothing."""
+        yield from ()
+
+    def mark(self, at: str) -> Mark:  # noqa: ARG002
+        """Return the file's mark."""
+        return self._mark
+
+    def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
+        """Return a frame; raises as `Container.read`."""
+        index = index_of(at, self._axes.frames)
+        arrays.check_shape(self._data.shape, self._axes, most_pixels)
+        try:
+            frame = np.ascontiguousarray(self._data[index] if self._axes.stacked else self._data[()])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ImageUnreadable(f"damaged HDF5: {one_line(error)}") from error
+        pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
+        return Content(b"", file_mark(str(self._path)), pixels, frame.data.cast("B"))
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()
+
+
+def _may_be_frames(data: Any) -> bool:
+    try:
+        arrays.check_type(data.dtype)
+        return len(data.shape) > 2 and bool(arrays.Axes.of(data.shape))
+    except ImageUnreadable:
+        return False

@@ -1,0 +1,84 @@
+"""NumPy's `.npy` files: one array, of which single frames are read in place."""
+
+import os
+from collections.abc import Iterator
+from io import FileIO
+from math import prod
+
+import numpy as np
+
+from genenc_core.images.containers import arrays
+from genenc_core.images.containers.container import Container, Content, Mark, Member, index_of, one_line
+from genenc_core.images.containers.frames import Frames
+from genenc_core.images.decode import decode
+from genenc_core.images.decode.decoded import ImageUnreadable
+
+_LARGEST_HEADER = 2**20
+
+
+class Npy(Container):
+    """An array of frames; `arrays` has the rules."""
+
+    frames = True
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        status = os.fstat(file.fileno())
+        self._mark = Mark.of(status)
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            shape, fortran, self._kind = read(file, max_header_size=_LARGEST_HEADER)
+        except (ValueError, KeyError, EOFError, SyntaxError, RecursionError) as error:
+            raise ImageUnreadable(f"damaged or unsupported npy: {one_line(error)}") from error
+        if fortran and len(shape) > 1:
+            raise ImageUnreadable("its array is in Fortran order: save numpy.ascontiguousarray(array)")
+        arrays.check_type(self._kind)
+        self._axes = arrays.Axes.of(shape)
+        self._whole = shape
+        self._shape = shape[1:] if self._axes.stacked else shape
+        self._start, self._bytes = file.tell(), prod(self._shape) * self._kind.itemsize
+        if self._start + self._axes.frames * self._bytes > status.st_size:
+            raise ImageUnreadable(f"truncated npy: {list(shape)} values of {self._kind} need more bytes than it has")
+
+    @classmethod
+    def open(cls, path: str) -> "Npy":
+        """Open it; raises as `Container.open`."""
+        file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        try:
+            return cls(file)
+        except BaseException:
+            file.close()
+            raise
+
+    def members(self, frames: Frames) -> Iterator[Member]:
+        """Yield the frames."""
+        for index in frames.of(self._axes.frames):
+            yield Member(f"#{index}", str(index))
+
+    def left_out(self) -> Iterator[str]:
+        """Yield nothing."""
+        yield from ()
+
+    def mark(self, at: str) -> Mark:  # noqa: ARG002
+        """Return the file's mark."""
+        return self._mark
+
+    def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
+        """Return a frame; raises as `Container.read`."""
+        index = index_of(at, self._axes.frames)
+        arrays.check_shape(self._whole, self._axes, most_pixels)
+        data, start = bytearray(self._bytes), self._start + index * self._bytes
+        filled = 0
+        while filled < len(data):
+            count = os.preadv(self._file.fileno(), [memoryview(data)[filled:]], start + filled)
+            if not count:
+                raise ImageUnreadable("truncated npy: it ends before this frame")
+            filled += count
+        frame = np.frombuffer(data, self._kind).reshape(self._shape)
+        pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
+        return Content(b"", Mark.of(os.fstat(self._file.fileno())), pixels, data)
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()

@@ -1,0 +1,93 @@
+"""Tar archives, such as WebDataset's: members are read in place."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+
+from genenc_core.images.containers.container import Container, Content, Mark, Member, one_line
+from genenc_core.images.containers.frames import Frames
+from genenc_core.images.decode import decode
+from genenc_core.images.decode.decoded import ImageUnreadable
+from genenc_core.images.decode.limits import MAX_BYTES
+from genenc_core.images.sources import image_source
+
+
+class Tar(Container):
+    """An uncompressed tar archive; regular files with an image extension are its images, in its own order."""
+
+    frames = False
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._mark = Mark.of(os.fstat(descriptor))
+        self._others: list[str] = []
+
+    @classmethod
+    def open(cls, path: str) -> "Tar":
+        """Open it; raises `OSError`."""
+        return cls(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+    def members(self, frames: Frames) -> Iterator[Member]:  # noqa: ARG002 -- has none
+        """Yield the images.
+
+        Raises:
+            ImageUnreadable: it is compressed, damaged or truncated, or holds two images of one name.
+        """
+        seen: set[int] = set()
+        end = 0
+        try:
+            with tarfile.open(self._path, "r:", errorlevel=2) as archive:
+                for info in archive:
+                    archive.members.clear()  # type: ignore[attr-defined] # it would keep all
+                    end = info.offset_data + (info.size if info.isreg() else 0)
+                    if end > self._mark.size:
+                        raise ImageUnreadable(f"truncated tar: {info.name!r} ends after the end of the file")
+                    name = info.name.removeprefix("./")
+                    if not _is_image(info, name):
+                        if not info.isdir():
+                            self._others.append(name)
+                        continue
+                    if hash(name) in seen:
+                        raise ImageUnreadable(f"it holds {name!r} twice: write it once")
+                    seen.add(hash(name))
+                    yield Member(f"/{name}", f"{info.offset_data}+{info.size}")
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            reason = f"damaged or compressed tar ({one_line(error)}): unpack it, or write it again without compression"
+            raise ImageUnreadable(reason) from error
+        if end + 2 * tarfile.BLOCKSIZE > self._mark.size:
+            raise ImageUnreadable("truncated tar: it does not end with two empty blocks")
+
+    def left_out(self) -> Iterator[str]:
+        """Yield the names of other files."""
+        yield from self._others
+
+    def mark(self, at: str) -> Mark:  # noqa: ARG002
+        """Return the archive's mark."""
+        return self._mark
+
+    def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:  # noqa: ARG002 -- they are decoded later
+        """Return a file's bytes.
+
+        Raises:
+            ImageUnreadable: it is too large, or the archive is truncated.
+            OSError: it cannot be read.
+        """
+        offset, size = map(int, at.split("+"))
+        if size > MAX_BYTES:
+            raise ImageUnreadable(f"{size} bytes, above the limit of {MAX_BYTES} bytes per file")
+        data = os.pread(self._descriptor, size, offset)
+        while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
+            data += more
+        if len(data) < size:
+            raise ImageUnreadable(f"truncated tar: {len(data)} of {size} bytes")
+        return Content(data, Mark.of(os.fstat(self._descriptor)))
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._descriptor)
+
+
+def _is_image(info: tarfile.TarInfo, name: str) -> bool:
+    hidden = name.rpartition("/")[2].startswith(".")
+    return info.isreg() and not info.issparse() and not hidden and image_source.has_image_extension(name)

@@ -1,0 +1,74 @@
+"""TIFF files of several pages, each a frame."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from genenc_core.images.containers.container import Container, Content, Mark, Member, file_mark, index_of, one_line
+from genenc_core.images.containers.frames import Frames
+from genenc_core.images.decode import decode, headers, tiff
+from genenc_core.images.decode.decoded import ImageUnreadable
+
+
+class TiffStack(Container):
+    """Pages of full resolution, by the same rules as the first page of a TIFF that is one image."""
+
+    frames = True
+
+    def __init__(self, path: str, file: Any) -> None:
+        self._path = path
+        self._file = file
+        self._mark = file_mark(path)
+
+    @classmethod
+    def open(cls, path: str) -> "TiffStack":
+        """Open it; raises as `Container.open`."""
+        import tifffile
+
+        file_mark(path)
+        try:
+            return cls(path, tifffile.TiffFile(path))
+        except OSError:
+            raise
+        except Exception as error:  # the parser may raise anything for damaged data
+            raise ImageUnreadable(f"damaged TIFF: {one_line(error)}") from error
+
+    def members(self, frames: Frames) -> Iterator[Member]:
+        """Yield the pages; their numbers count all pages of the file."""
+        try:
+            full = [index for index, page in enumerate(self._file.pages) if not page.is_reduced and not page.is_mask]
+            if len(full) == 1 and tiff.has_planes_behind(self._file):
+                raise ImageUnreadable("its frames lie behind one page (ImageJ): save one page per frame")
+        except ImageUnreadable:
+            raise
+        except Exception as error:
+            raise ImageUnreadable(f"damaged TIFF: {one_line(error)}") from error
+        for index in frames.of(len(full)):
+            yield Member(f"#{full[index]}", str(full[index]))
+
+    def left_out(self) -> Iterator[str]:
+        """Yield nothing: reduced pages and masks are no frames."""
+        yield from ()
+
+    def mark(self, at: str) -> Mark:  # noqa: ARG002
+        """Return the file's mark."""
+        return self._mark
+
+    def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
+        """Return a page; raises as `Container.read`."""
+        try:
+            index = index_of(at, len(self._file.pages))
+        except ImageUnreadable:
+            raise
+        except Exception as error:
+            raise ImageUnreadable(f"damaged TIFF: {one_line(error)}") from error
+        page = tiff.Page(self._file, index)
+        decode.check_size(page.height, page.width, most_pixels)
+        pixels = np.ascontiguousarray(page.rgb())
+        orientation = headers.valid_orientation(page.orientation)
+        return Content(b"", file_mark(self._path), pixels, pixels.data.cast("B"), orientation)
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()

@@ -1,0 +1,166 @@
+"""How containers are named on the command line, and their images in the manifest and by labels."""
+
+import gzip
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+from pyarrow import parquet
+
+import containers
+from genenc_core import errors
+from genenc_core.images.labels import reading
+from genenc_core.images.sources import image_source, manifest
+
+FRAMES = containers.frames(3)
+
+
+def ids(images: str, out: Path, **more: str) -> list[str]:
+    """Return the image_ids of a source."""
+    found = manifest.write_manifest(out / "listed.manifest", image_source.open_source(images, **more))
+    return found.read(0, found.rows).image_ids
+
+
+def archives(folder: Path, *names: str) -> None:
+    for name in names:
+        containers.write_tar(folder, FRAMES[:1]).rename(folder / name)
+
+
+def test_a_range_of_archives(tmp_path: Path) -> None:
+    archives(tmp_path, "a-08.tar", "a-09.tar", "a-10.tar")
+    named = f"{tmp_path}/a-{{08..10}}.tar"
+    assert ids(named, tmp_path) == ["a-08.tar/n/000.png", "a-09.tar/n/000.png", "a-10.tar/n/000.png"]
+    with pytest.raises(errors.InputError, match=r"names 4 files, and '.*a-11.tar' does not exist"):
+        ids(f"{tmp_path}/a-{{08..11}}.tar", tmp_path)
+    with pytest.raises(errors.InputError, match="names 99999999 files"):
+        ids(f"{tmp_path}/a-{{1..99999999}}.tar", tmp_path)
+    (tmp_path / "x").mkdir()
+    archives(tmp_path / "x", "b.tar")
+    assert ids(f"{tmp_path}/*/*.tar", tmp_path) == ["x/b.tar/n/000.png"]
+    assert ids(f"{tmp_path}/**/*.tar", tmp_path)[-1] == "x/b.tar/n/000.png"
+
+
+def test_other_members_of_archives_are_counted(tmp_path: Path) -> None:
+    more = {"n/000.cls": b"7", "n/000.json": b"{}", "n/._000.png": b"", "n/.hidden.png": b"x"}
+    path = containers.write_tar(tmp_path, FRAMES, more=more)
+    found = manifest.write_manifest(tmp_path / "listed.manifest", image_source.open_source(str(path)))
+    assert found.rows == len(FRAMES)
+    assert {kind: count for kind, (count, _) in found.left_out.items()} == {".cls": 1, ".json": 1, "hidden .png": 1}
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
+    path = containers.write_tar(tmp_path, FRAMES)
+    with tarfile.open(path, "a") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            info = tarfile.TarInfo(f"link{kind!r}.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    assert len(ids(str(path), tmp_path)) == len(FRAMES)
+
+
+def test_a_name_twice_or_compression_is_refused(tmp_path: Path) -> None:
+    path = containers.write_tar(tmp_path, FRAMES, more={"./n/000.png": b"other"})
+    with pytest.raises(errors.InputError, match=r"'n/000.png' twice"):
+        ids(str(path), tmp_path)
+    path.write_bytes(gzip.compress(containers.write_tar(tmp_path, FRAMES).read_bytes()))
+    with pytest.raises(errors.InputError, match="compressed tar"):
+        ids(str(path), tmp_path)
+
+
+def test_an_array_inside_is_named_by_its_path(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    import h5py
+
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        for name in ("a/left", "a/right"):
+            file[name] = np.stack(FRAMES)
+        file["linked"] = h5py.ExternalLink("/etc/passwd", "/")
+    assert ids(f"{tmp_path}/two.h5/a/right", tmp_path)[0] == "two.h5/a/right#0"
+    with pytest.raises(errors.InputError, match=r"several datasets.*two.h5/NAME.*a/left \[3, 24, 32, 3\] uint8"):
+        ids(f"{tmp_path}/two.h5", tmp_path)
+    for name in ("none", "linked", "a"):
+        with pytest.raises(errors.InputError, match="dataset"):
+            ids(f"{tmp_path}/two.h5/{name}", tmp_path)
+    group = zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
+    group.create_array("x/y", shape=(3, 8, 8), dtype="uint8")
+    assert ids(f"{tmp_path}/g.zarr/x/y", tmp_path) == [f"g.zarr/x/y#{at}" for at in range(3)]
+    with pytest.raises(errors.InputError, match=r"Zarr group: name an array in it, as g.zarr/NAME; it has x"):
+        ids(f"{tmp_path}/g.zarr", tmp_path)
+
+
+def test_a_column_of_images_is_named_by_its_path(tmp_path: Path) -> None:
+    cells = [containers.png(frame) for frame in FRAMES]
+    parquet.write_table(pa.table({"left": cells, "right": cells, "n": [1, 2, 3]}), tmp_path / "t.parquet")
+    assert ids(f"{tmp_path}/t.parquet", tmp_path, image_column="right")[0] == "t.parquet/right#0"
+    assert ids(f"{tmp_path}/t.parquet/left", tmp_path)[2] == "t.parquet/left#2"
+    Image.fromarray(FRAMES[0]).save(tmp_path / "a.png")
+    parquet.write_table(pa.table({"image": ["a.png"], "thumbnail": cells[:1]}), tmp_path / "list.parquet")
+    assert ids(f"{tmp_path}/list.parquet", tmp_path) == ["a.png"]
+
+
+def test_the_planes_of_ome_zarr(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (2, 1, 3, 24, 32), np.uint16)
+    for version, key in ((3, "ome"), (2, None)):
+        group = zarr.open_group(str(tmp_path / f"v{version}.zarr"), mode="w", zarr_format=2 if version == 2 else 3)
+        group.create_array("0", data=values, chunks=(1, 1, 1, 24, 32))
+        axes = [{"name": name} for name in "tczyx"]
+        scales = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+        group.attrs.update({key: scales} if key else scales)
+        assert ids(f"{tmp_path}/v{version}.zarr", tmp_path) == [f"v{version}.zarr#{at}" for at in range(6)]
+    group = zarr.open_group(str(tmp_path / "c.zarr"), mode="w")
+    group.create_array("0", data=values.reshape(2, 3, 1, 24, 32))
+    group.attrs.update({"ome": {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}})
+    with pytest.raises(errors.InputError, match="an OME-Zarr image of 3 channels"):
+        ids(f"{tmp_path}/c.zarr", tmp_path)
+
+
+def test_frames_of_a_folder_and_of_tiffs(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "b.tif", np.stack(FRAMES), photometric="rgb")
+    np.save(tmp_path / "a.npy", np.stack(FRAMES))
+    Image.fromarray(FRAMES[0]).save(tmp_path / "c.png")
+    source = image_source.open_source(str(tmp_path), frames="0,2")
+    found = manifest.write_manifest(tmp_path / "listed.manifest", source)
+    assert found.read(0, found.rows).image_ids == ["a.npy#0", "a.npy#2", "b.tif#0", "b.tif#2"]
+    assert found.left_out[".png"] == (1, ("c.png",))
+    assert ids(str(tmp_path), tmp_path) == ["b.tif", "c.png"]
+    assert ids(f"{tmp_path}/*.tif", tmp_path) == ["b.tif"]
+    assert ids(f"{tmp_path}/*.tif", tmp_path, frames="all") == ["b.tif#0", "b.tif#1", "b.tif#2"]
+    for images in (f"{tmp_path}/c.png", f"{tmp_path}/*.png"):
+        with pytest.raises(errors.InputError, match="--frames all needs videos"):
+            ids(images, tmp_path, frames="all")
+
+
+def test_a_zarr_folder_of_another_name(tmp_path: Path) -> None:
+    zarr.create_array(str(tmp_path / "stack"), shape=(3, 8, 8), dtype="uint8")
+    with pytest.raises(errors.InputError, match=r"rename it to end in \.zarr"):
+        ids(f"{tmp_path}/stack", tmp_path)
+
+
+def test_labels_of_members(tmp_path: Path) -> None:
+    archive, stack = containers.write_tar(tmp_path, FRAMES), containers.write_npy(tmp_path, FRAMES)
+    predictions = tmp_path / "stackDLC_resnet50_projectshuffle1_100.csv"
+    header = "scorer,DLC,DLC,DLC\nbodyparts,nose,nose,nose\ncoords,x,y,likelihood\n"
+    predictions.write_text(header + "0,1,2,0.9\n2,3,4,0.2\n")
+    tidy = tmp_path / "tidy.csv"
+    tidy.write_text("image,point,x,y\nn/002.png,nose,5,6\n")
+    frame = tmp_path / "frame.csv"
+    frame.write_text("image,point,x,y\nstack.npy#1,nose,7,8\n")
+    nan = float("nan")
+    for images, points, wanted in (
+        (stack, predictions, [[1, 2], [nan, nan], [3, 4]]),
+        (stack, frame, [[nan, nan], [7, 8], [nan, nan]]),
+        (archive, tidy, [[nan, nan], [nan, nan], [5, 6]]),
+    ):
+        found = manifest.write_manifest(
+            tmp_path / "listed.manifest", image_source.open_source(str(images)), points=reading.read_points(str(points))
+        )
+        np.testing.assert_array_equal(found.read(0, 3).points[:, 0], wanted)
+        assert found.content_digest() == found.digest
+    predictions.rename(tmp_path / "predictions.csv")
+    with pytest.raises(errors.InputError, match="frame 0 of a video, but the file's name does not say of which"):
+        reading.read_points(str(tmp_path / "predictions.csv"))
