@@ -1,12 +1,12 @@
 """What a sample of images is: formats, pixels, sizes, orientations, and which cannot be read."""
 
 import contextlib
+import io
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import tifffile
@@ -14,6 +14,8 @@ from PIL import Image
 
 from genenc_core import spec
 from genenc_core.encoding import cancellation
+from genenc_core.images.containers import kinds
+from genenc_core.images.containers.reader import ContainerReader
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load.loader import ImageLoader
 from genenc_core.images.sources.manifest import Manifest
@@ -97,31 +99,42 @@ def look(listed: Manifest, preprocessing: spec.Preprocessing, *, keep: int, work
             batch.release()
             cancellation.current().raise_if_cancelled()
     # Only files that a worker has decoded: what broke one must not break this process.
-    for path in _paths(listed, found.rows):
+    reader = ContainerReader()
+    for row in found.rows.tolist():
         cancellation.current().raise_if_cancelled()
-        form, kind = describe_file(path)
+        at = listed.read(row, row + 1)
+        form, kind = _described(reader, at.paths[0], at.members[0], limits)
         found.formats[form] += 1
         found.kinds[kind] += 1
     return found
 
 
-def _paths(listed: Manifest, rows: np.ndarray) -> Iterator[str]:
-    for row in rows.tolist():
-        yield listed.read(row, row + 1).paths[0]
+def _described(reader: ContainerReader, path: str, member: str, limits: Limits) -> tuple[str, str]:
+    """Return the format, and bits and colours, of an image or a container's member."""
+    if not member:
+        with contextlib.suppress(OSError), Path(path).open("rb") as file:
+            return describe_file(file)
+        return "unknown", "unknown"
+    content = reader.read(path, member, most_pixels=limits.pixels)
+    kind = kinds.extension(kinds.place_of(path))
+    if content.pixels is None:
+        form, pixels = describe_file(io.BytesIO(content.data))
+        return f"{form} in {kind}", pixels
+    return f"frame of {kind}", "8-bit RGB, as read"
 
 
-def describe_file(path: str) -> tuple[str, str]:
+def describe_file(file: BinaryIO) -> tuple[str, str]:
     """Return the format, and bits and colours, of an image file from its header; `unknown` if it does not say."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Path(path).open("rb") as file:
-            head = file.read(32)
+        head = file.read(32)
+        file.seek(0)
         if head[1:4] == b"PNG":
             return "PNG", f"{head[24]}-bit {_PNG_COLOURS[head[25]]}"
         if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            with tifffile.TiffFile(path) as tiff:
+            with tifffile.TiffFile(file) as tiff:
                 return "TIFF", _tiff_kind(tiff.pages[0])
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             form = (image.format or "unknown").replace("PPM", "PNM")
             return form, _MODES.get(image.mode, image.mode)
     return "unknown", "unknown"

@@ -19,7 +19,7 @@ from genenc_core.encoding import cancellation
 from genenc_core.images.decode import geometry
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.labels.point_table import PointTable
-from genenc_core.images.sources import folders, image_source, manifest
+from genenc_core.images.sources import folders, image_source, manifest, manifest_rows
 from genenc_core.inspection import cost, images, sheet
 from genenc_core.inspection.parameters import InspectParameters
 from genenc_core.run import out_folder, planning, status
@@ -197,6 +197,24 @@ def _drawn(
     )
 
 
+def _bytes(listed: manifest.Manifest) -> tuple[int, int]:
+    """Return the bytes of all files, each counted once, and how many images are missing."""
+    total = missing = 0
+    containers: dict[str, int] = {}
+    for batch in listed.iter_columns(["path", "bytes"]):
+        sizes = manifest_rows.numbers(batch.column("bytes"))
+        missing += int((sizes < 0).sum())
+        if listed.has_members:
+            containers |= zip(batch.column("path").to_pylist(), sizes.tolist(), strict=True)
+        else:
+            total += int(sizes[sizes > 0].sum())
+    for path, size in containers.items():
+        place = listed.root / folders.to_path(path)
+        files = [each.stat().st_size for each in place.rglob("*") if each.is_file()] if place.is_dir() else [size]
+        total += sum(files)
+    return total, missing
+
+
 def _found(
     given: InspectParameters,
     listed: manifest.Manifest,
@@ -209,7 +227,7 @@ def _found(
     drawn: Image.Image | None,
     measured: cost.Cost | None,
 ) -> Inspection:
-    bytes_of = np.concatenate([batch.column(0).to_numpy() for batch in listed.iter_columns(["bytes"])])
+    size, missing = _bytes(listed)
     names = {row: listed.read(int(rows[row]), int(rows[row]) + 1).image_ids[0] for row in sample.unreadable}
     sizes, counts = np.unique(sample.sizes, axis=0, return_counts=True)
     shown = sorted(zip(counts.tolist(), sizes.tolist(), strict=True), reverse=True)
@@ -224,8 +242,8 @@ def _found(
         )
     return Inspection(
         images=listed.rows,
-        bytes=int(bytes_of[bytes_of > 0].sum()),
-        missing=int((bytes_of < 0).sum()),
+        bytes=size,
+        missing=missing,
         left_out={kind: count for kind, (count, _) in listed.left_out.items()},
         looked_at=len(rows),
         formats=dict(sample.formats.most_common()),

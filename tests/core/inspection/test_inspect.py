@@ -1,5 +1,6 @@
 """An inspection says what images, labels and a run over them are, and changes nothing."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+import containers
 import pictures
 from genenc_core import api, errors
 from genenc_core.encoding import cancellation
@@ -196,7 +198,7 @@ def test_wrong_input_is_refused(tmp_path: Path, given: dict[str, Any], said: str
 )
 def test_the_kind_of_a_file(tmp_path: Path, save: Any, form: str, kind: str) -> None:
     save(tmp_path / "file")
-    found = images.describe_file(str(tmp_path / "file"))
+    found = images.describe_file(io.BytesIO((tmp_path / "file").read_bytes()))
     assert found[0] == form
     assert kind in found[1]
 
@@ -219,3 +221,16 @@ def test_the_command_writes_the_sheet_where_it_is_asked_to(mixed: Path, tmp_path
     assert said["written"] == [str(tmp_path / "look" / name) for name in ("inspection.json", "contact_sheet.png")]
     with Image.open(tmp_path / "look" / "contact_sheet.png") as sheet:
         assert sheet.width >= 480
+
+
+def test_images_inside_files(tmp_path: Path) -> None:
+    shown = containers.frames()
+    for path, form in (
+        (containers.write_tar(tmp_path, shown), "PNG in tar"),
+        (containers.write_npy(tmp_path, shown), "frame of npy"),
+        (containers.write_zarr(tmp_path, shown), "frame of zarr"),
+    ):
+        found = inspect.inspect(InspectParameters(images=str(path)))
+        files = [path] if path.is_file() else [each for each in path.rglob("c/*/*/*/*") if each.is_file()]
+        assert (found.images, found.formats) == (len(shown), {form: len(shown)})
+        assert 0 <= found.bytes - sum(each.stat().st_size for each in files) < 10_000
