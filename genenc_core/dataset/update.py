@@ -174,6 +174,7 @@ class Update:
                 "these, or extract a run"
             )
         source = source if like is None else like.manifest.listed_alike(source)
+        source = dataclasses.replace(source, columns=False)
         table = planning.read_labels(self.extract)
         if table is not None and folder is not None:
             if not folder.meaning.individuals and not {*table.names} <= {*folder.meaning.points}:

@@ -505,7 +505,7 @@ def _create(
     beside = {key: objects.digest(key) for key in (*_originals(objects), *more)}
     if like is not None and on_server:
         beside |= model_files.recorded(like)
-    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed), beside=beside)
+    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed, plan), beside=beside)
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
 
 

@@ -322,7 +322,7 @@ def repair_run(folder: RunFolder, *, content: bool = False) -> repair.Repaired:
 
     done = repair.repair_store(
         folder.store,
-        coordinates=store_plan.coordinates(folder.manifest),
+        coordinates=store_plan.coordinates(folder.manifest, folder.store.plan),
         content=content,
         beside=functools.partial(integrity.problems, folder, sessions),
         remake=remade,

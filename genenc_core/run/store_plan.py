@@ -1,7 +1,7 @@
 """Layout of a run's store: shapes, shards, chunks, attributes and the folder's README."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from genenc_core import spec, statuses, stored_arrays, text
 from genenc_core.encoding import products
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders, manifest, manifest_rows
+from genenc_core.run import list_columns
 from genenc_core.store import layout
 from genenc_core.store.backends.objects import is_remote
 from genenc_core.text import argument
@@ -58,7 +59,9 @@ def make_plan(
     `outputs` is the sketch of the model's outputs, not part of the identity because rounding differs between machines.
     """
     point_count = len(listed.point_names)
-    arrays = [_product_array(product, listed, shard_rows) for product in wanted]
+    taken = _taken((product.name, ("image", *product.signature.dims)) for product in wanted)
+    columns = tuple(list_columns.names(listed, taken).values())
+    arrays = [_product_array(product, listed, shard_rows, columns) for product in wanted]
     arrays += [
         layout.array_plan(
             array,
@@ -82,8 +85,8 @@ def make_plan(
     )
 
 
-def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
-    """Return the arrays known before any image is read: ids, paths and points."""
+def coordinates(listed: manifest.Manifest, plan: layout.StorePlan) -> list[layout.CoordinatePlan]:
+    """Return the arrays known before any image is read: ids, paths, points, and further columns of a list."""
     values: dict[str, Any] = {name: _texts(listed, name) for name in manifest_rows.TEXT_COLUMNS}
     values |= {stored_arrays.POINT: list(listed.point_names), stored_arrays.INDIVIDUAL: list(listed.individuals)}
     values |= {name: _positions(listed, name) for name in manifest_rows.POINT_COLUMNS}
@@ -98,7 +101,13 @@ def coordinates(listed: manifest.Manifest) -> list[layout.CoordinatePlan]:
         for array in stored_arrays.written_by(
             "creator", with_points=bool(listed.point_names), with_individuals=bool(listed.individuals)
         )
-    ]
+    ] + list_columns.coordinates(listed, _taken((array.name, array.dims) for array in plan.arrays))
+
+
+def _taken(arrays: Iterable[tuple[str, Sequence[str]]]) -> set[str]:
+    """Return the names that a column of a list cannot have: those of all arrays, and of their axes."""
+    every = {"image", *stored_arrays.LENGTHS, *(array.name for array in stored_arrays.TABLE)}
+    return every.union(*((name, *dims) for name, dims in arrays))
 
 
 def readme(
@@ -154,7 +163,9 @@ Do not mix these vectors with those of another run: other weights or preprocessi
 """
 
 
-def _product_array(product: products.Product, listed: manifest.Manifest, shard_rows: int) -> layout.ArrayPlan:
+def _product_array(
+    product: products.Product, listed: manifest.Manifest, shard_rows: int, columns: Sequence[str]
+) -> layout.ArrayPlan:
     probes = product.needs_points
     flags = [stored_arrays.STATUS, *([stored_arrays.POINT_STATUS] if probes else [])]
     return layout.ArrayPlan(
@@ -167,14 +178,19 @@ def _product_array(product: products.Product, listed: manifest.Manifest, shard_r
         attributes={
             "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
             "units": "1",
-            "coordinates": stored_arrays.coordinates(
-                with_points=bool(listed.point_names) and probes, with_individuals=bool(listed.individuals) and probes
-            ),
+            "coordinates": " ".join([_coordinates_of(listed, with_points=probes), *columns]),
             "ancillary_variables": " ".join(flags),
             "genenc_product": product.text,
         },
         # zstd saves 7 % on dense values but takes several times as long; missing points are all NaN and compress well.
         compress=probes,
+    )
+
+
+def _coordinates_of(listed: manifest.Manifest, *, with_points: bool) -> str:
+    return stored_arrays.coordinates(
+        with_points=bool(listed.point_names) and with_points,
+        with_individuals=bool(listed.individuals) and with_points,
     )
 
 

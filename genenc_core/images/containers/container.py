@@ -36,6 +36,8 @@ class Member(NamedTuple):
     """What its image_id adds to the container's: `/a/b.png`, `#17`."""
     at: str
     """Where it is, for `read`."""
+    values: tuple[str, ...] = ()
+    """Its texts in the container's `columns`."""
 
 
 class Content(NamedTuple):
@@ -57,6 +59,8 @@ class Container(Protocol):
 
     frames: bool
     """Whether its members are numbered frames, of which some can be selected."""
+    columns: tuple[str, ...]
+    """Names of what is known about each member."""
 
     @classmethod
     def open(cls, path: str) -> "Container":

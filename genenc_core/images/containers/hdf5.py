@@ -19,6 +19,7 @@ class Hdf5(Container):
     """A dataset of frames: the only one in the file that may be one, or the one that the path names."""
 
     frames = True
+    columns = ("frame",)
 
     def __init__(self, path: Path, file: Any, name: str) -> None:
         self._file = file
@@ -92,7 +93,7 @@ class Hdf5(Container):
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
         for index in frames.of(self._axes.frames):
-            yield Member(f"#{index}", str(index))
+            yield Member(f"#{index}", str(index), (str(index),))
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing."""

@@ -20,6 +20,7 @@ class Npy(Container):
     """An array of frames; `arrays` has the rules."""
 
     frames = True
+    columns = ("frame",)
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -54,7 +55,7 @@ class Npy(Container):
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
         for index in frames.of(self._axes.frames):
-            yield Member(f"#{index}", str(index))
+            yield Member(f"#{index}", str(index), (str(index),))
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing."""

@@ -28,6 +28,9 @@ class ParquetImages(Container):
         self._file = file
         self._mark = file_mark(str(path))
         self._column = column or self._only_column()
+        if self._column not in file.schema_arrow.names:
+            raise ImageUnreadable(f"it has no column {self._column!r}: it has {', '.join(file.schema_arrow.names)}")
+        self.columns = tuple(tables.further_columns(path, [self._column]))
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
         self._group = -1
@@ -56,10 +59,14 @@ class ParquetImages(Container):
         named = _has_paths(self._file.schema_arrow, self._column)
         row = 0
         try:
-            for batch in self._file.iter_batches(columns=[f"{self._column}.path" if named else self._column]):
-                names = batch.column(0).field("path").to_pylist() if named else [None] * batch.num_rows
-                for name in names:
-                    yield Member(f"#{row}" + (f"/{name}" if name else ""), str(row))
+            for batch in self._file.iter_batches(
+                columns=[f"{self._column}.path" if named else self._column, *self.columns]
+            ):
+                own = batch.column(self._column)
+                names = own.field("path").to_pylist() if named else [None] * batch.num_rows
+                cells = [_texts(batch.column(column).to_pylist()) for column in self.columns]
+                for name, *values in zip(names, *cells, strict=True):
+                    yield Member(f"#{row}" + (f"/{name}" if name else ""), str(row), tuple(values))
                     row += 1
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
@@ -91,6 +98,10 @@ class ParquetImages(Container):
     def close(self) -> None:
         """Close it."""
         self._file.close()
+
+
+def _texts(values: list[object]) -> list[str]:
+    return ["" if value is None else str(value) for value in values]
 
 
 def _has_paths(schema: pa.Schema, column: str) -> bool:

@@ -16,6 +16,7 @@ class Tar(Container):
     """An uncompressed tar archive; regular files with an image extension are its images, in its own order."""
 
     frames = False
+    columns = ()
 
     def __init__(self, path: str, descriptor: int) -> None:
         self._path = path

@@ -15,6 +15,7 @@ class TiffStack(Container):
     """Pages of full resolution, by the same rules as the first page of a TIFF that is one image."""
 
     frames = True
+    columns = ("frame",)
 
     def __init__(self, path: str, file: Any) -> None:
         self._path = path
@@ -45,7 +46,7 @@ class TiffStack(Container):
         except Exception as error:
             raise ImageUnreadable(f"damaged TIFF: {one_line(error)}") from error
         for index in frames.of(len(full)):
-            yield Member(f"#{full[index]}", str(full[index]))
+            yield Member(f"#{full[index]}", str(full[index]), (str(full[index]),))
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing: reduced pages and masks are no frames."""

@@ -22,6 +22,8 @@ class Video(Container):
     """
 
     frames = True
+    columns = ("frame", "time")
+    """`time` in seconds from the beginning of the video."""
 
     def __init__(self, path: str, file: Any) -> None:
         self._path = path
@@ -59,7 +61,7 @@ class Video(Container):
         base = self._stream.time_base
         seconds = [float(time * base) for time in times]
         for index in frames.of(len(times), seconds):
-            yield Member(f"#{index}", f"{index}@{times[index]}")
+            yield Member(f"#{index}", f"{index}@{times[index]}", (str(index), f"{seconds[index]:.9g}"))
 
     def _presentation_times(self) -> list[int]:
         """Return the times of all frames in units of the stream, ascending.

@@ -25,6 +25,7 @@ class ZarrArray(Container):
     """
 
     frames = True
+    columns = ("frame",)
 
     def __init__(self, path: Path, array: Any, axes: arrays.Axes, planes: tuple[int, ...]) -> None:
         self._path = path
@@ -62,7 +63,7 @@ class ZarrArray(Container):
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
         for index in frames.of(self._axes.frames):
-            yield Member(f"#{index}", str(index))
+            yield Member(f"#{index}", str(index), (str(index),))
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing."""

@@ -1,6 +1,6 @@
 """A block of listed images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,9 @@ class Block:
     members: list[str] | None = None
     """Where each image is in its file, as in `containers.container.Member.at`; None if files are images."""
 
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """Further columns of the list, or of the container, as text; "" for an empty cell."""
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -31,4 +34,5 @@ class Block:
             bytes=self.bytes[:count],
             mtime_ns=self.mtime_ns[:count],
             members=None if self.members is None else self.members[:count],
+            columns={name: values[:count] for name, values in self.columns.items()},
         )

@@ -47,6 +47,8 @@ class ImageSource:
     """Folders and globs only: extensions that count as images, or as containers of them."""
     files: tuple[str, ...] = ()
     """Containers that are named one by one, relative to `root`."""
+    columns: bool = True
+    """Whether further columns of a list, a table or a video are listed."""
     frames: str | None = None
     """Members only: which frames are images, as `Frames.parse` reads it."""
     earlier_glob: bool = False

@@ -12,7 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ class _Named:
     image_ids: list[str]
     paths: list[str]
     files: list[str]
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
 
 def iter_blocks(
@@ -107,6 +108,7 @@ def _block(named: _Named, futures: Sequence[Future[_Stats]]) -> Block:
         paths=named.paths,
         bytes=[size for sizes, _ in stats for size in sizes],
         mtime_ns=[time for _, times in stats for time in times],
+        columns=named.columns,
     )
 
 
@@ -186,15 +188,21 @@ def _regrouped(blocks: Iterator[_Named], block_rows: int) -> Iterator[_Named]:
     ids: list[str] = []
     paths: list[str] = []
     files: list[str] = []
+    columns: dict[str, list[str]] = {}
     for block in blocks:
         ids += block.image_ids
         paths += block.paths
         files += block.files
+        for name, values in block.columns.items():
+            columns.setdefault(name, []).extend(values)
         while len(ids) >= block_rows:
-            yield _Named(image_ids=ids[:block_rows], paths=paths[:block_rows], files=files[:block_rows])
+            some = {name: values[:block_rows] for name, values in columns.items()}
+            yield _Named(image_ids=ids[:block_rows], paths=paths[:block_rows], files=files[:block_rows], columns=some)
             del ids[:block_rows], paths[:block_rows], files[:block_rows]
+            for values in columns.values():
+                del values[:block_rows]
     if ids:
-        yield _Named(image_ids=ids, paths=paths, files=files)
+        yield _Named(image_ids=ids, paths=paths, files=files, columns=columns)
 
 
 def _entries(source: image_source.ImageSource, limit: int | None, block_rows: int) -> Iterator[_Named]:
@@ -203,9 +211,11 @@ def _entries(source: image_source.ImageSource, limit: int | None, block_rows: in
     column = source.image_column or image_source.IMAGE_COLUMNS[0]
     with_ids = column != "image_id" and "image_id" in tables.column_names(path)
     columns = [column, "image_id"] if with_ids else [column]
-    blocks = tables.iter_blocks(path, columns, block_rows=block_rows, limit=limit, with_blanks=[column])
+    more = tables.further_columns(path, columns) if source.columns else []
+    blocks = tables.iter_blocks(path, [*columns, *more], block_rows=block_rows, limit=limit, with_blanks=[column])
     for numbers, cells in blocks:
-        texts = [_texts(values) for values in cells]
+        texts = [_texts(values) for values in cells[: len(columns)]]
+        kept = {name: _texts(values) for name, values in zip(more, cells[len(columns) :], strict=True)}
         joined = ["\0" + "\0".join(values) + "\0" for values in texts]
         if any(text.count("\0") != len(numbers) + 1 or "\0\0" in text for text in joined):
             bad = next(at for at, row in enumerate(zip(*texts, strict=True)) if not all(row) or "\0" in "".join(row))
@@ -214,7 +224,7 @@ def _entries(source: image_source.ImageSource, limit: int | None, block_rows: in
             files, paths = _files(source.root, texts[0], clean=_is_clean(joined[0]))
         except errors.InputError as error:
             raise errors.InputError(f"{path}: {error}") from error
-        yield _Named(image_ids=texts[1] if with_ids else paths, paths=paths, files=files)
+        yield _Named(image_ids=texts[1] if with_ids else paths, paths=paths, files=files, columns=kept)
 
 
 def _is_clean(joined: str) -> bool:

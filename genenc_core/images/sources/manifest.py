@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
@@ -112,6 +113,8 @@ class Manifest:
     """When its files were listed, in nanoseconds since 1970, by this machine's clock; None if not recorded."""
     has_members: bool = field(default=False, compare=False)
     """Whether its images are inside files."""
+    columns: tuple[str, ...] = field(default=(), compare=False)
+    """Further columns of its list, as text."""
     opener: Callable[[], BinaryIO] | None = None
     """Opens the file if it is not local."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
@@ -124,12 +127,16 @@ class Manifest:
     @property
     def content_columns(self) -> tuple[str, ...]:
         """Its columns but for the row."""
-        return manifest_rows.content_columns(self.point_names, members=self.has_members)
+        return manifest_rows.content_columns(self.point_names, members=self.has_members, columns=self.columns)
 
     @property
     def schema(self) -> pa.Schema:
         """Its schema."""
-        return manifest_rows.schema(self.point_names, members=self.has_members)
+        return manifest_rows.schema(self.point_names, members=self.has_members, columns=self.columns)
+
+    def new_digest(self) -> manifest_rows.Digest:
+        """Return a digest of no rows yet, for rows of its schema."""
+        return manifest_rows.Digest(self.point_names, members=self.has_members, more=self.columns)
 
     @property
     def individuals(self) -> tuple[str, ...]:
@@ -162,7 +169,7 @@ class Manifest:
                 f"{path} is a Parquet file, but not a genenc manifest of version {manifest_rows.VERSION}"
             )
         root, digest, point_names = _described(path, stored)
-        has_members = _require_columns(path, footer, point_names)
+        has_members, columns = _require_columns(path, footer, point_names)
         return cls(
             path=path,
             root=root,
@@ -176,6 +183,7 @@ class Manifest:
             system_folders=b"genenc.system_folders" not in stored,
             listed_ns=_listed_ns(path, stored),
             has_members=has_members,
+            columns=columns,
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
@@ -187,7 +195,8 @@ class Manifest:
         It must not depend on installed decoders and versions.
         """
         rules = {name: getattr(self, name) for name in ("extensions", "earlier_glob", "system_folders")}
-        return replace(source, **rules)
+        # A run of an earlier version has no columns; a list without any has none to add.
+        return replace(source, **rules, columns=bool(self.columns))
 
     def read(self, start: int, stop: int) -> Rows:
         """Return the rows from `start` up to `stop`, exclusive.
@@ -218,7 +227,7 @@ class Manifest:
         Raises:
             StoreError: the file is damaged.
         """
-        digest = manifest_rows.Digest(self.point_names, members=self.has_members)
+        digest = self.new_digest()
         try:
             for batch in self.iter_columns(self.content_columns):
                 digest.update(batch)
@@ -304,21 +313,24 @@ def _left_out(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, tuple[int,
         raise errors.StoreError(f"{path} is damaged: genenc.left_out: {error}") from error
 
 
-def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> bool:
-    """Check the columns, and return whether the images are inside files."""
+def _require_columns(
+    path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]
+) -> tuple[bool, tuple[str, ...]]:
+    """Check the columns, and return whether the images are inside files, and the further columns."""
     try:
         stored = footer.schema.to_arrow_schema()
         has_members = manifest_rows.MEMBER_COLUMN in stored.names
+        columns = tuple(manifest_rows.further_columns(stored))
         wrong = [
             field.name
-            for field in manifest_rows.schema(point_names, members=has_members)
+            for field in manifest_rows.schema(point_names, members=has_members, columns=columns)
             if field.name not in stored.names or stored.field(field.name).type != field.type
         ]
     except (KeyError, pa.ArrowException) as error:
         raise _damage(path, error) from error
     if wrong:
         raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are missing or of the wrong type")
-    return has_members
+    return has_members, columns
 
 
 def write_manifest(
@@ -428,7 +440,7 @@ def write_like(path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.Reco
     """
 
     def write(partial: Path) -> None:
-        digest, labelled, count = manifest_rows.Digest(like.point_names, members=like.has_members), 0, 0
+        digest, labelled, count = like.new_digest(), 0, 0
         stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
         with partial.open("xb") as file:
             with parquet.ParquetWriter(file, like.schema, compression="zstd", use_dictionary=False) as writer:
@@ -532,16 +544,18 @@ def _write(
     """Write blocks of rows and the manifest's metadata; raise `InputError` if there are no rows and must be."""
     point_names = () if points is None else points.names
     members = source.kind == "members"
-    digest = manifest_rows.Digest(point_names, members=members)
+    blocks = iter(blocks)
+    head = list(itertools.islice(blocks, 1))
+    columns = manifest_rows.further_columns(head[0].schema) if head else ()
+    digest = manifest_rows.Digest(point_names, members=members, more=columns)
+    like = manifest_rows.schema(point_names, members=members, columns=columns)
     count = with_label = 0
     with path.open("xb") as file:
-        with parquet.ParquetWriter(
-            file, manifest_rows.schema(point_names, members=members), compression="zstd", use_dictionary=False
-        ) as writer:
+        with parquet.ParquetWriter(file, like, compression="zstd", use_dictionary=False) as writer:
             # Compression and hashing, without Python's lock, go on beside the listing.
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="genenc-manifest") as pool:
                 written: deque[Future[None]] = deque()
-                for block in blocks:
+                for block in itertools.chain(head, blocks):
                     written.append(pool.submit(_add, block, writer, digest))
                     if point_names:
                         with_label += sum(row in labelled for row in block.column("row").to_pylist())

@@ -18,6 +18,8 @@ GROUP_ROWS = 16384
 TEXT_COLUMNS = ("image_id", "path")
 MEMBER_COLUMN = "member"
 """Where an image is in its file; only in manifests of images inside files."""
+COLUMN = "column:"
+"""Before the names of further columns of a list."""
 NUMBER_COLUMNS = ("bytes", "mtime_ns")
 POINT_COLUMNS = ("point_x", "point_y")
 _SHOWN = 3
@@ -26,9 +28,9 @@ _SHOWN = 3
 class Digest:
     """Incremental sha256 over manifest rows, one hash per column, independent of the block size."""
 
-    def __init__(self, point_names: Sequence[str], *, members: bool = False) -> None:
+    def __init__(self, point_names: Sequence[str], *, members: bool = False, more: Sequence[str] = ()) -> None:
         self._point_names = list(point_names)
-        columns = content_columns(point_names, members=members)
+        columns = content_columns(point_names, members=members, columns=more)
         self._hashes = {column: digests.ROWS.new() for column in columns}
 
     def update(self, block: pa.RecordBatch) -> None:
@@ -36,7 +38,7 @@ class Digest:
         texts: dict[str, bytes] = {}
         for column, column_hash in self._hashes.items():
             values = block.column(column)
-            if column in (*TEXT_COLUMNS, MEMBER_COLUMN):
+            if column in (*TEXT_COLUMNS, MEMBER_COLUMN) or column.startswith(COLUMN):
                 same = next((other for other in texts if values.equals(block.column(other))), None)
                 texts[column] = texts[same] if same else _joined(values)
                 column_hash.update(texts[column])
@@ -76,22 +78,24 @@ def _joined(values: pa.Array) -> bytes:
     return joined.tobytes()
 
 
-def content_columns(point_names: Sequence[str], *, members: bool) -> tuple[str, ...]:
-    """Return the columns of a manifest but for the row."""
+def content_columns(point_names: Sequence[str], *, members: bool, columns: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the columns of a manifest but for the row; `columns` are the further ones of a list."""
     return (
         *TEXT_COLUMNS,
         *((MEMBER_COLUMN,) if members else ()),
+        *(COLUMN + name for name in columns),
         *NUMBER_COLUMNS,
         *(POINT_COLUMNS if point_names else ()),
     )
 
 
-def schema(point_names: Sequence[str], *, members: bool = False) -> pa.Schema:
+def schema(point_names: Sequence[str], *, members: bool = False, columns: Sequence[str] = ()) -> pa.Schema:
     """Return the schema of a manifest; point columns are lists of one value per name, in that order."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
         *(pa.field(column, pa.string(), nullable=False) for column in TEXT_COLUMNS),
         *((pa.field(MEMBER_COLUMN, pa.string(), nullable=False),) if members else ()),
+        *(pa.field(COLUMN + name, pa.string(), nullable=False) for name in columns),
         *(pa.field(column, pa.int64(), nullable=False) for column in NUMBER_COLUMNS),
     ]
     if point_names:
@@ -111,10 +115,11 @@ def blocks(listed: Iterable[Block]) -> Iterator[pa.RecordBatch]:
                 ids,
                 ids if block.paths == block.image_ids else _texts(block.paths),
                 *members,
+                *map(_texts, block.columns.values()),
                 _numbers(block.bytes),
                 _numbers(block.mtime_ns),
             ],
-            schema=schema((), members=bool(members)),
+            schema=schema((), members=bool(members), columns=list(block.columns)),
         )
         start += len(block)
 
@@ -147,8 +152,13 @@ def with_points(block: pa.RecordBatch, placed: Mapping[int, int], xy: np.ndarray
     values[np.isnan(values)] = np.nan  # one bit pattern for every NaN, for the digest
     points = [pa.FixedSizeListArray.from_arrays(pa.array(values[..., axis].ravel()), xy.shape[1]) for axis in (0, 1)]
     names = [str(index) for index in range(xy.shape[1])]
-    members = MEMBER_COLUMN in block.schema.names
-    return pa.record_batch([*block.columns, *points], schema=schema(names, members=members))
+    like = schema(names, members=MEMBER_COLUMN in block.schema.names, columns=further_columns(block.schema))
+    return pa.record_batch([*block.columns, *points], schema=like)
+
+
+def further_columns(stored: pa.Schema) -> list[str]:
+    """Return the further columns of a list that a manifest has."""
+    return [name.removeprefix(COLUMN) for name in stored.names if name.startswith(COLUMN)]
 
 
 def regrouped(blocks: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -224,6 +234,7 @@ def describe(old: pa.Table, new: pa.Table, *, point_names: tuple[Sequence[str], 
             parts.append(f"{count}{noun} {what} ({', '.join(names[:_SHOWN])}{more})")
     if (np.diff(position) < 0).any():
         parts.append("the order of the images differs")
+    parts += _columns(kept_old, kept_new)
     parts += _points(kept_old, kept_new, point_names)
     return ", ".join(parts) or "no difference"
 
@@ -244,6 +255,21 @@ def _detail(old: dict[str, object], new: dict[str, object]) -> str:
     if old["bytes"] != new["bytes"]:
         return f"{name}: {old['bytes']} -> {new['bytes']} bytes"
     return f"{name}: same size, different time"
+
+
+def _columns(old: pa.Table, new: pa.Table) -> list[str]:
+    """Describe which further columns of a list differ."""
+    before, after = further_columns(old.schema), further_columns(new.schema)
+    parts = [f"column {name!r} was {what}" for name in (*before, *after) for what in _changes(name, before, after)]
+    both = [name for name in before if name in after and not old[COLUMN + name].equals(new[COLUMN + name])]
+    return list(dict.fromkeys(parts)) + [f"column {name!r} has other values" for name in both]
+
+
+def _changes(name: str, before: Sequence[str], after: Sequence[str]) -> Iterator[str]:
+    if name not in after:
+        yield "removed"
+    if name not in before:
+        yield "added"
 
 
 def _points(old: pa.Table, new: pa.Table, names: tuple[Sequence[str], Sequence[str]]) -> list[str]:

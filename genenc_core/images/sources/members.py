@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from genenc_core import errors
 from genenc_core.images.containers import kinds
@@ -26,18 +26,22 @@ def iter_blocks(
     Raises:
         InputError: a container is missing, damaged, or has no images.
     """
-    held = Block(image_ids=[], paths=[], bytes=[], mtime_ns=[], members=[])
+    columns: tuple[str, ...] | None = None
+    held = _empty(())
     left = limit
     for path in containers(source, left_out, checkpoint):
-        for member, mark in _members(source, path, left_out):
+        for member, mark, names in _members(source, path, left_out):
+            if columns is None:
+                columns = names if source.columns else ()
+                held = _empty(columns)
             if left == 0:
                 break
             left = None if left is None else left - 1
-            _add(held, path, member, mark)
+            _add(held, path, member, mark, names)
             if len(held) == block_rows:
                 checkpoint()
                 yield held
-                held = Block(image_ids=[], paths=[], bytes=[], mtime_ns=[], members=[])
+                held = _empty(columns)
         checkpoint()
         if left == 0:
             break
@@ -62,7 +66,8 @@ def containers(
 
 def _members(
     source: image_source.ImageSource, path: str, left_out: folders.LeftOut | None
-) -> Iterator[tuple[Member, Mark]]:
+) -> Iterator[tuple[Member, Mark, tuple[str, ...]]]:
+    """Yield a container's members, with their marks and the names of its columns."""
     full = os.path.join(source.root, path)  # noqa: PTH118
     try:
         container = kinds.open_container(full)
@@ -72,7 +77,7 @@ def _members(
                     f"--frames {source.frames}: {full!r} holds image files, not frames; leave it out"
                 )
             for member in container.members(Frames.parse(source.frames)):
-                yield member, container.mark(member.at)
+                yield member, container.mark(member.at), container.columns
             if left_out is not None:
                 for name in container.left_out():
                     left_out.add(f"{path}/{name}")
@@ -86,7 +91,15 @@ def _members(
         raise errors.InputError(f"cannot read {full!r}: {error.strerror or error}") from error
 
 
-def _add(block: Block, path: str, member: Member, mark: Mark) -> None:
+def _empty(columns: Sequence[str]) -> Block:
+    return Block(image_ids=[], paths=[], bytes=[], mtime_ns=[], members=[], columns={name: [] for name in columns})
+
+
+def _add(block: Block, path: str, member: Member, mark: Mark, columns: Sequence[str]) -> None:
+    """Add a member; columns that only some containers have are those of the first one."""
+    values = dict(zip(columns, member.values, strict=True))
+    for name, kept in block.columns.items():
+        kept.append(values.get(name, ""))
     place = folders.to_text(path)
     block.image_ids.append(place + folders.to_text(member.name))
     block.paths.append(place)

@@ -114,6 +114,23 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+def further_columns(path: Path, but: Collection[str]) -> list[str]:
+    """Return the other columns of a table that have a name of their own, and hold texts, numbers or times."""
+    names = column_names(path)
+    usable = [name for name in names if name and name not in but and names.count(name) == 1]
+    if path.suffix.lower() not in PARQUET_SUFFIXES:
+        return usable
+    with _open_parquet(path) as file:
+        return [name for name in usable if _is_plain(file.schema_arrow.field(name).type)]
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view"
+    return bool(texts or pa.types.is_primitive(kind))
+
+
 def refuse_bytes(path: Path, column: str) -> None:
     """Check that a Parquet column can name files.
 
