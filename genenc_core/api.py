@@ -78,7 +78,7 @@ class Run:
         """List the images, resolve the model and create the run folder, or open an existing one; encodes nothing.
 
         Args:
-            images: a folder, a glob, or a CSV or Parquet list.
+            images: a folder, a glob, a list (CSV, Parquet, JSON lines), or a file with images inside.
             model: a model's name, `package.module:factory`, a model file, or a RuntimeModelSpec JSON.
             out: the run folder, or `s3://bucket/prefix`.
             options: those of `genenc extract`, with `_` for `-`: `points`, `weights`, `products`, ...

@@ -24,7 +24,7 @@ class UpdateParameters(ExtractParameters):
 
     images: str = option(
         "",
-        help="A folder, a quoted glob, or a CSV/Parquet list of image files.",
+        help="A folder, a quoted glob, or a list of image files (CSV, Parquet, JSON lines).",
         group=INPUT,
         often=True,
         path=True,

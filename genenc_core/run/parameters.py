@@ -62,7 +62,7 @@ class ExtractParameters(options.Parameters):
     """Parameters of an extraction: images, model, products and output."""
 
     images: str = option(
-        help="A folder, a quoted glob, a CSV/Parquet list, or files with images inside: tar, video, array.",
+        help="A folder, a quoted glob, a list (CSV, Parquet, JSON lines), or a tar, video or array of images.",
         group=INPUT,
         often=True,
         path=True,

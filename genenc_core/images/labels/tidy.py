@@ -1,4 +1,4 @@
-"""Tables of labels: tidy (a row per point) or wide (a row per image, two columns per point), in CSV or Parquet."""
+"""Tables of labels: tidy (a row per point) or wide (a row per image, two columns per point)."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Image sources: a folder, a glob, a CSV/Parquet list, or files with images inside."""
+"""Image sources: a folder, a glob, a list (CSV, Parquet, JSON lines), or files with images inside."""
 
 import glob
 import os
@@ -87,7 +87,7 @@ def open_source(images: str, *, image_column: str | None = None, frames: str | N
         return _list_source(path, image_column)
     if image_column is not None:
         raise errors.InputError(
-            f"an image column ({image_column!r}) needs a CSV or Parquet list, and {images!r} is not one"
+            f"an image column ({image_column!r}) needs a CSV, Parquet or JSON-lines list, and {images!r} is not one"
         )
     if path.is_dir():
         root = _readable_folder(path)
@@ -95,10 +95,14 @@ def open_source(images: str, *, image_column: str | None = None, frames: str | N
     if path.is_file() and has_image_extension(path.name):
         return _glob_source(glob.escape(images))
     if path.exists():
-        raise errors.InputError(f"{images!r} is not a folder, an image, or a .csv, .tsv or .parquet list of images")
+        raise errors.InputError(
+            f"{images!r} is not a folder, an image, or a .csv, .tsv, .parquet or .jsonl list of images"
+        )
     if glob.has_magic(images):
         return _glob_source(images)
-    raise errors.InputError(f"{images!r} does not exist; pass a folder, a quoted glob, or a CSV/Parquet list")
+    raise errors.InputError(
+        f"{images!r} does not exist; pass a folder, a quoted glob, or a list (CSV, Parquet, JSON lines)"
+    )
 
 
 def _members_source(images: str, column: str | None, frames: str | None) -> ImageSource | None:

@@ -1,4 +1,4 @@
-"""Streaming readers of CSV and Parquet tables, by column name and with row numbers for messages."""
+"""Streaming readers of CSV, Parquet and JSON lines, by column name and with row numbers for messages."""
 
 import csv
 import itertools
@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from genenc_core import errors
+from genenc_core.images.sources import json_lines
 
 CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """Default delimiter by extension; one that is more frequent in the first line takes precedence."""
@@ -21,8 +22,8 @@ _BLOCK_ROWS = 16384
 
 
 def is_table(path: Path) -> bool:
-    """Return whether the extension is that of CSV, TSV or Parquet."""
-    return path.suffix.lower() in (*CSV_DELIMITERS, *PARQUET_SUFFIXES)
+    """Return whether the extension is that of CSV, TSV, Parquet or JSON lines."""
+    return path.suffix.lower() in (*CSV_DELIMITERS, *PARQUET_SUFFIXES, *json_lines.SUFFIXES)
 
 
 def column_names(path: Path) -> list[str]:
@@ -34,6 +35,8 @@ def column_names(path: Path) -> list[str]:
     if path.suffix.lower() in PARQUET_SUFFIXES:
         with _open_parquet(path) as file:
             return list(file.schema_arrow.names)
+    if path.suffix.lower() in json_lines.SUFFIXES:
+        return json_lines.column_names(path)
     return [name.strip() for name in next(iter_csv(path), (0, []))[1]]
 
 
@@ -118,6 +121,9 @@ def further_columns(path: Path, but: Collection[str]) -> list[str]:
     """Return the other columns of a table that have a name of their own, and hold texts, numbers or times."""
     names = column_names(path)
     usable = [name for name in names if name and name not in but and names.count(name) == 1]
+    if path.suffix.lower() in json_lines.SUFFIXES:
+        plain = json_lines.plain_columns(path)
+        return [name for name in usable if name in plain]
     if path.suffix.lower() not in PARQUET_SUFFIXES:
         return usable
     with _open_parquet(path) as file:
@@ -174,6 +180,9 @@ def _iter_blocks(
     positions = [names.index(column) for column in _existing(path, columns, names)]
     if path.suffix.lower() in PARQUET_SUFFIXES:
         yield from _iter_parquet_blocks(path, columns, block_rows)
+        return
+    if path.suffix.lower() in json_lines.SUFFIXES:
+        yield from json_lines.iter_blocks(path, columns, block_rows)
         return
     kept = [column in with_blanks for column in columns]
     first = 1  # the header

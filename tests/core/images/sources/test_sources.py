@@ -311,7 +311,7 @@ def test_nothing_usable_there(tmp_path: Path, images: str, words: str) -> None:
 
 
 def test_image_column_needs_a_list(tmp_path: Path) -> None:
-    with pytest.raises(errors.InputError, match="needs a CSV or Parquet list"):
+    with pytest.raises(errors.InputError, match="needs a CSV, Parquet or JSON-lines list"):
         image_source.open_source(str(tmp_path), image_column="image")
 
 
