@@ -2,6 +2,7 @@
 
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -104,6 +105,26 @@ def file_mark(path: str) -> Mark:
     if not stat.S_ISREG(status.st_mode):
         raise ImageUnreadable("not a regular file")
     return Mark.of(status)
+
+
+def name_inside(path: str, place: Path) -> str:
+    """Return the name of an array that a path adds to its container's; "" if none."""
+    return "" if Path(path) == place else Path(path).relative_to(place).as_posix()
+
+
+class NeverWritten(UserWarning):
+    """Parts of an array were never written, and read as its fill value."""
+
+
+def warn_of_missing(path: str, missing: int, of: int, what: str) -> None:
+    """Warn of parts of an array that were never written."""
+    if missing > 0:
+        warnings.warn(
+            f"{path}: {missing} of {of} {what} were never written, and read as the array's fill value: if that is not "
+            "meant, its writer did not finish, or the copy is not complete",
+            NeverWritten,
+            stacklevel=3,
+        )
 
 
 def one_line(error: Exception) -> str:

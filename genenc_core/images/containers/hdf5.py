@@ -1,5 +1,6 @@
 """Stacks in HDF5 files; needs h5py."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from genenc_core.images.containers import arrays
-from genenc_core.images.containers.container import Container, Content, Mark, Member, file_mark, index_of, one_line
+from genenc_core.images.containers.container import (
+    Container,
+    Content,
+    Mark,
+    Member,
+    file_mark,
+    index_of,
+    name_inside,
+    one_line,
+    warn_of_missing,
+)
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -26,7 +37,7 @@ class Hdf5(Container):
         self._path = path
         self._mark = file_mark(str(path))
         self._data = self._dataset(name) if name else self._only_dataset()
-        arrays.check_type(self._data.dtype)
+        arrays.check_type(_kind(self._data))
         self._axes = arrays.Axes.of(self._data.shape)
 
     @classmethod
@@ -45,7 +56,7 @@ class Hdf5(Container):
                 raise
             raise ImageUnreadable(f"damaged or unsupported HDF5: {one_line(error)}") from error
         try:
-            return cls(at, file, Path(path).relative_to(at).as_posix().removeprefix("."))
+            return cls(at, file, name_inside(path, at))
         except BaseException:
             file.close()
             raise
@@ -60,7 +71,9 @@ class Hdf5(Container):
             raise ImageUnreadable(f"it has no dataset {name!r}: it has {self._described()}") from error
         if not isinstance(data, h5py.Dataset):
             raise ImageUnreadable(f"{name!r} is no dataset in this file: it has {self._described()}")
-        if data.external or data.is_virtual:
+        if data.shape is None:
+            raise ImageUnreadable(f"the dataset {name!r} is empty")
+        if data.external or data.is_virtual or data.file.filename != self._file.filename:
             raise ImageUnreadable(f"the values of {name!r} are in other files, which are not followed")
         return data
 
@@ -87,13 +100,20 @@ class Hdf5(Container):
         return found
 
     def _described(self) -> str:
-        found = [f"{name} {list(data.shape or ())} {data.dtype}" for name, data in self._datasets().items()]
+        found = [f"{name} {list(data.shape or ())} {_kind(data)}" for name, data in self._datasets().items()]
         return (", ".join(found[:_SHOWN]) or "none") + (", ..." if len(found) > _SHOWN else "")
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
+        self._warn_of_missing_chunks()
         for index in frames.of(self._axes.frames):
             yield Member(f"#{index}", str(index), (str(index),))
+
+    def _warn_of_missing_chunks(self) -> None:
+        if self._data.chunks is None:
+            return
+        wanted = math.prod(-(-side // chunk) for side, chunk in zip(self._data.shape, self._data.chunks, strict=True))
+        warn_of_missing(str(self._path), wanted - self._data.id.get_num_chunks(), wanted, "chunks")
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing."""
@@ -120,8 +140,19 @@ class Hdf5(Container):
 
 
 def _may_be_frames(data: Any) -> bool:
+    if data.shape is None:
+        return False
     try:
-        arrays.check_type(data.dtype)
+        arrays.check_type(_kind(data))
         return len(data.shape) > 2 and bool(arrays.Axes.of(data.shape))
     except ImageUnreadable:
         return False
+
+
+def _kind(data: Any) -> np.dtype[Any]:
+    """Return the type of a dataset's values; that of bytes for one that NumPy does not have."""
+    try:
+        kind: np.dtype[Any] = data.dtype
+    except TypeError:
+        kind = np.dtype("V1")
+    return kind

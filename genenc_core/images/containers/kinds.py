@@ -26,7 +26,7 @@ WITH_FRAMES = frozenset(_BY_EXTENSION) - {"tar", "parquet"}
 """Extensions of files whose members are numbered frames."""
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 """Files that make a folder a Zarr array or group."""
-_NAMED = ("hdf5", "zarr_arrays", "parquet_images")
+_NAMED = ("hdf5", "zarr_arrays")
 """Kinds with several arrays, one of which a path may name: `a.h5/frames`."""
 
 

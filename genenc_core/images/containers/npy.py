@@ -13,7 +13,7 @@ from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
 
-_LARGEST_HEADER = 2**20
+_LARGEST_HEADER = 10_000
 
 
 class Npy(Container):
@@ -30,7 +30,7 @@ class Npy(Container):
             version = np.lib.format.read_magic(file)
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, fortran, self._kind = read(file, max_header_size=_LARGEST_HEADER)
-        except (ValueError, KeyError, EOFError, SyntaxError, RecursionError) as error:
+        except Exception as error:  # the header is parsed as Python
             raise ImageUnreadable(f"damaged or unsupported npy: {one_line(error)}") from error
         if fortran and len(shape) > 1:
             raise ImageUnreadable("its array is in Fortran order: save numpy.ascontiguousarray(array)")

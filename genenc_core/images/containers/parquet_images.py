@@ -12,47 +12,49 @@ from genenc_core.images.containers.container import Container, Content, Mark, Me
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
-from genenc_core.images.sources import tables
+from genenc_core.images.sources import image_source, tables
 
 
 class ParquetImages(Container):
-    """A column of image files: bytes, or structs of `bytes` and `path`; the only one, or the one that the path names.
+    """A column of image files: bytes, or structs of `bytes` and `path`.
 
     A row group is read at once, and kept for the rows that follow.
     """
 
     frames = False
 
-    def __init__(self, path: Path, file: parquet.ParquetFile, column: str) -> None:
+    def __init__(self, path: str, file: parquet.ParquetFile) -> None:
         self._path = path
         self._file = file
-        self._mark = file_mark(str(path))
-        self._column = column or self._only_column()
-        if self._column not in file.schema_arrow.names:
-            raise ImageUnreadable(f"it has no column {self._column!r}: it has {', '.join(file.schema_arrow.names)}")
-        self.columns = tuple(tables.further_columns(path, [self._column]))
+        self._mark = file_mark(path)
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
-        self._group = -1
+        self._kept = (-1, "")
+        """Row group and column that were read last."""
         self._cells: Any = None
+        self._column = ""
+        self.columns: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str) -> "ParquetImages":
         """Open it; raises as `Container.open`."""
-        at = next((each for each in (Path(path), *Path(path).parents) if each.is_file()), Path(path))
-        file_mark(str(at))
+        file_mark(path)
         try:
-            file = parquet.ParquetFile(at)
+            return cls(path, parquet.ParquetFile(path))
         except (ValueError, pa.ArrowException) as error:
             raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
-        return cls(at, file, Path(path).relative_to(at).as_posix().removeprefix("."))
 
-    def _only_column(self) -> str:
+    def choose(self, column: str | None) -> None:
+        """Choose the column of images that `members` yields; None: by its usual names, or the only one."""
         found = tables.image_columns(self._file.schema_arrow)
-        if len(found) != 1:
-            what = f"several columns of images ({', '.join(found)})" if found else "no column of images"
-            raise ImageUnreadable(f"it has {what}: name one, as {self._path.name}/COLUMN")
-        return found[0]
+        chosen = tables.image_cells(Path(self._path), column, image_source.IMAGE_COLUMNS)
+        if chosen is None:
+            what = f"it has several columns of images ({', '.join(found)})" if found else "it has no column of images"
+            if column is not None:
+                what = f"its column {column!r} holds no images, or is missing ({', '.join(found) or 'none'} does)"
+            raise ImageUnreadable(f"{what}: choose one with --image-column")
+        self._column = chosen
+        self.columns = tuple(tables.further_columns(Path(self._path), [chosen]))
 
     def members(self, frames: Frames) -> Iterator[Member]:  # noqa: ARG002 -- has none
         """Yield the rows, named by number and, where it is stored, by path."""
@@ -66,7 +68,7 @@ class ParquetImages(Container):
                 names = own.field("path").to_pylist() if named else [None] * batch.num_rows
                 cells = [_texts(batch.column(column).to_pylist()) for column in self.columns]
                 for name, *values in zip(names, *cells, strict=True):
-                    yield Member(f"#{row}" + (f"/{name}" if name else ""), str(row), tuple(values))
+                    yield Member(f"#{row}" + (f"/{name}" if name else ""), f"{row}:{self._column}", tuple(values))
                     row += 1
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
@@ -81,19 +83,22 @@ class ParquetImages(Container):
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:  # noqa: ARG002 -- they are decoded later
         """Return an image's bytes; raises as `Container.read`."""
-        row = index_of(at, int(self._starts[-1]))
+        number, _, column = at.partition(":")
+        row = index_of(number, int(self._starts[-1]))
         group = int(np.searchsorted(self._starts[1:], row, side="right"))
-        if group != self._group:
+        if (group, column) != self._kept:
             try:
-                table = self._file.read_row_group(group, columns=[self._column], use_threads=False)
-            except (OSError, ValueError, pa.ArrowException) as error:
+                table = self._file.read_row_group(group, columns=[column], use_threads=False)
+                self._kept, self._cells = (group, column), table.column(0)
+            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
                 raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
-            self._group, self._cells = group, table.column(0)
         cell = self._cells[row - int(self._starts[group])].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes | None):
+            raise ImageUnreadable(f"its column {column!r} holds no images")
         if not data:
             raise ImageUnreadable("its cell is empty")
-        return Content(data, file_mark(str(self._path)))
+        return Content(data, file_mark(self._path))
 
     def close(self) -> None:
         """Close it."""

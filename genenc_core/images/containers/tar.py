@@ -11,6 +11,8 @@ from genenc_core.images.decode.decoded import ImageUnreadable
 from genenc_core.images.decode.limits import MAX_BYTES
 from genenc_core.images.sources import image_source
 
+_PART = 2**16
+
 
 class Tar(Container):
     """An uncompressed tar archive; regular files with an image extension are its images, in its own order."""
@@ -53,11 +55,21 @@ class Tar(Container):
                         raise ImageUnreadable(f"it holds {name!r} twice: write it once")
                     seen.add(hash(name))
                     yield Member(f"/{name}", f"{info.offset_data}+{info.size}")
+                stopped = archive.offset
         except (tarfile.TarError, EOFError, ValueError) as error:
             reason = f"damaged or compressed tar ({one_line(error)}): unpack it, or write it again without compression"
             raise ImageUnreadable(reason) from error
-        if end + 2 * tarfile.BLOCKSIZE > self._mark.size:
+        self._require_end(stopped)
+
+    def _require_end(self, offset: int) -> None:
+        """Check that the list ended because the archive does; `tarfile` also ends at a header that is damaged."""
+        if offset + 2 * tarfile.BLOCKSIZE > self._mark.size:
             raise ImageUnreadable("truncated tar: it does not end with two empty blocks")
+        at = offset
+        while part := os.pread(self._descriptor, _PART, at):
+            if any(part):
+                raise ImageUnreadable(f"damaged tar: what follows byte {offset} is neither a file nor its end")
+            at += len(part)
 
     def left_out(self) -> Iterator[str]:
         """Yield the names of other files."""

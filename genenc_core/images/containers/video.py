@@ -10,6 +10,7 @@ from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
 
+_NONE = -1 << 62
 _NEAR = 64
 """Frames ahead that are decoded rather than sought."""
 
@@ -18,12 +19,13 @@ class Video(Container):
     """The first video stream; frames are numbered in the order in which they are shown, from 0.
 
     A frame is found by its presentation time, which planning reads of every packet without decoding any. Frames that
-    follow each other are decoded once; others from the key frame before them.
+    follow each other are decoded once; others from the key frame before them. AVI stores no times: where it has frames
+    that depend on later ones, they are counted from the beginning.
     """
 
     frames = True
     columns = ("frame", "time")
-    """`time` in seconds from the beginning of the video."""
+    """`time`: presentation time in seconds, as the file has it."""
 
     def __init__(self, path: str, file: Any) -> None:
         self._path = path
@@ -34,8 +36,9 @@ class Video(Container):
         self._stream = file.streams.video[0]
         self._stream.thread_type = "NONE"  # one thread: frames are decoded in parallel processes already
         self._decoding: Iterator[Any] | None = None
-        self._last = -1 << 62
-        """Presentation time of the frame that was decoded last."""
+        self._last = _NONE
+        """Presentation time, or number, of the frame that was decoded last."""
+        self._counted = "avi" in file.format.name and bool(self._stream.codec_context.has_b_frames)
 
     @classmethod
     def open(cls, path: str) -> "Video":
@@ -58,13 +61,14 @@ class Video(Container):
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames, with their times."""
         times = self._presentation_times()
-        base = self._stream.time_base
+        base = 1 / self._stream.average_rate if self._counted else self._stream.time_base
         seconds = [float(time * base) for time in times]
         for index in frames.of(len(times), seconds):
-            yield Member(f"#{index}", f"{index}@{times[index]}", (str(index), f"{seconds[index]:.9g}"))
+            at = str(index) if self._counted else f"{index}@{times[index]}"
+            yield Member(f"#{index}", at, (str(index), f"{seconds[index]:.9g}"))
 
     def _presentation_times(self) -> list[int]:
-        """Return the times of all frames in units of the stream, ascending.
+        """Return the times of all frames in units of the stream, or their numbers if they are counted; ascending.
 
         Raises:
             ImageUnreadable: there is none, or two frames have the same.
@@ -74,15 +78,25 @@ class Video(Container):
         self._decoding = None
         try:
             self._file.seek(0)
-            found = [packet.pts for packet in self._file.demux(self._stream) if packet.size and not packet.is_discard]
+            found = list(self._numbers() if self._counted else self._times_of_packets())
         except (av.error.FFmpegError, ValueError) as error:
             raise ImageUnreadable(f"damaged video: {one_line(error)}") from error
-        if not found or None in found:
+        times = sorted(time for time in found if time is not None)
+        if not times or len(times) < len(found):
             raise ImageUnreadable("its frames have no times: write it again, as MP4 for example")
-        times = sorted(found)
         if len(set(times)) < len(times):
             raise ImageUnreadable("several of its frames have the same time: write it again, as MP4 for example")
         return times
+
+    def _times_of_packets(self) -> Iterator[int | None]:
+        for packet in self._file.demux(self._stream):
+            if packet.size and not packet.is_discard:
+                yield packet.pts
+
+    def _numbers(self) -> Iterator[int]:
+        self._stream.codec_context.flush_buffers()
+        for number, _ in enumerate(self._file.decode(self._stream)):
+            yield number
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing."""
@@ -99,12 +113,12 @@ class Video(Container):
         index, _, time = at.partition("@")
         decode.check_size(self._stream.height, self._stream.width, most_pixels)
         try:
-            frame = self._frame(int(time))
+            frame = self._frame(int(time)) if time else self._numbered(int(index))
         except (av.error.FFmpegError, ValueError) as error:
             self._decoding = None
             raise ImageUnreadable(f"damaged video: {one_line(error)}") from error
-        if frame is None:
-            raise ImageUnreadable(f"there is no frame {index} at its time: the video is damaged or truncated")
+        if frame is None or frame.is_corrupt:
+            raise ImageUnreadable(f"frame {index} is missing or damaged: the video is damaged or truncated")
         pixels = np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
         turned = _ORIENTATIONS.get(round(getattr(frame, "rotation", 0)) % 360, 1)
         return Content(b"", file_mark(self._path), pixels, pixels.data.cast("B"), turned)
@@ -142,6 +156,19 @@ class Video(Container):
         self._decoding = None
         return None
 
+    def _numbered(self, wanted: int) -> Any:
+        """Return a frame by its number, counted from the beginning; None if there is none."""
+        if self._decoding is None or self._last >= wanted:
+            self._seek(None)
+            self._last = -1
+        assert self._decoding is not None
+        for frame in self._decoding:
+            self._last += 1
+            if self._last == wanted:
+                return frame
+        self._decoding = None
+        return None
+
     def _seek(self, wanted: int | None) -> None:
         """Go to the key frame before a presentation time, or to the beginning."""
         if wanted is None:
@@ -150,7 +177,7 @@ class Video(Container):
             self._file.seek(wanted, stream=self._stream, backward=True)
         self._stream.codec_context.flush_buffers()
         self._decoding = self._file.decode(self._stream)
-        self._last = -1 << 62
+        self._last = _NONE
 
     def close(self) -> None:
         """Close it."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from genenc_core.images.containers import arrays
-from genenc_core.images.containers.container import Container, Content, Mark, Member, index_of, one_line
+from genenc_core.images.containers.container import (
+    Container,
+    Content,
+    Mark,
+    Member,
+    index_of,
+    one_line,
+    warn_of_missing,
+)
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -27,12 +36,12 @@ class ZarrArray(Container):
     frames = True
     columns = ("frame",)
 
-    def __init__(self, path: Path, array: Any, axes: arrays.Axes, planes: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, array: Any, axes: arrays.Axes, planes: tuple[int, ...] | None) -> None:
         self._path = path
         self._array = array
         self._axes = axes
         self._planes = planes
-        """Of OME-Zarr: sizes of the axes before y and x; () for other arrays."""
+        """Of OME-Zarr: sizes of the axes before y and x; None for other arrays."""
 
     @classmethod
     def open(cls, path: str) -> "ZarrArray":
@@ -54,16 +63,18 @@ class ZarrArray(Container):
         arrays.check_type(found.dtype)
         if planar:
             *planes, height, width = found.shape
-            count = int(np.prod(planes))
-            arrays.Axes.of((count, height, width))
-            axes = arrays.Axes(count, stacked=True, channels_first=False)
+            arrays.Axes.of((height, width))
+            axes = arrays.Axes(math.prod(planes), stacked=bool(planes), channels_first=False)
             return cls(place, found, axes, tuple(planes))
-        return cls(place, found, arrays.Axes.of(found.shape), ())
+        return cls(place, found, arrays.Axes.of(found.shape), None)
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
+        listed = missing = 0
         for index in frames.of(self._axes.frames):
+            listed, missing = listed + 1, missing + (not self.mark(str(index)).size)
             yield Member(f"#{index}", str(index), (str(index),))
+        warn_of_missing(str(self._path), missing, listed, "frames")
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing."""
@@ -72,7 +83,7 @@ class ZarrArray(Container):
     def _before(self, at: str) -> tuple[int, ...]:
         """Return the indices of a frame on the axes before its own."""
         index = index_of(at, self._axes.frames)
-        if self._planes:
+        if self._planes is not None:
             return tuple(map(int, np.unravel_index(index, self._planes)))
         return (index,) if self._axes.stacked else ()
 
@@ -126,7 +137,7 @@ def _ome_image(path: Path) -> tuple[Path, bool]:
         names = [axis if isinstance(axis, str) else axis["name"] for axis in scales[0].get("axes", "tczyx")]
         place = path / str(scales[0]["datasets"][0]["path"])
         shape = json.loads((place / _metadata_of(place)).read_bytes())["shape"]
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ImageUnreadable(f"damaged OME-Zarr: {one_line(error)}") from error
     if tuple(names[-2:]) != _PLANE or len(names) != len(shape):
         raise ImageUnreadable(f"OME-Zarr with axes {', '.join(names)} is not supported: y and x must be the last")

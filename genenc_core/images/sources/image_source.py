@@ -81,8 +81,8 @@ def open_source(images: str, *, image_column: str | None = None, frames: str | N
         )
     path = Path(images)
     inside = _members_source(images, image_column, frames)
-    if inside is not None:
-        return inside
+    if inside is not None and (image_column is None or kinds.extension(images) == "parquet"):
+        return replace(inside, image_column=image_column)
     if path.is_file() and tables.is_table(path):
         return _list_source(path, image_column)
     if image_column is not None:
@@ -110,8 +110,8 @@ def _members_source(images: str, column: str | None, frames: str | None) -> Imag
     Frames.parse(frames)
     known = kinds.ALWAYS if frames is None else kinds.ALWAYS | kinds.WITH_FRAMES
     path = Path(images)
-    if path.is_file() and (cells := tables.image_cells(path, column, IMAGE_COLUMNS)) is not None:
-        return _files_source([f"{images}/{cells}"], images, frames)
+    if path.is_file() and tables.image_cells(path, column, IMAGE_COLUMNS) is not None:
+        return _files_source([images], images, frames)
     if (place := kinds.file_of(images)) is not None and (
         place != images.rstrip("/") or kinds.extension(place) in known
     ):

@@ -8,6 +8,7 @@ from genenc_core import errors
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.container import Mark, Member
 from genenc_core.images.containers.frames import Frames
+from genenc_core.images.containers.parquet_images import ParquetImages
 from genenc_core.images.decode.decoded import ImageUnreadable
 from genenc_core.images.sources import folders, image_source
 from genenc_core.images.sources.block import Block
@@ -72,6 +73,8 @@ def _members(
     try:
         container = kinds.open_container(full)
         try:
+            if isinstance(container, ParquetImages):
+                container.choose(source.image_column)
             if source.frames is not None and not container.frames:
                 raise errors.InputError(
                     f"--frames {source.frames}: {full!r} holds image files, not frames; leave it out"

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 import containers
 from genenc_core import errors
+from genenc_core.images.containers import container, kinds
 from genenc_core.images.labels import reading
 from genenc_core.images.sources import image_source, manifest
 
@@ -80,10 +81,20 @@ def test_an_array_inside_is_named_by_its_path(tmp_path: Path) -> None:
         for name in ("a/left", "a/right"):
             file[name] = np.stack(FRAMES)
         file["linked"] = h5py.ExternalLink("/etc/passwd", "/")
+        file["other"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/")
+        file["a"].attrs["x"] = 1
+        file["empty"] = h5py.Empty("f")
+        file[".hidden"] = np.stack(FRAMES)
+        file["a/time"] = np.array(0, np.int64)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["frames"] = np.stack(FRAMES)
     assert ids(f"{tmp_path}/two.h5/a/right", tmp_path)[0] == "two.h5/a/right#0"
     with pytest.raises(errors.InputError, match=r"several datasets.*two.h5/NAME.*a/left \[3, 24, 32, 3\] uint8"):
         ids(f"{tmp_path}/two.h5", tmp_path)
-    for name in ("none", "linked", "a"):
+    assert ids(f"{tmp_path}/two.h5/.hidden", tmp_path)[0] == "two.h5/.hidden#0"
+    with pytest.raises(errors.InputError, match="in other files, which are not followed"):
+        ids(f"{tmp_path}/two.h5/other/frames", tmp_path)
+    for name in ("none", "linked", "a", "empty"):
         with pytest.raises(errors.InputError, match="dataset"):
             ids(f"{tmp_path}/two.h5/{name}", tmp_path)
     group = zarr.open_group(str(tmp_path / "g.zarr"), mode="w")
@@ -93,11 +104,19 @@ def test_an_array_inside_is_named_by_its_path(tmp_path: Path) -> None:
         ids(f"{tmp_path}/g.zarr", tmp_path)
 
 
-def test_a_column_of_images_is_named_by_its_path(tmp_path: Path) -> None:
+def test_the_column_of_images_is_chosen(tmp_path: Path) -> None:
     cells = [containers.png(frame) for frame in FRAMES]
     parquet.write_table(pa.table({"left": cells, "right": cells, "n": [1, 2, 3]}), tmp_path / "t.parquet")
-    assert ids(f"{tmp_path}/t.parquet", tmp_path, image_column="right")[0] == "t.parquet/right#0"
-    assert ids(f"{tmp_path}/t.parquet/left", tmp_path)[2] == "t.parquet/left#2"
+    assert ids(f"{tmp_path}/t.parquet", tmp_path, image_column="right")[0] == "t.parquet#0"
+    assert ids(f"{tmp_path}/*.parquet", tmp_path, image_column="left")[2] == "t.parquet#2"
+    for images in (f"{tmp_path}/t.parquet", f"{tmp_path}/*.parquet"):
+        with pytest.raises(errors.InputError, match="none"):
+            ids(images, tmp_path, image_column="none")
+    with pytest.raises(errors.InputError, match=r"several columns of images \(left, right\).*--image-column"):
+        ids(f"{tmp_path}/*.parquet", tmp_path)
+    archive = containers.write_tar(tmp_path, FRAMES)
+    with pytest.raises(errors.InputError, match="an image column"):
+        ids(str(archive), tmp_path, image_column="left")
     Image.fromarray(FRAMES[0]).save(tmp_path / "a.png")
     parquet.write_table(pa.table({"image": ["a.png"], "thumbnail": cells[:1]}), tmp_path / "list.parquet")
     assert ids(f"{tmp_path}/list.parquet", tmp_path) == ["a.png"]
@@ -112,6 +131,15 @@ def test_the_planes_of_ome_zarr(tmp_path: Path) -> None:
         scales = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
         group.attrs.update({key: scales} if key else scales)
         assert ids(f"{tmp_path}/v{version}.zarr", tmp_path) == [f"v{version}.zarr#{at}" for at in range(6)]
+    group = zarr.open_group(str(tmp_path / "yx.zarr"), mode="w")
+    group.create_array("0", data=values[0, 0, 0])
+    group.attrs.update({"ome": {"multiscales": [{"axes": axes[-2:], "datasets": [{"path": "0"}]}]}})
+    assert ids(f"{tmp_path}/yx.zarr", tmp_path) == ["yx.zarr#0"]
+    content = kinds.open_container(f"{tmp_path}/yx.zarr").read("0")
+    assert bytes(content.values) == values[0, 0, 0].tobytes()
+    group.attrs.update({"ome": {"multiscales": [[]]}})
+    with pytest.raises(errors.InputError, match="damaged OME-Zarr"):
+        ids(f"{tmp_path}/yx.zarr", tmp_path)
     group = zarr.open_group(str(tmp_path / "c.zarr"), mode="w")
     group.create_array("0", data=values.reshape(2, 3, 1, 24, 32))
     group.attrs.update({"ome": {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}})
@@ -164,3 +192,51 @@ def test_labels_of_members(tmp_path: Path) -> None:
     predictions.rename(tmp_path / "predictions.csv")
     with pytest.raises(errors.InputError, match="frame 0 of a video, but the file's name does not say of which"):
         reading.read_points(str(tmp_path / "predictions.csv"))
+
+
+def test_a_damaged_header_does_not_end_an_archive(tmp_path: Path) -> None:
+    path = containers.write_tar(tmp_path, FRAMES)
+    whole = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        second = archive.getmembers()[1].offset
+    for at, byte in ((second, whole[second] ^ 1), (second + 150, whole[second + 150] ^ 4)):
+        path.write_bytes(bytes([*whole[:at], byte, *whole[at + 1 :]]))
+        with pytest.raises(errors.InputError, match=f"what follows byte {second} is neither a file nor its end"):
+            ids(str(path), tmp_path)
+    path.write_bytes(whole[:second] + bytes(512) + whole[second + 512 :])
+    with pytest.raises(errors.InputError, match="damaged tar"):
+        ids(str(path), tmp_path)
+    path.write_bytes(bytes(whole + whole))
+    with pytest.raises(errors.InputError, match="damaged tar"):
+        ids(str(path), tmp_path)
+
+
+def test_damaged_headers_of_npy(tmp_path: Path) -> None:
+    path = containers.write_npy(tmp_path, FRAMES)
+    whole = path.read_bytes()
+    for text in (b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 24, 32, 3), ", b"(" * 117, b"{'descr': '|O'}"):
+        path.write_bytes(whole[:10] + text.ljust(117) + b"\n" + whole[128:])
+        with pytest.raises(errors.InputError, match="damaged or unsupported npy"):
+            ids(str(path), tmp_path)
+    for array, words in (
+        (np.asfortranarray(np.stack(FRAMES)), "Fortran order"),
+        (np.stack(FRAMES).astype(np.int32), "int32 have no known range"),
+        (np.zeros((0, 8, 8), np.uint8), "not a stack of images"),
+        (np.zeros((2, 5, 8, 8), np.uint8), r"shape \[2, 5, 8, 8\]"),
+        (np.uint8(3), "not a stack of images"),
+    ):
+        np.save(path, array)
+        with pytest.raises(errors.InputError, match=words):
+            ids(str(path), tmp_path)
+
+
+def test_parts_that_were_never_written_are_warned_of(tmp_path: Path) -> None:
+    array = zarr.create_array(str(tmp_path / "part.zarr"), shape=(4, 8, 8), chunks=(1, 8, 8), dtype="uint8")
+    array[:2] = 7
+    with pytest.warns(container.NeverWritten, match="2 of 4 frames were never written"):
+        assert len(ids(f"{tmp_path}/part.zarr", tmp_path)) == 4
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file.create_dataset("frames", (4, 8, 8), np.uint8, chunks=(1, 8, 8))[:3] = 7
+    with pytest.warns(container.NeverWritten, match="1 of 4 chunks were never written"):
+        ids(f"{tmp_path}/part.h5", tmp_path)
