@@ -1,18 +1,42 @@
 """Videos, read by FFmpeg; needs PyAV, which brings it along."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from genenc_core.images.containers import arrays
 from genenc_core.images.containers.container import Container, Content, Mark, Member, file_mark, one_line
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
 
-_NONE = -1 << 62
+_FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf"
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+"""A text file of another name could otherwise stand for other files, or addresses."""
+_DECODING = {"err_detect": "explode", "ec": "0"}
+"""Damage is an error; FFmpeg would fill it from the frames that happened to be decoded before."""
 _NEAR = 64
 """Frames ahead that are decoded rather than sought."""
+_MISSING = 1.5
+"""Seconds that a video may end before its file's longest stream."""
+_NONE = -1 << 62
+_ORIENTATIONS = {
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
+"""Signs of a display matrix (x' = a x + c y, y' = b x + d y) as a, b, c, d -> EXIF orientation."""
+
+
+class TruncatedVideo(UserWarning):
+    """A video has fewer frames than its header states."""
 
 
 class Video(Container):
@@ -27,36 +51,42 @@ class Video(Container):
     columns = ("frame", "time")
     """`time`: presentation time in seconds, as the file has it."""
 
-    def __init__(self, path: str, file: Any) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._file = file
         self._mark = file_mark(path)
-        if not file.streams.video:
-            raise ImageUnreadable("it has no video stream")
-        self._stream = file.streams.video[0]
-        self._stream.thread_type = "NONE"  # one thread: frames are decoded in parallel processes already
+        self._file: Any = None
+        self._stream: Any = None
         self._decoding: Iterator[Any] | None = None
         self._last = _NONE
         """Presentation time, or number, of the frame that was decoded last."""
-        self._counted = "avi" in file.format.name and bool(self._stream.codec_context.has_b_frames)
+        self._counted = False
+        """Whether frames are found by number, not by time."""
+        self._rewind()
 
     @classmethod
     def open(cls, path: str) -> "Video":
         """Open it; raises as `Container.open`."""
+        return cls(path)
+
+    def _rewind(self) -> None:
+        """Open the file, anew if need be: not every format can be sought to its beginning."""
         try:
             import av
         except ImportError as error:
             raise ImageUnreadable("videos need PyAV: pip install 'genenc[video]'") from error
-        file_mark(path)
+        self.close()
         try:
-            file = av.open(path, metadata_errors="replace", options={"protocol_whitelist": "file"})
+            self._file = av.open(self._path, metadata_errors="replace", options=_OPTIONS)
         except (av.error.FFmpegError, ValueError) as error:
             raise ImageUnreadable(f"damaged or unsupported video: {one_line(error)}") from error
-        try:
-            return cls(path, file)
-        except BaseException:
-            file.close()
-            raise
+        if not self._file.streams.video:
+            self.close()
+            raise ImageUnreadable("it has no video stream")
+        self._stream = self._file.streams.video[0]
+        self._stream.thread_type = "NONE"  # one thread: frames are decoded in parallel processes already
+        self._stream.codec_context.options = _DECODING
+        self._counted = "avi" in self._file.format.name and bool(self._stream.codec_context.has_b_frames)
+        self._last = _NONE
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames, with their times."""
@@ -75,9 +105,8 @@ class Video(Container):
         """
         import av
 
-        self._decoding = None
+        self._rewind()
         try:
-            self._file.seek(0)
             found = list(self._numbers() if self._counted else self._times_of_packets())
         except (av.error.FFmpegError, ValueError) as error:
             raise ImageUnreadable(f"damaged video: {one_line(error)}") from error
@@ -89,14 +118,29 @@ class Video(Container):
         return times
 
     def _times_of_packets(self) -> Iterator[int | None]:
+        count = end = 0
         for packet in self._file.demux(self._stream):
+            if packet.dts is None and not packet.size:  # the end
+                continue
+            count, end = count + 1, max(end, (packet.pts or 0) + (packet.duration or 0))
             if packet.size and not packet.is_discard:
                 yield packet.pts
+        self._warn_if_truncated(count, float(end * self._stream.time_base))
 
     def _numbers(self) -> Iterator[int]:
-        self._stream.codec_context.flush_buffers()
         for number, _ in enumerate(self._file.decode(self._stream)):
             yield number
+
+    def _warn_if_truncated(self, count: int, end: float) -> None:
+        """Warn if there are fewer frames than the file's header says; the last one ends at `end`, in seconds."""
+        length = (self._file.duration or 0) / 1e6
+        if count < self._stream.frames:
+            reason = f"{count} of the {self._stream.frames} frames that its header states"
+        elif not self._stream.frames and length - end > _MISSING:
+            reason = f"{end:.1f} of the {length:.1f} s that its header states"
+        else:
+            return
+        warnings.warn(f"{self._path} holds {reason}: it seems to be truncated", TruncatedVideo, stacklevel=3)
 
     def left_out(self) -> Iterator[str]:
         """Yield nothing."""
@@ -111,19 +155,20 @@ class Video(Container):
         import av
 
         index, _, time = at.partition("@")
-        decode.check_size(self._stream.height, self._stream.width, most_pixels)
+        size = (self._stream.height, self._stream.width)
+        decode.check_size(*size, most_pixels)
         try:
-            frame = self._frame(int(time)) if time else self._numbered(int(index))
+            frame = self._at(int(time)) if time else self._numbered(int(index))
         except (av.error.FFmpegError, ValueError) as error:
             self._decoding = None
             raise ImageUnreadable(f"damaged video: {one_line(error)}") from error
-        if frame is None or frame.is_corrupt:
+        if frame is None or frame.is_corrupt or (frame.height, frame.width) != size:
             raise ImageUnreadable(f"frame {index} is missing or damaged: the video is damaged or truncated")
-        pixels = np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
-        turned = _ORIENTATIONS.get(round(getattr(frame, "rotation", 0)) % 360, 1)
-        return Content(b"", file_mark(self._path), pixels, pixels.data.cast("B"), turned)
+        with_alpha = any(component.is_alpha for component in frame.format.components)
+        values = np.ascontiguousarray(frame.to_ndarray(format="rgba" if with_alpha else "rgb24"))
+        return Content(b"", file_mark(self._path), arrays.rgb(values), values.data.cast("B"), _orientation(frame))
 
-    def _frame(self, wanted: int) -> Any:
+    def _at(self, wanted: int) -> Any:
         """Return the frame of a presentation time; None if there is none."""
         if self._decoding is not None and 0 < wanted - self._last <= self._far():
             found = self._decoded_until(wanted)
@@ -172,18 +217,33 @@ class Video(Container):
     def _seek(self, wanted: int | None) -> None:
         """Go to the key frame before a presentation time, or to the beginning."""
         if wanted is None:
-            self._file.seek(0)
+            self._rewind()
         else:
             self._file.seek(wanted, stream=self._stream, backward=True)
-        self._stream.codec_context.flush_buffers()
+            self._stream.codec_context.flush_buffers()
         self._decoding = self._file.decode(self._stream)
         self._last = _NONE
 
     def close(self) -> None:
         """Close it."""
         self._decoding = None
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
-_ORIENTATIONS = {0: 1, 90: 8, 180: 3, 270: 6}
-"""PyAV's counterclockwise degrees -> EXIF orientation."""
+def _orientation(frame: Any) -> int:
+    """Return the EXIF orientation that a frame's display matrix stands for.
+
+    Raises:
+        ImageUnreadable: it turns by no multiple of 90 degrees.
+    """
+    from av.sidedata.sidedata import Type
+
+    found = frame.side_data.get(Type.DISPLAYMATRIX)
+    if found is None:
+        return 1
+    across, down, _, right, below, *_ = np.sign(np.frombuffer(bytes(found), np.int32)).tolist()
+    turned = _ORIENTATIONS.get((across, down, right, below))
+    if turned is None:
+        raise ImageUnreadable("its frames are turned by another angle than 90, 180 or 270 degrees")
+    return turned

@@ -1,5 +1,6 @@
 """Videos: every frame is the one that plain decoding from the beginning gives, whatever the order of reading."""
 
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 import containers
 from genenc_core.images.containers import frames, kinds
+from genenc_core.images.containers.video import TruncatedVideo
+from genenc_core.images.decode.decoded import ImageUnreadable
 
 av: Any = pytest.importorskip("av")
 COUNT = 60
@@ -25,7 +28,7 @@ def moving(count: int = COUNT, height: int = 48, width: int = 64) -> list[np.nda
 def decoded(path: Path) -> tuple[list[np.ndarray], list[float]]:
     """Return all frames and their times, decoded in order without seeking."""
     with av.open(str(path)) as file:
-        found = [(frame.to_ndarray(format="rgb24"), float(frame.time)) for frame in file.decode(video=0)]
+        found = [(frame.to_ndarray(format="rgb24"), float(frame.time or 0)) for frame in file.decode(video=0)]
     return [pixels for pixels, _ in found], [time for _, time in found]
 
 
@@ -86,24 +89,107 @@ def test_frames_of_unequal_length(tmp_path: Path) -> None:
     video.close()
 
 
-def test_a_turned_video_is_upright(tmp_path: Path) -> None:
-    """As a phone writes it: the frames lie, and a matrix says how to turn them."""
-    shown = moving(5)
-    for frame in shown:
-        frame[:8] = (255, 0, 0)
-    path = containers.write_video(tmp_path, shown, codec="mpeg4", name="clip.mp4")
+@pytest.mark.parametrize(
+    ("matrix", "orientation"),
+    [
+        ((0, 1, -1, 0), 6),  # as a phone writes it: to be turned clockwise by 90 degrees
+        ((0, -1, 1, 0), 8),
+        ((-1, 0, 0, -1), 3),
+        ((-1, 0, 0, 1), 2),
+        ((1, 0, 0, -1), 4),
+        ((0, 1, 1, 0), 5),
+        ((0, -1, -1, 0), 7),
+        ((1, 1, -1, 1), None),
+    ],
+)
+def test_a_turned_video_is_upright(matrix: tuple[int, ...], orientation: int | None, tmp_path: Path) -> None:
+    """The frames lie, and a matrix says how they are shown: x' = a x + c y, y' = b x + d y."""
+    path = containers.write_video(tmp_path, moving(5), codec="mpeg4", name="clip.mp4")
     data = path.read_bytes()
     plain = b"".join(number.to_bytes(4, "big") for number in (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30))
     assert data.count(plain) == 2  # of the movie and the track
-    turned = b"".join(
-        (number % (1 << 32)).to_bytes(4, "big") for number in (0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30)
-    )
+    across, down, right, below = (number << 16 for number in matrix)
+    numbers = (across, down, 0, right, below, 0, 0, 0, 1 << 30)
+    turned = b"".join((number % (1 << 32)).to_bytes(4, "big") for number in numbers)
     at = data.rindex(plain)
     path.write_bytes(data[:at] + turned + data[at + len(plain) :])
     video = kinds.open_container(str(path))
     member = next(iter(video.members(frames.Frames())))
+    if orientation is None:
+        with pytest.raises(ImageUnreadable, match="another angle"):
+            video.read(member.at)
+        return
     content = video.read(member.at)
     assert content.pixels is not None
     assert content.pixels.shape == (48, 64, 3)
-    assert content.orientation == 6  # to be turned clockwise by 90 degrees, as the matrix says
+    assert content.orientation == orientation
     video.close()
+
+
+def test_a_truncated_video_is_warned_of(tmp_path: Path) -> None:
+    for name, codec in (("clip.mkv", "libx264"), ("clip.avi", "mjpeg")):
+        path = containers.write_video(tmp_path, moving(240), codec=codec, name=name)
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.warns(TruncatedVideo, match=r"clip.* of the .* it seems to be truncated"):
+            members = list(kinds.open_container(str(path)).members(frames.Frames()))
+        assert 60 < len(members) < 200
+    whole = containers.write_video(tmp_path, moving(30), codec="libx264", name="whole.mkv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(kinds.open_container(str(whole)).members(frames.Frames()))) == 30
+
+
+def test_alpha_is_composited_over_black(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("qtrle", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "argb"
+        file.mux(
+            stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 4), (100, 200, 200, 200), np.uint8), "argb"))
+        )
+        file.mux(stream.encode())
+    video = kinds.open_container(str(path))
+    pixels = video.read(next(iter(video.members(frames.Frames()))).at).pixels
+    assert pixels is not None
+    assert {*pixels.reshape(-1).tolist()} == {round(200 * 100 / 255)}
+
+
+def test_damage_does_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
+    """A decoder would fill damaged parts from the frames that it decoded before."""
+    noise = np.random.default_rng(0).integers(0, 20, (COUNT, 96, 128, 3), np.uint8)
+    shown = [frame // 2 + more for frame, more in zip(moving(COUNT, 96, 128), noise, strict=True)]
+    unreadable = 0
+    for codec, name in (("libx264", "clip.mp4"), ("mpeg4", "clip.avi"), ("mjpeg", "clip.mov")):
+        path = containers.write_video(tmp_path, shown, codec=codec, name=name)
+        data = bytearray(path.read_bytes())
+        for at in range(len(data) // 10, len(data) * 9 // 10, len(data) // 7):
+            data[at] ^= 16
+        path.write_bytes(data)
+        video = kinds.open_container(str(path))
+        members = list(video.members(frames.Frames()))
+        forwards = [read(video, member.at) for member in members]
+        backwards = [read(video, member.at) for member in members[::-1]][::-1]
+        assert forwards == backwards, name
+        unreadable += forwards.count(None)
+    assert unreadable
+
+
+def read(video: Any, at: str) -> bytes | None:
+    """Return a frame's pixels, None if it is unreadable."""
+    try:
+        return bytes(video.read(at).values)
+    except ImageUnreadable:
+        return None
+
+
+def test_other_files_are_not_followed(tmp_path: Path) -> None:
+    containers.write_video(tmp_path, moving(5), name="other.mkv")
+    for text in (
+        "ffconcat version 1.0\nfile other.mkv\n",
+        f"ffconcat version 1.0\nfile '{tmp_path}/other.mkv'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.mkv\n#EXT-X-ENDLIST\n",
+    ):
+        (tmp_path / "clip.mp4").write_text(text)
+        with pytest.raises(ImageUnreadable, match="damaged or unsupported video"):
+            kinds.open_container(str(tmp_path / "clip.mp4"))
