@@ -119,7 +119,7 @@ def _described(reader: ContainerReader, path: str, member: str, limits: Limits) 
     kind = kinds.extension(kinds.place_of(path))
     if content.pixels is None:
         form, pixels = describe_file(io.BytesIO(content.data))
-        return f"{form} in {kind}", pixels
+        return f"{form} in {kind}" if kind else form, pixels
     return f"frame of {kind}", "8-bit RGB, as read"
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from genenc_core import errors, spec, statuses, text
 from genenc_core.choices import Fit
 from genenc_core.encoding import cancellation
+from genenc_core.images.containers import kinds
 from genenc_core.images.decode import geometry
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.labels.point_table import PointTable
@@ -204,7 +205,7 @@ def _bytes(listed: manifest.Manifest) -> tuple[int, int]:
     for batch in listed.iter_columns(["path", "bytes"]):
         sizes = manifest_rows.numbers(batch.column("bytes"))
         missing += int((sizes < 0).sum())
-        if listed.has_members:
+        if listed.has_members and not kinds.is_remote(str(batch.column("path")[0])):
             containers |= zip(batch.column("path").to_pylist(), sizes.tolist(), strict=True)
         else:
             total += int(sizes[sizes > 0].sum())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from unittest import mock
 
-from genenc_core.store.backends import s3_objects
+from genenc_core.system import s3
 
 SOON = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
 """Retry delay of this process behind a proxy."""
@@ -153,7 +153,7 @@ def proxy(endpoint: str) -> Iterator[tuple[str, Plan]]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        with mock.patch.dict(s3_objects.RETRY, backoff=SOON):
+        with mock.patch.dict(s3.RETRY, backoff=SOON):
             yield f"http://127.0.0.1:{server.server_address[1]}", plan
     finally:
         server.shutdown()

@@ -3,7 +3,7 @@
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -53,6 +53,8 @@ class Content(NamedTuple):
     """What `pixels` were made of, as stored in the container or, of a video or a TIFF, as decoded; this is hashed."""
     orientation: int = 1
     """EXIF orientation 1 to 8 of the pixels, not yet applied."""
+    changed: str | None = None
+    """How it differs from the planned one, where its mark does not show that."""
 
 
 class Container(Protocol):
@@ -62,6 +64,8 @@ class Container(Protocol):
     """Whether its members are numbered frames, of which some can be selected."""
     columns: tuple[str, ...]
     """Names of what is known about each member."""
+    remote: bool = False
+    """Whether it is read over the network."""
 
     @classmethod
     def open(cls, path: str) -> "Container":
@@ -77,13 +81,15 @@ class Container(Protocol):
         """Yield the members in a fixed order; raises as `open`."""
         ...
 
-    def left_out(self) -> Iterator[str]:
-        """Yield the names of what `members` passed over, after it ended."""
-        ...
+    def leave_out(self, name: str) -> None:
+        """Note a file inside that `members` passes over."""
 
     def mark(self, at: str) -> Mark:
         """Return a member's mark; raises `OSError`."""
         ...
+
+    def expect(self, members: Sequence[str]) -> None:
+        """Begin to read members that are read next, in this order."""
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a member's content, unless it has more than `most_pixels`; raises as `open`."""

@@ -115,10 +115,6 @@ class Hdf5(Container):
         wanted = math.prod(-(-side // chunk) for side, chunk in zip(self._data.shape, self._data.chunks, strict=True))
         warn_of_missing(str(self._path), wanted - self._data.id.get_num_chunks(), wanted, "chunks")
 
-    def left_out(self) -> Iterator[str]:
-        """Yield nothing."""
-        yield from ()
-
     def mark(self, at: str) -> Mark:  # noqa: ARG002
         """Return the file's mark."""
         return self._mark

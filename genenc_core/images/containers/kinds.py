@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,9 +57,30 @@ def is_zarr(folder: Path) -> bool:
 
 def place_of(path: str) -> str:
     """Return the file or folder that `open_container` opens for this path, by its name alone."""
+    if is_remote(path):
+        return path
     parts = Path(path)
     named = (each for each in parts.parents if _BY_EXTENSION.get(extension(each.name)) in _NAMED)
     return path if extension(path) in _BY_EXTENSION else str(next(named, parts))
+
+
+def environment() -> dict[str, str]:
+    """Return the variables that name the server and hold the credentials of addresses, for decode workers."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def is_remote(path: str) -> bool:
+    """Return whether a path is an address."""
+    return path.startswith("s3://")
+
+
+def without_pattern(path: str) -> str:
+    """Return an address up to its first folder or name with `*`, `?` or `[`; other paths as they are."""
+    if not is_remote(path):
+        return path
+    parts = path.split("/")
+    first = next((at for at, part in enumerate(parts) if at > 2 and re.search(r"[*?\[]", part)), len(parts))
+    return "/".join(parts[:first]).rstrip("/")
 
 
 def open_container(path: str) -> "Container":
@@ -68,7 +90,13 @@ def open_container(path: str) -> "Container":
         ImageUnreadable: it is damaged, or not of the kind that its name says; the reason.
         OSError: it cannot be read.
     """
+    if is_remote(path):
+        from genenc_core.images.containers import remote
+
+        return remote.Remote.open(path)
     place = file_of(path)
+    if place is None and Path(path).is_dir():
+        raise IsADirectoryError(21, "it is a folder", path)
     if place is None:
         raise FileNotFoundError(2, "No such file or directory", path)
     module = _BY_EXTENSION[extension(place)]

@@ -57,10 +57,6 @@ class Npy(Container):
         for index in frames.of(self._axes.frames):
             yield Member(f"#{index}", str(index), (str(index),))
 
-    def left_out(self) -> Iterator[str]:
-        """Yield nothing."""
-        yield from ()
-
     def mark(self, at: str) -> Mark:  # noqa: ARG002
         """Return the file's mark."""
         return self._mark

@@ -73,10 +73,6 @@ class ParquetImages(Container):
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
 
-    def left_out(self) -> Iterator[str]:
-        """Yield nothing."""
-        yield from ()
-
     def mark(self, at: str) -> Mark:  # noqa: ARG002
         """Return the file's mark."""
         return self._mark

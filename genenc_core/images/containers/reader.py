@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.container import Container, Content
@@ -22,14 +23,27 @@ class ContainerReader:
             ImageUnreadable: the container or the member is damaged, or it has more than `most_pixels`.
             OSError: the container cannot be read.
         """
-        container = self._open.pop(path, None) or kinds.open_container(path)
+        container = self._opened(path)
         try:
             content = container.read(member, most_pixels=most_pixels)
         except BaseException:
             with contextlib.suppress(Exception):
                 container.close()
             raise
+        self._keep(path, container)
+        return content
+
+    def expect(self, path: str, members: Sequence[str]) -> None:
+        """Begin to read members that are read next, where that is of use."""
+        if members and kinds.is_remote(path):
+            container = self._opened(path)
+            container.expect(members)
+            self._keep(path, container)
+
+    def _opened(self, path: str) -> Container:
+        return self._open.pop(path, None) or kinds.open_container(path)
+
+    def _keep(self, path: str, container: Container) -> None:
         self._open[path] = container
         while len(self._open) > KEPT_OPEN:
             self._open.popitem(last=False)[1].close()
-        return content

@@ -24,7 +24,6 @@ class Tar(Container):
         self._path = path
         self._descriptor = descriptor
         self._mark = Mark.of(os.fstat(descriptor))
-        self._others: list[str] = []
 
     @classmethod
     def open(cls, path: str) -> "Tar":
@@ -49,7 +48,7 @@ class Tar(Container):
                     name = info.name.removeprefix("./")
                     if not _is_image(info, name):
                         if not info.isdir():
-                            self._others.append(name)
+                            self.leave_out(name)
                         continue
                     if hash(name) in seen:
                         raise ImageUnreadable(f"it holds {name!r} twice: write it once")
@@ -70,10 +69,6 @@ class Tar(Container):
             if any(part):
                 raise ImageUnreadable(f"damaged tar: what follows byte {offset} is neither a file nor its end")
             at += len(part)
-
-    def left_out(self) -> Iterator[str]:
-        """Yield the names of other files."""
-        yield from self._others
 
     def mark(self, at: str) -> Mark:  # noqa: ARG002
         """Return the archive's mark."""

@@ -1,5 +1,6 @@
 """TIFF files of several pages, each a frame."""
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,9 +39,12 @@ class TiffStack(Container):
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the pages; their numbers count all pages of the file."""
         try:
+            count = self._pages()
             full = [index for index, page in enumerate(self._file.pages) if not page.is_reduced and not page.is_mask]
-            if len(full) == 1 and tiff.has_planes_behind(self._file):
-                raise ImageUnreadable("its frames lie behind one page (ImageJ): save one page per frame")
+            if len(self._file.pages) < count:
+                raise ImageUnreadable("damaged TIFF: some of its pages cannot be read")
+            if tiff.planes(self._file) > tiff.planes_of_pages(self._file):
+                raise ImageUnreadable("its frames lie behind its pages (ImageJ): save one page per frame")
         except ImageUnreadable:
             raise
         except Exception as error:
@@ -48,9 +52,21 @@ class TiffStack(Container):
         for index in frames.of(len(full)):
             yield Member(f"#{full[index]}", str(full[index]), (str(full[index]),))
 
-    def left_out(self) -> Iterator[str]:
-        """Yield nothing: reduced pages and masks are no frames."""
-        yield from ()
+    def _pages(self) -> int:
+        """Return the number of pages by the file's own chain of them; raises `ImageUnreadable` if it is broken."""
+        file, form = self._file.filehandle, self._file.tiff
+        seen: set[int] = set()
+        file.seek(form.offsetsize if form.is_bigtiff else 4)
+        while offset := struct.unpack(form.offsetformat, file.read(form.offsetsize))[0]:
+            if offset in seen:
+                raise ImageUnreadable("damaged TIFF: its pages form a loop")
+            if offset + form.tagnosize > file.size:
+                raise ImageUnreadable("truncated TIFF: some of its pages are missing")
+            seen.add(offset)
+            file.seek(offset)
+            (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+            file.seek(offset + form.tagnosize + tags * form.tagsize)
+        return len(seen)
 
     def mark(self, at: str) -> Mark:  # noqa: ARG002
         """Return the file's mark."""

@@ -142,10 +142,6 @@ class Video(Container):
             return
         warnings.warn(f"{self._path} holds {reason}: it seems to be truncated", TruncatedVideo, stacklevel=3)
 
-    def left_out(self) -> Iterator[str]:
-        """Yield nothing."""
-        yield from ()
-
     def mark(self, at: str) -> Mark:  # noqa: ARG002
         """Return the file's mark."""
         return self._mark

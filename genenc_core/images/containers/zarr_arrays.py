@@ -76,10 +76,6 @@ class ZarrArray(Container):
             yield Member(f"#{index}", str(index), (str(index),))
         warn_of_missing(str(self._path), missing, listed, "frames")
 
-    def left_out(self) -> Iterator[str]:
-        """Yield nothing."""
-        yield from ()
-
     def _before(self, at: str) -> tuple[int, ...]:
         """Return the indices of a frame on the axes before its own."""
         index = index_of(at, self._axes.frames)

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -106,13 +107,19 @@ class Reader:
         self.seconds = 0.0
         """Total time spent reading files so far."""
 
+    def expect(self, paths: Sequence[str], members: Sequence[str]) -> None:
+        """Begin to read what is read next, where that is of use."""
+        if members:
+            for path in dict.fromkeys(paths):
+                self._containers.expect(path, [at for at, where in zip(members, paths, strict=True) if where == path])
+
     def read(self, request: Request) -> ReadFile:
         """Read and hash the file of one image; errors are returned as `error`, which `decode` raises or records."""
         stamp = None
         try:
             content = self._timed_read(request)
             stamp = _stamp(request, content.mark)
-            changed = change(request, content.mark.size, content.mark.mtime_ns)
+            changed = change(request, content.mark.size, content.mark.mtime_ns) or content.changed
             image = None if content.pixels is None else _decoded(content)
             if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
                 raise _Changed(changed)
@@ -167,7 +174,7 @@ class Reader:
             if error.errno in _SYSTEM_FAULTS:
                 raise error
             if file.request.planned_bytes >= 0 and not self._limits.accept_changed:
-                _require_folder(kinds.place_of(file.request.path) if file.request.member else file.request.path, error)
+                _require_folder(file.request, error)
         return unreadable(
             file.request.row,
             _reason(error),
@@ -186,8 +193,11 @@ def _cause(request: Request, error: Exception) -> Cause:
     return "file" if new or isinstance(error, MemoryError) else "image"
 
 
-def _require_folder(path: str, error: OSError) -> None:
+def _require_folder(request: Request, error: OSError) -> None:
     """Raise if a file's folder is missing, unreadable or empty, as it is if its volume is not mounted."""
+    path = kinds.place_of(request.path) if request.member else request.path
+    if kinds.is_remote(path):
+        return
     folder = os.path.dirname(path)  # noqa: PTH120
     reason = "it is empty"
     try:

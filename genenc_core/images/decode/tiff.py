@@ -296,8 +296,18 @@ class Page:
 
 def has_planes_behind(tiff: Any) -> bool:
     """Return whether the one page of an open TIFF has planes behind it, as ImageJ and tifffile write them."""
+    return len(tiff.pages) == 1 and planes(tiff) > planes_of_pages(tiff)
+
+
+def planes(tiff: Any) -> int:
+    """Return the number of values of all images of an open TIFF that ImageJ, MetaMorph or tifffile wrote, else 0."""
     marked = tiff.is_imagej or tiff.is_stk or tiff.is_shaped
-    return bool(marked) and len(tiff.pages) == 1 and tiff.series[0].size > tiff.pages.first.size
+    return sum(int(each.size) for each in tiff.series) if marked else 0
+
+
+def planes_of_pages(tiff: Any) -> int:
+    """Return the number of values of all pages of an open TIFF."""
+    return sum(int(page.size) for page in tiff.pages)
 
 
 def _has_second(pages: Any) -> bool:

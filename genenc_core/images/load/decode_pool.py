@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from genenc_core import errors, spec
+from genenc_core.images.containers import kinds
 from genenc_core.images.decode import load_image
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load import decode_server, decode_worker
@@ -168,6 +169,7 @@ class DecodePool:
             "slots": len(slab.images),
             "workers": max_workers,
             "device": device,
+            "environment": kinds.environment(),
         }
         self._queue: collections.deque[Job] = collections.deque()
         self._open: dict[int, Block] = {}

@@ -227,6 +227,7 @@ def _handle_request(control: socket.socket, own: Sequence[int]) -> None:
 def _run_worker(setup: dict[str, Any], connection: int, slab: int, stderr: int) -> NoReturn:
     """Read, decode and fit the pieces that the connection sends, until it is closed."""
     _set_up_process(setup["server"], stderr)
+    os.environ.update(setup["environment"])
     preprocessing = spec.Preprocessing.model_validate_json(setup["preprocessing"])
     memory = Slab.attached(slab, setup["slots"], preprocessing.height, preprocessing.width, workers=setup["workers"])
     fitter, limits = geometry.Fitter(preprocessing), Limits(**setup["limits"])
@@ -318,6 +319,7 @@ def _files(piece: Piece, reader: load_image.Reader, counter: memoryview) -> Iter
     """Read the files of a piece in groups, because alternating with decoding slows Python down."""
     files: list[load_image.ReadFile] = []
     size = 0
+    reader.expect(piece.paths, piece.members)
     members = piece.members or [""] * len(piece.paths)
     rows = zip(piece.paths, members, piece.planned.tolist(), strict=True)
     for at, (path, member, (planned_bytes, mtime_ns)) in enumerate(rows):

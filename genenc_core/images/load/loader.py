@@ -291,6 +291,8 @@ class ImageLoader:
 
 def _is_readable(path: str, *, inside: bool) -> bool:
     """Return whether a file, or a container by the path of what is inside, can be read."""
+    if inside and kinds.is_remote(path):
+        return True  # a fault of the network is no missing object
     place = Path(kinds.place_of(path) if inside else path)
     with contextlib.suppress(OSError):
         if inside and place.is_dir():

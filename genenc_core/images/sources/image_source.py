@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from genenc_core import errors
+from genenc_core import errors, text
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import heif
@@ -108,6 +108,10 @@ def open_source(images: str, *, image_column: str | None = None, frames: str | N
 def _members_source(images: str, column: str | None, frames: str | None) -> ImageSource | None:
     """Return the source of images inside files; None if `images` are files themselves."""
     Frames.parse(frames)
+    if kinds.is_remote(images):
+        if text.holds_credentials(images):
+            raise errors.InputError("the address of the images holds credentials: set AWS_ACCESS_KEY_ID and the like")
+        return _files_source([images], images, frames)
     known = kinds.ALWAYS if frames is None else kinds.ALWAYS | kinds.WITH_FRAMES
     path = Path(images)
     if path.is_file() and tables.image_cells(path, column, IMAGE_COLUMNS) is not None:
@@ -142,6 +146,10 @@ def _members_source(images: str, column: str | None, frames: str | None) -> Imag
 
 def _files_source(named: Sequence[str], location: str, frames: str | None) -> ImageSource:
     """Return the source of named containers."""
+    if kinds.is_remote(location):
+        return ImageSource(
+            kind="members", root=Path("/"), location=location, image_column=None, files=tuple(named), frames=frames
+        )
     full = [Path(os.path.abspath(each)) for each in named]  # noqa: PTH100 -- links are kept as named
     above = Path(os.path.commonpath([kinds.place_of(str(each)) for each in full]))
     root = (above.parent if len(full) == 1 else above).resolve()
@@ -161,6 +169,8 @@ def _expanded(images: str) -> list[str]:
     if found is None:
         return []
     first, last = map(int, found.groups())
+    if last < first:
+        raise errors.InputError(f"{images!r} names no files: {first} comes after {last}")
     if last - first >= _MOST_NAMED:
         raise errors.InputError(f"{images!r} names {last - first + 1} files: name at most {_MOST_NAMED}")
     names = (f"{images[: found.start()]}{n:0{len(found[1])}}{images[found.end() :]}" for n in range(first, last + 1))

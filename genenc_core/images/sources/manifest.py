@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from genenc_core import errors
+from genenc_core.images.containers import kinds
 from genenc_core.images.labels import matching
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.labels.scale import PointsScale
@@ -54,6 +55,8 @@ class Rows:
         """Absolute paths, as `str` because there are many."""
         folder = os.path.join(self._root, "")  # noqa: PTH118
         paths = map(folders.to_path, self._table.column("path").to_pylist())
+        if manifest_rows.MEMBER_COLUMN in self._table.column_names:
+            return [path if kinds.is_remote(path) else os.path.join(folder, path) for path in paths]  # noqa: PTH118
         return [path if path.startswith(os.sep) else folder + path for path in paths]  # as os.path.join, in bulk
 
     @functools.cached_property

@@ -2,7 +2,9 @@
 
 import glob
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.images.containers import kinds
@@ -12,6 +14,10 @@ from genenc_core.images.containers.parquet_images import ParquetImages
 from genenc_core.images.decode.decoded import ImageUnreadable
 from genenc_core.images.sources import folders, image_source
 from genenc_core.images.sources.block import Block
+
+
+class ContainerLeftOut(UserWarning):
+    """A file of a folder has the name of one with images inside, and holds none."""
 
 
 def iter_blocks(
@@ -31,14 +37,15 @@ def iter_blocks(
     held = _empty(())
     left = limit
     for path in containers(source, left_out, checkpoint):
-        for member, mark, names in _members(source, path, left_out):
+        place = kinds.without_pattern(path)
+        for member, mark, names in _usable(source, path, left_out):
             if columns is None:
                 columns = names if source.columns else ()
                 held = _empty(columns)
             if left == 0:
                 break
             left = None if left is None else left - 1
-            _add(held, path, member, mark, names)
+            _add(held, place, member, mark, names)
             if len(held) == block_rows:
                 checkpoint()
                 yield held
@@ -54,22 +61,67 @@ def containers(
     source: image_source.ImageSource, left_out: folders.LeftOut | None, checkpoint: Callable[[], None]
 ) -> Iterator[str]:
     """Yield the paths of a source's containers in order, relative to its root; raises as `folders.walk`."""
-    if source.files:
+    if source.files:  # addresses among them
         yield from source.files
-    elif glob.has_magic(source.location):
-        pattern = os.path.relpath(source.location, source.root)
-        found = glob.glob(pattern, root_dir=source.root, recursive=True)  # noqa: PTH207 -- as users write them
-        yield from sorted(each for each in found if kinds.extension(each) in source.extensions)
-    else:
-        for paths in folders.walk(source.root, ("**",), left_out, extensions=source.extensions, checkpoint=checkpoint):
+    elif glob.has_magic(source.location) and "zarr" not in source.extensions:
+        pattern = Path(source.location).parts[len(source.root.parts) :]
+        for paths in folders.walk(source.root, pattern, left_out, extensions=source.extensions, checkpoint=checkpoint):
             yield from paths
+    elif glob.has_magic(source.location):
+        below = os.path.relpath(source.location, source.root)
+        found = glob.glob(below, root_dir=source.root, recursive=True)  # noqa: PTH207 -- as users write them
+        yield from sorted(each for each in found if not _is_behind_link(source.root, each))
+    else:
+        yield from sorted(_in_folder(source, left_out, checkpoint))
+
+
+def _is_behind_link(root: Path, path: str) -> bool:
+    """Return whether a folder above a path, below the root, is a link, or hidden."""
+    above = Path(path).parents
+    return any(each.name.startswith(".") or (root / each).is_symlink() for each in above if each.name)
+
+
+def _in_folder(
+    source: image_source.ImageSource, left_out: folders.LeftOut | None, checkpoint: Callable[[], None]
+) -> Iterator[str]:
+    """Yield the containers of a folder, relative to it; Zarr folders among them are not entered."""
+    for place, names, files in os.walk(source.root):
+        checkpoint()
+        below = os.path.relpath(place, source.root)
+        own = "" if below == "." else f"{below}/"
+        stacks = [name for name in names if kinds.extension(name) == "zarr" and kinds.is_zarr(Path(place, name))]
+        entered = folders.SYSTEM_FOLDERS.union(stacks)
+        names[:] = [name for name in names if not name.startswith(".") and name.lower() not in entered]
+        yield from (own + name for name in stacks)
+        for name in files:
+            if not name.startswith(".") and kinds.extension(name) in source.extensions:
+                yield own + name
+            elif left_out is not None:
+                left_out.add(own + name)
+
+
+def _usable(
+    source: image_source.ImageSource, path: str, left_out: folders.LeftOut | None
+) -> Iterator[tuple[Member, Mark, tuple[str, ...]]]:
+    """Yield as `_members`; a file of a folder that holds no images is left out, with a warning."""
+    if source.files or glob.has_magic(source.location):
+        yield from _members(source, path, left_out)
+        return
+    try:
+        found = list(_members(source, path, left_out))
+    except errors.InputError as error:
+        warnings.warn(f"left out: {error}", ContainerLeftOut, stacklevel=2)
+        if left_out is not None:
+            left_out.add(path)
+        return
+    yield from found
 
 
 def _members(
     source: image_source.ImageSource, path: str, left_out: folders.LeftOut | None
 ) -> Iterator[tuple[Member, Mark, tuple[str, ...]]]:
     """Yield a container's members, with their marks and the names of its columns."""
-    full = os.path.join(source.root, path)  # noqa: PTH118
+    full = path if kinds.is_remote(path) else os.path.join(source.root, path)  # noqa: PTH118
     try:
         container = kinds.open_container(full)
         try:
@@ -79,11 +131,10 @@ def _members(
                 raise errors.InputError(
                     f"--frames {source.frames}: {full!r} holds image files, not frames; leave it out"
                 )
+            if left_out is not None:
+                container.leave_out = lambda name: left_out.add(f"{path}/{name}")  # type: ignore[method-assign]
             for member in container.members(Frames.parse(source.frames)):
                 yield member, container.mark(member.at), container.columns
-            if left_out is not None:
-                for name in container.left_out():
-                    left_out.add(f"{path}/{name}")
         finally:
             container.close()
     except ImageUnreadable as error:
@@ -104,7 +155,9 @@ def _add(block: Block, path: str, member: Member, mark: Mark, columns: Sequence[
     for name, kept in block.columns.items():
         kept.append(values.get(name, ""))
     place = folders.to_text(path)
-    block.image_ids.append(place + folders.to_text(member.name))
+    block.image_ids.append(
+        folders.to_text(member.name) if kinds.is_remote(path) else place + folders.to_text(member.name)
+    )
     block.paths.append(place)
     block.bytes.append(mark.size)
     block.mtime_ns.append(mark.mtime_ns)

@@ -10,8 +10,8 @@ import s3_proxy
 import s3_server
 from genenc_core import errors
 from genenc_core.store import repair, run_store, store_keys, verify
-from genenc_core.store.backends import s3_objects
 from genenc_core.store.backends.objects import Root
+from genenc_core.system import s3
 from s3_server import ON_S3
 
 pytestmark = ON_S3
@@ -40,8 +40,8 @@ def test_an_answer_that_is_lost_or_late_costs_nothing(
     small: ModuleType, plan: s3_proxy.Plan, root: Root, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """A `PUT` of the record whose answer is lost is sent again, and then refused because it is there: by us."""
-    monkeypatch.setitem(s3_objects.CLIENT, "timeout", timedelta(seconds=0.75))
-    monkeypatch.setitem(s3_objects.BULK, "timeout", timedelta(seconds=0.75))
+    monkeypatch.setitem(s3.CLIENT, "timeout", timedelta(seconds=0.75))
+    monkeypatch.setitem(s3.BULK, "timeout", timedelta(seconds=0.75))
     store = small.create(root)
     for shard, kinds in enumerate((("PUT staged", "LIST"), ("GET record", "COPY"), ("PUT record", "DELETE"))):
         rules = [plan.fail(kind, fault, times=2 if "before" in fault else 1) for kind in kinds]
@@ -66,7 +66,7 @@ def test_what_cannot_be_reached_is_not_damaged(
     small: ModuleType, plan: s3_proxy.Plan, full: run_store.RunStore, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """Repair would make intact shards again, an hour's work for a moment without a network."""
-    monkeypatch.setitem(s3_objects.RETRY, "max_retries", 1)
+    monkeypatch.setitem(s3.RETRY, "max_retries", 1)
     store = run_store.RunStore.open(full.name)
     for kind in ("GET other", "GET record"):
         rule = plan.fail(kind, "503 before", times=1000)
@@ -100,7 +100,7 @@ def test_conflict_does_not_lose_the_shard(small: ModuleType, plan: s3_proxy.Plan
 def test_a_server_that_stays_broken_is_said_and_the_next_command_goes_on(
     small: ModuleType, plan: s3_proxy.Plan, proxied: run_store.RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(s3_objects.RETRY, "max_retries", 2)
+    monkeypatch.setitem(s3.RETRY, "max_retries", 2)
     store = run_store.RunStore.open(proxied.name)
     for kind in ("GET record", "PUT staged", "PUT record", "COPY", "LIST"):
         rule = plan.fail(kind, "503 before", times=1000)

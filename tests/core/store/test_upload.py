@@ -13,9 +13,10 @@ import s3_server
 from genenc_core import errors
 from genenc_core.run import out_folder
 from genenc_core.store import run_store, store_keys, upload
-from genenc_core.store.backends import local, s3_objects
+from genenc_core.store.backends import local
 from genenc_core.store.backends import s3_objects as s3_module
 from genenc_core.store.backends.objects import Root, open_objects
+from genenc_core.system import s3 as access
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_what_cannot_be_reached_is_told_with_the_remedy(
 @pytest.mark.slow
 def test_a_server_that_is_down_is_told(s3: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setitem(s3_objects.RETRY, "max_retries", 2)  # as it is, half a minute
+    monkeypatch.setitem(access.RETRY, "max_retries", 2)  # as it is, half a minute
     check_is_told("no answer from the server: check the endpoint")
 
 

@@ -16,7 +16,7 @@ import containers
 from genenc_core import errors
 from genenc_core.images.containers import container, kinds
 from genenc_core.images.labels import reading
-from genenc_core.images.sources import image_source, manifest
+from genenc_core.images.sources import image_source, manifest, members
 
 FRAMES = containers.frames(3)
 
@@ -240,3 +240,49 @@ def test_parts_that_were_never_written_are_warned_of(tmp_path: Path) -> None:
         file.create_dataset("frames", (4, 8, 8), np.uint8, chunks=(1, 8, 8))[:3] = 7
     with pytest.warns(container.NeverWritten, match="1 of 4 chunks were never written"):
         ids(f"{tmp_path}/part.h5", tmp_path)
+
+
+def test_a_folder_with_files_that_are_no_stacks(tmp_path: Path) -> None:
+    containers.write_npy(tmp_path, FRAMES)
+    np.save(tmp_path / "times.npy", np.arange(3.0))
+    array = zarr.create_array(str(tmp_path / "z.zarr"), shape=(2, 8, 8), dtype="uint8")
+    array[:] = 7
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with pytest.warns(members.ContainerLeftOut, match="times.npy.*not a stack of images"):
+        found = manifest.write_manifest(
+            tmp_path.parent / f"{tmp_path.name}.manifest", image_source.open_source(str(tmp_path), frames="0:2")
+        )
+    assert found.read(0, found.rows).image_ids == ["stack.npy#0", "stack.npy#1", "z.zarr#0", "z.zarr#1"]
+    assert found.left_out == {".npy": (1, ("times.npy",))}
+    for pattern, wanted in (("**/*.npy", "stack.npy"), ("**/*.zarr", "z.zarr")):
+        (tmp_path / "times.npy").unlink(missing_ok=True)
+        named = ids(f"{tmp_path}/{pattern}", tmp_path.parent)
+        assert [name.partition("#")[0] for name in named] == [wanted] * (3 if wanted == "stack.npy" else 2)
+    (tmp_path / "folder.tar").mkdir()
+    with pytest.raises(errors.InputError, match="no images found"):
+        ids(f"{tmp_path}/*.tar", tmp_path)
+    with pytest.raises(errors.InputError, match="names no files: 3 comes after 1"):
+        ids(f"{tmp_path}/a{{3..1}}.tar", tmp_path)
+
+
+def test_a_broken_chain_of_pages(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    for big in (False, True):
+        with tifffile.TiffWriter(path, bigtiff=big) as file:
+            for frame in FRAMES:
+                file.write(frame, photometric="rgb", metadata=None)
+        whole = path.read_bytes()
+        with tifffile.TiffFile(path) as opened:
+            offsets = [page.offset for page in opened.pages]
+        width = 8 if big else 4
+        last = whole.rindex(offsets[2].to_bytes(width, "little"), 0, offsets[2])
+        for offset, words in ((offsets[1], "its pages form a loop"), (len(whole) + 9, "some of its pages are missing")):
+            path.write_bytes(whole[:last] + offset.to_bytes(width, "little") + whole[last + width :])
+            with pytest.raises(errors.InputError, match=words):
+                ids(str(path), tmp_path, frames="all")
+    tifffile.imwrite(path, np.zeros((5, 24, 32), np.uint8), imagej=True)
+    with tifffile.TiffFile(path) as opened:
+        behind = len(opened.pages) == 1
+    if behind:
+        with pytest.raises(errors.InputError, match="lie behind its pages"):
+            ids(str(path), tmp_path, frames="all")
