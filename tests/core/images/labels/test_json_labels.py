@@ -36,6 +36,31 @@ def test_coco_keypoints(tmp_path: Path) -> None:
     table = read(tmp_path / "p.json", coco())
     assert (table.names, table.images, table.individuals) == (("nose", "eye"), ("train/a.jpg", "b.jpg"), ())
     np.testing.assert_array_equal(table.xy, [[[1, 2], [NAN, NAN]], [[5.5, 6], [7, 8]]])
+    assert table.frame_sizes == {0: (9, 9)}
+
+
+def test_stated_sizes_of_images(tmp_path: Path) -> None:
+    for width, height, found in (
+        (640, 480, {0: (640, 480)}),
+        ("640", 480.0, {0: (640, 480)}),
+        (0, 0, {}),
+        (None, 480, {}),
+        ("?", 480, {}),
+        (float("nan"), 480, {}),
+        (float("inf"), 480, {}),
+        (10**400, 480, {}),
+        (640, -480, {}),
+        ([640], 480, {}),
+    ):
+        content = labelme("a.png", point("tip", 1, 2)) | {"imageWidth": width, "imageHeight": height}
+        assert read(tmp_path / "a.json", content).frame_sizes == found
+    other = labelme("a.png", point("base", 1, 2)) | {"imageWidth": 320, "imageHeight": 240}
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    (tmp_path / "a.json").write_text(json.dumps(other | {"shapes": [point("tip", 1, 2)], "imageWidth": 640}))
+    with pytest.raises(
+        errors.InputError, match=r"b.json: point 1: the image 'a.png' is 320 x 240 .* and 640 x 240 bef"
+    ):
+        reading.read_points(tmp_path)
 
 
 def test_coco_with_several_persons_in_an_image(tmp_path: Path) -> None:
