@@ -105,7 +105,7 @@ def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Itera
         individual = " ".join(filter(None, (category if len(categories) > 1 else "", count)))
         for index, name in enumerate(points):
             x, y, visibility = flat[3 * index : 3 * index + 3]
-            there = bool(visibility)
+            there = _is_labelled(place, name, int(visibility) if isinstance(visibility, bool) else visibility)
             yield Label(
                 file=str(path),
                 row=f"annotation {item.get('id', at)}",
@@ -116,6 +116,21 @@ def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Itera
                 individual=individual,
                 frame_size=sizes[item["image_id"]],
             )
+
+
+def _is_labelled(place: str, name: str, visibility: object) -> bool:
+    """Return whether a keypoint is not missing.
+
+    Raises:
+        InputError: the visibility is not 0, 1 or 2.
+    """
+    value = number(place, f"the visibility of {name!r}", visibility)
+    if visibility is not None and value not in (0, 1, 2):
+        raise errors.InputError(
+            f"{place}: the visibility of {name!r} is {visibility!r}, not 0 (missing), 1 or 2 (labelled): if it is a "
+            "score, write a table of image, point, x, y, likelihood from the file"
+        )
+    return value in (1, 2)
 
 
 def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused, folder: str) -> Iterator[Label]:

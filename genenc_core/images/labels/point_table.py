@@ -15,6 +15,8 @@ from genenc_core.images.labels.scale import PIXELS, PointsScale
 
 LARGEST_TABLE = 2**26
 """Images times point names: 1 GiB of positions."""
+_ROUNDING = 1e-6
+"""Of likelihoods in 32 bits."""
 
 
 class LabelsNotUsed(UserWarning):
@@ -112,7 +114,7 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
 
     Raises:
         InputError: a repeated point, a name that is no valid text, x without y, two points of the same full name, two
-            sizes of an image, too large a table, or a label without a likelihood where one is asked for.
+            sizes of an image, too large a table, or a label without a likelihood from 0 to 1 where one is asked for.
     """
     made = _Building()
     for label in labels:
@@ -187,6 +189,11 @@ def _is_uncertain(made: _Building, label: Label, least: float | None) -> bool:
         raise errors.InputError(
             f"--min-likelihood {least:g} needs a likelihood of every label, and {label.place} has none: leave the "
             "option out, or add a column `likelihood`"
+        )
+    if not -_ROUNDING <= label.likelihood <= 1 + _ROUNDING:
+        raise errors.InputError(
+            f"{label.place}: the likelihood is {label.likelihood:g}, not between 0 and 1 as --min-likelihood {least:g} "
+            "needs it: divide percent by 100, clip scores, or leave the option out"
         )
     made.uncertain += label.likelihood < least
     return label.likelihood < least

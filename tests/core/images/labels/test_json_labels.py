@@ -72,6 +72,20 @@ def test_coco_with_several_persons_in_an_image(tmp_path: Path) -> None:
     assert table.xy[0, 2].tolist() == [3, 4]
 
 
+def test_visibility_in_other_types(tmp_path: Path) -> None:
+    for value, there in (
+        (1, True),
+        (2.0, True),
+        (True, True),
+        ("2", True),
+        ("0", False),
+        (False, False),
+        (None, False),
+    ):
+        content = coco(**annotation(7, 1, [1, 2, value, 3, 4, 2]))
+        assert np.isfinite(read(tmp_path / "p.json", content).xy[0, 0]).all() == there
+
+
 def test_coco_with_two_kinds_of_animals(tmp_path: Path) -> None:
     fly = {"id": 2, "name": "fly", "keypoints": ["nose"]}
     content = coco(categories=[PERSON, fly])
@@ -100,6 +114,10 @@ def test_coco_with_two_kinds_of_animals(tmp_path: Path) -> None:
             {"annotations": [{"id": 5, "image_id": 7, "category_id": 1, "keypoints": ["a", 0, 1] * 2}]},
             "annotation 5: x is 'a'",
         ),
+        (annotation(7, 1, [1, 2, 2, 3, 4, 0.93]), "annotation 5: the visibility of 'eye' is 0.93, not 0 .*likelihood"),
+        (annotation(7, 1, [1, 2, NAN, 3, 4, 2]), "the visibility of 'nose' is nan, not 0"),
+        (annotation(7, 1, [1, 2, -1, 3, 4, 2]), "the visibility of 'nose' is -1, not 0"),
+        (annotation(7, 1, [1, 2, "v", 3, 4, 2]), "the visibility of 'nose' is 'v', not a finite number"),
         ({"annotations": [{"keypoints": [0] * 6}]}, "is damaged: it lacks 'image_id'"),
         ({"images": [7]}, "is damaged"),
         (
