@@ -1,5 +1,6 @@
 """Pipeline flow: export a model, write its spec, then extract or update with the exported file."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,8 @@ from pydantic import Field
 
 from genenc_core import choices, errors, spec
 from genenc_core.dataset.parameters import UpdateParameters
+from genenc_core.factory import model_file
+from genenc_core.models import trust, user_code
 from genenc_core.run import parameters
 from genenc_core.system import files
 from genenc_flows import dataset, extraction, model
@@ -94,7 +97,7 @@ def _record_of(spec_path: Path) -> Path:
 
 
 def _refuse_other(given: UpdateParameters, spec_path: Path) -> None:
-    """Check that an exported model is the one asked for, as far as anything is asked for.
+    """Check that an exported model is the one asked for, as far as anything is asked for: its code and files, too.
 
     Raises:
         InputError: it is another one; the message names the differences.
@@ -110,11 +113,41 @@ def _refuse_other(given: UpdateParameters, spec_path: Path) -> None:
         for name, value in asked.items()
         if own[name] != value
     ]
+    if "model" in asked and not lines:
+        lines = _changes_of_source(given, found)
     if lines:
         raise errors.InputError(
             f"{str(spec_path.parent)!r} holds another exported model than asked for: {'; '.join(lines)}. Give another "
             "folder for the model, or leave these options out to use the one that is there"
         )
+
+
+def _changes_of_source(given: UpdateParameters, found: spec.RuntimeModelSpec) -> list[str]:
+    """Return how the model file or the code asked for differs from what was exported, without building it."""
+    source = found.genenc.source if found.genenc else None
+    if found.genenc is None or source is None:
+        return []
+    lines = []
+    if source.arguments is not None and Path(given.model).is_file():
+        before, now = json.loads(source.arguments), _arguments(given, source.arguments)
+        lines += [
+            f"{name} {before.get(name)} -> {now.get(name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+    code = trust.code_of(source.kind, source.name, source.arguments)
+    if code is not None and found.genenc.code is not None:
+        recorded = user_code.Digests(code=found.genenc.code, files=found.genenc.files or {})
+        changes = user_code.changes_since(code, recorded)
+        lines += [f"the code of {code!r} has changed ({changes})"] if changes else []
+    return lines
+
+
+def _arguments(given: UpdateParameters, before: str) -> dict[str, Any]:
+    """Return the content of a model file: as 0.1.0 read it, if it was `before` so."""
+    read = functools.partial(model_file.read, Path(given.model), trusted=given.is_trusted)
+    found: dict[str, Any] = json.loads(before if read(task_aux_heads=False) == before else read())
+    return found
 
 
 def _recorded(record: Path, found: spec.RuntimeModelSpec) -> dict[str, Any]:

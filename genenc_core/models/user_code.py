@@ -254,6 +254,32 @@ def describe_difference(before: Mapping[str, str], after: Mapping[str, str], *, 
     return ", ".join([*changes[:limit], *more])
 
 
+def changes_since(code: str, recorded: Digests) -> str:
+    """Describe how files on the disk differ from recorded ones, without importing `code`.
+
+    Returns "" if they do not, or if the code is not there. Declared files that are not there may lie elsewhere.
+    """
+    for root in _folders_of(code):
+        now = {name: CODE.hex_of_file(root / name) for name in recorded.code if (root / name).is_file()}
+        if now:
+            files = {name: CODE.hex_of_file(root / name) for name in recorded.files if (root / name).is_file()}
+            before = {name: digest for name, digest in recorded.files.items() if name in files}
+            return describe_difference({**recorded.code, **before}, {**now, **files})
+    return ""
+
+
+def _folders_of(code: str) -> list[Path]:
+    """Return the folders from which the package or module of a dotted path may be imported; nothing is imported."""
+    top, spec = code.partition(":")[0].partition(".")[0], None
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(top)
+    spec = spec or importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd())])
+    if spec is None:
+        return []
+    inside = spec.submodule_search_locations or ([spec.origin] if spec.has_location and spec.origin else [])
+    return [Path(place).absolute().parent for place in inside]
+
+
 def refuse_late_imports(code: str | None, recorded: Mapping[str, str] | None, before: frozenset[str]) -> None:
     """Check that a model does not import modules of its project while encoding.
 

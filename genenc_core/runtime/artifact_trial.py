@@ -258,7 +258,7 @@ def _find_axes(
     """Record which outputs have another channel axis than maps [B, C, h, w] and lists [B, N, C].
 
     Raises:
-        InputError: the layout of a map is ambiguous from both its shape and its values.
+        InputError: the layout of a map is ambiguous from its shape and its values, or has its columns before its rows.
     """
 
     def run_ordered(images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -279,9 +279,10 @@ def _find_axes(
             raise errors.InputError(f"the artifact {name!r} {problem}, {consistency.REMEDY}")
         label = selected.names[unclear[0]] if selected.names else unclear[0]
         raise errors.InputError(
-            f"output {label} of the artifact {name!r} may be a map [C, h, w] or [h, w, C] for images of {size[0]} x "
-            f"{size[1]} pixels. Give an --image-size whose height and width differ, or a spec with the positions of "
-            "channels-last outputs in genenc.channels_last_outputs (an empty list for none)"
+            f"output {label} of the artifact {name!r} may be a map [C, h, w] or [h, w, C], or has its columns before "
+            f"its rows, for images of {size[0]} x {size[1]} pixels. Export it as [C, h, w], or give an --image-size "
+            "whose height and width differ, or a spec with the positions of channels-last outputs in "
+            "genenc.channels_last_outputs (an empty list for none)"
         )
 
 

@@ -18,12 +18,13 @@ def channels_last(run: Run, kept: Sequence[int], *, size: tuple[int, int], batch
     """Return by position whether maps are [B, h, w, C] and lists are [B, C, N]; None if ambiguous.
 
     `run` returns all outputs for images [B, 3, H, W]; `kept` are the positions to examine. Ambiguous shapes are
-    resolved by changing half of an image.
+    resolved by changing half of an image; a map with its columns before its rows is ambiguous, too.
     """
     images = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
     outputs = run(images.expand(batch, -1, -1, -1).contiguous())
     is_last: dict[int, bool | None] = {}
     unclear: list[int] = []
+    known: dict[int, bool] = {}
     for at in kept:
         shape = tuple(outputs[at].shape)
         if len(shape) == 4:
@@ -32,22 +33,41 @@ def channels_last(run: Run, kept: Sequence[int], *, size: tuple[int, int], batch
                 unclear.append(at)
             elif first or last:
                 is_last[at] = last
+                if _may_be_turned(shape, size, last=last):
+                    known[at] = last
         elif len(shape) == 3 and min(shape[1:]) > 1:
             unclear.append(at)
-    if not unclear:
+    if not unclear and not known:
         return is_last
     lower, right = images.clone(), images.clone()
     lower[..., size[0] // 2 :, :] = 1 - lower[..., size[0] // 2 :, :]
     right[..., size[1] // 2 :] = 1 - right[..., size[1] // 2 :]
     changes = [run(changed.expand(batch, -1, -1, -1).contiguous()) for changed in (lower, right)]
-    for at in unclear:
+    for at in (*unclear, *known):
         by_rows, by_columns = ((other[at][0] - outputs[at][0]).abs().double() for other in changes)
         if by_rows.ndim == 3:
             # The middle axis is the rows of [C, h, w], and the columns of [h, w, C].
-            is_last[at] = _clearer(_contrast(by_columns, 1), _contrast(by_rows, 1))
+            found = known.get(at, _clearer(_contrast(by_columns, 1), _contrast(by_rows, 1)))
+            is_last[at] = None if found is not None and _is_turned(by_rows, by_columns, last=found) else found
         else:
             is_last[at] = _clearer(_contrast(by_rows, 1), _contrast(by_rows, 0))
     return is_last
+
+
+def _may_be_turned(shape: Sequence[int], size: tuple[int, int], *, last: bool) -> bool:
+    """Return whether a map that looks like [B, h, w, C] may be [B, C, w, h], or one like [B, C, h, w] [B, w, h, C]."""
+    batch, one, two, three = shape
+    if last:
+        return tokens.map_axes((batch, one, three, two), size)[0]
+    return tokens.map_axes((batch, two, one, three), size)[1]
+
+
+def _is_turned(by_rows: torch.Tensor, by_columns: torch.Tensor, *, last: bool) -> bool:
+    """Return whether what is taken for [h, w, C] is [C, w, h], or for [C, h, w] is [w, h, C]: by the outer axes."""
+    # Halves of the channels that differ in size show in both changes alike.
+    outer = [_contrast(by_rows, axis) - _contrast(by_columns, axis) for axis in (0, 2)]
+    rows, other = outer if last else (-outer[1], -outer[0])
+    return other >= _CLEAR and other > rows
 
 
 def _clearer(one: float, other: float) -> bool | None:

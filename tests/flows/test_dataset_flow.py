@@ -10,12 +10,14 @@ from prefect.client.orchestration import get_client
 
 import pictures
 import task_runs
-from genenc_core import errors
+from genenc_core import errors, spec
 from genenc_core.dataset import folder as folders
 from genenc_core.dataset import update
 from genenc_core.dataset.parameters import UpdateParameters
+from genenc_core.factory import model_file
 from genenc_core.run import records
 from genenc_core.run.folder import RunFolder
+from genenc_core.system.digests import CODE
 from genenc_flows import dataset, pipeline
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -144,6 +146,53 @@ def test_a_pipeline_refuses_weights_that_changed(tmp_path: Path) -> None:
         pipeline.exported(given(tmp_path, **options), folder, "torchscript")
     file.unlink()
     assert pipeline.exported(given(tmp_path, **options), folder, "torchscript") == path
+
+
+def written_export(asked: UpdateParameters, folder: Path, name: str, **block: object) -> Path:
+    """Write what an export of a model leaves in its folder, but for its file; return the spec."""
+    slot = spec.SlotSpec(name="image", shape=(3, 32, 32))
+    found = {"model_id": "m", "display_name": "m", "weights_path": "m.pt", "inputs": (slot,), "outputs": (slot,)}
+    folder.mkdir()
+    path = folder / f"{name}_torchscript_spec.json"
+    path.write_text(
+        spec.RuntimeModelSpec.model_validate({**found, "genenc": spec.GenencBlock.model_validate(block)}).to_json()
+    )
+    pipeline._record_of(path).write_text(json.dumps({**pipeline._asked(asked), "weights_sha256": None}))
+    return path
+
+
+def test_a_pipeline_refuses_code_that_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, asked = Path("edited_net.py"), given(tmp_path, model="edited_net:make")
+    code.write_text("def make(): ...\n")
+    source = spec.SourceInfo(kind="python", name="edited_net:make", weights="random:0")
+    digests = {code.name: CODE.hex_of_file(code)}
+    path = written_export(asked, tmp_path / "model", "edited_net", source=source, code=digests)
+    assert pipeline.exported(asked, str(path.parent), "torchscript") == path
+    code.write_text("def make(): return 1\n")
+    said = r"than asked for: the code of 'edited_net:make' has changed \(edited_net.py changed\). Give another folder"
+    with pytest.raises(errors.InputError, match=said):
+        pipeline.exported(asked, str(path.parent), "torchscript")
+    for other in (given(tmp_path, model=""), given(tmp_path, model=str(path))):
+        assert pipeline.exported(other, str(path.parent), "torchscript") == path
+    code.unlink()
+    assert pipeline.exported(asked, str(path.parent), "torchscript") == path
+
+
+def test_a_pipeline_refuses_a_model_file_that_was_edited(tmp_path: Path) -> None:
+    file, lines = tmp_path / "seg.toml", ["task = 'segmentation'", "backbone = 'timm_resnet18'", "num_classes = 2"]
+    lines += ["decoder = 'UNetDecoder'", "decoder_channels = [64, 32, 16, 16]"]
+    file.write_text("\n".join(lines))
+    asked = given(tmp_path, model=str(file))
+    source = spec.SourceInfo(kind="factory", name="seg", weights="random:0", arguments=model_file.read(file))
+    path = written_export(asked, tmp_path / "model", "seg", source=source)
+    file.write_text("\n".join(["# In another order", *reversed(lines)]))
+    assert pipeline.exported(asked, str(path.parent), "torchscript") == path
+    file.write_text("\n".join(["outputs = ['logits']", *lines]).replace("resnet18", "resnet34"))
+    said = r"than asked for: backbone .*resnet18 -> .*resnet34; outputs None -> \['logits'\]. Give another folder"
+    with pytest.raises(errors.InputError, match=said):
+        pipeline.exported(asked, str(path.parent), "torchscript")
+    assert pipeline.exported(given(tmp_path, model=""), str(path.parent), "torchscript") == path
 
 
 @pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"compile": True}, {"backend": "torchscript"}])

@@ -13,6 +13,7 @@ from genenc_core.images.labels.point_table import Label, Unused, number
 
 LARGEST_FILE: Final = 2**30
 """Bytes; the keypoints of COCO's 118,000 training images take a quarter of that."""
+_LARGEST_SIDE: Final = 10**9
 
 
 def labels(path: Path, *, unused: Unused, folder: str = "", one_of_several: bool = False) -> Iterator[Label]:
@@ -20,7 +21,8 @@ def labels(path: Path, *, unused: Unused, folder: str = "", one_of_several: bool
 
     COCO: a keypoint of visibility 0 is missing. Where an image has several annotations, or there are several files,
     they are individuals, numbered from 1 in the order of the file; of several categories with keypoints the individual
-    begins with the category. LabelMe: shapes of the type `point`; `group_id` is the individual.
+    begins with the category. LabelMe: shapes of the type `point`; `group_id` is the individual. Both state the size of
+    the labelled image.
 
     Args:
         path: the file.
@@ -59,12 +61,14 @@ def _read(path: Path) -> Any:
 def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Iterator[Label]:
     try:
         names: dict[object, str] = {}
+        sizes: dict[object, tuple[int, int] | None] = {}
         for item in read["images"]:
             if names.setdefault(item["id"], str(item["file_name"])) != str(item["file_name"]):
                 raise errors.InputError(
                     f"the points file {str(path)!r} gives the image id {item['id']!r} to {names[item['id']]!r} and to "
                     f"{item['file_name']!r}: give each image an id of its own"
                 )
+            sizes[item["id"]] = _frame_size(item.get("width"), item.get("height"))
         categories = {
             item["id"]: (str(item.get("name", item["id"])), [str(name) for name in item["keypoints"]])
             for item in read.get("categories", ())
@@ -101,7 +105,7 @@ def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Itera
         individual = " ".join(filter(None, (category if len(categories) > 1 else "", count)))
         for index, name in enumerate(points):
             x, y, visibility = flat[3 * index : 3 * index + 3]
-            there = bool(visibility)
+            there = _is_labelled(place, name, int(visibility) if isinstance(visibility, bool) else visibility)
             yield Label(
                 file=str(path),
                 row=f"annotation {item.get('id', at)}",
@@ -110,11 +114,28 @@ def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Itera
                 x=number(place, "x", x) if there else math.nan,
                 y=number(place, "y", y) if there else math.nan,
                 individual=individual,
+                frame_size=sizes[item["image_id"]],
             )
+
+
+def _is_labelled(place: str, name: str, visibility: object) -> bool:
+    """Return whether a keypoint is not missing.
+
+    Raises:
+        InputError: the visibility is not 0, 1 or 2.
+    """
+    value = number(place, f"the visibility of {name!r}", visibility)
+    if visibility is not None and value not in (0, 1, 2):
+        raise errors.InputError(
+            f"{place}: the visibility of {name!r} is {visibility!r}, not 0 (missing), 1 or 2 (labelled): if it is a "
+            "score, write a table of image, point, x, y, likelihood from the file"
+        )
+    return value in (1, 2)
 
 
 def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused, folder: str) -> Iterator[Label]:
     image = _image_path(f"{folder}/{read['imagePath']}")
+    size = _frame_size(read.get("imageWidth"), read.get("imageHeight"))
     try:
         kinds = {str(shape.get("shape_type", "polygon")) for shape in read["shapes"]} - {"point"}
         points = [shape for shape in read["shapes"] if shape.get("shape_type") == "point"]
@@ -135,7 +156,17 @@ def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused, folder: str
             x=number(place, "x", xy[0]),
             y=number(place, "y", xy[1]),
             individual="" if group is None else str(group),
+            frame_size=size,
         )
+
+
+def _frame_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """Return the size that a file states; None if it states none, or fills it in with 0."""
+    try:
+        found = int(width), int(height)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if min(found) > 0 and max(found) <= _LARGEST_SIDE else None
 
 
 def _image_path(text: str) -> str:

@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +15,8 @@ from genenc_core.images.labels.scale import PIXELS, PointsScale
 
 LARGEST_TABLE = 2**26
 """Images times point names: 1 GiB of positions."""
+_ROUNDING = 1e-6
+"""Of likelihoods in 32 bits."""
 
 
 class LabelsNotUsed(UserWarning):
@@ -38,6 +40,8 @@ class Label:
     """The animal or person, where a file tells several apart."""
     likelihood: float = math.nan
     """0 to 1; NaN if the file has none."""
+    frame_size: tuple[int, int] | None = None
+    """Width and height of the image, where the file states them."""
 
     @property
     def place(self) -> str:
@@ -69,6 +73,8 @@ class PointTable:
     """The individual of each name, "" for none; () if there are none at all."""
     uncertain: int = 0
     """Labels left out because of their likelihood."""
+    frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Width and height of the images, by their index, where the file states them."""
 
     def without_individuals(self) -> "PointTable":
         """Return the table with names that leave out the individual; as it is where these are not unique."""
@@ -97,6 +103,7 @@ class _Building:
     places: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
     """(file, row)."""
     uncertain: int = 0
+    frame_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> PointTable:
@@ -106,8 +113,8 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
     of a lower one are missing points.
 
     Raises:
-        InputError: a repeated point, a name that is no valid text, x without y, two points of the same full name, too
-            large a table, or a label without a likelihood where one is asked for.
+        InputError: a repeated point, a name that is no valid text, x without y, two points of the same full name, two
+            sizes of an image, too large a table, or a label without a likelihood from 0 to 1 where one is asked for.
     """
     made = _Building()
     for label in labels:
@@ -126,6 +133,12 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
             raise errors.InputError(
                 f"{label.place} repeats the point {label.full_name!r} of {label.image!r} from {where}; keep one"
             )
+        if label.frame_size is not None and made.frame_sizes.setdefault(key[0], label.frame_size) != label.frame_size:
+            (width, height), (other_width, other_height) = label.frame_size, made.frame_sizes[key[0]]
+            raise errors.InputError(
+                f"{label.place}: the image {label.image!r} is {width} x {height} pixels here and {other_width} x "
+                f"{other_height} before: bring its labels to one size"
+            )
         made.places[key] = label.file, label.row
         made.placed[key] = (math.nan, math.nan) if _is_uncertain(made, label, min_likelihood) else (label.x, label.y)
     for name in (*made.names, *made.images):
@@ -137,6 +150,7 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
         xy=_array(made.placed, len(made.images), len(made.names)),
         individuals=individuals if any(individuals) else (),
         uncertain=made.uncertain,
+        frame_sizes=made.frame_sizes,
     )
 
 
@@ -175,6 +189,11 @@ def _is_uncertain(made: _Building, label: Label, least: float | None) -> bool:
         raise errors.InputError(
             f"--min-likelihood {least:g} needs a likelihood of every label, and {label.place} has none: leave the "
             "option out, or add a column `likelihood`"
+        )
+    if not -_ROUNDING <= label.likelihood <= 1 + _ROUNDING:
+        raise errors.InputError(
+            f"{label.place}: the likelihood is {label.likelihood:g}, not between 0 and 1 as --min-likelihood {least:g} "
+            "needs it: divide percent by 100, clip scores, or leave the option out"
         )
     made.uncertain += label.likelihood < least
     return label.likelihood < least

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import warnings
+from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tifffile
@@ -13,7 +15,7 @@ from PIL import Image
 from genenc_core import errors
 from genenc_core.images.containers import kinds
 from genenc_core.images.decode import decode, load_image
-from genenc_core.images.labels.scale import NORMALIZED, PERCENT
+from genenc_core.images.labels.scale import NORMALIZED, PERCENT, PointsScale
 from genenc_core.images.sources import manifest, manifest_rows
 
 SAMPLED_IMAGES = 64
@@ -31,6 +33,10 @@ MIN_POINTS = 10
 """Fewest points for which empty parts of the images are evidence."""
 _LARGEST_FACTOR = 16
 """Largest plausible size of the labelled frames relative to the images."""
+_ROTATE: Final = (
+    "points are pixels of the upright image. Rotate the coordinates as well (orientation 6: x, y -> H - y, x; 8: x, y "
+    "-> y, W - x, with W and H of the stored image), or use --points-scale 1 if they are right"
+)
 
 
 class SuspiciousLabels(UserWarning):
@@ -90,6 +96,9 @@ def _examine(listed: manifest.Manifest, xy: np.ndarray) -> list[Finding]:
     normalized = None if scaled else _normalized(_finite(xy), shown)
     if normalized is not None and normalized.whole:
         return [normalized]
+    other_frames = _other_frames(listed, xy, sizes)
+    if other_frames is not None:
+        return [finding for finding in (normalized, other_frames) if finding is not None]
     mixed_or_outside = [
         finding for finding in (normalized, _outside(some, shown, stored, scaled=scaled)) if finding is not None
     ]
@@ -126,6 +135,64 @@ def _normalized(xy: np.ndarray, sizes: np.ndarray) -> Finding | None:
     )
 
 
+def _other_frames(listed: manifest.Manifest, xy: np.ndarray, sizes: Mapping[int, "ImageSize"]) -> Finding | None:
+    """Compare the sizes of images with those that the points file states, and say what makes them equal.
+
+    Args:
+        listed: the manifest.
+        xy: points of all its rows, float64 `[rows, K, 2]`.
+        sizes: those of some of its images, by row.
+    """
+    stated = {row: listed.frame_sizes[row] for row in sizes if row in listed.frame_sizes}
+    scale = listed.points_scale
+    if scale.relative:
+        return None
+    if scale.text is not None:
+        other = [row for row, frame in stated.items() if not _makes(scale, frame, sizes[row].shown)]
+    else:
+        other = [row for row, frame in stated.items() if frame != sizes[row].shown]
+    turned = [row for row in other if scale.text is None and stated[row] == sizes[row].shown[::-1]]
+    if turned and _are_upright(turned, xy, sizes):
+        other, turned = [row for row in other if row not in turned], []
+    if not other:
+        return None
+    frame, size = stated[other[0]], sizes[other[0]].shown
+    counted = (
+        f"the points file states another size than that of {len(other)} of {len(stated)} images checked, such as "
+        f"{frame[0]} x {frame[1]} for one of {size[0]} x {size[1]} pixels"
+    )
+    if scale.text is not None:
+        return Finding(message=f"{counted}: is --points-scale right?", refuse=False)
+    if turned == other:
+        stored = "as stored, before its EXIF orientation is applied" if frame == sizes[other[0]].stored else "turned"
+        return Finding(message=f"{counted}, {stored}: {_ROTATE}", refuse=True)
+    factors = Fraction(size[0], frame[0]), Fraction(size[1], frame[1])
+    fitting = [PointsScale(*both) for both in ((factors[0],) * 2, (factors[1],) * 2, factors)]
+    # The simplest first: sizes are rounded.
+    fitting.sort(key=lambda one: one.x.denominator + one.y.denominator)
+    scales = [one for one in fitting if all(_makes(one, stated[row], sizes[row].shown) for row in stated)]
+    remedy = (
+        f"use --points-scale {scales[0].text}"
+        if scales
+        else "scale those labels in the points file, since --points-scale applies to all"
+    )
+    return Finding(
+        message=f"{counted}: {remedy}; --points-scale 1 if the coordinates are pixels of these images", refuse=True
+    )
+
+
+def _makes(scale: PointsScale, frame: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Return whether a scale brings a frame to a size, to less than a pixel: sizes are whole numbers."""
+    return bool((np.abs(scale.apply(np.array(frame, dtype=np.float64)) - size) < 1).all())
+
+
+def _are_upright(rows: list[int], xy: np.ndarray, sizes: Mapping[int, "ImageSize"]) -> bool:
+    """Return whether points of some images lie rather inside them than inside frames of exchanged width and height."""
+    shown = [_are_outside(_finite(xy[row]), np.array(sizes[row].shown)).sum() for row in rows]
+    turned = [_are_outside(_finite(xy[row]), np.array(sizes[row].shown[::-1])).sum() for row in rows]
+    return bool(sum(shown) < sum(turned))
+
+
 def _outside(xy: np.ndarray, sizes: np.ndarray, stored: np.ndarray, *, scaled: bool) -> Finding | None:
     """Check whether many points lie outside their images, and what would bring them inside.
 
@@ -151,8 +218,7 @@ def _outside(xy: np.ndarray, sizes: np.ndarray, stored: np.ndarray, *, scaled: b
         also = " (or with x and y swapped)" if _are_outside(xy[:, ::-1], sizes).mean() <= few else ""
         return Finding(
             message=f"{counted}, but inside the images as stored, before their EXIF orientation is applied{also}: "
-            "points are pixels of the upright image. Rotate the coordinates as well (orientation 6: x, y -> H - y, x; "
-            "8: x, y -> y, W - x, with W and H of the stored image), or use --points-scale 1 if they are right",
+            f"{_ROTATE}",
             refuse=bool(out[turned].mean() >= ERROR_SHARE and out.sum() >= MIN_OUTSIDE),
         )
     if _are_outside(xy[:, ::-1], sizes).mean() <= few:

@@ -118,6 +118,8 @@ class Manifest:
     """Whether its images are inside files."""
     columns: tuple[str, ...] = field(default=(), compare=False)
     """Further columns of its list, as text."""
+    frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
+    """Row -> width and height that the points file states for its image; not recorded, so {} of an opened file."""
     opener: Callable[[], BinaryIO] | None = None
     """Opens the file if it is not local."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
@@ -360,6 +362,8 @@ def write_manifest(
     if limit is not None and limit < 1:
         raise errors.InputError(f"invalid limit {limit}: it must be at least 1 image")
 
+    frame_sizes: dict[int, tuple[int, int]] = {}
+
     def write(partial: Path) -> None:
         left_out, listed_ns = folders.LeftOut(), time.time_ns()
         if points is None:
@@ -383,6 +387,8 @@ def write_manifest(
             listed = Manifest.open(spool)
             placed = matcher.result() if listed.rows else _nowhere(points)
             _log_unmatched(placed, points)
+            stated = points.frame_sizes
+            frame_sizes.update({row: stated[at] for row, at in placed.rows.items() if at in stated})
             spooled = listed.iter_columns(listed.schema.names, batch_rows=manifest_rows.GROUP_ROWS)
             blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in spooled)
             _write(
@@ -397,7 +403,7 @@ def write_manifest(
             spool.unlink(missing_ok=True)
 
     _replace(path, write)
-    return Manifest.open(path)
+    return replace(Manifest.open(path), frame_sizes=frame_sizes)
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
@@ -426,7 +432,9 @@ def write_selection(path: Path, listed: Manifest, rows: np.ndarray) -> Manifest:
             first += block.num_rows
             yield block.take(pa.array(inside))
 
-    return write_like(path, listed, chosen)
+    stated = listed.frame_sizes
+    frame_sizes = {at: stated[row] for at, row in enumerate(rows.tolist()) if row in stated}
+    return replace(write_like(path, listed, chosen), frame_sizes=frame_sizes)
 
 
 def write_like(path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.RecordBatch]]) -> Manifest:

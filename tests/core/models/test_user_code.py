@@ -1,6 +1,7 @@
 """A user's own code: which files its digests cover, and that nothing of the working directory runs unasked."""
 
 import importlib
+import os
 import py_compile
 import sys
 import types
@@ -13,6 +14,7 @@ from torch import nn
 
 from genenc_core import errors
 from genenc_core.models import resolve, user_code
+from genenc_core.system.digests import CODE
 
 NET = "from torch import nn\ndef factory():\n    return nn.Conv2d(3, 4, 8, 8)\n"
 
@@ -208,3 +210,25 @@ def test_code_without_a_file_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "typed_net", module)
     with pytest.warns(user_code.CodeWithoutFile, match="is not in a file"):
         assert built_code("typed_net:factory") == set()
+
+
+def test_changes_are_found_without_an_import(project: Path) -> None:
+    lab = project / "lab"
+    write(lab, net="import layers\n" + NET, layers="X = 1\n", package____init__="", package__net=NET)
+    (lab / "data.bin").write_bytes(b"1")
+    code = {name: CODE.hex_of_file(lab / name) for name in ("net.py", "layers.py")}
+    files = {name: CODE.hex_of_file(lab / "data.bin") for name in ("data.bin", "elsewhere.bin")}
+    recorded = user_code.Digests(code=code, files=files)
+    assert user_code.changes_since("net:factory", recorded) == ""  # not there
+    os.chdir(lab)
+    assert user_code.changes_since("net:factory", recorded) == ""
+    write(lab, layers="X = 2\n")
+    assert user_code.changes_since("net:factory", recorded) == "layers.py changed"
+    (lab / "layers.py").unlink()
+    (lab / "data.bin").write_bytes(b"2")
+    assert user_code.changes_since("net:factory", recorded) == "data.bin changed, layers.py is gone"
+    own = user_code.Digests(code={"package/net.py": CODE.hex_of_file(lab / "package" / "net.py")}, files={})
+    assert user_code.changes_since("package.net:factory", own) == ""
+    write(lab, package__net=NET + "#")
+    assert user_code.changes_since("package.net:factory", own) == "package/net.py changed"
+    assert not {"net", "layers", "package"} & sys.modules.keys()

@@ -33,6 +33,8 @@ class Net(nn.Module):
             "NHWC": lambda: maps.permute(0, 2, 3, 1).contiguous(),
             "tokens": lambda: maps.flatten(2).transpose(1, 2).contiguous(),
             "turned tokens": lambda: maps.flatten(2),
+            "NCWH": lambda: maps.transpose(2, 3).contiguous(),
+            "NWHC": lambda: maps.permute(0, 3, 2, 1).contiguous(),
         }
         return forms[self.form]()
 
@@ -89,6 +91,31 @@ def test_a_map_that_may_be_either_is_refused_with_the_remedy(tmp_path: Path) -> 
     path = traced(Everywhere(), (32, 32), tmp_path / "m.pt")
     with pytest.raises(errors.InputError, match=r"may be a map \[C, h, w\] or \[h, w, C\].*channels_last_outputs"):
         general_encoder.spec_of(path, image_size=(32, 32), trust=True)
+
+
+def test_maps_with_rows_and_columns_exchanged_are_refused_where_they_may_be_others() -> None:
+    """By the values where the sides say nothing, and where the sides say another layout."""
+    cases: list[tuple[int, tuple[int, int], str, bool | None]] = [
+        (8, (64, 64), "NCWH", None),
+        (8, (64, 64), "NWHC", None),
+        (8, (64, 64), "NCHW", False),
+        (8, (64, 64), "NHWC", True),
+        (2, (64, 64), "NCWH", False),  # [2, 8, 8] can be nothing else; its mean is that of [C, h, w]
+        (8, (64, 48), "NCWH", None),  # [8, 6, 8], as [h, w, C]
+        (8, (64, 48), "NHWC", True),
+        (6, (64, 48), "NWHC", None),  # [6, 8, 6], as [C, h, w]
+        (6, (64, 48), "NCHW", False),
+    ]
+    for channels, size, form, last in cases:
+        for attention in (False, True):
+            net = Net(channels, form, attention=attention).eval()
+            net.conv.weight.data[: channels // 2] *= 20  # channels of different size
+
+            def run(images: torch.Tensor, net: Net = net) -> list[torch.Tensor]:
+                return [net(images)]
+
+            with torch.inference_mode():
+                assert output_axes.channels_last(run, [0], size=size, batch=1) == {0: last}, (channels, size, form)
 
 
 def test_axes_of_lists_that_are_no_tokens_stay_as_they_are() -> None:

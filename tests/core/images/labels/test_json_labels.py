@@ -36,6 +36,31 @@ def test_coco_keypoints(tmp_path: Path) -> None:
     table = read(tmp_path / "p.json", coco())
     assert (table.names, table.images, table.individuals) == (("nose", "eye"), ("train/a.jpg", "b.jpg"), ())
     np.testing.assert_array_equal(table.xy, [[[1, 2], [NAN, NAN]], [[5.5, 6], [7, 8]]])
+    assert table.frame_sizes == {0: (9, 9)}
+
+
+def test_stated_sizes_of_images(tmp_path: Path) -> None:
+    for width, height, found in (
+        (640, 480, {0: (640, 480)}),
+        ("640", 480.0, {0: (640, 480)}),
+        (0, 0, {}),
+        (None, 480, {}),
+        ("?", 480, {}),
+        (float("nan"), 480, {}),
+        (float("inf"), 480, {}),
+        (10**400, 480, {}),
+        (640, -480, {}),
+        ([640], 480, {}),
+    ):
+        content = labelme("a.png", point("tip", 1, 2)) | {"imageWidth": width, "imageHeight": height}
+        assert read(tmp_path / "a.json", content).frame_sizes == found
+    other = labelme("a.png", point("base", 1, 2)) | {"imageWidth": 320, "imageHeight": 240}
+    (tmp_path / "b.json").write_text(json.dumps(other))
+    (tmp_path / "a.json").write_text(json.dumps(other | {"shapes": [point("tip", 1, 2)], "imageWidth": 640}))
+    with pytest.raises(
+        errors.InputError, match=r"b.json: point 1: the image 'a.png' is 320 x 240 .* and 640 x 240 bef"
+    ):
+        reading.read_points(tmp_path)
 
 
 def test_coco_with_several_persons_in_an_image(tmp_path: Path) -> None:
@@ -45,6 +70,20 @@ def test_coco_with_several_persons_in_an_image(tmp_path: Path) -> None:
     table = read(tmp_path / "p.json", content)
     assert (table.names, table.individuals) == (("1.nose", "1.eye", "2.nose", "2.eye"), ("1", "1", "2", "2"))
     assert table.xy[0, 2].tolist() == [3, 4]
+
+
+def test_visibility_in_other_types(tmp_path: Path) -> None:
+    for value, there in (
+        (1, True),
+        (2.0, True),
+        (True, True),
+        ("2", True),
+        ("0", False),
+        (False, False),
+        (None, False),
+    ):
+        content = coco(**annotation(7, 1, [1, 2, value, 3, 4, 2]))
+        assert np.isfinite(read(tmp_path / "p.json", content).xy[0, 0]).all() == there
 
 
 def test_coco_with_two_kinds_of_animals(tmp_path: Path) -> None:
@@ -75,6 +114,10 @@ def test_coco_with_two_kinds_of_animals(tmp_path: Path) -> None:
             {"annotations": [{"id": 5, "image_id": 7, "category_id": 1, "keypoints": ["a", 0, 1] * 2}]},
             "annotation 5: x is 'a'",
         ),
+        (annotation(7, 1, [1, 2, 2, 3, 4, 0.93]), "annotation 5: the visibility of 'eye' is 0.93, not 0 .*likelihood"),
+        (annotation(7, 1, [1, 2, NAN, 3, 4, 2]), "the visibility of 'nose' is nan, not 0"),
+        (annotation(7, 1, [1, 2, -1, 3, 4, 2]), "the visibility of 'nose' is -1, not 0"),
+        (annotation(7, 1, [1, 2, "v", 3, 4, 2]), "the visibility of 'nose' is 'v', not a finite number"),
         ({"annotations": [{"keypoints": [0] * 6}]}, "is damaged: it lacks 'image_id'"),
         ({"images": [7]}, "is damaged"),
         (

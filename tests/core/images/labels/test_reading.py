@@ -299,6 +299,21 @@ def test_a_likelihood_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
         reading.read_points(tmp_path / "p.csv", min_likelihood=2)
 
 
+def test_a_likelihood_that_is_none_is_refused_where_it_counts(tmp_path: Path) -> None:
+    for text, said in (
+        ("image,point,x,y,likelihood\na,n,1,2,0.9\nb,n,1,2,12\n", "row 3: the likelihood is 12, not .*percent by 100"),
+        ("image,point,x,y,likelihood\na,n,1,2,-3\n", "row 2: the likelihood is -3, not between 0 and 1"),
+        ("image,a_x,a_y,a_likelihood\ni,1,2,1.5\n", "row 2: the likelihood is 1.5"),
+        ("scorer,S,S,S\nbodyparts,a,a,a\ncoords,x,y,likelihood\na.png,1,2,95\n", "row 4: the likelihood is 95"),
+    ):
+        (tmp_path / "p.csv").write_text(text)
+        with pytest.raises(errors.InputError, match=said):
+            reading.read_points(tmp_path / "p.csv", min_likelihood=0.5)
+        assert np.isfinite(reading.read_points(tmp_path / "p.csv").xy).all()
+    (tmp_path / "p.csv").write_text("image,point,x,y,likelihood\na,n,1,2,1.0000001\nb,n,,,12\nc,n,1,2,0\n")
+    assert reading.read_points(tmp_path / "p.csv", min_likelihood=0.5).uncertain == 1
+
+
 def test_two_points_of_one_full_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("image,individual,point,x,y\na,m,1.nose,1,2\na,m.1,nose,3,4\n")
     with pytest.raises(errors.InputError, match=r"row 3: .* would both be named 'm.1.nose': rename one"):

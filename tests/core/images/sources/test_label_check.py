@@ -1,5 +1,6 @@
 """Labels that are no pixels of their images are noticed from a few images and the whole table."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,82 @@ def test_a_wrong_scale_is_warned_of(folder: Path, tmp_path: Path) -> None:
     found = listed(folder, tmp_path, PointTable(names=table.names, images=table.images, xy=table.xy, scale=scale))
     with pytest.warns(label_check.SuspiciousLabels, match="is --points-scale right"):
         label_check.check(found, scale_given=True)
+
+
+Sizes = Callable[[int], tuple[int, int] | None]
+
+
+def always(width: int, height: int) -> Sizes:
+    return lambda _: (width, height)
+
+
+def stating(table: PointTable, frame: Sizes) -> PointTable:
+    sizes = {at: size for at in range(len(table.images)) if (size := frame(at)) is not None}
+    return dataclasses.replace(table, frame_sizes=sizes)
+
+
+def test_another_size_than_the_points_file_states_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Labels inside the images, made on larger, smaller, turned or several kinds of frames, as their file says."""
+    own = WIDTH, HEIGHT
+    cases: list[tuple[Sizes, str]] = [
+        (
+            always(200, 150),
+            r"of 19 of 19 images checked, such as 200 x 150 for one of 160 x 120.*-scale 4/5; --points-scale 1 if",
+        ),
+        (always(80, 60), r"--points-scale 2; "),
+        (always(320, 120), r"--points-scale 1/2,1; "),
+        (always(481, 360), r"--points-scale 1/3; "),
+        (lambda at: (80, 60) if at == 2 else own, r"of 1 of 19 .*scale those labels in the points file"),
+        (lambda at: (80, 60) if at == 2 else None, r"of 1 of 1 .*--points-scale 2; "),
+        (lambda at: (80 + at, 60), r"of 19 of 19 .*scale those labels in the points file"),
+        (lambda at: own[::-1] if at == 2 else (320, 240), r"of 18 of 19 .*scale those labels in the points file"),
+    ]
+    for frame, said in cases:
+        found = listed(folder, tmp_path, stating(labels(folder, lambda xy: xy), frame))
+        with pytest.raises(errors.InputError, match=said):
+            label_check.check(found, scale_given=False)
+        rows = np.arange(2, 20)
+        chosen = manifest.write_selection(tmp_path / "chosen.parquet", found, rows)
+        assert chosen.frame_sizes == {row - 2: size for row, size in found.frame_sizes.items() if row in rows}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            label_check.check(found, scale_given=True)  # --points-scale 1
+
+
+def test_a_stated_size_that_is_turned(folder: Path, tmp_path: Path) -> None:
+    """Refused, unless points lie in the images alone, not in frames of the stated size."""
+
+    def as_stored(at: int) -> tuple[int, int]:
+        return (WIDTH, HEIGHT) if at % 3 else (HEIGHT, WIDTH)
+
+    for frame, said in (
+        (as_stored, r"of 7 of 19 .*, as stored, before .*orientation 6: x, y -> H"),
+        (lambda at: (HEIGHT, WIDTH) if at % 3 else (WIDTH, HEIGHT), r"of 12 of 19 .*, turned: .*Rotate"),
+    ):
+        in_both = stating(labels(folder, lambda xy: xy * (HEIGHT / WIDTH, 1)), frame)
+        with pytest.raises(errors.InputError, match=said):
+            label_check.check(listed(folder, tmp_path, in_both), scale_given=False)
+        upright = stating(labels(folder, lambda xy: xy), frame)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            label_check.check(listed(folder, tmp_path, upright), scale_given=False)
+
+
+def test_a_scale_and_stated_sizes(folder: Path, tmp_path: Path) -> None:
+    """A scale that makes the stated size that of the images passes, to the pixel that sizes are rounded by."""
+    for text, frame, passes in (
+        ("4/5", (200, 150), True),
+        ("1/3", (481, 359), True),
+        ("normalized", (7, 7), True),
+        ("1/2", (200, 150), False),
+    ):
+        scale = PointsScale.parse(text)
+        table = labels(folder, (lambda xy: xy / (WIDTH, HEIGHT)) if scale.relative else (lambda xy: xy))
+        table = dataclasses.replace(stating(table, always(*frame)), scale=scale)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            label_check.check(listed(folder, tmp_path, table), scale_given=True)
+        assert ["another size" in str(one.message) for one in caught] == ([] if passes else [True])
 
 
 @pytest.mark.filterwarnings("error")
