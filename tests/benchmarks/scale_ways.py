@@ -60,7 +60,7 @@ def planning(count: int, out: str) -> Iterator[Once]:
         plan = layout.StorePlan(
             rows=count, shard_rows=4096, arrays=(array,), fingerprint="bench", identity={}, attributes={}
         )
-        run_store.RunStore.create(folder, plan, coordinates=store_plan.coordinates(listed))
+        run_store.RunStore.create(folder, plan, coordinates=store_plan.coordinates(listed, plan))
         return float(count)
 
     yield once

@@ -39,7 +39,7 @@ def made(folder: Path, *, with_points: bool) -> tuple[run_store.RunStore, list[p
     identity = {"model": "m"}
     made_of = {"fingerprint": "f"}
     plan = store_plan.make_plan(wanted, listed, identity=identity, made=made_of, shard_rows=2)
-    store = run_store.RunStore.create(folder / "run", plan, coordinates=store_plan.coordinates(listed))
+    store = run_store.RunStore.create(folder / "run", plan, coordinates=store_plan.coordinates(listed, plan))
     return store, list(wanted)
 
 

@@ -23,6 +23,8 @@ from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
 
+_CACHE = 64 * 2**20
+"""Bytes of chunks that are kept: of one that holds many frames, each would decompress it again."""
 _SHOWN = 8
 
 
@@ -50,7 +52,7 @@ class Hdf5(Container):
         at = next((each for each in (Path(path), *Path(path).parents) if each.is_file()), Path(path))
         file_mark(str(at))
         try:
-            file = h5py.File(at, "r", locking=False)
+            file = h5py.File(at, "r", locking=False, rdcc_nbytes=_CACHE)
         except OSError as error:
             if error.errno is not None:
                 raise

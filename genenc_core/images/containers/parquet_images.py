@@ -14,11 +14,13 @@ from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
 from genenc_core.images.sources import image_source, tables
 
+_TOGETHER = 64
+
 
 class ParquetImages(Container):
     """A column of image files: bytes, or structs of `bytes` and `path`.
 
-    A row group is read at once, and kept for the rows that follow.
+    Rows that follow each other are read once, a few at a time; a row before them begins its row group again.
     """
 
     frames = False
@@ -29,9 +31,12 @@ class ParquetImages(Container):
         self._mark = file_mark(path)
         sizes = [file.metadata.row_group(index).num_rows for index in range(file.metadata.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
-        self._kept = (-1, "")
-        """Row group and column that were read last."""
-        self._cells: Any = None
+        self._begun = (-1, "")
+        """Row group and column that are being read."""
+        self._first = 0
+        """Row of the first of the cells that were read last."""
+        self._cells: Any = []
+        self._rest: Iterator[Any] = iter(())
         self._column = ""
         self.columns: tuple[str, ...] = ()
 
@@ -40,7 +45,7 @@ class ParquetImages(Container):
         """Open it; raises as `Container.open`."""
         file_mark(path)
         try:
-            return cls(path, parquet.ParquetFile(path))
+            return cls(path, parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False))
         except (ValueError, pa.ArrowException) as error:
             raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
 
@@ -81,20 +86,27 @@ class ParquetImages(Container):
         """Return an image's bytes; raises as `Container.read`."""
         number, _, column = at.partition(":")
         row = index_of(number, int(self._starts[-1]))
-        group = int(np.searchsorted(self._starts[1:], row, side="right"))
-        if (group, column) != self._kept:
-            try:
-                table = self._file.read_row_group(group, columns=[column], use_threads=False)
-                self._kept, self._cells = (group, column), table.column(0)
-            except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-                raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
-        cell = self._cells[row - int(self._starts[group])].as_py()
+        try:
+            cell = self._cell(row, column)
+        except (OSError, ValueError, StopIteration, pa.ArrowException) as error:
+            raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes | None):
             raise ImageUnreadable(f"its column {column!r} holds no images")
         if not data:
             raise ImageUnreadable("its cell is empty")
         return Content(data, file_mark(self._path))
+
+    def _cell(self, row: int, column: str) -> Any:
+        """Return a cell, reading on from the one before where it can."""
+        group = int(np.searchsorted(self._starts[1:], row, side="right"))
+        if (group, column) != self._begun or row < self._first:
+            self._begun, self._first, self._cells = (group, column), int(self._starts[group]), []
+            self._rest = self._file.iter_batches(_TOGETHER, row_groups=[group], columns=[column], use_threads=False)
+        while row >= self._first + len(self._cells):
+            self._first += len(self._cells)
+            self._cells = next(self._rest).column(0)
+        return self._cells[row - self._first].as_py()
 
     def close(self) -> None:
         """Close it."""

@@ -25,12 +25,14 @@ from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
 
 _PLANE = ("y", "x")
+_KEPT = 256 * 2**20
+"""Bytes of a chunk that is kept."""
 
 
 class ZarrArray(Container):
     """An array of frames, or the first resolution of an OME-Zarr image, whose frames are its planes in order.
 
-    A frame's mark is that of the files of its chunks: the sum of their sizes and the latest of their times.
+    A frame's mark is that of the files of its chunks and of the metadata: the sum of their sizes and the latest times.
     """
 
     frames = True
@@ -38,8 +40,11 @@ class ZarrArray(Container):
 
     def __init__(self, path: Path, array: Any, axes: arrays.Axes, planes: tuple[int, ...] | None) -> None:
         self._path = path
+        self._metadata = str(path / _metadata_of(path))
         self._array = array
         self._axes = axes
+        self._kept: tuple[tuple[int, ...], np.ndarray] = ((), np.empty(0))
+        """Index of the first frame of the chunk that was read last, and its frames."""
         self._planes = planes
         """Of OME-Zarr: sizes of the axes before y and x; None for other arrays."""
 
@@ -72,7 +77,7 @@ class ZarrArray(Container):
         """Yield the frames."""
         listed = missing = 0
         for index in frames.of(self._axes.frames):
-            listed, missing = listed + 1, missing + (not self.mark(str(index)).size)
+            listed, missing = listed + 1, missing + (not any(map(os.path.exists, self._chunks(str(index)))))
             yield Member(f"#{index}", str(index), (str(index),))
         warn_of_missing(str(self._path), missing, listed, "frames")
 
@@ -84,20 +89,19 @@ class ZarrArray(Container):
         return (index,) if self._axes.stacked else ()
 
     def mark(self, at: str) -> Mark:
-        """Return the mark of a frame's chunks."""
+        """Return the mark of a frame's chunks and of what says how to read them."""
+        marks = [Mark.of(os.stat(path)) for path in (self._metadata, *self._chunks(at)) if os.path.exists(path)]  # noqa: PTH110, PTH116
+        sizes, *times = zip(*marks, strict=True)
+        return Mark(sum(sizes), *map(max, times))
+
+    def _chunks(self, at: str) -> Iterator[str]:
+        """Yield the paths of a frame's chunks; those of fill values only need not be there."""
         before = self._before(at)
         sides = self._array.shards or self._array.chunks
         known = [(each // side,) for each, side in zip(before, sides, strict=False)]
         rest = [range(-(-length // side)) for length, side in zip(self._array.shape, sides, strict=True)][len(known) :]
-        size, mtime, ctime = 0, 0, 0
         for place in itertools.product(*known, *rest):
-            try:
-                status = os.stat(os.path.join(self._path, self._array.metadata.encode_chunk_key(place)))  # noqa: PTH116, PTH118
-            except FileNotFoundError:  # a chunk of fill values
-                continue
-            size, mtime = size + status.st_size, max(mtime, status.st_mtime_ns)
-            ctime = max(ctime, status.st_ctime_ns)
-        return Mark(size, mtime, ctime)
+            yield os.path.join(self._path, self._array.metadata.encode_chunk_key(place))  # noqa: PTH118
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a frame; raises as `Container.read`."""
@@ -106,15 +110,34 @@ class ZarrArray(Container):
         arrays.check_shape(shape, self._axes, most_pixels)
         mark = self.mark(at)
         try:
-            frame = np.ascontiguousarray(self._array[before if before else ...])
+            frame = np.ascontiguousarray(self._frame(before))
         except OSError as error:
             if error.errno is not None:
                 raise
             raise ImageUnreadable(f"damaged Zarr: {one_line(error)}") from error
         except Exception as error:  # codecs raise their own
             raise ImageUnreadable(f"damaged Zarr: {one_line(error)}") from error
+        if self.mark(at) != mark:
+            raise ImageUnreadable("modified while it was read")
         pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
         return Content(b"", mark, pixels, frame.data.cast("B"))
+
+    def _frame(self, before: tuple[int, ...]) -> np.ndarray:
+        """Return a frame; of a chunk of several frames all are read at once, and kept for those that follow."""
+        array = self._array
+        if not before:
+            whole: np.ndarray = np.asarray(array[...])
+            return whole
+        together = array.chunks[len(before) - 1]
+        if together * math.prod(array.shape[len(before) :]) * array.dtype.itemsize > _KEPT:
+            one: np.ndarray = np.asarray(array[before])
+            return one
+        first = before[-1] // together * together
+        place = (*before[:-1], first)
+        if self._kept[0] != place:
+            self._kept = (place, np.asarray(array[(*before[:-1], slice(first, first + together))]))
+        frame: np.ndarray = self._kept[1][before[-1] - first]
+        return frame
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

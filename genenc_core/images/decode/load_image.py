@@ -124,7 +124,7 @@ class Reader:
             if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
                 raise _Changed(changed)
         except Exception as error:
-            return ReadFile(request, stamp=stamp, error=error)
+            return ReadFile(request, stamp=stamp, error=self._explained(request, error))
         digest = digests.IMAGE_FILE.hex(content.data if image is None else content.values)
         return ReadFile(request, content.data, digest, changed, stamp, image=image)
 
@@ -157,6 +157,15 @@ class Reader:
             changed=file.changed,
             stamp=file.stamp,
         )
+
+    def _explained(self, request: Request, error: Exception) -> Exception:
+        """Return that a container changed, where this may be why a member of it is unreadable."""
+        place = kinds.place_of(request.path)
+        if not request.member or not isinstance(error, decoded.ImageUnreadable) or not os.path.isfile(place):  # noqa: PTH113
+            return error
+        status = os.stat(place)  # noqa: PTH116
+        changed = change(request, status.st_size, status.st_mtime_ns)
+        return error if changed is None or self._limits.accept_changed else _Changed(changed)
 
     def _timed_read(self, request: Request) -> Content:
         began = time.perf_counter()

@@ -175,7 +175,7 @@ def _image(path: Path, row: str, parts: Sequence[str]) -> str:
         )
     image = "/".join(parts)
     if image.isdecimal():
-        video, mark, _ = path.name.rpartition(_PREDICTIONS)
+        video, mark, _ = path.name.partition(_PREDICTIONS)
         if not mark or not video:
             raise errors.InputError(
                 f"{place} is for frame {image} of a video, but the file's name does not say of which: name it "

@@ -129,6 +129,19 @@ def test_a_container_that_changed_is_refused(write: Write, kind: str, tmp_path: 
     assert len(reasons) == len(FRAMES)
 
 
+def test_a_container_that_was_cut_after_planning_has_changed(write: Write, tmp_path: Path) -> None:
+    path = write()
+    found = listed(path, tmp_path)
+    if path.is_dir():
+        metadata = path / "zarr.json"
+        metadata.write_text(metadata.read_text().replace('"fill_value": 0', '"fill_value": 9'))
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    pixels, reasons, _ = load(found)
+    assert pixels == {}
+    assert all("changed since planned" in each for each in reasons.values()), reasons
+
+
 def test_a_container_that_is_gone_is_no_fault_of_its_images(write: Write, tmp_path: Path) -> None:
     path = write()
     found = listed(path, tmp_path)
