@@ -4,7 +4,6 @@ import importlib
 import inspect
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 
+import forked
 import pictures
 import task_runs
 from genenc_core.encoding import cancellation
@@ -342,7 +342,7 @@ def test_the_guides_test_of_ones_own_flow_passes(tmp_path: Path, filled_prefect_
     for name, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", guide, flags=re.S):
         (tmp_path / name).write_text(text)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_nightly.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = forked.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
 
