@@ -44,7 +44,8 @@ _ELSEWHERE: dict[str, object] = {}
 
 @pytest.fixture(autouse=True)
 def _artifacts_are_tried_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare a process that imports torch for each file; packages need one, tests marked `own_process` ask for it."""
+    """Spare a process that imports torch for each file: packages get a forked one, `own_process` asks for a new one."""
+    import forked
     from genenc_core import spec
     from genenc_core.runtime import artifact_trial
 
@@ -56,6 +57,7 @@ def _artifacts_are_tried_in_this_process(request: pytest.FixtureRequest, monkeyp
 
     if "own_process" not in request.keywords:
         monkeypatch.setattr(artifact_trial, "answer", answer)
+        monkeypatch.setattr(artifact_trial, "subprocess", forked)
 
 
 @pytest.fixture(autouse=True)
