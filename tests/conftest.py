@@ -34,6 +34,8 @@ if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 << 30:
 _STATE = tempfile.TemporaryDirectory(prefix="genenc-test-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
 
+# Collection makes a million objects that stay: nothing to look for among them.
+gc.disable()
 pytest_plugins = ["exported_models"]
 _USES: list[IO[str]] = []
 _ELSEWHERE: dict[str, object] = {}
@@ -42,7 +44,8 @@ _ELSEWHERE: dict[str, object] = {}
 
 @pytest.fixture(autouse=True)
 def _artifacts_are_tried_in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare a process that imports torch for each file; packages need one, tests marked `own_process` ask for it."""
+    """Spare a process that imports torch for each file: packages get a forked one, `own_process` asks for a new one."""
+    import forked
     from genenc_core import spec
     from genenc_core.runtime import artifact_trial
 
@@ -54,6 +57,7 @@ def _artifacts_are_tried_in_this_process(request: pytest.FixtureRequest, monkeyp
 
     if "own_process" not in request.keywords:
         monkeypatch.setattr(artifact_trial, "answer", answer)
+        monkeypatch.setattr(artifact_trial, "subprocess", forked)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +97,27 @@ def prefect_server(filled_prefect_home: Path) -> Iterator[None]:
             yield
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignore torch's warnings of what it traces; the process that starts the others need not import torch for it."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        config.addinivalue_line("filterwarnings", "ignore::torch.jit.TracerWarning")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the files that need a Prefect server to one process: a server takes as long to start as a hundred tests."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "flows" if file.startswith(("tests/flows/", "tests/test_install.py")) else file
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put files of slow tests first, then those of many: a long file at the end would keep one process busy alone."""
     files = collections.Counter(item.path for item in items)
@@ -105,7 +130,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Start what takes half a minute in the background, where a test wants it."""
     if session.config.option.collectonly:
         return
-    gc.freeze()  # a million objects that stay need not be looked at again
+    gc.freeze()  # what stays need not be looked at again
+    gc.enable()
     gc.set_threshold(2000, 10, 20)  # nor those that tests make, a hundred times a minute
     wanted = {mark for item in session.items for mark in _marks(item)}
     if "filled_prefect_home" in wanted:

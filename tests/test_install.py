@@ -142,6 +142,22 @@ def test_an_sdist_keeps_the_commit_for_its_wheel(source: Path, tmp_path: Path) -
     assert built == code_version.describe(unpacked) != {}
 
 
+OWN = """
+import importlib, pathlib, sys
+from flows import nightly
+from genenc_flows import extraction
+print("plain", nightly.naming.__file__)
+for name in [name for name in sys.modules if name.partition(".")[0] in ("flows", "tasks")]:
+    del sys.modules[name]
+for folder in ("flows", "tasks"):
+    pathlib.Path(folder, "__init__.py").touch()
+importlib.invalidate_caches()
+from flows.nightly import naming, nightly
+print("packages", naming.__file__)
+print("stored", nightly())
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server")
 def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, tmp_path: Path) -> None:
@@ -167,13 +183,9 @@ def test_a_project_with_flows_and_tasks_of_its_own(installed: Path, home: Path, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     pictures.write_folder(tmp_path / "photos", 3)
-    own = "from flows import nightly; from genenc_flows import extraction; print(nightly.naming.__file__)"
-    done = run([installed / "python", "-c", own], tmp_path, home=home)
-    assert done.stdout.strip() == str(tmp_path / "tasks" / "naming.py"), done.stderr
-    for folder in ("flows", "tasks"):
-        (tmp_path / folder / "__init__.py").touch()
-    own = "from flows.nightly import nightly; print('stored', nightly())"
-    done = run([installed / "python", "-c", own], tmp_path, home=home, **server)
+    done = run([installed / "python", "-c", OWN], tmp_path, home=home, **server)
+    for folder in ("plain", "packages"):
+        assert f"{folder} {tmp_path / 'tasks' / 'naming.py'}\n" in done.stdout, done.stderr
     assert "stored 3" in done.stdout, done.stderr
 
 

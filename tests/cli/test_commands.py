@@ -419,7 +419,7 @@ def test_a_signal_ends_at_a_whole_shard_and_says_how_to_go_on(tmp_path: Path, nu
         while process.poll() is None and not list((run / "_txn" / "commits").glob("s*.json")):
             time.sleep(0.01)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert re.search(r"stopped: \d+ of 30 shards are stored; continue with: genenc resume", said)
@@ -530,7 +530,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "terminate called" not in said

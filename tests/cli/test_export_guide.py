@@ -28,7 +28,6 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_every_command_of_the_guide_works_as_written(
     genenc: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +55,6 @@ def test_every_command_of_the_guide_works_as_written(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_the_guides_cpp_prints_what_genenc_computes(
     exported: dict[str, exporter.ExportedModel], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """An encoder that does what a test tells it to; its name and weights are the same with and without the fault."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,6 +93,8 @@ class Hanging(Told):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the maps, or nothing ever."""
         if threading.current_thread().name.startswith("genenc-encoder"):
+            sys.stderr.write("hanging\n")
+            sys.stderr.flush()
             time.sleep(3600)
         return super().forward(images)
 

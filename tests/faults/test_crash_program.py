@@ -26,7 +26,7 @@ def campaign(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """Run the program in a process of its own, because it forks; return its results by command."""
     written = tmp_path / "result.json"
     command = [sys.executable, str(PROGRAM), "--json", str(written), "--root", str(tmp_path / "runs"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert written.exists(), done.stderr
     result: dict[str, Any] = json.loads(written.read_text())
     return result

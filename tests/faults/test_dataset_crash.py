@@ -19,7 +19,7 @@ def campaign(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """Run the program in a process of its own, because it forks; return its results."""
     written = tmp_path / "result.json"
     command = [sys.executable, str(PROGRAM), "--json", str(written), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=550)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
     assert written.exists(), done.stderr
     result: dict[str, Any] = json.loads(written.read_text())
     assert done.returncode == (1 if any(each["violations"] for each in result.values()) else 0)

@@ -74,13 +74,13 @@ def update(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Ende
             text=True,
         )
         request.addfinalizer(process.kill)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while step and not reached.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         if step:
-            assert reached.exists(), process.communicate(timeout=60)
+            assert reached.exists(), process.communicate(timeout=300)
             process.send_signal(by)
-        out, told = process.communicate(timeout=120)
+        out, told = process.communicate(timeout=300)
         return process.returncode, json.loads(out or "{}"), told
 
     return run

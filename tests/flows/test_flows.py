@@ -4,7 +4,6 @@ import importlib
 import inspect
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import State
 
+import forked
 import pictures
 import task_runs
 from genenc_core.encoding import cancellation
@@ -141,7 +141,7 @@ def test_a_server_that_gives_no_slots_and_takes_no_artifacts_changes_nothing(
 
     for client in (httpx.Client, httpx.AsyncClient):
         monkeypatch.setattr(client, "send", failing(client.send))
-    state = extraction.extract_features(parameters(tmp_path), return_state=True)
+    state = extraction.extract_features(parameters(tmp_path, shard_rows=5), return_state=True)
     assert state.message == "9 of 9 images stored, 0 unreadable"
     assert bool(met) == (refused == "/artifacts")
     (session,) = (tmp_path / "run" / "provenance" / "runs").iterdir()
@@ -158,13 +158,13 @@ def test_a_report_that_fails_comes_after_the_provenance_and_decides_nothing(
         raise RuntimeError("no report")
 
     monkeypatch.setattr(reporting, "shard_table", fail)
-    state = extraction.extract_features(parameters(tmp_path), return_state=True)
+    state = extraction.extract_features(parameters(tmp_path, shard_rows=5), return_state=True)
     assert state.message == "9 of 9 images stored, 0 unreadable"
 
 
 @pytest.mark.slow
 def test_tiles_through_the_flow_are_the_bytes_of_the_core(tmp_path: Path) -> None:
-    tiles = {"canvas": "64x96", "tile_overlap": 16, "tile_trim": 8, "maps": True, "batch_size": 7}
+    tiles = {"canvas": "64x96", "tile_overlap": 16, "tile_trim": 8, "maps": True, "batch_size": 7, "shard_rows": 5}
     state = extraction.extract_features(parameters(tmp_path, **tiles), return_state=True)
     driver.extract(parameters(tmp_path, **tiles, out=str(tmp_path / "plain")))
     assert state.message == "9 of 9 images stored, 0 unreadable"
@@ -173,10 +173,10 @@ def test_tiles_through_the_flow_are_the_bytes_of_the_core(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    extraction.extract_features(parameters(tmp_path))
+    extraction.extract_features(parameters(tmp_path, shard_rows=5))
     before = objects(tmp_path / "run")
-    state = extraction.extract_features(parameters(tmp_path), return_state=True)
-    assert state.message == "nothing to do: 5 of 5 shards are committed"
+    state = extraction.extract_features(parameters(tmp_path, shard_rows=5), return_state=True)
+    assert state.message == "nothing to do: 2 of 2 shards are committed"
     assert objects(tmp_path / "run") == before
 
 
@@ -200,7 +200,7 @@ def test_a_failed_shard_does_not_stop_the_others_and_rerun_does_only_it(tmp_path
 
 @pytest.mark.slow
 def test_a_mended_file_is_read_and_the_change_recorded(tmp_path: Path) -> None:
-    given = parameters(tmp_path, max_failures="0")
+    given = parameters(tmp_path, max_failures="0", shard_rows=3)
     broken = tmp_path / "photos" / "img_004.png"
     good = broken.read_bytes()
     broken.write_bytes(good[:-40])
@@ -209,7 +209,7 @@ def test_a_mended_file_is_read_and_the_change_recorded(tmp_path: Path) -> None:
     refused = extraction.rerun_shards(str(tmp_path / "run"), "failed", return_state=True)
     assert "changed since planned" in str(refused.result(raise_on_failure=False).result.failures[0].reason)
     again = extraction.rerun_shards(str(tmp_path / "run"), "failed", accept_changed=True, return_state=True)
-    record = json.loads((tmp_path / "run" / "_txn" / "commits" / "s0000002.json").read_text())
+    record = json.loads((tmp_path / "run" / "_txn" / "commits" / "s0000001.json").read_text())
     assert again.is_completed()
     assert again.result().status.unreadable == 0
     (change,) = record["details"]["changed_since_planned"]
@@ -266,7 +266,7 @@ def test_variants_exported_by_a_flow_are_run_by_a_flow(tmp_path: Path) -> None:
     found = model.export_model(given)
     assert [len(done.artifact_paths) for done in found] == [2, 2]
     own = {"model": str(found[1].spec_path), "weights": None, "image_size": None}
-    assert extraction.extract_features(parameters(tmp_path, **own)).status.complete
+    assert extraction.extract_features(parameters(tmp_path, shard_rows=5, **own)).status.complete
     assert sorted(path.name for path in (tmp_path / "run" / "model").iterdir()) == [
         "tiny_models_conv_onnx_b1.onnx",
         "tiny_models_conv_onnx_b2.onnx",
@@ -342,7 +342,7 @@ def test_the_guides_test_of_ones_own_flow_passes(tmp_path: Path, filled_prefect_
     for name, text in re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", guide, flags=re.S):
         (tmp_path / name).write_text(text)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_nightly.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = forked.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
 
@@ -354,8 +354,8 @@ def test_the_guides_flow_of_tasks_stores_the_bytes_of_the_core_and_its_provenanc
     (tmp_path / "own_flow.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
-        assert importlib.import_module("own_flow").own(parameters(tmp_path)) == 9
-    driver.extract(parameters(tmp_path, out=str(tmp_path / "plain")))
+        assert importlib.import_module("own_flow").own(parameters(tmp_path, shard_rows=5)) == 9
+    driver.extract(parameters(tmp_path, shard_rows=5, out=str(tmp_path / "plain")))
     assert objects(tmp_path / "run") == objects(tmp_path / "plain")
     (session,) = (tmp_path / "run" / "provenance" / "runs").iterdir()
     found = json.loads(session.read_text())

@@ -202,7 +202,7 @@ def test_a_task_at_its_time_limit_keeps_whole_shards(tmp_path: Path) -> None:
         while process.poll() is None and not list(commits.glob("s*.json")):
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=90)[0]
+        said = process.communicate(timeout=300)[0]
         assert process.returncode == 130, said
     found = status.run_status(RunFolder(tmp_path / "run"))
     assert 0 < found.committed < found.shards

@@ -137,7 +137,7 @@ def test_a_command_on_its_own_server(tmp_path: Path, filled_prefect_home: Path) 
         assert CANARY not in "\n".join(database.iterdump())
     assert_private(tmp_path / "run")
     assert list(temporary.iterdir()) == []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while mine := _of_genenc(Path(tempfile.gettempdir())) - before:  # what other tests have there for a while goes
         assert time.monotonic() < deadline, mine
         time.sleep(1)

@@ -167,6 +167,6 @@ def test_a_server_whose_start_hangs_ends_with_its_command(tmp_path: Path) -> Non
         assert process.stdout.readline() == b"starting\n"
         process.stdin.close()
         try:
-            assert process.wait(30) == 1
+            assert process.wait(300) == 1
         finally:
             process.kill()

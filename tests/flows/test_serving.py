@@ -74,7 +74,7 @@ def test_a_deployment_fails_is_mended_and_tried_again_on_the_worker(site: Site, 
     pids = [*proc.descendants(process.pid)]
     assert len(pids) >= 2
     process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 0
+    assert process.wait(300) == 0
     assert wait_for(lambda: ended(pids), 10)
     assert not site.answers()
 
@@ -90,7 +90,7 @@ def test_a_server_that_is_there_is_used_and_stays(site: Site) -> None:
     told = wait_for(lambda: "Ctrl-C ends" in (said := site.log("serve").read_text()) and said)
     assert "Ctrl-C ends the worker; the server was there" in told
     process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0
+    assert process.wait(300) == 0
     assert local_server.answers(url)
 
 

@@ -67,7 +67,7 @@ def assert_whole_shards_are_kept(tmp_path: Path, said: str) -> None:
 def test_a_signal_ends_the_flow_cancelled(tmp_path: Path, number: signal.Signals) -> None:
     with started(tmp_path) as process:
         process.send_signal(number)
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert_whole_shards_are_kept(tmp_path, said)
     assert run_of(tmp_path).state_type.value in ("CANCELLED", "CRASHED")
@@ -78,7 +78,7 @@ def test_cancelling_in_the_ui_stops_the_work(tmp_path: Path) -> None:
     with started(tmp_path) as process:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(run_of(tmp_path).id, Cancelling())
-        _, said = process.communicate(timeout=90)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 130
     assert_whole_shards_are_kept(tmp_path, said)
     assert run_of(tmp_path).state_type.value == "CANCELLED"

@@ -1,14 +1,19 @@
 """A tiny model, built and exported to each format once per session: compiling takes 10 to 30 seconds."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import session_files
-from genenc_core.export import exporter
-from genenc_core.models import resolve
+
+if TYPE_CHECKING:  # torch is not for pytest-xdist's own process, which every other waits for
+    from genenc_core.export import exporter
+    from genenc_core.models import resolve
 
 TINY = """
 import torch
@@ -55,6 +60,8 @@ def models_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def tiny_encoder(models_module: str) -> resolve.BuiltEncoder:
     """A built encoder [3, 32, 40] -> deep [8, 4, 5], fine [4, 8, 10]."""
+    from genenc_core.models import resolve
+
     name = f"{models_module}:Tiny"
     return resolve.build_encoder(resolve.ModelRequest(name=name, weights="random:1", image_size=(32, 40)))
 
@@ -68,6 +75,7 @@ def tiny(tiny_encoder: resolve.BuiltEncoder) -> resolve.BuiltEncoder:
 @pytest.fixture(scope="session")
 def exported(tiny_encoder: resolve.BuiltEncoder, request: pytest.FixtureRequest) -> dict[str, exporter.ExportedModel]:
     """The tiny model in every format, batches 1 to 20, by format. Read only: copy before changing."""
+    from genenc_core.export import exporter
 
     def make(out: Path) -> list[exporter.ExportedModel]:
         return exporter.export_encoder(tiny_encoder, out=out, formats=FORMATS, batch_max=20, name="tiny")

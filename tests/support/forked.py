@@ -134,12 +134,14 @@ def run(
     command: Sequence[str], *, check: bool, capture_output: bool, **more: Any
 ) -> "subprocess.CompletedProcess[Any]":
     """Run a forked Python like `subprocess.run`."""
-    timeout = more.pop("timeout", None)
+    timeout, said = more.pop("timeout", None), more.pop("input", None)
+    if said is not None:
+        more["stdin"] = subprocess.PIPE
     if capture_output:
         more |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with Popen(command, **more) as process:
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(said, timeout=timeout)
         except BaseException:
             process.kill()
             raise

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from genenc_core.images.decode import geometry
-from genenc_core.images.load import decode_server, decode_worker, loader
+from genenc_core.images.load import decode_pool, decode_server, decode_worker, loader
 from genenc_core.images.sources.file_stamps import NO_STAMP
 
 
@@ -109,3 +110,17 @@ def fork_workers() -> Iterator[Callable[[], None]]:
     """Yield a function that starts a new decode server, as `forked_server` does."""
     with contextlib.ExitStack() as forked:
         yield lambda: forked.enter_context(forked_server())
+
+
+def own_time(patch: pytest.MonkeyPatch, passes: Callable[[decode_pool.DecodePool], bool]) -> None:
+    """Give pools of decode workers a clock that goes on only while `passes`: no row is late on a busy machine."""
+    step, now = decode_pool.DecodePool._step, [0.0]
+
+    def timed(pool: decode_pool.DecodePool, ready: Sequence[tuple[int, int]]) -> None:
+        if passes(pool):
+            now[0] += 2 * decode_pool._TICK
+        step(pool, ready)
+
+    patch.setattr(decode_pool, "_TICK", 0.02)
+    patch.setattr(decode_pool, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    patch.setattr(decode_pool.DecodePool, "_step", timed)

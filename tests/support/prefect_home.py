@@ -32,7 +32,7 @@ def begin(shared: Path) -> None:
         subprocess.Popen([sys.executable, "-c", _PROGRAM, str(shared)], stdin=subprocess.DEVNULL, stderr=said)
 
 
-def wait(shared: Path, *, seconds: float = 240) -> Path:
+def wait(shared: Path, *, seconds: float = 900) -> Path:
     """Return the folder that `begin` creates; use a copy of it."""
     deadline = time.monotonic() + seconds
     while not (shared / "home").exists():

@@ -113,7 +113,7 @@ class Site:
     def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """Send a signal to a process, and wait for its end."""
         self.started[name].send_signal(number)
-        self.started.pop(name).wait(60)
+        self.started.pop(name).wait(300)
 
     def engine(self) -> int:
         """Return the process of the run that the worker has started."""

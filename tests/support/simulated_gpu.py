@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -63,14 +64,17 @@ class Unsteady(SimulatedGpu):
         return [decode.decode_image(bytes(file)).pixels for file in files] if len(files) > 1 else super().decode(files)
 
 
-class SlowToStart(SimulatedGpu):
-    """Takes longer to start than the limit for an image."""
+def slow_to_start(starting: Path, go: Path) -> type[SimulatedGpu]:
+    """Return a kind that takes from the first file to the second to start."""
 
-    SECONDS = 4.0
+    class SlowToStart(SimulatedGpu):
+        def __init__(self, device: str) -> None:
+            starting.touch()
+            while not go.exists():
+                time.sleep(0.01)
+            super().__init__(device)
 
-    def __init__(self, device: str) -> None:
-        time.sleep(self.SECONDS)
-        super().__init__(device)
+    return SlowToStart
 
 
 class Other(SimulatedGpu):

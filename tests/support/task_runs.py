@@ -8,12 +8,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 
-LONGEST_SECONDS = 60.0
+LONGEST_SECONDS = 300.0
 KINDS = ("progress", "shards", "failed-images", "failed-thumbnails", "report", "dataset", "model-spec")
 
 
 def of(flow_run_id: Any, until: Callable[[Sequence[TaskRun]], bool] = bool) -> list[TaskRun]:
-    """Return the task runs of an ended flow run, once `until` holds or a minute has passed.
+    """Return the task runs of an ended flow run, once `until` holds or five minutes have passed.
 
     They reach the server as events, which it records some time after the flow has ended.
     """

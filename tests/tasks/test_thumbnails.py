@@ -1,6 +1,8 @@
 """Thumbnails of unreadable images, and of files that no decoder should meet in the flow's process."""
 
+import contextlib
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,9 +60,23 @@ def test_a_name_cannot_leave_its_cell(shown: Show, image: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_hangs_costs_those_after_it(shown: Show, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thumbnails, "SECONDS", 5)
+def test_a_file_that_hangs_costs_those_after_it(
+    shown: Show, image: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child's time is over once it has opened the pipe and what it wrote before was read."""
+    pipe, asked = [], []
+
+    def now() -> float:
+        if not pipe:
+            with contextlib.suppress(OSError):
+                pipe.append(os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK))
+        asked.extend(pipe)
+        return 1e9 if len(asked) > 10 else 0.0
+
+    monkeypatch.setattr(thumbnails, "SECONDS", 0.05)
+    monkeypatch.setattr(subprocess, "_time", now)
     own = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: own(path, data) if data else os.mkfifo(path))
     lines = shown(first=image, pipe=b"", last=image).splitlines()[2:]
+    os.close(*pipe)
     assert [line.split()[1] for line in lines] == ["first"]

@@ -280,7 +280,7 @@ def test_processes_at_once_lose_nothing(grown: DatasetFolder, grow: Grow) -> Non
     before = grown_datasets.read(grown)
     racers = [start("compact", grown.root) for _ in range(2)]
     grow("new.png")
-    ends = [(racer.communicate(timeout=120)[1][-2000:], racer.returncode) for racer in racers]
+    ends = [(racer.communicate(timeout=300)[1][-2000:], racer.returncode) for racer in racers]
     assert [code for _, code in ends] == [0, 0], ends
     after = grown_datasets.read(grown)
     assert after.keys() - before.keys() == {"new.png"}
@@ -300,7 +300,7 @@ def test_killed_anywhere(program: str, every: int, grown_once: Path, tmp_path: P
     if program == "prune":
         compact.compact(folder)
     done = start(program, str(tmp_path / "scratch"), "--of", str(source), "--every", str(every))
-    out, error = done.communicate(timeout=500)
+    out, error = done.communicate(timeout=300)
     *violations, count = out.splitlines() or ["nothing"]
     assert (violations, done.returncode) == ([], 0), error[-3000:] + out[-3000:]
     assert int(count.split()[1]) >= 5

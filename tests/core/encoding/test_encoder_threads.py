@@ -38,7 +38,7 @@ class Hanging:
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         self.begun.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(300)
         return {"features": images}
 
 
@@ -47,7 +47,7 @@ def test_batches_of_a_closed_engine_are_stopped_and_no_image_is_blamed() -> None
     encoder = Hanging()
     runner = engine_of(encoder)
     begun, waiting, batch = runner.submit(batch_of(2)), runner.submit(batch_of(3)), batch_of(3)
-    assert encoder.begun.wait(30)
+    assert encoder.begun.wait(300)
     runner.close()
     with pytest.raises(errors.Stopped, match="closed"):
         list(shard_encoding.encode_pieces(runner, batch, waiting, may_fail=10))

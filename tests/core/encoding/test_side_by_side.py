@@ -55,7 +55,7 @@ def number_of(ticket: engine.Ticket) -> int:
 
 def test_batches_are_computed_at_once_each_on_one_core() -> None:
     before = encoder_threads.run_in_thread(torch.get_num_threads)
-    both, threads = threading.Barrier(2, timeout=30), set()
+    both, threads = threading.Barrier(2, timeout=300), set()
 
     def work(_number: int) -> None:
         threads.add((threading.get_ident(), torch.get_num_threads()))
@@ -76,7 +76,7 @@ def test_a_batch_that_is_late_holds_up_no_other() -> None:
 
     def work(number: int) -> None:
         if number == 0:
-            assert all(others.acquire(timeout=30) for _ in range(runner.in_flight - 1))
+            assert all(others.acquire(timeout=300) for _ in range(runner.in_flight - 1))
         else:
             others.release()
 
@@ -87,13 +87,13 @@ def test_a_batch_that_is_late_holds_up_no_other() -> None:
 
 
 def test_a_batch_that_is_given_up_is_not_computed_and_costs_no_other() -> None:
-    begun, go_on, seen = threading.Barrier(3, timeout=30), threading.Event(), []
+    begun, go_on, seen = threading.Barrier(3, timeout=300), threading.Event(), []
 
     def work(number: int) -> None:
         seen.append(number)
         if number < 2:
             begun.wait()
-            assert go_on.wait(30)
+            assert go_on.wait(300)
 
     runner = engine_of(Given(work))
     tickets = [runner.submit(numbered(number)) for number in range(5)]
@@ -110,12 +110,12 @@ def test_a_batch_that_is_given_up_is_not_computed_and_costs_no_other() -> None:
 
 @pytest.mark.slow
 def test_a_closed_engine_ends_its_threads_after_what_they_began() -> None:
-    begun, go_on, seen = threading.Barrier(3, timeout=30), threading.Event(), []
+    begun, go_on, seen = threading.Barrier(3, timeout=300), threading.Event(), []
 
     def work(number: int) -> None:
         seen.append(number)
         begun.wait()
-        assert go_on.wait(30)
+        assert go_on.wait(300)
 
     before = set(threading.enumerate())
     runner = engine_of(Given(work))
@@ -126,7 +126,7 @@ def test_a_closed_engine_ends_its_threads_after_what_they_began() -> None:
         with pytest.raises(errors.Stopped, match="closed"):
             ticket.result()
     go_on.set()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert set(threading.enumerate()) <= before
@@ -134,7 +134,7 @@ def test_a_closed_engine_ends_its_threads_after_what_they_began() -> None:
 
 
 def test_memory_that_runs_out_for_both_halves_once() -> None:
-    together, shrunk = threading.Barrier(2, timeout=30), []
+    together, shrunk = threading.Barrier(2, timeout=300), []
 
     class Full(Given):
         def __call__(self, images: Images) -> dict[str, Images]:
@@ -191,7 +191,7 @@ def test_a_batch_that_does_not_fit_alone_either_is_the_encoders_fault() -> None:
 
 def test_a_trial_encodes_a_batch_on_each_core_and_ends_with_the_last() -> None:
     """Also when memory runs out for one of them: what is measured next would share the cores with the other."""
-    lock, order, both = threading.Lock(), [], threading.Barrier(2, timeout=30)
+    lock, order, both = threading.Lock(), [], threading.Barrier(2, timeout=300)
 
     class Full(Given):
         def __call__(self, images: Images) -> dict[str, Images]:

@@ -26,7 +26,7 @@ def in_threads() -> Iterator[stages.InThreads]:
     finally:
         through.end()
         for each in threads:
-            each.join(30)
+            each.join(300)
         assert not any(each.is_alive() for each in threads)
 
 

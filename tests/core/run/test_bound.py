@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -186,11 +188,14 @@ def test_shards_stored_at_once_are_counted_once_and_nothing_is_counted_twice(mon
 
 
 class Sleeps(Colours):
-    """`Colours` that takes a fifth of a second."""
+    """`Colours` that takes a fifth of a second for the images of a shard, and none while a run is planned."""
 
     def forward(self, images: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.2 * SHARDS.is_set())
         return super().forward(images)
+
+
+SHARDS = threading.Event()
 
 
 def slow_model() -> Sleeps:
@@ -218,6 +223,13 @@ def test_a_slow_stage_is_named(
     options: dict[str, object] = {"decode_workers": 1, "shard_rows": 6, "batch_size": 1, "limit": 6}
     if stage == "forward":
         options["model"] = "test_bound:slow_model"
+        begin = bound.Meter.begin
+
+        def begun(meter: bound.Meter, **told: Any) -> None:
+            sys.modules["test_bound"].SHARDS.set()
+            begin(meter, **told)
+
+        monkeypatch.setattr(bound.Meter, "begin", begun)
     elif stage == "storing":
         late(monkeypatch, run_store.RunStore, "commit", 1.2)
     else:

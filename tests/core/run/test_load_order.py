@@ -24,8 +24,8 @@ def test_the_next_begins_when_all_of_the_first_is_in_work() -> None:
         turn.moved()
         assert not entered.wait(0.3)
         turn.end()
-        assert entered.wait(10)
-    thread.join(10)
+        assert entered.wait(300)
+    thread.join(300)
     assert not thread.is_alive()
 
 

@@ -23,8 +23,10 @@ from genenc_core.store import leases, store_keys
 PROGRAM = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+from genenc_core.images.load import decode_server
 from genenc_core.run import driver
 from genenc_core.run.folder import RunFolder
+decode_server.prepare()
 driver.resume(RunFolder(sys.argv[1]))
 """
 
@@ -67,7 +69,7 @@ def test_three_processes_share_the_work_and_do_nothing_twice(
     extract: Callable[..., driver.Result], unfinished: Path, resume: Starter, tmp_path: Path
 ) -> None:
     processes = [resume(unfinished) for _ in range(3)]
-    done = [encoded(process.communicate(timeout=120)[0]) for process in processes]
+    done = [encoded(process.communicate(timeout=300)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert sorted(shard for shards in done for shard in shards) == list(range(11))
     assert status.verify_place(unfinished, content=True).ok
@@ -88,7 +90,7 @@ def test_the_work_of_a_killed_process_is_taken_over(unfinished: Path, resume: St
     victim.wait()
     left = list(folder.glob("s*"))
     survivor = resume(unfinished)
-    survivor.communicate(timeout=120)
+    survivor.communicate(timeout=300)
     assert left
     assert survivor.returncode == 0
     assert status.run_status(RunFolder(unfinished)).complete

@@ -79,7 +79,7 @@ def report(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., list[st
     def run(program: str, root: Root, *arguments: str) -> list[str]:
         if isinstance(root, Path):
             root.mkdir(exist_ok=True)
-        output, error = start(program, root, *arguments).communicate(timeout=120)
+        output, error = start(program, root, *arguments).communicate(timeout=300)
         assert output, error
         found: list[str] = json.loads(output)
         return found

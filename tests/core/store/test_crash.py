@@ -63,7 +63,7 @@ def test_a_kill_at_a_named_point_then_resume_gives_the_same_bytes(
 ) -> None:
     nth = 6 if point in ("stage:object", "promote:object") else 2  # in the middle of the second shard
     process = start("resume", root, "--point", point, "--nth", str(nth))
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == -9, error
     small.check_readable(root)
     store = run_store.RunStore.open(root)
@@ -90,7 +90,7 @@ def test_processes_that_race_for_every_shard_leave_one_winner_each(
     go = tmp_path / "go"
     racers = [start("race", root, "--go", str(go), "--salt", str(salt)) for salt in (1, 2, 3)]
     go.touch()
-    ends = [(racer.communicate(timeout=60)[1], racer.returncode) for racer in racers]
+    ends = [(racer.communicate(timeout=300)[1], racer.returncode) for racer in racers]
     assert ends == [("", 0)] * 3
     small.check_readable(root)
     small.check_finished(root, small.tree(root))
@@ -144,7 +144,7 @@ def test_a_run_on_s3_killed_at_one_named_point_after_the_other_gives_the_same_by
     store = small.create(root)
     for point in POINTS:
         process = start("resume", root, "--point", point, "--nth", "1")
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == -9, (point, error)
         small.check_readable(root)
         assert store.committed() == (set() if POINTS.index(point) < POINTS.index("commit:after") else {0}), point

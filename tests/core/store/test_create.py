@@ -196,7 +196,7 @@ def test_creators_may_race(small: ModuleType, start: Callable[..., subprocess.Po
     root, go = tmp_path / "run", tmp_path / "go"
     racers = [start("create", root, "--go", str(go)) for _ in range(4)]
     go.touch()
-    ends = [(racer.communicate(timeout=60)[1], racer.returncode) for racer in racers]
+    ends = [(racer.communicate(timeout=300)[1], racer.returncode) for racer in racers]
     assert ends == [("", 0)] * 4
     assert small.tree(root) == small.tree(small.create(tmp_path / "alone").objects.root)
     assert sorted(path.name for path in (root / "_txn").iterdir()) == ["commits", "staging", "store.json"]
@@ -207,7 +207,7 @@ def test_of_racing_runs_one_wins(start: Callable[..., subprocess.Popen[str]], tm
     root, go = tmp_path / "run", tmp_path / "go"
     racers = {name: start("create", root, "--go", str(go), "--fingerprint", name) for name in ("f1", "f2", "f3")}
     go.touch()
-    errors_of = {name: racer.communicate(timeout=60)[1] for name, racer in racers.items()}
+    errors_of = {name: racer.communicate(timeout=300)[1] for name, racer in racers.items()}
     won = [name for name, racer in racers.items() if racer.returncode == 0]
     assert len(won) == 1
     assert run_store.RunStore.open(root).plan.fingerprint == won[0]

@@ -85,7 +85,7 @@ def test_a_kill_at_a_named_point_then_anybody_finishes(
     probe.blocks(record)
     nth = seen.count(point) + (2 if point in ("stage:object", "promote:object") else 1)
     process = start("heal", full.objects.root, "--point", point, "--nth", str(nth))  # type: ignore[attr-defined]
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == -9, error
     check_rows(small, full, 0)
     done = POINTS.index(point) >= POINTS.index("commit:after")
@@ -111,7 +111,7 @@ def test_healers_that_race_leave_one_winner(
     racers = [start("heal", root, "--go", str(go), "--salt", str(salt)) for salt in (1, 2, 3)]
     go.touch()
     for racer in racers:
-        _, error = racer.communicate(timeout=120)
+        _, error = racer.communicate(timeout=300)
         assert racer.returncode == 0, error
     record = full.record(SHARD)
     assert record is not None

@@ -130,7 +130,7 @@ def test_a_kill_during_repair_leaves_fill_or_final_values_and_the_next_repair_go
     whole = small.tree(root)
     store_damage.CASES["edited record"][0](store)
     process = start("repair", root, "--point", "repair:moved", "--nth", str(nth))
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == -9, error
     assert not (store.objects.path(store_keys.GROUP) / "status/c.1").exists()
     if nth < 5:
@@ -271,7 +271,7 @@ def test_a_repair_killed_on_s3_is_named_with_the_remedy(
     whole = small.tree(root)
     store_damage.CASES["edited record"][0](full)
     process = start("repair", root, "--point", "repair:moved", "--nth", "2")
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == -9, error
     with pytest.raises(errors.StoreError, match=rf"process {process.pid} on .*delete '{root}/_txn/repair\.json'"):
         mend(small, full)

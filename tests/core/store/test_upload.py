@@ -54,7 +54,7 @@ def test_publishers_that_race_make_one_run(
     names = ("f1", "f1", "f2", "f2")
     racers = [start("create", root, "--go", str(go), "--fingerprint", name) for name in names]
     go.touch()
-    ends = [(racer.communicate(timeout=100)[1], racer.returncode) for racer in racers]
+    ends = [(racer.communicate(timeout=300)[1], racer.returncode) for racer in racers]
     store = run_store.RunStore.open(root)
     won = store.plan.fingerprint
     for name, (error, code) in zip(names, ends, strict=True):

@@ -20,7 +20,7 @@ from genenc_core.images.decode import decode, geometry, gpu_decode, headers
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load import decode_pool, gpu_check, loader
 from genenc_core.images.sources import image_source, manifest
-from loading import Row, fork_workers, rows_of
+from loading import Row, fork_workers, own_time, rows_of
 from simulated_gpu import SimulatedGpu
 
 __all__ = ["fork_workers"]
@@ -240,11 +240,21 @@ def test_a_file_that_ends_the_devices_process_is_a_row(
 def test_a_device_that_takes_its_time_to_start_costs_no_row(
     tmp_path: Path, photo: np.ndarray, simulated: Callable[[type[SimulatedGpu]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is an image's; a context on a GPU takes seconds."""
-    monkeypatch.setattr(decode_pool, "_TICK", 0.1)
-    simulated(simulated_gpu.SlowToStart)
+    """The limit is an image's; a context on a GPU takes seconds, here twice the limit."""
+    starting, go, ticks = tmp_path / "starting", tmp_path / "go", []
+    simulated(simulated_gpu.slow_to_start(starting, go))
     listed, given_up = listed_of(tmp_path, {"a.jpg": jpeg(photo)}), []
-    bounds = Limits(accept_changed=True, seconds=simulated_gpu.SlowToStart.SECONDS / 2)
+    bounds = Limits(accept_changed=True, seconds=0.2)
+
+    def passes(_pool: decode_pool.DecodePool) -> bool:
+        if go.exists() or not starting.exists():
+            return False
+        ticks.append(2 * decode_pool._TICK)
+        if sum(ticks[:-1]) > 2 * bounds.seconds:
+            go.touch()
+        return True
+
+    own_time(monkeypatch, passes)
     with loader.ImageLoader(listed, GPU, workers=1, device="gpu:0", limits=bounds) as images:
         monkeypatch.setattr(decode_pool.DecodePool, "_kill_hung", lambda _self, worker: given_up.append(worker.process))
         (found,) = images.iter_batches(0, 1)

@@ -1,6 +1,7 @@
 """An image that hangs or kills its decoder costs its own row, never the run; workers that are killed cost nothing."""
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from genenc_core import spec
 from genenc_core.images.decode import decode, limits
 from genenc_core.images.load import decode_pool, decode_server, loader
 from genenc_core.images.sources import image_source, manifest
-from loading import Row, fork_workers, iter_rows
+from loading import Row, fork_workers, iter_rows, own_time
 
 __all__ = ["fork_workers"]
 SQUARE = spec.Preprocessing(height=24, width=32, fit="crop")
@@ -39,9 +40,9 @@ def poison(listed: manifest.Manifest, word: bytes, *rows: int) -> None:
 
 
 @pytest.fixture
-def hostile(monkeypatch: pytest.MonkeyPatch, fork_workers: Callable[[], None]) -> None:
+def hostile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fork_workers: Callable[[], None]) -> None:
     """Make the hostile decoder that of the workers."""
-    hostile_images.install(monkeypatch.setattr)
+    hostile_images.install(monkeypatch, tmp_path / "hanging")
     fork_workers()
 
 
@@ -60,7 +61,7 @@ def test_an_image_that_hangs_or_ends_its_worker_is_a_row(listed: manifest.Manife
     poison(listed, hostile_images.SEGFAULTS, 4)
     poison(listed, hostile_images.HANGS, 5)
     poison(listed, hostile_images.EXITS, 11)
-    bounds = limits.Limits(accept_changed=True, seconds=1)
+    bounds = limits.Limits(accept_changed=True, seconds=0.2)
     with loader.ImageLoader(listed, SQUARE, workers=workers, batch=5, limits=bounds) as images:
         got = list(iter_rows(images, 0, 12))
     assert [row.row for row in got] == list(range(12))
@@ -68,7 +69,7 @@ def test_an_image_that_hangs_or_ends_its_worker_is_a_row(listed: manifest.Manife
     assert set(failures) == {1, 4, 5, 11}
     assert "crashes its decoder (SIGABRT" in failures[1][0]
     assert "crashes its decoder (SIGSEGV" in failures[4][0]
-    assert "timed out after 1 s" in failures[5][0]
+    assert "timed out after 0.2 s" in failures[5][0]
     assert "--image-timeout" in failures[5][0]
     assert "crashes its decoder (exit code 0" in failures[11][0]
     assert [failures[row][1] for row in (1, 4, 5, 11)] == ["image", "image", "file", "image"]
@@ -82,19 +83,19 @@ def test_an_image_that_hangs_or_ends_its_worker_is_a_row(listed: manifest.Manife
 def test_an_image_that_was_only_slow_is_read_at_the_second_try(
     listed: manifest.Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fork_workers: Callable[[], None]
 ) -> None:
-    real = decode.decode_image
+    real, hang = decode.decode_image, hostile_images.install(monkeypatch, tmp_path / "hanging")
 
     def slow_once(data: bytearray, **options: int) -> object:
         try:
             (tmp_path / "seen").mkdir()
         except FileExistsError:
             return real(data, **options)
-        threading.Event().wait()
+        hang()
         return None
 
     monkeypatch.setattr(decode, "decode_image", slow_once)
     fork_workers()
-    with loader.ImageLoader(listed, SQUARE, limits=limits.Limits(accept_changed=True, seconds=2)) as images:
+    with loader.ImageLoader(listed, SQUARE, limits=limits.Limits(accept_changed=True, seconds=0.2)) as images:
         assert [row.failure for row in iter_rows(images, 0, 12)] == [None] * 12
 
 
@@ -104,26 +105,36 @@ def test_time_in_which_nobody_waits_does_not_count(
 ) -> None:
     """A model that computes for a minute between two batches ages no image."""
     real, go, done = decode.decode_image, tmp_path / "go", tmp_path / "done"
-    begun = tmp_path / "begun"
+    begun, second, computing, ticks = tmp_path / "begun", tmp_path / "second", threading.Event(), threading.Semaphore(0)
 
     def waits(data: bytearray, **options: int) -> object:
         if begun.exists():
+            second.touch()
             await_file(go)
             done.touch()
         begun.touch()
         return real(data, **options)
 
+    def passes(_pool: decode_pool.DecodePool) -> bool:
+        if computing.is_set():
+            ticks.release()
+        return computing.is_set()
+
     monkeypatch.setattr(decode, "decode_image", waits)
-    monkeypatch.setattr(decode_pool, "_TICK", 0.1)
+    own_time(monkeypatch, passes)
     kill: list[int] = []
     monkeypatch.setattr(decode_pool.DecodePool, "_kill_hung", lambda _self, worker: kill.append(worker.process))
     fork_workers()
-    bounds = limits.Limits(accept_changed=True, seconds=1)
+    bounds = limits.Limits(accept_changed=True, seconds=0.2)
     with loader.ImageLoader(listed, SQUARE, workers=1, batch=1, limits=bounds) as images:
         for row in iter_rows(images, 0, 2):
             assert row.failure is None
             if row.row == 0:
-                time.sleep(2)  # twice the limit, while the second image is in work
+                await_file(second)
+                computing.set()
+                for _ in range(math.ceil(2 * bounds.seconds / (2 * decode_pool._TICK)) + 1):  # twice the limit
+                    ticks.acquire()
+                computing.clear()
                 go.touch()
                 await_file(done)
     assert not kill
@@ -136,12 +147,11 @@ def await_file(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hostile")
-def test_many_hanging_images_are_no_images_fault(listed: manifest.Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_hanging_images_are_no_images_fault(listed: manifest.Manifest) -> None:
     """A volume that stopped answering must not make every row unreadable."""
-    monkeypatch.setattr(decode_pool, "_TICK", 0.1)
     poison(listed, hostile_images.HANGS, *range(12))
     with (
-        loader.ImageLoader(listed, SQUARE, workers=6, limits=limits.Limits(accept_changed=True, seconds=0.3)) as images,
+        loader.ImageLoader(listed, SQUARE, workers=6, limits=limits.Limits(accept_changed=True, seconds=0.2)) as images,
         pytest.raises(decode_pool.TooManyHung, match=r"consecutive images timed out.*--image-timeout"),
     ):
         list(iter_rows(images, 0, 12))
@@ -219,7 +229,7 @@ def test_a_lost_server_costs_no_row(listed: manifest.Manifest, fork_workers: Cal
         server = decode_server.running()
         workers = workers_of(images)
         os.kill(server._process, signal.SIGKILL)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 300
         while (
             any(Path(f"/proc/{worker}/fd").exists() and _command(worker) for worker in workers)
             and time.monotonic() < end
@@ -272,7 +282,7 @@ def test_no_worker_outlives_a_process_that_is_killed(listed: manifest.Manifest, 
         children = [int(number) for number in parent.stdout.readline().split()]
         assert len(children) >= 2
         parent.kill()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 300
     while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < end:
         time.sleep(0.05)
     alive = [child for child in children if "genenc" in _command(child)]

@@ -114,7 +114,7 @@ def test_folders_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     for number in range(6):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "1.png").touch()
-    together, scandir = threading.Barrier(6, timeout=60), os.scandir
+    together, scandir = threading.Barrier(6, timeout=300), os.scandir
 
     def waiting(path: str) -> Any:
         if str(path).rstrip("/") != str(tmp_path):
@@ -129,7 +129,7 @@ def test_folders_are_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_files_are_asked_for_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "_FILES_PER_QUERY", 1)
-    together = threading.Barrier(listing._THREADS, timeout=60)
+    together = threading.Barrier(listing._THREADS, timeout=300)
 
     def waiting(paths: list[str]) -> tuple[list[int], list[int]]:
         together.wait()
