@@ -20,7 +20,7 @@ _DECODING = {"err_detect": "explode", "ec": "0"}
 _NEAR = 64
 """Frames ahead that are decoded rather than sought."""
 _MISSING = 1.5
-"""Seconds that a video may end before its file's longest stream."""
+"""Seconds that a video may end before a longer stream of its file."""
 _NONE = -1 << 62
 _ORIENTATIONS = {
     (1, 0, 0, 1): 1,
@@ -119,13 +119,20 @@ class Video(Container):
 
     def _times_of_packets(self) -> Iterator[int | None]:
         count = end = 0
+        rate = self._stream.average_rate
+        usual = int(1 / (rate * self._stream.time_base)) if rate else 0
         for packet in self._file.demux(self._stream):
             if packet.dts is None and not packet.size:  # the end
                 continue
-            count, end = count + 1, max(end, (packet.pts or 0) + (packet.duration or 0))
+            count, end = count + 1, max(end, (packet.pts or 0) + (packet.duration or usual))
             if packet.size and not packet.is_discard:
                 yield packet.pts
         self._warn_if_truncated(count, float(end * self._stream.time_base))
+
+    def _may_be_missing(self) -> float:
+        """Return the seconds that the video may end before its file's longest stream does."""
+        rate = self._stream.average_rate
+        return float(0.9 / rate) if rate and len(self._file.streams) == 1 else _MISSING
 
     def _numbers(self) -> Iterator[int]:
         for number, _ in enumerate(self._file.decode(self._stream)):
@@ -136,7 +143,7 @@ class Video(Container):
         length = (self._file.duration or 0) / 1e6
         if count < self._stream.frames:
             reason = f"{count} of the {self._stream.frames} frames that its header states"
-        elif not self._stream.frames and length - end > _MISSING:
+        elif not self._stream.frames and length - end > self._may_be_missing():
             reason = f"{end:.1f} of the {length:.1f} s that its header states"
         else:
             return

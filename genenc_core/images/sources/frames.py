@@ -35,8 +35,8 @@ def check(listed: manifest.Manifest) -> None:
     if more:
         warnings.warn(
             f"{len(more)} of {len(paths)} TIFF, GIF and WebP files checked hold several frames, pages or channels as "
-            f"pages, such as {more[0]!r}: only the first of each is encoded. If the others are "
-            "images too, take them with --frames all; write channels as one RGB image",
+            f"pages, such as {more[0]!r}: only the first of each is encoded. If the others matter, take the pages of a "
+            "TIFF with --frames all, write others to files of their own, and channels as one RGB image",
             MultipleFrames,
             stacklevel=2,
         )

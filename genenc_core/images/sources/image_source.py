@@ -1,6 +1,7 @@
 """Image sources: a folder, a glob, a list (CSV, Parquet, JSON lines), or files with images inside."""
 
 import glob
+import math
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -59,7 +60,7 @@ class ImageSource:
 
     def describe(self) -> str:
         """Return a short description for messages."""
-        return f"the images in {self.location!r}" if self.kind == "members" else f"the {self.kind} {self.location!r}"
+        return repr(self.location) if self.kind == "members" else f"the {self.kind} {self.location!r}"
 
 
 def open_source(images: str, *, image_column: str | None = None, frames: str | None = None) -> ImageSource:
@@ -171,8 +172,9 @@ def _expanded(images: str) -> list[str]:
     first, last = map(int, found.groups())
     if last < first:
         raise errors.InputError(f"{images!r} names no files: {first} comes after {last}")
-    if last - first >= _MOST_NAMED:
-        raise errors.InputError(f"{images!r} names {last - first + 1} files: name at most {_MOST_NAMED}")
+    count = math.prod(int(end) - int(begin) + 1 for begin, end in _RANGE.findall(images))
+    if count > _MOST_NAMED:
+        raise errors.InputError(f"{images!r} names {count} files: name at most {_MOST_NAMED}")
     names = (f"{images[: found.start()]}{n:0{len(found[1])}}{images[found.end() :]}" for n in range(first, last + 1))
     return [each for name in names for each in (_expanded(name) or [name])]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import itertools
 import json
 import logging
@@ -365,6 +366,10 @@ def write_manifest(
     frame_sizes: dict[int, tuple[int, int]] = {}
 
     def write(partial: Path) -> None:
+        with _without_old_objects():
+            write_rows(partial)
+
+    def write_rows(partial: Path) -> None:
         left_out, listed_ns = folders.LeftOut(), time.time_ns()
         if points is None:
             with contextlib.closing(
@@ -404,6 +409,19 @@ def write_manifest(
 
     _replace(path, write)
     return replace(Manifest.open(path), frame_sizes=frame_sizes)
+
+
+@contextlib.contextmanager
+def _without_old_objects() -> Iterator[None]:
+    """Leave existing objects out of garbage collections, which rows set off often: half of the time of a CSV."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:

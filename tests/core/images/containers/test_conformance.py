@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def test_a_container_that_changed_is_refused(write: Write, kind: str, tmp_path: 
         shutil.rmtree(path)
     other = tmp_path / "other"
     other.mkdir()
-    written = containers.WRITERS[kind](other, containers.frames(6, HEIGHT, WIDTH))
+    # Of the same size in formats without compression.
+    written = containers.WRITERS[kind](other, [frame[::-1] for frame in FRAMES])
+    for file in (written, *written.rglob("*")):
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 10 * 10**9))
     written.replace(path)
     pixels, reasons, _ = load(found)
     assert pixels == {}
@@ -164,16 +168,19 @@ def test_damage_never_becomes_an_image(write: Write, kind: str, tmp_path: Path) 
     refused = 0
     for share in (0.0, 0.03, 0.3, 0.6, 0.9, 0.999):
         file.write_bytes(whole[: int(share * len(whole))])
-        try:
-            found = listed(path, tmp_path)
-        except errors.InputError:
-            refused += 1
-            continue
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                found = listed(path, tmp_path)
+            except errors.InputError:
+                refused += 1
+                continue
         pixels, reasons, _ = load(found)
         assert {*pixels} | {*reasons} == {*range(found.rows)}
         for row, image in pixels.items():
             np.testing.assert_array_equal(image, FRAMES[row])
-        refused += bool(reasons) or found.rows < len(FRAMES)
+        assert found.rows == len(FRAMES) or said
+        refused += bool(reasons or said)
     assert refused >= 5  # the last bytes may be an index that is not needed
 
 

@@ -83,6 +83,7 @@ def test_an_array_inside_is_named_by_its_path(tmp_path: Path) -> None:
         file["linked"] = h5py.ExternalLink("/etc/passwd", "/")
         file["other"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/")
         file["a"].attrs["x"] = 1
+        file["frames of another"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/frames")
         file["empty"] = h5py.Empty("f")
         file[".hidden"] = np.stack(FRAMES)
         file["a/time"] = np.array(0, np.int64)
@@ -94,7 +95,7 @@ def test_an_array_inside_is_named_by_its_path(tmp_path: Path) -> None:
     assert ids(f"{tmp_path}/two.h5/.hidden", tmp_path)[0] == "two.h5/.hidden#0"
     with pytest.raises(errors.InputError, match="in other files, which are not followed"):
         ids(f"{tmp_path}/two.h5/other/frames", tmp_path)
-    for name in ("none", "linked", "a", "empty"):
+    for name in ("none", "linked", "a", "empty", "frames of another"):
         with pytest.raises(errors.InputError, match="dataset"):
             ids(f"{tmp_path}/two.h5/{name}", tmp_path)
     group = zarr.open_group(str(tmp_path / "g.zarr"), mode="w")

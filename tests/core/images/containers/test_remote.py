@@ -99,7 +99,7 @@ def test_objects_that_change_or_go(prefix: str, tmp_path: Path) -> None:
 def test_no_images_no_bucket_and_no_answer(
     prefix: str, s3: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(errors.InputError, match=r"no images found in the images in 's3://.*/none'"):
+    with pytest.raises(errors.InputError, match=r"no images found in 's3://.*/none'"):
         listed(f"{prefix}/none", tmp_path)
     with pytest.raises(errors.InputError, match="there is no such bucket"):
         listed("s3://no-such-bucket-here/images", tmp_path)
