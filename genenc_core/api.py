@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Image = str | os.PathLike[str] | np.ndarray | PIL.Image.Image
 
-Kind = TypeVar("Kind", bound=pydantic.BaseModel)
+Kind = TypeVar("Kind")
 
 __all__ = [
     "Run",
@@ -125,7 +125,7 @@ class Run:
         Raises:
             InputError: not of these forms, or a shard that the run does not have.
         """
-        return status.select_shards(self.folder, shards)
+        return status.select_shards(self.folder, _selection(shards))
 
     def encode(
         self,
@@ -157,14 +157,9 @@ class Run:
         """
         from genenc_core.run import driver
 
-        changes = parameters.Changes(
-            device=device,
-            batch_size=batch_size,
-            max_failures=max_failures,
-            trust=trust,
-            accept_changed=accept_changed,
-        )
-        return driver.complete(driver.resume(self.folder, shards, changes))
+        given = {"device": device, "batch_size": batch_size, "max_failures": max_failures}
+        changes = _valid(parameters.Changes, {**given, "trust": trust, "accept_changed": accept_changed})
+        return driver.complete(driver.resume(self.folder, _selection(shards), changes))
 
     def verify(self, *, content: bool = False) -> VerifyReport:
         """Check every committed object against its record, and the run's input files; read-only.
@@ -236,11 +231,12 @@ class Dataset:
         """
         from genenc_core.dataset import folder
 
+        fixed = _fixed(place)
         if not folder.exists(place) and RunStore.exists(place):
             if version is not None:
                 raise InputError(f"{str(place)!r} is a single run, which has no version {version!r}: leave it out")
-            return cls(RunFolder(_fixed(place)), None)
-        found = folder.DatasetFolder(_fixed(place))
+            return cls(RunFolder(fixed), None)
+        found = folder.DatasetFolder(fixed)
         return cls(found, found.version(version))
 
     def __repr__(self) -> str:
@@ -325,6 +321,7 @@ def update(place: Root, images: str = "", model: str = "", **options: Any) -> Da
         >>> update("nightly").version
         1
     """
+    _refuse_out(options, f"the dataset is {str(place)!r}: leave it out")
     from genenc_core.dataset import update as updating
     from genenc_core.dataset.parameters import UpdateParameters
 
@@ -343,7 +340,7 @@ def encode(
         images: paths, uint8 RGB arrays `[H, W, 3]` or Pillow images, of any sizes; upright, as files are (EXIF).
         model: as for `Run.create`.
         points: float `[B, K, 2]`, x and y in pixels from the top left edge of each image; NaN for missing points.
-        options: as for `Run.create`.
+        options: as for `Run.create`, but `out`.
 
     Returns:
         Arrays `[B, ...]` by product: `features` `[B, C]`, and with points `probes` `[B, K, C]`.
@@ -356,6 +353,11 @@ def encode(
         >>> encode([frame, "photos/img_000.png"], "resnet18", weights="random:0", image_size=64)["features"].shape
         (2, 512)
     """
+    _refuse_out(options, "encode returns arrays: use extract for a run folder")
+    if isinstance(images, str | os.PathLike) or not hasattr(images, "__len__"):
+        raise InputError(
+            f"images is of type {type(images).__name__}: give a list of paths, uint8 RGB arrays or Pillow images"
+        )
     if not len(images):
         raise InputError("images is empty: give at least one image")
     import zarr
@@ -383,7 +385,7 @@ def inspect(images: str, model: str = "", **options: Any) -> "Inspection":
     Args:
         images: as for `Run.create`.
         model: as for `Run.create`; without one, images and labels alone.
-        options: as for `Run.create`, and `sample`, how many images to look at (200).
+        options: as for `Run.create` but `out`, and `sample`, how many images to look at (200).
 
     Returns:
         Counts by format, bits and size; unreadable images; the labels' states; `cost` of a run over all images; a
@@ -398,6 +400,7 @@ def inspect(images: str, model: str = "", **options: Any) -> "Inspection":
         (6, {'8-bit RGB': 6}, 6)
         >>> found.contact_sheet.save("contact_sheet.png")
     """
+    _refuse_out(options, "nothing is written: save `contact_sheet` and `as_json()` of the result")
     from genenc_core.inspection import inspect as inspecting
     from genenc_core.inspection.parameters import InspectParameters
 
@@ -422,7 +425,7 @@ def export(model: str, out: str, **options: Any) -> "list[ExportedModel]":
     """
     from genenc_core.run import model_export
 
-    return model_export.export(_valid(parameters.ExportParameters, {"model": model, "out": out, **options}))
+    return model_export.export(_valid(parameters.ExportParameters, _as_text({"model": model, "out": out, **options})))
 
 
 def models(search: str = "") -> list[str]:
@@ -470,7 +473,7 @@ def verify(place: Root, *, content: bool = False) -> VerifyReport:
         >>> verify("features", content=True).ok
         True
     """
-    return status.verify_place(place, content=content)
+    return status.verify_place(_fixed(place), content=content)
 
 
 def _require_xarray() -> None:
@@ -494,14 +497,29 @@ def _as_text(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
 
 
+def _refuse_out(options: Mapping[str, Any], why: str) -> None:
+    if options.get("out") is not None:
+        raise InputError(f"out {options['out']!r} is no option here: {why}")
+
+
 def _fixed(place: Root) -> Root:
     """Return the place as it is named now, whatever the working directory is later."""
+    if not isinstance(place, str | os.PathLike):
+        raise InputError(f"the place {place!r} is of type {type(place).__name__}: give a folder, or s3://bucket/prefix")
     return place if is_remote(place) or not str(place) else os.path.abspath(place)  # noqa: PTH100 -- keeps links
+
+
+def _selection(shards: str) -> str:
+    if not isinstance(shards, str):
+        raise InputError(
+            f"shards {shards!r} is of type {type(shards).__name__}: give pending, failed or a text such as '0,3-7'"
+        )
+    return shards
 
 
 def _valid(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
     try:
-        return kind.model_validate(given)
+        return pydantic.TypeAdapter(kind).validate_python(given)
     except pydantic.ValidationError as error:
         raise InputError(parameters.wrong_options(error, flags=False)) from error
 
@@ -518,6 +536,10 @@ def _path(image: "Image", place: Path) -> str:
 
     if isinstance(image, str | os.PathLike):
         return os.path.abspath(image)  # noqa: PTH100 -- does not resolve links
+    if not isinstance(image, np.ndarray | PIL.Image.Image):
+        raise InputError(
+            f"an image is of type {type(image).__name__}: give a path, a uint8 RGB array [H, W, 3] or a Pillow image"
+        )
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(
@@ -559,9 +581,17 @@ def _image_id(at: int) -> str:
 
 
 def _write_points(points: np.ndarray, images: int, folder: Path) -> Path:
-    points = np.asarray(points, dtype=np.float64)
+    try:
+        points = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"points of type {type(points).__name__} is no array of numbers: give float [{images}, K, 2], x and y in "
+            "pixels; files of points are for extract"
+        ) from error
     if points.ndim != 3 or points.shape[0] != images or points.shape[2] != 2:
         raise InputError(f"points has shape {list(points.shape)}: expected [{images}, K, 2], x and y in pixels")
+    if np.isinf(points).any():
+        raise InputError("points has infinite values: give NaN for missing points")
     rows = [
         [_image_id(at), f"p{number:06d}", *("" if np.isnan(value) else repr(float(value)) for value in xy)]
         for at, of_image in enumerate(points)

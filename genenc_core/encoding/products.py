@@ -12,6 +12,8 @@ from genenc_core.encoding.cells import Cells
 
 RESERVED = frozenset(("image", "channel", "x", "y", *(array.name for array in stored_arrays.TABLE)))
 _OF_MAPS = frozenset(("features", "probes", "maps"))
+_LONGEST_NAME = 200
+"""Of arrays and axes, in the documents of the store."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _STEP = re.compile(r"\s*([A-Za-z0-9_]+)\s*(?:\((.*)\))?\s*\Z")
 _AXES = {3: post_encoder.MAP, 2: post_encoder.TOKENS, 1: post_encoder.VECTOR}
@@ -224,6 +226,28 @@ def build_products(
         raise errors.InputError(f"product {repeated[0]!r} is given twice; use unique names")
     built = (_build(product, outputs, point_count) for product in specs)
     return tuple(dataclasses.replace(product, cells=(cells or {}).get(product.slot)) for product in built)
+
+
+def refuse_names(products: Sequence[Product]) -> None:
+    """Check that a new run's products can be stored and read by their names; earlier runs keep theirs.
+
+    Raises:
+        InputError: the name of an axis, of which xarray would make a coordinate, or too long.
+    """
+    axes = {dim: array.name for array in stored_arrays.TABLE for dim in array.dims}
+    axes |= {dim: product.name for product in products for dim in product.signature.dims}
+    for product in products:
+        _, _, rest = product.text.partition("=")
+        if product.name in axes:
+            raise errors.InputError(
+                f"product {product.name!r} has the name of an axis of {axes[product.name]!r}, so xarray would take it "
+                f"for a coordinate: give it another name, --product 'NAME={rest}'"
+            )
+        if max(map(len, (product.name, *product.signature.dims))) > _LONGEST_NAME:
+            raise errors.InputError(
+                f"product {product.name[:40]!r}... has a name of {len(product.name)} characters, too long for the "
+                f"names of its axes: give it a shorter one, --product 'NAME={rest}'"
+            )
 
 
 def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: int) -> Product:

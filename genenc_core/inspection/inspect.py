@@ -34,6 +34,7 @@ ON_SHEET: Final = 24
 """Images on the contact sheet."""
 _KINDS: Final = 8
 """Kinds that are listed as text."""
+_SHEET: Final = "contact_sheet.png"
 _SIDE: Final = 224
 """Sides of the sheet's images without a model."""
 
@@ -103,7 +104,8 @@ def inspect(given: InspectParameters) -> Inspection:
     Nothing is written but temporary files, which are removed.
 
     Raises:
-        InputError: no images, an invalid parameter, labels that cannot be read or matched, or an unknown model.
+        InputError: no images, an invalid parameter, labels that cannot be read or matched, an unknown model, or an
+            `out` that `write` refuses or in which the contact sheet would be one of the images.
         OSError: the volume with the images fails.
         Stopped: a stop was requested.
     """
@@ -111,6 +113,8 @@ def inspect(given: InspectParameters) -> Inspection:
     with cancellation.ensure(), scratch.TemporaryFolder("inspect") as folder, _collected(said):
         asked = given.extraction(str(Path(folder) / "run"))
         source = planning.check_parameters(asked)
+        if given.out:
+            _check_place(given.out, source)
         table = planning.read_labels(asked)
         listed = _listed(Path(folder), source, table, given.limit)
         refused = _refused(listed, given, table)
@@ -317,19 +321,29 @@ def write(found: Inspection, out: str) -> list[Path]:
     Raises:
         InputError: the folder is not writable, on S3, or a run's or dataset's.
     """
+    _check_place(out)
     folder = Path(out)
-    if is_remote(out) or any((folder / name).exists() for name in (STORE_FILE, DATASET)):
-        raise errors.InputError(f"--out {out!r} is no place for an inspection: give a local folder that holds no run")
     data = {folder / "inspection.json": (json.dumps(found.as_json(), indent=2) + "\n").encode()}
     if found.contact_sheet is not None:
         stored = io.BytesIO()
         found.contact_sheet.save(stored, format="PNG")
-        data[folder / "contact_sheet.png"] = stored.getvalue()
+        data[folder / _SHEET] = stored.getvalue()
     with out_folder.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in data.items():
             files.replace(path, functools.partial(_write, content))
     return list(data)
+
+
+def _check_place(out: str, source: image_source.ImageSource | None = None) -> None:
+    folder = Path(out)
+    if is_remote(out) or any((folder / name).exists() for name in (STORE_FILE, DATASET)):
+        raise errors.InputError(f"--out {out!r} is no place for an inspection: give a local folder that holds no run")
+    if source is not None and folders.would_list(source, folder.resolve() / _SHEET):
+        raise errors.InputError(
+            f"--out {out!r} is inside {source.describe()}, whose next run would take {_SHEET} for one of its images: "
+            "give a folder outside"
+        )
 
 
 def _write(content: bytes, partial: Path) -> None:

@@ -260,6 +260,8 @@ def make_design(
         known = () if run is None else run.identity["products"]
         wanted = [item if str(item) in known else products.recorded(item, slots, bars=bars) for item in wanted]
     built = products.build_products(wanted, slots, point_count=count)
+    if run is None:
+        products.refuse_names(built)
     # An existing run keeps its cells: later versions place some of them more accurately.
     cells = None if earlier else run.cells if run is not None else map_cells.find(model, given, built, tiled)
     if run is not None and not earlier and not run.cells and tiled is not None:

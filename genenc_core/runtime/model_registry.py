@@ -158,6 +158,8 @@ class ModelRegistry:
         Raises:
             InputError: as `info`; options that do not apply to a spec; or as `load_encoder` and `build_encoder`.
         """
+        if image_size is not None and (isinstance(image_size, str | int) or len(image_size) != 2):
+            raise errors.InputError(f"image_size {image_size!r} is not (height, width): give two numbers of pixels")
         registered = self.find(model_id)
         if registered is not None:
             if weights is not None or image_size is not None:

@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,32 @@ def test_an_image_that_cannot_be_encoded_is_named(photos: Path, image: object, w
     (photos / "text.png").write_text("no image")
     with pytest.raises(api.InputError, match=words):
         api.encode([photos / "img_000.png", image], **MODEL)
+
+
+def test_arguments_of_another_type_are_named(photos: Path) -> None:
+    frame, out = np.zeros((48, 64, 3), np.uint8), {"out": "elsewhere"}
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: api.encode([None], **MODEL), "an image is of type NoneType: give a path"),
+        (lambda: api.encode([b"x"], **MODEL), "an image is of type bytes"),
+        (lambda: api.encode("photos/img_000.png", **MODEL), "images is of type str: give a list of paths"),
+        (lambda: api.encode(Image.fromarray(frame), **MODEL), "images is of type Image"),
+        (lambda: api.encode([frame], points="p.csv", **MODEL), r"points of type str .* give float \[1, K, 2\]"),
+        (lambda: api.encode([frame], points=[[[np.inf, 1]]], **MODEL), "give NaN for missing points"),
+        (lambda: api.encode([frame], **out, **MODEL), "out 'elsewhere' is no option here: encode returns arrays"),
+        (lambda: api.inspect("photos", **out), "nothing is written: save `contact_sheet`"),
+        (lambda: api.update("faces", "photos", **out, **MODEL), "the dataset is 'faces': leave it out"),
+        (lambda: api.update(None), "the place None is of type NoneType: give a folder"),
+        (lambda: api.Run.open(5), "the place 5 is of type int"),
+        (lambda: api.Dataset.open(None), "the place None"),
+        (lambda: api.verify(None), "the place None"),
+        (lambda: api.Run(None).plan([0]), r"shards \[0\] is of type list: give pending"),
+        (lambda: api.Run(None).encode(batch_size="x"), "batch_size 'x' is not valid"),
+        (lambda: api.registry().create("resnet18", image_size=64), "image_size 64 is not .height, width"),
+    ]
+    for call, said in calls:
+        with pytest.raises(api.InputError, match=said):
+            call()
+    assert not {"elsewhere", "faces"} & {path.name for path in Path().iterdir()}
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (1, 1, 2), (2, 1, 3)])

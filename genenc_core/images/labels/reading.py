@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from genenc_core import errors
+from genenc_core import errors, text
 from genenc_core.images.labels import deeplabcut, json_labels, point_table, tidy
 from genenc_core.images.labels.point_table import Label, PointTable, Unused
 from genenc_core.images.labels.scale import PointsScale
@@ -46,8 +46,8 @@ def read_points(
     points_scale = PointsScale.parse(scale)
     if min_likelihood is not None and not 0 <= min_likelihood <= 1:
         raise errors.InputError(f"--min-likelihood {min_likelihood:g} is not between 0 and 1")
-    files = _files(str(place))
     unused = Unused(likelihoods_count=min_likelihood is not None)
+    files = _files(str(place), unused)
     above = {path.parent for path in files}
     root = Path(os.path.commonpath(above)) if len(above) > 1 else None
     labels = (_labels(path, chosen, columns, unused, several=len(files) > 1, root=root) for path in files)
@@ -58,7 +58,7 @@ def read_points(
     return dataclasses.replace(table, xy=points_scale.apply(table.xy), scale=points_scale)
 
 
-def _files(place: str) -> list[Path]:
+def _files(place: str, unused: Unused) -> list[Path]:
     path = Path(place)
     try:
         is_file = path.is_file()
@@ -67,7 +67,7 @@ def _files(place: str) -> list[Path]:
     if is_file:
         return [path]
     if path.is_dir():
-        return _files_of_folder(path)
+        return _files_of_folder(path, unused)
     if path.exists():
         raise errors.InputError(f"the points file {place!r} is not a regular file; pass {_FORMS}")
     matched = sorted(glob.glob(place, recursive=True))  # noqa: PTH207 -- any root
@@ -78,18 +78,31 @@ def _files(place: str) -> list[Path]:
     return found
 
 
-def _files_of_folder(folder: Path) -> list[Path]:
+def _files_of_folder(folder: Path, unused: Unused) -> list[Path]:
     """Return the label files of a folder: of a DeepLabCut project, else its JSON files (LabelMe writes one an image).
+
+    JSON files in folders below are not used, since they may be anything.
 
     Raises:
         InputError: neither is there.
     """
-    found = deeplabcut.project_files(folder) or sorted(folder.glob("*.json"))
+    if project := deeplabcut.project_files(folder):
+        return project
+    found = sorted(folder.glob("*.json"))
+    inside = [path.relative_to(folder) for path in sorted(folder.glob("*/**/*.json"))]
+    below = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    everything = repr(f"{glob.escape(str(folder))}/**/*.json")
     if not found:
+        others = (
+            f"the quoted glob {everything} reads those in its folders" if below else "pass the file or a quoted glob"
+        )
         raise errors.InputError(
             f"the points folder {str(folder)!r} is neither a DeepLabCut project (labeled-data/*/CollectedData_*.csv) "
-            "nor a folder of LabelMe's .json files; for others, pass the file or a quoted glob"
+            f"nor a folder of LabelMe's .json files; for others, {others}"
         )
+    if below:
+        what = f"{text.plural(len(below), '.json file')} in its folders, such as {below[0].as_posix()!r}"
+        unused.add(folder.name, what, f"The quoted glob {everything} reads all")
     return found
 
 

@@ -183,6 +183,19 @@ def walk(
                 levels.pop()
 
 
+def pattern_of(source: image_source.ImageSource) -> tuple[str, ...]:
+    """Return the pattern of a folder or glob, by component below its root, as `walk` takes it."""
+    return Path(source.location).parts[len(source.root.parts) :] if source.kind == "glob" else ("**",)
+
+
+def would_list(source: image_source.ImageSource, path: Path) -> bool:
+    """Return whether an image written to an absolute path without links would be one of a source's folder or glob."""
+    if source.kind not in ("folder", "glob") or not path.is_relative_to(source.root):
+        return False
+    parts = path.relative_to(source.root).parts
+    return not any(part.startswith(".") for part in parts) and _matches(parts, pattern_of(source), min_parts=1)
+
+
 class _Listing:
     """The entries of one folder, which may be read in parts."""
 

@@ -142,12 +142,9 @@ def _iter_folder(
     left_out: folders.LeftOut | None,
     checkpoint: Callable[[], None],
 ) -> Generator[_Named, None, None]:
-    pattern: tuple[str, ...] = ("**",)
-    if source.kind == "glob":
-        pattern = Path(source.location).parts[len(source.root.parts) :]
     walked = folders.walk(
         source.root,
-        pattern,
+        folders.pattern_of(source),
         left_out,
         extensions=source.extensions,
         earlier_glob=source.earlier_glob,

@@ -148,6 +148,26 @@ def test_vectors_have_the_names_of_their_slots(maps: tuple[str, ...], slot: str,
     assert products.not_stored(outputs, built) == ""
 
 
+def test_names_of_axes_and_long_names_are_refused() -> None:
+    for slots, said in (
+        (("channel",), r"'features_channel' has the name of an axis of 'features'.*NAME=channel:none@float32'"),
+        (("features_channel",), "'features_channel' has the name of an axis of 'features'"),
+        (("probes_channel",), "'probes_channel' has the name of an axis of 'probes'"),
+        (("affine",), "'affine' has the name of an axis of 'image_affine'"),
+        (("a", "a_channel"), "'a_channel' has the name of an axis of 'a'"),
+        (("x" * 193,), "has a name of 193 characters, too long"),
+        (("x" * 192, "channels", "features_x"), None),
+    ):
+        vectors = (spec.SlotSpec(name=name, shape=(5,)) for name in slots)
+        outputs = (spec.SlotSpec(name="map", shape=(4, 2, 2)), *vectors)
+        built = products.build_products(products.default_products(outputs, with_points=True), outputs, point_count=1)
+        if said is None:
+            products.refuse_names(built)
+            continue
+        with pytest.raises(errors.InputError, match=said):
+            products.refuse_names(built)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(
     ("slots", "expected"),

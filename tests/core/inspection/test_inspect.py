@@ -16,6 +16,7 @@ import containers
 import pictures
 from genenc_core import api, errors
 from genenc_core.encoding import cancellation
+from genenc_core.images.sources import folders, image_source
 from genenc_core.inspection import images, inspect
 from genenc_core.inspection.parameters import InspectParameters
 
@@ -150,6 +151,34 @@ def test_a_place_that_is_not_for_an_inspection_is_refused(tmp_path: Path, out: s
         api.Run.create(str(folder), out=place, **MODEL)
     with pytest.raises(errors.InputError, match="is no place for an inspection"):
         inspect.write(inspected(folder), place)
+
+
+def test_a_sheet_among_the_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures.write_folder(tmp_path / "photos", 1)
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    for place, out in (
+        ("photos", "photos"),
+        ("photos", "photos/a/look"),
+        ("photos", "link/look"),
+        (".", "look"),
+        ("photos/*.png", "photos"),
+        ("photos/**/*.png", "photos/look"),
+        ("photos/**", "photos/look"),
+    ):
+        with pytest.raises(errors.InputError, match=r"is inside the .* whose next run would take contact_sheet.png"):
+            inspected(Path(place), out=out)
+    for place, out in (
+        ("photos", "look"),
+        ("photos", "photos/.look"),
+        ("photos/*.png", "photos/look"),
+        ("photos/*.jpg", "photos"),
+        ("photos/img_000.png", "photos"),
+    ):
+        source = image_source.open_source(place)
+        assert not folders.would_list(source, Path(out).resolve() / "contact_sheet.png"), (place, out)
+    with pytest.raises(errors.InputError, match="is no place for an inspection"):
+        inspected(Path("photos"), out="s3://bucket/look")
 
 
 def test_a_stop_ends_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Keypoints of COCO and points of LabelMe are read, or refused with what is wrong."""
 
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,23 @@ def test_labelme_of_several_folders_is_kept_apart(tmp_path: Path) -> None:
         (tmp_path / camera).mkdir()
         (tmp_path / camera / "f.json").write_text(json.dumps(labelme("f.png", point(name, 1, 2))))
     assert reading.read_points(tmp_path / "*" / "*.json").images == ("cam1/f.png", "cam2/f.png")
+
+
+def test_labelme_in_folders_of_the_folder_is_named(tmp_path: Path) -> None:
+    below = tmp_path / "labels[1]" / "cam1"
+    below.mkdir(parents=True)
+    (below / "f.json").write_text(json.dumps(labelme("f.png", point("tip", 1, 2))))
+    with pytest.raises(
+        errors.InputError, match=r"quoted glob '.*labels\[\[\]1\]/\*\*/\*.json' reads those in its fold"
+    ):
+        reading.read_points(below.parent)
+    (below.parent / "top.json").write_text(json.dumps(labelme("top.png", point("tip", 1, 2))))
+    (below.parent / ".trash").mkdir()
+    (below.parent / ".trash" / "old.json").write_text("{}")
+    with pytest.warns(point_table.LabelsNotUsed, match=r"not used: 1 .json file in its folders, such as 'cam1/f.json'"):
+        assert reading.read_points(below.parent).images == ("top.png",)
+    everything = f"{glob.escape(str(below.parent))}/**/*.json"
+    assert reading.read_points(everything).images == ("cam1/f.png", "top.png")
 
 
 def test_individuals_of_several_coco_files_are_named_alike(tmp_path: Path) -> None:
