@@ -409,27 +409,76 @@ def write_like(path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.Reco
         StoreError: the rows come from a manifest that is damaged.
     """
 
+    _replace(path, lambda partial: _write_like(partial, like, blocks(), like.point_names, like.labels))
+    return Manifest.open(path)
+
+
+def write_relabelled(
+    path: Path,
+    like: Manifest,
+    images: Callable[[], Iterable[pa.RecordBatch]],
+    root_of: Callable[[int], Path],
+    points: PointTable | None,
+) -> Manifest:
+    """Write images of a manifest's source with other points, or none, matched as `write_manifest` does.
+
+    Args:
+        path: where to write it.
+        like: a manifest of this source.
+        images: returns rows without points, numbered from 0; called twice.
+        root_of: returns the folder that the path of a row is relative to.
+        points: the points.
+
+    Raises:
+        InputError: no name of the points file matches a row, one matches several, or the path is not writable.
+        StoreError: the rows come from a manifest that is damaged.
+    """
+    if points is None:
+        _replace(path, lambda partial: _write_like(partial, like, images(), (), {}))
+        return Manifest.open(path)
+    own = 0 if b"genenc.extensions" not in (like.footer.metadata or {}) else 1  # of lists none are recorded
+    matcher = matching.Matcher(points.images)
+    for block in images():
+        texts = zip(*(block.column(name).to_pylist() for name in ("row", *manifest_rows.TEXT_COLUMNS)), strict=True)
+        for row, image_id, below in texts:
+            full = below if below[0] == "/" else f"{root_of(row)}/{below}"
+            matcher.add(row, image_id, full, named=below.strip("/").count("/") + 1 + own)
+    placed = matcher.result()
+    _log_unmatched(placed, points)
+    labels = json.loads(_labels(0, 0, placed.absent, points))
+
     def write(partial: Path) -> None:
-        digest, labelled, count = manifest_rows.Digest(like.point_names), 0, 0
-        stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
-        with partial.open("xb") as file:
-            with parquet.ParquetWriter(
-                file, manifest_rows.schema(like.point_names), compression="zstd", use_dictionary=False
-            ) as writer:
-                for block in manifest_rows.regrouped(blocks()):
-                    writer.write_batch(block)
-                    digest.update(block)
-                    labelled += manifest_rows.labelled(block)
-                    count += block.num_rows
-                own = {b"genenc.digest": digest.hexdigest()}
-                if like.point_names:
-                    own[b"genenc.labels"] = json.dumps({**like.labels, "images_without": count - labelled})
-                writer.add_key_value_metadata({**stored, **own})
-            file.flush()
-            os.fsync(file.fileno())
+        blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in images())
+        _write_like(partial, like, blocks, points.names, labels)
 
     _replace(path, write)
     return Manifest.open(path)
+
+
+def _write_like(
+    path: Path, like: Manifest, blocks: Iterable[pa.RecordBatch], point_names: Sequence[str], labels: Mapping[str, Any]
+) -> None:
+    """Write rows, numbered anew, with the metadata of another manifest; images without a label are counted."""
+    digest, labelled, count = manifest_rows.Digest(point_names), 0, 0
+    stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
+    stored.pop(b"genenc.labels", None)
+    schema = manifest_rows.schema(point_names)
+    with path.open("xb") as file:
+        with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+            for block in manifest_rows.regrouped(blocks):
+                writer.write_batch(block)
+                digest.update(block)
+                labelled += manifest_rows.labelled(block)
+                count += block.num_rows
+            own = {
+                b"genenc.digest": digest.hexdigest(),
+                b"genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+            }
+            if point_names:
+                own[b"genenc.labels"] = json.dumps({**labels, "images_without": count - labelled})
+            writer.add_key_value_metadata({**stored, **own})
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def describe_difference(old: Manifest, new: Manifest) -> str:
