@@ -225,9 +225,14 @@ class RunStore:
         """
         with disk_errors(f"shard {record.shard:05d} of {self.name!r}"):
             self._finish(record)
-            return self._decoded(record, None)
+            return self._decoded(record, None, zarr_bytes.decode)
 
-    def _decoded(self, record: commit_record.CommitRecord, names: Container[str] | None) -> dict[str, np.ndarray]:
+    def _decoded(
+        self,
+        record: commit_record.CommitRecord,
+        names: Container[str] | None,
+        decode: Callable[[bytes, str, bytes, tuple[int, int]], np.ndarray],
+    ) -> dict[str, np.ndarray]:
         """Return a promoted shard's rows of the arrays named, None for all; each object is compared with its record."""
         blocks = {}
         for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
@@ -240,7 +245,7 @@ class RunStore:
                     "--repair makes the shard pending"
                 )
             metadata = self.metadata(array.name)
-            blocks[array.name] = zarr_bytes.decode(metadata, item.key.partition("/")[2], data, record.rows)
+            blocks[array.name] = decode(metadata, item.key.partition("/")[2], data, record.rows)
         return blocks
 
     def values(
@@ -254,7 +259,7 @@ class RunStore:
         with read_errors(self.name):
             while records := self.history(shard):
                 try:
-                    return records, self._decoded(records[-1], names)
+                    return records, self._decoded(records[-1], names, zarr_bytes.decode_rows)
                 except (errors.StoreError, FileNotFoundError) as error:
                     # Another process may have healed the shard meanwhile, and then its objects are other ones.
                     if self._later(records[-1]) is not None:
