@@ -6,7 +6,7 @@ written in the source.
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import pydantic
@@ -27,6 +27,7 @@ SCHEMA: Final = "genenc.probe-source/1"
 DETAILS: Final = "source"
 """Key of a commit record's details with the objects that its shard was made from."""
 _SIZES: Final = ("image_height", "image_width", "image_orientation", "image_affine")
+_Count = Annotated[int, pydantic.Field(ge=0, le=2**40)]
 _STRICT = pydantic.ConfigDict(strict=True, frozen=True)
 
 
@@ -35,8 +36,8 @@ class Part(pydantic.BaseModel):
 
     model_config = _STRICT
 
-    name: str
-    """Its folder below the source; "" if it is the source itself."""
+    name: str = pydantic.Field(pattern="^(p[0-9]{6,9})?$")
+    """Its folder below `parts` of the source; "" if it is the source itself."""
     store: str
     """Digest of its `_txn/store.json`."""
     fingerprint: str
@@ -51,7 +52,7 @@ class SourceRecord(pydantic.BaseModel):
     version: pydantic.PositiveInt | None
     """Version of a dataset; None for a run."""
     parts: list[Part]
-    rows: list[tuple[pydantic.NonNegativeInt, pydantic.NonNegativeInt, pydantic.PositiveInt]]
+    rows: list[tuple[_Count, _Count, Annotated[_Count, pydantic.Field(ge=1)]]]
     """For the rows of the probe set in order: index of the part, first row in it, number of rows."""
     slots: dict[str, str]
     """Output slot -> the array with its values as they are."""
@@ -118,7 +119,12 @@ class Source:
     @classmethod
     def of(cls, probes: RunFolder) -> "Source":
         """Return the source of a probe set; raises as the class."""
-        return cls(read(probes.objects), place(probes.objects))
+        record = read(probes.objects)
+        if sum(count for _, _, count in record.rows) != probes.manifest.rows:
+            raise errors.StoreError(
+                f"{join(probes.root, SOURCE)!r} is damaged: it has another number of rows; restore it from a copy"
+            )
+        return cls(record, place(probes.objects))
 
     def part(self, index: int) -> RunFolder:
         """Open a run of the source.
@@ -142,6 +148,9 @@ class Source:
                     "back there, give its place to genenc probe with the same options and --out, or probe this one to "
                     "another --out"
                 )
+            missing = {*self.record.slots.values()} - {array.name for array in run.store.plan.arrays}
+            if missing:
+                raise errors.StoreError(f"{where!r} has no array {min(missing)!r}: the record of the source is damaged")
             self._parts[index] = run
         return self._parts[index]
 
@@ -210,14 +219,20 @@ class Source:
             "values": {name: arrays[name].content_digest for name in sorted(self.record.slots.values())},
         }
 
-    def changed(self, origins: Sequence[Mapping[str, Any]]) -> str:
-        """Return how the values that a shard was made from have changed since, "" if they have not.
+    def changed(self, record: CommitRecord | None) -> str:
+        """Return how the values that a shard of the probe set was made from have changed since, "" if they have not.
 
-        Rows that were healed are no change. `origins` are those of the shard's record.
+        Rows that were healed are no change.
 
         Raises:
-            StoreError: the source is missing, damaged or another run.
+            StoreError: the source is missing, damaged or another run, or the record does not say what was read.
         """
+        try:
+            return "" if record is None else self._changed(record.details[DETAILS])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise errors.StoreError(f"a commit record does not say what was read ({errors.reason(error)})") from error
+
+    def _changed(self, origins: Sequence[Mapping[str, Any]]) -> str:
         index = {part.name: number for number, part in enumerate(self.record.parts)}
         for origin in origins:
             if origin["part"] not in index:
@@ -288,7 +303,7 @@ def note_place(objects: Objects, now: str) -> None:
 def _difference(known: Part, run: RunFolder) -> str:
     if known.fingerprint != run.store.plan.fingerprint:
         return f"fingerprint {known.fingerprint[:12]} -> {run.store.plan.fingerprint[:12]}"
-    return "the same command made it anew"
+    return "the same command created it again"
 
 
 def ready(probes: RunFolder, shards: Sequence[int]) -> list[int]:
@@ -355,7 +370,7 @@ def changes(probes: RunFolder) -> Iterator[str]:
         source = Source.of(probes)
         for shard in sorted(probes.store.committed()):
             record = probes.store.record(shard)
-            if record is not None and (said := source.changed(record.details.get(DETAILS, ()))):
+            if said := source.changed(record):
                 yield said
     except (errors.StoreError, errors.InputError):  # said by `notes`, or of the probes themselves by `verify`
         return

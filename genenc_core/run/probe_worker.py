@@ -100,8 +100,7 @@ class ProbeWorker(Worker):
 
     def _refuse_changed(self, source: Source, shard: int) -> None:
         """Raise unless the values that a committed shard was made from are those that the source still has."""
-        record = self.folder.store.record(shard)
-        said = "" if record is None else source.changed(record.details.get(probe_source.DETAILS, ()))
+        said = source.changed(self.folder.store.record(shard))
         if said:
             raise errors.ShardError(
                 shard, f"{said} since it was probed, so its rows cannot be completed: probe it again to another --out"

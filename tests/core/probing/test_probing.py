@@ -265,7 +265,7 @@ def test_the_same_run_made_anew_is_another_source(extract: Call, probe: Call, la
     shutil.rmtree(tmp_path / "source")
     extract("source", "maps=none@float32", shard_rows=6)
     (note,) = status.survey(probes.folder).source
-    assert "the same command made it anew" in note
+    assert "the same command created it again" in note
 
 
 def test_damage_in_the_source_fails_its_shard_alone(extract: Call, probe: Call, labels: Path, tmp_path: Path) -> None:
