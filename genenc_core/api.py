@@ -43,6 +43,7 @@ __all__ = [
     "Dataset",
     "extract",
     "inspect",
+    "probe",
     "update",
     "encode",
     "export",
@@ -294,6 +295,40 @@ def extract(images: str, model: str, out: str, **options: Any) -> Run:
     from genenc_core.run import driver
 
     return Run(driver.complete(driver.extract(_parameters(images, model, out, options))).run)
+
+
+def probe(source: Root, out: str, **options: Any) -> Run:
+    """Store vectors at new points, or poolings, of the maps that a run or dataset stores; needs no image or model.
+
+    The probe set is a run of its own, with the images of the source: nothing in the source changes. Its values are
+    those that the source would hold if it had been asked for them; maps stored as float16 were rounded before.
+
+    Args:
+        source: a run, or a dataset (its newest version, or `version`), that stores maps (`maps=True`, or products
+            with `none`).
+        out: the folder of the probe set, or `s3://bucket/prefix`.
+        options: those of `genenc probe`, with `_` for `-`: `points`, `products`, `version`, ...
+
+    Returns:
+        The probe set. Where the source is not complete, it is not either; the same call continues it.
+
+    Raises:
+        InputError: an invalid argument or input, or no map is stored; no files are left behind.
+        StoreError: the folder holds another probe set, or is damaged, or the source is.
+        Incomplete: some shards were not done; the same call continues.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "mapped", weights="random:0", image_size=64, fit="pad", maps=True)
+        >>> probes = probe("mapped", "probed", points="labels.csv", products=["probes=spatial_point"])
+        >>> probes.arrays().probes.sel(image=1).dims
+        ('point', 'probes_channel')
+    """
+    from genenc_core.probing import probe as probing
+    from genenc_core.probing.parameters import ProbeParameters
+    from genenc_core.run import driver
+
+    given = _valid(ProbeParameters, _as_text({"source": _fixed(source), "out": _fixed(out), **options}))
+    return Run(driver.complete(probing.probe(given)).run)
 
 
 def update(place: Root, images: str = "", model: str = "", **options: Any) -> Dataset:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genenc_core.dataset import parameters as dataset_parameters
     from genenc_core.dataset import update
     from genenc_core.export import exporter
+    from genenc_core.probing import parameters as probe_parameters
     from genenc_core.run import folder, parameters, records
     from genenc_flows import local_server
 
@@ -76,6 +77,16 @@ class FlowRunner:
             return extraction.rerun_shards(run.root, shards, **dataclasses.asdict(changes), return_state=True)
 
         return _result(self._state_of(work, lambda: PlainRunner().resume(run, shards, changes)))
+
+    def probe(self, given: "probe_parameters.ProbeParameters") -> "records.Result":
+        """Run the flow `probe_features`."""
+
+        def work() -> Any:
+            from genenc_flows import probing
+
+            return probing.probe_features(given, return_state=True)
+
+        return _result(self._state_of(work, lambda: PlainRunner().probe(given)))
 
     def update(self, given: "dataset_parameters.UpdateParameters") -> "update.Updated":
         """Run the flow `update_dataset`."""

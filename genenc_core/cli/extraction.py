@@ -1,4 +1,4 @@
-"""The `extract` and `resume` commands: progress, Ctrl-C, and the summary at the end."""
+"""The `extract`, `resume` and `probe` commands: progress, Ctrl-C, and the summary at the end."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from genenc_core.cli import output
 from genenc_core.encoding import cancellation
 from genenc_core.encoding.shard_encoding import FailureBudget
 from genenc_core.images.load import decode_server
+from genenc_core.probing import planning as probe_planning
+from genenc_core.probing.parameters import ProbeParameters
 from genenc_core.run import parameters, planning, records, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store.backends.objects import Root, join
@@ -36,6 +38,13 @@ def resume(root: str, shards: str, changes: parameters.Changes, runner: "Runner"
     FailureBudget.parse(changes.max_failures or run.given.max_failures)
     status.select_shards(run, shards)
     return _watch(root, lambda: runner.resume(run, shards, changes), as_json=as_json)
+
+
+def probe(values: dict[str, Any], runner: "Runner", *, as_json: bool) -> int:
+    """Make a probe set; return the exit code."""
+    given = ProbeParameters.model_validate(values)
+    probe_planning.check(given)
+    return _watch(given.out, lambda: runner.probe(given), as_json=as_json)
 
 
 def _watch(root: Root, work: Callable[[], records.Result], *, as_json: bool) -> int:

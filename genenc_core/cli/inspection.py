@@ -6,9 +6,9 @@ from typing import Any
 
 from genenc_core import api, errors, spec
 from genenc_core.cli import output
-from genenc_core.run import precision
+from genenc_core.run import precision, probe_source
 from genenc_core.run import status as run_status
-from genenc_core.run.folder import DATASET, MODEL_SPEC, RunFolder
+from genenc_core.run.folder import DATASET, MODEL_SPEC, PROBED, RunFolder
 from genenc_core.run.integrity import README
 from genenc_core.store.backends.objects import Root, is_remote, join, open_objects
 from genenc_core.store.repair import Repaired, is_original
@@ -29,7 +29,8 @@ def status(root: Root, *, as_json: bool) -> int:
         described = run_status.describe(found.status)
         left_out = {kind: {"files": count, "first": first} for kind, (count, first) in found.left_out.items()}
         images = {"unreadable_images": found.unreadable, "failed_images": found.failed_images, "left_out": left_out}
-        output.say_json({**described, "shard_rows": shards, **images})
+        source = {"source": found.source} if found.is_probe_set else {}
+        output.say_json({**described, "shard_rows": shards, **images, **source})
         return found.status.exit_code
     output.say(run_status.summary_lines(found, found.status.bound))
     if found.status.complete:
@@ -50,14 +51,30 @@ def verify(root: Root, *, content: bool, repair: bool = False, as_json: bool) ->
     if not as_json:
         _print_report(root, report)
     done = api.Run.open(root).repair(content=content) if repair and not report.ok else None
+    source = _changes_of_source(root)
     if as_json:
         repaired = None if done is None else {**dataclasses.asdict(done), "folder": join(root, done.folder)}
-        output.say_json({"ok": report.ok, **dataclasses.asdict(report), "repaired": repaired})
+        more = {} if source is None else {"source": source}
+        output.say_json({"ok": report.ok, **dataclasses.asdict(report), "repaired": repaired, **more})
     elif done is not None:
         _print_repair(root, done)
     elif not report.ok:
         output.say(_advice(root, report))
+    if not as_json:
+        output.say(source or [])
     return 0 if report.ok or (done is not None and not done.unrepaired) else 1
+
+
+def _changes_of_source(root: Root) -> list[str] | None:
+    """Return what has become of the source of a probe set; None if it is none, or is too damaged to say."""
+    try:
+        run = RunFolder(root)
+        if not run.is_probe_set:
+            return None
+        changes = [f"source: {problem} since it was probed" for problem in probe_source.changes(run)]
+        return [*probe_source.notes(run), *changes]
+    except (errors.StoreError, errors.InputError):
+        return None
 
 
 def _is_dataset(root: Root) -> bool:
@@ -190,6 +207,10 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
                 f"cells          {name}: one every {at.stride[0]:g} x {at.stride[1]:g} pixels, the first centred at "
                 f"{at.first[0]:g}, {at.first[1]:g}"
                 for name, at in folder.cells.items()
+            ),
+            *(
+                f"probed         {slot} of {probe_source.place(folder.objects)}, stored there as {product}"
+                for slot, product in identity.get(PROBED, {}).get("slots", {}).items()
             ),
             f"images         {identity['images']['rows']} rows, digest {identity['images']['digest'][:16]}",
             f"points         {', '.join(identity['images']['points']) or 'none'}",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from genenc_core.dataset import parameters as dataset_parameters
     from genenc_core.dataset import update
     from genenc_core.export import exporter
+    from genenc_core.probing import parameters as probe_parameters
     from genenc_core.run import folder, parameters, records
 
 
@@ -26,6 +27,10 @@ class Runner(Protocol):
 
     def resume(self, run: "folder.RunFolder", shards: str, changes: "parameters.Changes") -> "records.Result":
         """Continue a run."""
+        ...
+
+    def probe(self, given: "probe_parameters.ProbeParameters") -> "records.Result":
+        """Create or continue a probe set."""
         ...
 
     def update(self, given: "dataset_parameters.UpdateParameters") -> "update.Updated":
@@ -78,6 +83,12 @@ class PlainRunner:
 
         check_engine(changes.engine, changes.engine_address, changes.engine_workers, threads_only=_PLAIN)
         return driver.resume(run, shards, changes)
+
+    def probe(self, given: "probe_parameters.ProbeParameters") -> "records.Result":
+        """Call the driver."""
+        from genenc_core.probing import probe
+
+        return probe.probe(given)
 
     def update(self, given: "dataset_parameters.UpdateParameters") -> "update.Updated":
         """Call the update."""

@@ -27,7 +27,7 @@ from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.dataset.origins import Compacted
 from genenc_core.dataset.rows import CurrentRows
 from genenc_core.encoding import cancellation
-from genenc_core.images.sources import manifest, manifest_rows
+from genenc_core.images.sources import manifest
 from genenc_core.run import model_cache, out_folder, planning, records, session_log, status, status_cache, tiles
 from genenc_core.run.folder import MANIFEST, MODEL_SPEC, RunFolder
 from genenc_core.runtime import backends
@@ -223,7 +223,7 @@ class _Compaction:
                     number += 1
                     continue
                 listed = manifest.write_like(
-                    scratch / MANIFEST, like.manifest, functools.partial(_manifest_rows, plan.known)
+                    scratch / MANIFEST, like.manifest, functools.partial(rows.manifest_blocks, plan.known)
                 )
                 given = like.given.model_copy(update={"out": str(place)})
                 try:
@@ -331,21 +331,6 @@ def _design(like: RunFolder) -> planning.Design:
         cells=like.cells,
         outputs=like.outputs,
     )
-
-
-def _manifest_rows(known: CurrentRows) -> Iterator[pa.RecordBatch]:
-    """Yield rows of a manifest."""
-    count = known.points.shape[1]
-    schema = manifest_rows.schema([str(index) for index in range(count)])
-    for start in range(0, len(known), manifest_rows.GROUP_ROWS):
-        block = known.table.slice(start, manifest_rows.GROUP_ROWS)
-        xy = known.points[start : start + block.num_rows]
-        axes = [np.ascontiguousarray(xy[..., axis]).ravel() for axis in range(2 if count else 0)]
-        points = [pa.FixedSizeListArray.from_arrays(pa.array(values), count) for values in axes]
-        texts = [block.column(name).cast(pa.string()).combine_chunks() for name in manifest_rows.TEXT_COLUMNS]
-        numbers = [block.column(name).combine_chunks() for name in manifest_rows.NUMBER_COLUMNS]
-        row = pa.array(np.arange(start, start + block.num_rows))
-        yield pa.record_batch([row, *texts, *numbers, *points], schema=schema)
 
 
 class _Source:

@@ -3,7 +3,7 @@
 import functools
 import io
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -159,6 +159,21 @@ def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> 
     keep = np.flatnonzero(mask(version, changes)) if version else np.empty(0, np.int64)
     roots = {item.number: images.root for item, images in zip(parts, found, strict=True) if images.root is not None}
     return CurrentRows(table.take(pa.array(keep)), points[keep], part[keep], row[keep], seen[keep], roots)
+
+
+def manifest_blocks(known: CurrentRows, *, with_points: bool = True) -> Iterator[pa.RecordBatch]:
+    """Yield current rows as those of a manifest, numbered from 0, with their points if there are any."""
+    count = known.points.shape[1] if with_points else 0
+    schema = manifest_rows.schema([str(index) for index in range(count)])
+    for start in range(0, len(known), manifest_rows.GROUP_ROWS):
+        block = known.table.slice(start, manifest_rows.GROUP_ROWS)
+        xy = known.points[start : start + block.num_rows]
+        axes = [np.ascontiguousarray(xy[..., axis]).ravel() for axis in range(2 if count else 0)]
+        points = [pa.FixedSizeListArray.from_arrays(pa.array(values), count) for values in axes]
+        texts = [block.column(name).cast(pa.string()).combine_chunks() for name in manifest_rows.TEXT_COLUMNS]
+        numbers = [block.column(name).combine_chunks() for name in manifest_rows.NUMBER_COLUMNS]
+        row = pa.array(np.arange(start, start + block.num_rows))
+        yield pa.record_batch([row, *texts, *numbers, *points], schema=schema)
 
 
 def mask(version: Version, changes: pa.Table) -> np.ndarray:

@@ -51,6 +51,15 @@ def largest_overflow(value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
     return torch.where(lost, value.abs(), 0).amax() if value.numel() else value.new_zeros(())
 
 
+def refuse_overflow(product: products.Product, largest: float) -> None:
+    """Raise `InputError` if values of a product, the largest of which is given, became infinite as they were stored."""
+    if largest > 0:
+        raise errors.InputError(
+            f"product {product.name!r}: a value of {largest:.4g} overflows float16 (largest 65504): "
+            f"store it as --product '{product.text.partition('@')[0]}@float32', in another --out"
+        )
+
+
 def joined(parts: Sequence[Reduced]) -> Reduced:
     """Concatenate the parts of a batch."""
     return Reduced(
@@ -338,11 +347,8 @@ class Engine:
         self.device.wait(item.done)
         for product in self.products:
             largest = item.too_large.get(product.name)
-            if largest is not None and largest.item() > 0:
-                raise errors.InputError(
-                    f"product {product.name!r}: a value of {largest.item():.4g} overflows float16 (largest 65504): "
-                    f"store it as --product '{product.text.partition('@')[0]}@float32', in another --out"
-                )
+            if largest is not None:
+                refuse_overflow(product, largest.item())
         return Reduced(
             arrays={name: value.numpy() for name, value in item.values.items()},
             finite=item.finite.numpy(),

@@ -36,6 +36,11 @@ class SpatialPoint:
     interpolation: str
     count: int
 
+    @property
+    def copies_values(self) -> bool:
+        """Whether every vector is that of one cell."""
+        return not self.interpolation.startswith("bilinear")
+
     def output(self, signature: Signature) -> Signature:
         """Return `[point, channel]`; needs a map, with at least 2 x 2 cells for `bilinear`."""
         require_map("spatial_point", signature)
@@ -58,10 +63,7 @@ class SpatialPoint:
             # Numbers instead of a tensor, whose copy to the device would wait for all pending work on it.
             scales = width / points.input_size[1], height / points.input_size[0]
             where = torch.stack([xy[..., axis] * scale for axis, scale in enumerate(scales)], -1)
-        if self.interpolation.startswith("bilinear"):
-            sampled = _bilinear(features, where)
-        else:
-            sampled = _gathered(features, torch.floor(where + 0.5))
+        sampled = _gathered(features, torch.floor(where + 0.5)) if self.copies_values else _bilinear(features, where)
         assert sampled.shape == (features.shape[0], xy.shape[1], channels)
         return sampled.masked_fill(~points.valid.to(features.device)[..., None], math.nan)
 

@@ -87,11 +87,21 @@ class Cast:
         return converted
 
 
+def copies_values(module: PostEncoder) -> bool:
+    """Return whether a module only copies values, so that it may come before or after a change of their type."""
+    return isinstance(module, Identity) or (isinstance(module, SpatialPoint) and module.copies_values)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pipeline:
     """Sequence of modules; empty is the identity."""
 
     modules: tuple[PostEncoder, ...]
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether values are stored as they are."""
+        return all(isinstance(module, Identity) for module in self.modules)
 
     def output(self, signature: Signature) -> Signature:
         """Return the signature after the last module."""

@@ -22,7 +22,7 @@ from genenc_core.system import memory
 SECONDS = ("load_wait", "decode_workers", "read", "decode", "copy", "encode", "reduce")
 """Measured times of a shard: this process's wait for images; the decode workers' CPU, reading and decoding time; the
 device's copying in the busier direction, the encoder, and the products."""
-_NOT_FINITE = "the encoder returned NaN or infinite values for this image"
+NOT_FINITE = "the encoder returned NaN or infinite values for this image"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,37 @@ class ShardInput:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def on_model(
+        self, at: np.ndarray, affines: np.ndarray, sizes: np.ndarray, preprocessing: spec.Preprocessing
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the points of some rows in model pixels, float64 `[n, K, 2]`, and their status, uint8 `[n, K]`.
+
+        Args:
+            at: positions of the rows among those of the shard, `[n]`.
+            affines: their maps from source to model pixels, float64 `[n, 4]`.
+            sizes: (height, width) of their images, `[n, 2]`.
+            preprocessing: defines the model's size.
+        """
+        xy = self.points[at]
+        if not xy.shape[1]:
+            return xy, np.zeros((len(at), 0), np.uint8)
+        if self.relative:
+            xy = xy * sizes[:, None, ::-1]
+        points, status = geometry.map_points(xy, affines, sizes, preprocessing)
+        if statuses.POINT_OUTSIDE_IMAGE not in self.point_states:
+            status[status == statuses.POINT_OUTSIDE_IMAGE] = statuses.POINT_OUTSIDE
+        return points, status
+
+
+def views(affines: np.ndarray, sizes: np.ndarray, preprocessing: spec.Preprocessing) -> torch.Tensor | None:
+    """Return the part of the model's input that each image covers, float64 `[n, 4]`; None if all cover it whole.
+
+    Arguments as for `ShardInput.on_model`.
+    """
+    if not geometry.leaves_bars(preprocessing):
+        return None
+    return torch.from_numpy(geometry.views(affines, sizes, preprocessing))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -438,9 +469,7 @@ class ShardEncoder:
         self.control.raise_if_cancelled()
         sizes = np.stack([loaded.heights, loaded.widths], axis=1)
         points, point_status = self._points(loaded, sizes, at)
-        view = None
-        if geometry.leaves_bars(self.preprocessing):
-            view = torch.from_numpy(geometry.views(loaded.affines, sizes, self.preprocessing))
+        view = views(loaded.affines, sizes, self.preprocessing)
         batch = engine.Batch(
             pixels=loaded.parts[0] if len(loaded.parts) == 1 else self.runner.device.join(loaded.parts),
             points=torch.from_numpy(points),
@@ -453,7 +482,7 @@ class ShardEncoder:
     def _collect(self, sent: _Sent, piece: Piece) -> None:
         """Keep the result of a piece of a batch, or record the failure of its image."""
         if piece.reduced is None or not piece.reduced.finite.all():
-            self._check_witness(piece.failure or _NOT_FINITE)
+            self._check_witness(piece.failure or NOT_FINITE)
         if piece.reduced is None:
             self.encoder_failures += 1
             self._fail(int(sent.loaded.rows[piece.start]), piece.failure or "the encoder failed for this image")
@@ -480,15 +509,7 @@ class ShardEncoder:
 
     def _points(self, loaded: loader.LoadedBatch, sizes: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the points of a batch in model pixels, `[B, K, 2]`, and their status `[B, K]`."""
-        xy = self.input.points[at]
-        if not xy.shape[1]:
-            return xy, np.zeros((len(at), 0), np.uint8)
-        if self.input.relative:
-            xy = xy * sizes[:, None, ::-1]
-        points, status = geometry.map_points(xy, loaded.affines, sizes, self.preprocessing)
-        if statuses.POINT_OUTSIDE_IMAGE not in self.input.point_states:
-            status[status == statuses.POINT_OUTSIDE_IMAGE] = statuses.POINT_OUTSIDE
-        return points, status
+        return self.input.on_model(at, loaded.affines, sizes, self.preprocessing)
 
     def _drop_not_finite(self, at: np.ndarray) -> None:
         for name in [product.name for product in self.runner.products]:
@@ -497,7 +518,7 @@ class ShardEncoder:
             self.arrays[POINT_STATUS][at] = statuses.POINT_UNREADABLE
         self.encoder_failures += len(at)
         for row in self.rows[at].tolist():
-            self._fail(row, _NOT_FINITE)
+            self._fail(row, NOT_FINITE)
 
     def _details(self) -> dict[str, object]:
         failures = sorted(self.failures, key=lambda failure: failure.row)

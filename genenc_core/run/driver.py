@@ -8,7 +8,17 @@ from collections.abc import Sequence
 
 from genenc_core import errors
 from genenc_core.encoding import cancellation
-from genenc_core.run import integrity, out_folder, parameters, planning, records, session_log, status, worker
+from genenc_core.run import (
+    integrity,
+    out_folder,
+    parameters,
+    planning,
+    probe_source,
+    records,
+    session_log,
+    status,
+    worker,
+)
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.records import Incomplete, Result
 from genenc_core.store import leases
@@ -135,6 +145,8 @@ def plan(run: RunFolder, shards: str) -> list[int]:
     integrity.require_inputs(run)
     run.store.recover()
     wanted = status.select_shards(run, shards)
+    if run.is_probe_set:
+        wanted = probe_source.ready(run, wanted)
     sweep(run)
     if not wanted:  # otherwise the run is verified after encoding
         status.require_listed(run)

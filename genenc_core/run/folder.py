@@ -36,6 +36,8 @@ DATASET = "dataset.json"
 """The document of a dataset, whose parts are runs."""
 CELLS = "cells"
 """Identity entry with the positions of map cells; runs of genenc 0.1.0 have none."""
+PROBED = "probed"
+"""Identity entry of a probe set: the source whose stored outputs it was made from."""
 POINTS_SCALE = "points_scale"
 """Identity entry with the factor applied to labelled coordinates; absent if they were pixels."""
 
@@ -82,6 +84,11 @@ class RunFolder:
         folder, _, name = place.rpartition("/parts/")
         inside = folder and "/" not in name and open_objects(to_root(folder)).size(DATASET) is not None
         return folder if inside else None
+
+    @property
+    def is_probe_set(self) -> bool:
+        """Whether it was made from outputs that another run stores, by `genenc probe`."""
+        return PROBED in self.identity
 
     @property
     def title(self) -> str:

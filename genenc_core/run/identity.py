@@ -49,6 +49,14 @@ class _Cells(pydantic.BaseModel):
     first: tuple[pydantic.FiniteFloat, pydantic.FiniteFloat]
 
 
+class _Probed(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    source: str
+    version: int | None
+    slots: dict[str, str]
+
+
 class _Identity(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -62,6 +70,7 @@ class _Identity(pydantic.BaseModel):
     products: list[str]
     cells: dict[str, _Cells] | None = None
     points_scale: Annotated[str, pydantic.AfterValidator(_is_scale)] | None = None
+    probed: _Probed | None = None
     images: _Images
 
 

@@ -30,7 +30,8 @@ _PROBED = ((0.2, 0.8), (0.5, 0.25), (1.0, 0.5), (0.1, 0.3), (0.7, 0.9))
 _EVEN = 1e-3
 _PATCH = 14
 """The patch size in use that is no power of two."""
-_PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
+PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
+"""Parts of products whose values depend on where a map's cells lie."""
 
 
 def find(
@@ -48,10 +49,10 @@ def find(
     Raises:
         InputError: the positions are unknown and the input size is not a multiple of the map's; or tiles do not join.
     """
-    names = {product.slot for product in wanted if any(word in product.text for word in _PLACED)}
+    names = {product.slot for product in wanted if any(word in product.text for word in PLACED)}
     # Tiles that do not join give a wrong map in any case.
     required = names | ({product.slot for product in wanted} if tiled is not None else set())
-    stored = {product.slot for product in wanted if len(product.signature.shape) == 3} - required
+    stored = {product.slot for product in wanted if len(product.signature.shape) == 3}
     if not required | stored:
         return {}
     size = describe.preprocessing_of(model.spec)

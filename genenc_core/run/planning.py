@@ -267,8 +267,8 @@ def make_design(
     if run is not None and not earlier and not run.cells and tiled is not None:
         _warn_of_tiles(model, given, built, tiled)
     if cells is not None and geometry.leaves_bars(preprocessing):
-        _warn_of_bars(built, slots)
-    _warn_of_one_cell(built, slots)
+        warn_of_bars(built, slots)
+    warn_of_one_cell(built, slots)
     if table is not None and not any(product.needs_points for product in built):
         LOGGER.warning(
             "no product uses the points: add --product 'probes=spatial_point(cell)' to store vectors at them"
@@ -365,7 +365,7 @@ def _with_recorded_weights_key(
     return given.model_copy(update={"weights_key": str(source.get("weights_key") or state_files.PLAIN)})
 
 
-def _warn_of_bars(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSpec]) -> None:
+def warn_of_bars(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSpec]) -> None:
     """Warn about products that include the bars around images because they cannot be masked."""
     names = [
         item.name
@@ -380,7 +380,7 @@ def _warn_of_bars(wanted: Sequence[products.Product], slots: Sequence[spec.SlotS
         )
 
 
-def _warn_of_one_cell(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSpec]) -> None:
+def warn_of_one_cell(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSpec]) -> None:
     """Warn about products that have the same vector for every point of an image."""
     found = [item for item in wanted if item.needs_points and _has_one_cell(item, slots)]
     if found:
@@ -481,33 +481,68 @@ def _create(
         model_files.take_over(like, objects, on_server=on_server)
     for key, record in {PARAMETERS: given.model_dump(mode="json"), **more}.items():
         records.write_json(objects, key, record)
-    records.write_text(
+    beside = {key: objects.digest(key) for key in more}
+    if like is not None and on_server:
+        beside |= model_files.recorded(like)
+    shard_rows = given.shard_rows or _default_shard_rows(design, listed.rows)
+    create_store(
         objects,
-        "README.md",
-        store_plan.readme(
-            identity,
-            listed,
-            design.products,
-            out=given.out,
-            weights=given.weights,
-            not_stored=products.outputs_not_stored(design.model.spec, design.products),
-        ),
-    )
-    plan = store_plan.make_plan(
+        given,
         design.products,
         listed,
         identity=identity,
         outputs=design.outputs if like is None else like.outputs,
+        not_stored=products.outputs_not_stored(design.model.spec, design.products),
+        shard_rows=shard_rows,
+        beside=beside,
+    )
+
+
+def create_store(
+    objects: local.LocalObjects,
+    given: run_parameters.ExtractParameters,
+    wanted: Sequence[products.Product],
+    listed: manifest.Manifest,
+    *,
+    identity: Mapping[str, object],
+    outputs: Mapping[str, object] | None,
+    not_stored: str,
+    shard_rows: int,
+    beside: Mapping[str, tuple[int, str]],
+) -> None:
+    """Write the README and create the store of a run folder whose other files are there.
+
+    Args:
+        objects: the folder.
+        given: the parameters that are recorded.
+        wanted: its products.
+        listed: its manifest.
+        identity: what it means.
+        outputs: the sketch of the model's outputs.
+        not_stored: outputs that are not stored, for the README.
+        shard_rows: images per shard, at most.
+        beside: size and sha256 of files, beside those of every run, that must not change.
+    """
+    records.write_text(
+        objects,
+        "README.md",
+        store_plan.readme(identity, listed, wanted, out=given.out, weights=given.weights, not_stored=not_stored),
+    )
+    plan = store_plan.make_plan(
+        wanted,
+        listed,
+        identity=identity,
+        outputs=outputs,
         made={
             "fingerprint": digests.IDENTITY.hex_of_json(identity),
             "model_spec_sha256": file_digest(objects, MODEL_SPEC),
         },
-        shard_rows=min(given.shard_rows or _default_shard_rows(design, listed.rows), listed.rows),
+        shard_rows=min(shard_rows, listed.rows),
     )
-    beside = {key: objects.digest(key) for key in (*_originals(objects), *more)}
-    if like is not None and on_server:
-        beside |= model_files.recorded(like)
-    store = run_store.RunStore.create(root, plan, coordinates=store_plan.coordinates(listed, plan), beside=beside)
+    files = {**{key: objects.digest(key) for key in _originals(objects)}, **beside}
+    store = run_store.RunStore.create(
+        objects.root, plan, coordinates=store_plan.coordinates(listed, plan), beside=files
+    )
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
 
 

@@ -62,6 +62,7 @@ def _details(before: CommitRecord, tried: Sequence[int], healed: set[int], done:
         "input_sha256": digests,
         "batch_sizes": dict(Counter(old["batch_sizes"]) + Counter(_mapping(new["batch_sizes"]))),
         "healed": sorted(healed),
+        **{name: new[name] for name in ("source",) if name in new},  # of probes: what was read this time
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from genenc_core import errors, spec, statuses
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders
-from genenc_core.run import bound, identity, integrity, out_folder, records, session_log, status_cache
+from genenc_core.run import bound, identity, integrity, out_folder, probe_source, records, session_log, status_cache
 from genenc_core.run.bound import Bound
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store import repair, run_store, verify
@@ -56,6 +56,9 @@ class Survey:
     left_out: Mapping[str, tuple[int, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     foreign: tuple[str, ...] = ()
     """Files among the commit records that belong to no shard of the run."""
+    is_probe_set: bool = False
+    source: tuple[str, ...] = ()
+    """Of a probe set: what has become of its source, as text."""
 
 
 def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool = True) -> Survey:
@@ -99,6 +102,8 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         labels=folder.manifest.labels,
         left_out=folder.manifest.left_out,
         foreign=tuple(foreign),
+        is_probe_set=folder.is_probe_set,
+        source=tuple(probe_source.notes(folder)) if folder.is_probe_set else (),
     )
 
 
@@ -208,15 +213,20 @@ def select_shards(folder: RunFolder, text: str) -> list[int]:
     return sorted(named & set(pending))
 
 
+def unreadable_by_shard(folder: RunFolder) -> dict[int, int]:
+    """Return the number of unreadable rows of every committed shard, from the tally or the records."""
+    committed = folder.store.committed()
+    lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed])
+    return {shard: line.unreadable for shard, line in lines.items()}
+
+
 def unreadable_rows(folder: RunFolder, wanted: str) -> dict[int, int]:
     """Return the maximum number of selected unreadable rows by shard; `wanted` is `all` or a list of rows.
 
     Raises:
         InputError: neither, or a row that the run does not have.
     """
-    committed = folder.store.committed()
-    lines = _lines(folder, [shard for shard in range(folder.store.shard_count) if shard in committed])
-    found = {shard: line.unreadable for shard, line in lines.items() if line.unreadable}
+    found = {shard: count for shard, count in unreadable_by_shard(folder).items() if count}
     if wanted == "all":
         return found
     ranges = parse_ranges(wanted, folder.store.plan.rows, "rows")
@@ -414,10 +424,11 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
         if len(failures) < status.unreadable:
             lines.append(f"  ... and {status.unreadable - len(failures)} more: genenc status --json {root}")
-        lines.append(
-            f"  to retry them: genenc resume {root} --shards unreadable, with --accept-changed for files that were "
-            "repaired or replaced since the run was planned"
-        )
+        if not found.is_probe_set:
+            lines.append(
+                f"  to retry them: genenc resume {root} --shards unreadable, with --accept-changed for files that were "
+                "repaired or replaced since the run was planned"
+            )
     if status.changed:
         lines.append(f"{status.changed} stored from files that changed since the run was planned")
     if status.points:
@@ -440,6 +451,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines.append(f"foreign files among the commit records: {named}; genenc verify {root} --repair sets them aside")
     if limit is not None:
         lines.append(limit.words)
+    lines += found.source
     if status.failed:
         lines.append(f"failed shards: {', '.join(map(str, status.failed))}")
     broken = [row for row in found.shards if row.state == "damaged"]

@@ -12,6 +12,7 @@ from genenc_core.encoding import products
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders, manifest, manifest_rows
 from genenc_core.run import list_columns
+from genenc_core.run.folder import PROBED
 from genenc_core.store import layout
 from genenc_core.store.backends.objects import is_remote
 from genenc_core.text import argument
@@ -34,7 +35,7 @@ def choose_shard_rows(
 
     Tiles count like images, so that shards of tiled images have correspondingly fewer rows.
     """
-    row_bytes = max(sum(_row_bytes(product) for product in wanted), 1)
+    row_bytes = max(sum(stored_row_bytes(product) for product in wanted), 1)
     most = max((GPU_SHARD_ROWS if device.startswith("cuda") else CPU_SHARD_ROWS) // tiles, 1)
     unit, smallest_batch = max(16 // tiles, 1), -(-smallest_batch // tiles)
     by_memory = SHARD_BYTES // row_bytes
@@ -70,7 +71,7 @@ def make_plan(
         )
         for array in stored_arrays.written_by("encoder", with_points=point_count > 0)
     ]
-    shown = ("model", "weights", "backend", "preprocessing", "tiles")
+    shown = ("model", "weights", "backend", "preprocessing", "tiles", PROBED)
     model = {key: identity[key] for key in shown if key in identity} | ({"outputs": outputs} if outputs else {})
     return layout.StorePlan(
         rows=listed.rows,
@@ -140,6 +141,7 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     scale = listed.points_scale
     drawn = f" ({weights}: not trained, these features mean nothing)" if (weights or "").startswith("random") else ""
     scaled = "" if scale.text is None else f"\nPoints: the coordinates of the points file were {scale.describe()}."
+    probed = _probed_words(identity[PROBED]) if PROBED in identity else ""
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
@@ -158,7 +160,7 @@ print(good.sizes, good.image_id.values[:3])
 {rows}
 
 Weights `{str(identity["weights"])[:16]}`{drawn}, backend {identity["backend"]}.
-Preprocessing: {preprocessing}.{tiles}{scaled}{outputs}{left_out}
+Preprocessing: {preprocessing}.{tiles}{probed}{scaled}{outputs}{left_out}
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 
@@ -173,7 +175,7 @@ def _product_array(
         shape=(listed.rows, *product.signature.shape),
         dtype=product.dtype,
         dims=("image", *product.signature.dims),
-        chunk_rows=_chunk_rows(shard_rows, _row_bytes(product)),
+        chunk_rows=_chunk_rows(shard_rows, stored_row_bytes(product)),
         fill=float("nan"),
         attributes={
             "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
@@ -202,7 +204,18 @@ def _tiles_words(tiles: Mapping[str, Any]) -> str:
     )
 
 
-def _row_bytes(product: products.Product) -> int:
+def _probed_words(probed: Mapping[str, Any]) -> str:
+    stored = ", ".join(f"`{text}`" for text in probed["slots"].values())
+    rounded = [slot for slot, text in probed["slots"].items() if text.endswith("@float16")]
+    exact = f"; values of {', '.join(rounded)} were rounded to float16 before" if rounded else ""
+    return (
+        f"\nMade by `genenc probe` from stored outputs ({stored}) of another run, which provenance/source.json "
+        f"names{exact}."
+    )
+
+
+def stored_row_bytes(product: products.Product) -> int:
+    """Return the stored bytes of one image's value."""
     return int(np.prod(product.signature.shape)) * np.dtype(product.dtype).itemsize
 
 

@@ -18,7 +18,7 @@ from genenc_core.encoding.shard_encoding import FailureBudget
 from genenc_core.images.decode import gpu_decode
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load import decode_server, loader
-from genenc_core.images.sources import file_stamps
+from genenc_core.images.sources import file_stamps, manifest
 from genenc_core.run import (
     accuracy,
     bound,
@@ -154,17 +154,14 @@ class Worker:
             raise errors.ShardError(shard, reason) from error
 
     def _encode(self, shard: int, start: int, stop: int, through: stages.Stages) -> records.ShardReport:
-        runner, images = self._prepared()
-        on_host = runner.encoder.device.type == "cpu"
-        self._meter.begin(workers=images.workers, side_by_side=runner.side_by_side, on_host=on_host)
+        self._begin()
         timed = stages.Timed(through)
         with self._turns.turn() as turn:
             began, started = time.perf_counter(), records.now()
             done, measured = self._run(turn, shard, start, stop, self.budget, timed)
         self._check_outputs()
         encoded = time.perf_counter()
-        device = str(runner.encoder.device)
-        details = {"session": self.options.session, "started": started, "device": device, **done.details}
+        details = {"session": self.options.session, "started": started, "device": self._device, **done.details}
         record = timed.call(stages.STORE, lambda: self._commit(shard, done, details))
         ended = time.perf_counter()
         seconds = {**measured, "commit": ended - encoded, "total": ended - began}
@@ -185,6 +182,12 @@ class Worker:
             *(shard, report.rows, unreadable, report.images_per_second, timings),
         )
         return report
+
+    def _begin(self) -> None:
+        """Prepare, and start the measurement of what limits the run."""
+        runner, images = self._prepared()
+        on_host = runner.encoder.device.type == "cpu"
+        self._meter.begin(workers=images.workers, side_by_side=runner.side_by_side, on_host=on_host)
 
     def _commit(
         self, shard: int, done: shard_encoding.EncodedShard, details: Mapping[str, object]
@@ -209,14 +212,14 @@ class Worker:
         left = before.status_counts["unreadable"]
         if not wanted:
             return records.ShardReport(shard=shard, start=start, stop=stop, unreadable=left, skipped=True)
-        runner, _ = self._prepared()
+        self.prepare()
         with self._turns.turn() as turn:
             # All of them may fail again: they are already recorded as unreadable.
             done, _ = self._run(turn, shard, start, stop, FailureBudget.parse("100%"), through, only=wanted)
         self._check_outputs()
         healed = int((done.status == statuses.OK).sum())
         if healed:
-            session = {"session": self.options.session, "started": started, "device": str(runner.encoder.device)}
+            session = {"session": self.options.session, "started": started, "device": self._device}
             after, status, details = retries.merged(before, blocks, wanted, done)
             details = {**details, **session}
             record = through.call(stages.STORE, lambda: self.folder.store.heal(before, after, status, details=details))
@@ -242,15 +245,7 @@ class Worker:
         runner, images = self._prepared()
         rows = self.folder.manifest.read(start, stop)
         paths = dict(enumerate(rows.paths, start))
-        at = None if only is None else [row - start for row in only]
-        given = shard_encoding.ShardInput(
-            shard=shard,
-            rows=range(start, stop) if only is None else only,
-            image_ids=rows.image_ids if at is None else [rows.image_ids[each] for each in at],
-            points=rows.points if at is None else rows.points[at],
-            relative=self.folder.points_scale.relative,
-            point_states=self.folder.point_states,
-        )
+        given = self._input(shard, start, rows, only)
         shard_encoder = shard_encoding.ShardEncoder(
             given,
             runner,
@@ -264,6 +259,25 @@ class Worker:
         chosen = None if only is None else frozenset(only)
         batches = images.iter_batches(start, stop, only=chosen, on_submitted=turn.end)
         return shard_encoder.run(batches, on_loaded=turn.moved, through=through), shard_encoder.seconds
+
+    def _input(
+        self, shard: int, start: int, rows: manifest.Rows, only: Sequence[int] | None
+    ) -> shard_encoding.ShardInput:
+        """Return the rows of a shard, which begins at `start`, or `only` some of them."""
+        at = None if only is None else [row - start for row in only]
+        return shard_encoding.ShardInput(
+            shard=shard,
+            rows=range(start, start + len(rows)) if only is None else only,
+            image_ids=rows.image_ids if at is None else [rows.image_ids[each] for each in at],
+            points=rows.points if at is None else rows.points[at],
+            relative=self.folder.points_scale.relative,
+            point_states=self.folder.point_states,
+        )
+
+    @property
+    def _device(self) -> str:
+        """The device that the shards are made on."""
+        return str(self._prepared()[0].encoder.device)
 
     def _check_outputs(self) -> None:
         if self._watch is not None:
@@ -313,7 +327,7 @@ class WorkerCache:
         key = (_key(run.root), options)
         with self._lock:
             if key not in self._workers:
-                self._workers[key] = Worker(run, options)
+                self._workers[key] = _made(run, options)
             return self._workers[key]
 
     def release(self, run: RunFolder, options: records.Options) -> None:
@@ -322,6 +336,14 @@ class WorkerCache:
             worker = self._workers.pop((_key(run.root), options), None)
         if worker is not None:
             worker.close()
+
+
+def _made(run: RunFolder, options: records.Options) -> Worker:
+    if not run.is_probe_set:
+        return Worker(run, options)
+    from genenc_core.run import probe_worker  # it builds on this module
+
+    return probe_worker.ProbeWorker(run, options)
 
 
 WORKERS = WorkerCache()

@@ -1,7 +1,7 @@
 """Store of one run: creation, shard commits, inspection and recovery."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,17 +225,63 @@ class RunStore:
         """
         with disk_errors(f"shard {record.shard:05d} of {self.name!r}"):
             self._finish(record)
-            blocks = {}
-            for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
-                data = self.objects.read(f"{store_keys.GROUP}/{item.key}", most=item.size)
-                if digests.of([data], digests.algorithm(item.digest)) != item.digest:
-                    raise errors.StoreError(
-                        f"shard {record.shard:05d}: {item.key!r} differs from the committed object; genenc verify "
-                        "--repair makes the shard pending"
-                    )
-                metadata = self.metadata(array.name)
-                blocks[array.name] = zarr_bytes.decode(metadata, item.key.partition("/")[2], data, record.rows)
+            return self._decoded(record, None, zarr_bytes.decode)
+
+    def _decoded(
+        self,
+        record: commit_record.CommitRecord,
+        names: Container[str] | None,
+        decode: Callable[[bytes, str, bytes, tuple[int, int]], np.ndarray],
+    ) -> dict[str, np.ndarray]:
+        """Return a promoted shard's rows of the arrays named, None for all; each object is compared with its record."""
+        blocks = {}
+        for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
+            if names is not None and array.name not in names:
+                continue
+            data = self.objects.read(f"{store_keys.GROUP}/{item.key}", most=item.size)
+            if digests.of([data], digests.algorithm(item.digest)) != item.digest:
+                raise errors.StoreError(
+                    f"shard {record.shard:05d}: {item.key!r} differs from the committed object; genenc verify "
+                    "--repair makes the shard pending"
+                )
+            metadata = self.metadata(array.name)
+            blocks[array.name] = decode(metadata, item.key.partition("/")[2], data, record.rows)
         return blocks
+
+    def values(
+        self, shard: int, names: Container[str]
+    ) -> tuple[list[commit_record.CommitRecord], dict[str, np.ndarray]] | None:
+        """Return a shard's records, oldest first, and its rows of some arrays; None if it is pending. Writes nothing.
+
+        Raises:
+            StoreError: no such shard, a record or object is damaged, or an object is not in place yet.
+        """
+        with read_errors(self.name):
+            while records := self.history(shard):
+                try:
+                    return records, self._decoded(records[-1], names, zarr_bytes.decode_rows)
+                except (errors.StoreError, FileNotFoundError) as error:
+                    # Another process may have healed the shard meanwhile, and then its objects are other ones.
+                    if self._later(records[-1]) is not None:
+                        continue
+                    if isinstance(error, errors.StoreError):
+                        raise
+                    raise errors.StoreError(
+                        f"shard {shard:05d} of {self.name!r} is committed, but {error.filename!r} is not in place: "
+                        f"genenc resume {argument(self.name)} finishes it if its process was killed, else genenc "
+                        f"verify {argument(self.name)} says what is damaged"
+                    ) from error
+        return None
+
+    def history(self, shard: int) -> list[commit_record.CommitRecord]:
+        """Return all records of a shard, oldest first; [] if it is pending.
+
+        Raises:
+            StoreError: no such shard, or a record is damaged or unreadable.
+        """
+        self.shard_range(shard)
+        with read_errors(self.name):
+            return transaction.own_history(self.objects, self.plan, self.document, shard)
 
     def current(self, shard: int) -> tuple[commit_record.CommitRecord, dict[str, np.ndarray]] | None:
         """Return a shard's record and rows as `blocks`, also while another process heals it; None if it is pending.

@@ -242,12 +242,19 @@ def own_record(
     Raises:
         StoreError: the record is damaged, or belongs to another run or shard.
     """
+    records = own_history(objects, plan, document, shard)
+    return records[-1] if records else None
+
+
+def own_history(
+    objects: Objects, plan: layout.StorePlan, document: str, shard: int
+) -> list[commit_record.CommitRecord]:
+    """Return all records of a shard, oldest first; raises as `own_record`."""
     records = history(objects, shard)
-    record = records[-1] if records else None
-    problem = "" if record is None else misplaced(record, plan, document, shard)
+    problem = misplaced(records[-1], plan, document, shard) if records else ""
     if problem:
         raise errors.StoreError(f"{problem} ({store_keys.record(shard)!r} of {objects.name!r}); {_REMEDY}")
-    return record
+    return records
 
 
 def misplaced(record: commit_record.CommitRecord, plan: layout.StorePlan, document: str, shard: int) -> str:

@@ -195,6 +195,52 @@ def decode(metadata: bytes, key: str, data: bytes, rows: tuple[int, int]) -> np.
     return np.asarray(array[rows[0] : rows[1]])
 
 
+def decode_rows(metadata: bytes, key: str, data: bytes, rows: tuple[int, int]) -> np.ndarray:
+    """Decode rows [start, stop) as `decode` does, several times faster where genenc's own formats allow it.
+
+    Raises:
+        StoreError: a checksum or the index is wrong.
+    """
+    form = _own_format(metadata)
+    start, stop = rows
+    if form is None or start % form.object_rows or stop - start > form.object_rows:
+        return decode(metadata, key, data, rows)
+    shape = json.loads(metadata)["shape"][1:]
+    buffer = np.frombuffer(data, np.uint8)
+    places = _places(form, buffer) if form.sharded else [(0, len(buffer))]
+    block = np.empty((stop - start, *shape), form.fill.dtype)
+    for at, (offset, length) in zip(range(0, len(block), form.chunk_rows), places, strict=False):
+        part = block[at : at + form.chunk_rows]
+        chunk = buffer[offset : offset + length - 4]
+        if length < 4 or _checksum(chunk) != buffer[offset + length - 4 : offset + length].tobytes():
+            raise errors.StoreError(f"{key!r}: the checksum of a chunk is wrong")
+        plain = chunk if form.compressor is None else np.frombuffer(zstd.decompress(chunk), np.uint8)
+        if len(plain) < part.nbytes:
+            raise errors.StoreError(f"{key!r}: a chunk is too short")
+        part.reshape(-1).view(np.uint8)[:] = plain[: part.nbytes]
+    return block
+
+
+@functools.lru_cache(maxsize=64)
+def _own_format(metadata: bytes) -> Format | None:
+    document: Mapping[str, Any] = json.loads(metadata)
+    try:
+        dtype = np.dtype(document["data_type"])
+    except TypeError:
+        return None
+    return _format(metadata, tuple(document["shape"][1:]), dtype)
+
+
+def _places(form: Format, buffer: np.ndarray) -> list[tuple[int, int]]:
+    """Return offset and length of the chunks of a shard, from the index at its end."""
+    count = form.object_rows // form.chunk_rows
+    size = 16 * count
+    index = buffer[len(buffer) - size - 4 : len(buffer) - 4]
+    if len(index) != size or _checksum(index) != buffer[len(buffer) - 4 :].tobytes():
+        raise errors.StoreError("the index of a shard is damaged")
+    return [(offset, length) for offset, length in index.view("<u8").reshape(count, 2).tolist()]
+
+
 def content_digest(block: np.ndarray, algorithm: str = digests.VALUES.algorithm) -> str:
     """Return the digest of an array's values, little-endian, C order."""
     return digests.of([chunk_values(block).reshape(-1).view(np.uint8).data], algorithm)

@@ -373,6 +373,9 @@ class Idle:
     def resume(self, run: Any, shards: str, changes: Any) -> Any:
         raise errors.GenencError(f"would resume {run} {shards} {dataclasses.asdict(changes)}")
 
+    def probe(self, given: Any) -> Any:
+        raise errors.GenencError(f"would probe {given.title}")
+
     def update(self, given: Any) -> Any:
         raise errors.GenencError(f"would update {given.title}")
 

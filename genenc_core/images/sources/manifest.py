@@ -142,7 +142,7 @@ class Manifest:
 
     def new_digest(self) -> manifest_rows.Digest:
         """Return a digest of no rows yet, for rows of its schema."""
-        return manifest_rows.Digest(self.point_names, members=self.has_members, more=self.columns)
+        return manifest_rows.Digest(self.point_names, members=self.has_members, columns=self.columns)
 
     @property
     def individuals(self) -> tuple[str, ...]:
@@ -468,25 +468,76 @@ def write_like(path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.Reco
         StoreError: the rows come from a manifest that is damaged.
     """
 
+    _replace(path, lambda partial: _write_like(partial, like, blocks(), like.point_names, like.labels))
+    return Manifest.open(path)
+
+
+def write_relabelled(
+    path: Path,
+    like: Manifest,
+    images: Callable[[], Iterable[pa.RecordBatch]],
+    root_of: Callable[[int], Path],
+    points: PointTable | None,
+) -> Manifest:
+    """Write images of a manifest's source with other points, or none, matched as `write_manifest` does.
+
+    Args:
+        path: where to write it.
+        like: a manifest of this source.
+        images: returns rows without points, numbered from 0; called twice.
+        root_of: returns the folder that the path of a row is relative to.
+        points: the points.
+
+    Raises:
+        InputError: no name of the points file matches a row, one matches several, or the path is not writable.
+        StoreError: the rows come from a manifest that is damaged.
+    """
+    if points is None:
+        _replace(path, lambda partial: _write_like(partial, like, images(), (), {}))
+        return Manifest.open(path)
+    own = 0 if b"genenc.extensions" not in (like.footer.metadata or {}) else 1  # of lists none are recorded
+    matcher = matching.Matcher(points.images)
+    for block in images():
+        texts = zip(*(block.column(name).to_pylist() for name in ("row", *manifest_rows.TEXT_COLUMNS)), strict=True)
+        for row, image_id, below in texts:
+            _add_image(matcher, row, image_id, below, root_of(row), own=own, inside=like.has_members)
+    placed = matcher.result()
+    _log_unmatched(placed, points)
+    labels = json.loads(_labels(0, 0, placed.absent, points))
+
     def write(partial: Path) -> None:
-        digest, labelled, count = like.new_digest(), 0, 0
-        stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
-        with partial.open("xb") as file:
-            with parquet.ParquetWriter(file, like.schema, compression="zstd", use_dictionary=False) as writer:
-                for block in manifest_rows.regrouped(blocks()):
-                    writer.write_batch(block)
-                    digest.update(block)
-                    labelled += manifest_rows.labelled(block)
-                    count += block.num_rows
-                own = {b"genenc.digest": digest.hexdigest()}
-                if like.point_names:
-                    own[b"genenc.labels"] = json.dumps({**like.labels, "images_without": count - labelled})
-                writer.add_key_value_metadata({**stored, **own})
-            file.flush()
-            os.fsync(file.fileno())
+        blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in images())
+        _write_like(partial, like, blocks, points.names, labels)
 
     _replace(path, write)
     return Manifest.open(path)
+
+
+def _write_like(
+    path: Path, like: Manifest, blocks: Iterable[pa.RecordBatch], point_names: Sequence[str], labels: Mapping[str, Any]
+) -> None:
+    """Write rows, numbered anew, with the metadata of another manifest; images without a label are counted."""
+    members, columns = like.has_members, like.columns
+    digest, labelled, count = manifest_rows.Digest(point_names, members=members, columns=columns), 0, 0
+    stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
+    stored.pop(b"genenc.labels", None)
+    schema = manifest_rows.schema(point_names, members=members, columns=columns)
+    with path.open("xb") as file:
+        with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+            for block in manifest_rows.regrouped(blocks):
+                writer.write_batch(block)
+                digest.update(block)
+                labelled += manifest_rows.labelled(block)
+                count += block.num_rows
+            own = {
+                b"genenc.digest": digest.hexdigest(),
+                b"genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+            }
+            if point_names:
+                own[b"genenc.labels"] = json.dumps({**labels, "images_without": count - labelled})
+            writer.add_key_value_metadata({**stored, **own})
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def describe_difference(old: Manifest, new: Manifest) -> str:
@@ -519,15 +570,21 @@ def _matched(
     ) as blocks:
         for block in blocks:
             for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
-                # Labels name a member as if its container were a folder.
-                path = path if block.members is None else image_id
-                full = f"{source.root}/{path}" if path[0] != "/" else path
-                alias = None if block.members is None else _frame_of_stem(image_id)
-                matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own, alias=alias)
+                _add_image(matcher, row, image_id, path, source.root, own=own, inside=block.members is not None)
             first += len(block)
             kept = len(block) if limit is None else limit - (first - len(block))
             if kept > 0:
                 yield block.first(kept)
+
+
+def _add_image(
+    matcher: matching.Matcher, row: int, image_id: str, path: str, root: Path, *, own: int, inside: bool
+) -> None:
+    """Compare an image with the names of labels; they name a member as if its container were a folder."""
+    path = image_id if inside else path
+    full = f"{root}/{path}" if path[0] != "/" else path
+    alias = _frame_of_stem(image_id) if inside else None
+    matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own, alias=alias)
 
 
 def _frame_of_stem(image_id: str) -> str | None:
@@ -576,7 +633,7 @@ def _write(
     blocks = iter(blocks)
     head = list(itertools.islice(blocks, 1))
     columns = manifest_rows.further_columns(head[0].schema) if head else ()
-    digest = manifest_rows.Digest(point_names, members=members, more=columns)
+    digest = manifest_rows.Digest(point_names, members=members, columns=columns)
     like = manifest_rows.schema(point_names, members=members, columns=columns)
     count = with_label = 0
     with path.open("xb") as file:

@@ -28,10 +28,10 @@ _SHOWN = 3
 class Digest:
     """Incremental sha256 over manifest rows, one hash per column, independent of the block size."""
 
-    def __init__(self, point_names: Sequence[str], *, members: bool = False, more: Sequence[str] = ()) -> None:
+    def __init__(self, point_names: Sequence[str], *, members: bool = False, columns: Sequence[str] = ()) -> None:
         self._point_names = list(point_names)
-        columns = content_columns(point_names, members=members, columns=more)
-        self._hashes = {column: digests.ROWS.new() for column in columns}
+        hashed = content_columns(point_names, members=members, columns=columns)
+        self._hashes = {column: digests.ROWS.new() for column in hashed}
 
     def update(self, block: pa.RecordBatch) -> None:
         """Add the next rows."""

@@ -13,6 +13,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genenc_core import errors
 from genenc_core.store import layout, run_store, store_keys, transaction, verify, zarr_bytes
 from genenc_core.system import digests
 from genenc_core.system.digests import Buffer
@@ -81,6 +82,12 @@ def test_every_object_is_what_zarr_makes_of_it(
         found = joined(zarr_bytes.encode(metadata, key, start, block))
         assert found == bytes(zarr_bytes.encode_by_zarr(metadata, key, start, block))
         np.testing.assert_array_equal(zarr_bytes.decode(metadata, key, found, (start, stop)), block)
+        own = zarr_bytes.decode_rows(metadata, key, found, (start, stop))
+        assert (own.dtype, own.shape, own.tobytes()) == (block.dtype, block.shape, block.tobytes())
+        for at in range(0, len(found), 7):
+            damaged = found[:at] + bytes([found[at] ^ 1]) + found[at + 1 :]
+            with pytest.raises(errors.StoreError, match=r"checksum of a chunk is wrong|index of a shard is damaged"):
+                zarr_bytes.decode_rows(metadata, key, damaged, (start, stop))
 
 
 def index_first(told: Any) -> None:
@@ -116,6 +123,7 @@ def test_what_another_program_chose_is_left_to_zarr(tmp_path: Path, change: Any)
     assert zarr_bytes.read_format(metadata, block) is None
     found = joined(zarr_bytes.encode(metadata, "c.1.0", 4, block))
     np.testing.assert_array_equal(zarr_bytes.decode(metadata, "c.1.0", found, (4, 5)), block)
+    np.testing.assert_array_equal(zarr_bytes.decode_rows(metadata, "c.1.0", found, (4, 5)), block)
 
 
 def test_parts_look_at_the_block_and_copy_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Products of stored outputs of an encoder: what the first pass would have stored of them.
+
+An output that is stored as float32 gives the same bits. One that is stored as float16 was rounded once, to the nearest
+of its three digits; everything after that is computed in float32, as in the first pass.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from genenc_core.encoding import engine, post_encoder, products
+
+BATCH_BYTES = 64 * 2**20
+"""Stored bytes that are worked on at once."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredOutputs:
+    """Stored outputs of some images, and where their points are.
+
+    Shapes: `slots` `[B, ...]` by output slot, float16 or float32; `points` float64 `[B, K, 2]` in model pixels; `valid`
+    bool `[B, K]`; `view` float64 `[B, 4]` as in `engine.Batch`. `input_size` is (height, width) of the model input.
+    """
+
+    slots: Mapping[str, np.ndarray]
+    points: torch.Tensor
+    valid: torch.Tensor
+    view: torch.Tensor | None
+    input_size: tuple[int, int]
+
+
+@torch.inference_mode()
+def reduce(stored: StoredOutputs, wanted: Sequence[products.Product]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return every product `[B, ...]` in its stored type, and which images have only finite values, bool `[B]`.
+
+    Raises:
+        InputError: a value overflows the type of its product.
+    """
+    where = post_encoder.PointBatch(
+        xy=stored.points, valid=stored.valid, input_size=stored.input_size, view=stored.view
+    )
+    arrays: dict[str, np.ndarray] = {}
+    finite = torch.ones(len(stored.valid), dtype=torch.bool)
+    for product in wanted:
+        value = _applied(product, stored.slots[product.slot], dataclasses.replace(where, cells=product.cells))
+        finite &= engine.finite_rows(value, stored.valid if product.needs_points else None)
+        kept = value.to(getattr(torch, product.dtype))
+        if product.dtype == "float16" and value.dtype != torch.float16:
+            engine.refuse_overflow(product, engine.largest_overflow(value, kept).item())
+        arrays[product.name] = kept.numpy()
+    return arrays, finite.numpy()
+
+
+def _applied(product: products.Product, values: np.ndarray, where: post_encoder.PointBatch) -> torch.Tensor:
+    """Apply a product's modules; float16 becomes float32, as the encoder returned it, before any arithmetic."""
+    features = torch.from_numpy(values)
+    widened = features.dtype == torch.float32
+    for module in product.pipeline.modules:
+        # Copies of a few vectors are widened faster than whole maps.
+        if not widened and not post_encoder.copies_values(module):
+            features, widened = features.float(), True
+        features = module.apply(features, where)
+    if widened:
+        return features
+    # Missing points are NaN of the same bits as in float32.
+    return (
+        features.float().masked_fill_(~where.valid[..., None], torch.nan) if product.needs_points else features.float()
+    )
+
+
+def batches(rows: int, row_bytes: int) -> list[slice]:
+    """Return slices of `rows` rows, each of at most `BATCH_BYTES` unless a single row has more."""
+    size = max(BATCH_BYTES // max(row_bytes, 1), 1)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

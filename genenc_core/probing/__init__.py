@@ -1,0 +1,1 @@
+"""New points and poolings on stored outputs, without encoder and images."""
