@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genenc_core import errors
-from genenc_core.cli import demo_data, extraction, inspection, output
+from genenc_core.cli import demo_data, extraction, output, state
 from genenc_core.run import model_export, parameters
 from genenc_core.text import argument
 
@@ -41,7 +41,7 @@ def run(out: Path, runner: "Runner") -> int:
     if code not in (0, 3):
         return code
     output.say(["4/4  verifying every object against its commit record"])
-    damaged = inspection.verify(root, content=True, as_json=False)
+    damaged = state.verify(root, content=True, as_json=False)
     output.say(_closing(out, root, time.perf_counter() - began))
     return damaged
 

@@ -23,9 +23,9 @@ def add_to(app: typer.Typer) -> None:
     def status(run: RunArgument, json: Json = False) -> None:
         """Show the state of a run; exit code 0 complete, 3 complete with unreadable images, 1 not complete."""
         with output.report_errors(as_json=json):
-            from genenc_core.cli import inspection
+            from genenc_core.cli import state
 
-            raise typer.Exit(inspection.status(run, as_json=json))
+            raise typer.Exit(state.status(run, as_json=json))
 
     @usage.command(
         app,
@@ -46,9 +46,9 @@ def add_to(app: typer.Typer) -> None:
     ) -> None:
         """Check every committed object against its commit record; exit code 0 intact or repaired, 1 damaged."""
         with output.report_errors(as_json=json):
-            from genenc_core.cli import inspection
+            from genenc_core.cli import state
 
-            raise typer.Exit(inspection.verify(run, content=content, repair=repair, as_json=json))
+            raise typer.Exit(state.verify(run, content=content, repair=repair, as_json=json))
 
     @usage.lazy_command(
         app,
@@ -70,11 +70,11 @@ def add_to(app: typer.Typer) -> None:
             Exit codes: 0 nothing wrong, 3 some images unreadable, 2 the labels would be refused.
             """
             with output.report_errors(as_json=json):
-                from genenc_core.cli import looking
+                from genenc_core.cli import inspection
 
                 given = usage.merge_config(config, values, fields, required=("images",))
                 given = {name: value for name, value in given.items() if name not in usage.SWITCHES}
-                raise typer.Exit(looking.inspect(given, as_json=json))
+                raise typer.Exit(inspection.inspect(given, as_json=json))
 
         return inspect
 
@@ -100,9 +100,9 @@ def add_to(app: typer.Typer) -> None:
         ) -> None:
             """Show what a run contains, or describe a model: slots, batches, preprocessing; loads no weights."""
             with output.report_errors(as_json=json):
-                from genenc_core.cli import inspection
+                from genenc_core.cli import state
 
-                inspection.info(target, values["models"] or (), trust=bool(values["trust"]), as_json=json)
+                state.info(target, values["models"] or (), trust=bool(values["trust"]), as_json=json)
 
         return info
 

@@ -456,7 +456,7 @@ def test_the_demo_draws_the_same_images_every_time(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_reading_commands_import_neither_torch_nor_prefect() -> None:
     """It takes seconds, and in a working directory that was deleted torch ends the process."""
-    code = "import sys; from genenc_core.cli import inspection; from genenc_core.run import status; "
+    code = "import sys; from genenc_core.cli import state; from genenc_core.run import status; "
     code += "print([name for name in ('torch', 'prefect') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -62,7 +62,7 @@ def test_it_is_said_in_one_sentence_whatever_the_error_was_taken_for(
             raise errors.InputError("cannot get the pretrained weights: connect to the network") from error
         raise error
 
-    monkeypatch.setattr("genenc_core.cli.inspection.status", fail)
+    monkeypatch.setattr("genenc_core.cli.state.status", fail)
     said = genenc("status", tmp_path)
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("error: not enough memory or address space")

@@ -56,7 +56,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_said_with_the_remedy(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
-    monkeypatch.setattr("genenc_core.cli.inspection.status", lambda *_arguments, **_options: tempfile.mkdtemp())
+    monkeypatch.setattr("genenc_core.cli.state.status", lambda *_arguments, **_options: tempfile.mkdtemp())
     said = genenc("status", tmp_path)
     assert (said.code, said.out) == (1, "")
     assert "absent']: set TMPDIR to a folder that can be written\n" in said.err

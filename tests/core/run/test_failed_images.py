@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genenc_core import errors
-from genenc_core.cli import inspection
+from genenc_core.cli import state
 from genenc_core.run import driver, status
 from genenc_core.run.folder import RunFolder
 
@@ -25,10 +25,10 @@ def test_all_images_that_broke_a_shard_are_listed(
     assert [item["image_id"] for item in found.failed_images] == [path.name for path in broken]
     assert all("not a known image format" in item["reason"] for item in found.failed_images), found.failed_images
     assert found.unreadable == ()
-    assert inspection.status(result.run.root, as_json=False) == 1
+    assert state.status(result.run.root, as_json=False) == 1
     said = capsys.readouterr().out  # type: ignore[attr-defined]
     assert all(f"row {row}: {path.name}: " in said for row, path in enumerate(broken))
-    inspection.status(result.run.root, as_json=True)
+    state.status(result.run.root, as_json=True)
     assert len(json.loads(capsys.readouterr().out)["failed_images"]) == 3  # type: ignore[attr-defined]
     for path, data in before.items():
         path.write_bytes(data)

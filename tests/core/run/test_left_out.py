@@ -9,7 +9,7 @@ import pytest
 
 import pictures
 from genenc_core import errors
-from genenc_core.cli import inspection
+from genenc_core.cli import state
 from genenc_core.images.decode import heif
 from genenc_core.images.sources import folders
 from genenc_core.run import driver, parameters, status
@@ -38,7 +38,7 @@ def test_at_planning_in_status_and_in_the_readme(tmp_path: Path, capsys: pytest.
     assert [str(item.message) for item in told if item.category is folders.FilesLeftOut] == [words]
     assert f"left out: {words}" in status.summary_lines(status.survey(RunFolder(tmp_path / "run")), None)
     assert words in (tmp_path / "run/README.md").read_text().replace("\\", "")
-    inspection.status(tmp_path / "run", as_json=True)
+    state.status(tmp_path / "run", as_json=True)
     found = json.loads(capsys.readouterr().out)["left_out"]
     assert found[".hdr"] == {"files": 1, "first": ["c.hdr"]}
     # They are no part of what the run means.
