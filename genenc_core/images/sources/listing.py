@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from genenc_core import errors
-from genenc_core.images.sources import folders, image_source, members, tables
+from genenc_core.images.sources import folders, image_source, tables
 from genenc_core.images.sources.block import Block
 
 _THREADS = 64
@@ -69,6 +69,8 @@ def iter_blocks(
         InputError: a folder cannot be listed, or a list has an empty or repeated entry (repeats are found at the end).
     """
     if source.kind == "members":
+        from genenc_core.images.sources import members  # which needs torch
+
         yield from members.iter_blocks(
             source, limit=limit, block_rows=block_rows, left_out=left_out, checkpoint=checkpoint
         )
