@@ -34,9 +34,11 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
 def test_deployments_refer_to_the_installed_package_and_may_be_registered_again(client: SyncPrefectClient) -> None:
     first = deploying.deploy()
     count = len(list(deploying.shipped()))
-    assert [line.rpartition(": ")[2] for line in first] == ["created"] * (1 + count)  # the work pool first
+    assert [line.rpartition(": ")[2] for line in first] == ["created"] * (
+        count + 2
+    )  # the work pool first, an automation last
     again = deploying.deploy()
-    assert [line.rpartition(": ")[2] for line in again] == ["there", *["updated"] * count]
+    assert [line.rpartition(": ")[2] for line in again] == ["there", *["updated"] * (count + 1)]
     for made in deploying.shipped():
         found = client.read_deployment_by_name(made.full_name)
         assert import_object(found.entrypoint).name == made.flow_name
