@@ -21,6 +21,7 @@ import tiny_models
 from genenc_core import api, errors
 from genenc_core.dataset import documents, folder, parts, rows, update, verify
 from genenc_core.dataset.parameters import UpdateParameters
+from genenc_core.images.labels.point_table import LabelsNotUsed
 from genenc_core.run import driver, model_cache, records, status, worker
 from genenc_core.run.parameters import Changes, ExtractParameters
 
@@ -538,6 +539,32 @@ def test_other_points_are_refused_and_fewer_are_missing(updated: Update, add: Ad
     (tmp_path / "points.csv").write_text("\n".join(["image,point,x,y", *both, "new.png,paw,9,9"]) + "\n")
     with pytest.raises(errors.OtherRunError, match="points: nose, tail -> nose, tail, paw"):
         updated(points=str(tmp_path / "points.csv"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True])
+def test_labels_of_an_individual_are_no_others(
+    updated: Update, add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """Refused, but in datasets that were made when the column of individuals was not read: taken, with a warning."""
+    place = tmp_path / "points.csv"
+
+    def without(identity: Mapping[str, Any], points: list[str], individuals: list[str]) -> dict[str, Any]:
+        return {"schema": documents.DATASET_SCHEMA, "identity": dict(identity), "points": points}
+
+    place.write_text("image,point,x,y\nimg_000.png,nose,20,30\n")
+    with monkeypatch.context() as before:
+        if earlier:
+            before.setattr(documents, "meaning_to_json", without)
+        updated(points=str(place))
+    add("new.png", seed=81)
+    place.write_text("image,point,x,y,individual\nimg_000.png,nose,20,30,m1\nnew.png,nose,9,9,m1\n")
+    if earlier:
+        with pytest.warns(LabelsNotUsed, match="the labels of m1 are taken as those of nose, since this dataset"):
+            assert counts(updated(points=str(place))) == {"rows": 7, "new": 1}
+        return
+    with pytest.raises(errors.OtherRunError, match=r"points: nose -> m1\.nose"):
+        updated(points=str(place))
 
 
 @pytest.mark.slow
