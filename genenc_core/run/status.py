@@ -56,6 +56,8 @@ class Survey:
     left_out: Mapping[str, tuple[int, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
     foreign: tuple[str, ...] = ()
     """Files among the commit records that belong to no shard of the run."""
+    dataset: str | None = None
+    """The dataset that the run is a part of."""
 
 
 def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool = True) -> Survey:
@@ -99,6 +101,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         labels=folder.manifest.labels,
         left_out=folder.manifest.left_out,
         foreign=tuple(foreign),
+        dataset=folder.dataset,
     )
 
 
@@ -382,10 +385,12 @@ def _refuse(folder: RunFolder, problems: Sequence[verify.Problem]) -> None:
     shards = (f"shard {item.shard:05d}: " if item.shard is not None else "" for item in problems)
     found = "; ".join(f"{shard}{item.place}: {item.what}" for shard, item in zip(shards, problems[:5], strict=False))
     where = argument(folder.root)
-    raise errors.StoreError(
-        f"{folder.root!r} is damaged: {found}; genenc verify {where} lists all problems, genenc verify {where} "
-        f"--repair makes damaged shards pending, then genenc resume {where} encodes them again"
+    remedy = (
+        f"genenc verify {where} --repair makes damaged shards pending, then genenc resume {where} encodes them again"
     )
+    if folder.dataset is not None:
+        remedy = f"restore this part of the dataset {folder.dataset!r} from a copy"
+    raise errors.StoreError(f"{folder.root!r} is damaged: {found}; genenc verify {where} lists all problems, {remedy}")
 
 
 def label_lines(labels: Mapping[str, Any]) -> list[str]:
@@ -409,6 +414,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
     where = f"{status.committed} of {plural(status.shards, 'shard')}"
     lines = [f"{status.ok} of {plural(status.rows, 'image')} stored in {where}"]
     root = argument(status.root)
+    dataset = None if found.dataset is None else argument(found.dataset)
     if status.unreadable:
         lines.append(f"{status.unreadable} unreadable (rows kept, NaN):")
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
@@ -417,6 +423,9 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines.append(
             f"  to retry them: genenc resume {root} --shards unreadable, with --accept-changed for files that were "
             "repaired or replaced since the run was planned"
+            if dataset is None
+            else f"  to retry them: genenc update {dataset} for files that were repaired or replaced, with "
+            "--retry-unreadable for those that were not"
         )
     if status.changed:
         lines.append(f"{status.changed} stored from files that changed since the run was planned")
@@ -437,7 +446,8 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines.append(f"left out: {folders.describe(found.left_out)}")
     if found.foreign:
         named = ", ".join(found.foreign[:5]) + (", ..." if len(found.foreign) > 5 else "")
-        lines.append(f"foreign files among the commit records: {named}; genenc verify {root} --repair sets them aside")
+        remedy = "" if dataset else f"; genenc verify {root} --repair sets them aside"
+        lines.append(f"foreign files among the commit records: {named}{remedy}")
     if limit is not None:
         lines.append(limit.words)
     if status.failed:
@@ -447,7 +457,8 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
     if len(broken) > most:
         lines.append(f"... and {plural(len(broken) - most, 'more damaged shard')}: genenc verify {root}")
     if status.pending:
-        lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {root}")
+        command = f"genenc resume {root}" if dataset is None else f"genenc update {dataset}"
+        lines.append(f"{plural(status.pending, 'shard')} to do: {command}")
     return lines
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import pictures
 import s3_server
 import tiny_models
 from genenc_core import api, errors
+from genenc_core.cli import inspection
 from genenc_core.dataset import documents, folder, parts, rows, update, verify
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.images.labels.point_table import LabelsNotUsed
@@ -175,6 +177,15 @@ def test_a_part_does_not_heal_in_place(updated: Update, photos: Path, tmp_path: 
     run = updated().results[0].run
     with pytest.raises(errors.InputError, match=r"genenc update .* --retry-unreadable"):
         driver.resume(run, "unreadable", Changes(trust=True))
+    said = "\n".join(status.summary_lines(status.survey(run), None))
+    assert f"to retry them: genenc update {tmp_path / 'dataset'} for files" in said
+    (victim, *_) = (Path(run.root) / "features.zarr" / "features").glob("c*")
+    victim.write_bytes(b"x")
+    with pytest.raises(errors.StoreError, match="restore this part of the dataset"):
+        status.require_intact(run)
+    (lines,) = inspection._advice(run.root, status.verify_run(run))
+    commands = re.findall("genenc [a-z]+", f"{said} {lines}")
+    assert {*commands} == {"genenc update"}  # resume and verify --repair are refused
 
 
 @pytest.mark.slow
