@@ -50,11 +50,13 @@ def is_earlier_run(root: Root) -> bool:
 
 
 def dataset_of(root: Root) -> str | None:
-    """Return the dataset that a run folder is a part of; None if it is none."""
-    place = str(root).rstrip("/") if is_remote(root) else os.path.abspath(root)  # noqa: PTH100
-    folder, _, name = place.rpartition("/parts/")
-    inside = folder and "/" not in name and open_objects(to_root(folder)).size(DATASET) is not None
-    return folder if inside else None
+    """Return the dataset that a run folder is a part of, whatever links lead to it; None if it is none."""
+    places = [str(root).rstrip("/")] if is_remote(root) else [os.path.abspath(root), os.path.realpath(root)]  # noqa: PTH100
+    for place in dict.fromkeys(places):
+        folder, _, name = place.rpartition("/parts/")
+        if folder and "/" not in name and open_objects(to_root(folder)).size(DATASET) is not None:
+            return folder
+    return None
 
 
 class RunFolder:

@@ -25,6 +25,7 @@ from genenc_core.dataset import documents, folder, parts, rows, update, verify
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.images.labels.point_table import LabelsNotUsed
 from genenc_core.run import driver, model_cache, records, status, worker
+from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import Changes, ExtractParameters
 
 Update = Callable[..., update.Updated]
@@ -177,6 +178,13 @@ def test_a_part_does_not_heal_in_place(updated: Update, photos: Path, tmp_path: 
     run = updated().results[0].run
     with pytest.raises(errors.InputError, match=r"genenc update .* --retry-unreadable"):
         driver.resume(run, "unreadable", Changes(trust=True))
+    (tmp_path / "part").symlink_to(run.root)
+    (tmp_path / "all").symlink_to(tmp_path / "dataset" / "parts")
+    for link in (tmp_path / "part", tmp_path / "all" / "p000001"):
+        with pytest.raises(errors.InputError, match="is a part of the dataset"):
+            driver.resume(RunFolder(link), "unreadable", Changes(trust=True))
+        with pytest.raises(errors.InputError, match="is a part of the dataset"):
+            api.Run.open(link).repair()
     said = "\n".join(status.summary_lines(status.survey(run), None))
     assert f"to retry them: genenc update {tmp_path / 'dataset'} for files" in said
     (victim, *_) = (Path(run.root) / "features.zarr" / "features").glob("c*")
