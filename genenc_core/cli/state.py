@@ -8,7 +8,7 @@ from genenc_core import api, errors, spec
 from genenc_core.cli import output
 from genenc_core.run import precision, probe_source
 from genenc_core.run import status as run_status
-from genenc_core.run.folder import DATASET, MODEL_SPEC, PROBED, RunFolder
+from genenc_core.run.folder import DATASET, MODEL_SPEC, PROBED, RunFolder, dataset_of
 from genenc_core.run.integrity import README
 from genenc_core.store.backends.objects import Root, is_remote, join, open_objects
 from genenc_core.store.repair import Repaired, is_original
@@ -123,6 +123,8 @@ def _verify_dataset(root: Root, *, content: bool, repair: bool, as_json: bool) -
 
 def _advice(root: Root, report: VerifyReport) -> list[str]:
     """Return remedies for the kinds of damage found."""
+    if (dataset := dataset_of(root)) is not None:
+        return [f"a part of the dataset {dataset!r}, whose versions must not change: restore it from a copy"]
     store, where = RunStore.open(root), argument(root)
     originals = [problem.key for problem in report.problems if is_original(store, problem)]
     lost = [key for key in dict.fromkeys(originals) if key != README]

@@ -55,7 +55,10 @@ class Meaning(pydantic.BaseModel):
     points: list[str]
     """Names of the points, in the order of the arrays."""
     individuals: list[str] = []
-    """The individual of each point, "" for none; [] if the labels name none."""
+    """The individual of each point, "" for none; [] if the labels name none.
+
+    Not set in datasets with points whose labels were read without their individuals.
+    """
 
 
 class Part(pydantic.BaseModel):
@@ -219,7 +222,7 @@ def held_number(name: str) -> int | None:
 
 def meaning_to_json(identity: Mapping[str, Any], points: list[str], individuals: list[str]) -> dict[str, Any]:
     """Return the content of `dataset.json`."""
-    more = {"individuals": individuals} if individuals else {}
+    more = {"individuals": individuals} if points else {}
     return {"schema": DATASET_SCHEMA, "identity": dict(identity), "points": points, **more}
 
 

@@ -17,6 +17,7 @@ from genenc_core.dataset.documents import Written
 from genenc_core.dataset.folder import DatasetFolder, exists
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.encoding import cancellation
+from genenc_core.images.labels.point_table import LabelsNotUsed, PointTable
 from genenc_core.images.sources import folders, manifest
 from genenc_core.run import driver, model_cache, model_files, out_folder, planning, records
 from genenc_core.run.folder import MANIFEST, RunFolder
@@ -177,8 +178,9 @@ class Update:
         source = dataclasses.replace(source, columns=False)
         table = planning.read_labels(self.extract)
         if table is not None and folder is not None:
-            if not folder.meaning.individuals and not {*table.names} <= {*folder.meaning.points}:
-                table = table.without_individuals()  # as tables were read when the dataset was made
+            read_without = "individuals" not in folder.meaning.model_fields_set
+            if read_without and not {*table.names} <= {*folder.meaning.points}:
+                table = _without_individuals(table)  # as tables were read when the dataset was made
             table = table.in_order_of(folder.meaning.points, individuals=folder.meaning.individuals)
         exported = None if like else self.scratch / "model"
         used = self.extract
@@ -389,6 +391,19 @@ def _remember(folder: DatasetFolder, given: UpdateParameters) -> None:
     found, known = given.remembered(), folder.objects.size(documents.SETTINGS) is not None
     if not known or records.read_json(folder.objects, documents.SETTINGS) != found:
         records.write_json(folder.objects, documents.SETTINGS, found)
+
+
+def _without_individuals(table: PointTable) -> PointTable:
+    plain = table.without_individuals()
+    if plain is not table:
+        warnings.warn(
+            f"the labels of {', '.join(sorted({*table.individuals} - {''}))} are taken as those of "
+            f"{', '.join(plain.names)}, since this dataset was made without the column of individuals: give those of "
+            "one individual alone",
+            LabelsNotUsed,
+            stacklevel=3,
+        )
+    return plain
 
 
 def _refuse_other(folder: DatasetFolder, meaning: Mapping[str, Any], points: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from genenc_core import spec
 from genenc_core.encoding import cancellation
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.reader import ContainerReader
+from genenc_core.images.decode import heif
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load.loader import ImageLoader
 from genenc_core.images.sources.manifest import Manifest
@@ -37,6 +39,15 @@ _MODES: Final = {
     "HDR": "float RGB",
 }
 _PNG_COLOURS: Final = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+_TIFF_COLOURS: Final = {
+    **dict.fromkeys(("MINISWHITE", "MINISBLACK", "MASK"), "grey"),
+    "PALETTE": "palette",
+    "SEPARATED": "CMYK",
+    "YCBCR": "YCbCr",
+    "CIELAB": "Lab",
+    "ICCLAB": "Lab",
+    "ITULAB": "Lab",
+}
 _FLOAT: Final = 3
 """TIFF's SampleFormat."""
 
@@ -134,17 +145,29 @@ def describe_file(file: BinaryIO) -> tuple[str, str]:
         if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             with tifffile.TiffFile(file) as tiff:
                 return "TIFF", _tiff_kind(tiff.pages[0])
+        if (bits := _pnm_bits(head)) is not None:
+            return "PNM", f"{bits}-bit {'RGB' if head[1:2] in b'36' else 'grey'}"
+        if heif.kind(head) == "HEIC":
+            with heif.plugin("HEIC")(file) as image:
+                return "HEIC", _MODES.get(image.mode, image.mode).replace("8", str(image.info.get("bit_depth", 8)), 1)
         with Image.open(file) as image:
             form = (image.format or "unknown").replace("PPM", "PNM")
-            return form, _MODES.get(image.mode, image.mode)
+            mode = "I;16" if (form, image.mode) == ("PNM", "I") else image.mode
+            return form, _MODES.get(mode, mode)
     return "unknown", "unknown"
+
+
+def _pnm_bits(head: bytes) -> int | None:
+    """Return the bits of a PGM or PPM, which Pillow reduces or widens; None if its header is another's or goes on."""
+    found = re.match(rb"P[2356]\s+\d+\s+\d+\s+(\d{1,5})\s", head)
+    return None if found is None else 8 if int(found[1]) < 256 else 16
 
 
 def _tiff_kind(page: Any) -> str:
     bits, count = page.bitspersample, int(page.samplesperpixel)
     bits = max(bits) if isinstance(bits, tuple) else bits
     number = "float " if page.sampleformat == _FLOAT else ""
-    colours = {"PALETTE": "palette", "SEPARATED": "CMYK", "RGB": "RGB"}.get(page.photometric.name, "grey")
-    expected = {"RGB": 3, "CMYK": 4}.get(colours, 1)
+    colours = _TIFF_COLOURS.get(page.photometric.name, page.photometric.name)
+    expected = {"grey": 1, "palette": 1, "CMYK": 4}.get(colours, 3)
     more = f" with {count - expected} more channels" if count > expected else ""
     return f"{bits}-bit {number}{colours}{more}"

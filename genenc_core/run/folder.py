@@ -51,6 +51,16 @@ def is_earlier_run(root: Root) -> bool:
     return run_store.RunStore.exists(root) and CELLS not in run_store.RunStore.open(root).plan.identity
 
 
+def dataset_of(root: Root) -> str | None:
+    """Return the dataset that a run folder is a part of, whatever links lead to it; None if it is none."""
+    places = [str(root).rstrip("/")] if is_remote(root) else [os.path.abspath(root), os.path.realpath(root)]  # noqa: PTH100
+    for place in dict.fromkeys(places):
+        folder, _, name = place.rpartition("/parts/")
+        if folder and "/" not in name and open_objects(to_root(folder)).size(DATASET) is not None:
+            return folder
+    return None
+
+
 class RunFolder:
     """An opened run folder, local or on S3.
 
@@ -80,10 +90,7 @@ class RunFolder:
     @property
     def dataset(self) -> str | None:
         """The dataset that the run is a part of; None if it is none."""
-        place = self.root.rstrip("/") if is_remote(self.root) else os.path.abspath(self.root)  # noqa: PTH100
-        folder, _, name = place.rpartition("/parts/")
-        inside = folder and "/" not in name and open_objects(to_root(folder)).size(DATASET) is not None
-        return folder if inside else None
+        return dataset_of(self.root)
 
     @property
     def is_probe_set(self) -> bool:

@@ -59,6 +59,8 @@ class Survey:
     is_probe_set: bool = False
     source: tuple[str, ...] = ()
     """Of a probe set: what has become of its source, as text."""
+    dataset: str | None = None
+    """The dataset that the run is a part of."""
 
 
 def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool = True) -> Survey:
@@ -104,6 +106,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         foreign=tuple(foreign),
         is_probe_set=folder.is_probe_set,
         source=tuple(probe_source.notes(folder)) if folder.is_probe_set else (),
+        dataset=folder.dataset,
     )
 
 
@@ -392,10 +395,12 @@ def _refuse(folder: RunFolder, problems: Sequence[verify.Problem]) -> None:
     shards = (f"shard {item.shard:05d}: " if item.shard is not None else "" for item in problems)
     found = "; ".join(f"{shard}{item.place}: {item.what}" for shard, item in zip(shards, problems[:5], strict=False))
     where = argument(folder.root)
-    raise errors.StoreError(
-        f"{folder.root!r} is damaged: {found}; genenc verify {where} lists all problems, genenc verify {where} "
-        f"--repair makes damaged shards pending, then genenc resume {where} encodes them again"
+    remedy = (
+        f"genenc verify {where} --repair makes damaged shards pending, then genenc resume {where} encodes them again"
     )
+    if folder.dataset is not None:
+        remedy = f"restore this part of the dataset {folder.dataset!r} from a copy"
+    raise errors.StoreError(f"{folder.root!r} is damaged: {found}; genenc verify {where} lists all problems, {remedy}")
 
 
 def label_lines(labels: Mapping[str, Any]) -> list[str]:
@@ -419,6 +424,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
     where = f"{status.committed} of {plural(status.shards, 'shard')}"
     lines = [f"{status.ok} of {plural(status.rows, 'image')} stored in {where}"]
     root = argument(status.root)
+    dataset = None if found.dataset is None else argument(found.dataset)
     if status.unreadable:
         lines.append(f"{status.unreadable} unreadable (rows kept, NaN):")
         lines += [f"  row {item['row']}: {item['image_id']}: {item['reason']}" for item in failures]
@@ -428,6 +434,9 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
             lines.append(
                 f"  to retry them: genenc resume {root} --shards unreadable, with --accept-changed for files that were "
                 "repaired or replaced since the run was planned"
+                if dataset is None
+                else f"  to retry them: genenc update {dataset} for files that were repaired or replaced, with "
+                "--retry-unreadable for those that were not"
             )
     if status.changed:
         lines.append(f"{status.changed} stored from files that changed since the run was planned")
@@ -448,7 +457,8 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines.append(f"left out: {folders.describe(found.left_out)}")
     if found.foreign:
         named = ", ".join(found.foreign[:5]) + (", ..." if len(found.foreign) > 5 else "")
-        lines.append(f"foreign files among the commit records: {named}; genenc verify {root} --repair sets them aside")
+        remedy = "" if dataset else f"; genenc verify {root} --repair sets them aside"
+        lines.append(f"foreign files among the commit records: {named}{remedy}")
     if limit is not None:
         lines.append(limit.words)
     lines += found.source
@@ -459,7 +469,8 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
     if len(broken) > most:
         lines.append(f"... and {plural(len(broken) - most, 'more damaged shard')}: genenc verify {root}")
     if status.pending:
-        lines.append(f"{plural(status.pending, 'shard')} to do: genenc resume {root}")
+        command = f"genenc resume {root}" if dataset is None else f"genenc update {dataset}"
+        lines.append(f"{plural(status.pending, 'shard')} to do: {command}")
     return lines
 
 

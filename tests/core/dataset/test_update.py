@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,9 +20,12 @@ import pictures
 import s3_server
 import tiny_models
 from genenc_core import api, errors
+from genenc_core.cli import inspection
 from genenc_core.dataset import documents, folder, parts, rows, update, verify
 from genenc_core.dataset.parameters import UpdateParameters
+from genenc_core.images.labels.point_table import LabelsNotUsed
 from genenc_core.run import driver, model_cache, records, status, worker
+from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import Changes, ExtractParameters
 
 Update = Callable[..., update.Updated]
@@ -174,6 +178,22 @@ def test_a_part_does_not_heal_in_place(updated: Update, photos: Path, tmp_path: 
     run = updated().results[0].run
     with pytest.raises(errors.InputError, match=r"genenc update .* --retry-unreadable"):
         driver.resume(run, "unreadable", Changes(trust=True))
+    (tmp_path / "part").symlink_to(run.root)
+    (tmp_path / "all").symlink_to(tmp_path / "dataset" / "parts")
+    for link in (tmp_path / "part", tmp_path / "all" / "p000001"):
+        with pytest.raises(errors.InputError, match="is a part of the dataset"):
+            driver.resume(RunFolder(link), "unreadable", Changes(trust=True))
+        with pytest.raises(errors.InputError, match="is a part of the dataset"):
+            api.Run.open(link).repair()
+    said = "\n".join(status.summary_lines(status.survey(run), None))
+    assert f"to retry them: genenc update {tmp_path / 'dataset'} for files" in said
+    (victim, *_) = (Path(run.root) / "features.zarr" / "features").glob("c*")
+    victim.write_bytes(b"x")
+    with pytest.raises(errors.StoreError, match="restore this part of the dataset"):
+        status.require_intact(run)
+    (lines,) = inspection._advice(run.root, status.verify_run(run))
+    commands = re.findall("genenc [a-z]+", f"{said} {lines}")
+    assert {*commands} == {"genenc update"}  # resume and verify --repair are refused
 
 
 @pytest.mark.slow
@@ -538,6 +558,32 @@ def test_other_points_are_refused_and_fewer_are_missing(updated: Update, add: Ad
     (tmp_path / "points.csv").write_text("\n".join(["image,point,x,y", *both, "new.png,paw,9,9"]) + "\n")
     with pytest.raises(errors.OtherRunError, match="points: nose, tail -> nose, tail, paw"):
         updated(points=str(tmp_path / "points.csv"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("earlier", [False, True])
+def test_labels_of_an_individual_are_no_others(
+    updated: Update, add: Add, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: bool
+) -> None:
+    """Refused, but in datasets that were made when the column of individuals was not read: taken, with a warning."""
+    place = tmp_path / "points.csv"
+
+    def without(identity: Mapping[str, Any], points: list[str], individuals: list[str]) -> dict[str, Any]:
+        return {"schema": documents.DATASET_SCHEMA, "identity": dict(identity), "points": points}
+
+    place.write_text("image,point,x,y\nimg_000.png,nose,20,30\n")
+    with monkeypatch.context() as before:
+        if earlier:
+            before.setattr(documents, "meaning_to_json", without)
+        updated(points=str(place))
+    add("new.png", seed=81)
+    place.write_text("image,point,x,y,individual\nimg_000.png,nose,20,30,m1\nnew.png,nose,9,9,m1\n")
+    if earlier:
+        with pytest.warns(LabelsNotUsed, match="the labels of m1 are taken as those of nose, since this dataset"):
+            assert counts(updated(points=str(place))) == {"rows": 7, "new": 1}
+        return
+    with pytest.raises(errors.OtherRunError, match=r"points: nose -> m1\.nose"):
+        updated(points=str(place))
 
 
 @pytest.mark.slow

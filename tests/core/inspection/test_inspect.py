@@ -232,6 +232,35 @@ def test_the_kind_of_a_file(tmp_path: Path, save: Any, form: str, kind: str) -> 
     assert kind in found[1]
 
 
+def test_the_kind_of_a_file_whose_pixels_are_converted(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    files = {
+        "pgm16": (b"P5 4 4 65535\n" + bytes(32), ("PNM", "16-bit grey")),
+        "pgm": (b"P5 4 4 255\n" + bytes(16), ("PNM", "8-bit grey")),
+        "ppm16": (b"P6 4 4 1023\n" + bytes(96), ("PNM", "16-bit RGB")),
+        "pbm": (b"P4 8 4\n" + bytes(4), ("PNM", "1-bit")),
+        "comment": (b"P5 # a comment of more than 32 bytes\n4 4 65535\n" + bytes(32), ("PNM", "16-bit grey")),
+    }
+    for name, (content, said) in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert images.describe_file(str(tmp_path / name)) == said, name
+    for photometric, said in (
+        ("ycbcr", "8-bit YCbCr"),
+        ("cielab", "8-bit Lab"),
+        ("minisblack", "with 2 more channels"),
+    ):
+        tifffile.imwrite(tmp_path / "t.tif", rgb, photometric=photometric, planarconfig="contig")
+        assert images.describe_file(str(tmp_path / "t.tif"))[1].endswith(said)
+    heif = pytest.importorskip("pillow_heif")
+    for depth, kind in ((8, "8-bit RGB"), (10, "10-bit RGB")):
+        data = (rgb.astype(np.uint16) * 257).tobytes() if depth > 8 else rgb.tobytes()
+        encoded = heif.encode(
+            "RGB;16" if depth > 8 else "RGB", (64, 48), data, tmp_path / "h.heic", save_nclx_profile=False
+        )
+        assert encoded is None
+        assert images.describe_file(str(tmp_path / "h.heic")) == ("HEIC", kind)
+
+
 def test_the_command_writes_the_sheet_where_it_is_asked_to(mixed: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
