@@ -33,9 +33,9 @@ def client(prefect_server: None) -> Iterator[SyncPrefectClient]:
 @pytest.mark.slow
 def test_deployments_refer_to_the_installed_package_and_may_be_registered_again(client: SyncPrefectClient) -> None:
     first = deploying.deploy()
-    assert [line.rpartition(": ")[2] for line in first] == ["created"] * 7
+    assert [line.rpartition(": ")[2] for line in first] == ["created"] * 8
     again = deploying.deploy()
-    assert [line.rpartition(": ")[2] for line in again] == ["there", *["updated"] * 6]
+    assert [line.rpartition(": ")[2] for line in again] == ["there", *["updated"] * 7]
     for made in deploying.shipped():
         found = client.read_deployment_by_name(made.full_name)
         assert import_object(found.entrypoint).name == made.flow_name
