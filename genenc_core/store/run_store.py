@@ -225,27 +225,16 @@ class RunStore:
         """
         with disk_errors(f"shard {record.shard:05d} of {self.name!r}"):
             self._finish(record)
-            return self._decoded(record, None, zarr_bytes.decode)
-
-    def _decoded(
-        self,
-        record: commit_record.CommitRecord,
-        names: Container[str] | None,
-        decode: Callable[[bytes, str, bytes, tuple[int, int]], np.ndarray],
-    ) -> dict[str, np.ndarray]:
-        """Return a promoted shard's rows of the arrays named, None for all; each object is compared with its record."""
-        blocks = {}
-        for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
-            if names is not None and array.name not in names:
-                continue
-            data = self.objects.read(f"{store_keys.GROUP}/{item.key}", most=item.size)
-            if digests.of([data], digests.algorithm(item.digest)) != item.digest:
-                raise errors.StoreError(
-                    f"shard {record.shard:05d}: {item.key!r} differs from the committed object; genenc verify "
-                    "--repair makes the shard pending"
-                )
-            metadata = self.metadata(array.name)
-            blocks[array.name] = decode(metadata, item.key.partition("/")[2], data, record.rows)
+            blocks = {}
+            for array, item in zip(self.plan.all_arrays, record.objects, strict=True):
+                data = self.objects.read(f"{store_keys.GROUP}/{item.key}", most=item.size)
+                if not _is_of(item, data):
+                    raise errors.StoreError(
+                        f"shard {record.shard:05d}: {item.key!r} differs from the committed object; genenc verify "
+                        "--repair makes the shard pending"
+                    )
+                metadata = self.metadata(array.name)
+                blocks[array.name] = zarr_bytes.decode(metadata, item.key.partition("/")[2], data, record.rows)
         return blocks
 
     def values(
@@ -253,25 +242,40 @@ class RunStore:
     ) -> tuple[list[commit_record.CommitRecord], dict[str, np.ndarray]] | None:
         """Return a shard's records, oldest first, and its rows of some arrays; None if it is pending. Writes nothing.
 
+        A shard whose objects are staged, because a process was killed or is at work, is read where they are.
+
         Raises:
-            StoreError: no such shard, a record or object is damaged, or an object is not in place yet.
+            StoreError: no such shard, or a record or object is damaged or unreadable.
         """
         with read_errors(self.name):
             while records := self.history(shard):
+                blocks: dict[str, np.ndarray] = {}
                 try:
-                    return records, self._decoded(records[-1], names, zarr_bytes.decode_rows)
-                except (errors.StoreError, FileNotFoundError) as error:
+                    for array, item in zip(self.plan.all_arrays, records[-1].objects, strict=True):
+                        if array.name in names:
+                            data, metadata = self._committed(records[-1], item), self.metadata(array.name)
+                            key = item.key.partition("/")[2]
+                            blocks[array.name] = zarr_bytes.decode_rows(metadata, key, data, records[-1].rows)
+                except errors.StoreError:
                     # Another process may have healed the shard meanwhile, and then its objects are other ones.
-                    if self._later(records[-1]) is not None:
-                        continue
-                    if isinstance(error, errors.StoreError):
+                    if self._later(records[-1]) is None:
                         raise
-                    raise errors.StoreError(
-                        f"shard {shard:05d} of {self.name!r} is committed, but {error.filename!r} is not in place: "
-                        f"genenc resume {argument(self.name)} finishes it if its process was killed, else genenc "
-                        f"verify {argument(self.name)} says what is damaged"
-                    ) from error
+                else:
+                    return records, blocks
         return None
+
+    def _committed(self, record: commit_record.CommitRecord, item: commit_record.ObjectRecord) -> bytes:
+        """Return an object of a record, in place or staged."""
+        in_place = f"{store_keys.GROUP}/{item.key}"
+        for key in (in_place, f"{store_keys.STAGING}/{item.staged}", in_place):  # it may be promoted meanwhile
+            with contextlib.suppress(FileNotFoundError, errors.UnsafeFileError):
+                data = self.objects.read(key, most=item.size)
+                if _is_of(item, data):
+                    return data
+        raise errors.StoreError(
+            f"shard {record.shard:05d} of {self.name!r}: {item.key!r} is missing, or differs from the committed "
+            f"object; genenc verify {argument(self.name)} says what is damaged"
+        )
 
     def history(self, shard: int) -> list[commit_record.CommitRecord]:
         """Return all records of a shard, oldest first; [] if it is pending.
@@ -469,6 +473,10 @@ class RunStore:
                 "copy or recreate the run with another --out"
             )
         return data
+
+
+def _is_of(item: commit_record.ObjectRecord, data: bytes) -> bool:
+    return digests.of([data], digests.algorithm(item.digest)) == item.digest
 
 
 def disk_errors(what: str) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validation
 
 from genenc_core.run.parameters import ExtractParameters
-from genenc_flows import dataset, extraction, model, pipeline
+from genenc_flows import dataset, extraction, model, pipeline, probing
 
 FLOWS: tuple[Any, ...] = (
     extraction.extract_features,
@@ -16,6 +16,7 @@ FLOWS: tuple[Any, ...] = (
     model.export_model,
     dataset.update_dataset,
     pipeline.pipeline,
+    probing.probe_features,
 )
 
 
@@ -57,7 +58,7 @@ def test_a_form_is_accepted_with_its_defaults(flow: Any) -> None:
     """The form sends the defaults of all fields; the server checks them as here before it makes a run."""
     schema = parameter_schema(flow).model_dump()
     values = {name: field["default"] for name, field in schema["properties"].items() if "default" in field}
-    required = {"given": {"images": "p", "model": "m", "out": "o"}, "run": "r", "model_folder": "f"}
+    required = {"given": {"images": "p", "model": "m", "out": "o", "source": "s"}, "run": "r", "model_folder": "f"}
     values |= {name: value for name, value in required.items() if name in schema["properties"]}
     prepared = validation.preprocess_schema(schema)
     assert [error.message for error in validation.validate(values, prepared, preprocess=False)] == []

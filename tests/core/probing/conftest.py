@@ -43,13 +43,20 @@ def labels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def extract(tmp_path: Path, photos: Path) -> Callable[..., api.Run]:
-    """Return a call that extracts to a folder with a tiny model, 4 images a shard and 3 a batch."""
+    """Return a call that extracts to a folder, or a place on S3, with a tiny model, 4 images a shard, 3 a batch."""
 
     def run(out: str, *products: str, **changes: Any) -> api.Run:
         given: dict[str, Any] = {"model": "tiny_models:conv", "weights": "random:0", "image_size": "32", "fit": "pad"}
         small = {"shard_rows": 4, "batch_size": 3, "device": "cpu", "decode_workers": 1, "trust": True}
         return api.extract(
-            **{"images": str(photos), "out": str(tmp_path / out), "products": products, **given, **small, **changes}
+            **{
+                "images": str(photos),
+                "out": out if "://" in out else str(tmp_path / out),
+                "products": products,
+                **given,
+                **small,
+                **changes,
+            }
         )
 
     return run

@@ -1,7 +1,9 @@
 """Probes and poolings of stored maps are those of a run that had them from the start; nothing in the source changes."""
 
 import json
+import re
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ import zarr
 import containers
 import store_damage
 from genenc_core import api, errors, testing
-from genenc_core.run import driver, parameters, probe_source, status
+from genenc_core.run import driver, parameters, probe_source, records, status
 from genenc_core.run.folder import RunFolder
-from genenc_core.store import repair, verify
+from genenc_core.store import repair, run_store, verify
 from genenc_core.store.backends.local import LocalObjects
 
 Call = Callable[..., api.Run]
@@ -278,7 +280,7 @@ def test_damage_in_the_source_fails_its_shard_alone(extract: Call, probe: Call, 
     with pytest.raises(api.Incomplete) as caught:
         probe("source", "probes", points=str(labels))
     (failure,) = caught.value.result.failures
-    assert "differs from the committed object" in str(failure)
+    assert "is missing, or differs from the committed object" in str(failure)
     probes = RunFolder(tmp_path / "probes")
     assert sorted(probes.store.committed()) == [0, 2]
     store_damage.flip(source.store, maps.key, at=200)
@@ -432,24 +434,21 @@ def test_other_points_in_the_same_place(extract: Call, probe: Call, labels: Path
         probe("source", "probes", "soft=spatial_point(bilinear)", points=str(labels))
 
 
-def test_an_unpromoted_shard_is_not_put_in_place(extract: Call, probe: Call, labels: Path, tmp_path: Path) -> None:
-    """A source whose process was killed between record and promotion: nothing is written there."""
+def test_an_unpromoted_shard_is_read_where_it_is(extract: Call, probe: Call, labels: Path, tmp_path: Path) -> None:
+    """A source whose process was killed between record and promotion: it is probed, and nothing is written there."""
     source = extract("source", "maps=none@float32").folder
+    expected = probe("source", "expected", points=str(labels))
     record = source.store.record(2)
     assert record is not None
     objects = LocalObjects(tmp_path / "source")
-    for item in record.objects:
+    for item in record.objects[:-2]:
         staged = objects.path(f"_txn/staging/{item.staged}")
         staged.parent.mkdir(parents=True, exist_ok=True)
         objects.path(f"features.zarr/{item.key}").rename(staged)
     before = files(tmp_path / "source")
-    with pytest.raises(api.Incomplete) as caught:
-        probe("source", "probes", points=str(labels))
-    assert "is committed, but" in str(caught.value.result.failures[0])
-    assert "genenc resume" in str(caught.value.result.failures[0])
+    testing.assert_runs_equal(expected, probe("source", "probes", points=str(labels)))
     assert files(tmp_path / "source") == before
     api.Run.open(tmp_path / "source").encode(trust=True)
-    assert probe("source", "probes", points=str(labels)).status().complete
     assert verify.verify_store(source.store, content=True).ok
 
 
@@ -468,3 +467,66 @@ def test_images_inside_a_file_and_columns_of_a_list(tmp_path: Path) -> None:
     probes, wanted = np.asarray(second["probes"]), np.asarray(first["probes"])
     np.testing.assert_array_equal(np.isnan(probes), np.isnan(wanted))
     np.testing.assert_allclose(probes, wanted, rtol=2**-10, atol=1e-6)  # the maps are stored as float16
+
+
+def test_a_shard_that_is_healed_while_it_is_read(
+    healed: tuple[api.Run, api.Run], labels: Path, probe: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record that was current when reading began has no objects any more."""
+    store = healed[0].folder.store
+    real, calls = run_store.RunStore.history, list[int]()
+
+    def history(self: run_store.RunStore, shard: int) -> Any:
+        calls.append(shard)
+        return real(self, shard)[: 1 if len(calls) == 1 else None]
+
+    monkeypatch.setattr(run_store.RunStore, "history", history)
+    found = store.values(0, {"status", "maps"})
+    assert found is not None
+    assert [record.generation for record in found[0]] == [0, 1]
+    assert (found[1]["status"] == 1).all()
+    assert calls == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "message"),
+    [
+        ("source.json", {"parts": [{"name": "../x", "store": "s", "fingerprint": "f"}]}, "is damaged: .*name"),
+        ("source.json", {"rows": [[0, 0, 2**60]]}, "is damaged"),
+        ("source.json", {"rows": [[0, 0, 12]]}, "has another number of rows"),
+        ("source.json", {"rows": [[3, 0, 11]]}, "it has rows of no part"),
+        ("source.json", {"slots": {"features": "none"}}, "has no array 'none'"),
+        ("source.json", {"schema": "genenc.probe-source/2"}, "is damaged"),
+        ("source_place.json", {"place": ""}, "it names no place"),
+        ("source_place.json", {"place": "/nowhere"}, "the source of the probes is not there"),
+    ],
+)
+def test_records_that_say_something_else(
+    extract: Call, probe: Call, labels: Path, key: str, changes: dict[str, Any], message: str
+) -> None:
+    extract("source", "maps=none@float32")
+    probes = probe("source", "probes", points=str(labels)).folder
+    content = records.read_json(probes.objects, f"provenance/{key}")
+    records.write_json(probes.objects, f"provenance/{key}", {**content, **changes})
+    (note,) = status.survey(probes).source
+    assert re.search(message, note)
+    with pytest.raises(errors.StoreError, match=message):
+        probe_source.ready(probes, [0])
+
+
+@pytest.mark.slow
+def test_source_and_probes_on_s3(extract: Call, labels: Path, request: pytest.FixtureRequest) -> None:
+    place = f"s3://{request.getfixturevalue('s3').bucket}/tests/{uuid.uuid4().hex[:12]}"
+    first = extract("first", *PROBES, *POOLINGS, points=str(labels))
+    extract(f"{place}/source", "maps=none@float32")
+    probes = api.probe(f"{place}/source", f"{place}/probes", points=str(labels), products=(*PROBES, *POOLINGS))
+    one, other = values(first), values(probes)
+    assert {name: block.tobytes() for name, block in one.items() if block.dtype.kind != "T"} == {
+        name: block.tobytes() for name, block in other.items() if block.dtype.kind != "T"
+    }
+    assert probes.verify(content=True).ok
+    assert probe_source.place(probes.folder.objects) == f"{place}/source"
+    with pytest.raises(errors.InputError, match=r"is in the source .*, where nothing may change"):
+        api.probe(f"{place}/source", f"{place}/source/probes", points=str(labels))
+    with pytest.raises(errors.OtherRunError, match="products: "):
+        api.probe(f"{place}/source", f"{place}/probes", points=str(labels), products=PROBES[:1])
