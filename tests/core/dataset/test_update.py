@@ -20,7 +20,7 @@ import pictures
 import s3_server
 import tiny_models
 from genenc_core import api, errors
-from genenc_core.cli import inspection
+from genenc_core.cli import state
 from genenc_core.dataset import documents, folder, parts, rows, update, verify
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.images.labels.point_table import LabelsNotUsed
@@ -191,7 +191,7 @@ def test_a_part_does_not_heal_in_place(updated: Update, photos: Path, tmp_path: 
     victim.write_bytes(b"x")
     with pytest.raises(errors.StoreError, match="restore this part of the dataset"):
         status.require_intact(run)
-    (lines,) = inspection._advice(run.root, status.verify_run(run))
+    (lines,) = state._advice(run.root, status.verify_run(run))
     commands = re.findall("genenc [a-z]+", f"{said} {lines}")
     assert {*commands} == {"genenc update"}  # resume and verify --repair are refused
 

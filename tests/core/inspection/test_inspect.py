@@ -243,14 +243,14 @@ def test_the_kind_of_a_file_whose_pixels_are_converted(tmp_path: Path) -> None:
     }
     for name, (content, said) in files.items():
         (tmp_path / name).write_bytes(content)
-        assert images.describe_file(str(tmp_path / name)) == said, name
+        assert images.describe_file(io.BytesIO((tmp_path / name).read_bytes())) == said, name
     for photometric, said in (
         ("ycbcr", "8-bit YCbCr"),
         ("cielab", "8-bit Lab"),
         ("minisblack", "with 2 more channels"),
     ):
         tifffile.imwrite(tmp_path / "t.tif", rgb, photometric=photometric, planarconfig="contig")
-        assert images.describe_file(str(tmp_path / "t.tif"))[1].endswith(said)
+        assert images.describe_file(io.BytesIO((tmp_path / "t.tif").read_bytes()))[1].endswith(said)
     heif = pytest.importorskip("pillow_heif")
     for depth, kind in ((8, "8-bit RGB"), (10, "10-bit RGB")):
         data = (rgb.astype(np.uint16) * 257).tobytes() if depth > 8 else rgb.tobytes()
@@ -258,7 +258,7 @@ def test_the_kind_of_a_file_whose_pixels_are_converted(tmp_path: Path) -> None:
             "RGB;16" if depth > 8 else "RGB", (64, 48), data, tmp_path / "h.heic", save_nclx_profile=False
         )
         assert encoded is None
-        assert images.describe_file(str(tmp_path / "h.heic")) == ("HEIC", kind)
+        assert images.describe_file(io.BytesIO((tmp_path / "h.heic").read_bytes())) == ("HEIC", kind)
 
 
 def test_the_command_writes_the_sheet_where_it_is_asked_to(mixed: Path, tmp_path: Path) -> None:
