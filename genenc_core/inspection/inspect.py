@@ -22,8 +22,8 @@ from genenc_core.images.decode.limits import Limits
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.sources import folders, image_source, manifest, manifest_rows
 from genenc_core.inspection import cost, images, sheet
-from genenc_core.inspection.parameters import InspectParameters
-from genenc_core.run import out_folder, planning, status
+from genenc_core.inspection.parameters import OF_MODEL, InspectParameters
+from genenc_core.run import options, out_folder, planning, status
 from genenc_core.run.folder import DATASET
 from genenc_core.run.parameters import parse_image_size
 from genenc_core.store.backends.objects import is_remote
@@ -111,6 +111,7 @@ def inspect(given: InspectParameters) -> Inspection:
     """
     said: list[str] = []
     with cancellation.ensure(), scratch.TemporaryFolder("inspect") as folder, _collected(said):
+        _refuse_without_model(given)
         asked = given.extraction(str(Path(folder) / "run"))
         source = planning.check_parameters(asked)
         if given.out:
@@ -135,6 +136,16 @@ def inspect(given: InspectParameters) -> Inspection:
         if design is not None and len(sample.rows):
             measured = cost.measure(asked, design, chosen, listed.rows, scratch=Path(folder))
         return _found(given, listed, rows, sample, preprocessing, said, refused, states, drawn, measured)
+
+
+def _refuse_without_model(given: InspectParameters) -> None:
+    """Raise `InputError` for an option that has no effect without a model."""
+    for name in () if given.model else OF_MODEL:
+        field, value = InspectParameters.model_fields[name], getattr(given, name)
+        if value != field.default:
+            flag = options.shown(field).flag or name.replace("_", "-")
+            shown = "" if value is True else f" {value[0] if isinstance(value, tuple) else value!r}"
+            raise errors.InputError(f"--{flag}{shown} has no effect without a model: add --model, or leave it out")
 
 
 def _listed(
@@ -339,6 +350,7 @@ def _check_place(out: str, source: image_source.ImageSource | None = None) -> No
     folder = Path(out)
     if is_remote(out) or any((folder / name).exists() for name in (STORE_FILE, DATASET)):
         raise errors.InputError(f"--out {out!r} is no place for an inspection: give a local folder that holds no run")
+    out_folder.refuse_inside_run(folder)
     if source is not None and folders.would_list(source, folder.resolve() / _SHEET):
         raise errors.InputError(
             f"--out {out!r} is inside {source.describe()}, whose next run would take {_SHEET} for one of its images: "

@@ -58,3 +58,9 @@ SHOWN = (
     *("backend", "precision", "trust"),
 )
 """Options of the command: those that change what is seen, or what it costs."""
+OF_MODEL = (
+    *("weights", "weights_key", "layers", "products", "maps", "device", "batch_size", "mean", "std", "antialias"),
+    *("canvas", "tile_overlap", "tile_trim", "tile_blend", "dtype", "backend", "precision", "compile", "models"),
+    "output_shape",
+)
+"""Options that say nothing about images and labels alone."""

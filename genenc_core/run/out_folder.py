@@ -100,13 +100,18 @@ def _check_local(root: Path) -> None:
             raise errors.InputError(
                 f"--out {str(root)!r} is not empty and not a run folder (it holds {foreign[0]!r}): give a new folder"
             )
+    refuse_inside_run(root)
+    nearest = next(item for item in (root, *root.absolute().parents) if item.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise errors.InputError(f"--out {str(root)!r} cannot be written: {str(nearest)!r} is not a writable folder")
+
+
+def refuse_inside_run(root: Path) -> None:
+    """Raise `InputError` if a folder is, or would be, one of a run's own or below one."""
     whole = root.resolve()
     for above in whole.parents:
         if whole.relative_to(above).parts[0] in OWN_NAMES and run_store.RunStore.exists(above):
             raise errors.InputError(f"--out {str(root)!r} is inside the run {str(above)!r}: give another folder")
-    nearest = next(item for item in (root, *root.absolute().parents) if item.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise errors.InputError(f"--out {str(root)!r} cannot be written: {str(nearest)!r} is not a writable folder")
 
 
 @contextlib.contextmanager

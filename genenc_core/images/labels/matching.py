@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from types import MappingProxyType
 
 from genenc_core import errors
 
@@ -54,9 +56,10 @@ class Matcher:
     so images that differ only in that match equally well.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """Take the unique names of a points file, normalised by `normal`."""
+    def __init__(self, names: Sequence[str], folders: Mapping[int, Collection[str]] = MappingProxyType({})) -> None:
+        """Take the unique names of a points file, normalised by `normal`, and `PointTable.folders`."""
         self._names = names
+        self._folders = folders
         self._matches = [_Match() for _ in names]
         self._by_name = {normal(name): index for index, name in enumerate(names)}
         self._by_end: dict[str, list[int]] = {}
@@ -112,7 +115,8 @@ class Matcher:
         """Return the rows of the names, after every image was added.
 
         Raises:
-            InputError: no name matches, a name matches two rows equally well, or two names match one row.
+            InputError: no name matches, a name matches two rows equally well, two names match one row, or a name
+                without a folder matches an image in the folder of another file of labels than its own.
         """
         pairs = list(zip(self._names, self._matches, strict=True))
         absent = [name for name, match in pairs if not match.rows]
@@ -140,8 +144,24 @@ class Matcher:
                     f"the points file's images {self._names[other]!r} and {name!r} both match {match.image_ids[0]!r}; "
                     "pass the folder that contains all of them, or remove one"
                 )
+        for index, folders in self._folders.items():
+            self._refuse_other_folder(pairs[index][0], pairs[index][1], folders)
         elsewhere = tuple((name, match.path) for name, match in pairs if _begins_elsewhere(name, match))
         return Placement(rows=rows, absent=tuple(absent), elsewhere=elsewhere)
+
+    def _refuse_other_folder(self, name: str, match: _Match, folders: Collection[str]) -> None:
+        above, _, file = normal(match.path).rpartition("/")
+        if not match.rows or file != name:
+            return
+        every = sorted({*chain(*self._folders.values())} - {"."})
+        other = next((each for each in every if _is_of(above, each)), None)
+        strange = next((each for each in sorted(folders) if not _is_of(above, each)), None)
+        if other is not None and strange is not None:
+            raise errors.InputError(
+                f"the points file in {strange!r} has labels of {name!r}, which matches {match.image_ids[0]!r} of the "
+                f"points file in {other!r}: write the image's folder in it, such as {strange}/{name}, or pass the "
+                "files of these images alone"
+            )
 
     def _refuse_all(self, absent: Sequence[str]) -> None:
         shown = ", ".join(repr(name) for name in absent[:_SHOWN])
@@ -162,6 +182,15 @@ class Matcher:
         elif strength == match.strength and row not in match.rows and len(match.rows) == 1:
             match.rows.append(row)
             match.image_ids.append(image_id)
+
+
+def _is_of(folder: str, labels: str) -> bool:
+    """Return whether labels in a folder may be of images in another one: the same, one above, or one around it."""
+    if labels == ".":
+        return True
+    parts = labels.split("/")
+    around = ("/".join(parts[:count]) for count in range(1, len(parts)))
+    return f"/{labels}/" in f"/{folder}/" or any(f"/{folder}".endswith(f"/{each}") for each in around)
 
 
 def _begins_elsewhere(name: str, match: _Match) -> bool:

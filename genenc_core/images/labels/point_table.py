@@ -6,6 +6,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -75,6 +76,9 @@ class PointTable:
     """Labels left out because of their likelihood."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """Width and height of the images, by their index, where the file states them."""
+    folders: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    """The folders of the files that have labels of an image, by its index, where its name says no folder and the files
+    are in several; below the one that all are in."""
 
     def without_individuals(self) -> "PointTable":
         """Return the table with names that leave out the individual; as it is where these are not unique."""
@@ -104,13 +108,16 @@ class _Building:
     """(file, row)."""
     uncertain: int = 0
     frame_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    folders: dict[int, frozenset[str]] = field(default_factory=dict)
 
 
-def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> PointTable:
+def build(
+    labels: Iterable[Label], *, min_likelihood: float | None = None, folders: Mapping[str, str] = MappingProxyType({})
+) -> PointTable:
     """Return the table of labels; images and names keep the order of first appearance.
 
     Names are normalised to composed characters (NFC), images also by `matching.normal`. With `min_likelihood`, labels
-    of a lower one are missing points.
+    of a lower one are missing points. `folders` are those of the files, if they are in several.
 
     Raises:
         InputError: a repeated point, a name that is no valid text, x without y, two points of the same full name, two
@@ -139,6 +146,8 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
                 f"{label.place}: the image {label.image!r} is {width} x {height} pixels here and {other_width} x "
                 f"{other_height} before: bring its labels to one size"
             )
+        if folders and "/" not in label.image.replace("\\", "/"):
+            made.folders[key[0]] = made.folders.get(key[0], frozenset()) | {folders[label.file]}
         made.places[key] = label.file, label.row
         made.placed[key] = (math.nan, math.nan) if _is_uncertain(made, label, min_likelihood) else (label.x, label.y)
     for name in (*made.names, *made.images):
@@ -151,6 +160,7 @@ def build(labels: Iterable[Label], *, min_likelihood: float | None = None) -> Po
         individuals=individuals if any(individuals) else (),
         uncertain=made.uncertain,
         frame_sizes=made.frame_sizes,
+        folders=made.folders,
     )
 
 

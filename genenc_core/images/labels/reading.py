@@ -50,8 +50,9 @@ def read_points(
     files = _files(str(place), unused)
     above = {path.parent for path in files}
     root = Path(os.path.commonpath(above)) if len(above) > 1 else None
+    folders = {} if root is None else {str(path): path.parent.relative_to(root).as_posix() for path in files}
     labels = (_labels(path, chosen, columns, unused, several=len(files) > 1, root=root) for path in files)
-    table = point_table.build(itertools.chain.from_iterable(labels), min_likelihood=min_likelihood)
+    table = point_table.build(itertools.chain.from_iterable(labels), min_likelihood=min_likelihood, folders=folders)
     unused.warn()
     if not table.names or not table.images:
         raise errors.InputError(f"the points file {str(place)!r} contains no points")

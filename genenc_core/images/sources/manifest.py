@@ -386,7 +386,7 @@ def write_manifest(
             return
         spool = path.with_name(files.private_name(path.name, "spool"))
         try:
-            matcher = matching.Matcher(points.images)
+            matcher = matching.Matcher(points.images, points.folders)
             found = manifest_rows.blocks(_matched(source, matcher, limit, left_out, checkpoint))
             _write(spool, found, source, may_be_empty=may_be_empty)
             listed = Manifest.open(spool)

@@ -18,7 +18,7 @@ from genenc_core import api, errors
 from genenc_core.encoding import cancellation
 from genenc_core.images.sources import folders, image_source
 from genenc_core.inspection import images, inspect
-from genenc_core.inspection.parameters import InspectParameters
+from genenc_core.inspection.parameters import OF_MODEL, InspectParameters
 
 PALETTE = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("P")
 MODEL = {"model": "tiny_models:conv", "weights": "random:0", "image_size": "32", "device": "cpu", "trust": True}
@@ -179,6 +179,29 @@ def test_a_sheet_among_the_images_is_refused(tmp_path: Path, monkeypatch: pytest
         assert not folders.would_list(source, Path(out).resolve() / "contact_sheet.png"), (place, out)
     with pytest.raises(errors.InputError, match="is no place for an inspection"):
         inspected(Path("photos"), out="s3://bucket/look")
+
+
+def test_options_of_a_model_need_one(tmp_path: Path) -> None:
+    folder = pictures.write_folder(tmp_path / "photos", 1)
+    for given, said in (
+        ({"weights": "nofile.pt"}, "--weights 'nofile.pt' has no effect without a model: add --model"),
+        ({"products": ("a=none",)}, "--product 'a=none' has no effect"),
+        ({"maps": True}, "--maps has no effect"),
+        ({"canvas": "128x256"}, "--canvas '128x256' has no effect"),
+        ({"precision": "bfloat16"}, "--precision 'bfloat16' has no effect"),
+    ):
+        with pytest.raises(errors.InputError, match=said):
+            inspected(folder, **given)
+    defaults = {name: InspectParameters.model_fields[name].default for name in OF_MODEL}
+    assert inspected(folder, **defaults, trust=True).images == 1  # Prefect's form gives all of them
+
+
+def test_a_folder_of_a_run_is_no_place(tmp_path: Path) -> None:
+    folder = pictures.write_folder(tmp_path / "photos", 1)
+    run = api.Run.create(str(folder), out=str(tmp_path / "run"), **MODEL)
+    for name in ("provenance", "model/a"):
+        with pytest.raises(errors.InputError, match="is inside the run"):
+            inspected(folder, out=f"{run.place}/{name}")
 
 
 def test_a_stop_ends_it(tmp_path: Path) -> None:

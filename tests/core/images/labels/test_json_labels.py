@@ -186,6 +186,21 @@ def test_labelme_of_several_folders_is_kept_apart(tmp_path: Path) -> None:
     assert reading.read_points(tmp_path / "*" / "*.json").images == ("cam1/f.png", "cam2/f.png")
 
 
+def test_the_folders_of_several_files_are_kept_for_names_without_one(tmp_path: Path) -> None:
+    for camera in ("cam1", "cam2"):
+        (tmp_path / camera).mkdir()
+        image = {"id": 7, "file_name": f"{camera[-1]}.png"}
+        (tmp_path / camera / "c.json").write_text(json.dumps(coco(images=[image], **annotation(7, 1, [1, 2, 2] * 2))))
+        (tmp_path / camera / "t.csv").write_text(f"image,point,x,y\n{camera[-1]}.png,a,1,2\n{camera}/x.png,a,1,2\n")
+    for pattern in ("*/c.json", "*/t.csv"):
+        table = reading.read_points(tmp_path / pattern)
+        assert {table.images[at]: folders for at, folders in table.folders.items()} == {
+            "1.png": {"cam1"},
+            "2.png": {"cam2"},
+        }
+    assert reading.read_points(tmp_path / "cam1" / "*.csv").folders == {}
+
+
 def test_labelme_in_folders_of_the_folder_is_named(tmp_path: Path) -> None:
     below = tmp_path / "labels[1]" / "cam1"
     below.mkdir(parents=True)

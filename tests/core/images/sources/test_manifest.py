@@ -277,6 +277,33 @@ def test_labels_of_another_folder_are_not_taken(name: str, image: str, root: str
     assert repr(name) in str(caught.value)
 
 
+def test_labels_of_another_files_folder_are_refused() -> None:
+    """Of several files in several folders, a name without a folder is of an image where its own file may be of."""
+    cases = [
+        ("a/f1.png", {"a"}, {"b"}, True),
+        ("b/f1.png", {"a"}, {"b"}, False),
+        ("a/f1.png", {"a", "b"}, {"c"}, False),
+        ("a/f1.png", {"a/labels"}, {"b/labels"}, True),
+        ("b/f1.png", {"a/labels"}, {"b/labels"}, False),
+        ("x/a/f1.png", {"x/b"}, {"x/a"}, False),
+        ("x/a/f1.png", {"x"}, {"x/a"}, True),
+        ("a/f1.png", {"."}, {"a"}, True),
+        ("photos/f1.png", {"."}, {"annotator1"}, True),
+        ("photos/f1.png", {"annotator1", "annotator2"}, {"."}, True),
+    ]
+    for path, own, others, taken in cases:
+        matcher = matching.Matcher(["f1.png", "f2.png"], {0: own, 1: others})
+        matcher.add(7, "f1.png", f"/data/{path}", named=1)
+        if taken:
+            assert matcher.result().rows == {7: 0}, (path, own)
+            continue
+        with pytest.raises(errors.InputError, match=r"has labels of 'f1.png', which matches .* write the image's fold"):
+            matcher.result()
+    by_id = matching.Matcher(["17", "f2.png"], {0: {"b"}, 1: {"a"}})
+    by_id.add(0, "17", "/data/a/f1.png", named=1)
+    assert by_id.result().rows == {0: 0}
+
+
 def test_points_of_more_videos_are_counted(tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = ("labeled-data/images/a00.png", "labeled-data/other/a00.png", "labeled-data/other/a01.png")
     written = write(tmp_path / "m.parquet", folder, points=table_of({name: [(1, 2), (3, 4)] for name in names}))
