@@ -233,6 +233,8 @@ class Dataset:
         from genenc_core.dataset import folder
 
         fixed = _fixed(place)
+        if isinstance(version, bool) or not isinstance(version, int | str | None):
+            raise InputError(f"version {version!r} is of type {type(version).__name__}: give a number or a tag")
         if not folder.exists(place) and RunStore.exists(place):
             if version is not None:
                 raise InputError(f"{str(place)!r} is a single run, which has no version {version!r}: leave it out")
@@ -375,7 +377,7 @@ def encode(
         images: paths, uint8 RGB arrays `[H, W, 3]` or Pillow images, of any sizes; upright, as files are (EXIF).
         model: as for `Run.create`.
         points: float `[B, K, 2]`, x and y in pixels from the top left edge of each image; NaN for missing points.
-        options: as for `Run.create`, but `out`.
+        options: as for `Run.create`, but `out` and `limit`.
 
     Returns:
         Arrays `[B, ...]` by product: `features` `[B, C]`, and with points `probes` `[B, K, C]`.
@@ -389,6 +391,8 @@ def encode(
         (2, 512)
     """
     _refuse_out(options, "encode returns arrays: use extract for a run folder")
+    if options.get("limit") is not None:
+        raise InputError(f"limit {options['limit']!r} is no option here: give fewer images")
     if isinstance(images, str | os.PathLike) or not hasattr(images, "__len__"):
         raise InputError(
             f"images is of type {type(images).__name__}: give a list of paths, uint8 RGB arrays or Pillow images"

@@ -27,6 +27,7 @@ _SHOWN = 8
 _INDEX = r"|index|Unnamed: \d+|__index_level_\d+__"
 _WIDE = re.compile(r"(?:(?P<name>.+)[_. -](?P<axis>[xy]))|(?:(?P<axis_>[xy])[_. -](?P<name_>.+))\Z", re.IGNORECASE)
 _SIZE = re.compile(r"(.+)[_. -](?:w|h|width|height)\Z", re.IGNORECASE)
+_CORNER = re.compile(r"(.+[_. -])?(min|max)\Z", re.IGNORECASE)
 _LIKELIHOOD = re.compile(r"(.+)[_. -](?:likelihood|confidence|score)\Z", re.IGNORECASE)
 
 
@@ -78,13 +79,14 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
     columns = tables.find_columns(path, COLUMNS, chosen)
     more = {name: words for name, words in OPTIONAL.items() if name in chosen or tables.count_columns(path, words) == 1}
     columns |= tables.find_columns(path, more, chosen)
-    if "likelihood" in columns and not unused.likelihoods_count and "likelihood" not in chosen:
+    if "likelihood" in columns and not unused.likelihoods_count:
         unused.add_likelihood(path.name, f"the column {columns['likelihood']!r}")
         ignored = {columns.pop("likelihood")}
     else:
         ignored = set()
-    for text in ("image", "point"):
-        tables.refuse_bytes(path, columns[text])
+    tables.refuse_bytes(path, columns["image"])
+    for name in ("point", "individual"):
+        _refuse_numbers(path, name, columns.get(name))
     _warn_of_others(path, {*columns.values(), *ignored}, unused=unused)
     if "image" not in chosen:
         _refuse_row_numbers(path, columns["image"])
@@ -101,6 +103,18 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
             individual="" if cell.get("individual") is None else str(cell["individual"]),
             likelihood=number(place, "likelihood", cell.get("likelihood")),
         )
+
+
+def _refuse_numbers(path: Path, name: str, column: str | None) -> None:
+    """Raise `InputError` if names are numbers that are not whole, or of another type, in a Parquet file."""
+    try:
+        if column is not None:
+            tables.refuse_bytes(path, column)
+    except errors.InputError as error:
+        raise errors.InputError(
+            f"the column {column!r} of {path} holds neither text nor whole numbers, of which names of a {name} are: "
+            "convert it to text"
+        ) from error
 
 
 def _warn_of_others(path: Path, used: Collection[str], *, unused: Unused) -> None:
@@ -130,7 +144,7 @@ def _refuse_row_numbers(path: Path, column: str) -> None:
 
 
 def _pairs(path: Path, names: Collection[str]) -> dict[str, _Pair]:
-    """Return the points of a wide table, by name; what has a size too is a box.
+    """Return the points of a wide table, by name; what has a size too, or is named `min` and `max`, is a box.
 
     Raises:
         InputError: two columns have x, or y, of one point.
@@ -146,6 +160,8 @@ def _pairs(path: Path, names: Collection[str]) -> dict[str, _Pair]:
                 )
         elif match := _LIKELIHOOD.fullmatch(column):
             axes.setdefault(match[1], {})["likelihood"] = column
+    corners = {name: (match[1], match[2].lower()) for name in axes if (match := _CORNER.fullmatch(name))}
+    boxes |= {name for name, (box, _) in corners.items() if {(box, "min"), (box, "max")} <= {*corners.values()}}
     return {
         name: _Pair(name, found["x"], found["y"], found.get("likelihood"))
         for name, found in axes.items()

@@ -1,6 +1,7 @@
 """Early warning about files with several frames or pages, of which only the first is encoded."""
 
 import os
+import random
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,18 +44,24 @@ def check(listed: manifest.Manifest) -> None:
 
 
 def _sample(listed: manifest.Manifest) -> list[str]:
-    """Return fewer than 2 * `SAMPLED_FILES` paths, evenly spread over the files that may hold several frames."""
+    """Return fewer than 2 * `SAMPLED_FILES` paths, evenly spread over the files that may hold several frames.
+
+    One of each block of `size` files, at random, since kinds of files may alternate; the same ones each time.
+    """
     kept: list[str] = []
-    step = seen = 0
+    draw = random.Random(0)
+    seen, size, wanted = 0, 1, 0
     for batch in listed.iter_columns(["path"]):
         for path in batch.column(0).to_pylist():
             if not path.lower().endswith(_EXTENSIONS) or os.path.splitext(path)[1].lower() not in _PLUGINS:  # noqa: PTH122
                 continue
-            if seen % (1 << step) == 0:
+            if seen == wanted:
                 kept.append(path)
             if len(kept) == 2 * SAMPLED_FILES:
-                kept, step = kept[::2], step + 1
+                kept, size = [draw.choice(kept[at : at + 2]) for at in range(0, len(kept), 2)], 2 * size
             seen += 1
+            if seen % size == 0:
+                wanted = seen + draw.randrange(size)
     return kept
 
 

@@ -299,6 +299,37 @@ def test_a_likelihood_that_is_asked_for_must_be_there(tmp_path: Path) -> None:
         reading.read_points(tmp_path / "p.csv", min_likelihood=2)
 
 
+def test_boxes_by_corners_are_no_points(tmp_path: Path) -> None:
+    for header in (
+        "image,x_min,y_min,x_max,y_max",
+        "image,min_x,min_y,max_x,max_y",
+        "image,b_min_x,b_min_y,b_max_x,b_max_y",
+    ):
+        with pytest.raises(errors.InputError, match="has no column 'point', 'x', 'y'"):
+            read(tmp_path / "p.csv", f"{header}\na.png,10,20,30,40\n")
+        with pytest.warns(point_table.LabelsNotUsed, match="They name no point"):
+            assert read(tmp_path / "p.csv", f"{header},n_x,n_y\na.png,10,20,30,40,5,6\n").names == ("n",)
+    assert read(tmp_path / "p.csv", "image,min_x,min_y,other_max_x,other_max_y\na,1,2,3,4\n").names == (
+        "min",
+        "other_max",
+    )
+
+
+def test_a_chosen_likelihood_that_does_not_count_is_said(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("image,point,x,y,p\na,n,1,2,0.1\n")
+    with pytest.warns(point_table.LabelsNotUsed, match="not used: the column 'p'.*--min-likelihood"):
+        assert reading.read_points(tmp_path / "p.csv", columns="likelihood=p").names == ("n",)
+    assert reading.read_points(tmp_path / "p.csv", columns="likelihood=p", min_likelihood=0.5).uncertain == 1
+
+
+def test_names_that_are_no_text_are_refused_with_the_reason(tmp_path: Path) -> None:
+    for name, values in (("point", [1.0, float("nan")]), ("individual", [float("nan"), 1.0])):
+        table = {"image": ["a", "b"], "point": ["n", "n"], "x": [1.0, 2], "y": [3.0, 4]} | {name: values}
+        parquet.write_table(pa.table(table), tmp_path / "p.parquet")
+        with pytest.raises(errors.InputError, match=f"'{name}' of .* neither text nor whole .* names of a {name} are"):
+            reading.read_points(tmp_path / "p.parquet")
+
+
 def test_a_likelihood_that_is_none_is_refused_where_it_counts(tmp_path: Path) -> None:
     for text, said in (
         ("image,point,x,y,likelihood\na,n,1,2,0.9\nb,n,1,2,12\n", "row 3: the likelihood is 12, not .*percent by 100"),

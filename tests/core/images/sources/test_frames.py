@@ -76,3 +76,22 @@ def test_many_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert seen(place, tmp_path) == []
     assert frames.SAMPLED_FILES <= len(looked) < 2 * frames.SAMPLED_FILES
     assert looked[-1].endswith(("299.gif", "298.gif", "297.gif", "296.gif"))
+
+
+def test_kinds_of_files_that_alternate_are_all_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    looked: list[str] = []
+    monkeypatch.setattr(frames, "_has_more", looked.append)
+    for number in range(1100):
+        (folder / f"{number:05}.tif").touch()
+        if number + 1 in (200, 256, 500, 1100):
+            looked.clear()
+            place = tmp_path / f"{number}.parquet"
+            frames.check(manifest.write_manifest(place, image_source.open_source(str(folder))))
+            numbers = [int(Path(path).stem) for path in looked]
+            assert frames.SAMPLED_FILES <= len({*numbers}) == len(numbers) < 2 * frames.SAMPLED_FILES
+            assert numbers == sorted(numbers)
+            assert numbers[-1] > 0.9 * number
+            for period in (2, 4, 8):
+                assert {each % period for each in numbers} == {*range(period)}
