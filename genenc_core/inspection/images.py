@@ -110,13 +110,13 @@ def look(listed: Manifest, preprocessing: spec.Preprocessing, *, keep: int, work
             batch.release()
             cancellation.current().raise_if_cancelled()
     # Only files that a worker has decoded: what broke one must not break this process.
-    reader = ContainerReader()
-    for row in found.rows.tolist():
-        cancellation.current().raise_if_cancelled()
-        at = listed.read(row, row + 1)
-        form, kind = _described(reader, at.paths[0], at.members[0], limits)
-        found.formats[form] += 1
-        found.kinds[kind] += 1
+    with contextlib.closing(ContainerReader()) as reader:
+        for row in found.rows.tolist():
+            cancellation.current().raise_if_cancelled()
+            at = listed.read(row, row + 1)
+            form, kind = _described(reader, at.paths[0], at.members[0], limits)
+            found.formats[form] += 1
+            found.kinds[kind] += 1
     return found
 
 

@@ -40,6 +40,11 @@ class Member(NamedTuple):
     values: tuple[str, ...] = ()
     """Its texts in the container's `columns`."""
 
+    @classmethod
+    def frame(cls, index: int) -> "Member":
+        """Return the frame of that number, the only thing known about it."""
+        return cls(f"#{index}", str(index), (str(index),))
+
 
 class Content(NamedTuple):
     """What was read of a member."""
@@ -64,8 +69,8 @@ class Container(Protocol):
     """Whether its members are numbered frames, of which some can be selected."""
     columns: tuple[str, ...]
     """Names of what is known about each member."""
-    remote: bool = False
-    """Whether it is read over the network."""
+    _mark: Mark
+    """That of the file."""
 
     @classmethod
     def open(cls, path: str) -> "Container":
@@ -84,9 +89,9 @@ class Container(Protocol):
     def leave_out(self, name: str) -> None:
         """Note a file inside that `members` passes over."""
 
-    def mark(self, at: str) -> Mark:
-        """Return a member's mark; raises `OSError`."""
-        ...
+    def mark(self, at: str) -> Mark:  # noqa: ARG002
+        """Return a member's mark, which is usually that of the file; raises `OSError`."""
+        return self._mark
 
     def expect(self, members: Sequence[str]) -> None:
         """Begin to read members that are read next, in this order."""
@@ -111,6 +116,15 @@ def file_mark(path: str) -> Mark:
     if not stat.S_ISREG(status.st_mode):
         raise ImageUnreadable("not a regular file")
     return Mark.of(status)
+
+
+def read_at(descriptor: int, size: int, start: int) -> bytearray:
+    """Return `size` bytes of an open file from `start` on, fewer if it ends before; raises `OSError`."""
+    data = bytearray(size)
+    filled = 0
+    while filled < size and (count := os.preadv(descriptor, [memoryview(data)[filled:]], start + filled)):
+        filled += count
+    return data if filled == size else data[:filled]
 
 
 def name_inside(path: str, place: Path) -> str:

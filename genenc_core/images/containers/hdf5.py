@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from genenc_core.images.containers import arrays
+from genenc_core.images.containers import arrays, kinds
 from genenc_core.images.containers.container import (
     Container,
     Content,
-    Mark,
     Member,
     file_mark,
     index_of,
@@ -49,7 +48,7 @@ class Hdf5(Container):
             import h5py
         except ImportError as error:
             raise ImageUnreadable("HDF5 needs h5py: pip install 'genenc[hdf5]'") from error
-        at = next((each for each in (Path(path), *Path(path).parents) if each.is_file()), Path(path))
+        at = Path(kinds.file_of(path) or path)
         file_mark(str(at))
         try:
             file = h5py.File(at, "r", locking=False, rdcc_nbytes=_CACHE)
@@ -109,17 +108,13 @@ class Hdf5(Container):
         """Yield the frames."""
         self._warn_of_missing_chunks()
         for index in frames.of(self._axes.frames):
-            yield Member(f"#{index}", str(index), (str(index),))
+            yield Member.frame(index)
 
     def _warn_of_missing_chunks(self) -> None:
         if self._data.chunks is None:
             return
         wanted = math.prod(-(-side // chunk) for side, chunk in zip(self._data.shape, self._data.chunks, strict=True))
         warn_of_missing(str(self._path), wanted - self._data.id.get_num_chunks(), wanted, "chunks")
-
-    def mark(self, at: str) -> Mark:  # noqa: ARG002
-        """Return the file's mark."""
-        return self._mark
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a frame; raises as `Container.read`."""

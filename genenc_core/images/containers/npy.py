@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from genenc_core.images.containers import arrays
-from genenc_core.images.containers.container import Container, Content, Mark, Member, index_of, one_line
+from genenc_core.images.containers.container import Container, Content, Mark, Member, index_of, one_line, read_at
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -55,23 +55,15 @@ class Npy(Container):
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
         for index in frames.of(self._axes.frames):
-            yield Member(f"#{index}", str(index), (str(index),))
-
-    def mark(self, at: str) -> Mark:  # noqa: ARG002
-        """Return the file's mark."""
-        return self._mark
+            yield Member.frame(index)
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a frame; raises as `Container.read`."""
         index = index_of(at, self._axes.frames)
         arrays.check_shape(self._whole, self._axes, most_pixels)
-        data, start = bytearray(self._bytes), self._start + index * self._bytes
-        filled = 0
-        while filled < len(data):
-            count = os.preadv(self._file.fileno(), [memoryview(data)[filled:]], start + filled)
-            if not count:
-                raise ImageUnreadable("truncated npy: it ends before this frame")
-            filled += count
+        data = read_at(self._file.fileno(), self._bytes, self._start + index * self._bytes)
+        if len(data) < self._bytes:
+            raise ImageUnreadable("truncated npy: it ends before this frame")
         frame = np.frombuffer(data, self._kind).reshape(self._shape)
         pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
         return Content(b"", Mark.of(os.fstat(self._file.fileno())), pixels, data)

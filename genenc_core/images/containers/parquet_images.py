@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from genenc_core.images.containers.container import Container, Content, Mark, Member, file_mark, index_of, one_line
+from genenc_core.images.containers.container import Container, Content, Member, file_mark, index_of, one_line
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -77,10 +77,6 @@ class ParquetImages(Container):
                     row += 1
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ImageUnreadable(f"damaged Parquet: {one_line(error)}") from error
-
-    def mark(self, at: str) -> Mark:  # noqa: ARG002
-        """Return the file's mark."""
-        return self._mark
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:  # noqa: ARG002 -- they are decoded later
         """Return an image's bytes; raises as `Container.read`."""

@@ -40,6 +40,11 @@ class ContainerReader:
             container.expect(members)
             self._keep(path, container)
 
+    def close(self) -> None:
+        """Close the containers that are open."""
+        while self._open:
+            self._open.popitem()[1].close()
+
     def _opened(self, path: str) -> Container:
         return self._open.pop(path, None) or kinds.open_container(path)
 

@@ -32,7 +32,6 @@ class Remote(Container):
 
     frames = False
     columns = ()
-    remote = True
 
     def __init__(self, address: str) -> None:
         from genenc_core.system import s3
@@ -45,6 +44,7 @@ class Remote(Container):
         prefix = self._place.removeprefix(f"s3://{found[1]}").strip("/")
         self._store = s3.open_store(found[1], prefix)
         self._mark = Mark(-1, -1, -1)
+        """That of the object that was listed last."""
         self._begun: OrderedDict[str, Future[Content]] = OrderedDict()
         self._next: list[str] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -82,10 +82,6 @@ class Remote(Container):
                     yield Member(key, f"{item.get('e_tag') or ''}:{key}")
         except (exceptions.BaseError, OSError) as error:  # the latter where an object is missing
             _raise(error, self._place)
-
-    def mark(self, at: str) -> Mark:  # noqa: ARG002
-        """Return the mark of the member that was listed last."""
-        return self._mark
 
     def expect(self, members: Sequence[str]) -> None:
         """Begin to read members, at most `AT_ONCE` at a time."""

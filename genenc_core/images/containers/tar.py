@@ -4,7 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 
-from genenc_core.images.containers.container import Container, Content, Mark, Member, one_line
+from genenc_core.images.containers.container import Container, Content, Mark, Member, one_line, read_at
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -70,10 +70,6 @@ class Tar(Container):
                 raise ImageUnreadable(f"damaged tar: what follows byte {offset} is neither a file nor its end")
             at += len(part)
 
-    def mark(self, at: str) -> Mark:  # noqa: ARG002
-        """Return the archive's mark."""
-        return self._mark
-
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:  # noqa: ARG002 -- they are decoded later
         """Return a file's bytes.
 
@@ -84,9 +80,7 @@ class Tar(Container):
         offset, size = map(int, at.split("+"))
         if size > MAX_BYTES:
             raise ImageUnreadable(f"{size} bytes, above the limit of {MAX_BYTES} bytes per file")
-        data = os.pread(self._descriptor, size, offset)
-        while len(data) < size and (more := os.pread(self._descriptor, size - len(data), offset + len(data))):
-            data += more
+        data = read_at(self._descriptor, size, offset)
         if len(data) < size:
             raise ImageUnreadable(f"truncated tar: {len(data)} of {size} bytes")
         return Content(data, Mark.of(os.fstat(self._descriptor)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from genenc_core.images.containers.container import Container, Content, Mark, Member, file_mark, index_of, one_line
+from genenc_core.images.containers.container import Container, Content, Member, file_mark, index_of, one_line
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode, headers, tiff
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -50,7 +50,7 @@ class TiffStack(Container):
         except Exception as error:
             raise ImageUnreadable(f"damaged TIFF: {one_line(error)}") from error
         for index in frames.of(len(full)):
-            yield Member(f"#{full[index]}", str(full[index]), (str(full[index]),))
+            yield Member.frame(full[index])
 
     def _pages(self) -> int:
         """Return the number of pages by the file's own chain of them; raises `ImageUnreadable` if it is broken."""
@@ -67,10 +67,6 @@ class TiffStack(Container):
             (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
             file.seek(offset + form.tagnosize + tags * form.tagsize)
         return len(seen)
-
-    def mark(self, at: str) -> Mark:  # noqa: ARG002
-        """Return the file's mark."""
-        return self._mark
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a page; raises as `Container.read`."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from genenc_core.images.containers import arrays
-from genenc_core.images.containers.container import Container, Content, Mark, Member, file_mark, one_line
+from genenc_core.images.containers.container import Container, Content, Member, file_mark, one_line
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -148,10 +148,6 @@ class Video(Container):
         else:
             return
         warnings.warn(f"{self._path} holds {reason}: it seems to be truncated", TruncatedVideo, stacklevel=3)
-
-    def mark(self, at: str) -> Mark:  # noqa: ARG002
-        """Return the file's mark."""
-        return self._mark
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a frame; raises as `Container.read`."""

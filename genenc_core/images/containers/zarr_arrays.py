@@ -78,7 +78,7 @@ class ZarrArray(Container):
         listed = missing = 0
         for index in frames.of(self._axes.frames):
             listed, missing = listed + 1, missing + (not any(map(os.path.exists, self._chunks(str(index)))))
-            yield Member(f"#{index}", str(index), (str(index),))
+            yield Member.frame(index)
         warn_of_missing(str(self._path), missing, listed, "frames")
 
     def _before(self, at: str) -> tuple[int, ...]:

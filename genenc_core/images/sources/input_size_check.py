@@ -1,7 +1,9 @@
 """Early warning about an input size that was given as width x height."""
 
+import contextlib
 import warnings
 
+from genenc_core.images.containers.reader import ContainerReader
 from genenc_core.images.sources import label_check, manifest
 
 
@@ -15,8 +17,8 @@ def check(listed: manifest.Manifest, option: str, size: tuple[int, int]) -> None
     Only these two numbers raise the warning: other sizes may be upright on purpose.
     """
     if listed.rows:
-        first = listed.read(0, 1)
-        found = label_check.image_size(first.paths[0], first.members[0])
+        with contextlib.closing(ContainerReader()) as reader:
+            found = label_check.row_size(listed.read(0, 1), reader)
         if found is not None and found.shown == size and size[0] != size[1]:
             height, width = size
             warnings.warn(

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from genenc_core import errors
-from genenc_core.images.containers import kinds
+from genenc_core.images.containers.reader import ContainerReader
 from genenc_core.images.decode import decode, load_image
 from genenc_core.images.labels.scale import NORMALIZED, PERCENT, PointsScale
 from genenc_core.images.sources import manifest, manifest_rows
@@ -322,34 +322,43 @@ def _sizes(listed: manifest.Manifest, labelled: list[int]) -> dict[int, "ImageSi
     # Every second one first, so that the sample is still evenly spread if it is full early.
     wanted = [*spread[::2], *spread[1::2]]
     sizes: dict[int, ImageSize] = {}
-    for row in wanted:
-        found = listed.read(row, row + 1)
-        size = image_size(found.paths[0], found.members[0])
-        if size is not None:
-            sizes[row] = size
-        if len(sizes) == SAMPLED_IMAGES:
-            break
+    with contextlib.closing(ContainerReader()) as reader:
+        for row in wanted:
+            size = row_size(listed.read(row, row + 1), reader)
+            if size is not None:
+                sizes[row] = size
+            if len(sizes) == SAMPLED_IMAGES:
+                break
     return sizes
 
 
-def image_size(path: str, member: str = "") -> "ImageSize | None":
-    """Return the size of an image, or of a container's member, or None if the header is unreadable."""
+def row_size(found: manifest.Rows, reader: ContainerReader) -> "ImageSize | None":
+    """Return the size of a row's image, read of its file or container; None if that is unreadable."""
+    if not found.members[0]:
+        return image_size(found.paths[0])
     try:
-        if member:
-            shown, orientation = _size_of_member(path, member)
-        elif Path(path).stat().st_size > LARGEST_FILE:
-            shown, orientation = _size_of_large(path)
-        else:
-            shown, orientation = decode.size_and_orientation(load_image.read(path)[0])
+        return _image_size(*_size_of_member(reader, found.paths[0], found.members[0]))
+    except Exception:  # damage may raise anything; the run reports the image
+        return None
+
+
+def image_size(path: str) -> "ImageSize | None":
+    """Return an image's size from its header, or None if the header is unreadable."""
+    try:
+        if Path(path).stat().st_size > LARGEST_FILE:
+            return _image_size(*_size_of_large(path))
+        return _image_size(*decode.size_and_orientation(load_image.read(path)[0]))
     except Exception:  # a damaged header may raise anything; the run reports the image
         return None
+
+
+def _image_size(shown: tuple[int, int], orientation: int) -> "ImageSize":
     return ImageSize(shown, shown[::-1] if orientation >= 5 else shown)
 
 
-def _size_of_member(path: str, member: str) -> tuple[tuple[int, int], int]:
+def _size_of_member(reader: ContainerReader, path: str, member: str) -> tuple[tuple[int, int], int]:
     """Return width and height, upright, and the EXIF orientation of a container's member."""
-    with contextlib.closing(kinds.open_container(path)) as container:
-        content = container.read(member)
+    content = reader.read(path, member, most_pixels=decode.MAX_PIXELS)
     if content.pixels is None:
         return decode.size_and_orientation(content.data)
     height, width = content.pixels.shape[:2]

@@ -366,10 +366,6 @@ def write_manifest(
     frame_sizes: dict[int, tuple[int, int]] = {}
 
     def write(partial: Path) -> None:
-        with _without_old_objects():
-            write_rows(partial)
-
-    def write_rows(partial: Path) -> None:
         left_out, listed_ns = folders.LeftOut(), time.time_ns()
         if points is None:
             with contextlib.closing(
@@ -407,7 +403,8 @@ def write_manifest(
         finally:
             spool.unlink(missing_ok=True)
 
-    _replace(path, write)
+    with _without_old_objects():
+        _replace(path, write)
     return replace(Manifest.open(path), frame_sizes=frame_sizes)
 
 
