@@ -209,9 +209,8 @@ class RunFolder:
 
     def failure(self, shard: int, *, session: str | None = None) -> str:
         """Return the reason of a shard's last failed attempt, marked if it was not in the session given."""
-        key = failure_key(shard)
         try:
-            found = records.read_json(self.objects, key) if self.objects.size(key) is not None else {}
+            found = self._failure_record(shard)
         except errors.StoreError as error:  # only informative
             return f"unknown reason: {error}"
         if not found:
@@ -221,8 +220,21 @@ class RunFolder:
 
     def failed_in(self, shard: int, session: str) -> bool:
         """Return whether the last attempt at a shard failed in this session."""
+        return self._failure_record(shard).get("session") == session
+
+    def _failure_record(self, shard: int) -> dict[str, object]:
+        """Return the record of a shard's last failed attempt; empty if there is none.
+
+        Raises:
+            StoreError: it is damaged.
+        """
         key = failure_key(shard)
-        return self.objects.size(key) is not None and records.read_json(self.objects, key).get("session") == session
+        try:
+            return records.read_json(self.objects, key)
+        except errors.StoreError:
+            if self.objects.kind(key) is None:  # none, or removed by the process that committed the shard
+                return {}
+            raise
 
     def failure_note(self, shard: int) -> str:
         """Return the raw failure record of a shard, which differs between attempts; "" if there is none."""
@@ -232,9 +244,8 @@ class RunFolder:
 
     def failed_images(self, shard: int) -> list[dict[str, Any]]:
         """Return the images that could not be read in a shard's last failed attempt: `row`, `image_id`, `reason`."""
-        key = failure_key(shard)
         try:
-            found = records.read_json(self.objects, key).get("unreadable") if self.objects.size(key) else []
+            found = self._failure_record(shard).get("unreadable")
         except errors.StoreError:  # only informative
             return []
         kept = [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []

@@ -233,13 +233,29 @@ def read_json(objects: Objects, key: str) -> dict[str, object]:
     Raises:
         StoreError: missing, unreadable, damaged, or changed after it was written.
     """
-    where = objects_module.join(objects.name, key)
+    return _parsed(objects, key, _read(objects, key))
+
+
+def _read(objects: Objects, key: str) -> bytes:
     try:
-        value = json.loads(objects.read(key, most=LARGEST))
+        return objects.read(key, most=LARGEST)
     except errors.UnsafeFileError as error:
         raise errors.StoreError(error.sentence) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise errors.StoreError(f"cannot read {where!r}: {error}; the run folder is damaged or incomplete") from error
+    except OSError as error:
+        raise _unreadable(objects, key, error) from error
+
+
+def _unreadable(objects: Objects, key: str, error: Exception) -> errors.StoreError:
+    where = objects_module.join(objects.name, key)
+    return errors.StoreError(f"cannot read {where!r}: {error}; the run folder is damaged or incomplete")
+
+
+def _parsed(objects: Objects, key: str, data: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(objects, key, error) from error
+    where = objects_module.join(objects.name, key)
     if not isinstance(value, dict):
         raise errors.StoreError(
             f"{where!r} contains a {type(value).__name__}, not an object: the run folder is damaged"
@@ -259,9 +275,9 @@ def problem(objects: Objects, key: str, *, earlier: bool) -> str:
     `earlier` accepts records without a seal, as in runs of earlier versions.
     """
     try:
-        record = read_json(objects, key)
-        data = objects.read(key, most=LARGEST)
-    except (OSError, errors.StoreError) as error:
+        data = _read(objects, key)  # once: another process may replace the record at any time
+        record = _parsed(objects, key, data)
+    except errors.StoreError as error:
         return str(error)
     if data == dumps(record):
         return ""

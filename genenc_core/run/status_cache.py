@@ -9,6 +9,7 @@ read. The file may be deleted.
 import contextlib
 import gc
 import json
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,8 @@ TALLY: Final = "provenance/tally.jsonl"
 CACHED: Final = "tally.jsonl"
 _LONGEST: Final = 1e12
 """Seconds above which a timing is invalid."""
+_WRITTEN_WITHIN: Final = 0.05
+"""Seconds within which a line that a process has begun to write is whole."""
 Stamp = tuple[int, int]
 """Size in bytes and modification time in nanoseconds of a record."""
 
@@ -122,10 +125,18 @@ def read(objects: Objects, known: Mapping[int, Stamp], cache: LocalObjects | Non
 def damaged_lines(objects: Objects) -> int:
     """Count the lines of the tally with wrong checksums.
 
+    A last line that another process is writing meanwhile is read again until it is whole or stays as it is.
+
     Raises:
         OSError: it cannot be read.
     """
-    return sum(not _is_whole(line) for line in objects.read(TALLY).split(b"\n") if line)
+    text = objects.read(TALLY)
+    while not _is_whole(text.rpartition(b"\n")[2]):
+        time.sleep(_WRITTEN_WITHIN)
+        before, text = text, objects.read(TALLY)
+        if text == before:
+            break
+    return sum(not _is_whole(line) for line in text.split(b"\n") if line)
 
 
 @contextlib.contextmanager

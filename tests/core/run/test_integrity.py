@@ -19,6 +19,7 @@ from genenc_core.run import folder as run_folder
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import ExtractParameters
 from genenc_core.store import documents, layout, store_keys, transaction, verify
+from genenc_core.store.backends import local
 from genenc_core.store.commit_record import CommitRecord
 from genenc_core.system import digests, environment
 
@@ -480,3 +481,40 @@ def test_missing_objects_make_a_run_incomplete(run: Path, few: int, monkeypatch:
     shutil.rmtree(group / store.plan.arrays[0].name)
     with pytest.raises(errors.StoreError, match=r"genenc verify .* --repair"):
         driver.resume(RunFolder(run))
+
+
+def test_a_record_replaced_while_it_is_checked_is_intact(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [record] = (run / session_log.RUNS).iterdir()
+    read, reasons = local.LocalObjects.read, iter(range(100))
+
+    def read_and_end(objects: local.LocalObjects, key: str, **most: int | None) -> bytes:
+        data = read(objects, key, **most)
+        if key == session_log.record_key(record.stem):
+            changed = {**json.loads(data), "reason": f"reason {next(reasons)}"}
+            objects.replace(key, records.dumps(changed))
+        return data
+
+    monkeypatch.setattr(local.LocalObjects, "read", read_and_end)
+    assert status.verify_run(RunFolder(run)).problems == ()
+    assert next(reasons) > 0
+
+
+def test_a_record_that_a_listing_leaves_out_is_not_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = local.LocalObjects.names
+
+    def without_sessions(objects: local.LocalObjects, folder: str, prefix: str = "") -> list[str]:
+        return [] if folder == session_log.RUNS else names(objects, folder, prefix)
+
+    monkeypatch.setattr(local.LocalObjects, "names", without_sessions)
+    assert status.verify_run(RunFolder(run)).problems == ()
+
+
+def test_a_tally_line_that_is_being_written_is_no_damage(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, cuts = local.LocalObjects.read, iter((40, 15, 0))
+
+    def read_begun(objects: local.LocalObjects, key: str, **most: int | None) -> bytes:
+        data = read(objects, key, **most)
+        return data[: len(data) - next(cuts)] if key == status_cache.TALLY else data
+
+    monkeypatch.setattr(local.LocalObjects, "read", read_begun)
+    assert status_cache.damaged_lines(RunFolder(run).objects) == 0
