@@ -153,7 +153,11 @@ def describe_file(file: BinaryIO) -> tuple[str, str]:
         with Image.open(file) as image:
             form = (image.format or "unknown").replace("PPM", "PNM")
             mode = "I;16" if (form, image.mode) == ("PNM", "I") else image.mode
-            return form, _MODES.get(mode, mode)
+            kind = _MODES.get(mode, mode)
+        if form == "AVIF":  # which Pillow reduces to 8 bits
+            file.seek(0)
+            return form, kind.replace("8", str(heif.av1_bits(file.read(2**16))), 1)
+        return form, kind
     return "unknown", "unknown"
 
 

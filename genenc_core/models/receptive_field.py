@@ -139,6 +139,7 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         with _disable_current_modes():
             shape, (height, width) = tuple(images.shape), images.shape[-2:]
+            self._side = min(height, width)
             y = (torch.arange(height, dtype=torch.float32) + 0.5)[:, None].expand(shape)
             x = (torch.arange(width, dtype=torch.float32) + 0.5).expand(shape)
             # Weak, so that tensors of a large model are freed while it runs.
@@ -241,11 +242,11 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return best if isinstance(best, str) else tuple(item.expand(tuple(shape)) for item in best)  # type: ignore[return-value]
 
     def _mean(self, args: Sequence[Any], shape: torch.Size) -> Trace | str:
-        """Return the trace of a reduction, which has a centre only if all reduced elements share it."""
+        """Return the trace of a reduction: the middle of what is reduced, unless that is most of the image."""
         trace = self._of(args[0])
         dims = args[1] if len(args) > 1 and args[1] is not None else list(range(args[0].ndim))
         dims = [dims] if isinstance(dims, int) else list(dims)
-        return trace if isinstance(trace, str) else _merged(trace, dims, tuple(shape))
+        return trace if isinstance(trace, str) else _merged(trace, dims, tuple(shape), within=self._side / 2)
 
     def _product(self, factors: Sequence[Any], name: str, shape: torch.Size) -> Trace | str:
         """Return the trace of a matrix product with a constant: one centre per row."""
@@ -260,7 +261,7 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         factor = left if known[0] else right
         kept = list(factor.shape)
         kept[dim] = 1
-        rows = _merged(trace, [dim], tuple(kept), anywhere=name != "matmul")
+        rows = _merged(trace, [dim], tuple(kept), within=_TOLERANCE if name == "matmul" else math.inf)
         return rows if isinstance(rows, str) else tuple(item.expand(tuple(shape)) for item in rows)  # type: ignore[return-value]
 
     def _resampled(self, places: "_Places", args: Sequence[Any], outputs: Sequence[Any]) -> Sequence[Trace | str]:
@@ -274,7 +275,7 @@ class _Tracing(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 moved = tuple(_sampled(item, dim, at) for item in moved)  # type: ignore[assignment]
             self._borders[outputs[0]] = _border(args)
             return [moved] * len(outputs)
-        merged = _merged(trace, [1], (trace[0].shape[0], 1, *trace[0].shape[2:]), anywhere=True)
+        merged = _merged(trace, [1], (trace[0].shape[0], 1, *trace[0].shape[2:]), within=math.inf)
         assert isinstance(merged, tuple)
         rows, columns, kernel = places(args, out, self._borders.get(args[0], _NO_BORDER))
         step = max(_step(merged[0], -2), _step(merged[1], -1))
@@ -301,8 +302,8 @@ def _without_views(func: Any) -> Any:
     return torch.ops.aten.reshape.default if "view" in str(func).partition(".")[2] else func
 
 
-def _merged(trace: Trace, dims: list[int], shape: tuple[int, ...], *, anywhere: bool = False) -> Trace | str:
-    """Average the centres of a trace over `dims`; unless `anywhere`, only if they coincide.
+def _merged(trace: Trace, dims: list[int], shape: tuple[int, ...], *, within: float = _TOLERANCE) -> Trace | str:
+    """Average the centres of a trace over `dims` if they lie within so many pixels of each other.
 
     Only the elements with the smallest reach count: of levels resized to one map, the finest sets its geometry.
     """
@@ -315,7 +316,7 @@ def _merged(trace: Trace, dims: list[int], shape: tuple[int, ...], *, anywhere: 
         low, high = item.where(finest, item.new_tensor(math.inf)), item.where(finest, item.new_tensor(-math.inf))
         far = max(far, float((high.amax(dims) - low.amin(dims)).max()))
         middle.append((item.where(finest, item.new_zeros(())).sum(dims, keepdim=True) / count).reshape(shape))
-    if far > _TOLERANCE and not anywhere:
+    if far > within:
         return _NOWHERE
     return middle[0], middle[1], (least + far).reshape(shape)
 
@@ -473,7 +474,7 @@ def _grid(trace: Trace | None) -> tuple[Axis, Axis] | None:
     """Return the vertical and horizontal stride and first centre of a map's cells; None if the grid is irregular."""
     if trace is None:
         return None
-    finest = _merged(trace, [1], (trace[0].shape[0], 1, *trace[0].shape[2:]), anywhere=True)
+    finest = _merged(trace, [1], (trace[0].shape[0], 1, *trace[0].shape[2:]), within=math.inf)
     if isinstance(finest, str) or not bool(torch.isfinite(finest[2]).all()):
         return None
     spread = _spread(trace, finest)

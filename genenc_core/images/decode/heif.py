@@ -32,6 +32,16 @@ def is_cropped(data: bytes | bytearray) -> bool:
     return any(name == b"meta" and b"clap" in data[start:end] for name, start, end in _boxes(data))
 
 
+def av1_bits(data: bytes | bytearray) -> int:
+    """Return the bits per channel of an AVIF by its codec configuration (`av1C`, AV1 in ISOBMFF 2.3); 8 without one."""
+    for name, start, end in _boxes(data):
+        at = data.find(b"av1C", start, end)
+        if name == b"meta" and at >= 0 and len(data) > at + 6:
+            is_high, is_twelve = data[at + 6] & 0x40, data[at + 6] & 0x20
+            return 12 if is_high and is_twelve else 10 if is_high else 8
+    return 8
+
+
 def is_truncated(data: bytes | bytearray) -> bool:
     """Return whether a file ends before its pixels or metadata do; libheif renders such tiles as one colour.
 

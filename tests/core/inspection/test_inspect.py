@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -274,6 +275,10 @@ def test_the_kind_of_a_file_whose_pixels_are_converted(tmp_path: Path) -> None:
     ):
         tifffile.imwrite(tmp_path / "t.tif", rgb, photometric=photometric, planarconfig="contig")
         assert images.describe_file(io.BytesIO((tmp_path / "t.tif").read_bytes()))[1].endswith(said)
+    for depth in (8, 10, 12):
+        values = (rgb.astype(np.uint16) << (depth - 8)).astype(np.uint8 if depth == 8 else np.uint16)
+        avif = imagecodecs.avif_encode(values, bitspersample=depth)
+        assert images.describe_file(io.BytesIO(avif)) == ("AVIF", f"{depth}-bit RGB")
     heif = pytest.importorskip("pillow_heif")
     for depth, kind in ((8, "8-bit RGB"), (10, "10-bit RGB")):
         data = (rgb.astype(np.uint16) * 257).tobytes() if depth > 8 else rgb.tobytes()

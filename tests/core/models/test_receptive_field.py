@@ -249,3 +249,39 @@ def test_permuted_positions_have_no_grid(model: nn.Module) -> None:
 
 def test_failing_model_has_no_cells() -> None:
     assert receptive_field.cells(nn.Linear(7, 2), lambda run, images: {"m": run(images)}, size=(32, 32)) == {}
+
+
+class Windowed(nn.Module):
+    """Reduces square windows of the image from a first pixel on, as people write it without a pooling layer."""
+
+    def __init__(self, how: str, kernel: int, stride: int, first: int) -> None:
+        super().__init__()
+        self.how, self.kernel, self.stride, self.first = how, kernel, stride, first
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images[:, :, self.first :, self.first :]
+        if self.how == "patches":
+            batch, channels, height, width = images.shape
+            rows, columns = height // self.kernel, width // self.kernel
+            images = images[:, :, : rows * self.kernel, : columns * self.kernel]
+            return images.reshape(batch, channels, rows, self.kernel, columns, self.kernel).mean((3, 5))
+        unfolded = images.unfold(2, self.kernel, self.stride).unfold(3, self.kernel, self.stride)
+        if self.how == "one after the other":
+            return unfolded.amax(-1).sum(-1)
+        return unfolded.mean((4, 5))
+
+
+@hypothesis.given(
+    how=st.sampled_from(["patches", "windows", "one after the other"]),
+    kernel=st.integers(1, 9),
+    stride=st.integers(1, 9),
+    first=st.integers(0, 12),
+)
+def test_windows_reduced_by_hand_have_their_middles(how: str, kernel: int, stride: int, first: int) -> None:
+    model, width = Windowed(how, kernel, stride, first), 48
+    seen = windows(model, width)
+    found = receptive_field.cells(model, lambda model, images: {"map": model(images)}, size=(width, width))
+    (step, start), across = found["map"]
+    assert across == (step, start)
+    middles = [(low + high) / 2 for low, high in seen]
+    assert [start + step * cell for cell in range(len(seen))] == pytest.approx(middles, abs=1e-3)
