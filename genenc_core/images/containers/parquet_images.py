@@ -63,6 +63,7 @@ class ParquetImages(Container):
 
     def members(self, frames: Frames) -> Iterator[Member]:  # noqa: ARG002 -- has none
         """Yield the rows, named by number and, where it is stored, by path."""
+        tables.warn_of_left_out(Path(self._path), [self._column, *self.columns])
         named = _has_paths(self._file.schema_arrow, self._column)
         row = 0
         try:

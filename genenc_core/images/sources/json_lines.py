@@ -10,18 +10,30 @@ from genenc_core import errors
 SUFFIXES = (".jsonl", ".ndjson")
 
 
+_LOOKED_AT = 10_000
+"""Objects whose keys are the columns."""
+
+
 def column_names(path: Path) -> list[str]:
-    """Return the keys of the first object.
+    """Return the keys of the first objects.
 
     Raises:
-        InputError: the file cannot be read, or the line is not an object.
+        InputError: the file cannot be read, or a line is not an object.
     """
-    return [*next(_objects(path), (1, {}))[1]]
+    return [*_first_values(path)]
 
 
 def plain_columns(path: Path) -> list[str]:
-    """Return the keys of the first object whose values are texts, numbers, true, false or null; raises as above."""
-    return [key for key, value in next(_objects(path), (1, {}))[1].items() if not isinstance(value, list | dict)]
+    """Return the keys whose first value is a text, a number, true, false or null; raises as above."""
+    return [key for key, value in _first_values(path).items() if not isinstance(value, list | dict)]
+
+
+def _first_values(path: Path) -> dict[str, object]:
+    """Return the keys of the first objects, with the first value of each that is not null."""
+    found: dict[str, object] = {}
+    for _, each in itertools.islice(_objects(path), _LOOKED_AT):
+        found.update({key: value for key, value in each.items() if found.get(key) is None})
+    return found
 
 
 def iter_blocks(
@@ -30,10 +42,16 @@ def iter_blocks(
     """Yield (line numbers, the values of each column) in blocks; a key that an object lacks is None.
 
     Raises:
-        InputError: as in `column_names`, or a value is a list or an object.
+        InputError: as in `column_names`, a value is a list or an object, or a key is none of the first objects'.
     """
-    objects = _objects(path)
+    objects, known = _objects(path), _first_values(path).keys()
     while rows := list(itertools.islice(objects, block_rows)):
+        for number, each in rows:
+            if not each.keys() <= known:
+                raise errors.InputError(
+                    f"{path}: line {number} has the key {min(each.keys() - known)!r}, which none of the first "
+                    f"{_LOOKED_AT:,} lines has: write it in the first line too, with null as its value"
+                )
         cells: list[Sequence[object]] = [[each.get(column) for _, each in rows] for column in columns]
         for column, values in zip(columns, cells, strict=True):
             nested = next((at for at, value in enumerate(values) if isinstance(value, list | dict)), None)

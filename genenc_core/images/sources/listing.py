@@ -211,6 +211,8 @@ def _entries(source: image_source.ImageSource, limit: int | None, block_rows: in
     with_ids = column != "image_id" and "image_id" in tables.column_names(path)
     columns = [column, "image_id"] if with_ids else [column]
     more = tables.further_columns(path, columns) if source.columns else []
+    if source.columns:
+        tables.warn_of_left_out(path, [*columns, *more])
     blocks = tables.iter_blocks(path, [*columns, *more], block_rows=block_rows, limit=limit, with_blanks=[column])
     for numbers, cells in blocks:
         texts = [_texts(values) for values in cells[: len(columns)]]

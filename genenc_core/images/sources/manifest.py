@@ -388,8 +388,7 @@ def write_manifest(
             listed = Manifest.open(spool)
             placed = matcher.result() if listed.rows else _nowhere(points)
             _log_unmatched(placed, points)
-            stated = points.frame_sizes
-            frame_sizes.update({row: stated[at] for row, at in placed.rows.items() if at in stated})
+            frame_sizes.update(_frame_sizes(placed, points))
             spooled = listed.iter_columns(listed.schema.names, batch_rows=manifest_rows.GROUP_ROWS)
             blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in spooled)
             _write(
@@ -493,7 +492,7 @@ def write_relabelled(
         _replace(path, lambda partial: _write_like(partial, like, images(), (), {}))
         return Manifest.open(path)
     own = 0 if b"genenc.extensions" not in (like.footer.metadata or {}) else 1  # of lists none are recorded
-    matcher = matching.Matcher(points.images)
+    matcher = matching.Matcher(points.images, points.folders)
     for block in images():
         texts = zip(*(block.column(name).to_pylist() for name in ("row", *manifest_rows.TEXT_COLUMNS)), strict=True)
         for row, image_id, below in texts:
@@ -507,7 +506,12 @@ def write_relabelled(
         _write_like(partial, like, blocks, points.names, labels)
 
     _replace(path, write)
-    return Manifest.open(path)
+    return replace(Manifest.open(path), frame_sizes=_frame_sizes(placed, points))
+
+
+def _frame_sizes(placed: matching.Placement, points: PointTable) -> dict[int, tuple[int, int]]:
+    """Return the size of the labelled frame by row, where the labels' file states it."""
+    return {row: points.frame_sizes[at] for row, at in placed.rows.items() if at in points.frame_sizes}
 
 
 def _write_like(

@@ -4,6 +4,7 @@ import csv
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +20,7 @@ CSV_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _DELIMITERS = (",", ";", "\t")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 _BLOCK_ROWS = 16384
+_SHOWN = 5
 
 
 def is_table(path: Path) -> bool:
@@ -117,24 +119,46 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+class ColumnsLeftOut(UserWarning):
+    """Columns of a list do not become coordinates."""
+
+
 def further_columns(path: Path, but: Collection[str]) -> list[str]:
     """Return the other columns of a table that have a name of their own, and hold texts, numbers or times."""
-    names = column_names(path)
-    usable = [name for name in names if name and name not in but and names.count(name) == 1]
+    names, plain = column_names(path), _plain_columns(path)
+    return [name for name in names if name and name not in but and names.count(name) == 1 and name in plain]
+
+
+def warn_of_left_out(path: Path, kept: Collection[str]) -> None:
+    """Warn of the columns of a table that are none of `kept`."""
+    names, plain = column_names(path), _plain_columns(path)
+    reasons = []
+    for name in dict.fromkeys(names):
+        if name in kept:
+            continue
+        if names.count(name) > 1:
+            reasons.append(f"{name!r} (several have this name)")
+        elif name not in plain:
+            reasons.append(f"{name!r} (it holds no texts, numbers or times)")
+    if reasons:
+        shown = ", ".join(reasons[:_SHOWN]) + (", ..." if len(reasons) > _SHOWN else "")
+        warnings.warn(f"{path}: columns that do not become coordinates: {shown}", ColumnsLeftOut, stacklevel=2)
+
+
+def _plain_columns(path: Path) -> Collection[str]:
     if path.suffix.lower() in json_lines.SUFFIXES:
-        plain = json_lines.plain_columns(path)
-        return [name for name in usable if name in plain]
+        return json_lines.plain_columns(path)
     if path.suffix.lower() not in PARQUET_SUFFIXES:
-        return usable
+        return column_names(path)
     with _open_parquet(path) as file:
-        return [name for name in usable if _is_plain(file.schema_arrow.field(name).type)]
+        return [field.name for field in file.schema_arrow if _is_plain(field.type)]
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view"
-    return bool(texts or pa.types.is_primitive(kind))
+    return bool(texts or pa.types.is_primitive(kind) or pa.types.is_decimal(kind))
 
 
 def refuse_bytes(path: Path, column: str) -> None:

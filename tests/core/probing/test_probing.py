@@ -530,3 +530,20 @@ def test_source_and_probes_on_s3(extract: Call, labels: Path, request: pytest.Fi
         api.probe(f"{place}/source", f"{place}/source/probes", points=str(labels))
     with pytest.raises(errors.OtherRunError, match="products: "):
         api.probe(f"{place}/source", f"{place}/probes", points=str(labels), products=PROBES[:1])
+
+
+def test_labels_are_checked_as_in_the_first_pass(extract: Call, probe: Call, tmp_path: Path) -> None:
+    extract("run", "maps=none")
+    for folder, name in (("one", "img_000.png"), ("photos", "img_002.png")):
+        (tmp_path / "labels" / folder).mkdir(parents=True)
+        (tmp_path / "labels" / folder / "l.csv").write_text(f"image,point,x,y\n{name},a,5,5\n")
+    (tmp_path / "labels" / "one" / "l.csv").write_text("image,point,x,y\nimg_002.png,b,5,5\n")
+    with pytest.raises(errors.InputError, match="of the points file in 'photos'"):
+        probe("run", "probes", points=str(tmp_path / "labels" / "*" / "l.csv"))
+    images = [{"id": at, "file_name": f"img_{at:03d}.png", "width": 160, "height": 120} for at in (0, 2)]
+    category = {"id": 1, "name": "mouse", "keypoints": ["a"]}
+    labelled = [{"id": at, "image_id": at, "category_id": 1, "keypoints": [20, 30, 2]} for at in (0, 2)]
+    coco = {"images": images, "categories": [category], "annotations": labelled}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    with pytest.raises(errors.InputError, match="--points-scale 1/2"):
+        probe("run", "probes", points=str(tmp_path / "coco.json"))

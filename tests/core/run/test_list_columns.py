@@ -1,6 +1,8 @@
 """Further columns of a list are coordinates of the run, typed by what is in them."""
 
 import dataclasses
+import decimal
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from pyarrow import parquet
 import containers
 import pictures
 from genenc_core import errors
-from genenc_core.images.sources import image_source
+from genenc_core.images.sources import image_source, json_lines, tables
 from genenc_core.run import driver, parameters, status
 from genenc_core.run.folder import RunFolder
 
@@ -29,6 +31,15 @@ CELLS = {
     "time (s)": ["0.1", "0.2", "nan"],
     "time [s]": ["1", "2", "3"],
     "nothing": ["", "", ""],
+    "t_ns": ["1700000000123456789", "1700000000123456790", "-9223372036854775808"],
+    "beyond": ["9223372036854775808", "1", "2"],
+    "inexact": ["9007199254740993", "", "1"],
+    "mixed": ["9007199254740993", "0.5", "1"],
+    "version": ["1.1", "1.10", "2.0"],
+    "decimals": ["1.10", "0.20", "3.00"],
+    "plain": ["1.0", "0.25", "10"],
+    "well": ["1E0", "2E1", "3E2"],
+    "power": ["1e-07", "2.5e3", "1E+05"],
 }
 WANTED: dict[str, list[object]] = {
     "label": [3, -1, 0],
@@ -42,6 +53,15 @@ WANTED: dict[str, list[object]] = {
     "time_s": [0.1, 0.2, NAN],
     "time_s_column": [1, 2, 3],
     "nothing": ["", "", ""],
+    "t_ns": [1700000000123456789, 1700000000123456790, -(2**63)],
+    "beyond": ["9223372036854775808", "1", "2"],
+    "inexact": ["9007199254740993", "", "1"],
+    "mixed": ["9007199254740993", "0.5", "1"],
+    "version": ["1.1", "1.10", "2.0"],
+    "decimals": [1.1, 0.2, 3.0],
+    "plain": [1.0, 0.25, 10.0],
+    "well": ["1E0", "2E1", "3E2"],
+    "power": [1e-7, 2500.0, 1e5],
 }
 
 
@@ -122,16 +142,19 @@ def test_columns_of_parquet_and_of_frames(tmp_path: Path) -> None:
     table |= {
         "good": [True, False, True],
         "list": [[1], [2], [3]],
+        "price": [decimal.Decimal("1.25"), None, decimal.Decimal("2.50")],
         "word": pa.array(["a", "b", "a"]).dictionary_encode(),
     }
     parquet.write_table(pa.table(table), tmp_path / "list.parquet")
-    run = driver.extract(given(tmp_path, "list.parquet", out=str(tmp_path / "one"))).run
-    assert run.manifest.columns == ("n", "f", "t", "good", "word")
+    with pytest.warns(tables.ColumnsLeftOut, match="'list' \\(it holds no texts"):
+        run = driver.extract(given(tmp_path, "list.parquet", out=str(tmp_path / "one"))).run
+    assert run.manifest.columns == ("n", "f", "t", "good", "price", "word")
     found = xarray.open_zarr(tmp_path / "one/features.zarr", consolidated=False)
     np.testing.assert_array_equal(found.n, [1, NAN, 3])
     np.testing.assert_array_equal(found.f, [0.1, 1e300, NAN])
     assert found.good.values.tolist() == ["True", "False", "True"]
     assert found.word.values.tolist() == ["a", "b", "a"]
+    assert found.price.values.tolist()[::2] == [1.25, 2.5]
     assert found.t.values.tolist()[0] == "1970-01-01 00:00:01"
     containers.write_npy(tmp_path, containers.frames(5))
     driver.extract(given(tmp_path, "stack.npy", out=str(tmp_path / "two"), frames="::2"))
@@ -139,3 +162,16 @@ def test_columns_of_parquet_and_of_frames(tmp_path: Path) -> None:
     containers.write_parquet(tmp_path, containers.frames(3))
     driver.extract(given(tmp_path, "rows.parquet", out=str(tmp_path / "three")))
     assert xarray.open_zarr(tmp_path / "three/features.zarr", consolidated=False).label.values.tolist() == [0, 1, 2]
+
+
+def test_keys_that_the_first_line_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [path.name for path in sorted(pictures.write_folder(tmp_path, 3).glob("*.png"))]
+    rows = [{"image": names[0]}, {"image": names[1], "label": 3}, {"image": names[2], "label": 4, "good": True}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert driver.extract(given(tmp_path, "list.jsonl")).run.manifest.columns == ("label", "good")
+    found = xarray.open_zarr(tmp_path / "run/features.zarr", consolidated=False)
+    np.testing.assert_array_equal(found.label, [NAN, 3, 4])
+    assert found.good.values.tolist() == ["", "", "True"]
+    monkeypatch.setattr(json_lines, "_LOOKED_AT", 2)
+    with pytest.raises(errors.InputError, match="line 3 has the key 'good'"):
+        driver.extract(given(tmp_path, "list.jsonl", out=str(tmp_path / "other")))
