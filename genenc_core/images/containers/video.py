@@ -15,8 +15,9 @@ from genenc_core.images.decode.decoded import ImageUnreadable
 _FORMATS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,mxf"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 """A text file of another name could otherwise stand for other files, or addresses."""
-_DECODING = {"err_detect": "explode", "ec": "0"}
-"""Damage is an error; FFmpeg would fill it from the frames that happened to be decoded before."""
+_DECODING = {"err_detect": "explode"}
+"""Damage is an error. What FFmpeg conceals is marked as corrupt; without concealment (`ec=0`) it would mark fewer
+damaged frames, and all healthy ones of several slices."""
 _NEAR = 64
 """Frames ahead that are decoded rather than sought."""
 _MISSING = 1.5
@@ -61,6 +62,8 @@ class Video(Container):
         """Presentation time, or number, of the frame that was decoded last."""
         self._counted = False
         """Whether frames are found by number, not by time."""
+        self._corrupt = False
+        """Whether a frame since the last key frame was corrupt: later ones are made from it."""
         self._rewind()
 
     @classmethod
@@ -161,7 +164,7 @@ class Video(Container):
         except (av.error.FFmpegError, ValueError) as error:
             self._decoding = None
             raise ImageUnreadable(f"damaged video: {one_line(error)}") from error
-        if frame is None or frame.is_corrupt or (frame.height, frame.width) != size:
+        if frame is None or self._corrupt or (frame.height, frame.width) != size:
             raise ImageUnreadable(f"frame {index} is missing or damaged: the video is damaged or truncated")
         with_alpha = any(component.is_alpha for component in frame.format.components)
         values = np.ascontiguousarray(frame.to_ndarray(format="rgba" if with_alpha else "rgb24"))
@@ -188,8 +191,7 @@ class Video(Container):
 
     def _decoded_until(self, wanted: int) -> Any:
         """Decode up to a presentation time; return its frame, or None if it was passed or the video ended."""
-        assert self._decoding is not None
-        for frame in self._decoding:
+        for frame in self._frames():
             if frame.pts is None:
                 continue
             self._last = frame.pts
@@ -200,13 +202,19 @@ class Video(Container):
         self._decoding = None
         return None
 
+    def _frames(self) -> Iterator[Any]:
+        """Yield the next frames."""
+        assert self._decoding is not None
+        for frame in self._decoding:
+            self._corrupt = frame.is_corrupt or (self._corrupt and not frame.key_frame)
+            yield frame
+
     def _numbered(self, wanted: int) -> Any:
         """Return a frame by its number, counted from the beginning; None if there is none."""
         if self._decoding is None or self._last >= wanted:
             self._seek(None)
             self._last = -1
-        assert self._decoding is not None
-        for frame in self._decoding:
+        for frame in self._frames():
             self._last += 1
             if self._last == wanted:
                 return frame
@@ -221,7 +229,7 @@ class Video(Container):
             self._file.seek(wanted, stream=self._stream, backward=True)
             self._stream.codec_context.flush_buffers()
         self._decoding = self._file.decode(self._stream)
-        self._last = _NONE
+        self._last, self._corrupt = _NONE, False
 
     def close(self) -> None:
         """Close it."""

@@ -34,6 +34,7 @@ def decoded(path: Path) -> tuple[list[np.ndarray], list[float]]:
 
 CODECS = [
     ("libx264", "clip.mp4", {"bf": "3", "g": "12"}),
+    ("libx264", "slices.mp4", {"bf": "2", "g": "12", "x264-params": "threads=1:slices=3"}),
     ("libx264", "clip.mkv", {"bf": "2", "g": "250"}),
     ("mpeg4", "clip.avi", {"g": "10"}),
     ("libx264", "b-frames.avi", {"bf": "3", "g": "12"}),
@@ -160,7 +161,12 @@ def test_damage_does_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 20, (COUNT, 96, 128, 3), np.uint8)
     shown = [frame // 2 + more for frame, more in zip(moving(COUNT, 96, 128), noise, strict=True)]
     unreadable = 0
-    for codec, name in (("libx264", "clip.mp4"), ("mpeg4", "clip.avi"), ("mjpeg", "clip.mov")):
+    for codec, name in (
+        ("libx264", "clip.mp4"),
+        ("mpeg4", "clip.avi"),
+        ("mjpeg", "clip.mov"),
+        ("libx264", "slices.mp4"),
+    ):
         path = containers.write_video(tmp_path, shown, codec=codec, name=name)
         data = bytearray(path.read_bytes())
         for at in range(len(data) // 10, len(data) * 9 // 10, len(data) // 7):
@@ -173,6 +179,27 @@ def test_damage_does_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
         assert forwards == backwards, name
         unreadable += forwards.count(None)
     assert unreadable
+
+
+def test_frames_made_from_a_corrupt_one_are_unreadable(tmp_path: Path) -> None:
+    path = containers.write_video(tmp_path, moving(30), codec="mpeg4", name="clip.avi", g="10")
+    video = kinds.open_container(str(path))
+    members = list(video.members(frames.Frames()))
+
+    class Corrupt:
+        """A frame that the decoder marks."""
+
+        def __init__(self, frame: Any, *, marked: bool) -> None:
+            self.is_corrupt, self._frame = marked, frame
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._frame, name)
+
+    video._seek(None)
+    video.read(members[11].at)
+    video._decoding = (Corrupt(frame, marked=at == 1) for at, frame in enumerate(video._decoding))
+    readable = [read(video, member.at) is not None for member in members[12:25]]
+    assert readable == [True] + [False] * 7 + [True] * 5
 
 
 def read(video: Any, at: str) -> bytes | None:
