@@ -196,6 +196,8 @@ class _Compaction:
             "changes": digests.ROW_CHANGES.named(digests.canonical_json(own.to_pylist()).encode()),
             "rows": origins.to_runs(origins.resolved(self.folder, known.part, known.row)),
         }
+        if any(part.number >= documents.FIRST_COMPACTED for part in group):
+            content["roots"] = _runs_of_roots(known)
         record = Compacted.model_validate_json(digests.canonical_json(content))
         return _Plan(tuple(group), own, known, record)
 
@@ -300,6 +302,15 @@ def choose(version: Version, changes: pa.Table, *, below: int, most: int) -> lis
         found[-1].append(part)
         total += count
     return [group for group in found if len(group) > 1]
+
+
+def _runs_of_roots(known: rows.CurrentRows) -> list[tuple[str, int]]:
+    starts = np.flatnonzero(np.r_[True, np.diff(known.root_of) != 0])
+    counts = np.diff(np.r_[starts, len(known)])
+    return [
+        (str(known.roots[code]), count)
+        for code, count in zip(known.root_of[starts].tolist(), counts.tolist(), strict=True)
+    ]
 
 
 def _neighbours(version: Version, names: Sequence[str]) -> list[Part] | None:

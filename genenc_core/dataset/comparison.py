@@ -220,13 +220,13 @@ class _Files:
     ) -> np.ndarray:
         """Return which of the `asked` files lie below another root than the row's, whose file is still there."""
         found = np.zeros(len(rows), bool)
-        moved = [number for number, root in known.roots.items() if root != self.root]
-        at = np.flatnonzero(asked & np.isin(known.part[positions], moved))
+        moved = [code for code, root in enumerate(known.roots) if root != self.root]
+        at = np.flatnonzero(asked & np.isin(known.root_of[positions], moved))
         before = known.text("path", positions[at])
-        for place, now, path, part in zip(
-            at.tolist(), self._paths(rows[at]), before, known.part[positions[at]].tolist(), strict=True
+        for place, now, path, root in zip(
+            at.tolist(), self._paths(rows[at]), before, known.root_of[positions[at]].tolist(), strict=True
         ):
-            own = os.path.join(known.roots[part], folders.to_path(path))  # noqa: PTH118
+            own = os.path.join(known.roots[root], folders.to_path(path))  # noqa: PTH118
             with contextlib.suppress(OSError):
                 found[place] = not os.path.samefile(own, now)  # noqa: PTH121
         return found

@@ -47,6 +47,8 @@ class Compacted(pydantic.BaseModel):
     """Digest of the row changes of these parts: names, sizes, times, and which rows are current."""
     rows: list[tuple[pydantic.PositiveInt, pydantic.NonNegativeInt, pydantic.PositiveInt]]
     """For its rows in order: part that encoded them, first row in it, number of rows."""
+    roots: list[tuple[str, pydantic.PositiveInt]] | None = None
+    """For its rows in order: folder of their images, number of rows; None: those of the sources."""
 
     def places(self) -> Places:
         """Return by which part each row was encoded, and as which row."""
@@ -61,7 +63,11 @@ class Compacted(pydantic.BaseModel):
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON data."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def roots_of_rows(self) -> list[tuple[str, int]]:
+        """Return for its rows in order: folder of their images, number of rows."""
+        return [(source.root, source.rows) for source in self.sources] if self.roots is None else self.roots
 
     def number(self) -> int:
         """Return the number of the part with this content: who copies the same rows fills the same part."""
@@ -95,6 +101,11 @@ def read(objects: Objects) -> Compacted:
         raise errors.StoreError(f"{where!r} is damaged: {errors.reason(error)}; restore it from a copy") from error
 
 
+def of_part(folder: DatasetFolder, name: str) -> Compacted:
+    """Return the record of a compacted part; raises as `read`."""
+    return read(open_objects(folder.part_root(name)))
+
+
 def resolved(folder: DatasetFolder, part: np.ndarray, row: np.ndarray) -> Places:
     """Return by which parts rows were encoded, and as which rows, for rows that may be in compacted parts.
 
@@ -104,7 +115,7 @@ def resolved(folder: DatasetFolder, part: np.ndarray, row: np.ndarray) -> Places
     part, row = part.astype(np.int64), row.astype(np.int64)
     for number in np.unique(part[part >= documents.FIRST_COMPACTED]).tolist():
         where = np.flatnonzero(part == number)
-        encoded = read(open_objects(folder.part_root(documents.part_name(number)))).places()
+        encoded = of_part(folder, documents.part_name(number)).places()
         if len(where) and row[where].max() >= len(encoded[0]):
             raise errors.StoreError(f"{RECORD!r} of {documents.part_name(number)!r} is damaged: it has too few rows")
         part[where], row[where] = (values[row[where]] for values in encoded)

@@ -3,7 +3,7 @@
 import functools
 import io
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.dataset import documents
+from genenc_core.dataset import documents, origins
 from genenc_core.dataset.documents import ChangesFile, Part, Version
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.images.sources import manifest, manifest_rows
@@ -117,11 +117,14 @@ class CurrentRows(Images):
         part: np.ndarray,
         row: np.ndarray,
         seen_ns: np.ndarray,
-        roots: Mapping[int, Path],
+        roots: Sequence[Path],
+        root_of: np.ndarray,
     ) -> None:
         super().__init__(table, points)
         self.roots = roots
-        """By number of a part: folder that its paths are relative to."""
+        """Folders that paths are relative to."""
+        self.root_of = root_of
+        """Which of `roots` the path of a row is relative to, int64 `[n]`."""
         self.seen_ns = seen_ns
         """When the files were listed for the parts, int64 `[n]` in nanoseconds since 1970; the largest if unknown."""
         self.part = part
@@ -157,8 +160,29 @@ def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> 
     seen = np.repeat(seen, [item.rows for item in parts])
     table = _amended(table, version, changes)
     keep = np.flatnonzero(mask(version, changes)) if version else np.empty(0, np.int64)
-    roots = {item.number: images.root for item, images in zip(parts, found, strict=True) if images.root is not None}
-    return CurrentRows(table.take(pa.array(keep)), points[keep], part[keep], row[keep], seen[keep], roots)
+    roots, root_of = _roots(folder, parts, [images.root for images in found])
+    return CurrentRows(
+        table.take(pa.array(keep)), points[keep], part[keep], row[keep], seen[keep], roots, root_of[keep]
+    )
+
+
+def _roots(
+    folder: DatasetFolder, parts: Sequence[Part], listed: Sequence[Path | None]
+) -> tuple[list[Path], np.ndarray]:
+    """Return the folders that paths of these parts are relative to, and which one each row's is, int64 `[n]`.
+
+    The rows of a compacted part may come from several folders, of which its manifest names one.
+    """
+    runs: list[tuple[str, int]] = []
+    for part, root in zip(parts, listed, strict=True):
+        compacted = part.number >= documents.FIRST_COMPACTED
+        own = origins.of_part(folder, part.name).roots_of_rows() if compacted else [(str(root), part.rows)]
+        if sum(count for _, count in own) != part.rows:
+            raise errors.StoreError(f"{origins.RECORD!r} of {part.name!r} is damaged: it is of another number of rows")
+        runs += own
+    names = list(dict.fromkeys(name for name, _ in runs))
+    codes = np.array([names.index(name) for name, _ in runs], np.int64)
+    return [Path(name) for name in names], np.repeat(codes, np.array([count for _, count in runs], np.int64))
 
 
 def manifest_blocks(known: CurrentRows, *, with_points: bool = True) -> Iterator[pa.RecordBatch]:

@@ -197,7 +197,7 @@ def _of_dataset(folder: dataset_folder.DatasetFolder, which: str | None) -> Open
         runs=runs,
         rows=rows,
         blocks=lambda with_points: dataset_rows.manifest_blocks(known, with_points=with_points),
-        root_of=lambda row: known.roots[int(known.part[row])],
+        root_of=lambda row: known.roots[known.root_of[row]],
     )
 
 

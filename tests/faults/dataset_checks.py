@@ -271,7 +271,8 @@ def _losing(plan: Any) -> Any:
         known = real(folder, version, changes)
         short = slice(0, len(known) - 1)
         columns = (known.table, known.points, known.part, known.row, known.seen_ns)
-        return rows.CurrentRows(*(column[short] for column in columns), roots=known.roots)
+        root_of = known.root_of[short]
+        return rows.CurrentRows(*(column[short] for column in columns), roots=known.roots, root_of=root_of)
 
     def planned(*given: Any) -> Any:
         module: Any = rows

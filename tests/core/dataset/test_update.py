@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from PIL import Image
 
 import grown_datasets
 import pictures
@@ -21,7 +22,7 @@ import s3_server
 import tiny_models
 from genenc_core import api, errors
 from genenc_core.cli import state
-from genenc_core.dataset import documents, folder, parts, rows, update, verify
+from genenc_core.dataset import compact, documents, folder, parts, rows, update, verify
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.images.labels.point_table import LabelsNotUsed
 from genenc_core.run import driver, model_cache, records, status, worker
@@ -500,6 +501,39 @@ def test_other_files_of_the_same_names_elsewhere_are_refused(updated: Update, tm
         updated(images=str(other), vanished=vanished)
     assert first.folder.versions() == [1]
     assert counts(updated(images=str(other), vanished="withdraw")) == {"rows": 6, "changed": 6}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_other_files_of_the_same_names_are_found_after_a_compaction(
+    updated: Update, tmp_path: Path, times: int
+) -> None:
+    """Of equal size and time too, as out of an archive: the rows of a compacted part come from several folders."""
+
+    def day(number: int, *names: str) -> str:
+        folder = tmp_path / f"day{number}"
+        folder.mkdir()
+        for at, name in enumerate(names):
+            Image.new("RGB", (32, 32), (10 * number + at, 0, 0)).save(folder / name)
+            os.utime(folder / name, ns=(10**18, 10**18))
+        return str(folder)
+
+    updated(images=day(1, "a0.bmp", "a1.bmp"))
+    for number in range(2, 2 + times):
+        made = updated(images=day(number, f"b{number}.bmp"), vanished="keep")
+        compact.compact(made.folder)
+    known = rows.current(made.folder, made.folder.version())
+    days = [known.roots[code].name for code in known.root_of]
+    assert days == ["day1", "day1", *(f"day{number}" for number in range(2, 2 + times))]
+    other = day(5, "a0.bmp", "a1.bmp", "c.bmp")
+    with pytest.raises(errors.InputError, match=r"2 of the dataset's \d images are other files in"):
+        updated(images=other, vanished="keep")
+    assert counts(updated(images=other, vanished="withdraw")) == {
+        "rows": 3,
+        "new": 1,
+        "changed": 2,
+        "withdrawn": times,
+    }
 
 
 def test_recorded_code_needs_trust(updated: Update, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
