@@ -68,7 +68,7 @@ def rgb(frame: np.ndarray, *, channels_first: bool = False) -> np.ndarray:
     """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as uint8 `[H, W, 3]`.
 
     uint16 is scaled by its range, round(v * 255 / 65535); floats from [0, 1]; bool becomes 0 and 255. Grey is
-    replicated; the fourth channel is taken for alpha over black.
+    replicated; the fourth channel is taken for alpha over black, unless it is zero everywhere: left blank.
 
     Raises:
         ImageUnreadable: values outside their range, or without a known one.
@@ -78,6 +78,8 @@ def rgb(frame: np.ndarray, *, channels_first: bool = False) -> np.ndarray:
         frame = np.moveaxis(frame, 0, 2)
     if frame.ndim == 2:
         frame = frame[..., None]
+    if frame.shape[2] == 4 and not frame[..., 3].any():
+        frame = frame[..., :3]
     _check_range(frame)
     pixels = np.empty((*frame.shape[:2], 3), np.uint8)
     for rows in bands(*frame.shape[:2]):

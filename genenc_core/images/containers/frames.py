@@ -1,5 +1,6 @@
 """Selection of frames: all, a slice, some by number, or so many per second."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,9 +70,10 @@ class Frames:
 
     def _by_time(self, times: Sequence[float]) -> Iterator[int]:
         assert self.per_second is not None
-        step = -1
+        step, nearest = -1, min((after - time for time, after in itertools.pairwise(times)), default=_ROUNDED)
+        rounded = min(_ROUNDED, nearest / 2)
         for index, time in enumerate(times):
-            now = int((time - times[0] + _ROUNDED) * self.per_second)
+            now = int((time - times[0] + rounded) * self.per_second)
             if now > step:
                 step = now
                 yield index
