@@ -225,7 +225,10 @@ class _Compaction:
                     number += 1
                     continue
                 listed = manifest.write_like(
-                    scratch / MANIFEST, like.manifest, functools.partial(rows.manifest_blocks, plan.known)
+                    scratch / MANIFEST,
+                    like.manifest,
+                    functools.partial(rows.manifest_blocks, plan.known),
+                    listed_ns=plan.known.first_seen_ns,
                 )
                 given = like.given.model_copy(update={"out": str(place)})
                 try:

@@ -132,6 +132,12 @@ class CurrentRows(Images):
         self.row = row
         """Rows in them, int64 `[n]`."""
 
+    @property
+    def first_seen_ns(self) -> int | None:
+        """When the first of the files were listed; None if that is unknown."""
+        first = int(self.seen_ns.min(initial=_UNKNOWN))
+        return None if first == _UNKNOWN else first
+
 
 def current(folder: DatasetFolder, version: Version | None) -> CurrentRows:
     """Return the current rows of a version, in the order of its parts; none without a version.

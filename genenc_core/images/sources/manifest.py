@@ -451,20 +451,26 @@ def write_selection(path: Path, listed: Manifest, rows: np.ndarray) -> Manifest:
     return replace(write_like(path, listed, chosen), frame_sizes=frame_sizes)
 
 
-def write_like(path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.RecordBatch]]) -> Manifest:
+def write_like(
+    path: Path, like: Manifest, blocks: Callable[[], Iterable[pa.RecordBatch]], *, listed_ns: int | None = None
+) -> Manifest:
     """Write rows as a manifest of the source, and with the points' names, of another one.
 
     Args:
         path: where to write it.
         like: the other manifest.
         blocks: returns rows of its schema, at least one, which are numbered anew; called again if need be.
+        listed_ns: when its rows were listed, in nanoseconds since 1970; None: when those of the other were.
 
     Raises:
         InputError: the path is not writable.
         StoreError: the rows come from a manifest that is damaged.
     """
 
-    _replace(path, lambda partial: _write_like(partial, like, blocks(), like.point_names, like.labels))
+    def write(partial: Path) -> None:
+        _write_like(partial, like, blocks(), like.point_names, like.labels, listed_ns=listed_ns)
+
+    _replace(path, write)
     return Manifest.open(path)
 
 
@@ -515,13 +521,21 @@ def _frame_sizes(placed: matching.Placement, points: PointTable) -> dict[int, tu
 
 
 def _write_like(
-    path: Path, like: Manifest, blocks: Iterable[pa.RecordBatch], point_names: Sequence[str], labels: Mapping[str, Any]
+    path: Path,
+    like: Manifest,
+    blocks: Iterable[pa.RecordBatch],
+    point_names: Sequence[str],
+    labels: Mapping[str, Any],
+    *,
+    listed_ns: int | None = None,
 ) -> None:
     """Write rows, numbered anew, with the metadata of another manifest; images without a label are counted."""
     members, columns = like.has_members, like.columns
     digest, labelled, count = manifest_rows.Digest(point_names, members=members, columns=columns), 0, 0
     stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
     stored.pop(b"genenc.labels", None)
+    if listed_ns is not None:
+        stored[b"genenc.listed_ns"] = str(listed_ns).encode()
     schema = manifest_rows.schema(point_names, members=members, columns=columns)
     with path.open("xb") as file:
         with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:

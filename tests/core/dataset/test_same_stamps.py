@@ -11,7 +11,7 @@ from PIL import Image
 
 import grown_datasets
 from genenc_core import errors
-from genenc_core.dataset import update
+from genenc_core.dataset import compact, update
 
 Update = Callable[..., update.Updated]
 WHEN = 1_700_000_000
@@ -68,6 +68,21 @@ def test_renamed_files_are_seen(updated: Update, frames: Path, tmp_path: Path, w
     assert_equal(grown_datasets.vectors(done), fresh(updated, tmp_path, images=str(images)))
     again = updated(images=str(images), by=by)
     assert again.before == again.version.version  # type: ignore[union-attr]
+
+
+def test_files_swapped_before_a_compaction_are_seen(updated: Update, frames: Path, tmp_path: Path) -> None:
+    """The compacted part is listed as early as the first of its parts."""
+    updated(images=str(frames / "a"))
+    swap(frames / "a/f0.bmp", frames / "a/f1.bmp")
+    later = tmp_path / "later"
+    later.mkdir()
+    shutil.copy2(frames / "b/f0.bmp", later / "f2.bmp")
+    made = updated(images=str(later), vanished="keep")
+    with pytest.raises(errors.InputError, match="are other files in"):
+        updated(images=str(frames / "a"), vanished="keep")
+    compact.compact(made.folder)
+    with pytest.raises(errors.InputError, match="are other files in"):
+        updated(images=str(frames / "a"), vanished="keep")
 
 
 @pytest.mark.parametrize("by", ["stat", "content"])
