@@ -177,6 +177,7 @@ class Update:
         source = source if like is None else like.manifest.listed_alike(source)
         source = dataclasses.replace(source, columns=False)
         table = planning.read_labels(self.extract)
+        table = None if table is None else dataclasses.replace(table, likelihood=None)  # as further columns
         if table is not None and folder is not None:
             read_without = "individuals" not in folder.meaning.model_fields_set
             if read_without and not {*table.names} <= {*folder.meaning.points}:

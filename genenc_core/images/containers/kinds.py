@@ -15,6 +15,7 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "video": (("mp4", "avi", "mov", "mkv", "webm", "m4v", "mpg", "mpeg", "wmv", "mts"), "Video"),
     "npy": (("npy",), "Npy"),
     "hdf5": (("h5", "hdf5"), "Hdf5"),
+    "slp": (("slp",), "SlpPackage"),
     "zarr_arrays": (("zarr",), "ZarrArray"),
     "tiff_stack": (("tif", "tiff"), "TiffStack"),
     "parquet_images": (("parquet",), "ParquetImages"),
@@ -23,7 +24,7 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
 _BY_EXTENSION = {extension: module for module, (extensions, _) in _KINDS.items() for extension in extensions}
 ALWAYS = frozenset(_BY_EXTENSION) - {"tif", "tiff", "parquet"}
 """Extensions of files that are containers and nothing else."""
-WITH_FRAMES = frozenset(_BY_EXTENSION) - {"tar", "parquet"}
+WITH_FRAMES = frozenset(_BY_EXTENSION) - {"tar", "parquet", "slp"}
 """Extensions of files whose members are numbered frames."""
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 """Files that make a folder a Zarr array or group."""

@@ -66,10 +66,15 @@ def _scorer(project: Path) -> str | None:
     return str(read["scorer"]) if isinstance(read, dict) and read.get("scorer") else None
 
 
-def csv_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
+def csv_labels(path: Path, *, unused: Unused, folder: str = "") -> Iterator[Label]:
     """Yield the labels of a CSV, which begins with the rows scorer, [individuals,] bodyparts, coords.
 
     The image is in one column, or in three (labeled-data, folder, file).
+
+    Args:
+        path: the file.
+        unused: what is not used is added to it.
+        folder: where the video of predictions probably is.
 
     Raises:
         InputError: not of this form, of several scorers, or predictions of a video that the file's name does not say.
@@ -81,18 +86,18 @@ def csv_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     for line, cells in lines:
         if not any(cells):
             continue
-        image = _image(path, f"line {line}", [cell.strip() for cell in cells[:index_columns]])
+        image, of_video = _image(path, f"line {line}", [cell.strip() for cell in cells[:index_columns]], folder)
         if len(cells) < len(header["coords"]):
             raise errors.InputError(
                 f"{path}: line {line} has {len(cells)} cells, its header has {len(header['coords'])}: is the file "
                 "truncated? Missing labels are empty cells"
             )
         tables.refuse_more_cells(path, line, cells, len(header["coords"]))
-        yield from _labels(str(path), f"row {line}", image, cells, columns)
+        yield from _labels(str(path), f"row {line}", image, cells, columns, of_video=of_video)
 
 
-def hdf5_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
-    """Yield the labels of an HDF5 file, in the order of its rows.
+def hdf5_labels(path: Path, *, unused: Unused, folder: str = "") -> Iterator[Label]:
+    """Yield the labels of an HDF5 file, in the order of its rows; `folder` as of `csv_labels`.
 
     Raises:
         InputError: as `pandas_hdf5.read` and `csv_labels`, or the file is another tool's.
@@ -106,8 +111,8 @@ def hdf5_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     header = {name: [column[at] for column in frame.columns] for at, name in enumerate(frame.levels) if name in HEADER}
     columns = _columns(str(path), header, 0, unused=unused)
     for at, (index, values) in enumerate(zip(frame.rows, frame.values.tolist(), strict=True), start=1):
-        image = _image(path, f"row {at}", index)
-        yield from _labels(str(path), f"row {at}", image, values, columns)
+        image, of_video = _image(path, f"row {at}", index, folder)
+        yield from _labels(str(path), f"row {at}", image, values, columns, of_video=of_video)
 
 
 def _csv_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> dict[str, list[str]]:
@@ -165,8 +170,8 @@ def _shown(point: _Point) -> str:
     return ".".join(filter(None, point))
 
 
-def _image(path: Path, row: str, parts: Sequence[str]) -> str:
-    """Return the name of a row's image; of predictions, `VIDEO#FRAME`."""
+def _image(path: Path, row: str, parts: Sequence[str], folder: str) -> tuple[str, bool]:
+    """Return the name of a row's image, and whether it is a video's frame, `FOLDER/VIDEO#FRAME`."""
     place = f"{path}: {row}"
     if any(parts) and not all(parts):
         raise errors.InputError(
@@ -181,14 +186,20 @@ def _image(path: Path, row: str, parts: Sequence[str]) -> str:
                 f"{place} is for frame {image} of a video, but the file's name does not say of which: name it "
                 f"VIDEO{_PREDICTIONS}....csv, as DeepLabCut does, where VIDEO is the video's name without its ending"
             )
-        return f"{video}#{int(image)}"
+        return "/".join(filter(None, (folder, f"{video}#{int(image)}"))), True
     if not image.strip("/"):
         raise errors.InputError(f"{place} names no image")
-    return image
+    return image, False
 
 
 def _labels(
-    file: str, row: str, image: str, cells: Sequence[object], columns: Mapping[_Point, Mapping[str, int]]
+    file: str,
+    row: str,
+    image: str,
+    cells: Sequence[object],
+    columns: Mapping[_Point, Mapping[str, int]],
+    *,
+    of_video: bool,
 ) -> Iterator[Label]:
     place = f"{file}: {row}"
     for (individual, name), at in columns.items():
@@ -202,4 +213,5 @@ def _labels(
             y=number(place, "y", cells[at["y"]]),
             individual=individual,
             likelihood=number(place, "likelihood", likelihood),
+            folders_are_hints=of_video,
         )

@@ -30,6 +30,17 @@ class Frame(NamedTuple):
     """float64 `[rows, columns]`."""
 
 
+def entries(path: Path) -> list[str]:
+    """Return the names of what a file holds at its top; [] if it is not readable, which `read` explains."""
+    try:
+        import h5py
+
+        with h5py.File(path, "r", locking=False) as file:
+            return list(file)
+    except Exception:  # damage may raise anything
+        return []
+
+
 def read(path: Path) -> Frame:
     """Read the only data frame of a file, in pandas' format `table` or `fixed`.
 
