@@ -67,17 +67,22 @@ def place_of(path: str) -> str:
 
 def environment() -> dict[str, str]:
     """Return the variables that name the server and hold the credentials of addresses, for decode workers."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GOOGLE_"))}
 
 
 def is_remote(path: str) -> bool:
     """Return whether a path is an address."""
-    return path.startswith("s3://")
+    return path[:8].lower().startswith(("s3://", "gs://", "http://", "https://"))
+
+
+def remote_extension(address: str) -> str:
+    """Return the extension of the file that an address names, in lower case, without what follows a `?`."""
+    return extension(address.partition("?")[0] if address[:4].lower() == "http" else address)
 
 
 def without_pattern(path: str) -> str:
     """Return an address up to its first folder or name with `*`, `?` or `[`; other paths as they are."""
-    if not is_remote(path):
+    if not is_remote(path) or path[:4].lower() == "http":
         return path
     parts = path.split("/")
     first = next((at for at, part in enumerate(parts) if at > 2 and re.search(r"[*?\[]", part)), len(parts))
@@ -92,9 +97,9 @@ def open_container(path: str) -> "Container":
         OSError: it cannot be read.
     """
     if is_remote(path):
-        from genenc_core.images.containers import remote
+        from genenc_core.images.containers import remote, remote_tar
 
-        return remote.Remote.open(path)
+        return (remote_tar.RemoteTar if remote_extension(path) == "tar" else remote.Remote).open(path)
     place = file_of(path)
     if place is None and Path(path).is_dir():
         raise IsADirectoryError(21, "it is a folder", path)

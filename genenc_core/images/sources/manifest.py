@@ -119,6 +119,8 @@ class Manifest:
     """Whether its images are inside files."""
     columns: tuple[str, ...] = field(default=(), compare=False)
     """Further columns of its list, as text."""
+    addresses: tuple[str, str] | None = field(default=None, compare=False)
+    """The list that addresses among its images come from, with their credentials, and its column of them."""
     has_likelihood: bool = field(default=False, compare=False)
     """Whether the likelihoods of its points are recorded."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
@@ -193,6 +195,7 @@ class Manifest:
             extensions=_extensions_of(stored),
             earlier_glob=b"genenc.glob" not in stored,
             system_folders=b"genenc.system_folders" not in stored,
+            addresses=_addresses(path, stored),
             listed_ns=_listed_ns(path, stored),
             has_members=form["members"],
             columns=tuple(form["columns"]),
@@ -328,6 +331,15 @@ def _left_out(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, tuple[int,
         return {str(kind): (int(count), tuple(map(str, first))) for kind, (count, first) in kinds.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise errors.StoreError(f"{path} is damaged: genenc.left_out: {error}") from error
+
+
+def _addresses(path: Path, stored: Mapping[bytes, bytes]) -> tuple[str, str] | None:
+    """Return the list of addresses according to a manifest's metadata; None where there is none."""
+    try:
+        found = json.loads(stored.get(b"genenc.addresses", b"null"))
+        return None if found is None else (folders.to_path(str(found["list"])), str(found["column"]))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise errors.StoreError(f"{path} is damaged: genenc.addresses: {error}") from error
 
 
 def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> manifest_rows.Form:
@@ -589,8 +601,11 @@ def _matched(
         listing.iter_blocks(source, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out, checkpoint=checkpoint)
     ) as blocks:
         for block in blocks:
-            for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
-                _add_image(matcher, row, image_id, path, source.root, own=own, inside=block.members is not None)
+            inside = map(bool, block.members or itertools.repeat("", len(block)))
+            for row, (image_id, path, member) in enumerate(
+                zip(block.image_ids, block.paths, inside, strict=True), start=first
+            ):
+                _add_image(matcher, row, image_id, path, source.root, own=own, inside=member)
             first += len(block)
             kept = len(block) if limit is None else limit - (first - len(block))
             if kept > 0:
@@ -654,9 +669,9 @@ def _write(
 ) -> None:
     """Write blocks of rows and the manifest's metadata; raise `InputError` if there are no rows and must be."""
     point_names = () if points is None else points.names
-    members = source.kind == "members"
     blocks = iter(blocks)
     head = list(itertools.islice(blocks, 1))
+    members = manifest_rows.MEMBER_COLUMN in head[0].schema.names if head else source.kind == "members"
     form: manifest_rows.Form = {
         "members": members,
         "columns": manifest_rows.further_columns(head[0].schema) if head else (),
@@ -685,6 +700,7 @@ def _write(
                     "genenc.root": folders.to_text(str(source.root)),
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                    **_signed(source, members=members),
                     **({} if listed_ns is None else {"genenc.listed_ns": str(listed_ns)}),
                     **({} if source.kind == "list" else {"genenc.extensions": ",".join(source.extensions)}),
                     **({} if source.kind == "list" or source.system_folders else {"genenc.system_folders": "skipped"}),
@@ -710,6 +726,13 @@ def _write(
         if left_out is not None and left_out.kinds:
             reason += f"; {folders.describe(left_out.kinds)}"
         raise errors.InputError(f"no images found in {source.describe()}: {reason}")
+
+
+def _signed(source: image_source.ImageSource, *, members: bool) -> dict[str, str]:
+    """Return where the credentials of addresses are."""
+    if source.kind != "list" or not members:
+        return {}
+    return {"genenc.addresses": json.dumps({"list": folders.to_text(source.location), "column": source.image_column})}
 
 
 def _add(block: pa.RecordBatch, writer: parquet.ParquetWriter, digest: manifest_rows.Digest) -> None:
