@@ -204,6 +204,11 @@ class Update:
             may_be_empty=head is not None,
             checkpoint=cancellation.current().raise_if_cancelled,
         )
+        if self.listed.has_members:
+            raise errors.InputError(
+                f"{self.extract.images!r} names images by addresses, and datasets are made of image files on this "
+                "machine: download them, or extract a run"
+            )
         if self.listed.left_out:
             warnings.warn(folders.describe(self.listed.left_out), folders.FilesLeftOut, stacklevel=2)
         cancellation.current().raise_if_cancelled()

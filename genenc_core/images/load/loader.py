@@ -25,7 +25,6 @@ from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load import decode_pool, decode_worker
 from genenc_core.images.load.decode_worker import Answer, Seconds
 from genenc_core.images.load.slab import Slab
-from genenc_core.images.sources import addresses
 from genenc_core.images.sources.manifest import Manifest
 
 LOGGER = logging.getLogger(__name__)
@@ -144,8 +143,6 @@ class ImageLoader:
         )
         self._free = list(range(blocks))[::-1]
         self._room = threading.Condition()
-        self._signed: addresses.Signed | None = None
-        self._reading_list = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -246,14 +243,13 @@ class ImageLoader:
         members: list[str] = []
         for first in range(start, stop, _ROWS_READ):
             listed = self._manifest.read(first, min(first + _ROWS_READ, stop))
-            wanted, more = np.arange(first, first + len(listed)), listed.paths
-            inside = listed.members if self._manifest.has_members else []
+            wanted = np.arange(first, first + len(listed))
+            more, inside = self._manifest.places(listed) if self._manifest.has_members else (listed.paths, [])
             numbers = np.stack([listed.bytes, listed.mtime_ns], axis=1)
             if only is not None:
                 kept = [at for at, row in enumerate(wanted.tolist()) if row in only]
                 wanted, more, numbers = wanted[kept], [more[at] for at in kept], numbers[kept]
                 inside = [inside[at] for at in kept] if inside else []
-            more, inside = self._with_credentials(more, inside)
             members = members + inside
             rows, paths, planned = np.concatenate([rows, wanted]), paths + more, np.concatenate([planned, numbers])
             last = first + _ROWS_READ >= stop
@@ -261,20 +257,6 @@ class ImageLoader:
                 size = self._batch
                 yield _Block(rows[:size], paths[:size], members[:size], planned[:size], self._piece)
                 rows, paths, members, planned = rows[size:], paths[size:], members[size:], planned[size:]
-
-    def _with_credentials(self, paths: list[str], members: list[str]) -> tuple[list[str], list[str]]:
-        """Return paths and members with the credentials of signed addresses, which no manifest has."""
-        if self._manifest.addresses is None or not any(each.startswith(addresses.SIGNED) for each in members):
-            return paths, members
-        with self._reading_list:
-            self._signed = self._signed or addresses.Signed(
-                Path(self._manifest.addresses[0]), self._manifest.addresses[1]
-            )
-            whole = [
-                self._signed.whole(path) if member.startswith(addresses.SIGNED) else path
-                for path, member in zip(paths, members, strict=True)
-            ]
-        return whole, [member.removeprefix(addresses.SIGNED) for member in members]
 
     def _allocate(self, block: "_Block", *, wait: bool) -> bool:
         """Assign memory to a block; return False if none is free and not `wait`."""

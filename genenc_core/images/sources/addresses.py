@@ -4,6 +4,7 @@ What signs an address, and a user and a password in it, is never recorded: the r
 """
 
 import mmap
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -97,24 +98,38 @@ class Signed:
         self._path = path
         self._column = column
         self._whole: dict[str, str] | None = None
+        self._lock = threading.Lock()
 
-    def whole(self, recorded_address: str) -> str:
-        """Return an address with its credentials.
+    def places(self, paths: list[str], members: list[str]) -> tuple[list[str], list[str]]:
+        """Return paths and members of rows with the credentials that their addresses have in the list.
 
         Raises:
-            InputError: the list is gone, or does not have it.
+            InputError: the list is gone, or does not have one of them.
         """
-        if self._whole is None:
-            self._whole = {}
-            for _, (cells,) in tables.iter_blocks(self._path, [self._column], block_rows=65536):
-                for cell in cells:
-                    clean, had = web.without_credentials(str(cell).strip())
-                    if had:
-                        self._whole[clean] = str(cell).strip()
+        if not any(member.startswith(SIGNED) for member in members):
+            return paths, members
+        pairs = zip(paths, members, strict=True)
+        whole = [self._with_credentials(path) if member.startswith(SIGNED) else path for path, member in pairs]
+        return whole, [member.removeprefix(SIGNED) for member in members]
+
+    def _with_credentials(self, address: str) -> str:
+        with self._lock:
+            if self._whole is None:
+                self._whole = self._read()
         try:
-            return self._whole[recorded_address]
+            return self._whole[address]
         except KeyError:
             raise errors.InputError(
-                f"{recorded_address!r} is signed, and the list {str(self._path)!r} no longer has it: a run does not "
-                "record signatures. Write the list again, with new ones if they have expired"
+                f"{address!r} is signed, and the list {str(self._path)!r} no longer has it: a run does not record "
+                "signatures. Write the list again, with new ones if they have expired"
             ) from None
+
+    def _read(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for _, (cells,) in tables.iter_blocks(self._path, [self._column], block_rows=65536):
+            for cell in cells:
+                entry = str(cell).strip()
+                clean, had = web.without_credentials(entry)
+                if had:
+                    found[clean] = entry
+        return found

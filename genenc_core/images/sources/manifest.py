@@ -24,7 +24,7 @@ from genenc_core.images.containers import kinds
 from genenc_core.images.labels import matching
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.labels.scale import PointsScale
-from genenc_core.images.sources import folders, image_source, listing, manifest_rows
+from genenc_core.images.sources import addresses, folders, image_source, listing, manifest_rows
 from genenc_core.images.sources.block import Block
 from genenc_core.system import files, memory
 
@@ -119,8 +119,8 @@ class Manifest:
     """Whether its images are inside files."""
     columns: tuple[str, ...] = field(default=(), compare=False)
     """Further columns of its list, as text."""
-    addresses: tuple[str, str] | None = field(default=None, compare=False)
-    """The list that addresses among its images come from, with their credentials, and its column of them."""
+    credentials: addresses.Signed | None = field(default=None, compare=False, repr=False)
+    """Credentials of the addresses among its images, which are in their list alone."""
     has_likelihood: bool = field(default=False, compare=False)
     """Whether the likelihoods of its points are recorded."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
@@ -195,7 +195,7 @@ class Manifest:
             extensions=_extensions_of(stored),
             earlier_glob=b"genenc.glob" not in stored,
             system_folders=b"genenc.system_folders" not in stored,
-            addresses=_addresses(path, stored),
+            credentials=_addresses(path, stored),
             listed_ns=_listed_ns(path, stored),
             has_members=form["members"],
             columns=tuple(form["columns"]),
@@ -204,6 +204,16 @@ class Manifest:
             footer=footer,
             starts=np.cumsum([0, *sizes]),
         )
+
+    def places(self, rows: Rows) -> tuple[list[str], list[str]]:
+        """Return paths and members of some of its rows, to read them: with credentials, which are not to be kept.
+
+        Raises:
+            InputError: the list that has them is gone, or has other ones.
+        """
+        if self.credentials is None:
+            return rows.paths, rows.members
+        return self.credentials.places(rows.paths, rows.members)
 
     def listed_alike(self, source: image_source.ImageSource) -> image_source.ImageSource:
         """Return a source in which the same files count as images as when this manifest was written.
@@ -333,11 +343,11 @@ def _left_out(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, tuple[int,
         raise errors.StoreError(f"{path} is damaged: genenc.left_out: {error}") from error
 
 
-def _addresses(path: Path, stored: Mapping[bytes, bytes]) -> tuple[str, str] | None:
-    """Return the list of addresses according to a manifest's metadata; None where there is none."""
+def _addresses(path: Path, stored: Mapping[bytes, bytes]) -> addresses.Signed | None:
+    """Return the credentials of a list of addresses according to a manifest's metadata; None where there is none."""
     try:
         found = json.loads(stored.get(b"genenc.addresses", b"null"))
-        return None if found is None else (folders.to_path(str(found["list"])), str(found["column"]))
+        return None if found is None else addresses.Signed(Path(folders.to_path(found["list"])), found["column"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise errors.StoreError(f"{path} is damaged: genenc.addresses: {error}") from error
 

@@ -16,7 +16,9 @@ from genenc_core import api, errors, spec
 from genenc_core.images.containers import remote_objects
 from genenc_core.images.labels import reading
 from genenc_core.images.load.loader import ImageLoader
-from genenc_core.images.sources import image_source, manifest
+from genenc_core.images.sources import image_source, label_check, manifest
+from genenc_core.inspection import inspect
+from genenc_core.inspection import parameters as inspection_parameters
 from genenc_core.run import driver, parameters, status
 from genenc_core.system import web
 
@@ -156,6 +158,18 @@ def test_a_fault_of_the_network_is_not_the_images(site: web_server.Site, tmp_pat
         load(found)
 
 
+def test_an_inspection_and_a_dataset(site: web_server.Site, tmp_path: Path) -> None:
+    site.signed = True
+    place = write_list(tmp_path, f"{site.url}/a/0.png?sig=good", f"{site.url}/a/1.png?sig=good")
+    options = {"image_column": "url", "weights": "random:0", "image_size": "32"}
+    given = {"images": str(place), "model": "tiny_models:conv", "out": str(tmp_path / "look"), **options}
+    found = inspect.inspect(inspection_parameters.InspectParameters.model_validate(given))
+    assert "PNG" in json.dumps(found.as_json())
+    assert "sig=good" not in json.dumps(found.as_json())
+    with pytest.raises(errors.InputError, match="names images by addresses, and datasets are made of image files"):
+        api.update(tmp_path / "set", place, "tiny_models:conv", **options)
+
+
 SECRETS = ("hunter22", "sig=good", "Xq7signature")
 
 
@@ -188,12 +202,14 @@ def test_credentials_are_nowhere_in_a_run_and_come_from_the_list_again(site: web
         assert [path for path in recorded if secret.encode() in path.read_bytes()] == []
     manifest_text = json.dumps(done.run.manifest._read_table(0, 3).to_pylist())
     assert not any(secret in manifest_text for secret in SECRETS)
+    sizes = label_check._sizes(done.run.manifest, [0, 1])
+    assert [size.shown for size in sizes.values()] == [FRAMES[0].shape[1::-1]] * 2
     # New signatures: the same run, which goes on with them.
     write_list(tmp_path / "lists", *(each.replace("20260101", "20270101") for each in entries))
     driver.extract(parameters.ExtractParameters.model_validate(given))
     write_list(tmp_path / "lists", f"{site.url}/other.png")
     with pytest.raises(errors.InputError, match=r"is signed, and the list .* no longer has it") as refused:
-        load(done.run.manifest)
+        load(manifest.Manifest.open(done.run.manifest.path))
     assert not any(secret in str(refused.value) for secret in SECRETS)
 
 
