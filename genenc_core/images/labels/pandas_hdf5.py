@@ -66,8 +66,8 @@ def read(path: Path) -> Frame:
     except Exception as error:  # h5py and damaged pickles may raise anything
         raise errors.InputError(
             f"the points file {str(path)!r} is HDF5, but not readable as labels of DeepLabCut "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Pass the CSV beside it; for "
-            "SLEAP, export a CSV (analysis) and map its columns with --points-columns"
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}), and no analysis file of SLEAP. "
+            "Pass the CSV beside it"
         ) from error
     return frame
 

@@ -10,18 +10,11 @@ from typing import Final
 
 from genenc_core import errors, text
 from genenc_core.images.containers import slp_videos
-from genenc_core.images.labels import deeplabcut, json_labels, pandas_hdf5, point_table, sleap, tidy
+from genenc_core.images.labels import deeplabcut, json_labels, other_tools, pandas_hdf5, point_table, sleap, tidy
 from genenc_core.images.labels.point_table import Label, PointTable, Unused
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import tables
 
-_OTHER_FORMATS: Final[Mapping[str, str]] = {
-    ".mat": "is a MATLAB file. Write a table of image, point, x, y from it (in MATLAB: writetable)",
-    ".xlsx": "is a spreadsheet. Save it as 'CSV UTF-8'",
-    ".pkl": "is a Python pickle, which could run code. Write it as CSV: pandas.DataFrame.to_csv",
-    ".jsonl": "holds JSON lines. Write a table of image, point, x, y from it",
-}
-_SAME_FORMAT: Final = {".xls": ".xlsx", ".ods": ".xlsx", ".pickle": ".pkl", ".ndjson": ".jsonl"}
 _FORMS: Final = "a table (.csv, .tsv, .parquet), a .h5 of DeepLabCut or SLEAP, a .slp, or a .json of COCO or LabelMe"
 
 
@@ -121,15 +114,21 @@ def _labels(
         return sleap.slp_labels(path, unused=unused)
     if suffix in deeplabcut.HDF5_SUFFIXES:
         _refuse_columns(path, columns, "HDF5")
-        if sleap.is_analysis(pandas_hdf5.entries(path)):
+        entries = pandas_hdf5.entries(path)
+        if sleap.is_analysis(entries):
             return sleap.analysis_labels(path, unused=unused)
+        if other := other_tools.of_hdf5(entries):
+            raise errors.InputError(f"the points file {str(path)!r} seems to hold {other}")
         return deeplabcut.hdf5_labels(path, unused=unused, folder=_folder_of_video(path, root))
     if suffix == ".json":
         _refuse_columns(path, columns, "JSON")
         folder = "" if root is None else path.parent.relative_to(root).as_posix()
         return json_labels.labels(path, unused=unused, folder=folder, one_of_several=several)
-    reason = _OTHER_FORMATS.get(_SAME_FORMAT.get(suffix, suffix), f"is not {_FORMS}; pass one of those")
-    raise errors.InputError(f"the points file {str(path)!r} {reason}")
+    try:
+        reason = other_tools.by_name(path)
+    except OSError as error:
+        raise errors.InputError(f"cannot read the points file {str(path)!r}: {error.strerror}") from error
+    raise errors.InputError(f"the points file {str(path)!r} {reason or f'is not {_FORMS}; pass one of those'}")
 
 
 def _folder_of_video(path: Path, root: Path | None) -> str:

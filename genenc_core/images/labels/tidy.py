@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from genenc_core import errors
+from genenc_core.images.labels import other_tools
 from genenc_core.images.labels.point_table import Label, Unused, number
 from genenc_core.images.sources import manifest_rows, tables
 from genenc_core.images.sources.image_source import IMAGE_COLUMNS
@@ -72,6 +73,8 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
     Raises:
         InputError: unreadable, a column missing, a cell that is no finite number, or an empty name.
     """
+    if not chosen and (other := other_tools.of_columns(tables.column_names(path))):
+        raise errors.InputError(f"the points file {str(path)!r} seems to hold {other}")
     pairs = {} if chosen.keys() - {"image"} else _pairs(path, tables.column_names(path))
     if pairs and not tables.count_columns(path, [*COLUMNS["x"], *COLUMNS["y"]]):
         yield from _wide(path, pairs, chosen, unused=unused)
