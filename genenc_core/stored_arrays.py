@@ -13,6 +13,7 @@ STATUS: Final = "status"
 POINT_STATUS: Final = "point_status"
 POINT: Final = "point"
 INDIVIDUAL: Final = "individual"
+LIKELIHOOD: Final = "point_likelihood"
 Writer = Literal["creator", "encoder", "store"]
 
 
@@ -44,6 +45,11 @@ class StoredArray:
         """Whether only runs with points of several individuals have it."""
         return self.name == INDIVIDUAL
 
+    @property
+    def of_likelihoods(self) -> bool:
+        """Whether only runs with points that have likelihoods have it."""
+        return self.name == LIKELIHOOD
+
 
 LENGTHS: Final[Mapping[str, int]] = {"affine": 4}
 """Lengths of axes that are the same in every run; those of `image` and `point` are the run's own."""
@@ -58,6 +64,7 @@ _AFFINE = "scale x, scale y, offset x, offset y: model pixel = source pixel * sc
 _ORIENTATION = "EXIF orientation found and applied, 1 to 8; 0 not read"
 _HEIGHT, _WIDTH = (f"{side} of the image in pixels, after EXIF orientation" for side in ("height", "width"))
 _X, _Y = (f"{axis} of the point in the source image" for axis in "xy")
+_SURE = "likelihood that the points file gives the point; NaN for none"
 _WHOSE = 'animal or person that the point is of; "" for none'
 _ROWS = {**_named("state of the image's row"), **statuses.flags(statuses.ROWS)}
 _POINTS = {**_named("state of the point"), **statuses.flags(statuses.POINTS)}
@@ -73,6 +80,7 @@ TABLE: Final = (
     StoredArray(INDIVIDUAL, "string", (POINT,), "creator", None, _named(_WHOSE), coordinate=True),
     StoredArray("point_x", "float64", _IMAGE_POINT, "creator", None, _named(_X), coordinate=True),
     StoredArray("point_y", "float64", _IMAGE_POINT, "creator", None, _named(_Y), coordinate=True),
+    StoredArray(LIKELIHOOD, "float64", _IMAGE_POINT, "creator", None, _named(_SURE), coordinate=True),
     StoredArray(
         POINT_STATUS,
         "uint8",
@@ -87,14 +95,22 @@ TABLE: Final = (
 """In the order in which a shard's arrays are planned and promoted."""
 
 
-def written_by(writer: Writer, *, with_points: bool, with_individuals: bool = False) -> Iterator[StoredArray]:
-    """Yield the arrays of a writer, in the table's order; those of points and individuals where a run has some."""
-    return (array for array in _of_run(with_points, with_individuals) if array.writer == writer)
+def written_by(
+    writer: Writer, *, with_points: bool, with_individuals: bool = False, with_likelihoods: bool = False
+) -> Iterator[StoredArray]:
+    """Yield the arrays of a writer, in the table's order; those of points and what is known of them where a run has."""
+    return (array for array in _of_run(with_points, with_individuals, with_likelihoods) if array.writer == writer)
 
 
-def _of_run(with_points: bool, with_individuals: bool) -> Iterator[StoredArray]:
+def _of_run(with_points: bool, with_individuals: bool, with_likelihoods: bool) -> Iterator[StoredArray]:
     for array in TABLE:
-        if (with_points or not array.of_points) and (with_individuals or not array.of_individuals):
+        if array.of_individuals:
+            there = with_individuals
+        elif array.of_likelihoods:
+            there = with_likelihoods
+        else:
+            there = with_points or not array.of_points
+        if there:
             yield array
 
 
@@ -103,9 +119,10 @@ def get(name: str) -> StoredArray:
     return next(array for array in TABLE if array.name == name)
 
 
-def coordinates(*, with_points: bool, with_individuals: bool = False) -> str:
+def coordinates(*, with_points: bool, with_individuals: bool = False, with_likelihoods: bool = False) -> str:
     """Return the attribute `coordinates` of a product."""
-    return " ".join(array.name for array in _of_run(with_points, with_individuals) if array.coordinate)
+    every = _of_run(with_points, with_individuals, with_likelihoods)
+    return " ".join(array.name for array in every if array.coordinate)
 
 
 def is_of_points_alone(name: str) -> bool:

@@ -177,6 +177,7 @@ class Update:
         source = source if like is None else like.manifest.listed_alike(source)
         source = dataclasses.replace(source, columns=False)
         table = planning.read_labels(self.extract)
+        table = None if table is None else dataclasses.replace(table, likelihood=None)  # as further columns
         if table is not None and folder is not None:
             read_without = "individuals" not in folder.meaning.model_fields_set
             if read_without and not {*table.names} <= {*folder.meaning.points}:
@@ -203,6 +204,11 @@ class Update:
             may_be_empty=head is not None,
             checkpoint=cancellation.current().raise_if_cancelled,
         )
+        if self.listed.has_members:
+            raise errors.InputError(
+                f"{self.extract.images!r} names images by addresses, and datasets are made of image files on this "
+                "machine: download them, or extract a run"
+            )
         if self.listed.left_out:
             warnings.warn(folders.describe(self.listed.left_out), folders.FilesLeftOut, stacklevel=2)
         cancellation.current().raise_if_cancelled()

@@ -113,8 +113,8 @@ def look(listed: Manifest, preprocessing: spec.Preprocessing, *, keep: int, work
     with contextlib.closing(ContainerReader()) as reader:
         for row in found.rows.tolist():
             cancellation.current().raise_if_cancelled()
-            at = listed.read(row, row + 1)
-            form, kind = _described(reader, at.paths[0], at.members[0], limits)
+            (path,), (member,) = listed.places(listed.read(row, row + 1))
+            form, kind = _described(reader, path, member, limits)
             found.formats[form] += 1
             found.kinds[kind] += 1
     return found
@@ -127,7 +127,9 @@ def _described(reader: ContainerReader, path: str, member: str, limits: Limits) 
             return describe_file(file)
         return "unknown", "unknown"
     content = reader.read(path, member, most_pixels=limits.pixels)
-    kind = kinds.extension(kinds.place_of(path))
+    far = kinds.is_remote(path)
+    kind = kinds.remote_extension(path) if far else kinds.extension(kinds.place_of(path))
+    kind = "" if far and kind != "tar" else kind
     if content.pixels is None:
         form, pixels = describe_file(io.BytesIO(content.data))
         return f"{form} in {kind}" if kind else form, pixels

@@ -220,11 +220,18 @@ def _bytes(listed: manifest.Manifest) -> tuple[int, int]:
     for batch in listed.iter_columns(["path", "bytes"]):
         sizes = manifest_rows.numbers(batch.column("bytes"))
         missing += int((sizes < 0).sum())
-        if listed.has_members and not kinds.is_remote(str(batch.column("path")[0])):
-            containers |= zip(batch.column("path").to_pylist(), sizes.tolist(), strict=True)
-        else:
+        if not listed.has_members:
             total += int(sizes[sizes > 0].sum())
+            continue
+        for path, size in zip(batch.column("path").to_pylist(), np.maximum(sizes, 0).tolist(), strict=True):
+            if kinds.is_remote(path) and kinds.remote_extension(path) != "tar":
+                total += size
+            else:
+                containers[path] = size
     for path, size in containers.items():
+        if kinds.is_remote(path):
+            total += size
+            continue
         place = listed.root / folders.to_path(path)
         files = [each.stat().st_size for each in place.rglob("*") if each.is_file()] if place.is_dir() else [size]
         total += sum(files)

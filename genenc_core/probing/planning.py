@@ -90,6 +90,8 @@ def create(given: ProbeParameters) -> RunFolder:
     root = to_root(given.out)
     with out_folder.planning_folder(given.out) as scratch:
         wanted, with_own = _products(given, source, table)
+        if run_store.RunStore.exists(root):
+            table = RunFolder(root).manifest.labelled_alike(table)
         listed = _listed(scratch / MANIFEST, source, table, with_own=with_own)
         cancellation.current().raise_if_cancelled()
         slots = probe_source.stored_slots(source.run)
@@ -161,7 +163,12 @@ def _of_run(run: RunFolder) -> Opened:
     def blocks(with_points: bool) -> Iterable[pa.RecordBatch]:
         listed = run.manifest
         names = listed.point_names if with_points else ()
-        columns = ["row", *manifest_rows.content_columns(names, members=listed.has_members, columns=listed.columns)]
+        columns = [
+            "row",
+            *manifest_rows.content_columns(
+                names, members=listed.has_members, columns=listed.columns, likelihood=listed.has_likelihood
+            ),
+        ]
         return listed.iter_columns(columns, batch_rows=manifest_rows.GROUP_ROWS)
 
     return Opened(

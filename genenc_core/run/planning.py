@@ -105,7 +105,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
         listed = manifest.write_manifest(
             scratch / MANIFEST,
             source,
-            points=design.points,
+            points=design.points if run is None else run.manifest.labelled_alike(design.points),
             limit=given.limit,
             checkpoint=cancellation.current().raise_if_cancelled,
         )

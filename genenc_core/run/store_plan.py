@@ -90,7 +90,9 @@ def coordinates(listed: manifest.Manifest, plan: layout.StorePlan) -> list[layou
     """Return the arrays known before any image is read: ids, paths, points, and further columns of a list."""
     values: dict[str, Any] = {name: _texts(listed, name) for name in manifest_rows.TEXT_COLUMNS}
     values |= {stored_arrays.POINT: list(listed.point_names), stored_arrays.INDIVIDUAL: list(listed.individuals)}
-    values |= {name: _positions(listed, name) for name in manifest_rows.POINT_COLUMNS}
+    values |= {
+        name: _positions(listed, name) for name in (*manifest_rows.POINT_COLUMNS, manifest_rows.LIKELIHOOD_COLUMN)
+    }
     return [
         layout.CoordinatePlan(
             name=array.name,
@@ -100,7 +102,10 @@ def coordinates(listed: manifest.Manifest, plan: layout.StorePlan) -> list[layou
             attributes=_coordinate_attributes(array, listed.points_scale),
         )
         for array in stored_arrays.written_by(
-            "creator", with_points=bool(listed.point_names), with_individuals=bool(listed.individuals)
+            "creator",
+            with_points=bool(listed.point_names),
+            with_individuals=bool(listed.individuals),
+            with_likelihoods=listed.has_likelihood,
         )
     ] + list_columns.coordinates(listed, _taken((array.name, array.dims) for array in plan.arrays))
 
@@ -193,6 +198,7 @@ def _coordinates_of(listed: manifest.Manifest, *, with_points: bool) -> str:
     return stored_arrays.coordinates(
         with_points=bool(listed.point_names) and with_points,
         with_individuals=bool(listed.individuals) and with_points,
+        with_likelihoods=listed.has_likelihood and with_points,
     )
 
 

@@ -50,7 +50,7 @@ def test_a_runs_arrays_are_those_of_the_table(tmp_path: Path, with_points: bool)
     expected = {
         array.name: array
         for array in stored_arrays.TABLE
-        if (with_points or not array.of_points) and not array.of_individuals
+        if (with_points or not array.of_points) and not array.of_individuals and not array.of_likelihoods
     }
     assert set(group.array_keys()) == {*expected, *(product.name for product in wanted)}
     for name, array in expected.items():

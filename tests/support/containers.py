@@ -13,6 +13,8 @@ import zarr
 from PIL import Image
 from pyarrow import parquet
 
+import sleap_files
+
 Frames = Sequence[np.ndarray]
 """uint8 `[H, W, 3]` each, of one size."""
 
@@ -63,6 +65,12 @@ def write_hdf5(folder: Path, shown: Frames) -> Path:
     return folder / "stack.h5"
 
 
+def write_slp(folder: Path, shown: Frames) -> Path:
+    """Write a package with the frames of a video inside."""
+    path = sleap_files.write_slp(folder / "labels.pkg.slp", {})
+    return sleap_files.embed(path, {at * 3: png(frame) for at, frame in enumerate(shown)})
+
+
 def write_zarr(folder: Path, shown: Frames, *, version: int = 3) -> Path:
     """Write chunks of two frames."""
     path, values = folder / "stack.zarr", np.stack(shown)
@@ -102,9 +110,10 @@ WRITERS: Mapping[str, Callable[[Path, Frames], Path]] = {
     "npy": write_npy,
     "tiff": write_tiff,
     "hdf5": write_hdf5,
+    "slp": write_slp,
     "zarr": write_zarr,
     "parquet": write_parquet,
     "video": write_video,
 }
-NEEDS = {"hdf5": "h5py", "video": "av"}
+NEEDS = {"hdf5": "h5py", "slp": "h5py", "video": "av"}
 """Packages that are not always installed."""

@@ -15,6 +15,7 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "video": (("mp4", "avi", "mov", "mkv", "webm", "m4v", "mpg", "mpeg", "wmv", "mts"), "Video"),
     "npy": (("npy",), "Npy"),
     "hdf5": (("h5", "hdf5"), "Hdf5"),
+    "slp": (("slp",), "SlpPackage"),
     "zarr_arrays": (("zarr",), "ZarrArray"),
     "tiff_stack": (("tif", "tiff"), "TiffStack"),
     "parquet_images": (("parquet",), "ParquetImages"),
@@ -23,7 +24,7 @@ _KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
 _BY_EXTENSION = {extension: module for module, (extensions, _) in _KINDS.items() for extension in extensions}
 ALWAYS = frozenset(_BY_EXTENSION) - {"tif", "tiff", "parquet"}
 """Extensions of files that are containers and nothing else."""
-WITH_FRAMES = frozenset(_BY_EXTENSION) - {"tar", "parquet"}
+WITH_FRAMES = frozenset(_BY_EXTENSION) - {"tar", "parquet", "slp"}
 """Extensions of files whose members are numbered frames."""
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 """Files that make a folder a Zarr array or group."""
@@ -66,17 +67,22 @@ def place_of(path: str) -> str:
 
 def environment() -> dict[str, str]:
     """Return the variables that name the server and hold the credentials of addresses, for decode workers."""
-    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "GOOGLE_"))}
 
 
 def is_remote(path: str) -> bool:
     """Return whether a path is an address."""
-    return path.startswith("s3://")
+    return path[:8].lower().startswith(("s3://", "gs://", "http://", "https://"))
+
+
+def remote_extension(address: str) -> str:
+    """Return the extension of the file that an address names, in lower case, without what follows a `?`."""
+    return extension(address.partition("?")[0] if address[:4].lower() == "http" else address)
 
 
 def without_pattern(path: str) -> str:
     """Return an address up to its first folder or name with `*`, `?` or `[`; other paths as they are."""
-    if not is_remote(path):
+    if not is_remote(path) or path[:4].lower() == "http":
         return path
     parts = path.split("/")
     first = next((at for at, part in enumerate(parts) if at > 2 and re.search(r"[*?\[]", part)), len(parts))
@@ -91,9 +97,9 @@ def open_container(path: str) -> "Container":
         OSError: it cannot be read.
     """
     if is_remote(path):
-        from genenc_core.images.containers import remote
+        from genenc_core.images.containers import remote, remote_tar
 
-        return remote.Remote.open(path)
+        return (remote_tar.RemoteTar if remote_extension(path) == "tar" else remote.Remote).open(path)
     place = file_of(path)
     if place is None and Path(path).is_dir():
         raise IsADirectoryError(21, "it is a folder", path)

@@ -23,6 +23,7 @@ class ContainerReader:
             ImageUnreadable: the container or the member is damaged, or it has more than `most_pixels`.
             OSError: the container cannot be read.
         """
+        path, member = _place(path, member)
         container = self._opened(path)
         try:
             content = container.read(member, most_pixels=most_pixels)
@@ -33,12 +34,17 @@ class ContainerReader:
         self._keep(path, container)
         return content
 
-    def expect(self, path: str, members: Sequence[str]) -> None:
+    def expect(self, paths: Sequence[str], members: Sequence[str]) -> None:
         """Begin to read members that are read next, where that is of use."""
-        if members and kinds.is_remote(path):
-            container = self._opened(path)
-            container.expect(members)
-            self._keep(path, container)
+        by_place: dict[str, list[str]] = {}
+        for path, member in zip(paths, members, strict=True):
+            if kinds.is_remote(path):
+                place, at = _place(path, member)
+                by_place.setdefault(place, []).append(at)
+        for place, inside in by_place.items():
+            container = self._opened(place)
+            container.expect(inside)
+            self._keep(place, container)
 
     def close(self) -> None:
         """Close the containers that are open."""
@@ -52,3 +58,12 @@ class ContainerReader:
         self._open[path] = container
         while len(self._open) > KEPT_OPEN:
             self._open.popitem(last=False)[1].close()
+
+
+def _place(path: str, member: str) -> tuple[str, str]:
+    """Return a container that is worth keeping, and where a member is in it."""
+    if not kinds.is_remote(path) or kinds.remote_extension(path) == "tar":
+        return path, member
+    from genenc_core.images.containers import remote
+
+    return remote.place_of(path, member)

@@ -1,53 +1,36 @@
-"""Images below a prefix of an S3 bucket, each an object, read over the network by decode workers."""
+"""Images that are objects of a bucket or files of a web server, read over the network by decode workers."""
 
-import errno
 import re
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from collections.abc import Iterator, Sequence
 
-from genenc_core import errors
-from genenc_core.images.containers import kinds
+from genenc_core.images.containers import kinds, remote_objects
 from genenc_core.images.containers.container import Container, Content, Mark, Member
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
-from genenc_core.images.decode.decoded import ImageUnreadable
-from genenc_core.images.decode.limits import MAX_BYTES
 from genenc_core.images.sources import image_source
 
-if TYPE_CHECKING:
-    import datetime
-
-AT_ONCE: Final = 16
-"""Requests of one worker at a time."""
-_ADDRESS = re.compile(r"s3://([^/]+)(?:/(.*))?\Z", re.DOTALL)
+_COLON = "%3A"
+"""For a colon in an ETag."""
 
 
 class Remote(Container):
     """Objects with an image extension below a prefix, in the order of their keys; a glob chooses among them.
 
-    A member's place is its key and its ETag, by which an object that was replaced is noticed.
+    A member's place is its ETag, by which an object that was replaced is noticed, and its key.
     """
 
     frames = False
     columns = ()
 
     def __init__(self, address: str) -> None:
-        from genenc_core.system import s3
-
-        found = _ADDRESS.match(address)
-        if found is None:
-            raise errors.InputError(f"{address!r} is no address of images: give s3://BUCKET/PREFIX")
-        self._place = kinds.without_pattern(address)
-        self._pattern = address.removeprefix(self._place).strip("/")
-        prefix = self._place.removeprefix(f"s3://{found[1]}").strip("/")
-        self._store = s3.open_store(found[1], prefix)
+        self._address = kinds.without_pattern(address)
+        self._pattern = address.removeprefix(self._address).strip("/")
+        place, prefix = remote_objects.split(self._address)
+        self._single = place == "https://"
+        self._objects = remote_objects.open_objects(place, "" if self._single else prefix.strip("/"))
         self._mark = Mark(-1, -1, -1)
         """That of the object that was listed last."""
-        self._begun: OrderedDict[str, Future[Content]] = OrderedDict()
-        self._next: list[str] = []
-        self._pool: ThreadPoolExecutor | None = None
+        self._ahead = remote_objects.ReadAhead(self._get)
 
     @classmethod
     def open(cls, path: str) -> "Remote":
@@ -56,87 +39,63 @@ class Remote(Container):
         Raises:
             InputError: it is none, or obstore is not installed.
         """
-        try:
-            return cls(path)
-        except ImportError as error:
-            raise errors.InputError(f"{path!r}: S3 needs obstore: pip install 'genenc[s3]'") from error
+        return cls(path)
 
     def members(self, frames: Frames) -> Iterator[Member]:  # noqa: ARG002 -- has none
         """Yield the objects; raises `OSError`."""
-        import obstore
-        from obstore import exceptions
+        if self._single:
+            found = self._objects.head(self._address)
+            self._mark = found.mark
+            yield Member("", member_of(found.tag))
+            return
+        for key, found in self.chosen():
+            hidden = any(part.startswith(".") for part in key.split("/"))
+            if hidden or not image_source.has_image_extension(key):
+                self.leave_out(key)
+                continue
+            self._mark = found.mark
+            yield Member(key, member_of(found.tag, key))
 
+    def chosen(self) -> Iterator[tuple[str, remote_objects.Found]]:
+        """Yield the keys that the pattern chooses, whatever they are; raises `OSError`."""
         matches = re.compile(_as_regex(self._pattern)).match if self._pattern else None
-        try:
-            for page in obstore.list(self._store):
-                for item in page:
-                    key = item["path"]
-                    if matches is not None and not matches(key):
-                        continue
-                    if any(part.startswith(".") for part in key.split("/")) or not image_source.has_image_extension(
-                        key
-                    ):
-                        self.leave_out(key)
-                        continue
-                    self._mark = _mark(item)
-                    yield Member(key, f"{item.get('e_tag') or ''}:{key}")
-        except (exceptions.BaseError, OSError) as error:  # the latter where an object is missing
-            _raise(error, self._place)
+        for key, found in self._objects.list():
+            if matches is None or matches(key):
+                yield key, found
 
     def expect(self, members: Sequence[str]) -> None:
-        """Begin to read members, at most `AT_ONCE` at a time."""
-        self._next = list(members)[::-1]
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pool = self._pool or ThreadPoolExecutor(AT_ONCE, thread_name_prefix="genenc-remote")
-        while self._next and len(self._begun) < AT_ONCE:
-            at = self._next.pop()
-            self._begun[at] = self._pool.submit(self._get, at)
+        """Begin to read members."""
+        self._ahead.expect(members)
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:  # noqa: ARG002 -- decoded later
         """Return an object's bytes; raises as `Container.read`."""
-        begun = self._begun.pop(at, None)
-        if begun is not None:
-            self._begin()
-        return self._get(at) if begun is None else begun.result()
+        return self._ahead.read(at)
 
     def _get(self, at: str) -> Content:
-        import obstore
-        from obstore import exceptions
-
         tag, _, key = at.partition(":")
-        try:
-            answer = obstore.get(self._store, key)
-            if answer.meta["size"] > MAX_BYTES:
-                raise ImageUnreadable(f"{answer.meta['size']} bytes, above the limit of {MAX_BYTES} bytes per file")
-            data = bytes(answer.bytes())
-        except (exceptions.BaseError, OSError) as error:  # the latter where an object is missing
-            _raise(error, f"{self._place}/{key}")
-        found = answer.meta.get("e_tag") or ""
-        other = f"replaced since planned: its ETag was {tag}, is {found}" if tag and found != tag else None
-        return Content(data, _mark(answer.meta), changed=other)
+        data, found = self._objects.get(key)
+        return Content(data, found.mark, changed=found.changed(tag.replace(_COLON, ":")))
 
     def close(self) -> None:
         """Stop reading."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._ahead.close()
 
 
-def _mark(item: Mapping[str, Any]) -> Mark:
-    """Return the mark of an object, whose time has whole seconds."""
-    modified: datetime.datetime = item["last_modified"]
-    time = int(modified.timestamp()) * 10**9
-    return Mark(int(item["size"]), time, time)
+def member_of(tag: str, key: str = "") -> str:
+    """Return where an object is, by its ETag and its key below the address that is its path."""
+    return f"{tag.replace(':', _COLON)}:{key}"
 
 
-def _raise(error: Exception, place: str) -> NoReturn:
-    """Raise a fault of the network, or that an object is missing, as `OSError`."""
-    from genenc_core.system import s3
+def place_of(path: str, member: str) -> tuple[str, str]:
+    """Return the address of a container that can be kept for many members, and where this one is in it.
 
-    if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
-        raise FileNotFoundError(errno.ENOENT, "there is no such object", place) from error
-    raise OSError(errno.EREMOTEIO, s3.describe_error(error), place) from error
+    Objects that a list names are in containers of their own otherwise.
+    """
+    tag, _, key = member.partition(":")
+    if key:
+        return path, member
+    place, key = remote_objects.split(path)
+    return place, f"{tag}:{key}"
 
 
 def _as_regex(pattern: str) -> str:

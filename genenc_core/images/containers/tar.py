@@ -39,7 +39,7 @@ class Tar(Container):
         seen: set[int] = set()
         end = 0
         try:
-            with tarfile.open(self._path, "r:", errorlevel=2) as archive:
+            with self._opened() as archive:
                 for info in archive:
                     archive.members.clear()  # type: ignore[attr-defined] # it would keep all
                     end = info.offset_data + (info.size if info.isreg() else 0)
@@ -60,12 +60,19 @@ class Tar(Container):
             raise ImageUnreadable(reason) from error
         self._require_end(stopped)
 
+    def _opened(self) -> tarfile.TarFile:
+        return tarfile.open(self._path, "r:", errorlevel=2)
+
+    def read_part(self, size: int, start: int) -> bytes:
+        """Return bytes of the archive, fewer at its end."""
+        return os.pread(self._descriptor, size, start)
+
     def _require_end(self, offset: int) -> None:
         """Check that the list ended because the archive does; `tarfile` also ends at a header that is damaged."""
         if offset + 2 * tarfile.BLOCKSIZE > self._mark.size:
             raise ImageUnreadable("truncated tar: it does not end with two empty blocks")
         at = offset
-        while part := os.pread(self._descriptor, _PART, at):
+        while part := self.read_part(_PART, at):
             if any(part):
                 raise ImageUnreadable(f"damaged tar: what follows byte {offset} is neither a file nor its end")
             at += len(part)

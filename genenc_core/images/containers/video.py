@@ -45,7 +45,8 @@ class Video(Container):
 
     A frame is found by its presentation time, which planning reads of every packet without decoding any. Frames that
     follow each other are decoded once; others from the key frame before them. AVI stores no times: where it has frames
-    that depend on later ones, they are counted from the beginning.
+    that depend on later ones, they are counted from the beginning. So are those frames of a Matroska that it begins
+    with before its time 0, which FFmpeg gives no times.
     """
 
     frames = True
@@ -60,6 +61,8 @@ class Video(Container):
         self._decoding: Iterator[Any] | None = None
         self._last = _NONE
         """Presentation time, or number, of the frame that was decoded last."""
+        self._numbering = False
+        """Whether it is a number."""
         self._counted = False
         """Whether frames are found by number, not by time."""
         self._corrupt = False
@@ -93,15 +96,23 @@ class Video(Container):
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames, with their times."""
-        times = self._presentation_times()
+        early, times = self._presentation_times()
         base = 1 / self._stream.average_rate if self._counted else self._stream.time_base
         seconds = [float(time * base) for time in times]
-        for index in frames.of(len(times), seconds):
-            at = str(index) if self._counted else f"{index}@{times[index]}"
-            yield Member(f"#{index}", at, (str(index), f"{seconds[index]:.9g}"))
+        if early and frames.per_second is not None:
+            raise ImageUnreadable(
+                f"its first {early} frames are before its time 0, and FFmpeg does not say by how much: choose frames "
+                "by number, or write it again, as MP4 for example"
+            )
+        for index in frames.of(early + len(times), None if early else seconds):
+            at = str(index) if self._counted or index < early else f"{index}@{times[index - early]}"
+            time = "" if index < early else f"{seconds[index - early]:.9g}"
+            yield Member(f"#{index}", at, (str(index), time))
 
-    def _presentation_times(self) -> list[int]:
-        """Return the times of all frames in units of the stream, or their numbers if they are counted; ascending.
+    def _presentation_times(self) -> tuple[int, list[int]]:
+        """Return how many frames have no times, and the times of the others in units of the stream; ascending.
+
+        Where frames are counted, their numbers are their times.
 
         Raises:
             ImageUnreadable: there is none, or two frames have the same.
@@ -114,11 +125,30 @@ class Video(Container):
         except (av.error.FFmpegError, ValueError) as error:
             raise ImageUnreadable(f"damaged video: {one_line(error)}") from error
         times = sorted(time for time in found if time is not None)
+        if times and len(times) < len(found) and "matroska" in self._file.format.name:
+            return self._decoded_times(len(found), times)
         if not times or len(times) < len(found):
             raise ImageUnreadable("its frames have no times: write it again, as MP4 for example")
         if len(set(times)) < len(times):
             raise ImageUnreadable("several of its frames have the same time: write it again, as MP4 for example")
-        return times
+        return 0, times
+
+    def _decoded_times(self, count: int, times: list[int]) -> tuple[int, list[int]]:
+        """Return as `_presentation_times`, of a file of `count` frames that may begin before its time 0.
+
+        The order of decoded frames is that in which they are shown.
+        """
+        import av
+
+        self._rewind()
+        try:
+            found = [frame.pts for frame in self._file.decode(self._stream)]
+        except (av.error.FFmpegError, ValueError) as error:
+            raise ImageUnreadable(f"damaged video: {one_line(error)}") from error
+        early = len(found) - len(times)
+        if len(found) != count or found[early:] != times or len({*times}) < len(times) or {*found[:early]} != {None}:
+            raise ImageUnreadable("some of its frames have no times: write it again, as MP4 for example")
+        return early, times
 
     def _times_of_packets(self) -> Iterator[int | None]:
         count = end = 0
@@ -172,7 +202,7 @@ class Video(Container):
 
     def _at(self, wanted: int) -> Any:
         """Return the frame of a presentation time; None if there is none."""
-        if self._decoding is not None and 0 < wanted - self._last <= self._far():
+        if self._decoding is not None and not self._numbering and 0 < wanted - self._last <= self._far():
             found = self._decoded_until(wanted)
             if found is not None:
                 return found
@@ -211,9 +241,9 @@ class Video(Container):
 
     def _numbered(self, wanted: int) -> Any:
         """Return a frame by its number, counted from the beginning; None if there is none."""
-        if self._decoding is None or self._last >= wanted:
+        if self._decoding is None or self._last >= wanted or not self._numbering:
             self._seek(None)
-            self._last = -1
+            self._last, self._numbering = -1, True
         for frame in self._frames():
             self._last += 1
             if self._last == wanted:
@@ -229,7 +259,7 @@ class Video(Container):
             self._file.seek(wanted, stream=self._stream, backward=True)
             self._stream.codec_context.flush_buffers()
         self._decoding = self._file.decode(self._stream)
-        self._last, self._corrupt = _NONE, False
+        self._last, self._numbering, self._corrupt = _NONE, False, False
 
     def close(self) -> None:
         """Close it."""

@@ -110,8 +110,7 @@ class Reader:
     def expect(self, paths: Sequence[str], members: Sequence[str]) -> None:
         """Begin to read what is read next, where that is of use."""
         if members:
-            for path in dict.fromkeys(paths):
-                self._containers.expect(path, [at for at, where in zip(members, paths, strict=True) if where == path])
+            self._containers.expect(paths, members)
 
     def read(self, request: Request) -> ReadFile:
         """Read and hash the file of one image; errors are returned as `error`, which `decode` raises or records."""
@@ -180,7 +179,9 @@ class Reader:
     def _failed(self, file: ReadFile, error: Exception) -> LoadedImage:
         """Return a failed row, so that one image never stops the others; re-raise errors unrelated to the image."""
         if isinstance(error, OSError):
-            if error.errno in _SYSTEM_FAULTS:
+            # A web server that did not answer when the run was planned is no new fault.
+            unknown = error.errno == errno.EREMOTEIO and file.request.planned_bytes < 0
+            if error.errno in _SYSTEM_FAULTS and not unknown:
                 raise error
             if file.request.planned_bytes >= 0 and not self._limits.accept_changed:
                 _require_folder(file.request, error)

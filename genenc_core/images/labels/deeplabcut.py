@@ -18,6 +18,8 @@ HEADER: Final = ("scorer", "individuals", "bodyparts", "coords")
 FOLDER: Final = "labeled-data"
 _PREDICTIONS: Final = "DLC_"
 """What follows the video's name in the names of files of predictions."""
+_SPLIT: Final = "set"
+"""Column of Lightning Pose: whether it trained on a frame."""
 HDF5_SUFFIXES: Final = (".h5", ".hdf5", ".hdf")
 _Point = tuple[str, str]
 """Individual and body part."""
@@ -66,10 +68,15 @@ def _scorer(project: Path) -> str | None:
     return str(read["scorer"]) if isinstance(read, dict) and read.get("scorer") else None
 
 
-def csv_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
+def csv_labels(path: Path, *, unused: Unused, folder: str = "") -> Iterator[Label]:
     """Yield the labels of a CSV, which begins with the rows scorer, [individuals,] bodyparts, coords.
 
     The image is in one column, or in three (labeled-data, folder, file).
+
+    Args:
+        path: the file.
+        unused: what is not used is added to it.
+        folder: where the video of predictions probably is.
 
     Raises:
         InputError: not of this form, of several scorers, or predictions of a video that the file's name does not say.
@@ -78,21 +85,24 @@ def csv_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     header = _csv_header(path, lines)
     index_columns = next((i for i, cell in enumerate(header["coords"]) if i and cell), 1)
     columns = _columns(str(path), header, index_columns, unused=unused)
+    lightning = _is_lightning(header)
     for line, cells in lines:
         if not any(cells):
             continue
-        image = _image(path, f"line {line}", [cell.strip() for cell in cells[:index_columns]])
+        image, of_video = _image(
+            path, f"line {line}", [cell.strip() for cell in cells[:index_columns]], folder, lightning=lightning
+        )
         if len(cells) < len(header["coords"]):
             raise errors.InputError(
                 f"{path}: line {line} has {len(cells)} cells, its header has {len(header['coords'])}: is the file "
                 "truncated? Missing labels are empty cells"
             )
         tables.refuse_more_cells(path, line, cells, len(header["coords"]))
-        yield from _labels(str(path), f"row {line}", image, cells, columns)
+        yield from _labels(str(path), f"row {line}", image, cells, columns, of_video=of_video)
 
 
-def hdf5_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
-    """Yield the labels of an HDF5 file, in the order of its rows.
+def hdf5_labels(path: Path, *, unused: Unused, folder: str = "") -> Iterator[Label]:
+    """Yield the labels of an HDF5 file, in the order of its rows; `folder` as of `csv_labels`.
 
     Raises:
         InputError: as `pandas_hdf5.read` and `csv_labels`, or the file is another tool's.
@@ -106,8 +116,8 @@ def hdf5_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     header = {name: [column[at] for column in frame.columns] for at, name in enumerate(frame.levels) if name in HEADER}
     columns = _columns(str(path), header, 0, unused=unused)
     for at, (index, values) in enumerate(zip(frame.rows, frame.values.tolist(), strict=True), start=1):
-        image = _image(path, f"row {at}", index)
-        yield from _labels(str(path), f"row {at}", image, values, columns)
+        image, of_video = _image(path, f"row {at}", index, folder, lightning=_is_lightning(header))
+        yield from _labels(str(path), f"row {at}", image, values, columns, of_video=of_video)
 
 
 def _csv_header(path: Path, lines: Iterator[tuple[int, list[str]]]) -> dict[str, list[str]]:
@@ -133,7 +143,7 @@ def _columns(
     file: str, header: Mapping[str, Sequence[str]], first: int, *, unused: Unused
 ) -> dict[_Point, dict[str, int]]:
     """Return the columns of each point by `x`, `y` and `likelihood`, checked."""
-    scorers = list(dict.fromkeys(filter(None, header.get("scorer", [])[first:])))
+    scorers = [each for each in dict.fromkeys(header.get("scorer", [])[first:]) if each not in ("", _SPLIT)]
     if len(scorers) > 1:
         raise errors.InputError(
             f"{file} holds the labels of {len(scorers)} scorers, {', '.join(map(repr, scorers[:3]))}, which is "
@@ -143,7 +153,8 @@ def _columns(
     individuals = header.get("individuals", [""] * len(header["coords"]))
     for column in range(first, len(header["coords"])):
         coordinate = header["coords"][column]
-        if not any(cells[column] for cells in header.values()):  # empty columns at the end of a spreadsheet
+        shown = [cells[column] for cells in header.values() if cells[column]]
+        if not shown or shown == [_SPLIT]:  # empty columns at the end of a spreadsheet
             continue
         point = individuals[column], header["bodyparts"][column]
         if coordinate not in ("x", "y", "likelihood"):
@@ -165,8 +176,13 @@ def _shown(point: _Point) -> str:
     return ".".join(filter(None, point))
 
 
-def _image(path: Path, row: str, parts: Sequence[str]) -> str:
-    """Return the name of a row's image; of predictions, `VIDEO#FRAME`."""
+def _is_lightning(header: Mapping[str, Sequence[str]]) -> bool:
+    """Return whether Lightning Pose made the file: it names predictions as the video, and itself as the scorer."""
+    return any(cell.endswith("_tracker") for cell in header.get("scorer", ()))
+
+
+def _image(path: Path, row: str, parts: Sequence[str], folder: str, *, lightning: bool) -> tuple[str, bool]:
+    """Return the name of a row's image, and whether it is a video's frame, `FOLDER/VIDEO#FRAME`."""
     place = f"{path}: {row}"
     if any(parts) and not all(parts):
         raise errors.InputError(
@@ -176,19 +192,27 @@ def _image(path: Path, row: str, parts: Sequence[str]) -> str:
     image = "/".join(parts)
     if image.isdecimal():
         video, mark, _ = path.name.partition(_PREDICTIONS)
+        if lightning:
+            video, mark = path.stem, "_"
         if not mark or not video:
             raise errors.InputError(
                 f"{place} is for frame {image} of a video, but the file's name does not say of which: name it "
                 f"VIDEO{_PREDICTIONS}....csv, as DeepLabCut does, where VIDEO is the video's name without its ending"
             )
-        return f"{video}#{int(image)}"
+        return "/".join(filter(None, (folder, f"{video}#{int(image)}"))), True
     if not image.strip("/"):
         raise errors.InputError(f"{place} names no image")
-    return image
+    return image, False
 
 
 def _labels(
-    file: str, row: str, image: str, cells: Sequence[object], columns: Mapping[_Point, Mapping[str, int]]
+    file: str,
+    row: str,
+    image: str,
+    cells: Sequence[object],
+    columns: Mapping[_Point, Mapping[str, int]],
+    *,
+    of_video: bool,
 ) -> Iterator[Label]:
     place = f"{file}: {row}"
     for (individual, name), at in columns.items():
@@ -202,4 +226,5 @@ def _labels(
             y=number(place, "y", cells[at["y"]]),
             individual=individual,
             likelihood=number(place, "likelihood", likelihood),
+            folders_are_hints=of_video,
         )

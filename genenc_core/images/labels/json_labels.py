@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from genenc_core import errors
+from genenc_core.images.labels import other_tools
 from genenc_core.images.labels.point_table import Label, Unused, number
 
 LARGEST_FILE: Final = 2**30
@@ -38,6 +39,8 @@ def labels(path: Path, *, unused: Unused, folder: str = "", one_of_several: bool
         return _coco(path, read, one_of_several=one_of_several)
     if isinstance(read, dict) and {"shapes", "imagePath"} <= read.keys():
         return _labelme(path, read, unused=unused, folder=folder)
+    if other := other_tools.of_json(read):
+        raise errors.InputError(f"the points file {str(path)!r} seems to be {other}")
     keys = ", ".join(map(repr, list(read)[:6])) if isinstance(read, dict) else f"a {type(read).__name__}"
     raise errors.InputError(
         f"the points file {str(path)!r} is JSON, but neither COCO (images, annotations, categories) nor LabelMe "

@@ -53,13 +53,19 @@ class Matcher:
     image's full path decides, in whole components: the parent folder must agree if the name has one, and so must all
     folders that both have from the source's own folder (for a list, its entry) on. Backslashes count as slashes, and
     characters are compared in composed form (NFC). Whitespace around a component may have been stripped with its cell,
-    so images that differ only in that match equally well.
+    so images that differ only in that match equally well. Where a name's folders are only hints, none need agree.
     """
 
-    def __init__(self, names: Sequence[str], folders: Mapping[int, Collection[str]] = MappingProxyType({})) -> None:
-        """Take the unique names of a points file, normalised by `normal`, and `PointTable.folders`."""
+    def __init__(
+        self,
+        names: Sequence[str],
+        folders: Mapping[int, Collection[str]] = MappingProxyType({}),
+        hinted: Collection[int] = frozenset(),
+    ) -> None:
+        """Take the unique names of a points file, normalised by `normal`, and `folders` and `hinted` of its table."""
         self._names = names
         self._folders = folders
+        self._hinted = hinted
         self._matches = [_Match() for _ in names]
         self._by_name = {normal(name): index for index, name in enumerate(names)}
         self._by_end: dict[str, list[int]] = {}
@@ -68,7 +74,7 @@ class Matcher:
                 self._by_end.setdefault(end, []).append(index)
         self._deepest = max((path.count("/") for path in self._by_name), default=0) + 1
 
-    def add(self, row: int, image_id: str, path: str, *, named: int, alias: str | None = None) -> None:
+    def add(self, row: int, image_id: str, path: str, *, named: int, alias: tuple[str, str] | None = None) -> None:
         """Compare one image with the names.
 
         Args:
@@ -76,10 +82,10 @@ class Matcher:
             image_id: its identity.
             path: its absolute POSIX path.
             named: number of trailing path components that belong to the source: its folder and everything below.
-            alias: another identity.
+            alias: another identity, and another path.
         """
         if alias is not None:
-            self._compare(row, alias, path, image_id, path, named)
+            self._compare(row, *alias, image_id, path, named)
         self._compare(row, image_id, path, image_id, path, named)
         if _BLANK_EDGE.search(path) or _BLANK_EDGE.search(image_id):
             self._compare(row, _without_blanks(image_id), _without_blanks(path), image_id, path, named)
@@ -103,10 +109,10 @@ class Matcher:
         if not length:
             return
         agrees = length >= max(named, 2)
-        for index in self._by_end[longest] if agrees else self._by_end[longest][:1]:
+        for index in self._by_end[longest] if agrees or self._hinted else self._by_end[longest][:1]:
             if index == exact or self._by_name.get(longest) == index:
                 continue
-            if agrees:
+            if agrees or index in self._hinted:
                 self._keep(index, length, row, shown_id, shown_path)
             else:
                 self._matches[index].namesake = self._matches[index].namesake or shown_id
@@ -118,6 +124,7 @@ class Matcher:
             InputError: no name matches, a name matches two rows equally well, two names match one row, or a name
                 without a folder matches an image in the folder of another file of labels than its own.
         """
+        self._leave_to_stronger_ones()
         pairs = list(zip(self._names, self._matches, strict=True))
         absent = [name for name, match in pairs if not match.rows]
         if self._names and len(absent) == len(self._names):
@@ -146,8 +153,23 @@ class Matcher:
                 )
         for index, folders in self._folders.items():
             self._refuse_other_folder(pairs[index][0], pairs[index][1], folders)
-        elsewhere = tuple((name, match.path) for name, match in pairs if _begins_elsewhere(name, match))
+        elsewhere = tuple(
+            (name, match.path)
+            for index, (name, match) in enumerate(pairs)
+            if index not in self._hinted and _begins_elsewhere(name, match)
+        )
         return Placement(rows=rows, absent=tuple(absent), elsewhere=elsewhere)
+
+    def _leave_to_stronger_ones(self) -> None:
+        """Take rows from names that match them by less of a hint than another name does: their images are absent."""
+        best: dict[int, int] = {}
+        for match in self._matches if self._hinted else ():
+            for row in match.rows:
+                best[row] = max(best.get(row, 0), match.strength)
+        for index in self._hinted:
+            match = self._matches[index]
+            if match.rows and all(best[row] > match.strength for row in match.rows):
+                match.rows, match.image_ids = [], []
 
     def _refuse_other_folder(self, name: str, match: _Match, folders: Collection[str]) -> None:
         above, _, file = normal(match.path).rpartition("/")

@@ -30,6 +30,17 @@ class Frame(NamedTuple):
     """float64 `[rows, columns]`."""
 
 
+def entries(path: Path) -> list[str]:
+    """Return the names of what a file holds at its top; [] if it is not readable, which `read` explains."""
+    try:
+        import h5py
+
+        with h5py.File(path, "r", locking=False) as file:
+            return list(file)
+    except Exception:  # damage may raise anything
+        return []
+
+
 def read(path: Path) -> Frame:
     """Read the only data frame of a file, in pandas' format `table` or `fixed`.
 
@@ -55,8 +66,8 @@ def read(path: Path) -> Frame:
     except Exception as error:  # h5py and damaged pickles may raise anything
         raise errors.InputError(
             f"the points file {str(path)!r} is HDF5, but not readable as labels of DeepLabCut "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Pass the CSV beside it; for "
-            "SLEAP, export a CSV (analysis) and map its columns with --points-columns"
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}), and no analysis file of SLEAP. "
+            "Pass the CSV beside it"
         ) from error
     return frame
 

@@ -14,6 +14,7 @@ from genenc_core import errors
 from genenc_core.images.labels import matching
 from genenc_core.images.labels.scale import PIXELS, PointsScale
 
+_UNLIKELY = "Every label is a point, however unlikely; --min-likelihood 0.6 leaves out lower ones"
 LARGEST_TABLE = 2**26
 """Images times point names: 1 GiB of positions."""
 _ROUNDING = 1e-6
@@ -43,6 +44,8 @@ class Label:
     """0 to 1; NaN if the file has none."""
     frame_size: tuple[int, int] | None = None
     """Width and height of the image, where the file states them."""
+    folders_are_hints: bool = False
+    """Whether the folders in the image's name only tell images of one name apart, as `PointTable.hinted` has it."""
 
     @property
     def place(self) -> str:
@@ -79,6 +82,10 @@ class PointTable:
     folders: Mapping[int, frozenset[str]] = field(default_factory=dict)
     """The folders of the files that have labels of an image, by its index, where its name says no folder and the files
     are in several; below the one that all are in."""
+    hinted: frozenset[int] = frozenset()
+    """Images, by their index, whose folders may be elsewhere: the longest common end decides, and the name suffices."""
+    likelihood: np.ndarray | None = None
+    """float64 `[len(images), len(names)]`, NaN where none is known; None if the labels have none at all."""
 
     def without_individuals(self) -> "PointTable":
         """Return the table with names that leave out the individual; as it is where these are not unique."""
@@ -93,8 +100,12 @@ class PointTable:
         if not set(self.names) <= set(names):
             return self
         xy = np.full((len(self.images), len(names), 2), np.nan)
-        xy[:, [names.index(name) for name in self.names]] = self.xy
-        return replace(self, names=tuple(names), xy=xy, individuals=tuple(individuals))
+        at = [names.index(name) for name in self.names]
+        xy[:, at] = self.xy
+        likelihood = None if self.likelihood is None else np.full(xy.shape[:2], np.nan)
+        if likelihood is not None:
+            likelihood[:, at] = self.likelihood
+        return replace(self, names=tuple(names), xy=xy, individuals=tuple(individuals), likelihood=likelihood)
 
 
 @dataclass(slots=True)
@@ -106,9 +117,12 @@ class _Building:
     placed: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
     places: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
     """(file, row)."""
+    likelihoods: dict[tuple[int, int], float] = field(default_factory=dict)
     uncertain: int = 0
     frame_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     folders: dict[int, frozenset[str]] = field(default_factory=dict)
+    strict: set[int] = field(default_factory=set)
+    """Images whose folders are no hints."""
 
 
 def build(
@@ -148,6 +162,10 @@ def build(
             )
         if folders and "/" not in label.image.replace("\\", "/"):
             made.folders[key[0]] = made.folders.get(key[0], frozenset()) | {folders[label.file]}
+        if not label.folders_are_hints:
+            made.strict.add(key[0])
+        if not math.isnan(label.likelihood):
+            made.likelihoods[key] = label.likelihood
         made.places[key] = label.file, label.row
         made.placed[key] = (math.nan, math.nan) if _is_uncertain(made, label, min_likelihood) else (label.x, label.y)
     for name in (*made.names, *made.images):
@@ -156,11 +174,13 @@ def build(
     return PointTable(
         names=tuple(made.names),
         images=tuple(made.images),
-        xy=_array(made.placed, len(made.images), len(made.names)),
+        xy=_array(made.placed, (len(made.images), len(made.names), 2)),
         individuals=individuals if any(individuals) else (),
         uncertain=made.uncertain,
         frame_sizes=made.frame_sizes,
         folders=made.folders,
+        hinted=frozenset(range(len(made.images))) - made.strict,
+        likelihood=_array(made.likelihoods, (len(made.images), len(made.names))) if made.likelihoods else None,
     )
 
 
@@ -209,12 +229,13 @@ def _is_uncertain(made: _Building, label: Label, least: float | None) -> bool:
     return label.likelihood < least
 
 
-def _array(placed: dict[tuple[int, int], tuple[float, float]], images: int, names: int) -> np.ndarray:
-    xy = np.full((images, names, 2), np.nan)
+def _array(placed: Mapping[tuple[int, int], object], shape: tuple[int, ...]) -> np.ndarray:
+    """Return values by image and name, NaN where there is none."""
+    values = np.full(shape, np.nan)
     if placed:
         rows, columns = np.array(list(placed), dtype=np.intp).T
-        xy[rows, columns] = np.array(list(placed.values()))
-    return xy
+        values[rows, columns] = np.array(list(placed.values()))
+    return values
 
 
 def number(place: str, column: str, cell: object) -> float:
@@ -254,7 +275,7 @@ class Unused:
     def add_likelihood(self, file: str, what: str) -> None:
         """Remember that a file has likelihoods, if they are not used."""
         if not self.likelihoods_count:
-            self.add(file, what, "Every label is a point, however unlikely; --min-likelihood 0.6 leaves out lower ones")
+            self.add(file, what, _UNLIKELY)
 
     def warn(self) -> None:
         """Warn of all that was added."""

@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from genenc_core import errors, text
-from genenc_core.images.labels import deeplabcut, json_labels, point_table, tidy
+from genenc_core.images.containers import slp_videos
+from genenc_core.images.labels import deeplabcut, json_labels, other_tools, pandas_hdf5, point_table, sleap, tidy
 from genenc_core.images.labels.point_table import Label, PointTable, Unused
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import tables
 
-_OTHER_FORMATS: Final[Mapping[str, str]] = {
-    ".slp": "is a SLEAP project. Write a table of image, point, x, y from it, for example with sleap-io: "
-    "for frame in sleap_io.load_slp(FILE): ...",
-    ".mat": "is a MATLAB file. Write a table of image, point, x, y from it (in MATLAB: writetable)",
-    ".xlsx": "is a spreadsheet. Save it as 'CSV UTF-8'",
-    ".pkl": "is a Python pickle, which could run code. Write it as CSV: pandas.DataFrame.to_csv",
-    ".jsonl": "holds JSON lines. Write a table of image, point, x, y from it",
-}
-_SAME_FORMAT: Final = {".xls": ".xlsx", ".ods": ".xlsx", ".pickle": ".pkl", ".ndjson": ".jsonl"}
-_FORMS: Final = "a table (.csv, .tsv, .parquet), a .h5 of DeepLabCut, or a .json of COCO or LabelMe"
+_FORMS: Final = "a table (.csv, .tsv, .parquet), a .h5 of DeepLabCut or SLEAP, a .slp, or a .json of COCO or LabelMe"
 
 
 def read_points(
@@ -32,8 +24,8 @@ def read_points(
     """Read the points of a file, of a DeepLabCut project or a folder of LabelMe files, or of the files of a glob.
 
     Args:
-        place: a table (`tidy`), DeepLabCut's CSV or HDF5 (`deeplabcut`), COCO or LabelMe (`json_labels`); a folder; or
-            a glob.
+        place: a table (`tidy`), DeepLabCut's CSV or HDF5 (`deeplabcut`), SLEAP's files (`sleap`), COCO or LabelMe
+            (`json_labels`); a folder; or a glob.
         columns: the columns of tidy tables, as `image=frame,x=column,...`.
         scale: parsed by `PointsScale.parse`.
         min_likelihood: labels below it are missing points.
@@ -116,16 +108,34 @@ def _labels(
         if not deeplabcut.is_csv(path):
             return tidy.labels(path, chosen, unused=unused)
         _refuse_columns(path, columns, "a DeepLabCut CSV")
-        return deeplabcut.csv_labels(path, unused=unused)
+        return deeplabcut.csv_labels(path, unused=unused, folder=_folder_of_video(path, root))
+    if suffix == slp_videos.SUFFIX:
+        _refuse_columns(path, columns, "a SLEAP project")
+        return sleap.slp_labels(path, unused=unused)
     if suffix in deeplabcut.HDF5_SUFFIXES:
         _refuse_columns(path, columns, "HDF5")
-        return deeplabcut.hdf5_labels(path, unused=unused)
+        entries = pandas_hdf5.entries(path)
+        if sleap.is_analysis(entries):
+            return sleap.analysis_labels(path, unused=unused)
+        if other := other_tools.of_hdf5(entries):
+            raise errors.InputError(f"the points file {str(path)!r} seems to hold {other}")
+        return deeplabcut.hdf5_labels(path, unused=unused, folder=_folder_of_video(path, root))
     if suffix == ".json":
         _refuse_columns(path, columns, "JSON")
         folder = "" if root is None else path.parent.relative_to(root).as_posix()
         return json_labels.labels(path, unused=unused, folder=folder, one_of_several=several)
-    reason = _OTHER_FORMATS.get(_SAME_FORMAT.get(suffix, suffix), f"is not {_FORMS}; pass one of those")
-    raise errors.InputError(f"the points file {str(path)!r} {reason}")
+    try:
+        reason = other_tools.by_name(path)
+    except OSError as error:
+        raise errors.InputError(f"cannot read the points file {str(path)!r}: {error.strerror}") from error
+    raise errors.InputError(f"the points file {str(path)!r} {reason or f'is not {_FORMS}; pass one of those'}")
+
+
+def _folder_of_video(path: Path, root: Path | None) -> str:
+    """Return the folder of a file of predictions, below that of all such files and with the two that hold it."""
+    around = path.parent if root is None else root
+    below = () if root is None else path.parent.relative_to(root).parts
+    return "/".join((*around.absolute().parts[1:][-2:], *below))
 
 
 def _refuse_columns(path: Path, columns: str | None, what: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from genenc_core import errors
+from genenc_core.images.labels import other_tools
 from genenc_core.images.labels.point_table import Label, Unused, number
 from genenc_core.images.sources import manifest_rows, tables
 from genenc_core.images.sources.image_source import IMAGE_COLUMNS
@@ -72,6 +73,8 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
     Raises:
         InputError: unreadable, a column missing, a cell that is no finite number, or an empty name.
     """
+    if not chosen and (other := other_tools.of_columns(tables.column_names(path))):
+        raise errors.InputError(f"the points file {str(path)!r} seems to hold {other}")
     pairs = {} if chosen.keys() - {"image"} else _pairs(path, tables.column_names(path))
     if pairs and not tables.count_columns(path, [*COLUMNS["x"], *COLUMNS["y"]]):
         yield from _wide(path, pairs, chosen, unused=unused)
@@ -79,15 +82,12 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
     columns = tables.find_columns(path, COLUMNS, chosen)
     more = {name: words for name, words in OPTIONAL.items() if name in chosen or tables.count_columns(path, words) == 1}
     columns |= tables.find_columns(path, more, chosen)
-    if "likelihood" in columns and not unused.likelihoods_count:
+    if "likelihood" in columns:
         unused.add_likelihood(path.name, f"the column {columns['likelihood']!r}")
-        ignored = {columns.pop("likelihood")}
-    else:
-        ignored = set()
     tables.refuse_bytes(path, columns["image"])
     for name in ("point", "individual"):
         _refuse_numbers(path, name, columns.get(name))
-    _warn_of_others(path, {*columns.values(), *ignored}, unused=unused)
+    _warn_of_others(path, {*columns.values()}, unused=unused)
     if "image" not in chosen:
         _refuse_row_numbers(path, columns["image"])
     for row, cells in tables.iter_cells(path, list(columns.values())):
@@ -101,8 +101,18 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
             x=number(place, "x", cell["x"]),
             y=number(place, "y", cell["y"]),
             individual="" if cell.get("individual") is None else str(cell["individual"]),
-            likelihood=number(place, "likelihood", cell.get("likelihood")),
+            likelihood=_likelihood(place, "likelihood", cell.get("likelihood"), unused=unused),
         )
+
+
+def _likelihood(place: str, column: str, cell: object, *, unused: Unused) -> float:
+    """Return a likelihood; what is no number is none, unless likelihoods count."""
+    try:
+        return number(place, column, cell)
+    except errors.InputError:
+        if unused.likelihoods_count:
+            raise
+        return math.nan
 
 
 def _refuse_numbers(path: Path, name: str, column: str | None) -> None:
@@ -190,9 +200,7 @@ def _wide(path: Path, pairs: Mapping[str, _Pair], chosen: Mapping[str, str], *, 
                 name=pair.name,
                 x=number(place, pair.x, cell[pair.x]),
                 y=number(place, pair.y, cell[pair.y]),
-                likelihood=_likelihood(place, pair, cell) if unused.likelihoods_count else math.nan,
+                likelihood=_likelihood(place, pair.likelihood, cell[pair.likelihood], unused=unused)
+                if pair.likelihood
+                else math.nan,
             )
-
-
-def _likelihood(place: str, pair: _Pair, cell: Mapping[str, object]) -> float:
-    return number(place, pair.likelihood, cell[pair.likelihood]) if pair.likelihood else math.nan

@@ -243,8 +243,8 @@ class ImageLoader:
         members: list[str] = []
         for first in range(start, stop, _ROWS_READ):
             listed = self._manifest.read(first, min(first + _ROWS_READ, stop))
-            wanted, more = np.arange(first, first + len(listed)), listed.paths
-            inside = listed.members if self._manifest.has_members else []
+            wanted = np.arange(first, first + len(listed))
+            more, inside = self._manifest.places(listed) if self._manifest.has_members else (listed.paths, [])
             numbers = np.stack([listed.bytes, listed.mtime_ns], axis=1)
             if only is not None:
                 kept = [at for at, row in enumerate(wanted.tolist()) if row in only]

@@ -98,6 +98,12 @@ class LeftOut:
         count, first = self.kinds.get(kind, (0, ()))
         self.kinds[kind] = count + 1, first if len(first) == self.examples else (*first, path)
 
+    def merge(self, other: "LeftOut") -> None:
+        """Count what another one counted."""
+        for kind, (count, first) in other.kinds.items():
+            before, known = self.kinds.get(kind, (0, ()))
+            self.kinds[kind] = before + count, (*known, *first)[: self.examples]
+
 
 def describe(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> str:
     """Return a message such as `3 files are not images that genenc can read: 2 .heic (a.heic, b.heic), ...`."""

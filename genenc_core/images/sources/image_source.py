@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from genenc_core import errors, text
+from genenc_core import errors
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import heif
-from genenc_core.images.sources import tables
+from genenc_core.images.sources import addresses, tables
 
 EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "tif", "tiff", "bmp", "dib"),
@@ -109,10 +109,13 @@ def open_source(images: str, *, image_column: str | None = None, frames: str | N
 def _members_source(images: str, column: str | None, frames: str | None) -> ImageSource | None:
     """Return the source of images inside files; None if `images` are files themselves."""
     Frames.parse(frames)
+    if images.startswith("pipe:"):
+        raise errors.InputError(
+            f"{images[:200]!r} is a command, whose output cannot be read twice or from its middle, so that no row of "
+            "it can be found again: give the address itself (s3://, gs://, https://), or download the archives"
+        )
     if kinds.is_remote(images):
-        if text.holds_credentials(images):
-            raise errors.InputError("the address of the images holds credentials: set AWS_ACCESS_KEY_ID and the like")
-        return _files_source([images], images, frames)
+        return _remote_source(images, frames)
     known = kinds.ALWAYS if frames is None else kinds.ALWAYS | kinds.WITH_FRAMES
     path = Path(images)
     if path.is_file() and tables.image_cells(path, column, IMAGE_COLUMNS) is not None:
@@ -143,6 +146,24 @@ def _members_source(images: str, column: str | None, frames: str | None) -> Imag
             f"--frames {frames} needs videos, TIFFs or arrays, or a folder of them, and {images!r} is not one"
         )
     return None
+
+
+def _remote_source(images: str, frames: str | None) -> ImageSource:
+    """Return the source of an address: objects below a prefix, archives, or one image of a web server."""
+    addresses.refuse_credentials(images)
+    if frames is not None:
+        raise errors.InputError(f"--frames {frames} needs files on this machine, and {images!r} is an address")
+    kind = kinds.remote_extension(images)
+    if kind in ("gz", "tgz", "bz2", "xz", "zst") and ".t" in images.lower():
+        raise errors.InputError(
+            f"{images!r} is a compressed archive, of which no member can be read alone: write it again as .tar"
+        )
+    if images.lower().startswith("http") and kind != "tar" and not has_image_extension(f".{kind}"):
+        raise errors.InputError(
+            f"{images!r} is neither an image nor a .tar, and a web server has no list of its files: give a list (CSV, "
+            "Parquet, JSON lines) with their addresses"
+        )
+    return _files_source(_expanded(images) or [images], images, frames)
 
 
 def _files_source(named: Sequence[str], location: str, frames: str | None) -> ImageSource:

@@ -18,7 +18,7 @@ def check(listed: manifest.Manifest, option: str, size: tuple[int, int]) -> None
     """
     if listed.rows:
         with contextlib.closing(ContainerReader()) as reader:
-            found = label_check.row_size(listed.read(0, 1), reader)
+            found = label_check.row_size(listed, 0, reader)
         if found is not None and found.shown == size and size[0] != size[1]:
             height, width = size
             warnings.warn(

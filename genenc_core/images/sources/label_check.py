@@ -324,7 +324,7 @@ def _sizes(listed: manifest.Manifest, labelled: list[int]) -> dict[int, "ImageSi
     sizes: dict[int, ImageSize] = {}
     with contextlib.closing(ContainerReader()) as reader:
         for row in wanted:
-            size = row_size(listed.read(row, row + 1), reader)
+            size = row_size(listed, row, reader)
             if size is not None:
                 sizes[row] = size
             if len(sizes) == SAMPLED_IMAGES:
@@ -332,12 +332,14 @@ def _sizes(listed: manifest.Manifest, labelled: list[int]) -> dict[int, "ImageSi
     return sizes
 
 
-def row_size(found: manifest.Rows, reader: ContainerReader) -> "ImageSize | None":
+def row_size(listed: manifest.Manifest, row: int, reader: ContainerReader) -> "ImageSize | None":
     """Return the size of a row's image, read of its file or container; None if that is unreadable."""
+    found = listed.read(row, row + 1)
     if not found.members[0]:
         return image_size(found.paths[0])
     try:
-        return _image_size(*_size_of_member(reader, found.paths[0], found.members[0]))
+        (path,), (member,) = listed.places(found)
+        return _image_size(*_size_of_member(reader, path, member))
     except Exception:  # damage may raise anything; the run reports the image
         return None
 

@@ -14,13 +14,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from genenc_core import errors
-from genenc_core.images.sources import folders, image_source, tables
+from genenc_core import errors, text
+from genenc_core.images.containers import kinds
+from genenc_core.images.sources import addresses, folders, image_source, tables
 from genenc_core.images.sources.block import Block
 
 _THREADS = 64
@@ -31,6 +33,8 @@ _FILESYSTEM = fs.LocalFileSystem()
 _MISSING = (-1, -1)
 _Stats = tuple[list[int], list[int]]
 """Sizes and modification times of files."""
+_Asked = tuple[list[int], list[int], list[str]]
+"""The same of files some of which addresses name, and their members."""
 _UNCLEAN = {"/": ("//", "/.", "/\0"), ".": ("\0.",), "\\": ("\\",), ":": (":/",), "~": ("\0~",), " ": (" \0", "\0 ")}
 """Marks of ASCII names, joined by NUL, that may not be in normal form, by a character that is found fast."""
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\|//")
@@ -47,6 +51,8 @@ class _Named:
     paths: list[str]
     files: list[str]
     columns: dict[str, list[str]] = field(default_factory=dict)
+    addresses: bool = False
+    """Whether the list, not always these rows of it, names files by addresses."""
 
 
 def iter_blocks(
@@ -81,14 +87,17 @@ def iter_blocks(
         else _iter_folder(source, limit, block_rows, left_out=left_out, checkpoint=checkpoint)
     )
     prefix = _prefix(source.root)
-    waiting: deque[tuple[_Named, list[Future[_Stats]]]] = deque()
+    waiting: deque[tuple[_Named, list[Future[Any]]]] = deque()
     pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="genenc-list")
     try:
         for named in named_blocks:
             checkpoint()
-            full = [path if path[0] == "/" else prefix + path for path in named.files]
-            parts = (full[at : at + _FILES_PER_QUERY] for at in range(0, len(full), _FILES_PER_QUERY))
-            waiting.append((named, [pool.submit(_stat_all, part) for part in parts]))
+            if named.addresses:
+                full = [path if path[0] == "/" or kinds.is_remote(path) else prefix + path for path in named.files]
+                waiting.append((named, [pool.submit(_ask_all, part) for part in _parts(full, addresses.TOGETHER)]))
+            else:
+                full = [path if path[0] == "/" else prefix + path for path in named.files]
+                waiting.append((named, [pool.submit(_stat_all, part) for part in _parts(full, _FILES_PER_QUERY)]))
             if len(waiting) > _BLOCKS_AHEAD:
                 yield _block(*waiting.popleft())
         while waiting:
@@ -99,19 +108,33 @@ def iter_blocks(
         pool.shutdown(cancel_futures=True)
 
 
+def _parts(items: list[str], size: int) -> Iterator[list[str]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
+
+
 def _prefix(root: Path) -> str:
     return f"{str(root).rstrip('/')}/"
 
 
-def _block(named: _Named, futures: Sequence[Future[_Stats]]) -> Block:
+def _block(named: _Named, futures: Sequence[Future[Any]]) -> Block:
     stats = [part.result() for part in futures]
     return Block(
         image_ids=named.image_ids,
         paths=named.paths,
-        bytes=[size for sizes, _ in stats for size in sizes],
-        mtime_ns=[time for _, times in stats for time in times],
+        bytes=[size for sizes, *_ in stats for size in sizes],
+        mtime_ns=[time for _, times, *_ in stats for time in times],
+        members=[member for *_, members in stats for member in members] if named.addresses else None,
         columns=named.columns,
     )
+
+
+def _ask_all(paths: list[str]) -> _Asked:
+    """Return size, modification time and place of files, some of which addresses name."""
+    far = [path for path in paths if kinds.is_remote(path)]
+    known = dict(zip(far, addresses.ask(far), strict=True))
+    found = [known[path] if path in known else (*_stat(path), "") for path in paths]
+    sizes, times, members = map(list, zip(*found, strict=True))
+    return sizes, times, members
 
 
 def _stat_all(paths: list[str]) -> _Stats:
@@ -188,7 +211,9 @@ def _regrouped(blocks: Iterator[_Named], block_rows: int) -> Iterator[_Named]:
     paths: list[str] = []
     files: list[str] = []
     columns: dict[str, list[str]] = {}
+    far = False
     for block in blocks:
+        far = block.addresses
         ids += block.image_ids
         paths += block.paths
         files += block.files
@@ -196,12 +221,18 @@ def _regrouped(blocks: Iterator[_Named], block_rows: int) -> Iterator[_Named]:
             columns.setdefault(name, []).extend(values)
         while len(ids) >= block_rows:
             some = {name: values[:block_rows] for name, values in columns.items()}
-            yield _Named(image_ids=ids[:block_rows], paths=paths[:block_rows], files=files[:block_rows], columns=some)
+            yield _Named(
+                image_ids=ids[:block_rows],
+                paths=paths[:block_rows],
+                files=files[:block_rows],
+                columns=some,
+                addresses=far,
+            )
             del ids[:block_rows], paths[:block_rows], files[:block_rows]
             for values in columns.values():
                 del values[:block_rows]
     if ids:
-        yield _Named(image_ids=ids, paths=paths, files=files, columns=columns)
+        yield _Named(image_ids=ids, paths=paths, files=files, columns=columns, addresses=far)
 
 
 def _entries(source: image_source.ImageSource, limit: int | None, block_rows: int) -> Iterator[_Named]:
@@ -213,6 +244,7 @@ def _entries(source: image_source.ImageSource, limit: int | None, block_rows: in
     more = tables.further_columns(path, columns) if source.columns else []
     if source.columns:
         tables.warn_of_left_out(path, [*columns, *more])
+    far = addresses.are_in(path, column)
     blocks = tables.iter_blocks(path, [*columns, *more], block_rows=block_rows, limit=limit, with_blanks=[column])
     for numbers, cells in blocks:
         texts = [_texts(values) for values in cells[: len(columns)]]
@@ -222,10 +254,13 @@ def _entries(source: image_source.ImageSource, limit: int | None, block_rows: in
             bad = next(at for at, row in enumerate(zip(*texts, strict=True)) if not all(row) or "\0" in "".join(row))
             raise errors.InputError(f"{path}: row {numbers[bad]} has an empty {column!r} or image_id, or a NUL in one")
         try:
-            files, paths = _files(source.root, texts[0], clean=_is_clean(joined[0]))
+            if far:
+                files, paths = _files_and_addresses(source.root, texts[0])
+            else:
+                files, paths = _files(source.root, texts[0], clean=_is_clean(joined[0]))
         except errors.InputError as error:
             raise errors.InputError(f"{path}: {error}") from error
-        yield _Named(image_ids=texts[1] if with_ids else paths, paths=paths, files=files, columns=kept)
+        yield _Named(image_ids=texts[1] if with_ids else paths, paths=paths, files=files, columns=kept, addresses=far)
 
 
 def _is_clean(joined: str) -> bool:
@@ -253,6 +288,15 @@ def _files(root: Path, entries: list[str], *, clean: bool) -> tuple[list[str], l
         return files, files
     files = [_listed_path(root, entry).removeprefix(prefix) for entry in entries]
     return files, [folders.to_text(file) for file in files]
+
+
+def _files_and_addresses(root: Path, entries: list[str]) -> tuple[list[str], list[str]]:
+    """Return as `_files` does; addresses among the files are whole, and among the texts without credentials."""
+    entries = [entry.strip() if kinds.is_remote(entry.strip()) else entry for entry in entries]
+    near = [entry for entry in entries if not kinds.is_remote(entry)]
+    known = dict(zip(near, zip(*_files(root, near, clean=False), strict=True), strict=True)) if near else {}
+    both = [known[entry] if entry in known else (entry, addresses.recorded(entry)) for entry in entries]
+    return [file for file, _ in both], [text for _, text in both]
 
 
 def _listed_path(root: Path, entry: str) -> str:
@@ -297,12 +341,12 @@ def _readings(entry: str) -> Iterator[str]:
         # In a file URL, `?` and `#` are taken as part of the name.
         yield urllib.parse.unquote("/" + entry[len("file://") :].partition("/")[2])
     slashes = entry.strip().replace("\\", "/")
-    for text in dict.fromkeys((entry.strip(), slashes)):
-        yield text
-        if text.startswith("~"):
-            yield os.path.expanduser(text)  # noqa: PTH111 -- leaves an unknown user as it is
-        yield _composed(text)
-        yield unicodedata.normalize("NFD", text)
+    for each in dict.fromkeys((entry.strip(), slashes)):
+        yield each
+        if each.startswith("~"):
+            yield os.path.expanduser(each)  # noqa: PTH111 -- leaves an unknown user as it is
+        yield _composed(each)
+        yield unicodedata.normalize("NFD", each)
 
 
 def _refuse_foreign(entry: str) -> None:
@@ -310,8 +354,8 @@ def _refuse_foreign(entry: str) -> None:
     address = _ADDRESS.match(entry)
     if address and address[1].lower() != "file":
         raise errors.InputError(
-            f"{entry[:200]!r} is a URL ({address[1]}://), but images are read from files: download them and list their "
-            "paths"
+            f"{text.redacted(entry[:200])!r} is a URL ({address[1]}://), and images are read from files, https://, "
+            "s3:// and gs://: download them and list their paths"
         )
     if _DRIVE.match(entry):
         raise errors.InputError(

@@ -24,7 +24,7 @@ from genenc_core.images.containers import kinds
 from genenc_core.images.labels import matching
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.labels.scale import PointsScale
-from genenc_core.images.sources import folders, image_source, listing, manifest_rows
+from genenc_core.images.sources import addresses, folders, image_source, listing, manifest_rows
 from genenc_core.images.sources.block import Block
 from genenc_core.system import files, memory
 
@@ -119,6 +119,10 @@ class Manifest:
     """Whether its images are inside files."""
     columns: tuple[str, ...] = field(default=(), compare=False)
     """Further columns of its list, as text."""
+    credentials: addresses.Signed | None = field(default=None, compare=False, repr=False)
+    """Credentials of the addresses among its images, which are in their list alone."""
+    has_likelihood: bool = field(default=False, compare=False)
+    """Whether the likelihoods of its points are recorded."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
     """Row -> width and height that the points file states for its image; not recorded, so {} of an opened file."""
     opener: Callable[[], BinaryIO] | None = None
@@ -133,16 +137,20 @@ class Manifest:
     @property
     def content_columns(self) -> tuple[str, ...]:
         """Its columns but for the row."""
-        return manifest_rows.content_columns(self.point_names, members=self.has_members, columns=self.columns)
+        return manifest_rows.content_columns(self.point_names, **self._form)
 
     @property
     def schema(self) -> pa.Schema:
         """Its schema."""
-        return manifest_rows.schema(self.point_names, members=self.has_members, columns=self.columns)
+        return manifest_rows.schema(self.point_names, **self._form)
 
     def new_digest(self) -> manifest_rows.Digest:
         """Return a digest of no rows yet, for rows of its schema."""
-        return manifest_rows.Digest(self.point_names, members=self.has_members, columns=self.columns)
+        return manifest_rows.Digest(self.point_names, **self._form)
+
+    @property
+    def _form(self) -> manifest_rows.Form:
+        return {"members": self.has_members, "columns": self.columns, "likelihood": self.has_likelihood}
 
     @property
     def individuals(self) -> tuple[str, ...]:
@@ -175,7 +183,7 @@ class Manifest:
                 f"{path} is a Parquet file, but not a genenc manifest of version {manifest_rows.VERSION}"
             )
         root, digest, point_names = _described(path, stored)
-        has_members, columns = _require_columns(path, footer, point_names)
+        form = _require_columns(path, footer, point_names)
         return cls(
             path=path,
             root=root,
@@ -187,13 +195,25 @@ class Manifest:
             extensions=_extensions_of(stored),
             earlier_glob=b"genenc.glob" not in stored,
             system_folders=b"genenc.system_folders" not in stored,
+            credentials=_addresses(path, stored),
             listed_ns=_listed_ns(path, stored),
-            has_members=has_members,
-            columns=columns,
+            has_members=form["members"],
+            columns=tuple(form["columns"]),
+            has_likelihood=form["likelihood"],
             opener=opener,
             footer=footer,
             starts=np.cumsum([0, *sizes]),
         )
+
+    def places(self, rows: Rows) -> tuple[list[str], list[str]]:
+        """Return paths and members of some of its rows, to read them: with credentials, which are not to be kept.
+
+        Raises:
+            InputError: the list that has them is gone, or has other ones.
+        """
+        if self.credentials is None:
+            return rows.paths, rows.members
+        return self.credentials.places(rows.paths, rows.members)
 
     def listed_alike(self, source: image_source.ImageSource) -> image_source.ImageSource:
         """Return a source in which the same files count as images as when this manifest was written.
@@ -203,6 +223,10 @@ class Manifest:
         rules = {name: getattr(self, name) for name in ("extensions", "earlier_glob", "system_folders")}
         # A run of an earlier version has no columns; a list without any has none to add.
         return replace(source, **rules, columns=bool(self.columns))
+
+    def labelled_alike(self, points: PointTable | None) -> PointTable | None:
+        """Return a table of points as this manifest records them: runs of earlier versions have no likelihoods."""
+        return points if points is None or self.has_likelihood else replace(points, likelihood=None)
 
     def read(self, start: int, stop: int) -> Rows:
         """Return the rows from `start` up to `stop`, exclusive.
@@ -319,24 +343,34 @@ def _left_out(path: Path, stored: Mapping[bytes, bytes]) -> dict[str, tuple[int,
         raise errors.StoreError(f"{path} is damaged: genenc.left_out: {error}") from error
 
 
-def _require_columns(
-    path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]
-) -> tuple[bool, tuple[str, ...]]:
-    """Check the columns, and return whether the images are inside files, and the further columns."""
+def _addresses(path: Path, stored: Mapping[bytes, bytes]) -> addresses.Signed | None:
+    """Return the credentials of a list of addresses according to a manifest's metadata; None where there is none."""
+    try:
+        found = json.loads(stored.get(b"genenc.addresses", b"null"))
+        return None if found is None else addresses.Signed(Path(folders.to_path(found["list"])), found["column"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise errors.StoreError(f"{path} is damaged: genenc.addresses: {error}") from error
+
+
+def _require_columns(path: Path, footer: parquet.FileMetaData, point_names: Sequence[str]) -> manifest_rows.Form:
+    """Check the columns, and return which of those that not every manifest has are there."""
     try:
         stored = footer.schema.to_arrow_schema()
-        has_members = manifest_rows.MEMBER_COLUMN in stored.names
-        columns = tuple(manifest_rows.further_columns(stored))
+        form: manifest_rows.Form = {
+            "members": manifest_rows.MEMBER_COLUMN in stored.names,
+            "columns": manifest_rows.further_columns(stored),
+            "likelihood": manifest_rows.LIKELIHOOD_COLUMN in stored.names,
+        }
         wrong = [
             field.name
-            for field in manifest_rows.schema(point_names, members=has_members, columns=columns)
+            for field in manifest_rows.schema(point_names, **form)
             if field.name not in stored.names or stored.field(field.name).type != field.type
         ]
     except (KeyError, pa.ArrowException) as error:
         raise _damage(path, error) from error
     if wrong:
         raise errors.StoreError(f"{path} is damaged: the columns {', '.join(wrong)} are missing or of the wrong type")
-    return has_members, columns
+    return form
 
 
 def write_manifest(
@@ -382,7 +416,7 @@ def write_manifest(
             return
         spool = path.with_name(files.private_name(path.name, "spool"))
         try:
-            matcher = matching.Matcher(points.images, points.folders)
+            matcher = matching.Matcher(points.images, points.folders, points.hinted)
             found = manifest_rows.blocks(_matched(source, matcher, limit, left_out, checkpoint))
             _write(spool, found, source, may_be_empty=may_be_empty)
             listed = Manifest.open(spool)
@@ -390,7 +424,7 @@ def write_manifest(
             _log_unmatched(placed, points)
             frame_sizes.update(_frame_sizes(placed, points))
             spooled = listed.iter_columns(listed.schema.names, batch_rows=manifest_rows.GROUP_ROWS)
-            blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in spooled)
+            blocks = (manifest_rows.with_points(block, placed.rows, points.xy, points.likelihood) for block in spooled)
             _write(
                 *(partial, blocks, source, points),
                 absent=placed.absent,
@@ -468,7 +502,11 @@ def write_like(
     """
 
     def write(partial: Path) -> None:
-        _write_like(partial, like, blocks(), like.point_names, like.labels, listed_ns=listed_ns)
+        _write_like(
+            *(partial, like, blocks(), like.point_names, like.labels),
+            likelihood=like.has_likelihood,
+            listed_ns=listed_ns,
+        )
 
     _replace(path, write)
     return Manifest.open(path)
@@ -495,10 +533,10 @@ def write_relabelled(
         StoreError: the rows come from a manifest that is damaged.
     """
     if points is None:
-        _replace(path, lambda partial: _write_like(partial, like, images(), (), {}))
+        _replace(path, lambda partial: _write_like(partial, like, images(), (), {}, likelihood=False))
         return Manifest.open(path)
     own = 0 if b"genenc.extensions" not in (like.footer.metadata or {}) else 1  # of lists none are recorded
-    matcher = matching.Matcher(points.images, points.folders)
+    matcher = matching.Matcher(points.images, points.folders, hinted=points.hinted)
     for block in images():
         texts = zip(*(block.column(name).to_pylist() for name in ("row", *manifest_rows.TEXT_COLUMNS)), strict=True)
         for row, image_id, below in texts:
@@ -508,8 +546,8 @@ def write_relabelled(
     labels = json.loads(_labels(0, 0, placed.absent, points))
 
     def write(partial: Path) -> None:
-        blocks = (manifest_rows.with_points(block, placed.rows, points.xy) for block in images())
-        _write_like(partial, like, blocks, points.names, labels)
+        blocks = (manifest_rows.with_points(block, placed.rows, points.xy, points.likelihood) for block in images())
+        _write_like(partial, like, blocks, points.names, labels, likelihood=points.likelihood is not None)
 
     _replace(path, write)
     return replace(Manifest.open(path), frame_sizes=_frame_sizes(placed, points))
@@ -527,16 +565,17 @@ def _write_like(
     point_names: Sequence[str],
     labels: Mapping[str, Any],
     *,
+    likelihood: bool,
     listed_ns: int | None = None,
 ) -> None:
     """Write rows, numbered anew, with the metadata of another manifest; images without a label are counted."""
-    members, columns = like.has_members, like.columns
-    digest, labelled, count = manifest_rows.Digest(point_names, members=members, columns=columns), 0, 0
+    form: manifest_rows.Form = {"members": like.has_members, "columns": like.columns, "likelihood": likelihood}
+    digest, labelled, count = manifest_rows.Digest(point_names, **form), 0, 0
     stored = {key: value for key, value in (like.footer.metadata or {}).items() if key.startswith(b"genenc.")}
     stored.pop(b"genenc.labels", None)
     if listed_ns is not None:
         stored[b"genenc.listed_ns"] = str(listed_ns).encode()
-    schema = manifest_rows.schema(point_names, members=members, columns=columns)
+    schema = manifest_rows.schema(point_names, **form)
     with path.open("xb") as file:
         with parquet.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
             for block in manifest_rows.regrouped(blocks):
@@ -584,8 +623,11 @@ def _matched(
         listing.iter_blocks(source, block_rows=manifest_rows.GROUP_ROWS, left_out=left_out, checkpoint=checkpoint)
     ) as blocks:
         for block in blocks:
-            for row, (image_id, path) in enumerate(zip(block.image_ids, block.paths, strict=True), start=first):
-                _add_image(matcher, row, image_id, path, source.root, own=own, inside=block.members is not None)
+            inside = map(bool, block.members or itertools.repeat("", len(block)))
+            for row, (image_id, path, member) in enumerate(
+                zip(block.image_ids, block.paths, inside, strict=True), start=first
+            ):
+                _add_image(matcher, row, image_id, path, source.root, own=own, inside=member)
             first += len(block)
             kept = len(block) if limit is None else limit - (first - len(block))
             if kept > 0:
@@ -598,14 +640,19 @@ def _add_image(
     """Compare an image with the names of labels; they name a member as if its container were a folder."""
     path = image_id if inside else path
     full = f"{root}/{path}" if path[0] != "/" else path
-    alias = _frame_of_stem(image_id) if inside else None
+    alias = _frame_of_stem(image_id, full) if inside else None
     matcher.add(row, image_id, full, named=path.strip("/").count("/") + 1 + own, alias=alias)
 
 
-def _frame_of_stem(image_id: str) -> str | None:
-    """Return the name of a frame as predictions have it, `clip#17` of `a/clip.mp4#17`; None for other members."""
+def _frame_of_stem(image_id: str, full: str) -> tuple[str, str] | None:
+    """Return the name and path of a frame as predictions have it, `clip#17` and `/v/a/clip#17` of `a/clip.mp4#17`.
+
+    None for other members.
+    """
     place, _, number = image_id.rpartition("#")
-    return f"{Path(place).stem}#{number}" if place and number.isdecimal() else None
+    if not place or not number.isdecimal():
+        return None
+    return f"{Path(place).stem}#{number}", f"{os.path.splitext(full.rpartition('#')[0])[0]}#{number}"  # noqa: PTH122
 
 
 def _nowhere(points: PointTable) -> matching.Placement:
@@ -644,12 +691,16 @@ def _write(
 ) -> None:
     """Write blocks of rows and the manifest's metadata; raise `InputError` if there are no rows and must be."""
     point_names = () if points is None else points.names
-    members = source.kind == "members"
     blocks = iter(blocks)
     head = list(itertools.islice(blocks, 1))
-    columns = manifest_rows.further_columns(head[0].schema) if head else ()
-    digest = manifest_rows.Digest(point_names, members=members, columns=columns)
-    like = manifest_rows.schema(point_names, members=members, columns=columns)
+    members = manifest_rows.MEMBER_COLUMN in head[0].schema.names if head else source.kind == "members"
+    form: manifest_rows.Form = {
+        "members": members,
+        "columns": manifest_rows.further_columns(head[0].schema) if head else (),
+        "likelihood": points is not None and points.likelihood is not None,
+    }
+    digest = manifest_rows.Digest(point_names, **form)
+    like = manifest_rows.schema(point_names, **form)
     count = with_label = 0
     with path.open("xb") as file:
         with parquet.ParquetWriter(file, like, compression="zstd", use_dictionary=False) as writer:
@@ -671,6 +722,7 @@ def _write(
                     "genenc.root": folders.to_text(str(source.root)),
                     "genenc.digest": digest.hexdigest(),
                     "genenc.point_names": json.dumps(list(point_names), ensure_ascii=False),
+                    **_signed(source, members=members),
                     **({} if listed_ns is None else {"genenc.listed_ns": str(listed_ns)}),
                     **({} if source.kind == "list" else {"genenc.extensions": ",".join(source.extensions)}),
                     **({} if source.kind == "list" or source.system_folders else {"genenc.system_folders": "skipped"}),
@@ -696,6 +748,13 @@ def _write(
         if left_out is not None and left_out.kinds:
             reason += f"; {folders.describe(left_out.kinds)}"
         raise errors.InputError(f"no images found in {source.describe()}: {reason}")
+
+
+def _signed(source: image_source.ImageSource, *, members: bool) -> dict[str, str]:
+    """Return where the credentials of addresses are."""
+    if source.kind != "list" or not members:
+        return {}
+    return {"genenc.addresses": json.dumps({"list": folders.to_text(source.location), "column": source.image_column})}
 
 
 def _add(block: pa.RecordBatch, writer: parquet.ParquetWriter, digest: manifest_rows.Digest) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +23,32 @@ COLUMN = "column:"
 """Before the names of further columns of a list."""
 NUMBER_COLUMNS = ("bytes", "mtime_ns")
 POINT_COLUMNS = ("point_x", "point_y")
+LIKELIHOOD_COLUMN = "point_likelihood"
+"""Only in manifests of labels that have likelihoods."""
 _SHOWN = 3
+
+
+class Form(TypedDict):
+    """Which of the columns that not every manifest has are there."""
+
+    members: bool
+    columns: Sequence[str]
+    likelihood: bool
 
 
 class Digest:
     """Incremental sha256 over manifest rows, one hash per column, independent of the block size."""
 
-    def __init__(self, point_names: Sequence[str], *, members: bool = False, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        point_names: Sequence[str],
+        *,
+        members: bool = False,
+        columns: Sequence[str] = (),
+        likelihood: bool = False,
+    ) -> None:
         self._point_names = list(point_names)
-        hashed = content_columns(point_names, members=members, columns=columns)
+        hashed = content_columns(point_names, members=members, columns=columns, likelihood=likelihood)
         self._hashes = {column: digests.ROWS.new() for column in hashed}
 
     def update(self, block: pa.RecordBatch) -> None:
@@ -78,7 +96,9 @@ def _joined(values: pa.Array) -> bytes:
     return joined.tobytes()
 
 
-def content_columns(point_names: Sequence[str], *, members: bool, columns: Sequence[str] = ()) -> tuple[str, ...]:
+def content_columns(
+    point_names: Sequence[str], *, members: bool, columns: Sequence[str] = (), likelihood: bool = False
+) -> tuple[str, ...]:
     """Return the columns of a manifest but for the row; `columns` are the further ones of a list."""
     return (
         *TEXT_COLUMNS,
@@ -86,10 +106,13 @@ def content_columns(point_names: Sequence[str], *, members: bool, columns: Seque
         *(COLUMN + name for name in columns),
         *NUMBER_COLUMNS,
         *(POINT_COLUMNS if point_names else ()),
+        *((LIKELIHOOD_COLUMN,) if point_names and likelihood else ()),
     )
 
 
-def schema(point_names: Sequence[str], *, members: bool = False, columns: Sequence[str] = ()) -> pa.Schema:
+def schema(
+    point_names: Sequence[str], *, members: bool = False, columns: Sequence[str] = (), likelihood: bool = False
+) -> pa.Schema:
     """Return the schema of a manifest; point columns are lists of one value per name, in that order."""
     fields = [
         pa.field("row", pa.int64(), nullable=False),
@@ -99,7 +122,8 @@ def schema(point_names: Sequence[str], *, members: bool = False, columns: Sequen
         *(pa.field(column, pa.int64(), nullable=False) for column in NUMBER_COLUMNS),
     ]
     if point_names:
-        fields += [pa.field(column, pa.list_(pa.float64(), len(point_names))) for column in POINT_COLUMNS]
+        of_points = (*POINT_COLUMNS, *((LIKELIHOOD_COLUMN,) if likelihood else ()))
+        fields += [pa.field(column, pa.list_(pa.float64(), len(point_names))) for column in of_points]
     return pa.schema(fields)
 
 
@@ -137,22 +161,34 @@ def _numbers(values: Sequence[int] | np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.array(values, np.int64))])
 
 
-def with_points(block: pa.RecordBatch, placed: Mapping[int, int], xy: np.ndarray) -> pa.RecordBatch:
+def with_points(
+    block: pa.RecordBatch, placed: Mapping[int, int], xy: np.ndarray, likelihood: np.ndarray | None = None
+) -> pa.RecordBatch:
     """Return a block with the points of each row added.
 
     Args:
         block: rows without points.
         placed: row -> index into `xy`; other rows get NaN.
         xy: float64 `[images of the points file, K, 2]`.
+        likelihood: float64 `[images of the points file, K]`; None if it is not recorded.
     """
-    values = np.full((block.num_rows, xy.shape[1], 2), np.nan)
+    known = xy if likelihood is None else np.concatenate([xy, likelihood[..., None]], axis=-1)
+    values = np.full((block.num_rows, *known.shape[1:]), np.nan)
     for at, row in enumerate(block.column("row").to_pylist()):
         if row in placed:
-            values[at] = xy[placed[row]]
+            values[at] = known[placed[row]]
     values[np.isnan(values)] = np.nan  # one bit pattern for every NaN, for the digest
-    points = [pa.FixedSizeListArray.from_arrays(pa.array(values[..., axis].ravel()), xy.shape[1]) for axis in (0, 1)]
+    points = [
+        pa.FixedSizeListArray.from_arrays(pa.array(values[..., axis].ravel()), xy.shape[1])
+        for axis in range(values.shape[-1])
+    ]
     names = [str(index) for index in range(xy.shape[1])]
-    like = schema(names, members=MEMBER_COLUMN in block.schema.names, columns=further_columns(block.schema))
+    like = schema(
+        names,
+        members=MEMBER_COLUMN in block.schema.names,
+        columns=further_columns(block.schema),
+        likelihood=likelihood is not None,
+    )
     return pa.record_batch([*block.columns, *points], schema=like)
 
 
@@ -281,4 +317,13 @@ def _points(old: pa.Table, new: pa.Table, names: tuple[Sequence[str], Sequence[s
     for column in POINT_COLUMNS:
         pair = [flat_points(table[column]).reshape(old.num_rows, -1) for table in (old, new)]
         differ |= ~((pair[0] == pair[1]) | (np.isnan(pair[0]) & np.isnan(pair[1]))).all(axis=1)
-    return [f"points differ in {differ.sum()} image{'s' if differ.sum() > 1 else ''}"] if differ.any() else []
+    words = [f"points differ in {differ.sum()} image{'s' if differ.sum() > 1 else ''}"] if differ.any() else []
+    have = [LIKELIHOOD_COLUMN in table.column_names for table in (old, new)]
+    if have[0] != have[1] or (have[0] and not _same_likelihoods(old, new)):
+        words.append("likelihoods of points differ")
+    return words
+
+
+def _same_likelihoods(old: pa.Table, new: pa.Table) -> bool:
+    before, after = (flat_points(table[LIKELIHOOD_COLUMN]) for table in (old, new))
+    return np.array_equal(before, after, equal_nan=True)

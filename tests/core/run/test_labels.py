@@ -1,6 +1,7 @@
 """Labels of animals, likelihoods and projects reach the store; every form of the same labels gives the same rows."""
 
 import csv
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import xarray
 from PIL import Image
 
 from genenc_core import api
-from genenc_core.run import driver, status
+from genenc_core.run import driver, planning, status
 
 Extract = Callable[..., driver.Result]
 ANIMALS, PARTS = ("m1", "m2"), ("nose", "tail")
@@ -92,6 +93,50 @@ def test_uncertain_labels_are_missing_points_and_counted(extract: Extract, proje
     extract(**given, min_likelihood=0.5)  # goes on with it
     with pytest.raises(api.GenencError, match="points differ in 1 image"):
         extract(**given)
+
+
+def test_likelihoods_are_stored_where_labels_have_them(extract: Extract, project: Path, tmp_path: Path) -> None:
+    given = {"images": str(project), "points": str(tidy(tmp_path / "tidy.csv")), "out": str(tmp_path / "run")}
+    run = api.Run(extract(**given).run)
+    rows = opened(tmp_path / "run").sortby("point")
+    nan = float("nan")
+    np.testing.assert_array_equal(rows.probes.coords["point_likelihood"], [[0.9, 0.2, 1, nan], [nan, nan, nan, 0.7]])
+    assert run.verify(content=True).problems == ()
+    extract(**given)  # nothing to do
+    text = (tmp_path / "tidy.csv").read_text()
+    (tmp_path / "tidy.csv").write_text(text.replace(",0.9", ",0.8"))
+    with pytest.raises(api.GenencError, match="likelihoods of points differ"):
+        extract(**given)
+    without = {**given, "points": str(project), "out": str(tmp_path / "other")}
+    extract(**without)
+    assert "point_likelihood" not in opened(tmp_path / "other")
+
+
+def test_a_run_without_likelihoods_goes_on_without(
+    extract: Extract, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions planned it: the labels have likelihoods, which the run does not record."""
+    given = {"images": str(project), "points": str(tidy(tmp_path / "tidy.csv")), "out": str(tmp_path / "run")}
+    with monkeypatch.context() as patched:
+        read = planning.read_labels
+        patched.setattr(planning, "read_labels", lambda asked: dataclasses.replace(read(asked), likelihood=None))
+        extract(**given)
+    assert "point_likelihood" not in opened(tmp_path / "run")
+    extract(**given)
+    assert "point_likelihood" not in opened(tmp_path / "run")
+
+
+def test_probes_of_stored_maps_have_the_likelihoods_of_their_points(
+    extract: Extract, project: Path, tmp_path: Path
+) -> None:
+    labels = tidy(tmp_path / "tidy.csv")
+    extract(images=str(project), points=str(labels), out=str(tmp_path / "run"), maps=True)
+    nan = float("nan")
+    for name, points in (("own", None), ("others", str(labels))):
+        api.probe(tmp_path / "run", out=tmp_path / name, points=points, products=["probes=spatial_point(cell)"])
+        rows = opened(tmp_path / name).sortby("point")
+        np.testing.assert_array_equal(rows.point_likelihood, [[0.9, 0.2, 1, nan], [nan, nan, nan, 0.7]])
+        api.probe(tmp_path / "run", out=tmp_path / name, points=points, products=["probes=spatial_point(cell)"])
 
 
 def test_a_dataset_keeps_the_individuals_of_its_points(project: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_first_ones(write: Write, tmp_path: Path) -> None:
 
 def test_frames_are_selected(write: Write, kind: str, tmp_path: Path) -> None:
     path = write()
-    if kind in ("tar", "parquet"):
+    if kind in ("tar", "parquet", "slp"):
         with pytest.raises(errors.InputError, match=r"--frames 1:4: .*not frames"):
             listed(path, tmp_path, frames="1:4")
         return

@@ -13,6 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import containers
+import sleap_files
 from genenc_core import errors
 from genenc_core.images.containers import container, kinds
 from genenc_core.images.labels import reading
@@ -193,6 +194,61 @@ def test_labels_of_members(tmp_path: Path) -> None:
     predictions.rename(tmp_path / "predictions.csv")
     with pytest.raises(errors.InputError, match="frame 0 of a video, but the file's name does not say of which"):
         reading.read_points(str(tmp_path / "predictions.csv"))
+
+
+def predicted(path: Path, x: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"scorer,DLC,DLC,DLC\nbodyparts,nose,nose,nose\ncoords,x,y,likelihood\n0,{x},2,0.9\n")
+    return path
+
+
+@pytest.mark.parametrize("labels", ["{}", "predictions/{}"], ids=["beside the videos", "in folders of the same names"])
+def test_videos_of_one_name_are_told_apart_by_the_folders_of_their_predictions(tmp_path: Path, labels: str) -> None:
+    for at, folder in enumerate(("m1/day", "m2/day")):
+        (tmp_path / folder).mkdir(parents=True)
+        containers.write_npy(tmp_path / folder, FRAMES)
+        predicted(tmp_path / labels.format(folder) / "stackDLC_x.csv", at)
+    everything = f"{tmp_path}/{labels.format('*/day')}/*DLC_*.csv"
+
+    def placed(images: str, points: str) -> dict[str, float]:
+        found = manifest.write_manifest(
+            tmp_path / "listed.manifest", image_source.open_source(images), points=reading.read_points(points)
+        )
+        rows = found.read(0, found.rows)
+        return {name: x for name, x in zip(rows.image_ids, rows.points[:, 0, 0].tolist(), strict=True) if x == x}
+
+    every = f"{tmp_path}/m?/day/*.npy"
+    assert placed(every, everything) == {"m1/day/stack.npy#0": 0, "m2/day/stack.npy#0": 1}
+    assert placed(every, everything.replace("*/day", "m2/day")) == {"m2/day/stack.npy#0": 1}
+    assert placed(f"{tmp_path}/m2/day/stack.npy", everything) == {"stack.npy#0": 1}
+    # The only one of its name needs no folder.
+    assert placed(f"{tmp_path}/m1/day/stack.npy", str(predicted(tmp_path / "x/y/stackDLC_x.csv", 7))) == {
+        "stack.npy#0": 7
+    }
+    with pytest.raises(errors.InputError, match="matches several images equally well"):
+        placed(every, str(predicted(tmp_path / "x/y/stackDLC_x.csv", 7)))
+    both = f"{tmp_path}/x/*/stackDLC_x.csv"
+    predicted(tmp_path / "x/z/stackDLC_x.csv", 8)
+    with pytest.raises(errors.InputError, match="both match"):
+        placed(f"{tmp_path}/m1/day/stack.npy", both)
+
+
+def test_videos_of_a_sleap_project_are_told_apart_by_the_folders_that_it_names(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    for folder in ("m1/day", "m2/day"):
+        (tmp_path / folder).mkdir(parents=True)
+        containers.write_npy(tmp_path / folder, FRAMES)
+    videos = [sleap_files.video(f"D:\\lab\\{name}\\day\\stack.npy") for name in ("m2", "m1")]
+    frames = {(at, at): [sleap_files.Instance([(at, 0), None])] for at in (0, 1)}
+    path = sleap_files.write_slp(tmp_path / "a.slp", frames, videos=videos)
+    found = manifest.write_manifest(
+        tmp_path / "listed.manifest",
+        image_source.open_source(f"{tmp_path}/m?/day/*.npy"),
+        points=reading.read_points(path),
+    )
+    rows = found.read(0, found.rows)
+    places = dict(zip(rows.image_ids, rows.points[:, 0, 0].tolist(), strict=True))
+    assert {name: x for name, x in places.items() if x == x} == {"m2/day/stack.npy#0": 0.5, "m1/day/stack.npy#1": 1.5}
 
 
 def test_a_damaged_header_does_not_end_an_archive(tmp_path: Path) -> None:

@@ -69,6 +69,35 @@ def test_any_frame_is_that_of_plain_decoding(codec: str, name: str, options: dic
     video.close()
 
 
+def test_a_matroska_that_begins_before_its_time_0(tmp_path: Path) -> None:
+    """FFmpeg gives its first frames no times: they are counted, and the others keep theirs."""
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as file:
+        stream = file.add_stream("libx264", rate=10, options={"bf": "2", "g": "6"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for at, pixels in enumerate(moving(24)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = at - 5, Fraction(1, 10)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    wanted, _ = decoded(path)
+    assert len(wanted) == 24
+    video = kinds.open_container(str(path))
+    members = list(video.members(frames.Frames()))
+    assert [member.values for member in members[3:7]] == [("3", ""), ("4", ""), ("5", "0"), ("6", "0.1")]
+    for index in (0, 4, 5, 3, 20, 4, 21, 6, 1, *range(24), 2, 23, 0):
+        np.testing.assert_array_equal(video.read(members[index].at).pixels, wanted[index])
+    with pytest.raises(ImageUnreadable, match="its first 5 frames are before its time 0"):
+        list(video.members(frames.Frames.parse("5/s")))
+    assert [member.name for member in video.members(frames.Frames.parse("4:7"))] == ["#4", "#5", "#6"]
+    video.close()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    video = kinds.open_container(str(path))
+    with pytest.raises(ImageUnreadable, match="its frames have no times"):
+        list(video.members(frames.Frames()))
+    video.close()
+
+
 def test_frames_of_unequal_length(tmp_path: Path) -> None:
     path, steps = tmp_path / "clip.mkv", [0, 40, 50, 500, 510, 2000, 2001, 2500]
     with av.open(str(path), "w") as file:

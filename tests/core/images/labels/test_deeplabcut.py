@@ -118,10 +118,10 @@ def test_damaged_and_other_hdf5_is_refused(tmp_path: Path) -> None:
         (tmp_path / "cut.h5").write_bytes(whole[:cut])
         with pytest.raises(errors.InputError, match="is HDF5, but not readable as labels of DeepLabCut"):
             reading.read_points(tmp_path / "cut.h5")
-    with h5py.File(tmp_path / "sleap.h5", "w") as file:
-        file["tracks"], file["node_names"] = np.zeros((1, 2, 3, 4)), [b"nose", b"ear", b"tail"]
-    with pytest.raises(errors.InputError, match=r"holds 0 data frames of pandas, beside node_names, tracks.*SLEAP"):
-        reading.read_points(tmp_path / "sleap.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["places"], file["names"] = np.zeros((1, 2, 3, 4)), [b"nose", b"ear", b"tail"]
+    with pytest.raises(errors.InputError, match=r"holds 0 data frames of pandas, beside names, places.*SLEAP"):
+        reading.read_points(tmp_path / "other.h5")
 
 
 @pytest.mark.parametrize("attribute", ["info", "non_index_axes"])

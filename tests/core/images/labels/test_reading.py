@@ -183,7 +183,6 @@ def test_wrong_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("project.slp", "is a SLEAP project.*sleap-io"),
         ("coco.json", "is not JSON"),
         ("labels.mat", "MATLAB"),
         ("labels.xlsx", "spreadsheet.*CSV UTF-8"),

@@ -458,8 +458,8 @@ def test_names_from_other_systems_find_their_files(tmp_path: Path, entry: str, f
         ("C:\\data\\a.png", "a Windows path"),
         ("d:/data/a.png", "a Windows path"),
         ("\\\\server\\share\\a.png", "a Windows path"),
-        ("https://example.org/a.png", r"is a URL \(https://\).*download"),
-        ("s3://bucket/a.png", r"is a URL \(s3://\)"),
+        ("ftp://example.org/a.png", r"is a URL \(ftp://\).*download"),
+        ("az://bucket/a.png", r"is a URL \(az://\)"),
         ("iVBORw0KGgo" + "A" * 5000, r"not a path.*\(base64\)"),
     ],
 )
