@@ -310,7 +310,8 @@ def probe(source: Root, out: str, **options: Any) -> Run:
     """Store vectors at new points, or poolings, of the maps that a run or dataset stores; needs no image or model.
 
     The probe set is a run of its own, with the images of the source: nothing in the source changes. Its values are
-    those that the source would hold if it had been asked for them; maps stored as float16 were rounded before.
+    those that the source would hold if it had been asked for them; maps stored as float16, int8 or uint8 were
+    rounded before.
 
     Args:
         source: a run, or a dataset (its newest version, or `version`), that stores maps (`maps=True`, or products
