@@ -85,8 +85,9 @@ class Sample:
         self.exact: dict[str, dict[int, np.ndarray]] = {product.name: {} for product in self.products}
 
     def among(self, at: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return by product which of the rows at positions `at` of the shard are sampled, bool `[len(at)]`."""
-        return {name: torch.from_numpy(np.isin(at, rows)) for name, rows in self.rows.items()}
+        """Return which of the rows at positions `at` of the shard are sampled, bool `[n]`, by product with any."""
+        found = {name: np.isin(at, rows) for name, rows in self.rows.items()}
+        return {name: torch.from_numpy(rows) for name, rows in found.items() if rows.any()}
 
     def keep(self, at: np.ndarray, exact: Mapping[str, np.ndarray]) -> None:
         """Keep the exact values of those of the rows at `at` that are sampled, in their order."""

@@ -11,6 +11,8 @@ from xarray.core import indexing
 
 from genenc_core import errors, float_values
 
+_ANCILLARY = "ancillary_variables"
+
 
 def decoded(opened: xarray.Dataset) -> xarray.Dataset:
     """Return the dataset with float32 values in place of stored integers, and without the arrays beside them.
@@ -36,6 +38,9 @@ def decoded(opened: xarray.Dataset) -> xarray.Dataset:
 def _values(whole: xarray.Variable, beside: Mapping[str, xarray.Variable]) -> xarray.Variable:
     known = {f"genenc_{suffix}" for suffix in beside}
     attrs = {name: value for name, value in whole.attrs.items() if name not in (*known, float_values.COMMENT)}
+    if ancillary := str(attrs.get(_ANCILLARY, "")).split():
+        names = {whole.attrs[name] for name in known}
+        attrs[_ANCILLARY] = " ".join(name for name in ancillary if name not in names)
     if whole.chunks is not None:
         found = whole.astype(np.float32) * beside["scale"]
         found = found + beside["offset"] if "offset" in beside else found

@@ -211,8 +211,7 @@ def test_the_sample_compares_what_is_stored(monkeypatch: pytest.MonkeyPatch) -> 
     found: dict[str, Any] = stored(of, exact)
     sample = quantization.Sample([of], 6)
     for at in (np.array([3, 4, 5]), np.array([0, 1, 2])):
-        rows = sample.among(at)["v"].numpy()
-        sample.keep(at, {"v": exact[at[rows]]})
+        sample.keep(at, {name: exact[at[rows.numpy()]] for name, rows in sample.among(at).items()})
     status = np.ones(6, np.uint8)
     (measured,) = sample.details(found, status)["quantized"].values()
     cells = [np.moveaxis(array, 1, -1)[0].reshape(6, 5)[[0, 1, 3, 4]] for array in (exact, decoded(of, found))]

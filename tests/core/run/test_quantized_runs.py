@@ -93,6 +93,7 @@ def test_the_api_gives_values(both: Any, dtype: str) -> None:
         assert (opened[name].dtype, opened[name].dims) == (np.float32, floats[name].dims)
         assert raw[name].dtype == dtype
         assert "genenc_scale" not in opened[name].attrs
+        assert opened[name].attrs["ancillary_variables"] == floats[name].attrs["ancillary_variables"]
         by_formula = raw[name].astype("float32") * raw[f"{name}_scale"]
         if dtype == "uint8":
             by_formula = by_formula + raw[f"{name}_offset"]
