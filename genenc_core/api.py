@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pydantic
 
+from genenc_core import float_values
 from genenc_core.errors import GenencError, InputError, StoreError
 from genenc_core.run import parameters, records, status
 from genenc_core.run.folder import RunFolder
@@ -185,10 +186,11 @@ class Run:
         """
         return status.run_status(self.folder)
 
-    def arrays(self) -> "xarray.Dataset":
+    def arrays(self, *, raw: bool = False) -> "xarray.Dataset":
         """Open the store lazily: every product `[image, ...]`, `status` `[image]` (1: stored), and coordinates.
 
-        Rows that are not stored yet or unreadable are NaN.
+        Rows that are not stored yet or unreadable are NaN. Products that are stored as `int8` or `uint8` are float32
+        values, computed as they are read; `raw`: the integers, and `PRODUCT_scale` and `PRODUCT_offset`, as stored.
 
         Raises:
             InputError: xarray is not installed.
@@ -196,8 +198,10 @@ class Run:
         _require_xarray()
         import xarray
 
+        from genenc_core.run import float_arrays
+
         opened: xarray.Dataset = xarray.open_zarr(self.folder.store.zarr_store(), consolidated=False)
-        return opened
+        return opened if raw else float_arrays.decoded(opened)
 
 
 class Dataset:
@@ -255,14 +259,14 @@ class Dataset:
         """The number of the version; None for a single run."""
         return None if self._version is None else self._version.version
 
-    def arrays(self) -> "xarray.Dataset":
+    def arrays(self, *, raw: bool = False) -> "xarray.Dataset":
         """Open the current rows of all parts lazily, in a fixed order, with the arrays that `Run.arrays` has.
 
         Every product `[image, ...]`, `status` `[image]` (1: stored, 2: unreadable), and coordinates; `image_id` and
         `point` select by name: `.sel(image_id="a.png", point="snout")`. Only what is asked for is read: one row of one
         product takes at most two object reads, and the first of a part one more, which checks that the part is the
         one of the version. Names are read when one is first asked for. The result can be pickled, and shared by
-        threads.
+        threads. `raw`: as for `Run.arrays`.
 
         Raises:
             InputError: xarray is not installed.
@@ -270,11 +274,14 @@ class Dataset:
         """
         _require_xarray()
         from genenc_core.dataset import reading
+        from genenc_core.run import float_arrays
 
         if isinstance(self.folder, RunFolder):
-            return reading.open_run(self.folder)
-        assert self._version is not None
-        return reading.open_version(self.folder, self._version)
+            opened = reading.open_run(self.folder)
+        else:
+            assert self._version is not None
+            opened = reading.open_version(self.folder, self._version)
+        return opened if raw else float_arrays.decoded(opened)
 
 
 def extract(images: str, model: str, out: str, **options: Any) -> Run:
@@ -303,7 +310,8 @@ def probe(source: Root, out: str, **options: Any) -> Run:
     """Store vectors at new points, or poolings, of the maps that a run or dataset stores; needs no image or model.
 
     The probe set is a run of its own, with the images of the source: nothing in the source changes. Its values are
-    those that the source would hold if it had been asked for them; maps stored as float16 were rounded before.
+    those that the source would hold if it had been asked for them; maps stored as float16, int8 or uint8 were
+    rounded before.
 
     Args:
         source: a run, or a dataset (its newest version, or `version`), that stores maps (`maps=True`, or products
@@ -415,7 +423,15 @@ def encode(
         group: Any = zarr.open_group(run.folder.store.zarr_store(), mode="r")
         names = [text.partition("=")[0] for text in run.identity["products"]]
         _refuse_unreadable(run)
-        return {name: np.asarray(group[name][:]) for name in names}
+        return {
+            name: float_values.read(
+                name,
+                lambda each: np.asarray(group[each][:]),
+                lambda each: group[each].attrs,
+                lambda each: group[each].metadata.dimension_names,
+            )
+            for name in names
+        }
 
 
 def inspect(images: str, model: str = "", **options: Any) -> "Inspection":

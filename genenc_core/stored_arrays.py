@@ -51,6 +51,22 @@ class StoredArray:
         return self.name == LIKELIHOOD
 
 
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """An array `PRODUCT_SUFFIX` beside a product that is stored as integers: a float32 for each of its vectors.
+
+    NaN where nothing is committed, where the image is unreadable, and at missing points.
+    """
+
+    suffix: str
+    meaning: str
+
+
+SCALE: Final = Companion("scale", "factor of the stored integers of a vector")
+OFFSET: Final = Companion("offset", "what the stored integers of a vector, times their scale, are added to")
+QUANTIZED: Final[Mapping[str, tuple[Companion, ...]]] = {"int8": (SCALE,), "uint8": (SCALE, OFFSET)}
+"""Types of products that are stored as integers, with the arrays beside them."""
+
 LENGTHS: Final[Mapping[str, int]] = {"affine": 4}
 """Lengths of axes that are the same in every run; those of `image` and `point` are the run's own."""
 

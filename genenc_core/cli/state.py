@@ -189,6 +189,7 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
     identity: dict[str, Any] = dict(folder.identity)
     arrays: list[dict[str, Any]] = [
         {"name": plan.name, "dims": plan.dims, "shape": plan.shape, "dtype": plan.dtype, "chunk_rows": plan.chunk_rows}
+        | ({"chunk_shape": plan.chunk_shape} if plan.chunk_tail else {})
         for plan in folder.store.plan.arrays
     ]
     if as_json:
@@ -221,6 +222,7 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
             "arrays",
             *(
                 f"  {item['name']:<18} {item['dtype']:<8} {list(item['shape'])} {', '.join(item['dims'])}"
+                + (f", in chunks of {list(item['chunk_shape'])}" if "chunk_shape" in item else "")
                 for item in arrays
             ),
         ]

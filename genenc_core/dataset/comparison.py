@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from genenc_core import errors
 from genenc_core.dataset.rows import CurrentRows, Images, index
+from genenc_core.images.containers import kinds
+from genenc_core.images.decode.decoded import ImageUnreadable
 from genenc_core.images.sources import file_stamps, folders
 from genenc_core.system import digests
 
@@ -97,20 +100,22 @@ def compare(
     rows, positions = rows[order], positions[order]
     same_size = listed.bytes[rows] == known.bytes[positions]
     same_time = listed.mtime_ns[rows] == known.mtime_ns[positions]
+    same_member = listed.same_member(rows, known, positions)
     equal_points = same_points(listed.points[rows], known.points[positions])
     files = _Files(listed, root)
     elsewhere = same_size & ~files.same_path(rows, known, positions)
     beside = files.beside_another(rows, known, positions, same_size & same_time & ~elsewhere)
     doubtful = same_size & same_time & ~elsewhere & ~beside & may_differ[positions]
     doubtful[doubtful] = _are_doubtful(files, rows[doubtful], known, positions[doubtful])
-    differs = (~(same_size & same_time) | elsewhere | beside | doubtful) & may_differ[positions]
+    differs = (~(same_size & same_time & same_member) | elsewhere | beside | doubtful) & may_differ[positions]
     equal_points |= ~may_differ[positions]
     touched, renamed = _nothing(), (_nothing(), _nothing())
     if recorded_digests is not None:
-        maybe = np.flatnonzero(differs & same_size & equal_points)
+        # The size of a member's file says nothing of the member.
+        maybe = np.flatnonzero(differs & (same_size | listed.has_members) & equal_points)
         kept = maybe[files.equal(rows[maybe], recorded_digests(positions[maybe]))]
         differs[kept] = False
-        touched = kept[(~same_time | elsewhere)[kept]]
+        touched = kept[(~(same_size & same_time & same_member) | elsewhere)[kept]]
         renamed = _renamed(known, listed, new, vanished, files, recorded_digests)
         new, vanished = np.setdiff1d(new, renamed[1]), np.setdiff1d(vanished, renamed[0])
     again = np.isin(positions, unreadable) if unreadable is not None else np.zeros(len(rows), bool)
@@ -200,9 +205,18 @@ class _Files:
         self.root = root
 
     def digests(self, rows: np.ndarray) -> list[str]:
-        """Return the sha256 of files, "" where one cannot be read."""
+        """Return the sha256 of files, or of what is read of members of files; "" where one cannot be read."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(_digest, self._paths(rows)))
+            if not self.listed.has_members:
+                return list(pool.map(_digest, self._paths(rows)))
+            places: dict[str, list[int]] = defaultdict(list)
+            for at, path in enumerate(self._paths(rows)):
+                places[path].append(at)
+            members = self.listed.text("member", rows)
+            asked = ((path, [members[at] for at in of]) for path, of in places.items())
+            found = dict(zip(places, pool.map(lambda each: _member_digests(*each), asked), strict=True))
+        by_row = {at: digest for path, of in places.items() for at, digest in zip(of, found[path], strict=True)}
+        return [by_row[at] for at in range(len(rows))]
 
     def same_path(self, rows: np.ndarray, known: CurrentRows, positions: np.ndarray) -> np.ndarray:
         """Return which files have the place of the row's, bool `[n]`; one of both may be relative to another root."""
@@ -236,12 +250,18 @@ class _Files:
         above: dict[str, int] = {}
         found = np.zeros(len(rows), np.int64)
         for at, path in enumerate(self._paths(rows)):
+            if kinds.is_remote(path):
+                continue  # a copy of an object has a time of its own
+            if self.listed.has_members:
+                found[at] = file_stamps.last_renamed(kinds.place_of(path), above)
+                continue
             folder = file_stamps.last_renamed(os.path.dirname(path), above)  # noqa: PTH120
             found[at] = max(folder, file_stamps.last_renamed(path, {os.path.dirname(path): folder}))  # noqa: PTH120
         return found
 
     def _paths(self, rows: np.ndarray) -> list[str]:
-        return [os.path.join(self.root, folders.to_path(path)) for path in self.listed.text("path", rows)]  # noqa: PTH118
+        paths = [folders.to_path(path) for path in self.listed.text("path", rows)]
+        return [path if kinds.is_remote(path) else os.path.join(self.root, path) for path in paths]  # noqa: PTH118
 
     def equal(self, rows: np.ndarray, recorded: Iterable[str]) -> np.ndarray:
         """Return which files have the recorded digests, bool `[n]`."""
@@ -254,6 +274,26 @@ def _digest(path: str) -> str:
         return digests.IMAGE_FILE.hex_of_file(Path(path))
     except OSError:
         return ""
+
+
+def _member_digests(path: str, members: Sequence[str]) -> list[str]:
+    """Return the sha256 of what a run reads of members of a file, "" where one cannot be read."""
+    found: list[str] = []
+    try:
+        container = kinds.open_container(path)
+    except (OSError, ImageUnreadable, errors.InputError):
+        return [""] * len(members)
+    try:
+        container.expect(members)
+        for at in members:
+            try:
+                content = container.read(at)
+                found.append(digests.IMAGE_FILE.hex(content.data if content.pixels is None else content.values))
+            except (OSError, ImageUnreadable):
+                found.append("")
+    finally:
+        container.close()
+    return found
 
 
 def _suffix(path: str) -> str:

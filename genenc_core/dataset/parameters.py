@@ -24,7 +24,7 @@ class UpdateParameters(ExtractParameters):
 
     images: str = option(
         "",
-        help="A folder, a quoted glob, or a list of image files (CSV, Parquet, JSON lines).",
+        help="As for extract: a folder, a quoted glob, a list, or a tar, video or array of images.",
         group=INPUT,
         often=True,
         path=True,

@@ -124,6 +124,7 @@ def _same_files(images: Images, among: Images) -> np.ndarray:
     found = np.flatnonzero(at >= 0)
     to = at[found]
     other = (images.bytes[found] != among.bytes[to]) | (images.mtime_ns[found] != among.mtime_ns[to])
+    other |= ~images.same_member(found, among, to)
     at[found[other]] = -1
     return at
 

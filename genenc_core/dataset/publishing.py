@@ -62,7 +62,7 @@ def next_version(
         *(rows.changed(known.part[at], known.row[at], kind, listed.rows(now)) for kind, (at, now) in amended.items()),
         *([] if added is None else [added.not_encoded()]),
     ]
-    table = _replaced(rows.read_changes(folder, head.version if head else None), pa.concat_tables(changes))
+    table = _replaced(rows.read_changes(folder, head.version if head else None), rows.joined(changes))
     templates = list(head.version.templates) if head else []
     new = [] if added is None else [entry(added.run, templates, added.left_out)]
     listed_parts = [*(head.version.parts if head else []), *new]
@@ -177,7 +177,7 @@ def _without(pairs: tuple[np.ndarray, np.ndarray], superseded: np.ndarray) -> tu
 def _replaced(before: pa.Table, changes: pa.Table) -> pa.Table:
     """Return changes with later ones in place of earlier ones of the same rows."""
     kept = before.filter(pa.array(~np.isin(rows.keys(before), rows.keys(changes))))
-    return pa.concat_tables([kept, changes]).sort_by([("part", "ascending"), ("row", "ascending")])
+    return rows.joined([kept, changes]).sort_by([("part", "ascending"), ("row", "ascending")])
 
 
 def _without_empty(listed: list[Part], changes: pa.Table) -> tuple[list[Part], pa.Table]:

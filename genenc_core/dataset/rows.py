@@ -50,6 +50,8 @@ _COLUMNS: Final = pa.schema(
     # Offsets of 64 bits: the names of a large set are more than 2 GiB.
     [("image_id", pa.large_string()), ("path", pa.large_string()), ("bytes", pa.int64()), ("mtime_ns", pa.int64())]
 )
+_MEMBER: Final = pa.field(manifest_rows.MEMBER_COLUMN, pa.large_string())
+"""Where an image is in its file; only in datasets of images inside files."""
 _THREADS: Final = 16
 _UNKNOWN: Final = np.iinfo(np.int64).max
 _LARGEST: Final = 2**32
@@ -66,7 +68,7 @@ class Images:
         self.listed_ns = listed_ns
         """When a listing was made, in nanoseconds since 1970; None if not recorded."""
         self.table = table
-        """With `image_id`, `path`, `bytes` and `mtime_ns`."""
+        """With `image_id`, `path`, `bytes` and `mtime_ns`, and of images inside files, `member`."""
         self.points = points
         """float64 `[n, K, 2]`."""
 
@@ -76,16 +78,31 @@ class Images:
     @classmethod
     def of(cls, listed: manifest.Manifest) -> "Images":
         """Return the images of a manifest."""
-        names = listed.point_names
-        columns = [*_COLUMNS.names, *(manifest_rows.POINT_COLUMNS if names else ())]
-        schema = manifest_rows.schema(names).empty_table().select(columns).schema
+        names, members = listed.point_names, listed.has_members
+        of_images = _COLUMNS.append(_MEMBER) if members else _COLUMNS
+        columns = [*of_images.names, *(manifest_rows.POINT_COLUMNS if names else ())]
+        schema = manifest_rows.schema(names, members=members).empty_table().select(columns).schema
         table = pa.Table.from_batches(listed.iter_columns(columns), schema)
         return cls(
-            table.select(_COLUMNS.names).cast(_COLUMNS),
+            table.select(of_images.names).cast(of_images),
             _points(table, len(names)),
             listed_ns=listed.listed_ns,
             root=listed.root,
         )
+
+    @property
+    def has_members(self) -> bool:
+        """Whether they are inside files."""
+        return _MEMBER.name in self.table.column_names
+
+    def same_member(self, rows: np.ndarray, others: "Images", positions: np.ndarray) -> np.ndarray:
+        """Return which images are where others are in their files, bool `[n]`; all are, of image files."""
+        if not (self.has_members and others.has_members):
+            return np.ones(len(rows), bool)
+        one, other = (
+            of.table.column(_MEMBER.name).take(pa.array(at)) for of, at in ((self, rows), (others, positions))
+        )
+        return np.asarray(pc.equal(one, other), bool)
 
     @functools.cached_property
     def bytes(self) -> np.ndarray:
@@ -158,7 +175,8 @@ def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> 
     parts = version.parts if version else []
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda part: _images(folder, part.name, part.rows, names), parts))
-    table = pa.concat_tables([_COLUMNS.empty_table(), *(images.table for images in found)])
+    tables = [images.table for images in found]
+    table = pa.concat_tables([tables[0].schema.empty_table() if tables else _COLUMNS.empty_table(), *tables])
     points = np.concatenate([np.empty((0, len(names), 2)), *(images.points for images in found)])
     part = np.concatenate([np.empty(0, np.int32), *(np.full(item.rows, item.number, np.int32) for item in parts)])
     row = np.concatenate([np.empty(0, np.int64), *(np.arange(item.rows) for item in parts)])
@@ -194,13 +212,15 @@ def _roots(
 def manifest_blocks(known: CurrentRows, *, with_points: bool = True) -> Iterator[pa.RecordBatch]:
     """Yield current rows as those of a manifest, numbered from 0, with their points if there are any."""
     count = known.points.shape[1] if with_points else 0
-    schema = manifest_rows.schema([str(index) for index in range(count)])
+    members = known.has_members
+    schema = manifest_rows.schema([str(index) for index in range(count)], members=members)
+    names = (*manifest_rows.TEXT_COLUMNS, *((_MEMBER.name,) if members else ()))
     for start in range(0, len(known), manifest_rows.GROUP_ROWS):
         block = known.table.slice(start, manifest_rows.GROUP_ROWS)
         xy = known.points[start : start + block.num_rows]
         axes = [np.ascontiguousarray(xy[..., axis]).ravel() for axis in range(2 if count else 0)]
         points = [pa.FixedSizeListArray.from_arrays(pa.array(values), count) for values in axes]
-        texts = [block.column(name).cast(pa.string()).combine_chunks() for name in manifest_rows.TEXT_COLUMNS]
+        texts = [block.column(name).cast(pa.string()).combine_chunks() for name in names]
         numbers = [block.column(name).combine_chunks() for name in manifest_rows.NUMBER_COLUMNS]
         row = pa.array(np.arange(start, start + block.num_rows))
         yield pa.record_batch([row, *texts, *numbers, *points], schema=schema)
@@ -261,7 +281,7 @@ def _amended(table: pa.Table, version: Version | None, changes: pa.Table) -> pa.
         return table
     source = np.arange(len(table))
     source[positions] = len(table) + np.arange(len(positions))
-    both = pa.concat_tables([table, amended.select(_COLUMNS.names).cast(_COLUMNS)])
+    both = pa.concat_tables([table, amended.select(table.column_names).cast(table.schema)])
     return both.take(pa.array(source))
 
 
@@ -286,7 +306,8 @@ def read_changes(folder: DatasetFolder, version: Version | None) -> pa.Table:
     sizes = sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
     if footer.num_rows != version.changes.rows or footer.num_rows > version.stored_rows or sizes > _LARGEST:
         raise errors.StoreError(f"{where!r} has {footer.num_rows} rows in {sizes} bytes, not those of its version")
-    table: pa.Table = parquet.read_table(io.BytesIO(data), schema=_SCHEMA)
+    schema = _SCHEMA.append(_MEMBER) if _MEMBER.name in footer.schema.names else _SCHEMA
+    table: pa.Table = parquet.read_table(io.BytesIO(data), schema=schema)
     return table
 
 
@@ -316,7 +337,14 @@ def changed(part: np.ndarray, row: np.ndarray, change: str, images: pa.Table | N
     given = {"part": pa.array(part, pa.int32()), "row": pa.array(row, pa.int64()), "change": pa.repeat(change, count)}
     more = {name: pa.nulls(count) if images is None else images.column(name) for name in _COLUMNS.names}
     table: pa.Table = pa.table({**given, **more}).cast(_SCHEMA)
+    if images is not None and _MEMBER.name in images.column_names:
+        table = table.append_column(_MEMBER, images.column(_MEMBER.name))
     return table
+
+
+def joined(changes: Sequence[pa.Table]) -> pa.Table:
+    """Return row changes as one table; of images inside files some say where in these they are."""
+    return pa.concat_tables(changes, promote_options="default")
 
 
 def keys(changes: pa.Table) -> np.ndarray:

@@ -18,7 +18,7 @@ from genenc_core.dataset.folder import DatasetFolder, exists
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.encoding import cancellation
 from genenc_core.images.labels.point_table import LabelsNotUsed, PointTable
-from genenc_core.images.sources import folders, manifest
+from genenc_core.images.sources import folders, image_source, manifest
 from genenc_core.run import driver, model_cache, model_files, out_folder, planning, records
 from genenc_core.run.folder import MANIFEST, RunFolder
 from genenc_core.store.backends.objects import is_remote, join, to_root
@@ -169,12 +169,10 @@ class Update:
         if self.given.limit is not None and self.given.limit < 1:
             raise errors.InputError(f"--limit {self.given.limit} leaves no images: give at least 1")
         source = planning.check_parameters(self.extract)
-        if source.kind == "members":
-            raise errors.InputError(
-                f"{self.extract.images!r} holds images inside a file, and datasets are made of image files: give "
-                "these, or extract a run"
-            )
-        source = source if like is None else like.manifest.listed_alike(source)
+        if like is not None:
+            _refuse_other_kind(like, source)
+        if like is not None and source.kind != "members":  # those say by their names what they are
+            source = like.manifest.listed_alike(source)
         source = dataclasses.replace(source, columns=False)
         table = planning.read_labels(self.extract)
         table = None if table is None else dataclasses.replace(table, likelihood=None)  # as further columns
@@ -410,6 +408,17 @@ def _without_individuals(table: PointTable) -> PointTable:
             stacklevel=3,
         )
     return plain
+
+
+def _refuse_other_kind(like: RunFolder, source: image_source.ImageSource) -> None:
+    """Raise `InputError` if a dataset of image files is given images inside files, or the other way round."""
+    kinds = {True: "images inside files, or on S3", False: "image files"}
+    inside = source.kind == "members"
+    if like.manifest.has_members != inside:
+        raise errors.InputError(
+            f"{source.location!r} holds {kinds[inside]}, and this dataset is of {kinds[not inside]}, whose names and "
+            "changes are told in another way: give it a dataset of its own"
+        )
 
 
 def _refuse_other(folder: DatasetFolder, meaning: Mapping[str, Any], points: list[str]) -> None:

@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
 from genenc_core import errors
-from genenc_core.encoding import batch_size, encoder_threads, post_encoder, products
+from genenc_core.encoding import batch_size, encoder_threads, post_encoder, products, quantization
 from genenc_core.encoding.device import Device, device_for
 
 _NOISE_IMAGES = 8
@@ -20,7 +20,8 @@ _Result = TypeVar("_Result")
 class Reduced:
     """Stored values of one batch.
 
-    `arrays` has `[B, ...]` per product in its stored type; `finite` bool `[B]` is false if an output was NaN or
+    `arrays` has `[B, ...]` per stored array of a product in its type; `exact` has float32 `[n, ...]` per product that
+    is stored as integers, of the batch's n sampled rows; `finite` bool `[B]` is false if an output was NaN or
     infinite; `sizes` are the batch sizes used; the times are those of this batch.
     """
 
@@ -31,6 +32,7 @@ class Reduced:
     encode_seconds: float
     reduce_seconds: float
     copy_out_seconds: float
+    exact: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def clone_if_aliased(value: torch.Tensor, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -45,17 +47,14 @@ def finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor
     return finite.all(1)
 
 
-def largest_overflow(value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
-    """Return the largest finite magnitude in `value` that became infinite in `stored`, 0 for none, as a scalar."""
-    lost = torch.isinf(stored) & torch.isfinite(value)
-    return torch.where(lost, value.abs(), 0).amax() if value.numel() else value.new_zeros(())
-
-
 def refuse_overflow(product: products.Product, largest: float) -> None:
     """Raise `InputError` if values of a product, the largest of which is given, became infinite as they were stored."""
     if largest > 0:
+        holds = (
+            "float16 (largest 65504)" if product.dtype == "float16" else f"the scale of {product.dtype} (largest 1e36)"
+        )
         raise errors.InputError(
-            f"product {product.name!r}: a value of {largest:.4g} overflows float16 (largest 65504): "
+            f"product {product.name!r}: a value of {largest:.4g} overflows {holds}: "
             f"store it as --product '{product.text.partition('@')[0]}@float32', in another --out"
         )
 
@@ -70,6 +69,7 @@ def joined(parts: Sequence[Reduced]) -> Reduced:
         encode_seconds=sum(part.encode_seconds for part in parts),
         reduce_seconds=sum(part.reduce_seconds for part in parts),
         copy_out_seconds=sum(part.copy_out_seconds for part in parts),
+        exact={name: np.concatenate([part.exact[name] for part in parts]) for name in parts[0].exact},
     )
 
 
@@ -107,13 +107,14 @@ class Batch:
 
     Shapes: `pixels` uint8 `[B, 3, H, W]`; `points` float64 `[B, K, 2]` in model pixels; `valid` bool `[B, K]`;
     `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of the part that each image covers; None means
-    all.
+    all. `sampled` bool `[B]` per product: the rows whose exact values are returned, too.
     """
 
     pixels: torch.Tensor
     points: torch.Tensor
     valid: torch.Tensor
     view: torch.Tensor | None = None
+    sampled: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -125,6 +126,7 @@ class Batch:
             points=self.points[start:stop],
             valid=self.valid[start:stop],
             view=None if self.view is None else self.view[start:stop],
+            sampled={name: rows[start:stop] for name, rows in self.sampled.items()},
         )
 
     def copy_of(self, at: int) -> "Batch":
@@ -139,6 +141,7 @@ class _Launched:
 
     values: dict[str, torch.Tensor]
     too_large: dict[str, torch.Tensor]
+    exact: dict[str, torch.Tensor]
     finite: torch.Tensor
     sizes: tuple[int, ...]
     begun: Any
@@ -285,30 +288,31 @@ class Engine:
             begun = device.mark()
             pixels, points, valid = (device.upload(item) for item in (batch.pixels, batch.points, batch.valid))
             view = None if batch.view is None else device.upload(batch.view)
+            sampled = {name: device.upload(rows.nonzero()[:, 0]) for name, rows in batch.sampled.items()}
             arrived = device.mark()
         with device.stage("compute"):
-            device.follow(arrived, pixels, points, valid, *(() if view is None else (view,)))
+            device.follow(arrived, pixels, points, valid, *(() if view is None else (view,)), *sampled.values())
             started = device.mark()
             images = padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, view, count)
-            stored = {
-                name: clone_if_aliased(value.to(getattr(torch, kind)), outputs)
-                for name, (value, kind) in values.items()
-            }
-            too_large = {
-                name: largest_overflow(value, stored[name])
-                for name, (value, kind) in values.items()
-                if kind == "float16" and value.dtype != torch.float16
-            }
+            stored: dict[str, torch.Tensor] = {}
+            too_large: dict[str, torch.Tensor] = {}
+            for product in self.products:
+                arrays = quantization.stored(product, values[product.name])
+                stored |= {name: clone_if_aliased(array, outputs) for name, array in arrays.items()}
+                largest = quantization.largest_lost(product, values[product.name], arrays)
+                too_large |= {} if largest is None else {product.name: largest}
+            exact = {name: values[name].index_select(0, rows).float() for name, rows in sampled.items()}
             reduced = device.mark()
         with device.stage("copy_out"):
-            device.follow(reduced, finite, *stored.values(), *too_large.values())
+            device.follow(reduced, finite, *stored.values(), *too_large.values(), *exact.values())
             returning = device.mark()
             return _Launched(
                 values={name: device.download(stored[name]) for name in stored},
                 too_large={name: device.download(too_large[name]) for name in too_large},
+                exact={name: device.download(exact[name]) for name in exact},
                 finite=device.download(finite),
                 sizes=self.encoder.calls if isinstance(self.encoder, Rebatching) else (len(images),),
                 begun=begun,
@@ -327,16 +331,16 @@ class Engine:
         valid: torch.Tensor,
         view: torch.Tensor | None,
         count: int,
-    ) -> tuple[dict[str, tuple[torch.Tensor, str]], torch.Tensor]:
-        """Return every product's value and stored type, and which images' values are finite, bool `[B]`."""
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return every product's value, and which images' values are finite, bool `[B]`."""
         where = post_encoder.PointBatch(xy=points, valid=valid, input_size=self.encoder.input_size, view=view)
-        values: dict[str, tuple[torch.Tensor, str]] = {}
+        values: dict[str, torch.Tensor] = {}
         finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
         for product in self.products:
             points_on_map = dataclasses.replace(where, cells=product.cells)
             value = product.pipeline.apply(outputs[product.slot][:count], points_on_map)
             finite &= finite_rows(value, valid if product.needs_points else None)
-            values[product.name] = value, product.dtype
+            values[product.name] = value
         return values, finite
 
     def _collect(self, launched: list[_Launched]) -> Reduced:
@@ -351,6 +355,7 @@ class Engine:
                 refuse_overflow(product, largest.item())
         return Reduced(
             arrays={name: value.numpy() for name, value in item.values.items()},
+            exact={name: value.numpy() for name, value in item.exact.items()},
             finite=item.finite.numpy(),
             sizes=item.sizes,
             copy_in_seconds=self.device.seconds(item.begun, item.arrived),

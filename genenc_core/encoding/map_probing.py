@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from genenc_core.encoding import engine, post_encoder, products
+from genenc_core.encoding import engine, post_encoder, products, quantization
 
 BATCH_BYTES = 64 * 2**20
 """Stored bytes that are worked on at once."""
@@ -21,7 +21,8 @@ class StoredOutputs:
     """Stored outputs of some images, and where their points are.
 
     Shapes: `slots` `[B, ...]` by output slot, float16 or float32; `points` float64 `[B, K, 2]` in model pixels; `valid`
-    bool `[B, K]`; `view` float64 `[B, 4]` as in `engine.Batch`. `input_size` is (height, width) of the model input.
+    bool `[B, K]`; `view` float64 `[B, 4]` and `sampled` bool `[B]` by product as in `engine.Batch`. `input_size` is
+    (height, width) of the model input.
     """
 
     slots: Mapping[str, np.ndarray]
@@ -29,11 +30,16 @@ class StoredOutputs:
     valid: torch.Tensor
     view: torch.Tensor | None
     input_size: tuple[int, int]
+    sampled: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
 
 @torch.inference_mode()
-def reduce(stored: StoredOutputs, wanted: Sequence[products.Product]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return every product `[B, ...]` in its stored type, and which images have only finite values, bool `[B]`.
+def reduce(
+    stored: StoredOutputs, wanted: Sequence[products.Product]
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
+    """Return every product's stored arrays `[B, ...]`, and which images have only finite values, bool `[B]`.
+
+    And the exact values of the sampled rows, float32 `[n, ...]`, by product.
 
     Raises:
         InputError: a value overflows the type of its product.
@@ -42,15 +48,19 @@ def reduce(stored: StoredOutputs, wanted: Sequence[products.Product]) -> tuple[d
         xy=stored.points, valid=stored.valid, input_size=stored.input_size, view=stored.view
     )
     arrays: dict[str, np.ndarray] = {}
+    exact: dict[str, np.ndarray] = {}
     finite = torch.ones(len(stored.valid), dtype=torch.bool)
     for product in wanted:
         value = _applied(product, stored.slots[product.slot], dataclasses.replace(where, cells=product.cells))
         finite &= engine.finite_rows(value, stored.valid if product.needs_points else None)
-        kept = value.to(getattr(torch, product.dtype))
-        if product.dtype == "float16" and value.dtype != torch.float16:
-            engine.refuse_overflow(product, engine.largest_overflow(value, kept).item())
-        arrays[product.name] = kept.numpy()
-    return arrays, finite.numpy()
+        kept = quantization.stored(product, value)
+        largest = quantization.largest_lost(product, value, kept)
+        if largest is not None:
+            engine.refuse_overflow(product, largest.item())
+        arrays |= {name: array.numpy() for name, array in kept.items()}
+        if product.name in stored.sampled:
+            exact[product.name] = value[stored.sampled[product.name]].float().numpy()
+    return arrays, finite.numpy(), exact
 
 
 def _applied(product: products.Product, values: np.ndarray, where: post_encoder.PointBatch) -> torch.Tensor:

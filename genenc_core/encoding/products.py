@@ -1,6 +1,7 @@
 """Products, the arrays that a forward pass is reduced to: from their text form to shapes and modules."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import cast, get_args
@@ -19,7 +20,8 @@ _STEP = re.compile(r"\s*([A-Za-z0-9_]+)\s*(?:\((.*)\))?\s*\Z")
 _AXES = {3: post_encoder.MAP, 2: post_encoder.TOKENS, 1: post_encoder.VECTOR}
 _AS_RECORDED = {"": "cell", "bilinear": "bilinear_centers"}
 """Interpolation of `spatial_point` -> its unambiguous name in new runs."""
-_FORM = "NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@float16|float32]"
+_TYPES = get_args(StoredType)
+_FORM = f"NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@{'|'.join(_TYPES)}]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,48 @@ class Product:
         """Whether the product has one value per point."""
         return "point" in self.signature.dims
 
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the channels in one image's value."""
+        return next(axis for axis, dim in enumerate(self.signature.dims) if dim == f"{self.name}_channel")
+
+    @property
+    def vectors(self) -> int:
+        """Number of vectors of one image."""
+        return math.prod(self.signature.shape) // self.signature.shape[self.channel_axis]
+
+    @property
+    def arrays(self) -> tuple["ProductArray", ...]:
+        """The stored arrays: the values, and if they are integers, what they are scaled by."""
+        dims, shape = self.signature.dims, self.signature.shape
+        beside = stored_arrays.QUANTIZED.get(self.dtype, ())
+        empty = 0 if beside else math.nan
+        values = ProductArray(name=self.name, dtype=self.dtype, dims=dims, shape=shape, empty=empty, of=None)
+        if not beside:
+            return (values,)
+        axis = self.channel_axis
+        dims, shape = (*dims[:axis], *dims[axis + 1 :]), (*shape[:axis], *shape[axis + 1 :])
+        return values, *(
+            ProductArray(
+                name=f"{self.name}_{each.suffix}", dtype="float32", dims=dims, shape=shape, empty=math.nan, of=each
+            )
+            for each in beside
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ProductArray:
+    """A stored array of a product; `dims` and `shape` are those of one image's value."""
+
+    name: str
+    dtype: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    empty: float
+    """What rows without an image hold."""
+    of: stored_arrays.Companion | None
+    """What it is beside the product; None for its values."""
+
 
 def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
     """Parse `NAME=[SLOT:]MODULE[(argument=value)][+MODULE...][@TYPE]`, e.g. `ear=spatial_point(bilinear)@float16`.
@@ -71,8 +115,8 @@ def parse_product(text: str, *, dtype: StoredType = "float32") -> ProductSpec:
     # From the right, since a slot may have any name, such as a dict key.
     rest, stored = rest.rsplit("@", 1) if "@" in rest.rpartition(":")[2] else (rest, dtype)
     stored = stored.strip()
-    if stored not in get_args(StoredType):
-        raise errors.InputError(f"product {name!r}: type {stored!r} is unknown; known: float16, float32")
+    if stored not in _TYPES:
+        raise errors.InputError(f"product {name!r}: type {stored!r} is unknown; known: {', '.join(_TYPES)}")
     head, colon, modules = rest.rpartition(":")
     slot = head.strip() if colon else None
     steps = tuple(_parse_step(part, text) for part in modules.split("+"))
@@ -161,15 +205,16 @@ def _same_plain(outputs: Sequence[spec.SlotSpec], name: str) -> list[str]:
     return [slot.name for slot in outputs if _plain(slot.name) == _plain(name)]
 
 
-def map_products(outputs: Sequence[spec.SlotSpec]) -> tuple[ProductSpec, ...]:
-    """Return products that store every map in float16: `maps`, or `maps_SLOT` for several.
+def map_products(outputs: Sequence[spec.SlotSpec], *, dtype: StoredType = "float16") -> tuple[ProductSpec, ...]:
+    """Return products that store every map: `maps`, or `maps_SLOT` for several; in float16, or as integers.
 
     Raises:
         InputError: an encoder without maps, or slot names that are equal in letters, digits and _.
     """
     if not any(len(slot.shape) == 3 for slot in outputs):
         raise errors.InputError(f"--maps: the encoder has no maps, only {_shapes(outputs)}; remove it")
-    return _per_slot("maps", outputs, post_encoder.Step("none"), "float16")
+    stored: StoredType = dtype if dtype in stored_arrays.QUANTIZED else "float16"
+    return _per_slot("maps", outputs, post_encoder.Step("none"), stored)
 
 
 def _per_slot(
@@ -224,8 +269,21 @@ def build_products(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise errors.InputError(f"product {repeated[0]!r} is given twice; use unique names")
-    built = (_build(product, outputs, point_count) for product in specs)
+    built = [_build(product, outputs, point_count) for product in specs]
+    _refuse_taken(built)
     return tuple(dataclasses.replace(product, cells=(cells or {}).get(product.slot)) for product in built)
+
+
+def _refuse_taken(products: Sequence[Product]) -> None:
+    """Raise `InputError` if a product has the name of an array beside another."""
+    names = {product.name for product in products}
+    for product in products:
+        taken = [array.name for array in product.arrays[1:] if array.name in names]
+        if taken:
+            raise errors.InputError(
+                f"product {taken[0]!r} has the name of an array that {product.name!r} stores beside its "
+                f"{product.dtype}: give one of them another name"
+            )
 
 
 def refuse_names(products: Sequence[Product]) -> None:

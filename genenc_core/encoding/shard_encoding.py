@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from genenc_core import errors, spec, statuses, stored_arrays, text
-from genenc_core.encoding import cancellation, engine, products, stages
+from genenc_core.encoding import cancellation, engine, products, quantization, stages
 from genenc_core.encoding.engine import Reduced
 from genenc_core.images.decode import geometry, load_image
 from genenc_core.images.load import loader
@@ -206,7 +206,9 @@ class _Sent:
 def empty_arrays(rows: int, wanted: Sequence[products.Product], point_count: int) -> dict[str, np.ndarray]:
     """Return a shard's arrays with the values of rows without an image."""
     arrays: dict[str, np.ndarray] = {
-        product.name: np.full((rows, *product.signature.shape), np.nan, dtype=product.dtype) for product in wanted
+        array.name: np.full((rows, *array.shape), array.empty, dtype=array.dtype)
+        for product in wanted
+        for array in product.arrays
     }
     lengths = {"image": rows, "point": point_count, **stored_arrays.LENGTHS}
     for array in stored_arrays.written_by("encoder", with_points=point_count > 0):
@@ -248,6 +250,7 @@ class ShardEncoder:
         self.encoder_failures = 0
         self.causes: Counter[str] = Counter()
         self.arrays = empty_arrays(len(rows), runner.products, rows.points.shape[1])
+        self.sample = quantization.Sample(runner.products, len(rows))
         self.status = np.zeros(len(rows), dtype=np.uint8)
         self.rows = np.asarray(rows.rows)
         self.stamped = np.full(len(rows), NO_STAMP)
@@ -475,6 +478,7 @@ class ShardEncoder:
             points=torch.from_numpy(points),
             valid=torch.from_numpy(point_status == statuses.POINT_OK),
             view=view,
+            sampled=self.sample.among(at),
         )
         ticket = self.runner.submit(batch)
         return _Sent(loaded=loaded, at=at, point_status=point_status, batch=batch, ticket=ticket)
@@ -495,6 +499,7 @@ class ShardEncoder:
     def _store(self, at: np.ndarray, point_status: np.ndarray, reduced: Reduced) -> None:
         for name, value in reduced.arrays.items():
             self.arrays[name][at] = value
+        self.sample.keep(at, reduced.exact)
         if POINT_STATUS in self.arrays:
             self.arrays[POINT_STATUS][at] = point_status
         self.status[at] = statuses.OK
@@ -512,8 +517,8 @@ class ShardEncoder:
         return self.input.on_model(at, loaded.affines, sizes, self.preprocessing)
 
     def _drop_not_finite(self, at: np.ndarray) -> None:
-        for name in [product.name for product in self.runner.products]:
-            self.arrays[name][at] = np.nan
+        for array in [array for product in self.runner.products for array in product.arrays]:
+            self.arrays[array.name][at] = array.empty
         if POINT_STATUS in self.arrays:
             self.arrays[POINT_STATUS][at] = statuses.POINT_UNREADABLE
         self.encoder_failures += len(at)
@@ -530,4 +535,5 @@ class ShardEncoder:
             "input_sha256": self.digests.astype(str).tolist(),
             "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+            **self.sample.details(self.arrays, self.status),
         }

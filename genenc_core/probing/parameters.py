@@ -55,6 +55,7 @@ class ProbeParameters(options.Parameters):
     min_likelihood: float | None = _OF_EXTRACT["min_likelihood"]
     points_scale: str | None = _OF_EXTRACT["points_scale"]
     dtype: choices.StoredType = _OF_EXTRACT["dtype"]
+    chunk_channels: int | None = _OF_EXTRACT["chunk_channels"]
 
     @field_validator("*")
     @classmethod

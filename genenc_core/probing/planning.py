@@ -401,7 +401,14 @@ def _publish(
     asked = {name: getattr(labels, name) for name in _LABELS}
     texts = tuple(product.text for product in wanted)
     as_extracted = run.given.model_copy(
-        update={**asked, "products": texts, "maps": False, "shard_rows": None, "out": given.out}
+        update={
+            **asked,
+            "products": texts,
+            "maps": False,
+            "shard_rows": None,
+            "chunk_channels": given.chunk_channels,
+            "out": given.out,
+        }
     )
     made = {
         PARAMETERS: as_extracted.model_dump(mode="json"),

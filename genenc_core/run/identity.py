@@ -82,6 +82,15 @@ class _Unreadable(pydantic.BaseModel):
     reason: str
 
 
+class _Loss(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    vectors: pydantic.NonNegativeInt
+    cosine_mean: pydantic.FiniteFloat | None
+    cosine_worst: pydantic.FiniteFloat | None
+    recall_at_10: pydantic.FiniteFloat | None
+
+
 class _Details(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -89,6 +98,7 @@ class _Details(pydantic.BaseModel):
     unreadable: list[_Unreadable]
     seconds: dict[str, pydantic.FiniteFloat]
     work: dict[str, pydantic.FiniteFloat] | None = None
+    quantized: dict[str, _Loss] = {}
 
 
 def check_identity(identity: Any, *, subject: str) -> None:

@@ -108,7 +108,7 @@ class ExtractParameters(options.Parameters):
     )
     maps: bool = option(
         False,
-        help="Also store feature maps (float16).",
+        help="Also store feature maps (float16, or as --dtype if that is int8 or uint8).",
         group=PRODUCTS,
         often=True,
         usually="no-maps",
@@ -249,12 +249,21 @@ class ExtractParameters(options.Parameters):
     tile_blend: choices.Blend | None = option(
         None, help="How overlapping tiles are weighted.", group=SIZES, usually="cosine"
     )
-    dtype: choices.StoredType = option("float32", help="How vectors are stored.", group=PRODUCTS)
+    dtype: choices.StoredType = option(
+        "float32", help="How vectors are stored; int8, uint8: with a scale per vector, maps too.", group=PRODUCTS
+    )
     shard_rows: int | None = option(
         None,
         help="Images per shard.",
         group=STORE,
         usually="an eighth of the images, 32 to 256 on a CPU, to 4096 on a GPU",
+    )
+    chunk_channels: int | None = option(
+        None,
+        help="Channels per stored chunk, so that some of them are read without the rest.",
+        group=STORE,
+        usually="all",
+        limits={"ge": 1},
     )
     decode_workers: int | None = option(
         None,

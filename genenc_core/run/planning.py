@@ -115,6 +115,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
         if run is not None:
             _refuse_other_run(run, design, listed)
             _refuse_other_shards(run, given.shard_rows)
+            _refuse_other_chunks(run, given.chunk_channels)
             return run
         if source.kind in ("folder", "glob"):
             folders.warn_of_text_order(listed.read(0, min(listed.rows, CHECKED_NAMES)).image_ids)
@@ -262,6 +263,7 @@ def make_design(
     built = products.build_products(wanted, slots, point_count=count)
     if run is None:
         products.refuse_names(built)
+        store_plan.refuse_whole_chunks(built, given.chunk_channels)
     # An existing run keeps its cells: later versions place some of them more accurately.
     cells = None if earlier else run.cells if run is not None else map_cells.find(model, given, built, tiled)
     if run is not None and not earlier and not run.cells and tiled is not None:
@@ -331,7 +333,7 @@ def _select_products(
         return [products.parse_product(text) for text in recorded]
     wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
     wanted = wanted or list(products.default_products(outputs, with_points=with_points, dtype=given.dtype))
-    return wanted + list(products.map_products(outputs) if given.maps else ())
+    return wanted + list(products.map_products(outputs, dtype=given.dtype) if given.maps else ())
 
 
 def _recorded_products(folder: RunFolder, given: run_parameters.ExtractParameters) -> tuple[str, ...]:
@@ -538,6 +540,7 @@ def create_store(
             "model_spec_sha256": file_digest(objects, MODEL_SPEC),
         },
         shard_rows=min(shard_rows, listed.rows),
+        chunk_channels=given.chunk_channels,
     )
     files = {**{key: objects.digest(key) for key in _originals(objects)}, **beside}
     store = run_store.RunStore.create(
@@ -592,6 +595,16 @@ def _refuse_other_shards(run: RunFolder, given: int | None) -> None:
         raise errors.OtherRunError(
             f"{run.root!r} holds a run with shards of {plan.shard_rows} images, but --shard-rows is {given}: the "
             f"shard size is fixed. Leave --shard-rows out, or give {plan.shard_rows} or another --out"
+        )
+
+
+def _refuse_other_chunks(run: RunFolder, given: int | None) -> None:
+    """Raise `StoreError` if an existing run has chunks of another number of channels."""
+    own = run.given.chunk_channels
+    if given is not None and given != own:
+        raise errors.OtherRunError(
+            f"{run.root!r} holds a run with chunks of {own or 'all'} channels, but --chunk-channels is {given}: the "
+            f"chunks are fixed. Leave --chunk-channels out, or give {f'{own} or ' if own else ''}another --out"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import pydantic
 
-from genenc_core import errors
+from genenc_core import errors, float_values
 from genenc_core.run import records
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.spec import RuntimeModelSpec
@@ -27,6 +27,8 @@ SCHEMA: Final = "genenc.probe-source/1"
 DETAILS: Final = "source"
 """Key of a commit record's details with the objects that its shard was made from."""
 _SIZES: Final = ("image_height", "image_width", "image_orientation", "image_affine")
+_EXACT: Final = ("int8", "uint8", "float16", "float32")
+"""Types of stored outputs, the least exact first."""
 _Count = Annotated[int, pydantic.Field(ge=0, le=2**40)]
 _STRICT = pydantic.ConfigDict(strict=True, frozen=True)
 
@@ -184,8 +186,8 @@ class Source:
             StoreError: it is not committed, missing or damaged.
         """
         run = self.part(piece.part)
-        names = {*self.record.slots.values(), *_SIZES, layout.STATUS}
-        found = run.store.values(piece.shard, names)
+        arrays = {array.name: array for array in run.store.plan.arrays}
+        found = run.store.values(piece.shard, {*self._arrays(run), *_SIZES, layout.STATUS})
         if found is None:
             raise errors.StoreError(
                 f"shard {piece.shard} of {run.root!r} is not committed: genenc resume {argument(run.root)} encodes it"
@@ -197,7 +199,12 @@ class Source:
         unreadable = [item for item in record.details.get("unreadable", ()) if item["row"] in piece.rows]
         height, width, orientation, affine = (blocks[name] for name in _SIZES)
         return Stored(
-            slots={slot: blocks[name] for slot, name in self.record.slots.items()},
+            slots={
+                slot: float_values.read(
+                    name, blocks.__getitem__, lambda each: arrays[each].attributes, lambda each: arrays[each].dims
+                )
+                for slot, name in self.record.slots.items()
+            },
             status=blocks[layout.STATUS],
             heights=height,
             widths=width,
@@ -208,15 +215,22 @@ class Source:
             origin=self._origin(piece, record),
         )
 
+    def _arrays(self, run: RunFolder) -> list[str]:
+        """Return the arrays that the slots are read from, with those that scale integers, sorted."""
+        attributes = {array.name: array.attributes for array in run.store.plan.arrays}
+        slots = set(self.record.slots.values())
+        return sorted(slots.union(*(float_values.beside(attributes[slot]).values() for slot in slots)))
+
     def _origin(self, piece: Piece, record: CommitRecord) -> dict[str, Any]:
         arrays = {item.key.partition("/")[0]: item for item in record.objects}
+        names = self._arrays(self.part(piece.part))
         return {
             "part": self.record.parts[piece.part].name,
             "shard": record.shard,
             "attempt": record.attempt,
             "generation": record.generation,
-            "objects": {name: arrays[name].digest for name in sorted(self.record.slots.values())},
-            "values": {name: arrays[name].content_digest for name in sorted(self.record.slots.values())},
+            "objects": {name: arrays[name].digest for name in names},
+            "values": {name: arrays[name].content_digest for name in names},
         }
 
     def changed(self, record: CommitRecord | None) -> str:
@@ -250,14 +264,14 @@ class Source:
 
 
 def stored_slots(run: RunFolder) -> dict[str, str]:
-    """Return the output slots that a run stores as they are -> the array; float32 is preferred to float16."""
+    """Return the output slots that a run stores as they are -> the array; the most exact is preferred."""
     # Imported late: torch, which reading does not need.
     from genenc_core.run import tiles
 
     found = RuntimeModelSpec.from_json(run.objects.read(MODEL_SPEC).decode())
     _, built = tiles.recorded_products(run, found)
     whole = [product for product in built if product.pipeline.is_identity]
-    slots = {product.slot: product.name for product in sorted(whole, key=lambda each: each.dtype == "float32")}
+    slots = {product.slot: product.name for product in sorted(whole, key=lambda each: _EXACT.index(each.dtype))}
     return {slot.name: slots[slot.name] for slot in found.outputs if slot.name in slots}
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 
 from genenc_core import errors, spec, statuses, stored_arrays
-from genenc_core.encoding import cancellation, encoder_threads, map_probing, products, shard_encoding, stages
+from genenc_core.encoding import (
+    cancellation,
+    encoder_threads,
+    map_probing,
+    products,
+    quantization,
+    shard_encoding,
+    stages,
+)
 from genenc_core.encoding.shard_encoding import EncodedShard, Failure, FailureBudget, ShardInput
 from genenc_core.run import load_order, probe_source, records, status_cache, tiles
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
@@ -128,6 +136,7 @@ class _ShardProbing:
         self.start = start
         self.rows = np.asarray(given.rows)
         self.arrays = shard_encoding.empty_arrays(len(given), wanted, given.points.shape[1])
+        self.sample = quantization.Sample(wanted, len(given))
         self.status = np.zeros(len(given), np.uint8)
         self.digests = [""] * len(given)
         self.failures: list[Failure] = []
@@ -189,8 +198,10 @@ class _ShardProbing:
                 valid=torch.from_numpy(state == statuses.POINT_OK),
                 view=shard_encoding.views(affines, size, self.preprocessing),
                 input_size=(self.preprocessing.height, self.preprocessing.width),
+                sampled=self.sample.among(there),
             )
-            arrays, finite = map_probing.reduce(batch, self.products)
+            arrays, finite, exact = map_probing.reduce(batch, self.products)
+            self.sample.keep(there, exact)
             if finite.all():
                 self._store(there, arrays, state)
             else:
@@ -235,6 +246,7 @@ class _ShardProbing:
             "batch_sizes": {},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             probe_source.DETAILS: self.origins,
+            **self.sample.details(self.arrays, self.status),
         }
         return EncodedShard(arrays=self.arrays, status=self.status, details=details)
 

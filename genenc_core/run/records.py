@@ -12,6 +12,7 @@ from genenc_core import errors
 from genenc_core.models import trust
 from genenc_core.run import bound, parameters
 from genenc_core.run.bound import Bound, Work
+from genenc_core.run.quantized import Loss
 from genenc_core.store import documents
 from genenc_core.store.backends import objects as objects_module
 from genenc_core.store.backends.objects import Objects
@@ -124,6 +125,8 @@ class RunStatus:
     """Shards with damaged commit records; not included in the other counts."""
     bound: Bound | None = None
     """Bottleneck so far; None if the records have no usage data, as in earlier versions."""
+    quantized: Mapping[str, Loss] = dataclasses.field(default_factory=dict)
+    """What is lost of the products that are stored as integers, by name."""
 
     @property
     def pending(self) -> int:

@@ -11,7 +11,17 @@ from typing import Any
 from genenc_core import errors, spec, statuses
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders
-from genenc_core.run import bound, identity, integrity, out_folder, probe_source, records, session_log, status_cache
+from genenc_core.run import (
+    bound,
+    identity,
+    integrity,
+    out_folder,
+    probe_source,
+    quantized,
+    records,
+    session_log,
+    status_cache,
+)
 from genenc_core.run.bound import Bound
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store import repair, run_store, verify
@@ -93,6 +103,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         changed=sum(line.changed for line in lines.values()),
         damaged=tuple(sorted(damaged)),
         bound=bound.find((line.seconds, line.work) for line in lines.values() if line.work),
+        quantized=quantized.losses(folder.store.plan.arrays, (line.quantized for line in lines.values())),
     )
     fit = str(folder.identity["preprocessing"]["fit"])
     return Survey(
@@ -453,6 +464,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         scale = PointsScale.parse(found.labels["scale"])
         lines.append(f"  the coordinates of the points file were {scale.describe()}")
     lines += label_lines(found.labels)
+    lines += [f"{name}: {loss.words}" for name, loss in status.quantized.items() if status.committed]
     if found.left_out:
         lines.append(f"left out: {folders.describe(found.left_out)}")
     if found.foreign:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from genenc_core.run import quantized
 from genenc_core.run.bound import Work
 from genenc_core.store import store_keys
 from genenc_core.store.backends.local import LocalObjects
@@ -41,6 +42,8 @@ class Line(NamedTuple):
     changed: int = 0
     work: Sequence[float] = ()
     """Fields of `bound.Work`; empty in records of earlier versions."""
+    quantized: Mapping[str, Sequence[float]] = {}
+    """`quantized.line`; empty without products that are stored as integers."""
 
     @classmethod
     def of(cls, record: CommitRecord) -> "Line":
@@ -53,6 +56,7 @@ class Line(NamedTuple):
             seconds=details["seconds"],
             changed=len(details.get("changed_since_planned", ())),
             work=list(Work.of(details) or ()),
+            quantized=quantized.line(details),
         )
 
 
@@ -158,8 +162,9 @@ def _written(record: CommitRecord, stamp: Stamp) -> str:
         line.unreadable,
         dict(line.points),
         dict(line.seconds),
-        *([line.changed] if line.changed or line.work else []),
-        *([line.work] if line.work else []),
+        *([line.changed] if line.changed or line.work or line.quantized else []),
+        *([line.work] if line.work or line.quantized else []),
+        *([line.quantized] if line.quantized else []),
     ]
     text = json.dumps([record.shard, *stamp, *counts])
     # The newline comes first, to end a line left incomplete by a kill.
@@ -187,6 +192,8 @@ def _is_whole(line: bytes) -> bool:
 
 def _sane(line: Line) -> bool:
     if type(line.points) is not dict or type(line.seconds) is not dict:
+        return False
+    if not quantized.is_line(line.quantized):
         return False
     if len(line.work) not in (0, len(Work._fields)):
         return False

@@ -1,13 +1,14 @@
 """Layout of a run's store: shapes, shards, chunks, attributes and the folder's README."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from genenc_core import spec, statuses, stored_arrays, text
+from genenc_core import errors, float_values, spec, statuses, stored_arrays, text
 from genenc_core.encoding import products
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders, manifest, manifest_rows
@@ -24,6 +25,10 @@ WANTED_SHARDS = 8
 SHARD_BYTES = 512 * 2**20
 CHUNK_ROWS = 256
 CHUNK_BYTES = 8 * 2**20
+_QUANTIZED_WORDS = (
+    "Vectors are stored as integers with a scale (uint8: and an offset) each, as the attributes of each array say;\n"
+    "`genenc_core.api.Run.open(...).arrays()` gives their values. `genenc status` says what that loses."
+)
 _OWN_ROW_BYTES = 32
 """Row size of the widest per-image array; all of them share its chunking."""
 
@@ -54,15 +59,19 @@ def make_plan(
     made: Mapping[str, str],
     shard_rows: int,
     outputs: Mapping[str, Any] | None = None,
+    chunk_channels: int | None = None,
 ) -> layout.StorePlan:
     """Return the plan of all arrays; `made` holds the run's fingerprint and file digests.
 
     `outputs` is the sketch of the model's outputs, not part of the identity because rounding differs between machines.
+    `chunk_channels`: channels of the smallest readable block; None for all.
     """
     point_count = len(listed.point_names)
-    taken = _taken((product.name, ("image", *product.signature.dims)) for product in wanted)
+    taken = _taken((array.name, ("image", *array.dims)) for product in wanted for array in product.arrays)
     columns = tuple(list_columns.names(listed, taken).values())
-    arrays = [_product_array(product, listed, shard_rows, columns) for product in wanted]
+    arrays = [
+        array for product in wanted for array in _product_arrays(product, listed, shard_rows, columns, chunk_channels)
+    ]
     arrays += [
         layout.array_plan(
             array,
@@ -136,8 +145,19 @@ def readme(
 
 # The environment names the server: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL.
 run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"""
-    rows = "\n".join(f"| `{item.name}` | {_axes(item)} | {item.dtype} | `{item.text}` |" for item in wanted)
+    rows = "\n".join(
+        f"| `{array.name}` | {_axes(array)} | {array.dtype} | "
+        f"{f'`{item.text}`' if array.of is None else array.of.meaning} |"
+        for item in wanted
+        for array in item.arrays
+    )
     first = wanted[0].name
+    whole = f"\n{_QUANTIZED_WORDS}" if any(item.dtype in stored_arrays.QUANTIZED for item in wanted) else ""
+    shown = " + ".join(
+        [" * ".join(f"run.{each.name}" for each in wanted[0].arrays[:2])]
+        + [f"run.{each.name}" for each in wanted[0].arrays[2:]]
+    )
+    values = "" if len(wanted[0].arrays) == 1 else f"\n{first} = {shown}"
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
     left_out = f"\nLeft out: {text.markdown(folders.describe(listed.left_out))}." if listed.left_out else ""
     outputs = f"\nOutputs that are not stored: {text.markdown(not_stored)}." if not_stored else ""
@@ -155,8 +175,8 @@ One image is one row, the same index in every array and in `images.parquet`. `st
 
 ```python
 import xarray
-{opening}
-good = run.{first}[(run.status == {statuses.OK}).compute()]
+{opening}{values}
+good = {first if values else f"run.{first}"}[(run.status == {statuses.OK}).compute()]
 print(good.sizes, good.image_id.values[:3])
 ```
 
@@ -165,33 +185,69 @@ print(good.sizes, good.image_id.values[:3])
 {rows}
 
 Weights `{str(identity["weights"])[:16]}`{drawn}, backend {identity["backend"]}.
-Preprocessing: {preprocessing}.{tiles}{probed}{scaled}{outputs}{left_out}
+Preprocessing: {preprocessing}.{tiles}{probed}{scaled}{outputs}{left_out}{whole}
 Do not mix these vectors with those of another run: other weights or preprocessing mean another space.
 """
 
 
-def _product_array(
-    product: products.Product, listed: manifest.Manifest, shard_rows: int, columns: Sequence[str]
-) -> layout.ArrayPlan:
+def _product_arrays(
+    product: products.Product,
+    listed: manifest.Manifest,
+    shard_rows: int,
+    columns: Sequence[str],
+    chunk_channels: int | None,
+) -> Iterator[layout.ArrayPlan]:
+    """Yield the plans of a product's values, and if they are integers, of what they are scaled by."""
     probes = product.needs_points
+    values, *beside = product.arrays
     flags = [stored_arrays.STATUS, *([stored_arrays.POINT_STATUS] if probes else [])]
-    return layout.ArrayPlan(
-        name=product.name,
-        shape=(listed.rows, *product.signature.shape),
-        dtype=product.dtype,
-        dims=("image", *product.signature.dims),
-        chunk_rows=_chunk_rows(shard_rows, stored_row_bytes(product)),
-        fill=float("nan"),
-        attributes={
-            "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
-            "units": "1",
-            "coordinates": " ".join([_coordinates_of(listed, with_points=probes), *columns]),
-            "ancillary_variables": " ".join(flags),
-            "genenc_product": product.text,
-        },
-        # zstd saves 7 % on dense values but takes several times as long; missing points are all NaN and compress well.
-        compress=probes,
-    )
+    attributes: dict[str, object] = {
+        "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
+        "units": "1",
+        "coordinates": " ".join([_coordinates_of(listed, with_points=probes), *columns]),
+        "ancillary_variables": " ".join([*flags, *(array.name for array in beside)]),
+        "genenc_product": product.text,
+    }
+    if beside:
+        attributes |= float_values.attributes({each.of.suffix: each.name for each in beside if each.of is not None})
+    tail = _chunk_tail(product, chunk_channels)
+    for array in (values, *beside):
+        chunk = array.shape if array.of is not None or not tail else tail
+        yield layout.ArrayPlan(
+            name=array.name,
+            shape=(listed.rows, *array.shape),
+            dtype=array.dtype,
+            dims=("image", *array.dims),
+            chunk_rows=_chunk_rows(shard_rows, math.prod(chunk) * np.dtype(array.dtype).itemsize),
+            fill=array.empty,
+            attributes=attributes if array.of is None else {"long_name": f"{array.of.meaning} of {product.name}"},
+            # zstd saves 7 % on dense values but takes several times as long; missing points are all NaN and compress
+            # well.
+            compress=probes,
+            chunk_tail=tail if array.of is None else (),
+        )
+
+
+def _chunk_tail(product: products.Product, channels: int | None) -> tuple[int, ...]:
+    """Return the chunk's lengths along a product's axes; () if its channels are not divided."""
+    shape, axis = product.signature.shape, product.channel_axis
+    if channels is None or channels >= shape[axis]:
+        return ()
+    return (*shape[:axis], channels, *shape[axis + 1 :])
+
+
+def refuse_whole_chunks(wanted: Sequence[products.Product], channels: int | None) -> None:
+    """Refuse a number of channels per chunk that divides no product.
+
+    Raises:
+        InputError: no product has more channels.
+    """
+    if channels is not None and not any(_chunk_tail(product, channels) for product in wanted):
+        sizes = ", ".join(f"{item.name} {item.signature.shape[item.channel_axis]}" for item in wanted)
+        raise errors.InputError(
+            f"--chunk-channels {channels} divides nothing: no product has more channels ({sizes}); give fewer, or "
+            "leave it out"
+        )
 
 
 def _coordinates_of(listed: manifest.Manifest, *, with_points: bool) -> str:
@@ -212,8 +268,10 @@ def _tiles_words(tiles: Mapping[str, Any]) -> str:
 
 def _probed_words(probed: Mapping[str, Any]) -> str:
     stored = ", ".join(f"`{text}`" for text in probed["slots"].values())
-    rounded = [slot for slot, text in probed["slots"].items() if text.endswith("@float16")]
-    exact = f"; values of {', '.join(rounded)} were rounded to float16 before" if rounded else ""
+    exact = ""
+    for kind in ("float16", *stored_arrays.QUANTIZED):
+        rounded = [slot for slot, text in probed["slots"].items() if text.endswith(f"@{kind}")]
+        exact += f"; values of {', '.join(rounded)} were rounded to {kind} before" if rounded else ""
     return (
         f"\nMade by `genenc probe` from stored outputs ({stored}) of another run, which provenance/source.json "
         f"names{exact}."
@@ -222,7 +280,7 @@ def _probed_words(probed: Mapping[str, Any]) -> str:
 
 def stored_row_bytes(product: products.Product) -> int:
     """Return the stored bytes of one image's value."""
-    return int(np.prod(product.signature.shape)) * np.dtype(product.dtype).itemsize
+    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in product.arrays)
 
 
 def _chunk_rows(shard_rows: int, row_bytes: int, *, most: int = CHUNK_ROWS) -> int:
@@ -258,6 +316,6 @@ def _positions(listed: manifest.Manifest, column: str) -> Iterator[np.ndarray]:
         yield values.flatten().to_numpy(zero_copy_only=False).reshape(-1, count)
 
 
-def _axes(product: products.Product) -> str:
-    axes = zip(product.signature.dims, product.signature.shape, strict=True)
+def _axes(array: products.ProductArray) -> str:
+    axes = zip(array.dims, array.shape, strict=True)
     return ", ".join(["image", *(f"{dim} {size}" for dim, size in axes)])

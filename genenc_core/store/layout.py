@@ -22,7 +22,8 @@ _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 class ArrayPlan:
     """One array filled shard by shard; axis 0 is the images.
 
-    A Zarr shard spans `shard_rows` rows and every other axis in full, so each commit writes one object.
+    A Zarr shard spans `shard_rows` rows and every other axis in full, so each commit writes one object. Its chunks span
+    the other axes in full, too, unless `chunk_tail` divides them.
     """
 
     name: str
@@ -39,6 +40,19 @@ class ArrayPlan:
     attributes: Mapping[str, object]
     compress: bool
     """zstd level 1 plus checksum if true, checksum only if false."""
+    chunk_tail: tuple[int, ...] = ()
+    """Lengths of the smallest readable block along the other axes; () for each in full."""
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of the smallest readable block."""
+        return (self.chunk_rows, *(self.chunk_tail or self.shape[1:]))
+
+    @property
+    def object_tail(self) -> tuple[int, ...]:
+        """Lengths of a shard along the other axes: those of the array, up to a multiple of the chunk's."""
+        chunks = zip(self.shape[1:], self.chunk_tail or self.shape[1:], strict=True)
+        return tuple(-(-size // chunk) * chunk for size, chunk in chunks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +143,8 @@ def plan_to_json(plan: StorePlan) -> dict[str, Any]:
     value = asdict(plan)
     for array in value["arrays"]:
         array["fill"] = array["fill"] if math.isfinite(array["fill"]) else _FILL_NAMES[str(float(array["fill"]))]
+        if not array["chunk_tail"]:  # as in runs of earlier versions
+            del array["chunk_tail"]
     normal: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     return normal
 
@@ -146,6 +162,7 @@ def plan_from_json(value: Mapping[str, Any]) -> StorePlan:
                     **array,
                     "shape": tuple(array["shape"]),
                     "dims": tuple(array["dims"]),
+                    "chunk_tail": tuple(array.get("chunk_tail", ())),
                     "fill": float(array["fill"]) if isinstance(array["fill"], str) else array["fill"],
                 }
             )
@@ -166,7 +183,7 @@ def _check_types(value: Mapping[str, Any], arrays: Sequence[ArrayPlan]) -> None:
         raise ValueError(f"more than {LARGEST_SHARDS} shards")
     documents.word(value["fingerprint"])
     for array in arrays:
-        for size in (*array.shape, array.chunk_rows):
+        for size in (*array.shape, array.chunk_rows, *array.chunk_tail):
             documents.count(size)
         for text in (array.name, array.dtype, *array.dims):
             documents.word(text)
@@ -224,6 +241,8 @@ def _array_problems(array: ArrayPlan, plan: StorePlan) -> Iterable[str]:
         yield f"the first dim must be 'image', got {array.dims}"
     if array.chunk_rows < 1 or plan.shard_rows % max(array.chunk_rows, 1):
         yield f"chunk_rows must divide shard_rows {plan.shard_rows}, got {array.chunk_rows}"
+    if array.chunk_tail and (len(array.chunk_tail) != len(array.shape) - 1 or min(array.chunk_tail) < 1):
+        yield f"chunk_tail must have a length of at least 1 for each axis but the first, got {array.chunk_tail}"
     yield from _json_problems("attributes", array.attributes)
     try:
         dtype = np.dtype(array.dtype)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,20 @@ class Format:
 
     chunk_rows: int
     object_rows: int
+    chunk_tail: tuple[int, ...]
+    """Lengths of a chunk along the axes after the first; those of the block, unless they are divided."""
+    grid: tuple[int, ...]
+    """Chunks of an object along these axes."""
     sharded: bool
     compressor: Mapping[str, Any] | None
     """zstd arguments; None without compression."""
     fill: np.ndarray
     """One element, little-endian."""
+
+    @property
+    def count(self) -> int:
+        """Chunks of an object."""
+        return self.object_rows // self.chunk_rows * math.prod(self.grid)
 
 
 def read_format(metadata: bytes, block: np.ndarray) -> Format | None:
@@ -64,8 +74,12 @@ def _format(metadata: bytes, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -
             return None
         codecs, chunk, sharded = sharding["codecs"], sharding["chunk_shape"], True
     fill = document["fill_value"]
+    if len(chunk) != len(row_shape) + 1:
+        return None
     plain = codecs[0] == _LITTLE or (dtype.itemsize == 1 and codecs[0] in _BYTES)
-    fits = [*chunk[1:]] == [*row_shape] and document["data_type"] == dtype.name
+    grid = tuple(-(-size // of) for size, of in zip(row_shape, chunk[1:], strict=True))
+    divided = sharded and [*shape[1:]] == [count * of for count, of in zip(grid, chunk[1:], strict=True)]
+    fits = ([*chunk[1:]] == [*row_shape] or divided) and document["data_type"] == dtype.name
     if not plain or not fits or codecs[-1] != _CRC32C:
         return None
     compressor = codecs[1]["configuration"] if len(codecs) == 3 and codecs[1]["name"] == "zstd" else None
@@ -74,6 +88,8 @@ def _format(metadata: bytes, row_shape: tuple[int, ...], dtype: np.dtype[Any]) -
     return Format(
         chunk_rows=chunk[0],
         object_rows=shape[0],
+        chunk_tail=tuple(chunk[1:]),
+        grid=grid,
         sharded=sharded,
         compressor=compressor,
         fill=np.array(float(fill) if isinstance(fill, str) else fill).astype(_little(dtype)),
@@ -88,27 +104,41 @@ def chunk_values(block: np.ndarray) -> np.ndarray:
 def shard_parts(form: Format, block: np.ndarray) -> list[Buffer]:
     """Encode `block` [at most object_rows, ...], as `chunk_values` returns it, to one object in parts."""
     parts: list[Buffer] = []
-    lengths: list[int] = []
-    for chunk in _chunks(form, block):
+    places: dict[int, tuple[int, int]] = {}
+    end = 0
+    for at, chunk in _chunks(form, block):
         coded = chunk if form.compressor is None else _compressed(chunk, **form.compressor)
         parts += [coded.data, _checksum(coded)]
-        lengths.append(len(coded) + 4)
-    return [*parts, *_index(lengths, form.object_rows // form.chunk_rows)] if form.sharded else parts
+        places[at] = end, len(coded) + 4
+        end += len(coded) + 4
+    return [*parts, *_index(places, form.count)] if form.sharded else parts
 
 
 def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("<")
 
 
-def _chunks(form: Format, block: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the bytes of every chunk; the last is padded with the fill value."""
-    for start in range(0, len(block), form.chunk_rows):
-        rows = block[start : start + form.chunk_rows]
-        if len(rows) < form.chunk_rows:
-            whole = np.full((form.chunk_rows, *block.shape[1:]), form.fill, dtype=form.fill.dtype)
-            whole[: len(rows)] = rows
-            rows = whole
-        yield rows.reshape(-1).view(np.uint8)
+def _chunks(form: Format, block: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the number and the bytes of every chunk; those at the ends are padded with the fill value."""
+    for at, place in _chunk_places(form, len(block)):
+        values = block[place]
+        if values.shape != (form.chunk_rows, *form.chunk_tail):
+            whole = np.full((form.chunk_rows, *form.chunk_tail), form.fill, dtype=form.fill.dtype)
+            whole[tuple(map(slice, values.shape))] = values
+            values = whole
+        yield at, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def _chunk_places(form: Format, rows: int) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """Yield the number of each chunk of `rows` rows, in C order, and where it lies in them.
+
+    Chunks of the same channels come one after the other, so that a reader of some channels reads one range.
+    """
+    columns = math.prod(form.grid)
+    for column, at in enumerate(np.ndindex(form.grid)):
+        tail = [slice(index * size, (index + 1) * size) for index, size in zip(at, form.chunk_tail, strict=True)]
+        for row, start in enumerate(range(0, rows, form.chunk_rows)):
+            yield row * columns + column, (slice(start, start + form.chunk_rows), *tail)
 
 
 def _compressed(chunk: np.ndarray, *, level: int, checksum: bool = False) -> np.ndarray:
@@ -119,10 +149,9 @@ def _checksum(data: np.ndarray) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(4, "little")
 
 
-def _index(lengths: list[int], count: int) -> Iterator[Buffer]:
+def _index(places: Mapping[int, tuple[int, int]], count: int) -> Iterator[Buffer]:
     index = np.full((count, 2), _ABSENT, dtype="<u8")
-    index[: len(lengths), 1] = lengths
-    index[: len(lengths), 0] = np.cumsum([0, *lengths[:-1]])
+    index[list(places)] = list(places.values())
     data = index.reshape(-1).view(np.uint8)
     yield data.data
     yield _checksum(data)
@@ -154,7 +183,8 @@ def encode(metadata: bytes, key: str, start: int, block: np.ndarray) -> list[Buf
         metadata: the array's own `zarr.json`.
         key: path of the object relative to the array, e.g. `c.3.0`.
         start: first row; a multiple of the shard's rows.
-        block: the shard's rows; if `chunk_values` returned them, uncompressed parts are views of them.
+        block: the shard's rows; if `chunk_values` returned them, uncompressed parts are views of them, unless their
+            channels are divided.
 
     Raises:
         StoreError: zarr made another object than `key`.
@@ -207,17 +237,21 @@ def decode_rows(metadata: bytes, key: str, data: bytes, rows: tuple[int, int]) -
         return decode(metadata, key, data, rows)
     shape = json.loads(metadata)["shape"][1:]
     buffer = np.frombuffer(data, np.uint8)
-    places = _places(form, buffer) if form.sharded else [(0, len(buffer))]
+    places = _index_of(form, buffer) if form.sharded else [(0, len(buffer))]
     block = np.empty((stop - start, *shape), form.fill.dtype)
-    for at, (offset, length) in zip(range(0, len(block), form.chunk_rows), places, strict=False):
-        part = block[at : at + form.chunk_rows]
+    for at, place in _chunk_places(form, len(block)):
+        part, (offset, length) = block[place], places[at]
         chunk = buffer[offset : offset + length - 4]
         if length < 4 or _checksum(chunk) != buffer[offset + length - 4 : offset + length].tobytes():
             raise errors.StoreError(f"{key!r}: the checksum of a chunk is wrong")
         plain = chunk if form.compressor is None else np.frombuffer(zstd.decompress(chunk), np.uint8)
         if len(plain) < part.nbytes:
             raise errors.StoreError(f"{key!r}: a chunk is too short")
-        part.reshape(-1).view(np.uint8)[:] = plain[: part.nbytes]
+        if math.prod(form.grid) == 1:
+            part.reshape(-1).view(np.uint8)[:] = plain[: part.nbytes]
+        else:
+            values = plain.view(block.dtype).reshape(form.chunk_rows, *form.chunk_tail)
+            part[...] = values[tuple(map(slice, part.shape))]
     return block
 
 
@@ -231,9 +265,9 @@ def _own_format(metadata: bytes) -> Format | None:
     return _format(metadata, tuple(document["shape"][1:]), dtype)
 
 
-def _places(form: Format, buffer: np.ndarray) -> list[tuple[int, int]]:
+def _index_of(form: Format, buffer: np.ndarray) -> list[tuple[int, int]]:
     """Return offset and length of the chunks of a shard, from the index at its end."""
-    count = form.object_rows // form.chunk_rows
+    count = form.count
     size = 16 * count
     index = buffer[len(buffer) - size - 4 : len(buffer) - 4]
     if len(index) != size or _checksum(index) != buffer[len(buffer) - 4 :].tobytes():
@@ -247,7 +281,6 @@ def content_digest(block: np.ndarray, algorithm: str = digests.VALUES.algorithm)
 
 
 def _create_array(store: LocalStore, array: layout.ArrayPlan, *, shard_rows: int) -> None:
-    rest = array.shape[1:]
     # A zero-length file of a sharded array reads as fill values without an error, so the array that marks final rows
     # is not sharded.
     sharded = array.name != layout.STATUS
@@ -255,8 +288,8 @@ def _create_array(store: LocalStore, array: layout.ArrayPlan, *, shard_rows: int
         store,
         name=array.name,
         shape=array.shape,
-        chunks=(array.chunk_rows, *rest) if sharded else (shard_rows, *rest),
-        shards=(shard_rows, *rest) if sharded else None,
+        chunks=array.chunk_shape if sharded else (shard_rows, *array.shape[1:]),
+        shards=(shard_rows, *array.object_tail) if sharded else None,
         dtype=array.dtype,
         fill_value=array.fill,
         serializer=BytesCodec(endian="little"),

@@ -130,7 +130,10 @@ def summary(found: status.Survey, limit: Bound | None) -> str:
     """Return the run's summary as Markdown; `limit` is the session's bottleneck."""
     lines = [f"- {text.markdown(line)}" for line in status.summary_lines(found, limit)]
     store = objects.join(found.status.root, store_keys.GROUP)
-    code = text.code_block(f"import xarray\nrun = xarray.open_zarr({store!r}, consolidated=False)", "python")
+    opening = f"import xarray\nrun = xarray.open_zarr({store!r}, consolidated=False)"
+    if found.status.quantized:  # values, not integers
+        opening = f"from genenc_core import api\nrun = api.Run.open({found.status.root!r}).arrays()"
+    code = text.code_block(opening, "python")
     return "\n".join([*lines, "", code, ""])
 
 

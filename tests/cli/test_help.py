@@ -129,7 +129,7 @@ def test_choices_are_shown(command: str, option: str, values: tuple[str, ...]) -
         (("extract", "photos", "--precision", "float23"), "Did you mean 'float32' or 'float16' or 'bfloat16'?"),
         (("extract", "photos", "--backend", "Eager"), "Did you mean 'eager'?"),
         (("extract", "photos", "--tile-blend", "cosin"), "Did you mean 'cosine'?"),
-        (("extract", "photos", "--dtype", "int8"), "is not one of 'float32', 'float16'"),
+        (("extract", "photos", "--dtype", "q4"), "is not one of 'float32', 'float16', 'int8', 'uint8'"),
         (("models", "--source", "tim"), "Did you mean 'timm'?"),
         (("extract", "photos", "--presicion", "float32"), "--precision"),
         (("extarct", "photos"), "extract"),

@@ -31,7 +31,7 @@ def made(folder: Path, *, with_points: bool) -> tuple[run_store.RunStore, list[p
     listed = manifest.write_manifest(
         folder / "images.parquet", image_source.open_source(str(folder / "*.png")), points=points
     )
-    asked = ["features=global_avg_pool", *(["probes=spatial_point(cell)"] if with_points else [])]
+    asked = ["features=global_avg_pool", *(["probes=spatial_point(cell)@uint8"] if with_points else [])]
     slots = [SlotSpec(name="features", shape=(3, 2, 2))]
     wanted = products.build_products(
         [products.parse_product(text) for text in asked], slots, point_count=2 if with_points else 0
@@ -52,7 +52,13 @@ def test_a_runs_arrays_are_those_of_the_table(tmp_path: Path, with_points: bool)
         for array in stored_arrays.TABLE
         if (with_points or not array.of_points) and not array.of_individuals and not array.of_likelihoods
     }
-    assert set(group.array_keys()) == {*expected, *(product.name for product in wanted)}
+    of_products = [array for product in wanted for array in product.arrays]
+    assert set(group.array_keys()) == {*expected, *(array.name for array in of_products)}
+    for beside in of_products:
+        found = group[beside.name]
+        assert isinstance(found, zarr.Array)
+        assert (str(found.dtype), found.metadata.dimension_names) == (beside.dtype, ("image", *beside.dims))
+        assert found.fill_value == beside.empty or math.isnan(beside.empty)
     for name, array in expected.items():
         found = group[name]
         assert isinstance(found, zarr.Array)
@@ -88,6 +94,9 @@ def test_the_page_of_the_store_shows_the_tables() -> None:
         assert (
             f"| `{array.name}` | {array.dtype} | {', '.join(array.dims)} | {fill} | {array.writer} | {what} |" in lines
         )
+    for companion in (stored_arrays.SCALE, stored_arrays.OFFSET):
+        kinds = ", ".join(kind for kind, beside in stored_arrays.QUANTIZED.items() if companion in beside)
+        assert f"| `PRODUCT_{companion.suffix}` | float32 | {kinds} | {companion.meaning} |" in lines
     for name, table in ((stored_arrays.STATUS, statuses.ROWS), (stored_arrays.POINT_STATUS, statuses.POINTS)):
         for value, word, meaning in table:
             assert f"| `{name}` | {value} | `{word}` | {meaning} |" in lines

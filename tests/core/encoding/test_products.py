@@ -41,7 +41,7 @@ def test_text_form(text: str, expected: products.ProductSpec) -> None:
         ("status=none", "reserved by the store"),
         ("9a=none", "use letters"),
         ("a/b=none", "use letters"),
-        ("a=none@int8", "known: float16, float32"),
+        ("a=none@int4", "known: float32, float16, int8, uint8"),
         ("a=none(", "not a module"),
         ("a=none++none", "not a module"),
     ],

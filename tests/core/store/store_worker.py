@@ -28,7 +28,10 @@ ROWS, SHARD_ROWS, SHARDS = 20, 8, 3
 
 
 def plan(**changes: object) -> layout.StorePlan:
-    """A plan of 20 rows in shards of 8 (the last has 4), with a compressed, an uncompressed and an integer array."""
+    """A plan of 20 rows in shards of 8 (the last has 4), with a compressed, an uncompressed and an integer array.
+
+    The chunks of the first divide its channels.
+    """
     arrays = (
         layout.ArrayPlan(
             name="features",
@@ -39,6 +42,7 @@ def plan(**changes: object) -> layout.StorePlan:
             fill=float("nan"),
             attributes={"coordinates": "image_id point_x"},
             compress=True,
+            chunk_tail=(4,),
         ),
         layout.ArrayPlan(
             name="probes",

@@ -24,6 +24,7 @@ FILLS: dict[str, tuple[float | int, ...]] = {
     "float32": (float("nan"), 2.25),
     "float64": (float("-inf"),),
     "uint8": (0, 7),
+    "int8": (0,),
     "int32": (-1,),
     "int64": (2**53 + 1,),
 }
@@ -53,13 +54,15 @@ def plans(draw: st.DrawFn) -> layout.StorePlan:
     chunk_rows = draw(st.integers(1, 5))
     shard_rows = chunk_rows * draw(st.integers(1, 4))
     dtype = draw(st.sampled_from(sorted(FILLS)))
+    tail = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
     return plan_of(
         draw(st.integers(1, 3 * shard_rows)),
         shard_rows,
         chunk_rows,
         dtype=dtype,
         fill=draw(st.sampled_from(FILLS[dtype])),
-        tail=tuple(draw(st.lists(st.integers(1, 4), max_size=3))),
+        tail=tail,
+        chunk_tail=draw(st.sampled_from([(), tuple(draw(st.integers(1, size)) for size in tail)])),
         compress=draw(st.booleans()),
     )
 
@@ -70,7 +73,7 @@ def plans(draw: st.DrawFn) -> layout.StorePlan:
 def test_every_object_is_what_zarr_makes_of_it(
     tmp_path_factory: pytest.TempPathFactory, plan: layout.StorePlan, seed: int, name: str
 ) -> None:
-    """All types, fills, ranks, codecs; whole and short shards, short chunks, a status that is not sharded."""
+    """All types, fills, ranks, codecs; whole, short and divided shards, short chunks, a status that is not sharded."""
     metadata = metadata_of(tmp_path_factory.mktemp("group") / "g", plan, name)
     array = next(item for item in plan.all_arrays if item.name == name)
     draw = np.random.default_rng(seed)
@@ -80,7 +83,9 @@ def test_every_object_is_what_zarr_makes_of_it(
         key = layout.chunk_key(array, shard).partition("/")[2]
         assert zarr_bytes.read_format(metadata, block) is not None
         found = joined(zarr_bytes.encode(metadata, key, start, block))
-        assert found == bytes(zarr_bytes.encode_by_zarr(metadata, key, start, block))
+        other = bytes(zarr_bytes.encode_by_zarr(metadata, key, start, block))
+        # zarr interleaves the chunks of a divided shard, whose order is free.
+        assert len(found) == len(other) if array.chunk_tail else found == other
         np.testing.assert_array_equal(zarr_bytes.decode(metadata, key, found, (start, stop)), block)
         own = zarr_bytes.decode_rows(metadata, key, found, (start, stop))
         assert (own.dtype, own.shape, own.tobytes()) == (block.dtype, block.shape, block.tobytes())
