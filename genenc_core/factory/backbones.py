@@ -21,7 +21,7 @@ def input_info(parts: Parts) -> feats.InputInfo:
     """Return the input that a source's model expects."""
     size = parts.preprocessing
     return feats.InputInfo(
-        channels=3,
+        channels=size.channel_count,
         height=size.height,
         width=size.width,
         mean=parts.mean,

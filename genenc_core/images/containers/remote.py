@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from genenc_core import errors
+from genenc_core import errors, spec
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.container import Container, Content, Mark, Member
 from genenc_core.images.containers.frames import Frames
@@ -50,7 +50,7 @@ class Remote(Container):
         self._pool: ThreadPoolExecutor | None = None
 
     @classmethod
-    def open(cls, path: str) -> "Remote":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "Remote":  # noqa: ARG003
         """Take an address; nothing is asked yet.
 
         Raises:
