@@ -38,7 +38,7 @@ class ModelRequest:
     channels: int | None = None
     """of the images, where they are not 8-bit RGB; None: RGB, or as the model declares"""
     statistics: tuple[encoder_module.PerChannel, encoder_module.PerChannel] | None = None
-    """mean and std of these channels; None: the model's"""
+    """mean and std of these channels, or one number for all; None: the model's"""
 
     @property
     def code(self) -> str | None:
@@ -137,7 +137,8 @@ def _of_channels(request: ModelRequest, parts: encoder_module.Parts) -> dict[str
         if request.channels is None:
             return {}
     count = parts.preprocessing.channel_count
-    mean, std = request.statistics or (parts.mean, parts.std)
+    given = request.statistics or (parts.mean, parts.std)
+    mean, std = (values * count if len(values) == 1 else values for values in given)
     if {len(mean), len(std)} - {count}:
         raise errors.InputError(
             f"--mean and --std have {len(mean)} and {len(std)} numbers, but {request.name!r} takes {count} channels: "

@@ -86,12 +86,13 @@ def statistics(given: run_parameters.ExtractParameters) -> tuple[PerChannel, Per
     """Return `--mean` and `--std` for a model that is built here, None without them.
 
     Raises:
-        InputError: they are given for 8-bit RGB, or as in `adaptation.parse`.
+        InputError: as in `adaptation.parse`.
     """
     if given.mean is None and given.std is None:
         return None
     count = wanted_count(given) or (given.mean or "").count(",") + 1
-    found = normalisation(given, count)
+    # `of_run` checks their unit, once the range is known.
+    found = adaptation.parse(given.mean, given.std, channels=count, any_unit=True)
     return None if found is None else (found.mean, found.std)
 
 

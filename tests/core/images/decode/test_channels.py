@@ -1,5 +1,6 @@
 """Channels other than 8-bit RGB: values as tifffile and Pillow read them, chosen, scaled, turned and fitted."""
 
+import contextlib
 import io
 from typing import Any
 
@@ -201,18 +202,18 @@ def test_a_damaged_or_truncated_file_is_unreadable_and_never_anything_else(layou
     values = pixels("uint16", 6)
     stored = values.transpose(1, 2, 0) if layout == "chunky" else values
     data = tiff(np.ascontiguousarray(stored), **LAYOUTS[layout])
+    whole = read(data, 6)
     for kept in range(0, len(data), 97):
-        with pytest.raises(decoded.ImageUnreadable):
-            read(data[:kept], 6)
+        with contextlib.suppress(decoded.ImageUnreadable):
+            assert np.array_equal(read(data[:kept], 6), whole)
+            assert kept > 6 * HEIGHT * WIDTH * 2  # only what follows the pixels is missing
     draw = np.random.default_rng(0)
     for _ in range(60):
         broken = bytearray(data)
         for at in draw.integers(0, len(data), 6):
             broken[at] = draw.integers(256)
-        try:
+        with contextlib.suppress(decoded.ImageUnreadable):
             assert read(bytes(broken), 6).shape[0] == 6
-        except decoded.ImageUnreadable as error:
-            assert str(error)
 
 
 def test_pixels_above_the_limit_are_refused_before_they_are_read() -> None:
