@@ -248,8 +248,12 @@ def build(
     preprocessing = _preprocessing(model_plan.task, own, inputs, size)
     if size is None and not isinstance(getattr(model.encoder, "inputs", None), feats.InputInfo):
         warn_of_size(str(model_plan.backbone), preprocessing)
-    stated = (_numbers(key, own.get(key, getattr(inputs, key))) for key in ("mean", "std"))
-    mean, std = (adapting.adapted_statistics(values, inputs.channels) for values in stated)
+    mean, std = (
+        _numbers(key, own[key], inputs.channels)
+        if key in own
+        else adapting.adapted_statistics(getattr(inputs, key), inputs.channels)
+        for key in ("mean", "std")
+    )
     model.eval()
     wanted = (preprocessing.height, preprocessing.width)
     padded = model.padded_size(wanted)
@@ -330,7 +334,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
             raise errors.InputError(f"{key} {arguments[key]!r} is not one of {', '.join(choices)}.")
     for key in ("mean", "std"):
         if key in arguments:
-            _numbers(key, arguments[key])
+            _numbers(key, arguments[key], _stated_channels(model_plan))
     outputs = arguments.get("outputs", ["logits"])
     if not isinstance(outputs, list) or not outputs or len({*map(str, outputs)}) != len(outputs):
         raise errors.InputError(
@@ -358,11 +362,21 @@ def _preprocessing(
     )
 
 
-def _numbers(key: str, given: Any) -> PerChannel:
+def _stated_channels(model_plan: plan.Plan) -> int | None:
+    """Return the channels of the images by the model file alone; None if the backbone's own code says them."""
+    count = backbones.channels_in(model_plan.backbone_kwargs)
+    is_named = isinstance(model_plan.backbone, str)
+    known = is_named and registries.BACKBONE_REGISTRY.split(str(model_plan.backbone))[0] != "python"
+    return count or (adapting.RGB if known else None)
+
+
+def _numbers(key: str, given: Any, count: int | None) -> PerChannel:
+    """Return mean or std as numbers, one per channel; `count` None: any number of them."""
     values = list(given) if isinstance(given, list | tuple) else []
     good = bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if not good or (key == "std" and min(values) <= 0):
-        raise errors.InputError(
-            f"{key} {given!r} must be three numbers, for R, G and B in [0, 1], or one per channel; std above 0."
-        )
+    if not good or (key == "std" and min(values) <= 0) or count not in (None, len(values)):
+        what = "three numbers, for R, G and B in [0, 1]"
+        if count not in (None, adapting.RGB):
+            what = f"{count} numbers, one per channel"
+        raise errors.InputError(f"{key} {given!r} must be {what}; std above 0.")
     return tuple(float(value) for value in values)

@@ -2,21 +2,20 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from genenc_core import errors
+from genenc_core.factory import backbones, plan, registries, task_models
 from genenc_core.factory import features as feats
-from genenc_core.factory import plan, registries, task_models
 from genenc_core.models import tokens
 from genenc_core.models.weights import WeightsChoice
 
 OUTPUTS = ("logits", "decoder", "necks", "backbone")
 _DEFAULT_SIZE = 224
-_CHANNELS, _BANDS = ("in_chans", "in_channels"), ("bands", "model_bands")
 
 
 class TaskTrunk(nn.Module):
@@ -163,18 +162,13 @@ def inputs_of(encoder: nn.Module, model_plan: plan.Plan) -> feats.InputInfo:
     inputs = getattr(encoder, "inputs", None)
     if isinstance(inputs, feats.InputInfo):
         return inputs
-    stated = [channels_in(model_plan.backbone_kwargs), *(getattr(encoder, name, None) for name in _CHANNELS)]
+    stated = [
+        backbones.channels_in(model_plan.backbone_kwargs),
+        *(getattr(encoder, name, None) for name in backbones.CHANNELS),
+    ]
     count = next((each for each in stated if isinstance(each, int) and each > 0), 3)
     side = _DEFAULT_SIZE
     return feats.InputInfo(channels=count, height=side, width=side, mean=(0.0,) * count, std=(1.0,) * count)
-
-
-def channels_in(options: Mapping[str, Any]) -> int | None:
-    """Return the channels that a backbone's arguments name: `bands`, `in_chans` or `in_channels`; None if none."""
-    bands = options.get("bands") or options.get("model_bands")
-    if isinstance(bands, list | tuple):
-        return len(bands)
-    return next((int(options[name]) for name in _CHANNELS if isinstance(options.get(name), int)), None)
 
 
 def with_channels(model_plan: plan.Plan) -> plan.Plan:
@@ -182,11 +176,9 @@ def with_channels(model_plan: plan.Plan) -> plan.Plan:
     if isinstance(model_plan.backbone, nn.Module):
         return model_plan
     prefix, _ = registries.BACKBONE_REGISTRY.split(model_plan.backbone)
-    count = channels_in(model_plan.backbone_kwargs)
-    if prefix not in ("timm", "torchvision") or count is None:
+    if prefix not in ("timm", "torchvision"):
         return model_plan
-    rest = {name: value for name, value in model_plan.backbone_kwargs.items() if name not in (*_CHANNELS, *_BANDS)}
-    return dataclasses.replace(model_plan, backbone_kwargs={**rest, "in_chans": count})
+    return dataclasses.replace(model_plan, backbone_kwargs=backbones.with_in_chans(model_plan.backbone_kwargs))
 
 
 def refuse_other_channels(inputs: feats.InputInfo, wanted: int | None) -> None:

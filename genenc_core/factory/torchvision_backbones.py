@@ -109,9 +109,11 @@ class TorchvisionBackbones:
         output: Output = "maps",
         out_indices: Sequence[int] | None = None,
         image_size: Any = None,
-        in_chans: int | None = None,
+        **channels: Any,
     ) -> nn.Module:
-        """Build a backbone, for RGB images without `in_chans`; only transformers depend on `image_size`.
+        """Build a backbone; only transformers depend on `image_size`.
+
+        It is for RGB images unless `channels` has `in_chans`, `in_channels` or `bands`.
 
         Raises:
             InputError: unknown output or stage, an unsupported size, or a failed download.
@@ -119,7 +121,9 @@ class TorchvisionBackbones:
         if output not in ("maps", "tokens"):
             raise errors.InputError(f"backbone_output {output!r} must be 'maps' or 'tokens'.")
         choice = backbones.random_or_pretrained(pretrained)
-        parts = torchvision_source.build(name.lower(), choice, backbones.as_size(image_size), in_chans)
+        parts = torchvision_source.build(
+            name.lower(), choice, backbones.as_size(image_size), backbones.channels_in(channels)
+        )
         model = parts.model
         inputs = backbones.input_info(parts)
         if isinstance(model, zoo.VisionTransformer):
@@ -139,7 +143,7 @@ class TorchvisionBackbones:
 
     def signature(self, name: str) -> inspect.Signature | None:  # noqa: ARG002
         """Return the arguments of `build`."""
-        return backbones.keywords("pretrained", "output", "out_indices", "image_size", "in_chans")
+        return backbones.keywords("pretrained", "output", "out_indices", "image_size", *backbones.CHANNELS, "bands")
 
     def includes_head(self, name: str) -> bool:  # noqa: ARG002
         """Return False, since this is not a decoder."""

@@ -173,7 +173,8 @@ class SixBands(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return [B, 5, H/8, W/8]."""
-        return self.body(images)
+        found: torch.Tensor = self.body(images)
+        return found
 
 
 def six_bands() -> nn.Module:

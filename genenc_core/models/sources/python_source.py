@@ -40,11 +40,11 @@ class Declaration(pydantic.BaseModel):
 
     image_size: pydantic.PositiveInt | Sides = 224
     """default size in pixels, one number or (height, width)"""
-    channels: Annotated[int, pydantic.Field(gt=0, le=spec.MOST_CHANNELS)] = 3
-    """of the images that it takes; three are RGB"""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[pydantic.PositiveFloat, ...] = (1.0, 1.0, 1.0)
     """the model receives (image in [0, 1] - mean) / std, one number per channel"""
+    channels: Annotated[int, pydantic.Field(gt=0, le=spec.MOST_CHANNELS)] = 3
+    """of the images that it takes; three are RGB"""
     fit: spec.Fit = "stretch"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True

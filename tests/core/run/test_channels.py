@@ -14,6 +14,7 @@ from PIL import Image
 
 from genenc_core import errors
 from genenc_core.encoding import cancellation
+from genenc_core.factory import build_model
 from genenc_core.models import resolve
 from genenc_core.run import driver, model_export, status
 from genenc_core.run.folder import RunFolder
@@ -321,3 +322,40 @@ def test_a_run_of_rgb_says_nothing_of_channels(extract: Extract, tmp_path: Path)
     extract()
     assert "channels" not in RunFolder(tmp_path / "run").identity["preprocessing"]
     assert "channels" not in json.loads((tmp_path / "run" / "model_spec.json").read_text())["genenc"]["preprocessing"]
+
+
+def test_a_task_model_of_six_bands_gives_the_logits_of_its_own_forward(
+    run: Extract, six: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm")
+    mean, std = [1087.0, 1342, 1433, 2734, 1958, 1363], [2248.0, 2179, 2178, 1850, 1242, 1049]
+    options: dict[str, Any] = {
+        "task": "segmentation",
+        "backbone": "timm_test_resnet",
+        "backbone_out_indices": [1, 2, 3],
+        "decoder": "FCNDecoder",
+        "decoder_channels": 8,
+        "num_classes": 3,
+    }
+    torch.manual_seed(5)
+    model = build_model.build_model(**options, backbone_in_chans=6).eval()
+    # As TerraTorch's Lightning module saves it.
+    torch.save(
+        {"state_dict": {f"model.{name}": value for name, value in model.state_dict().items()}}, tmp_path / "t.ckpt"
+    )
+    bands = ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
+    content = {"image_size": 32, "mean": mean, "std": std, "model_args": {**options, "backbone_bands": bands}}
+    content["task"] = content["model_args"].pop("task")  # type: ignore[attr-defined]
+    (tmp_path / "six.yaml").write_text(json.dumps(content))
+    run(
+        model=str(tmp_path / "six.yaml"),
+        weights=str(tmp_path / "t.ckpt"),
+        value_range="0,1",
+        products=("masks=logits:none@float32",),
+    )
+    images = (torch.from_numpy(six.astype(np.float32)) - torch.tensor(mean).reshape(1, 6, 1, 1)) / torch.tensor(
+        std
+    ).reshape(1, 6, 1, 1)
+    with torch.inference_mode():
+        expected = model(images).output.numpy()
+    assert np.allclose(stored(tmp_path / "run", "masks"), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
