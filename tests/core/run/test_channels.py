@@ -12,7 +12,7 @@ import torch
 import zarr
 from PIL import Image
 
-from genenc_core import errors
+from genenc_core import api, errors
 from genenc_core.encoding import cancellation
 from genenc_core.factory import build_model
 from genenc_core.models import resolve
@@ -359,3 +359,15 @@ def test_a_task_model_of_six_bands_gives_the_logits_of_its_own_forward(
     with torch.inference_mode():
         expected = model(images).output.numpy()
     assert np.allclose(stored(tmp_path / "run", "masks"), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_arrays_of_channels_are_encoded_in_memory(six: np.ndarray) -> None:
+    frames = [np.ascontiguousarray(each.transpose(1, 2, 0)) for each in six[:3]]
+    found = api.encode(frames, "tiny_models:six_bands", weights="random:0", value_range="0,10000")["features"]
+    assert np.allclose(found, by_hand("tiny_models:six_bands", six[:3] / 10_000), rtol=0, atol=1e-6)
+    plain = api.encode(frames, "tiny_models:six_bands", weights="random:0")["features"]
+    assert np.allclose(plain, by_hand("tiny_models:six_bands", six[:3] / 65_535), rtol=0, atol=1e-6)
+    grey = api.encode([frames[0][..., :1]], "tiny_models:conv", weights="random:0", image_size=32, channels="0,0,0")
+    assert grey["features"].shape == (1, 6)
+    with pytest.raises(errors.InputError, match=r"uint16 .*: give uint8 RGB"):
+        api.encode([frames[0][..., :3]], "tiny_models:conv", weights="random:0", image_size=32)
