@@ -382,7 +382,8 @@ def encode(
     """Encode a few images and return arrays with the same values that a run would store.
 
     Args:
-        images: paths, uint8 RGB arrays `[H, W, 3]` or Pillow images, of any sizes; upright, as files are (EXIF).
+        images: paths, uint8 RGB arrays `[H, W, 3]` or Pillow images, of any sizes; upright, as files are (EXIF). For
+            models of other channels, or with `channels` or `value_range`, arrays `[H, W, C]` of any of their types.
         model: as for `Run.create`.
         points: float `[B, K, 2]`, x and y in pixels from the top left edge of each image; NaN for missing points.
         options: as for `Run.create`, but `out` and `limit`.
@@ -412,7 +413,8 @@ def encode(
     from genenc_core.images.sources import folders
 
     with tempfile.TemporaryDirectory(prefix="genenc-encode-") as folder:
-        paths = [_path(image, Path(folder) / f"{at:06d}.png") for at, image in enumerate(images)]
+        as_channels = any(options.get(name) is not None for name in ("channels", "value_range"))
+        paths = [_path(image, Path(folder) / f"{at:06d}.png", as_channels) for at, image in enumerate(images)]
         # By ids of their own: a path may be given twice, or be no text.
         rows = [[_image_id(at), folders.to_text(path)] for at, path in enumerate(paths)]
         listed = _write_table(Path(folder) / "images.csv", ["image_id", "path"], rows)
@@ -586,7 +588,7 @@ def _refuse_unreadable(run: Run) -> None:
         raise InputError(f"image {image['row']} ({path!r}) cannot be read: {image['reason']}")
 
 
-def _path(image: "Image", place: Path) -> str:
+def _path(image: "Image", place: Path, as_channels: bool) -> str:
     import PIL.Image
 
     if isinstance(image, str | os.PathLike):
@@ -596,6 +598,8 @@ def _path(image: "Image", place: Path) -> str:
             f"an image is of type {type(image).__name__}: give a path, a uint8 RGB array [H, W, 3] or a Pillow image"
         )
     if isinstance(image, np.ndarray):
+        if _has_channels(image, as_channels):
+            return _write_channels(image, place.with_suffix(".tif"))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(
                 f"an image array is {image.dtype} {list(image.shape)}: give uint8 RGB [H, W, 3] (from OpenCV: "
@@ -608,6 +612,23 @@ def _path(image: "Image", place: Path) -> str:
         raise InputError(
             f"a Pillow image of mode {image.mode!r} cannot be stored as PNG: {error}; give image.convert('RGB')"
         ) from error
+    return str(place)
+
+
+def _has_channels(image: np.ndarray, as_channels: bool) -> bool:
+    """Return whether an array `[H, W, C]` is not 8-bit RGB, by its channels, or because it is to be read so."""
+    rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    known = image.ndim == 3 and image.dtype.kind in "uif" and min(image.shape) > 0
+    return known and not rgb and (as_channels or image.shape[2] > 4)
+
+
+def _write_channels(image: np.ndarray, place: Path) -> str:
+    import tifffile
+
+    # One plane per channel; a single one is a page of one sample.
+    planes = np.ascontiguousarray(np.moveaxis(image, 2, 0))
+    layout: Any = {"planarconfig": "separate"} if len(planes) > 1 else {}
+    tifffile.imwrite(place, planes, photometric="minisblack", metadata=None, **layout)
     return str(place)
 
 

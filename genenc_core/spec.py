@@ -9,11 +9,12 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from genenc_core import errors, spec_edits
+from genenc_core import errors, spec_block, spec_edits
 from genenc_core.choices import Decoding, ExportFormat, Fit
 from genenc_core.spec_block import (
     ArtifactInfo,
     ArtifactInput,
+    Channels,
     GenencBlock,
     MapCells,
     Preprocessing,
@@ -24,6 +25,7 @@ from genenc_core.spec_block import (
 )
 from genenc_core.system import small_files
 
+MOST_CHANNELS = spec_block.MOST_CHANNELS
 LARGEST_SIDE = 16384
 """maximum height and width of a model's input, in pixels"""
 LARGEST_SIZE = 2**31 - 1
@@ -52,6 +54,7 @@ BACKEND_ALIASES: Mapping[str, BackendName] = {
 __all__ = [
     "ArtifactInfo",
     "ArtifactInput",
+    "Channels",
     "MapCells",
     "Decoding",
     "ExportFormat",

@@ -15,8 +15,34 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
 
+MOST_CHANNELS = 1024
+"""maximum number of a model's input channels"""
+
+
+class Channels(Record):
+    """Channels of images that are not read as 8-bit RGB: the model gets float32 values of the files' own depth."""
+
+    count: int = Field(gt=0, le=MOST_CHANNELS, description="Channels of the model's input.")
+    chosen: tuple[int, ...] | None = Field(
+        default=None, description="Channels of a file, from 0, in the order of the model's; none: all, in their order."
+    )
+    value_range: tuple[tuple[float, float], ...] | None = Field(
+        default=None,
+        description="Values that become 0 and 1: one pair, or one per channel; none: from 0 to the largest value of an "
+        "integer type, and floats in [0, 1].",
+    )
+
+    def describe(self) -> str:
+        """Return a description, e.g. `channels 3, 2, 1 (from 0), 0 to 10000 as 0 to 1`."""
+        named = f"{self.count} channel{'' if self.count == 1 else 's'}"
+        if self.chosen is not None:
+            named = f"channel{'' if self.count == 1 else 's'} {', '.join(map(str, self.chosen))} (from 0)"
+        pairs = [f"{low:g} to {high:g}" for low, high in self.value_range or ()]
+        return f"{named}, {', '.join(pairs)} as 0 to 1" if pairs else named
+
+
 class Preprocessing(Record):
-    """Conversion of an image of any size to the model's [3, height, width] input."""
+    """Conversion of an image of any size to the model's [C, height, width] input; RGB without `channels`."""
 
     height: int = Field(gt=0, description="Model input height in pixels.")
     width: int = Field(gt=0, description="Model input width in pixels.")
@@ -39,14 +65,22 @@ class Preprocessing(Record):
         description="scaled: decode a JPEG at the smallest of 1/2, 1/4, 1/8 that covers the resized size; faster, with "
         "different pixels. gpu: decode and resize common JPEGs on a CUDA device; different pixels.",
     )
+    channels: Channels | None = Field(default=None, description="Channels other than 8-bit RGB; none: 8-bit RGB.")
 
     @model_serializer(mode="wrap")
-    def _omit_default_decode(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omit the default `decode`, so that runs and specs older than the field serialize to the same bytes."""
+    def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Omit the default `decode` and `channels`: runs and specs older than these serialize to the same bytes."""
         fields: dict[str, object] = serialize(self)
         if self.decode == "full":
             fields.pop("decode", None)
+        if self.channels is None:
+            fields.pop("channels", None)
         return fields
+
+    @property
+    def channel_count(self) -> int:
+        """Channels of the model's input."""
+        return 3 if self.channels is None else self.channels.count
 
     def describe(self) -> str:
         """Return a description, e.g. `crop to 224 x 224 (shorter side to 256 first), bilinear`."""
@@ -54,7 +88,9 @@ class Preprocessing(Record):
         bars = f" ({self.pad_position}, bars {list(self.pad_value)})" if self.fit == "pad" else ""
         smooth = "" if self.antialias else ", not antialiased"
         decoded = {"full": "", "scaled": ", JPEG decoded at a reduction", "gpu": ", JPEG decoded on a GPU"}[self.decode]
-        return f"{self.fit} to {self.height} x {self.width}{first}{bars}, {self.interpolation}{smooth}{decoded}"
+        channels = "" if self.channels is None else f"; {self.channels.describe()}"
+        size = f"{self.fit} to {self.height} x {self.width}{first}{bars}"
+        return f"{size}, {self.interpolation}{smooth}{decoded}{channels}"
 
 
 class SourceInfo(Record):
@@ -98,7 +134,12 @@ class ArtifactInput(Record):
         default="float32", description="uint8: 0 to 255, rounded; others: 0 to 1, or normalised with mean and std."
     )
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    channels: Literal[1, 3] = Field(default=3, description="1: grey, 0.299 R + 0.587 G + 0.114 B.")
+    channels: int = Field(
+        default=3,
+        gt=0,
+        le=MOST_CHANNELS,
+        description="1: grey, 0.299 R + 0.587 G + 0.114 B, of an input slot of three channels; otherwise as the slot.",
+    )
 
     def describe(self) -> str:
         """Return a description, e.g. `uint8 [B, H, W, 3], 0 to 255`."""
@@ -149,8 +190,8 @@ class GenencBlock(Record):
     parameters: int | None = None
     weights_notes: tuple[str, ...] | None = Field(default=None, description="How the weights file was read.")
     preprocessing: Preprocessing | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = Field(default=None, description="One number per channel.")
+    std: tuple[float, ...] | None = Field(default=None, description="One number per channel.")
     normalization_inside: bool = Field(
         default=True, description="false: genenc normalises images with mean and std before it calls the artifact."
     )

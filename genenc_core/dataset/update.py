@@ -345,7 +345,12 @@ class Update:
                 if self.folder.part_exists(name):
                     return self.folder.part(name)
                 chosen = manifest.write_selection(scratch / MANIFEST, self.listed, wanted)
-                planning.warn_of_images(chosen, self.extract, table=self.design.points)
+                planning.warn_of_images(
+                    chosen,
+                    self.extract,
+                    table=self.design.points,
+                    channels=self.design.preprocessing.channels,
+                )
                 given = self.extract.model_copy(update={"out": str(place)})
                 try:
                     planning.publish(place, given, self.design, chosen, scratch=scratch, like=like)

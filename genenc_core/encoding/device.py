@@ -33,7 +33,7 @@ class Device(Protocol):
     """
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Concatenate uint8 images `[k, 3, H, W]` to `[B, 3, H, W]` in host memory that the device copies from."""
+        """Concatenate images `[k, C, H, W]` to `[B, C, H, W]` in host memory that the device copies from."""
         ...
 
     def page_lock(self, memory: np.ndarray) -> Callable[[], None]:
@@ -84,7 +84,7 @@ class CpuDevice:
     """The host: every stage is synchronous, and nothing is copied."""
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return `[B, 3, H, W]`.
+        """Return `[B, C, H, W]`.
 
         Copied by NumPy: parallel torch operations would give this thread its own OpenMP workers, and with more threads
         than cores OpenMP lets the encoder's workers sleep between operations.
@@ -148,7 +148,7 @@ class CudaDevice:
         self._streams = {name: torch.cuda.Stream(device) for name in STAGES}  # type: ignore[no-untyped-call]
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return `[B, 3, H, W]` in page-locked memory; copied by NumPy, since torch starts threads for each part."""
+        """Return `[B, C, H, W]` in page-locked memory; copied by NumPy, since torch starts threads for each part."""
         count = sum(len(part) for part in parts)
         joined = torch.empty((count, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
         np.concatenate([part.numpy() for part in parts], out=joined.numpy())

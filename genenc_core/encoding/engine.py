@@ -1,4 +1,4 @@
-"""Engine for one encoder and its products: uint8 batches in, reduced arrays out, several batches in flight."""
+"""Engine for one encoder and its products: batches of pixels in, reduced arrays out, several in flight."""
 
 import contextlib
 import dataclasses
@@ -105,9 +105,9 @@ class Rebatching(Protocol):
 class Batch:
     """Decoded images for the encoder.
 
-    Shapes: `pixels` uint8 `[B, 3, H, W]`; `points` float64 `[B, K, 2]` in model pixels; `valid` bool `[B, K]`;
-    `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of the part that each image covers; None means
-    all. `sampled` bool `[B]` per product: the rows whose exact values are returned, too.
+    Shapes: `pixels` `[B, C, H, W]`, uint8 or float32 in [0, 1]; `points` float64 `[B, K, 2]` in model pixels; `valid`
+    bool `[B, K]`; `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of the part that each image covers;
+    None means all. `sampled` bool `[B]` per product: the rows whose exact values are returned, too.
     """
 
     pixels: torch.Tensor
@@ -246,7 +246,9 @@ class Engine:
         """
         height, width = self.encoder.input_size
         # A few images, repeated: generating all of them would add to the measured time.
-        noise = torch.randint(0, 256, (min(size, _NOISE_IMAGES), 3, height, width), dtype=torch.uint8)
+        noise = torch.randint(
+            0, 256, (min(size, _NOISE_IMAGES), channels_of(self.encoder), height, width), dtype=torch.uint8
+        )
         repeated = [noise] * (size // len(noise)) + [noise[: size % len(noise)]]
         points = torch.zeros(size, point_count, 2, dtype=torch.float64)
         valid = torch.ones(size, point_count, dtype=torch.bool)
@@ -293,7 +295,7 @@ class Engine:
         with device.stage("compute"):
             device.follow(arrived, pixels, points, valid, *(() if view is None else (view,)), *sampled.values())
             started = device.mark()
-            images = padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
+            images = unit_range(padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min))
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, view, count)
@@ -363,6 +365,16 @@ class Engine:
             reduce_seconds=self.device.seconds(item.encoded, item.reduced),
             copy_out_seconds=self.device.seconds(item.returning, item.done),
         )
+
+
+def unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """Return uint8 pixels as float32 in [0, 1], and float32 ones as a copy, which an encoder may overwrite."""
+    return pixels.float().div_(255.0) if pixels.dtype == torch.uint8 else pixels.clone()
+
+
+def channels_of(encoder: object) -> int:
+    """Return the channels that an encoder takes; one of RGB need not say so."""
+    return int(getattr(encoder, "channels", 3))
 
 
 def padded(pixels: torch.Tensor, smallest: int) -> torch.Tensor:

@@ -451,9 +451,9 @@ class ShardEncoder:
 
     def _encodes_noise(self) -> bool:
         height, width = self.runner.encoder.input_size
-        count = self.input.points.shape[1]
+        count, channels = self.input.points.shape[1], engine.channels_of(self.runner.encoder)
         pixels = torch.randint(
-            0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+            0, 256, (1, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
         noise = engine.Batch(
             pixels=self.runner.device.join([pixels]),

@@ -59,6 +59,7 @@ class TiledEncoder:
         self.calls: tuple[int, ...] = ()
         """Sizes of the batches of tiles in the last call."""
         self._inner = inner
+        self._channels = engine.channels_of(inner)
         self._slots = {slot.name: plan.stitched(slot).shape for slot in slots}
         self._stitchers = {slot.name: _Stitcher(plan, slot, inner.device) for slot in slots}
 
@@ -66,6 +67,11 @@ class TiledEncoder:
     def device(self) -> torch.device:
         """Device of the inner encoder."""
         return self._inner.device
+
+    @property
+    def channels(self) -> int:
+        """Channels that the inner encoder takes."""
+        return self._channels
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -106,7 +112,7 @@ class TiledEncoder:
             RuntimeError, MemoryError: out of memory; other exceptions of the encoder propagate as well.
         """
         with torch.inference_mode():
-            self._inner(torch.rand(size, 3, *self.plan.tile, device=self.device))
+            self._inner(torch.rand(size, self.channels, *self.plan.tile, device=self.device))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -167,10 +173,12 @@ class _Stitcher:
         into[:, :, y.start : y.stop, x.start : x.stop].addcmul_(kept, weights)
 
 
-def canvases_per_call(plan: TilePlan, slots: Sequence[spec.SlotSpec], tiles_per_batch: int) -> int:
+def canvases_per_call(
+    plan: TilePlan, slots: Sequence[spec.SlotSpec], tiles_per_batch: int, *, channels: int = 3
+) -> int:
     """Return how many canvases to encode together: the fewest that fill the batches of tiles, within 256 MiB."""
     values = sum(_size(plan.stitched(slot).shape) for slot in slots)
-    one = 5 * _size((3, *plan.canvas)) + 4 * values
+    one = 5 * _size((channels, *plan.canvas)) + 4 * values
     counts = range(1, max(1, min(tiles_per_batch, GROUP_BYTES // one)) + 1)
 
     def filled(count: int) -> float:

@@ -80,12 +80,12 @@ def batches(batch_min: int, batch_max: int) -> tuple[int, ...]:
     return tuple(sorted({batch_min, odd, batch_max}))
 
 
-def draw(shape: Shape) -> Iterator[torch.Tensor]:
-    """Yield two batches of random images [B, 3, H, W] in [0, 1]: noise, and smooth blobs as in photographs."""
+def draw(shape: Shape, *, channels: int = 3) -> Iterator[torch.Tensor]:
+    """Yield two batches of random images [B, channels, H, W] in [0, 1]: noise, and smooth blobs as in photographs."""
     count, height, width = shape
     generator = torch.Generator().manual_seed(0)
-    yield torch.rand((count, 3, height, width), generator=generator)
-    coarse = torch.rand((count, 3, 8, 8), generator=generator)
+    yield torch.rand((count, channels, height, width), generator=generator)
+    coarse = torch.rand((count, channels, 8, 8), generator=generator)
     yield torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").contiguous()
 
 
@@ -101,7 +101,7 @@ def compare(
     """
     worst = {candidate.name: Difference(absolute=0.0, relative=0.0) for candidate in candidates}
     for shape in sorted({shape for candidate in candidates for shape in candidate.shapes}):
-        for images in draw(shape):
+        for images in draw(shape, channels=built.preprocessing.channel_count):
             with torch.inference_mode():
                 expected = built.module(images.clone())  # a model may write to its input
             for candidate in candidates:

@@ -63,12 +63,12 @@ def export_encoder(
 ) -> list[ExportedModel]:
     """Write `<name>_<format>.<suffix>` and `<name>_<format>_spec.json` to `out` for each format, or nothing on failure.
 
-    Artifacts take float32 RGB [B, 3, H, W] in [0, 1] with batch_min <= B <= batch_max; equal bounds give a fixed
-    batch. With `variants`, each format has several files of one fixed batch, `<name>_<format>_b<size>.<suffix>`, in
-    one spec. With `size_range`, H and W vary within that range. Every file is compared with the eager model at its
-    smallest, an odd and its largest batch, and at two or three other sizes with its smallest batch, on two random
-    inputs each. `tolerance` bounds max |artifact - eager| / max |eager|, which is 0 for TorchScript and about 1e-6
-    for other formats of a deep network.
+    Artifacts take float32 [B, C, H, W] in [0, 1], RGB unless the model takes other channels, with
+    batch_min <= B <= batch_max; equal bounds give a fixed batch. With `variants`, each format has several files of one
+    fixed batch, `<name>_<format>_b<size>.<suffix>`, in one spec. With `size_range`, H and W vary within that range.
+    Every file is compared with the eager model at its smallest, an odd and its largest batch, and at two or three other
+    sizes with its smallest batch, on two random inputs each. `tolerance` bounds max |artifact - eager| / max |eager|,
+    which is 0 for TorchScript and about 1e-6 for other formats of a deep network.
 
     Raises:
         InputError: invalid bounds, formats or name, or `out` is not writable.
@@ -160,7 +160,7 @@ def _compile(
     own = (built.preprocessing.height, built.preprocessing.width)
     # Exporters treat an example batch of 1 as a constant, so it is 2 if the bounds allow.
     count = max(batch[0], min(2, batch[1]))
-    example = next(comparison.draw((count, *own)))
+    example = next(comparison.draw((count, *own), channels=built.preprocessing.channel_count))
     target = interface.Target(
         example=example, batch=batch, sizes=size_range, outputs=tuple(slot.name for slot in built.outputs)
     )
@@ -234,7 +234,9 @@ def _publish(
 def _cells(built: resolve.BuiltEncoder) -> tuple[spec.MapCells, ...] | None:
     """Return the cell positions of the model's maps, as far as they can be traced."""
     size = built.preprocessing.height, built.preprocessing.width
-    grids = receptive_field.cells(built.module, encoder_module.EncoderModule.slots, size=size)
+    grids = receptive_field.cells(
+        built.module, encoder_module.EncoderModule.slots, size=size, channels=built.preprocessing.channel_count
+    )
     cells = [
         spec.MapCells(slot=slot, size=size, stride=(down[0], across[0]), first=(down[1], across[1]))
         for slot, (down, across) in grids.items()

@@ -82,7 +82,9 @@ def require(built: resolve.BuiltEncoder, sizes: spec.SizeRange) -> None:
     fixed = f"--dynamic-size is not possible, because {built.request.name!r} only supports {own[0]} x {own[1]} pixels: "
     remedy = "Omit --dynamic-size, and export once per --image-size."
     for height, width in other_sizes(sizes, own):
-        images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        images = torch.rand(
+            1, built.preprocessing.channel_count, height, width, generator=torch.Generator().manual_seed(0)
+        )
         try:
             with torch.inference_mode():
                 outputs = built.module(images)

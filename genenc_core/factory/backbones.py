@@ -1,7 +1,7 @@
 """Backbones from genenc's built-in encoders and from user code (`package.module:factory`)."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,32 @@ from genenc_core.models.encoder_module import Parts
 from genenc_core.models.sources import builtin_source
 from genenc_core.models.weights import WeightsChoice
 
+CHANNELS, _BANDS = ("in_chans", "in_channels"), ("bands", "model_bands")
+"""Arguments by which a backbone is told its channels, as a number or by their names."""
+
+
+def channels_in(options: Mapping[str, Any]) -> int | None:
+    """Return the channels that a backbone's arguments name: `bands`, `in_chans` or `in_channels`; None if none."""
+    bands = options.get("bands") or options.get("model_bands")
+    if isinstance(bands, list | tuple):
+        return len(bands)
+    return next((int(options[name]) for name in CHANNELS if isinstance(options.get(name), int)), None)
+
+
+def with_in_chans(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a library backbone's arguments with `in_chans` for the bands or channels among them."""
+    count = channels_in(options)
+    if count is None:
+        return dict(options)
+    rest = {name: value for name, value in options.items() if name not in (*CHANNELS, *_BANDS)}
+    return {**rest, "in_chans": count}
+
 
 def input_info(parts: Parts) -> feats.InputInfo:
     """Return the input that a source's model expects."""
     size = parts.preprocessing
     return feats.InputInfo(
-        channels=3,
+        channels=size.channel_count,
         height=size.height,
         width=size.width,
         mean=parts.mean,

@@ -15,8 +15,10 @@ from genenc_core import errors, spec
 from genenc_core.factory import backbones, build_model, plan, registries, registry, task_encoder
 from genenc_core.factory import build_model as builder
 from genenc_core.factory import features as feats
+from genenc_core.models import channels as adapting
 from genenc_core.models import trust
-from genenc_core.models.encoder_module import Parts, warn_of_size
+from genenc_core.models.encoder_module import Parts, PerChannel, warn_of_size
+from genenc_core.models.sources import channel_loading
 from genenc_core.models.weights import WeightsChoice, construction_rng
 from genenc_core.system import small_files
 
@@ -159,8 +161,8 @@ def _warn_of_ignored_data(path: Path, data: object, arguments: Mapping[str, Any]
     if ignored and not {"mean", "std"} <= arguments.keys():
         warnings.warn(
             f"{_who(path)} describes under 'data' how images are prepared for the model ({', '.join(ignored)}), which "
-            "is ignored: images are RGB, normalised as for the backbone's own weights. If the model was trained "
-            "differently, add mean and std of RGB in [0, 1] at the top level",
+            "is ignored: images are RGB, normalised as for the backbone's own weights, unless the backbone takes other "
+            "channels. If the model was trained differently, add mean and std per channel in [0, 1] at the top level",
             DataIgnoredWarning,
             stacklevel=3,
         )
@@ -214,14 +216,18 @@ def canonical(arguments: Mapping[str, Any]) -> str:
         raise errors.InputError(f"a value is not text, number, true, false, list or table: {error}.") from error
 
 
-def build(arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
-    """Build an encoder of RGB images from the result of `read`.
+def build(
+    arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int | None = None
+) -> Parts:
+    """Build an encoder of images from the result of `read`.
+
+    `channels` of the images must be those of its backbone, if it is not None.
 
     `random:SEED` seeds all weights; `pretrained` downloads the backbone's, the rest is random (seed 0); a file holds
     the whole model's state dict, or a TerraTorch checkpoint.
 
     Raises:
-        InputError: incompatible arguments, unusable weights or size, or a backbone that is not for RGB.
+        InputError: incompatible arguments, unusable weights or size, or a backbone of other channels.
     """
     options: dict[str, Any] = json.loads(arguments)
     own = {key: options.pop(key) for key in OWN_KEYS if key in options}
@@ -230,26 +236,34 @@ def build(arguments: str, choice: WeightsChoice, image_size: tuple[int, int] | N
     if model_plan.temporal is not None:
         raise errors.InputError(_NO_TEMPORAL)
     size = image_size or backbones.as_size(own.get("image_size"))
-    model_plan = task_encoder.with_weights(task_encoder.with_size(model_plan, size), choice, outputs)
+    model_plan = task_encoder.with_size(task_encoder.with_channels(model_plan), size)
+    model_plan = task_encoder.with_weights(model_plan, choice, outputs)
     with construction_rng(choice):
         model = builder.from_plan(model_plan)
     if choice.path is not None:
         build_model.load(choice, model)
     task_encoder.drop_unused_parts(model, outputs)
-    inputs = task_encoder.inputs_of(model.encoder)
+    inputs = task_encoder.inputs_of(model.encoder, model_plan)
+    task_encoder.refuse_other_channels(inputs, channels)
     preprocessing = _preprocessing(model_plan.task, own, inputs, size)
     if size is None and not isinstance(getattr(model.encoder, "inputs", None), feats.InputInfo):
         warn_of_size(str(model_plan.backbone), preprocessing)
-    mean, std = (_three(key, own.get(key, getattr(inputs, key))) for key in ("mean", "std"))
+    mean, std = (
+        _numbers(key, own[key], inputs.channels)
+        if key in own
+        else adapting.adapted_statistics(getattr(inputs, key), inputs.channels)
+        for key in ("mean", "std")
+    )
     model.eval()
     wanted = (preprocessing.height, preprocessing.width)
     padded = model.padded_size(wanted)
     return Parts(
         model=model,
         trunk=task_encoder.TaskTrunk(model, outputs, size=wanted),
-        preprocessing=preprocessing,
+        preprocessing=channel_loading.for_channels(preprocessing, inputs.channels),
         mean=mean,
         std=std,
+        statistics_adapted=inputs.channels != adapting.RGB and not {"mean", "std"} <= own.keys(),
         padded_inside=None if padded == wanted else padded,
     )
 
@@ -320,7 +334,7 @@ def _check(arguments: Mapping[str, Any]) -> None:
             raise errors.InputError(f"{key} {arguments[key]!r} is not one of {', '.join(choices)}.")
     for key in ("mean", "std"):
         if key in arguments:
-            _three(key, arguments[key])
+            _numbers(key, arguments[key], _stated_channels(model_plan))
     outputs = arguments.get("outputs", ["logits"])
     if not isinstance(outputs, list) or not outputs or len({*map(str, outputs)}) != len(outputs):
         raise errors.InputError(
@@ -348,9 +362,21 @@ def _preprocessing(
     )
 
 
-def _three(key: str, given: Any) -> tuple[float, float, float]:
+def _stated_channels(model_plan: plan.Plan) -> int | None:
+    """Return the channels of the images by the model file alone; None if the backbone's own code says them."""
+    count = backbones.channels_in(model_plan.backbone_kwargs)
+    is_named = isinstance(model_plan.backbone, str)
+    known = is_named and registries.BACKBONE_REGISTRY.split(str(model_plan.backbone))[0] != "python"
+    return count or (adapting.RGB if known else None)
+
+
+def _numbers(key: str, given: Any, count: int | None) -> PerChannel:
+    """Return mean or std as numbers, one per channel; `count` None: any number of them."""
     values = list(given) if isinstance(given, list | tuple) else []
-    good = len(values) == 3 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if not good or (key == "std" and min(values) <= 0):
-        raise errors.InputError(f"{key} {given!r} must be three numbers, for R, G and B in [0, 1]; std above 0.")
-    return float(values[0]), float(values[1]), float(values[2])
+    good = bool(values) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if not good or (key == "std" and min(values) <= 0) or count not in (None, len(values)):
+        what = "three numbers, for R, G and B in [0, 1]"
+        if count not in (None, adapting.RGB):
+            what = f"{count} numbers, one per channel"
+        raise errors.InputError(f"{key} {given!r} must be {what}; std above 0.")
+    return tuple(float(value) for value in values)

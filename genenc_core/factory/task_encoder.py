@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from genenc_core import errors
+from genenc_core.factory import backbones, plan, registries, task_models
 from genenc_core.factory import features as feats
-from genenc_core.factory import plan, registries, task_models
 from genenc_core.models import tokens
 from genenc_core.models.weights import WeightsChoice
 
@@ -154,22 +154,44 @@ def with_weights(model_plan: plan.Plan, choice: WeightsChoice, outputs: Sequence
     return dataclasses.replace(model_plan, backbone=backbone, backbone_kwargs=options)
 
 
-def inputs_of(encoder: nn.Module) -> feats.InputInfo:
+def inputs_of(encoder: nn.Module, model_plan: plan.Plan) -> feats.InputInfo:
     """Return the input that a backbone expects, by default 224 x 224 RGB in [0, 1].
 
-    Raises:
-        InputError: it does not take three channels.
+    The channels of a backbone that does not say so itself are those of its arguments, or its attribute `in_chans`.
     """
     inputs = getattr(encoder, "inputs", None)
-    if not isinstance(inputs, feats.InputInfo):
-        side = _DEFAULT_SIZE
-        return feats.InputInfo(channels=3, height=side, width=side, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    if inputs.channels != 3:
+    if isinstance(inputs, feats.InputInfo):
+        return inputs
+    stated = [
+        backbones.channels_in(model_plan.backbone_kwargs),
+        *(getattr(encoder, name, None) for name in backbones.CHANNELS),
+    ]
+    count = next((each for each in stated if isinstance(each, int) and each > 0), 3)
+    side = _DEFAULT_SIZE
+    return feats.InputInfo(channels=count, height=side, width=side, mean=(0.0,) * count, std=(1.0,) * count)
+
+
+def with_channels(model_plan: plan.Plan) -> plan.Plan:
+    """Return the plan with `in_chans` for the bands or channels among the arguments of a library's backbone."""
+    if isinstance(model_plan.backbone, nn.Module):
+        return model_plan
+    prefix, _ = registries.BACKBONE_REGISTRY.split(model_plan.backbone)
+    if prefix not in ("timm", "torchvision"):
+        return model_plan
+    return dataclasses.replace(model_plan, backbone_kwargs=backbones.with_in_chans(model_plan.backbone_kwargs))
+
+
+def refuse_other_channels(inputs: feats.InputInfo, wanted: int | None) -> None:
+    """Check that a backbone takes as many channels as are chosen.
+
+    Raises:
+        InputError: it takes others.
+    """
+    if wanted not in (None, inputs.channels):
         raise errors.InputError(
-            f"the backbone takes {inputs.channels} channels, but images have three (RGB): use a backbone with three "
-            "channels (backbone_in_chans), or call build_model from Python with your own tensors."
+            f"the backbone takes {inputs.channels} channels, not {wanted}: choose {inputs.channels} with --channels, "
+            f"or set backbone_in_chans: {wanted} in the model file"
         )
-    return inputs
 
 
 def _fixed_size(name: str) -> bool:

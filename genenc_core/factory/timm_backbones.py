@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors
+from genenc_core.factory import backbones
 from genenc_core.factory import features as feats
 from genenc_core.models.sources import timm_source
 
@@ -67,6 +68,8 @@ class TimmBackbones:
     def build(self, name: str, output: Output = "maps", pretrained: bool = False, **kwargs: Any) -> nn.Module:
         """Build a backbone; `kwargs` are passed to `timm.create_model` (in_chans, out_indices, img_size ...).
 
+        `in_channels` and `bands` are `in_chans` too, as TerraTorch's own backbones have them.
+
         `output` "tokens" returns a transformer's token lists, of all layers or of `out_indices`.
 
         Raises:
@@ -75,6 +78,7 @@ class TimmBackbones:
         if output not in ("maps", "tokens"):
             raise errors.InputError(f"backbone_output {output!r} must be 'maps' or 'tokens'.")
         _refuse_weights(kwargs)
+        kwargs = backbones.with_in_chans(kwargs)
         inputs = _inputs(name, kwargs)
         if output == "tokens":
             indices = kwargs.pop("out_indices", None)

@@ -31,7 +31,7 @@ class TorchvisionMaps(nn.Module):
         self.stages = list(range(len(self.paths)))
         self.eval()
         with torch.no_grad():
-            shapes = [feature.shape for feature in self(torch.zeros((1, 3, inputs.height, inputs.width)))]
+            shapes = [feature.shape for feature in self(torch.zeros((1, inputs.channels, inputs.height, inputs.width)))]
         following = [*(shape[2:] for shape in shapes[1:]), None]
         self.stages = [stage for stage in self.stages if shapes[stage][2:] != following[stage]]
         self.out_channels = [int(shapes[stage][1]) for stage in self.stages]
@@ -109,8 +109,11 @@ class TorchvisionBackbones:
         output: Output = "maps",
         out_indices: Sequence[int] | None = None,
         image_size: Any = None,
+        **channels: Any,
     ) -> nn.Module:
-        """Build a backbone for RGB images; only transformers depend on `image_size`.
+        """Build a backbone; only transformers depend on `image_size`.
+
+        It is for RGB images unless `channels` has `in_chans`, `in_channels` or `bands`.
 
         Raises:
             InputError: unknown output or stage, an unsupported size, or a failed download.
@@ -118,7 +121,9 @@ class TorchvisionBackbones:
         if output not in ("maps", "tokens"):
             raise errors.InputError(f"backbone_output {output!r} must be 'maps' or 'tokens'.")
         choice = backbones.random_or_pretrained(pretrained)
-        parts = torchvision_source.build(name.lower(), choice, backbones.as_size(image_size))
+        parts = torchvision_source.build(
+            name.lower(), choice, backbones.as_size(image_size), backbones.channels_in(channels)
+        )
         model = parts.model
         inputs = backbones.input_info(parts)
         if isinstance(model, zoo.VisionTransformer):
@@ -138,7 +143,7 @@ class TorchvisionBackbones:
 
     def signature(self, name: str) -> inspect.Signature | None:  # noqa: ARG002
         """Return the arguments of `build`."""
-        return backbones.keywords("pretrained", "output", "out_indices", "image_size")
+        return backbones.keywords("pretrained", "output", "out_indices", "image_size", *backbones.CHANNELS, "bands")
 
     def includes_head(self, name: str) -> bool:  # noqa: ARG002
         """Return False, since this is not a decoder."""

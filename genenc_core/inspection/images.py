@@ -13,11 +13,11 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from genenc_core import spec
+from genenc_core import spec, text
 from genenc_core.encoding import cancellation
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.reader import ContainerReader
-from genenc_core.images.decode import heif
+from genenc_core.images.decode import heif, tiff_channels
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load.loader import ImageLoader
 from genenc_core.images.sources.manifest import Manifest
@@ -65,7 +65,7 @@ class Sample:
     orientations: np.ndarray
     """EXIF, uint8 `[n]`."""
     pixels: dict[int, np.ndarray]
-    """Of the rows that are kept, uint8 `[3, H, W]`."""
+    """Of the rows that are kept, uint8 RGB or float32 channels, `[C, H, W]`."""
     unreadable: dict[int, str]
     """Row -> reason."""
     formats: Counter[str] = field(default_factory=Counter)
@@ -110,30 +110,47 @@ def look(listed: Manifest, preprocessing: spec.Preprocessing, *, keep: int, work
             batch.release()
             cancellation.current().raise_if_cancelled()
     # Only files that a worker has decoded: what broke one must not break this process.
-    with contextlib.closing(ContainerReader()) as reader:
+    with contextlib.closing(ContainerReader(preprocessing.channels)) as reader:
         for row in found.rows.tolist():
             cancellation.current().raise_if_cancelled()
             (path,), (member,) = listed.places(listed.read(row, row + 1))
-            form, kind = _described(reader, path, member, limits)
+            form, kind = _described(reader, path, member, limits, preprocessing.channels)
             found.formats[form] += 1
             found.kinds[kind] += 1
     return found
 
 
-def _described(reader: ContainerReader, path: str, member: str, limits: Limits) -> tuple[str, str]:
+def _described(
+    reader: ContainerReader, path: str, member: str, limits: Limits, channels: spec.Channels | None
+) -> tuple[str, str]:
     """Return the format, and bits and colours, of an image or a container's member."""
     if not member:
         with contextlib.suppress(OSError), Path(path).open("rb") as file:
-            return describe_file(file)
+            form, kind = describe_file(file)
+            if channels is None or form != "TIFF":
+                return form, kind
+            file.seek(0)
+            return form, _channels_of_tiff(file)
         return "unknown", "unknown"
     content = reader.read(path, member, most_pixels=limits.pixels)
     far = kinds.is_remote(path)
     kind = kinds.remote_extension(path) if far else kinds.extension(kinds.place_of(path))
     kind = "" if far and kind != "tar" else kind
+    if content.samples is not None:
+        values = content.samples.values
+        return f"frame of {kind}" if kind else "object", f"{values.dtype}, {text.plural(values.shape[2], 'channel')}"
     if content.pixels is None:
         form, pixels = describe_file(io.BytesIO(content.data))
         return f"{form} in {kind}" if kind else form, pixels
     return f"frame of {kind}", "8-bit RGB, as read"
+
+
+def _channels_of_tiff(file: BinaryIO) -> str:
+    """Return the type and channels of a TIFF, of which pages may be channels."""
+    with contextlib.suppress(Exception), tifffile.TiffFile(file, _multifile=False) as tiff:
+        count = tiff_channels.Layout.of(tiff).channels
+        return f"{tiff.pages[0].dtype}, {text.plural(count, 'channel')}"
+    return "unknown"
 
 
 def describe_file(file: BinaryIO) -> tuple[str, str]:

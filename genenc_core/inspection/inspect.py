@@ -23,7 +23,7 @@ from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.sources import folders, image_source, manifest, manifest_rows
 from genenc_core.inspection import cost, images, sheet
 from genenc_core.inspection.parameters import OF_MODEL, InspectParameters
-from genenc_core.run import options, out_folder, planning, status
+from genenc_core.run import channels, options, out_folder, planning, status
 from genenc_core.run.folder import DATASET
 from genenc_core.run.parameters import parse_image_size
 from genenc_core.store.backends.objects import is_remote
@@ -117,12 +117,13 @@ def inspect(given: InspectParameters) -> Inspection:
         if given.out:
             _check_place(given.out, source)
         table = planning.read_labels(asked)
-        listed = _listed(Path(folder), source, table, given.limit)
-        refused = _refused(listed, given, table)
-        rows = np.unique(np.linspace(0, listed.rows - 1, min(given.sample, listed.rows)).round().astype(np.int64))
-        chosen = manifest.write_selection(Path(folder) / "sample.parquet", listed, rows)
         design = planning.make_design(asked, table, export_to=Path(folder) / "model") if given.model else None
         preprocessing = _geometry(given, design)
+        source = dataclasses.replace(source, channels=preprocessing.channels)
+        listed = _listed(Path(folder), source, table, given.limit)
+        refused = _refused(listed, given, table, preprocessing.channels)
+        rows = np.unique(np.linspace(0, listed.rows - 1, min(given.sample, listed.rows)).round().astype(np.int64))
+        chosen = manifest.write_selection(Path(folder) / "sample.parquet", listed, rows)
         sample = images.look(
             chosen,
             preprocessing,
@@ -163,10 +164,12 @@ def _listed(
     return listed
 
 
-def _refused(listed: manifest.Manifest, given: InspectParameters, table: PointTable | None) -> str:
-    """Return why a run would refuse the labels, "" if it would not."""
+def _refused(
+    listed: manifest.Manifest, given: InspectParameters, table: PointTable | None, channels: spec.Channels | None
+) -> str:
+    """Return why a run would refuse the images or labels, "" if it would not."""
     try:
-        planning.warn_of_images(listed, given, table=table)
+        planning.warn_of_images(listed, given, table=table, channels=channels)
     except errors.InputError as error:
         return str(error)
     return ""
@@ -177,7 +180,7 @@ def _geometry(given: InspectParameters, design: planning.Design | None) -> spec.
         return design.preprocessing
     height, width = parse_image_size(given.image_size) if given.image_size else (_SIDE, _SIDE)
     fit: Fit = given.fit or "pad"
-    return spec.Preprocessing(height=height, width=width, fit=fit)
+    return spec.Preprocessing(height=height, width=width, fit=fit, channels=channels.without_model(given))
 
 
 def _placed(
@@ -205,9 +208,14 @@ def _drawn(
     names = chosen.read(0, chosen.rows).image_ids
     at = {row: number for number, row in enumerate(sample.rows.tolist())}
     title = f"{model or 'no model'}: {preprocessing.describe()}; {len(sample.pixels)} of {len(names)} images looked at"
+    shown = sample.pixels
+    if preprocessing.channels is not None:
+        own = preprocessing.channels
+        title = f"{sheet.what_is_shown((own.chosen or tuple(range(own.count)))[:3])}; {title}"
+        shown = sheet.in_colours(shown)
     return sheet.draw(
         title,
-        {names[row]: image for row, image in sample.pixels.items()},
+        {names[row]: image for row, image in shown.items()},
         {names[row]: points[at[row]] for row in sample.pixels} if chosen.point_names else {},
         chosen.point_names,
     )

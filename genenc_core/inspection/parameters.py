@@ -48,6 +48,8 @@ SHOWN = (
         "sample",
         "image_column",
         "frames",
+        "channels",
+        "value_range",
         "limit",
         "points_columns",
         "points_scale",

@@ -13,6 +13,8 @@ COLUMNS: Final = 6
 _GAP: Final = 8
 _LINE: Final = 18
 _COLOURS: Final = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45")
+_STRETCHED: Final = (2, 98)
+"""Percentiles that are black and white of channels."""
 _LEGEND: Final = 12
 """Point names in the legend."""
 
@@ -54,6 +56,33 @@ def draw(
                 _mark(canvas, left + float(x), upper + float(y), _COLOURS[number % len(_COLOURS)])
         canvas.text((left, upper + height + 2), _shortened(name, width, font), fill="black", font=font)
     return sheet
+
+
+def in_colours(pixels: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return float32 channels `[C, H, W]` as uint8 `[3, H, W]`: the first three as red, green and blue, one as grey.
+
+    Each is stretched from the 2nd to the 98th percentile of all images.
+    """
+    count = min(next(iter(pixels.values())).shape[0], 3)
+    shown: dict[int, list[np.ndarray]] = {row: [] for row in pixels}
+    for channel in range(count):
+        low, high = np.percentile(np.concatenate([image[channel].ravel() for image in pixels.values()]), _STRETCHED)
+        for row, image in pixels.items():
+            part = np.clip((image[channel] - low) / max(high - low, 1e-12), 0, 1)
+            shown[row].append(np.rint(part * 255).astype(np.uint8))
+    for planes in shown.values():
+        # Two are red and green.
+        planes += planes * 2 if count == 1 else [np.zeros_like(planes[0])] * (3 - count)
+    return {row: np.stack(planes) for row, planes in shown.items()}
+
+
+def what_is_shown(channels: Sequence[int]) -> str:
+    """Return what `in_colours` makes of these channels of the files."""
+    if len(channels) == 1:
+        return f"channel {channels[0]} as grey, stretched"
+    colours = ("red", "green", "blue")[: len(channels)]
+    named = ", ".join(f"{channel} {colour}" for channel, colour in zip(channels, colours, strict=False))
+    return f"shown: channels {named}; stretched"
 
 
 def _mark(canvas: ImageDraw.ImageDraw, x: float, y: float, colour: str) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from genenc_core import errors, spec
 from genenc_core.models import fake_run, tokens
 
-Triple = tuple[float, float, float]
+PerChannel = tuple[float, ...]
+"""mean or std, one number per channel"""
 _MAX_UNIT_STATISTIC = 2
 """upper bound of the mean and std of pixels in [0, 1]; larger values are for pixels from 0 to 255"""
 
@@ -37,8 +38,8 @@ class Parts:
     model: nn.Module
     trunk: nn.Module
     preprocessing: spec.Preprocessing
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
     stages: tuple[str, ...] = ()
     """names of the modules of `model` that stage indices refer to, in order; empty: its children"""
     token_layout: tokens.TokenLayout | None = None
@@ -51,22 +52,27 @@ class Parts:
     """how a weights file was read"""
     padded_inside: tuple[int, int] | None = None
     """(height, width) to which the model pads images at the bottom and right; None: it does not pad"""
+    statistics_adapted: bool = False
+    """whether mean and std of other channels were made of those of three"""
 
     def __post_init__(self) -> None:
-        if is_for_bytes(self.mean, self.std):
+        # Of other channels the values may be used as they are (`--value-range 0,1`), with statistics of any size.
+        if self.preprocessing.channels is None and is_for_bytes(self.mean, self.std):
             raise errors.InputError(
                 f"the model's mean {list(self.mean)} and std {list(self.std)} are for pixels from 0 to 255, but images "
                 "are in [0, 1]: divide both by 255 (for a model that takes 0 to 255: mean 0, std 0.00392157)"
             )
 
 
-def is_for_bytes(mean: Triple, std: Triple) -> bool:
+def is_for_bytes(mean: PerChannel, std: PerChannel) -> bool:
     """Return whether mean or std are for pixels from 0 to 255, which would make images in [0, 1] almost constant."""
     return max(map(abs, mean)) > _MAX_UNIT_STATISTIC or max(std) > _MAX_UNIT_STATISTIC
 
 
 class EncoderModule(nn.Module):
-    """Encoder of float32 RGB [B, 3, H, W] in [0, 1] to a tuple of contiguous tensors, one per slot; normalises inside.
+    """Encoder of float32 [B, C, H, W] in [0, 1] to a tuple of contiguous tensors, one per slot; normalises inside.
+
+    The images are RGB unless the model takes other channels.
 
     A slot is a feature map [B, C, h, w], a vector [B, C] (a class token) or a list [B, N, C] (register tokens).
     """
@@ -74,15 +80,16 @@ class EncoderModule(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, trunk: nn.Module, *, mean: Triple, std: Triple) -> None:
+    def __init__(self, trunk: nn.Module, *, mean: PerChannel, std: PerChannel) -> None:
         super().__init__()
         self.trunk = trunk
         self.slot_names: tuple[str, ...] | None = None
         """Slots in output order, set after the dry run; None: in the trunk's order."""
-        self.normalizes = mean != (0.0, 0.0, 0.0) or std != (1.0, 1.0, 1.0)
+        self.normalizes = set(mean) != {0.0} or set(std) != {1.0}
+        self.channels = len(mean)
         # Not persistent, so that the state dict and its digest cover only the trunk.
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return one tensor per slot, in the order of `slot_names` whatever the order of the trunk's outputs.
@@ -122,7 +129,7 @@ def dry_run(module: EncoderModule, *, name: str, height: int, width: int) -> tup
         InputError: the model does not accept this size, or returns anything but maps, vectors or lists of vectors.
     """
     try:
-        outputs = fake_run.observe(module, EncoderModule.slots, batch=2, size=(height, width))
+        outputs = fake_run.observe(module, EncoderModule.slots, batch=2, size=(height, width), channels=module.channels)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise errors.InputError(
             f"model {name!r} cannot encode images of {height} x {width} pixels: {errors.reason(error)}. "

@@ -17,8 +17,8 @@ Result = TypeVar("Result")
 Look = Callable[[Any, torch.Tensor], Result]
 
 
-def observe(module: nn.Module, look: Look[Result], *, batch: int, size: tuple[int, int]) -> Result:
-    """Return `look(copy of module, images [batch, 3, height, width])`, run on fake tensors.
+def observe(module: nn.Module, look: Look[Result], *, batch: int, size: tuple[int, int], channels: int = 3) -> Result:
+    """Return `look(copy of module, images [batch, channels, height, width])`, run on fake tensors.
 
     If that fails, for example because the model needs values (`.item()`, a branch on a value), `look` gets the module
     itself and random images. Any exception thus comes from a real run.
@@ -28,9 +28,9 @@ def observe(module: nn.Module, look: Look[Result], *, batch: int, size: tuple[in
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         shadow = _fake_copy(module, mode)
         with mode, torch.no_grad():
-            return look(shadow, torch.empty((batch, 3, *size)))
+            return look(shadow, torch.empty((batch, channels, *size)))
     except Exception:  # a model's own code may raise anything on fake tensors
-        images = torch.rand((batch, 3, *size), generator=torch.Generator().manual_seed(0))
+        images = torch.rand((batch, channels, *size), generator=torch.Generator().manual_seed(0))
         # Not inference_mode: `look` may compare version counters, which inference tensors lack.
         with torch.no_grad():
             return look(module, images)

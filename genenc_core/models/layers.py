@@ -60,7 +60,7 @@ def tapped(parts: Parts, wanted: Sequence[str]) -> Parts:
         )
     chosen = {name: inside[name] for name in names}
     size = (parts.preprocessing.height, parts.preprocessing.width)
-    outputs = _observed(parts.trunk, chosen, size)
+    outputs = _observed(parts.trunk, chosen, size, parts.preprocessing.channel_count)
     taps = tuple(
         Tap(name=name, path=path, form=_form(name, parts.trunk.get_submodule(path), outputs[name], parts))
         for name, path in chosen.items()
@@ -101,7 +101,9 @@ def _listed(stages: Sequence[str]) -> str:
     return f"{', '.join(stages[:4])}, ... {', '.join(stages[-2:])}"
 
 
-def _observed(trunk: nn.Module, chosen: Mapping[str, str], size: tuple[int, int]) -> Mapping[str, list[object]]:
+def _observed(
+    trunk: nn.Module, chosen: Mapping[str, str], size: tuple[int, int], channels: int
+) -> Mapping[str, list[object]]:
     """Return the output of every call of the chosen modules for two images, from a fake run."""
 
     def look(module: nn.Module, images: torch.Tensor) -> Mapping[str, list[object]]:
@@ -112,7 +114,7 @@ def _observed(trunk: nn.Module, chosen: Mapping[str, str], size: tuple[int, int]
         return outputs
 
     try:
-        return fake_run.observe(trunk, look, batch=2, size=size)
+        return fake_run.observe(trunk, look, batch=2, size=size, channels=channels)
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise errors.InputError(
             f"the model cannot encode images of {size[0]} x {size[1]} pixels: {error}. Give another --image-size."

@@ -100,7 +100,11 @@ _REDUCES = frozenset(["mean", "sum", "amax", "amin", "max", "min", "var", "var_m
 
 
 def cells(
-    module: nn.Module, slots: Callable[[Any, torch.Tensor], Mapping[str, torch.Tensor]], *, size: tuple[int, int]
+    module: nn.Module,
+    slots: Callable[[Any, torch.Tensor], Mapping[str, torch.Tensor]],
+    *,
+    size: tuple[int, int],
+    channels: int = 3,
 ) -> dict[str, tuple[Axis, Axis]]:
     """Return the grid of cell centres of each map: slot -> (vertical, horizontal) stride and first centre.
 
@@ -108,15 +112,16 @@ def cells(
 
     Args:
         module: a model on the CPU.
-        slots: runs it on images `[1, 3, height, width]`, and returns its outputs by slot.
+        slots: runs it on images `[1, channels, height, width]`, and returns its outputs by slot.
         size: (height, width) of the images.
+        channels: of the images.
     """
 
     def look(model: Any, images: torch.Tensor) -> dict[str, tuple[Axis, Axis]]:
         return traced(lambda batch: slots(model, batch), images)
 
     try:
-        return fake_run.observe(module, look, batch=1, size=size)
+        return fake_run.observe(module, look, batch=1, size=size, channels=channels)
     except Exception:  # the model's own code may raise anything
         return {}
 
@@ -124,7 +129,7 @@ def cells(
 def traced(
     run: Callable[[torch.Tensor], Mapping[str, torch.Tensor]], images: torch.Tensor
 ) -> dict[str, tuple[Axis, Axis]]:
-    """Return the grids of the maps that `run` computes from images `[B, 3, H, W]`, as `cells` does."""
+    """Return the grids of the maps that `run` computes from images `[B, C, H, W]`, as `cells` does."""
     with _Tracing(images) as tracing:
         outputs = dict(run(images))
     with _disable_current_modes():

@@ -5,13 +5,14 @@ import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from genenc_core import errors, spec
 from genenc_core.choices import ZooSource
 from genenc_core.factory import model_file
-from genenc_core.models import encoder_module, layers, trust, user_code, weights
+from genenc_core.models import channels, encoder_module, layers, trust, user_code, weights
 from genenc_core.models.sources import builtin_source, python_source, timm_source, torchvision_source
 
 MODEL_FILE_SUFFIXES = (".toml", ".yaml", ".yml")
@@ -34,6 +35,10 @@ class ModelRequest:
     """allow the import of code that a model file names; code named by `name` itself is always imported"""
     task_aux_heads: bool = True
     """model files only: use the `aux_heads` of a TerraTorch task, which genenc 0.1.0 ignored"""
+    channels: int | None = None
+    """of the images, where they are not 8-bit RGB; None: RGB, or as the model declares"""
+    statistics: tuple[encoder_module.PerChannel, encoder_module.PerChannel] | None = None
+    """mean and std of these channels, or one number for all; None: the model's"""
 
     @property
     def code(self) -> str | None:
@@ -46,15 +51,15 @@ class BuiltEncoder:
     """An eager encoder with its metadata."""
 
     module: nn.Module
-    """eval, float32, CPU, no gradients: RGB [B, 3, H, W] in [0, 1] -> tuple of maps [B, C, h, w]; normalises inside"""
+    """eval, float32, CPU, no gradients: [B, C, H, W] in [0, 1] -> tuple of maps [B, C, h, w]; normalises inside"""
     request: ModelRequest
     kind: spec.SourceKind
     weights_sha256: str | None
     """`weights.state_sha256` of the encoder's tensors, without the classifier; None: it has none"""
     parameters: int
     preprocessing: spec.Preprocessing
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: encoder_module.PerChannel
+    std: encoder_module.PerChannel
     outputs: tuple[spec.SlotSpec, ...]
     """one per map, from a dry run; shapes without the batch"""
     own: user_code.Digests
@@ -107,12 +112,40 @@ def build_parts(request: ModelRequest) -> tuple[spec.SourceKind, encoder_module.
     choice = weights.parse_weights(request.weights, request.weights_key)
     if kind == "factory":
         assert request.arguments is not None
-        parts = model_file.build(request.arguments, choice, request.image_size)
+        parts = model_file.build(request.arguments, choice, request.image_size, request.channels)
     else:
-        parts = _BUILDERS[kind](name, choice, request.image_size)
+        parts = _BUILDERS[kind](name, choice, request.image_size, request.channels)
     read = choice.reading
-    parts = dataclasses.replace(parts, weights_entry=read.entry or choice.key, weights_notes=tuple(read.notes))
+    parts = dataclasses.replace(
+        parts,
+        weights_entry=read.entry or choice.key,
+        weights_notes=tuple(read.notes),
+        **_of_channels(request, parts),
+    )
     return kind, layers.tapped(parts, request.layers) if request.layers else parts
+
+
+def _of_channels(request: ModelRequest, parts: encoder_module.Parts) -> dict[str, Any]:
+    """Return what differs where channels or statistics are asked for: preprocessing, mean and std.
+
+    Raises:
+        InputError: another number of them than the model has.
+    """
+    if request.statistics is None:
+        if parts.statistics_adapted:
+            channels.warn_of_statistics(request.name, parts.mean, parts.std)
+        if request.channels is None:
+            return {}
+    count = parts.preprocessing.channel_count
+    given = request.statistics or (parts.mean, parts.std)
+    mean, std = (values * count if len(values) == 1 else values for values in given)
+    if {len(mean), len(std)} - {count}:
+        raise errors.InputError(
+            f"--mean and --std have {len(mean)} and {len(std)} numbers, but {request.name!r} takes {count} channels: "
+            "give one number per channel"
+        )
+    used = parts.preprocessing.model_copy(update={"channels": spec.Channels(count=count)})
+    return {"preprocessing": used, "mean": mean, "std": std}
 
 
 def resolved(request: ModelRequest) -> ModelRequest:

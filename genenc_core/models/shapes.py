@@ -28,8 +28,8 @@ class ModelShapes:
     name: str
     outputs: tuple[spec.SlotSpec, ...]
     preprocessing: spec.Preprocessing
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: encoder_module.PerChannel
+    std: encoder_module.PerChannel
     parameters: int
 
 

@@ -94,22 +94,22 @@ def _values(
     began = time.perf_counter()
     for batch in batches:
         with torch.inference_mode():  # as in the engine, to avoid a recompilation
-            images = engine.padded(batch, least).to(encoder.device).float().div_(255.0)
+            images = engine.unit_range(engine.padded(batch, least).to(encoder.device))
         for slot, value in runner.call(encoder, images).items():
             parts.setdefault(slot, []).append(value[: len(batch)].cpu().double().flatten(1))
     return {slot: torch.cat(values) for slot, values in parts.items()}, time.perf_counter() - began
 
 
 def _pixels(folder: RunFolder, images: ImageLoader, size: tuple[int, int]) -> torch.Tensor:
-    """Return the first images as uint8 `[n, 3, H, W]`, resized to the model's input size."""
+    """Return the first images `[n, C, H, W]`, resized to the model's input size."""
     rows = min(FIRST_IMAGES, folder.store.plan.rows)
     good: list[torch.Tensor] = []
     for batch in images.iter_batches(0, rows):
         good += [pixels for part in batch.parts for pixels in part.clone()]
         batch.release()
     if not good:
-        return torch.randint(0, 256, (rows, 3, *size), dtype=torch.uint8)
+        return torch.randint(0, 256, (rows, folder.preprocessing.channel_count, *size), dtype=torch.uint8)
     found = torch.stack(good)
     if tuple(found.shape[2:]) != size:
-        found = torch.nn.functional.interpolate(found.float(), size).to(torch.uint8)
+        found = torch.nn.functional.interpolate(found.float(), size).to(found.dtype)
     return found

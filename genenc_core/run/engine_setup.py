@@ -60,7 +60,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
         tiled = tiling.TiledEncoder(encoder, plan, slots, sizer)
         runner = engine.Engine(tiled, wanted, batch_size.BatchSizer(batch_size.Bounds(min=1, max=None), 1))
         sizer.size = known.size(plan.count, runner, lambda count: runner.call(tiled.trial, count))
-        together = tiling.canvases_per_call(plan, slots, sizer.size)
+        together = tiling.canvases_per_call(plan, slots, sizer.size, channels=tiled.channels)
         runner.sizer.size = together
         words = f"tiles {plan.describe()}, {sizer.size} per batch, from {together} images at a time"
     sizer.on_shrink = known.shrink

@@ -102,11 +102,13 @@ def _followed(
 ) -> dict[str, tuple[receptive_field.Axis, receptive_field.Axis]]:
     built = model_cache.built_model(given)
     if built is not None:
-        return receptive_field.cells(built.module, encoder_module.EncoderModule.slots, size=pixels)
+        return receptive_field.cells(
+            built.module, encoder_module.EncoderModule.slots, size=pixels, channels=built.preprocessing.channel_count
+        )
     count = model.spec.resolved_batch_mode().min
     try:
         loaded = model_cache.CACHE.load(model, device=model_cache.device_of(model, given.device), trust=given.trust)
-        return receptive_field.traced(loaded, torch.zeros((count, 3, *pixels), device=loaded.device))
+        return receptive_field.traced(loaded, torch.zeros((count, loaded.channels, *pixels), device=loaded.device))
     except Exception:  # every runtime has its own exceptions; the cells are unknown then
         return {}
 
@@ -155,9 +157,10 @@ class _Changes:
     `group` x `group` cells are treated as one, with the mean of their changes.
     """
 
-    def __init__(self, compute: Compute, pixels: tuple[int, int], group: int = 1) -> None:
+    def __init__(self, compute: Compute, pixels: tuple[int, int], channels: int, group: int = 1) -> None:
         self._compute, self._group = compute, group
-        self._images = consistency.images(pixels, 1)
+        self.channels = channels
+        self._images = consistency.images(pixels, 1, channels=channels)
         self._before = compute(self._images)
         rows, columns = self._before.shape[1:]
         self.rows, self.columns = -(-rows // group), -(-columns // group)
@@ -225,7 +228,9 @@ def _is_elsewhere(compute: Compute, changes: _Changes, pixels: tuple[int, int]) 
     if (changes.rows, changes.columns) != pixels:
         return _is_misplaced(changes) or _is_shifted(changes)
     # Blocks larger than a pixel: the map may be upsampled.
-    return _is_misplaced(_Changes(compute, pixels, -(-min(pixels) // _BLOCKS))) or _is_shifted(changes)
+    return _is_misplaced(_Changes(compute, pixels, changes.channels, -(-min(pixels) // _BLOCKS))) or _is_shifted(
+        changes
+    )
 
 
 def _refuse_elsewhere(
@@ -241,7 +246,7 @@ def _refuse_elsewhere(
     """
     encoder = model_cache.CACHE.load(model, device=model_cache.device_of(model, given.device), trust=given.trust)
     compute = _map_of(encoder, slot.name, given.model)
-    images = consistency.images(pixels, 1)
+    images = consistency.images(pixels, 1, channels=encoder.channels)
     before = compute(images)
     centres = [
         first + stride * torch.arange(count, dtype=torch.float64)
@@ -326,7 +331,7 @@ def _even(
     if all(side % cells == 0 for side, cells in zip(pixels, shape, strict=True)):
         encoder = model_cache.CACHE.load(model, device=model_cache.device_of(model, given.device), trust=given.trust)
         compute = _map_of(encoder, slot.name, given.model)
-        changes = _Changes(compute, pixels)
+        changes = _Changes(compute, pixels, encoder.channels)
         if _is_cropped(changes) and not _is_elsewhere(compute, changes, pixels):
             raise errors.InputError(
                 f"the cell positions of output slot {slot.name!r} are unknown: pixels at the edge of the image "

@@ -18,7 +18,7 @@ from genenc_core.export import exporter
 from genenc_core.models import resolve, tokens
 from genenc_core.models import trust as trust_rules
 from genenc_core.models.sources import python_source
-from genenc_core.run import model_files, named_models, records
+from genenc_core.run import channels, model_files, named_models, records
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import MODEL_FOLDER, MODEL_SPEC, RunFolder, is_earlier_run
 from genenc_core.runtime import adaptation, backends, describe, general_encoder, loading, output_axes
@@ -183,9 +183,10 @@ def _resolved(given: run_parameters.ExtractParameters, *, export_to: Path | None
         return _from_spec_file(given, path)
     if general:
         return _from_exported_file(given)
-    if given.mean is not None or given.std is not None:
+    if (given.mean is not None or given.std is not None) and not channels.are_given(given):
         raise errors.InputError(
-            f"--mean and --std are for exported files: {given.model!r} is normalised as it declares (genenc info "
+            f"--mean and --std are for exported files, and for images that are read as channels (--channels or "
+            f"--value-range): {given.model!r} is normalised as it declares (genenc info "
             "shows how). Leave them out; your own module declares them by its attribute genenc: "
             'model.genenc = {"mean": (...), "std": (...)}'
         )
@@ -271,6 +272,8 @@ def _request(given: run_parameters.ExtractParameters) -> resolve.ModelRequest:
         image_size=size,
         layers=given.layers,
         trust=given.trust,
+        channels=channels.wanted_count(given),
+        statistics=channels.statistics(given),
         task_aux_heads=not (given.model.lower().endswith(resolve.MODEL_FILE_SUFFIXES) and is_earlier_run(given.out)),
     )
 
@@ -285,7 +288,7 @@ def _from_exported_file(given: run_parameters.ExtractParameters) -> ResolvedMode
 
 
 def _from_spec_file(given: run_parameters.ExtractParameters, path: Path) -> ResolvedModel:
-    found = describe.canonical(spec.load_spec(path))
+    found = describe.canonical(spec.load_spec(path), grey_of_rgb=not channels.are_given(given))
     if given.weights is not None:
         raise errors.InputError(
             f"--weights {given.weights!r} cannot be used with a spec: {given.model!r} names its own weights; "
@@ -301,7 +304,7 @@ def _from_spec_file(given: run_parameters.ExtractParameters, path: Path) -> Reso
             f"--layers {','.join(given.layers)} cannot be used with a spec: the outputs of an artifact are fixed; "
             "leave it out, or export the model again with these layers"
         )
-    wanted = adaptation.parse(given.mean, given.std)
+    wanted = channels.normalisation(given, found.inputs[0].shape[0] if found.inputs else 3)
     if wanted is not None:
         found = adaptation.applied(found, wanted)
     elif adaptation.is_undeclared(found):
@@ -353,7 +356,7 @@ def with_named_outputs(model: ResolvedModel, *, device: str, trust: bool) -> Res
         return given[0]
 
     size = describe.preprocessing_of(found)
-    batch = torch.zeros((found.resolved_batch_mode().min, 3, size.height, size.width), device=where)
+    batch = torch.zeros((found.resolved_batch_mode().min, size.channel_count, size.height, size.width), device=where)
     with torch.inference_mode(), contextlib.suppress(Exception):  # `try_once` reports errors
         adaptation.adapted(noted, found.genenc)(batch)
     if not given or (ours and not _is_reordered(given[0], found)):
@@ -407,7 +410,9 @@ def try_once(model: ResolvedModel, *, device: str, trust: bool) -> None:
     encoder = CACHE.load(model, device=device, trust=trust)
     smallest = model.spec.resolved_batch_mode().min
     try:
-        encoder_threads.run_in_thread(encoder, torch.zeros(smallest, 3, *encoder.input_size, device=encoder.device))
+        encoder_threads.run_in_thread(
+            encoder, torch.zeros(smallest, encoder.channels, *encoder.input_size, device=encoder.device)
+        )
     except errors.EncoderError as error:
         raise errors.InputError(str(error)) from error
     except Exception as error:  # every runtime has its own exceptions

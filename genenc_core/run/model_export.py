@@ -24,6 +24,7 @@ def export(given: ExportParameters) -> list[exporter.ExportedModel]:
         image_size=_parsed(given.image_size),
         layers=given.layers,
         trust=given.trust,
+        channels=None if given.in_channels == 3 else given.in_channels,
     )
     built = model_cache.CACHE.build(request)
     outputs_check.refuse_unsteady(built)

@@ -4,8 +4,9 @@ import warnings
 from pathlib import Path
 
 from genenc_core import errors, spec
+from genenc_core.run import channels
 from genenc_core.run import parameters as run_parameters
-from genenc_core.runtime import adaptation, general_encoder, model_registry
+from genenc_core.runtime import general_encoder, model_registry
 
 
 class UnusableSpecWarning(UserWarning):
@@ -55,10 +56,12 @@ def general_spec(given: run_parameters.ExtractParameters) -> spec.RuntimeModelSp
         )
     if given.weights is None:
         raise errors.InputError(f"{given.model} runs an exported file: give it with --weights FILE.pt")
+    count = channels.wanted_count(given)
     return general_encoder.spec_of(
         Path(given.weights),
         image_size=None if given.image_size is None else run_parameters.parse_image_size(given.image_size),
         output_shape=given.output_shape,
-        normalised=adaptation.parse(given.mean, given.std),
+        normalised=channels.normalisation(given, count or 3),
         trust=given.trust,
+        channels=count,
     )

@@ -95,6 +95,7 @@ def _refuse_unsteady(encoder: Encoder, who: str, execution: Execution) -> None:
         fault = consistency.fault(
             encoder,
             size=encoder.input_size,
+            channels=encoder.channels,
             batch_min=bounds.min,
             batch_max=bounds.max or 0,
             device=encoder.device,
@@ -164,7 +165,7 @@ class Watch:
         self._least = sizer.size if runner.fixed else model.spec.resolved_batch_mode().min
         self._limit = consistency.STEADY_IN_HALF if is_half(encoder, model.execution) else consistency.STEADY
         self._encoder = encoder
-        self._shown = consistency.images(encoder.input_size, _SHOWN).to(encoder.device)
+        self._shown = consistency.images(encoder.input_size, _SHOWN, channels=encoder.channels).to(encoder.device)
         try:
             self._before = runner.call(self._first, self._least)
             # Again, because the batch size search since the first comparison called the model many times.
@@ -232,7 +233,7 @@ def sketch(encoder: Encoder) -> dict[str, object]:
     """
     least = encoder.spec.resolved_batch_mode().min
     slots: dict[str, list[dict[str, object]]] = {}
-    for image in consistency.images(encoder.input_size, 2):
+    for image in consistency.images(encoder.input_size, 2, channels=encoder.channels):
         batch = image.expand(least, -1, -1, -1).contiguous().to(encoder.device)
         for slot, value in encoder(batch).items():
             slots.setdefault(slot, []).append(_sums(value[0].detach().cpu().double().flatten().numpy()))

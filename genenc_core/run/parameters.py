@@ -134,6 +134,20 @@ class ExtractParameters(options.Parameters):
         values=("all", "1/s"),
         usually="all; of a TIFF the first",
     )
+    channels: str | None = option(
+        None,
+        help="Channels of a file to take, from 0, in the model's order: 3,2,1 or 0:6.",
+        group=INPUT,
+        metavar="<N,N,...|A:B>",
+        usually="8-bit RGB, or all where the model takes others",
+    )
+    value_range: str | None = option(
+        None,
+        help="Values that become 0 and 1, of all channels or each: 0,10000. With it images are read as channels.",
+        group=INPUT,
+        metavar="<LOW,HIGH[,LOW,HIGH...]>",
+        usually="an integer type's own range; floats in [0, 1]",
+    )
     limit: int | None = option(None, help="Only the first N images.", group=INPUT, usually="all images")
     image_timeout: float = option(
         60.0,
@@ -172,18 +186,18 @@ class ExtractParameters(options.Parameters):
     weights_key: str | None = WEIGHTS_KEY
     mean: str | None = option(
         None,
-        help="Artifacts made elsewhere: mean of RGB in [0, 1] to normalise images with.",
+        help="Artifacts made elsewhere, models of other channels: mean of RGB in [0, 1], or per channel.",
         group=MODEL,
         usually="the spec's, else none",
-        metavar="<R,G,B|imagenet|clip|half>",
+        metavar="<R,G,B|N,...|imagenet|clip|half>",
         values=("imagenet", "clip", "half"),
     )
     std: str | None = option(
         None,
-        help="Artifacts made elsewhere: std, as mean.",
+        help="Likewise: std, as mean.",
         group=MODEL,
         usually="that of the mean by name",
-        metavar="<R,G,B|imagenet|clip|half>",
+        metavar="<R,G,B|N,...|imagenet|clip|half>",
         values=("imagenet", "clip", "half"),
     )
     models: tuple[str, ...] = option(
@@ -393,6 +407,13 @@ class ExportParameters(options.Parameters):
     weights_key: str | None = WEIGHTS_KEY
     layers: tuple[str, ...] = LAYERS
     trust: bool = TRUST
+    in_channels: int | None = option(
+        None,
+        help="Channels of its images, to which the first convolution of a library's model is adapted.",
+        group=MODEL,
+        usually="the model's own, mostly 3",
+        limits={"ge": 1, "le": spec.MOST_CHANNELS},
+    )
     dynamic_size: bool = option(False, help="Take a range of image sizes.", group=SIZES)
     size_min: str | None = option(
         None, help="Smallest size of that range.", group=SIZES, usually="half of the model's", metavar="<H|HxW>"

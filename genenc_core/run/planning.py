@@ -18,6 +18,7 @@ from genenc_core.images.labels import reading
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.labels.scale import PIXELS, PointsScale
 from genenc_core.images.sources import (
+    channel_check,
     folders,
     frames,
     image_source,
@@ -26,7 +27,17 @@ from genenc_core.images.sources import (
     manifest,
 )
 from genenc_core.models import state_files, weights
-from genenc_core.run import map_cells, model_cache, model_files, out_folder, outputs_check, records, store_plan, tiles
+from genenc_core.run import channels as run_channels
+from genenc_core.run import (
+    map_cells,
+    model_cache,
+    model_files,
+    out_folder,
+    outputs_check,
+    records,
+    store_plan,
+    tiles,
+)
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.folder import (
     CELLS,
@@ -48,7 +59,6 @@ from genenc_core.system import digests
 LOGGER = logging.getLogger(__name__)
 CHECKED_NAMES = 10_000
 """Rows whose names are checked for their order."""
-_NOT_NORMALISED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class FirstSlotTaken(UserWarning):
@@ -102,6 +112,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
         design = make_design(given, table, export_to=scratch if run is None else None, earlier=earlier, run=run)
         cancellation.current().raise_if_cancelled()
         source = source if run is None else run.manifest.listed_alike(source)
+        source = dataclasses.replace(source, channels=design.preprocessing.channels)
         listed = manifest.write_manifest(
             scratch / MANIFEST,
             source,
@@ -119,7 +130,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
             return run
         if source.kind in ("folder", "glob"):
             folders.warn_of_text_order(listed.read(0, min(listed.rows, CHECKED_NAMES)).image_ids)
-        warn_of_images(listed, given, table=table)
+        warn_of_images(listed, given, table=table, channels=design.preprocessing.channels)
         publish(root, given, design, listed, scratch=scratch)
     return RunFolder(root)
 
@@ -161,19 +172,25 @@ def publish(
 
 
 def warn_of_images(
-    listed: manifest.Manifest, given: run_parameters.ExtractParameters, *, table: PointTable | None
+    listed: manifest.Manifest,
+    given: run_parameters.ExtractParameters,
+    *,
+    table: PointTable | None,
+    channels: spec.Channels | None = None,
 ) -> None:
     """Look at some images of a new run, and at its labels, and warn of what may not be meant.
 
     Raises:
-        InputError: the labels look normalised, swapped or scaled.
+        InputError: the labels look normalised, swapped or scaled; or no image has the channels that are wanted.
     """
-    frames.check(listed)
+    if channels is not None:
+        channel_check.check(listed, channels)
+    frames.check(listed, channels)
     for option, size in (("--image-size", given.image_size), ("--canvas", given.canvas)):
         if size is not None:
-            input_size_check.check(listed, option, run_parameters.parse_image_size(size))
+            input_size_check.check(listed, option, run_parameters.parse_image_size(size), channels)
     if table is not None:
-        label_check.check(listed, scale_given=given.points_scale is not None)
+        label_check.check(listed, scale_given=given.points_scale is not None, channels=channels)
 
 
 def read_labels(given: run_parameters.ExtractParameters) -> PointTable | None:
@@ -207,6 +224,7 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
     if given.min_likelihood is not None and given.points is None:
         raise errors.InputError(f"--min-likelihood {given.min_likelihood:g} needs --points FILE")
     PointsScale.parse(given.points_scale)
+    run_channels.check(given)
     if given.limit is not None and given.limit < 1:
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:
@@ -247,6 +265,10 @@ def make_design(
     tiled = tiles.plan(given, model.spec, wanted)
     fit = given.fit or ("pad" if table is not None and not earlier else None)
     preprocessing = _preprocessing(given, model.spec, tiled, fit)
+    if preprocessing.channels is not None and preprocessing.decode != "full":
+        raise errors.InputError(
+            f"--decode {preprocessing.decode} is for JPEGs as RGB, but images are read as channels: leave it out"
+        )
     if preprocessing.decode == "gpu":
         gpu_decode.require(device)
     if run is None and given.antialias is None and not preprocessing.antialias:
@@ -629,7 +651,9 @@ def _source_entries(block: spec.GenencBlock) -> dict[str, object]:
         entries["layers"] = list(source.layers)
     if source.arguments:
         entries["arguments"] = source.arguments
-    if source.kind == "python" and block.mean and block.std and (block.mean, block.std) != _NOT_NORMALISED:
+    of_channels = block.preprocessing is not None and block.preprocessing.channels is not None
+    normalises = block.mean and block.std and (set(block.mean), set(block.std)) != ({0.0}, {1.0})
+    if (source.kind == "python" or of_channels) and normalises and block.mean and block.std:
         # The code of a user's model can change without its name and weights.
         entries |= {"mean": list(block.mean), "std": list(block.std)}
     return entries
@@ -675,6 +699,7 @@ def _preprocessing(
         # No resize before a crop: a canvas is meant to keep the border that the model's evaluation crops.
         height, width = tiled.canvas
         preprocessing = preprocessing.model_copy(update={"height": height, "width": width, "resize_short": None})
+    preprocessing = preprocessing.model_copy(update={"channels": run_channels.of_run(given, found)})
     for name in ("antialias", "decode"):
         if (value := getattr(given, name)) is not None:
             preprocessing = preprocessing.model_copy(update={name: value})

@@ -1,4 +1,4 @@
-"""Adaptation of artifacts to float32 RGB [B, 3, H, W] in [0, 1]: normalisation, casts, axes, and output order."""
+"""Adaptation of artifacts to float32 [B, C, H, W] in [0, 1]: normalisation, casts, axes, and output order."""
 
 import math
 import warnings
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from genenc_core import errors, spec
-from genenc_core.models.encoder_module import Triple, is_for_bytes
+from genenc_core import errors, spec, text
+from genenc_core.models.encoder_module import PerChannel, is_for_bytes
 from genenc_core.runtime import output_axes
 from genenc_core.runtime.formats import interface
 
 _GREY = (0.299, 0.587, 0.114)
 """luma weights of ITU-R BT.601, as in Pillow's mode L"""
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64, "float32": torch.float32}
-NAMED: Mapping[str, tuple[Triple, Triple]] = {
+NAMED: Mapping[str, tuple[PerChannel, PerChannel]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -24,7 +24,7 @@ NAMED: Mapping[str, tuple[Triple, Triple]] = {
 
 
 def adapted(run: interface.FileRunner, block: spec.GenencBlock | None) -> interface.Runner:
-    """Return a runner from float32 RGB [B, 3, H, W] in [0, 1] to float32 tensors, adapted as `block` describes.
+    """Return a runner from float32 [B, C, H, W] in [0, 1] to float32 tensors, adapted as `block` describes.
 
     Images are normalised with `mean` and `std` if `normalization_inside` is false, and converted to the channels, dtype
     and layout of `input`. The outputs at `output_positions` are cast to float32, except complex ones, which are
@@ -35,7 +35,7 @@ def adapted(run: interface.FileRunner, block: spec.GenencBlock | None) -> interf
     form = block.input or spec.ArtifactInput()
     mean = std = None
     if not block.normalization_inside and block.mean and block.std:
-        mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (block.mean, block.std))
+        mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (block.mean, block.std))
     orders: dict[int, tuple[int, ...]] = dict.fromkeys(block.channels_last_outputs or (), (0, 3, 1, 2))
     orders |= dict.fromkeys(block.channels_first_lists or (), (0, 2, 1))
     positions, names = block.output_positions, list(block.output_names or ())
@@ -55,7 +55,7 @@ def adapted(run: interface.FileRunner, block: spec.GenencBlock | None) -> interf
 
 
 def _convert(images: torch.Tensor, form: spec.ArtifactInput) -> torch.Tensor:
-    if form.channels == 1:
+    if form.channels == 1 and images.shape[1] == 3:
         weights = torch.tensor(_GREY, device=images.device).reshape(1, 3, 1, 1)
         images = (images * weights).sum(1, keepdim=True)
     if form.dtype == "uint8":
@@ -80,14 +80,15 @@ class NormalisationWarning(UserWarning):
 class Normalisation:
     """Normalisation of images to (RGB in [0, 1] - mean) / std before they reach an artifact."""
 
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
 
 
-def parse(mean: str | None, std: str | None) -> Normalisation | None:
-    """Parse `--mean` and `--std`: three comma-separated numbers, one for all three, or a name in `NAMED`.
+def parse(mean: str | None, std: str | None, *, channels: int = 3, any_unit: bool = False) -> Normalisation | None:
+    """Parse `--mean` and `--std`: comma-separated numbers per channel, one for all, or a name in `NAMED`.
 
-    A name as mean also sets the std, unless one is given. Returns None if neither is given.
+    A name as mean also sets the std, unless one is given. Returns None if neither is given. With `any_unit` the values
+    of images may be other than in [0, 1].
 
     Raises:
         InputError: invalid values, one without the other, values for pixels from 0 to 255, or a std of 0.
@@ -95,14 +96,15 @@ def parse(mean: str | None, std: str | None) -> Normalisation | None:
     if mean is None and std is None:
         return None
     names = ", ".join(NAMED)
+    numbers = "three numbers" if channels == 3 else text.plural(channels, "number")
     if mean is None:
-        raise errors.InputError(f"--std {std!r} needs a --mean: three numbers such as 0.485,0.456,0.406, or {names}")
+        raise errors.InputError(f"--std {std!r} needs a --mean: {numbers} such as 0.485,0.456,0.406, or {names}")
     if std is None:
         std = mean.strip().lower()
         if std not in NAMED:
-            raise errors.InputError(f"--mean {mean!r} needs a --std: three numbers (1,1,1 for none), or {names}")
-    parsed = Normalisation(mean=_triple("--mean", mean, 0), std=_triple("--std", std, 1))
-    if is_for_bytes(parsed.mean, parsed.std):
+            raise errors.InputError(f"--mean {mean!r} needs a --std: {numbers} (1,1,1 for none), or {names}")
+    parsed = Normalisation(mean=_numbers("--mean", mean, 0, channels), std=_numbers("--std", std, 1, channels))
+    if not any_unit and is_for_bytes(parsed.mean, parsed.std):
         raise errors.InputError(
             f"--mean {mean!r} and --std {std!r} are for pixels from 0 to 255, but images are in [0, 1]: divide both by "
             "255 (for a model that takes 0 to 255: --mean 0 --std 0.00392157)"
@@ -112,20 +114,20 @@ def parse(mean: str | None, std: str | None) -> Normalisation | None:
     return parsed
 
 
-def _triple(option: str, given: str, place: int) -> Triple:
-    if given.strip().lower() in NAMED:
+def _numbers(option: str, given: str, place: int, channels: int) -> PerChannel:
+    if given.strip().lower() in NAMED and channels == 3:
         return NAMED[given.strip().lower()][place]
     try:
         values = [float(part) for part in given.split(",")]
     except ValueError:
         values = []
-    if len(values) not in (1, 3) or not all(map(math.isfinite, values)):
+    if len(values) not in (1, channels) or not all(map(math.isfinite, values)):
+        wanted = "three" if channels == 3 else str(channels)
+        named = f", or one of {', '.join(NAMED)}" if channels == 3 else ""
         raise errors.InputError(
-            f"{option} {given!r} is invalid: give three comma-separated numbers (or one for all three), or one of "
-            f"{', '.join(NAMED)}"
+            f"{option} {given!r} is invalid: give {wanted} comma-separated numbers (or one for all {wanted}){named}"
         )
-    red, green, blue = values * (3 // len(values))
-    return red, green, blue
+    return tuple(values * (channels // len(values)))
 
 
 def applied(model_spec: spec.RuntimeModelSpec, wanted: Normalisation) -> spec.RuntimeModelSpec:
@@ -149,7 +151,7 @@ def applied(model_spec: spec.RuntimeModelSpec, wanted: Normalisation) -> spec.Ru
             f"--mean and --std do not apply to {model_spec.model_id!r}: it takes uint8, 0 to 255, and normalises it "
             "itself; omit them"
         )
-    if form.channels == 1 and (len(set(wanted.mean)) > 1 or len(set(wanted.std)) > 1):
+    if form.channels == 1 and len(wanted.mean) == 3 and (len(set(wanted.mean)) > 1 or len(set(wanted.std)) > 1):
         raise errors.InputError(
             f"--mean and --std of {model_spec.model_id!r} must be one number each, because it takes grey images: for "
             "example --mean 0.5 --std 0.5"
@@ -170,13 +172,13 @@ def is_undeclared(model_spec: spec.RuntimeModelSpec) -> bool:
 
 def warn_undeclared(name: str) -> None:
     """Warn that a file of undeclared normalisation receives RGB values in [0, 1]."""
-    text = (
+    said = (
         f"{name} does not declare whether it expects normalised images: it receives RGB values in [0, 1]. If it "
         "expects others, add --mean and --std (--mean imagenet), or, to a spec that has them, "
         '"normalization_inside": false'
     )
-    warnings.warn(text, NormalisationWarning, stacklevel=3)
+    warnings.warn(said, NormalisationWarning, stacklevel=3)
 
 
-def _words(values: Triple | None) -> str:
+def _words(values: PerChannel | None) -> str:
     return "not declared" if values is None else str(list(values))

@@ -123,6 +123,7 @@ def find(
     size: tuple[int, int],
     bounded: bool,
     forms: Sequence[spec.ArtifactInput] = (spec.ArtifactInput(),),
+    channels: int = 3,
 ) -> Trial:
     """Try batches of images of height and width `size` in each of `forms`, and use the first form that works.
 
@@ -131,8 +132,8 @@ def find(
     Raises:
         InputError: as `run_trial`.
     """
-    form, batch_min = _first_accepted_form(run, name, size, forms)
-    kept = _select_outputs(run, name, form, batch_min, size)
+    form, batch_min = _first_accepted_form(run, name, size, forms, channels)
+    kept = _select_outputs(run, name, form, batch_min, size, channels)
     block = spec.GenencBlock(
         input=form,
         output_positions=kept.positions,
@@ -144,16 +145,16 @@ def find(
 
     def takes(batch: int) -> bool:
         try:
-            _outputs(adapted, batch, size)
+            _outputs(adapted, batch, size, channels)
         except _REJECTIONS:
             return False
         return True
 
-    outputs = _outputs(adapted, batch_min, size)
-    problem = _fault(adapted, batch_min, batch_min, size)
+    outputs = _outputs(adapted, batch_min, size, channels)
+    problem = _fault(adapted, batch_min, batch_min, size, channels)
     more = takes(batch_min + 1)
-    mixed = _fault(adapted, batch_min, batch_min + 1, size) if more and not problem else None
-    if mixed and batch_min == 1 and _uses_batch_statistics(adapted, size):
+    mixed = _fault(adapted, batch_min, batch_min + 1, size, channels) if more and not problem else None
+    if mixed and batch_min == 1 and _uses_batch_statistics(adapted, size, channels):
         problem = mixed
     if problem:
         raise errors.InputError(f"the artifact {name!r} {problem}, {consistency.REMEDY}")
@@ -164,7 +165,7 @@ def find(
         batch_max=batch_max,
         outputs=tuple(tuple(tensor.shape[1:]) for tensor in outputs),
         size=size,
-        form=None if form == spec.ArtifactInput() else form,
+        form=None if form in (spec.ArtifactInput(), spec.ArtifactInput(channels=channels)) else form,
         positions=kept.positions,
         channels_last=kept.channels_last,
         channels_first=kept.channels_first,
@@ -174,7 +175,11 @@ def find(
 
 
 def _first_accepted_form(
-    run: interface.FileRunner, name: str, size: tuple[int, int], forms: Sequence[spec.ArtifactInput]
+    run: interface.FileRunner,
+    name: str,
+    size: tuple[int, int],
+    forms: Sequence[spec.ArtifactInput],
+    channels: int,
 ) -> tuple[spec.ArtifactInput, int]:
     """Return the first form that the file accepts, and its smallest batch.
 
@@ -183,13 +188,13 @@ def _first_accepted_form(
     """
     rejections: list[str] = []
     for form, batch in itertools.product(forms, _MIN_BATCHES):
-        rejection = _rejection(run, form, batch, size)
+        rejection = _rejection(run, form, batch, size, channels)
         if rejection is None:
             return form, batch
         if form == forms[0]:
             rejections.append(rejection)
     others = (other for other in input_form.COMMON_SIZES if other != size)
-    accepted = next((other for other in others if _rejection(run, forms[0], 1, other) is None), None)
+    accepted = next((other for other in others if _rejection(run, forms[0], 1, other, channels) is None), None)
     raise errors.InputError(
         input_form.rejection_message(
             name, size, list(dict.fromkeys(rejections))[:2], tried=forms, accepted_size=accepted
@@ -197,18 +202,20 @@ def _first_accepted_form(
     )
 
 
-def _rejection(run: interface.FileRunner, form: spec.ArtifactInput, batch: int, size: tuple[int, int]) -> str | None:
+def _rejection(
+    run: interface.FileRunner, form: spec.ArtifactInput, batch: int, size: tuple[int, int], channels: int
+) -> str | None:
     """Return the file's error for a batch; None if it accepts the batch."""
     try:
         with torch.inference_mode():
-            adaptation.adapted(run, spec.GenencBlock(input=form))(_images(batch, size))
+            adaptation.adapted(run, spec.GenencBlock(input=form))(_images(batch, size, channels))
     except _REJECTIONS as error:
         return errors.reason(error)
     return None
 
 
 def _select_outputs(
-    run: interface.FileRunner, name: str, form: spec.ArtifactInput, batch: int, size: tuple[int, int]
+    run: interface.FileRunner, name: str, form: spec.ArtifactInput, batch: int, size: tuple[int, int], channels: int
 ) -> _Outputs:
     """Return the outputs to keep: floating-point tensors with an entry of at least one axis per image.
 
@@ -236,14 +243,14 @@ def _select_outputs(
         return [outputs[position] for position in kept]
 
     with torch.inference_mode():
-        adaptation.adapted(select, spec.GenencBlock(input=form))(_images(batch, size))
+        adaptation.adapted(select, spec.GenencBlock(input=form))(_images(batch, size, channels))
     if not selected.positions:
         returned = "; ".join(selected.left_out) or "nothing"
         raise errors.InputError(
             f"the artifact {name!r} returns no features: {returned}. Export the model so that it returns "
             "floating-point feature maps [B, C, h, w] or vectors [B, C]."
         )
-    _find_axes(run, name, form, batch, size, selected)
+    _find_axes(run, name, form, batch, size, selected, channels)
     return selected
 
 
@@ -254,6 +261,7 @@ def _find_axes(
     batch: int,
     size: tuple[int, int],
     selected: _Outputs,
+    channels: int,
 ) -> None:
     """Record which outputs have another channel axis than maps [B, C, h, w] and lists [B, N, C].
 
@@ -267,15 +275,15 @@ def _find_axes(
 
     adapted = adaptation.adapted(run_ordered, spec.GenencBlock(input=form))
     with torch.inference_mode():
-        is_last = output_axes.channels_last(adapted, selected.positions, size=size, batch=batch)
-        ranks = {at: value.ndim for at, value in enumerate(adapted(_images(batch, size)))}
+        is_last = output_axes.channels_last(adapted, selected.positions, size=size, batch=batch, channels=channels)
+        ranks = {at: value.ndim for at, value in enumerate(adapted(_images(batch, size, channels)))}
     selected.channels_first = tuple(at for at, last in is_last.items() if last and ranks[at] == 3)
     if form.layout == "NHWC":
         return  # ambiguous maps have the layout of the input
     selected.channels_last = tuple(at for at, last in is_last.items() if last and ranks[at] == 4)
     unclear = [at for at, last in is_last.items() if last is None and ranks[at] == 4]
     if unclear:
-        if problem := _fault(adapted, batch, batch, size):  # random outputs do not reveal their axes
+        if problem := _fault(adapted, batch, batch, size, channels):  # random outputs do not reveal their axes
             raise errors.InputError(f"the artifact {name!r} {problem}, {consistency.REMEDY}")
         label = selected.names[unclear[0]] if selected.names else unclear[0]
         raise errors.InputError(
@@ -290,14 +298,14 @@ def _max_batch(takes: Callable[[int], bool], batch_min: int) -> int:
     return next((batch for batch in _MAX_BATCHES if batch > batch_min + 1 and takes(batch)), batch_min + 1)
 
 
-def _outputs(run: interface.Runner, batch: int, size: tuple[int, int]) -> Sequence[torch.Tensor]:
+def _outputs(run: interface.Runner, batch: int, size: tuple[int, int], channels: int) -> Sequence[torch.Tensor]:
     """Return the outputs for random images.
 
     Raises:
         ValueError: not one float32 tensor per output, with one entry per image.
     """
     with torch.inference_mode():
-        outputs = run(_images(batch, size))
+        outputs = run(_images(batch, size, channels))
     for tensor in outputs:
         if tensor.ndim < 2 or tensor.shape[0] != batch:
             raise ValueError(f"it returns {list(tensor.shape)} for a batch of {batch}")
@@ -306,43 +314,48 @@ def _outputs(run: interface.Runner, batch: int, size: tuple[int, int]) -> Sequen
     return outputs
 
 
-def _fault(run: interface.Runner, batch_min: int, batch: int, size: tuple[int, int]) -> str | None:
+def _fault(run: interface.Runner, batch_min: int, batch: int, size: tuple[int, int], channels: int) -> str | None:
     """Describe how an image's features depend on the rest of a batch of `batch`; None if they do not.
 
     Images are also run alone if `batch_min` is 1, and a batch of one is thus accepted.
     """
     smallest = 1 if batch_min == 1 else batch
     named = consistency.by_position(run)
-    return consistency.fault(named, size=size, batch_min=smallest, batch_max=batch, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    return consistency.fault(named, size=size, batch_min=smallest, batch_max=batch, device=cpu, channels=channels)
 
 
-def _uses_batch_statistics(run: interface.Runner, size: tuple[int, int]) -> bool:
+def _uses_batch_statistics(run: interface.Runner, size: tuple[int, int], channels: int) -> bool:
     """Distinguish batch statistics from a file made for one image, which mixes up the values of two.
 
     The statistics of an image and its copy equal those of the image, but mixed-up values stay mixed up.
     """
-    image = consistency.images(size, 1)
+    image = consistency.images(size, 1, channels=channels)
     named = consistency.by_position(run)
     once, twice = named(image), named(image.expand(2, -1, -1, -1).contiguous())
     return not consistency.difference(once, {slot: value[:1] for slot, value in twice.items()})
 
 
-def _images(batch: int, size: tuple[int, int]) -> torch.Tensor:
-    return torch.rand((batch, 3, *size), generator=torch.Generator().manual_seed(0))
+def _images(batch: int, size: tuple[int, int], channels: int) -> torch.Tensor:
+    return torch.rand((batch, channels, *size), generator=torch.Generator().manual_seed(0))
 
 
 def run_here(spec_json: str, *, any_size: bool) -> Mapping[str, Any]:
     """Run a trial in this process; return a `Trial` as JSON data, or `error`."""
     model_spec = spec.RuntimeModelSpec.from_json(spec_json)
     path = Path(model_spec.weights_path or "")
-    _, height, width = model_spec.inputs[0].shape
+    count, height, width = model_spec.inputs[0].shape
+    block = model_spec.genenc
+    own = count if block is not None and block.preprocessing is not None and block.preprocessing.channels else None
     try:
         (file,) = loading.artifact_files(model_spec).values()
         loaded, _ = loading.load_raw(model_spec, device="cpu", trust=True, scratch=None)
-        forms = tuple(input_form.candidates(loaded.declared, name=str(path), numpy=file.format == "onnx"))
+        numpy = file.format == "onnx"
+        forms = tuple(input_form.candidates(loaded.declared, name=str(path), numpy=numpy, channels=own))
         size = input_form.size_for(loaded.declared, (height, width), name=str(path), any_size=any_size)
         # A trace accepts whatever its operations accept; other formats record bounds and check them.
-        trial = find(loaded.run, name=str(path), size=size, bounded=file.format != "torchscript", forms=forms)
+        bounded = file.format != "torchscript"
+        trial = find(loaded.run, name=str(path), size=size, bounded=bounded, forms=forms, channels=count)
     except errors.GenencError as error:
         return {"error": str(error)}
     return _as_json(trial)

@@ -217,6 +217,19 @@ def _check_code(model_id: str, block: spec.GenencBlock, built: resolve.BuiltEnco
             )
 
 
+def _statistics(model_spec: spec.RuntimeModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the spec's mean and std of channels, which may have been given; None of RGB, whose model has them."""
+    block = model_spec.genenc
+    if (
+        block is None
+        or block.mean is None
+        or block.std is None
+        or describe.preprocessing_of(model_spec).channels is None
+    ):
+        return None
+    return block.mean, block.std
+
+
 def _request(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> resolve.ModelRequest:
     """Return the request for the eager model of a spec with a source.
 
@@ -241,6 +254,8 @@ def _request(model_spec: spec.RuntimeModelSpec, *, trusted: bool) -> resolve.Mod
         image_size=(size.height, size.width),
         layers=origin.layers or (),
         arguments=origin.arguments,
+        channels=None if size.channels is None else size.channel_count,
+        statistics=_statistics(model_spec),
     )
 
 

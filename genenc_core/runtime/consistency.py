@@ -17,22 +17,29 @@ REMEDY = (
 )
 
 
-def images(size: tuple[int, int], count: int) -> torch.Tensor:
-    """Return reproducible images, float32 [count, 3, height, width] of bytes / 255: coarse blocks and noise."""
+def images(size: tuple[int, int], count: int, *, channels: int = 3) -> torch.Tensor:
+    """Return reproducible images, float32 [count, channels, height, width] of bytes / 255: coarse blocks and noise."""
     height, width = size
-    values = np.empty((count, 3, height, width), dtype=np.float32)
+    values = np.empty((count, channels, height, width), dtype=np.float32)
     for index in range(count):
         draw = np.random.RandomState(index)  # the stream of this generator is frozen
-        blocks = draw.randint(0, 256, (3, 8, 8))
+        blocks = draw.randint(0, 256, (channels, 8, 8))
         coarse = blocks[:, np.arange(height)[:, None] * 8 // height, np.arange(width)[None] * 8 // width]
-        mixed = (3 * coarse + draw.randint(0, 256, (3, height, width))) // 4
+        mixed = (3 * coarse + draw.randint(0, 256, (channels, height, width))) // 4
         span, minimum = _CONTRASTS[index % len(_CONTRASTS)]
         values[index] = mixed * span // 255 + minimum
     return torch.from_numpy(values) / 255
 
 
 def fault(
-    run: Run, *, size: tuple[int, int], batch_min: int, batch_max: int, device: torch.device, limit: float = STEADY
+    run: Run,
+    *,
+    size: tuple[int, int],
+    batch_min: int,
+    batch_max: int,
+    device: torch.device,
+    limit: float = STEADY,
+    channels: int = 3,
 ) -> str | None:
     """Describe how the features of an image depend on more than the image; None if they do not.
 
@@ -40,7 +47,7 @@ def fault(
     batch in another order. Batches have two images, or the closest size from `batch_min` to `batch_max` (0: unlimited).
     """
     count = max(min(2, batch_max) if batch_max else 2, batch_min)
-    samples = images(size, count + 1).to(device)
+    samples = images(size, count + 1, channels=channels).to(device)
     batch = samples[:count].contiguous()
     first, again = _run_copy(run, batch), _run_copy(run, batch)
     if problem := difference(first, again, limit):

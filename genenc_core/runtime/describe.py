@@ -47,8 +47,8 @@ def _eager_spec(
     size = model.preprocessing
     image = spec.SlotSpec(
         name=INPUT_SLOT,
-        shape=(3, size.height, size.width),
-        description="RGB in [0, 1]; the model normalises by itself",
+        shape=(size.channel_count, size.height, size.width),
+        description=f"{_what(size)} in [0, 1]; the model normalises by itself",
         recommended_encoder="ImageEncoder",
     )
     known: dict[str, object] = {
@@ -68,6 +68,10 @@ def _eager_spec(
         recommended_post_encoder="global_avg_pool",
         genenc=block.model_copy(update=known),
     )
+
+
+def _what(size: spec.Preprocessing) -> str:
+    return "RGB" if size.channels is None else f"{size.channel_count} channels"
 
 
 def _source(built: resolve.BuiltEncoder) -> spec.SourceInfo:
@@ -94,14 +98,23 @@ def preprocessing_of(model_spec: spec.RuntimeModelSpec) -> spec.Preprocessing:
     """Return the spec's preprocessing, by default that of WhiskerToolbox: stretched, bilinear, not antialiased."""
     block = model_spec.genenc
     if block is not None and block.preprocessing is not None:
-        return block.preprocessing
+        return _with_channels(block.preprocessing, model_spec)
     _, height, width = model_spec.inputs[0].shape
-    return spec.Preprocessing(height=height, width=width, fit="stretch", interpolation="bilinear", antialias=False)
+    stated = spec.Preprocessing(height=height, width=width, fit="stretch", interpolation="bilinear", antialias=False)
+    return _with_channels(stated, model_spec)
+
+
+def _with_channels(stated: spec.Preprocessing, model_spec: spec.RuntimeModelSpec) -> spec.Preprocessing:
+    """Return the preprocessing with the channels of an input that is not RGB."""
+    count = model_spec.inputs[0].shape[0]
+    if stated.channels is not None or count == 3:
+        return stated
+    return stated.model_copy(update={"channels": spec.Channels(count=count)})
 
 
 def at_size(model_spec: spec.RuntimeModelSpec, size: tuple[int, int]) -> spec.RuntimeModelSpec:
     """Return the spec with input and preprocessing of another size (height, width); outputs are not changed."""
-    image = model_spec.inputs[0].model_copy(update={"shape": (3, *size)})
+    image = model_spec.inputs[0].model_copy(update={"shape": (model_spec.inputs[0].shape[0], *size)})
     own = preprocessing_of(model_spec)
     # The fraction of the image inside the crop is kept.
     short = own.resize_short and max(round(own.resize_short * min(size) / min(own.height, own.width)), min(size))
@@ -110,26 +123,34 @@ def at_size(model_spec: spec.RuntimeModelSpec, size: tuple[int, int]) -> spec.Ru
     return model_spec.model_copy(update={"inputs": (image,), "genenc": block})
 
 
-def canonical(model_spec: spec.RuntimeModelSpec) -> spec.RuntimeModelSpec:
-    """Convert a spec with an input [H, W, 3], [1, H, W] or [H, W, 1] to one of [3, H, W] with `genenc.input`."""
+def canonical(model_spec: spec.RuntimeModelSpec, *, grey_of_rgb: bool = True) -> spec.RuntimeModelSpec:
+    """Convert a spec with an input [H, W, C] to one of [C, H, W] with `genenc.input`.
+
+    One of a single channel becomes one of three with `grey_of_rgb`, unless its preprocessing states channels.
+    """
     block = model_spec.genenc or spec.GenencBlock()
     shape = model_spec.inputs[0].shape if len(model_spec.inputs) == 1 else ()
     if block.input is not None or len(shape) != 3 or shape[0] == 3:
         return model_spec
+    stated = block.preprocessing is not None and block.preprocessing.channels is not None
+    grey = grey_of_rgb and not stated
     if shape[0] == 1:
-        form, size = spec.ArtifactInput(channels=1), shape[1:]
-    elif shape[2] in (1, 3):
-        form, size = spec.ArtifactInput(layout="NHWC", channels=1 if shape[2] == 1 else 3), shape[:2]
+        if not grey:
+            return model_spec
+        form, size, count = spec.ArtifactInput(channels=1), shape[1:], 3
+    elif shape[2] in (1, 3) or shape[0] > shape[2] < shape[1]:
+        form, size = spec.ArtifactInput(layout="NHWC", channels=shape[2]), shape[:2]
+        count = 3 if grey and shape[2] == 1 else shape[2]
     else:
         return model_spec
-    image = model_spec.inputs[0].model_copy(update={"shape": (3, *size)})
+    image = model_spec.inputs[0].model_copy(update={"shape": (count, *size)})
     return model_spec.model_copy(
         update={"inputs": (image,), "genenc": block.model_copy(update={"input": form})},
     )
 
 
 def check_image_spec(model_spec: spec.RuntimeModelSpec) -> None:
-    """Check the spec's rules, and that its only input is an RGB image of the size of its preprocessing.
+    """Check the spec's rules, and that its only input is an image of the size and channels of its preprocessing.
 
     Raises:
         SpecError: lists all problems.
@@ -137,18 +158,42 @@ def check_image_spec(model_spec: spec.RuntimeModelSpec) -> None:
     model_spec.check()
     problems: list[str] = []
     shapes = [list(slot.shape) for slot in model_spec.inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][0] != 3:
+    if len(shapes) != 1 or len(shapes[0]) != 3:
         problems.append(
-            f"an image encoder has one input slot [3, height, width], [height, width, 3] or [1, height, width], but "
-            f"this one has {shapes}; images are RGB, so wrap a model of other inputs as package.module:factory"
+            f"an image encoder has one input slot [channels, height, width] or [height, width, channels], but this one "
+            f"has {shapes}: wrap a model of other inputs as package.module:factory"
         )
     else:
-        problems += _size_problems(model_spec)
+        problems += _size_problems(model_spec) + _channel_problems(model_spec)
     if not model_spec.outputs:
         problems.append("an image encoder has at least one output slot")
     problems += _normalisation_problems(model_spec.genenc)
     if problems:
         raise errors.SpecError(f"model spec {model_spec.model_id!r}", problems)
+
+
+def _channel_problems(model_spec: spec.RuntimeModelSpec) -> list[str]:
+    """Return problems with the channels of a spec."""
+    count, block = model_spec.inputs[0].shape[0], model_spec.genenc or spec.GenencBlock()
+    if count > spec.MOST_CHANNELS:
+        return [f"inputs[0] has {count} channels; genenc takes {spec.MOST_CHANNELS} at most"]
+    problems = [
+        f"genenc.{name} has {len(values)} numbers, but inputs[0] {count} channels"
+        for name, values in (("mean", block.mean), ("std", block.std))
+        if values is not None and len(values) != count
+    ]
+    stated = block.preprocessing.channels if block.preprocessing else None
+    if stated is None:
+        return problems
+    if stated.count != count:
+        problems.append(f"genenc.preprocessing.channels.count is {stated.count}, but inputs[0] has {count} channels")
+    if stated.chosen is not None and (len(stated.chosen) != stated.count or min(stated.chosen) < 0):
+        problems.append(f"genenc.preprocessing.channels.chosen {list(stated.chosen)} is not one number per channel")
+    if stated.value_range is not None and (
+        len(stated.value_range) not in (1, count) or not all(low < high for low, high in stated.value_range)
+    ):
+        problems.append("genenc.preprocessing.channels.value_range is not one pair, or one per channel, LOW below HIGH")
+    return problems
 
 
 def _normalisation_problems(block: spec.GenencBlock | None) -> list[str]:
@@ -159,10 +204,11 @@ def _normalisation_problems(block: spec.GenencBlock | None) -> list[str]:
         return ["genenc.normalization_inside is false, so genenc.mean and genenc.std are needed (or --mean and --std)"]
     if min(block.std) <= 0:
         return [f"genenc.std is {list(block.std)}; each number must be above 0"]
-    if encoder_module.is_for_bytes(block.mean, block.std):
+    stated = block.preprocessing.channels if block.preprocessing else None
+    if (stated is None or stated.value_range is None) and encoder_module.is_for_bytes(block.mean, block.std):
         return [
             f"genenc.mean {list(block.mean)} and genenc.std {list(block.std)} are for pixels from 0 to 255, but images "
-            "are in [0, 1]; divide both by 255"
+            "are in [0, 1]; divide both by 255, or state values to use as they are by a value range of 0 to 1"
         ]
     form = block.input or spec.ArtifactInput()
     if form.dtype == "uint8":
@@ -178,7 +224,7 @@ def _size_problems(model_spec: spec.RuntimeModelSpec) -> list[str]:
     if max(height, width) > limit:
         return [f"inputs[0] are images of {height} x {width} pixels; each side is at most {limit}"]
     problems, batch = [], model_spec.resolved_batch_mode().min
-    if batch * 3 * height * width > spec.LARGEST_VALUES:
+    if batch * model_spec.inputs[0].shape[0] * height * width > spec.LARGEST_VALUES:
         problems.append(f"its smallest batch, {batch} images of {height} x {width} pixels, is too large for memory")
     size = model_spec.genenc.preprocessing if model_spec.genenc else None
     if size is None:

@@ -12,7 +12,7 @@ BackendKind = Literal["eager", spec.ExportFormat]
 
 
 class Encoder:
-    """A model ready to run: float32 RGB [B, 3, H, W] in [0, 1] -> {slot: float32 [B, C, h, w]}.
+    """A model ready to run: float32 [B, C, H, W] in [0, 1], usually RGB -> {slot: float32 [B, C, h, w]}.
 
     Every call is checked, for clear errors, and because AOTInductor packages may compute wrong numbers otherwise.
     """
@@ -39,6 +39,7 @@ class Encoder:
         self.preprocessing = describe.preprocessing_of(model_spec)
         self.concurrent = concurrent and device.type == "cpu"
         self.input_size = (self.preprocessing.height, self.preprocessing.width)
+        self.channels = model_spec.inputs[0].shape[0]
         self.batch_statistics = batch_statistics
         self._slot = model_spec.inputs[0].name
         self._batch = model_spec.resolved_batch_mode()
@@ -46,7 +47,7 @@ class Encoder:
         self._tf32 = tf32
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Encode float32 RGB [B, 3, H, W] in [0, 1], contiguous, on `device`; return contiguous float32 maps.
+        """Encode float32 [B, C, H, W] in [0, 1], usually RGB, contiguous, on `device`; return contiguous float32 maps.
 
         Raises:
             EncoderError: rank, shape, dtype, strides, device or batch size, or the outputs, violate the spec.
@@ -68,11 +69,11 @@ class Encoder:
         }
 
     def _check_input(self, images: torch.Tensor) -> None:
-        expected = (3, *self.input_size)
+        expected = (self.channels, *self.input_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise self._error(
-                f"slot {self._slot!r} takes [B, 3, {expected[1]}, {expected[2]}], got {list(images.shape)}; fit the "
-                "images to the spec's preprocessing first"
+                f"slot {self._slot!r} takes [B, {expected[0]}, {expected[1]}, {expected[2]}], got {list(images.shape)}"
+                "; fit the images to the spec's preprocessing first"
             )
         if images.dtype != torch.float32:
             raise self._error(

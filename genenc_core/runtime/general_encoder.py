@@ -23,14 +23,15 @@ def spec_of(
     output_shape: str | None = None,
     normalised: adaptation.Normalisation | None = None,
     trust: bool = False,
+    channels: int | None = None,
 ) -> spec.RuntimeModelSpec:
     """Describe an artifact of any format that takes a batch of images, by default of 224 x 224 pixels.
 
     Dtype, layout, batch sizes and outputs are determined by running it. A single output is the slot `features`; several
     have the file's names, or are `features_0`, ... by position. Outputs that are not floating-point are omitted with a
     warning. `output_shape` ("768,7,7") is the expected shape of the first output, which is only compared. Images are
-    stretched, as in WhiskerToolbox. The file receives RGB in [0, 1], normalised if `normalised` is given, else with a
-    warning.
+    stretched, as in WhiskerToolbox. The file receives RGB, or `channels`, in [0, 1], normalised if `normalised` is
+    given, else with a warning.
 
     Raises:
         InputError: no `trust` (the file runs code), no such artifact, an unsupported size, dtype or number of channels,
@@ -43,21 +44,28 @@ def spec_of(
             f"{MODEL_ID} runs {str(path)!r}, and loading such a file runs code from it; no spec records its digest. If "
             "you trust its origin, add --trust."
         )
-    draft = _draft(path, known, image_size or NATIVE)
+    draft = _draft(path, known, image_size or NATIVE, channels)
     trial = artifact_trial.run_trial(draft, any_size=image_size is None)
     if declared is not None and declared != trial.outputs[0]:
         raise errors.InputError(
             f"the output shape {output_shape!r} differs from that of {str(path)!r} for images of {trial.size[0]} x "
             f"{trial.size[1]} pixels: its first output is {_joined(trial.outputs[0])}. Correct it, or omit it."
         )
-    described = _draft(path, known, trial.size).model_copy(
-        update={"outputs": _slots(trial), "batch_mode": _batch_mode(trial), "genenc": _block(trial)}
+    described = _draft(path, known, trial.size, channels)
+    described = described.model_copy(
+        update={"outputs": _slots(trial), "batch_mode": _batch_mode(trial), "genenc": _block(trial, described.genenc)}
     )
     _warn(path, trial, normalised)
     return described if normalised is None else adaptation.applied(described, normalised)
 
 
-def _draft(path: Path, known: interface.Format, size: tuple[int, int]) -> spec.RuntimeModelSpec:
+def _draft(path: Path, known: interface.Format, size: tuple[int, int], channels: int | None) -> spec.RuntimeModelSpec:
+    block = None
+    if channels is not None:
+        used = spec.Preprocessing(
+            height=size[0], width=size[1], antialias=False, channels=spec.Channels(count=channels)
+        )
+        block = spec.GenencBlock(preprocessing=used)
     return spec.RuntimeModelSpec(
         model_id=MODEL_ID,
         display_name=DISPLAY_NAME,
@@ -67,21 +75,23 @@ def _draft(path: Path, known: interface.Format, size: tuple[int, int]) -> spec.R
         inputs=(
             spec.SlotSpec(
                 name="image",
-                shape=(3, *size),
-                description="RGB in [0, 1]",
+                shape=(channels or 3, *size),
+                description="RGB in [0, 1]" if channels is None else f"{channels} channels in [0, 1]",
                 recommended_encoder="ImageEncoder",
             ),
         ),
         outputs=(),
         recommended_post_encoder="global_avg_pool",
+        genenc=block,
     )
 
 
-def _block(trial: artifact_trial.Trial) -> spec.GenencBlock | None:
+def _block(trial: artifact_trial.Trial, drafted: spec.GenencBlock | None) -> spec.GenencBlock | None:
     """Return what the file needs beyond the spec's standard fields; None for most files."""
     if not any((trial.form, trial.left_out, trial.channels_last, trial.channels_first, trial.names)):
-        return None
+        return drafted
     return spec.GenencBlock(
+        preprocessing=drafted.preprocessing if drafted else None,
         input=trial.form,
         output_positions=trial.positions if trial.left_out else None,
         output_names=trial.names or None,

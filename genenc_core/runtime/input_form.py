@@ -37,8 +37,12 @@ def size_for(
     return best[0], best[1]
 
 
-def candidates(declared: interface.Declared | None, *, name: str, numpy: bool) -> Iterator[spec.ArtifactInput]:
+def candidates(
+    declared: interface.Declared | None, *, name: str, numpy: bool, channels: int | None = None
+) -> Iterator[spec.ArtifactInput]:
     """Yield the forms that a file may accept, most likely first; `numpy`: it takes NumPy arrays, without bfloat16.
+
+    `channels` of the images; None: RGB, of which grey can be made.
 
     Raises:
         InputError: it declares an input that images cannot be converted to.
@@ -56,18 +60,19 @@ def candidates(declared: interface.Declared | None, *, name: str, numpy: bool) -
     if declared is None or declared.hint:
         # A script may assert uint8. Last, since a file that accepts both usually expects values in [0, 1].
         dtypes.append("uint8")
-    layouts = _layouts(declared.shape if declared else None, name)
+    layouts = _layouts(declared.shape if declared else None, name, channels)
     for dtype, (layout, channels) in itertools.product(dict.fromkeys(dtypes), layouts):
         yield spec.ArtifactInput.model_validate({"dtype": dtype, "layout": layout, "channels": channels})
 
 
-def _layouts(shape: tuple[int | None, ...] | None, name: str) -> list[tuple[str, int]]:
+def _layouts(shape: tuple[int | None, ...] | None, name: str, wanted: int | None) -> list[tuple[str, int]]:
     """Return the layouts and channels to try.
 
     Raises:
         InputError: the file declares a shape that is not a batch of images.
     """
-    layouts = [("NCHW", 3), ("NHWC", 3), ("NCHW", 1), ("NHWC", 1)]
+    counts = (3, 1) if wanted is None else (wanted,)
+    layouts = [(layout, count) for count in counts for layout in ("NCHW", "NHWC")]
     if shape is None:
         return layouts
     if len(shape) != 4:
@@ -81,8 +86,8 @@ def _layouts(shape: tuple[int | None, ...] | None, name: str) -> list[tuple[str,
     if not fits:
         channels = shape[3] if _is_last(shape) else shape[1]
         raise errors.InputError(
-            f"the artifact {name!r} takes images of {channels} channels ({_words(shape)}), but genenc's images are RGB "
-            "or grey. Wrap it in a module that computes its channels from RGB, and give package.module:factory."
+            f"the artifact {name!r} takes images of {channels} channels ({_words(shape)}), not "
+            f"{'RGB or grey' if wanted is None else wanted}: choose {channels} channels of the images with --channels."
         )
     return fixed or fits
 
@@ -115,8 +120,7 @@ def rejection_message(
     forms = f"Tried: {', '.join(form.describe() for form in tried)}. " if len(tried) > 1 else ""
     if "channel" in lowered:
         return (
-            f"{start}{forms}genenc's images are RGB or grey: wrap a model of other channels and give it as "
-            "package.module:factory."
+            f"{start}{forms}Images are RGB or grey unless --channels chooses others: give as many as the model takes."
         )
     if any(word in lowered for word in ("scalar type", "dtype", "input type", "data type")):
         return f"{start}{forms}{_OTHERWISE}"

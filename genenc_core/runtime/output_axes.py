@@ -14,13 +14,15 @@ _CLEAR = math.log(2)
 """required log ratio between the changes of a map in the modified half of the image and in the other half"""
 
 
-def channels_last(run: Run, kept: Sequence[int], *, size: tuple[int, int], batch: int) -> dict[int, bool | None]:
+def channels_last(
+    run: Run, kept: Sequence[int], *, size: tuple[int, int], batch: int, channels: int = 3
+) -> dict[int, bool | None]:
     """Return by position whether maps are [B, h, w, C] and lists are [B, C, N]; None if ambiguous.
 
-    `run` returns all outputs for images [B, 3, H, W]; `kept` are the positions to examine. Ambiguous shapes are
+    `run` returns all outputs for images [B, channels, H, W]; `kept` are the positions to examine. Ambiguous shapes are
     resolved by changing half of an image; a map with its columns before its rows is ambiguous, too.
     """
-    images = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0))
     outputs = run(images.expand(batch, -1, -1, -1).contiguous())
     is_last: dict[int, bool | None] = {}
     unclear: list[int] = []

@@ -88,6 +88,8 @@ def test_blocks_run_as_written(guide: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     pictures.write_folder(tmp_path / "photos", IMAGES)
+    pictures.write_channels(tmp_path / "bands", IMAGES, channels=6)
+    pictures.write_channels(tmp_path / "plate", IMAGES, channels=5, ome=True)
     points = (f"img_{index:03d}.png,{name},{x},{20 + index}\n" for index in range(4) for name, x in TIPS)
     (tmp_path / "points.csv").write_text("image,point,x,y\n" + "".join(points))
     before, found = set(sys.modules), {}

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 
@@ -29,6 +30,18 @@ def write_folder(folder: Path, count: int, *, seed: int = 0, sizes: tuple[tuple[
     for index in range(count):
         width, height = sizes[index % len(sizes)]
         (folder / f"img_{index:03d}.png").write_bytes(_png(width, height, seed + index))
+    return folder
+
+
+def write_channels(folder: Path, count: int, *, channels: int, ome: bool = False) -> Path:
+    """Write `count` TIFFs of channels, uint16 up to 10,000, planar or as pages of OME-TIFFs; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        planes = [texture(80, 60, 100 * index + channel)[..., 0] for channel in range(channels)]
+        values = np.stack(planes).astype(np.uint16) * 39
+        options = {"ome": True, "metadata": {"axes": "CYX"}} if ome else {"planarconfig": "separate", "metadata": None}
+        name = f"{index:03d}.{'ome.tif' if ome else 'tif'}"
+        tifffile.imwrite(folder / name, values, photometric="minisblack", **options)
     return folder
 
 

@@ -71,3 +71,22 @@ class Block(nn.Module):
 def pyramid(in_chans: int = 3) -> nn.Module:
     """Return `Pyramid`."""
     return Pyramid(in_chans)
+
+
+class SixBands(nn.Module):
+    """A backbone of six channels, which says so as TerraTorch's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_chans = 6
+        self.out_channels = [4]
+        self.body = nn.Conv2d(6, 4, 4, stride=4)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return one map [B, 4, H/4, W/4]."""
+        return [self.body(images)]
+
+
+def six_bands() -> nn.Module:
+    """Return `SixBands`."""
+    return SixBands()

@@ -156,3 +156,52 @@ class Branching(nn.Module):
 
 def branching() -> nn.Module:
     return Branching()
+
+
+class SixBands(nn.Module):
+    """A model of six channels, which declares them and their statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(6, 4, 5, stride=4, padding=2), nn.GELU(), nn.Conv2d(4, 5, 2, stride=2))
+        self.genenc = {
+            "channels": 6,
+            "image_size": 32,
+            "mean": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+            "std": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        }
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 5, H/8, W/8]."""
+        found: torch.Tensor = self.body(images)
+        return found
+
+
+def six_bands() -> nn.Module:
+    """Return `SixBands`."""
+    return SixBands()
+
+
+def six_bands_with_three_means() -> nn.Module:
+    """Return `SixBands` with a declaration that contradicts itself."""
+    model = SixBands()
+    model.genenc = {**model.genenc, "mean": (0.1, 0.2, 0.3)}
+    return model
+
+
+class Bands(nn.Module):
+    """Mean of each channel of six in each 8 x 8 block, so that a probe's value tells its channel and position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.genenc = {"channels": 6, "image_size": 32}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 6, H/8, W/8]."""
+        return nn.functional.avg_pool2d(images, 8)
+
+
+def bands() -> nn.Module:
+    """Return `Bands`."""
+    return Bands()

@@ -5,10 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.decode import decode
-from genenc_core.images.decode.decoded import ImageUnreadable, bands
+from genenc_core.images.decode.decoded import ImageUnreadable, Samples, bands
 
 _COLOURS = (1, 3, 4)
+_CHANNEL_RULE = (
+    "write [N, H, W, C] or [N, C, H, W], or one image as [H, W, C] or [C, H, W], with fewer channels than pixels on a "
+    "side"
+)
 _RULE = "write frames as [N, H, W], [N, H, W, 3] or [N, 3, H, W], or one image as [H, W] or [H, W, 3]"
 
 
@@ -43,13 +48,51 @@ class Axes(NamedTuple):
                 return cls(shape[0], stacked=True, channels_first=True)
         raise ImageUnreadable(f"an array of shape {list(shape)} is not a stack of images: {_RULE}")
 
+    @classmethod
+    def of_channels(cls, shape: Sequence[int], channels: spec.Channels) -> "Axes":
+        """Take the axes of an array whose images have other channels than RGB.
 
-def check_type(kind: "np.dtype[Any]") -> None:
-    """Check that values of a type have a known range.
+        Two axes are one image of one channel. Three are frames of one channel where one is all that is wanted, without
+        a choice of it; else one image, whose channels are the shorter of the first and the last axis. Four are frames;
+        1, 3 or 4 channels are last, else first, and other numbers are the shorter axis.
+
+        Raises:
+            ImageUnreadable: another shape, or axes of equal length of which either may be that of the channels.
+        """
+        if min(shape, default=0) >= 1 and len(shape) in (2, 3, 4):
+            if len(shape) == 2:
+                return cls(1, stacked=False, channels_first=False)
+            if len(shape) == 3 and channels.count == 1 and channels.chosen is None:
+                return cls(shape[0], stacked=True, channels_first=False)
+            stacked = len(shape) == 4
+            first, last = shape[1] if stacked else shape[0], shape[-1]
+            if stacked and {first, last} & set(_COLOURS):
+                return cls(shape[0], stacked=True, channels_first=last not in _COLOURS)
+            if first != last:
+                return cls(shape[0] if stacked else 1, stacked=stacked, channels_first=first < last)
+        raise ImageUnreadable(f"an array of shape {list(shape)} is not one of images with channels: {_CHANNEL_RULE}")
+
+    @classmethod
+    def for_images(cls, shape: Sequence[int], channels: spec.Channels | None) -> "Axes":
+        """Take the axes of an array, of RGB or grey without `channels`; raises as these."""
+        return cls.of(shape) if channels is None else cls.of_channels(shape, channels)
+
+    def samples(self, frame: np.ndarray) -> Samples:
+        """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as samples `[H, W, C]`."""
+        values = np.moveaxis(frame, 0, 2) if self.channels_first else frame
+        return Samples.of(values[..., None] if values.ndim == 2 else values)
+
+
+def check_type(kind: "np.dtype[Any]", channels: spec.Channels | None = None) -> None:
+    """Check that values of a type have a known range; with `channels` that they are numbers.
 
     Raises:
         ImageUnreadable: they have none.
     """
+    if channels is not None:
+        if kind.kind not in "buif":
+            raise ImageUnreadable(f"values of type {kind} are no real numbers")
+        return
     if kind.kind not in "bf" and kind.newbyteorder("=") not in (np.uint8, np.uint16):
         raise ImageUnreadable(
             f"values of type {kind} have no known range: write uint8, uint16 (white is 65535), bool, or floats in "
@@ -58,10 +101,11 @@ def check_type(kind: "np.dtype[Any]") -> None:
 
 
 def check_shape(shape: Sequence[int], axes: Axes, most_pixels: int) -> None:
-    """Check that a frame of an array has at most so many pixels; raises `ImageUnreadable`."""
+    """Check that a frame of an array has at most so many pixels, of three channels; raises `ImageUnreadable`."""
     frame = shape[1:] if axes.stacked else shape
     height, width = frame[1:] if axes.channels_first else frame[:2]
-    decode.check_size(height, width, most_pixels)
+    channels = 1 if len(frame) == 2 else frame[0] if axes.channels_first else frame[2]
+    decode.check_size(height, width * max(-(-channels // 3), 1) if channels > 4 else width, most_pixels)
 
 
 def rgb(frame: np.ndarray, *, channels_first: bool = False) -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
-from genenc_core.images.decode.decoded import ImageUnreadable
+from genenc_core.images.decode.decoded import ImageUnreadable, Samples
 
 
 class Mark(NamedTuple):
@@ -50,16 +51,18 @@ class Content(NamedTuple):
     """What was read of a member."""
 
     data: bytes | bytearray
-    """An image file's bytes; empty with `pixels`."""
+    """An image file's bytes; empty with `pixels` or `samples`."""
     mark: Mark
     pixels: np.ndarray | None = None
-    """uint8 RGB `[H, W, 3]`; None: decode `data`."""
+    """uint8 RGB `[H, W, 3]`; None: decode `data`, or use `samples`."""
     values: bytes | bytearray | memoryview = b""
     """What `pixels` were made of, as stored in the container or, of a video or a TIFF, as decoded; this is hashed."""
     orientation: int = 1
     """EXIF orientation 1 to 8 of the pixels, not yet applied."""
     changed: str | None = None
     """How it differs from the planned one, where its mark does not show that."""
+    samples: Samples | None = None
+    """Instead of `pixels`, where channels are wanted."""
 
 
 class Container(Protocol):
@@ -67,14 +70,18 @@ class Container(Protocol):
 
     frames: bool
     """Whether its members are numbered frames, of which some can be selected."""
+    has_channels: bool = False
+    """Whether it can give samples of channels instead of RGB."""
     columns: tuple[str, ...]
     """Names of what is known about each member."""
     _mark: Mark
     """That of the file."""
 
     @classmethod
-    def open(cls, path: str) -> "Container":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "Container":
         """Open it; a path may end in the name of an array inside.
+
+        `channels` only where it `has_channels`.
 
         Raises:
             ImageUnreadable: it is damaged, or not of this kind; the reason.

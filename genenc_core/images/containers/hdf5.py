@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.containers import arrays, kinds
 from genenc_core.images.containers.container import (
     Container,
@@ -33,16 +34,19 @@ class Hdf5(Container):
     frames = True
     columns = ("frame",)
 
-    def __init__(self, path: Path, file: Any, name: str) -> None:
+    has_channels = True
+
+    def __init__(self, path: Path, file: Any, name: str, channels: spec.Channels | None) -> None:
         self._file = file
+        self._channels = channels
         self._path = path
         self._mark = file_mark(str(path))
         self._data = self._dataset(name) if name else self._only_dataset()
-        arrays.check_type(_kind(self._data))
-        self._axes = arrays.Axes.of(self._data.shape)
+        arrays.check_type(_kind(self._data), channels)
+        self._axes = arrays.Axes.for_images(self._data.shape, channels)
 
     @classmethod
-    def open(cls, path: str) -> "Hdf5":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "Hdf5":
         """Open it; raises as `Container.open`."""
         try:
             import h5py
@@ -57,7 +61,7 @@ class Hdf5(Container):
                 raise
             raise ImageUnreadable(f"damaged or unsupported HDF5: {one_line(error)}") from error
         try:
-            return cls(at, file, name_inside(path, at))
+            return cls(at, file, name_inside(path, at), channels)
         except BaseException:
             file.close()
             raise
@@ -79,7 +83,7 @@ class Hdf5(Container):
         return data
 
     def _only_dataset(self) -> Any:
-        found = [name for name, data in self._datasets().items() if _may_be_frames(data)]
+        found = [name for name, data in self._datasets().items() if _may_be_frames(data, self._channels)]
         if len(found) != 1:
             what = "several datasets that may be frames" if found else "no dataset of frames"
             raise ImageUnreadable(f"it has {what}: name one, as {self._path.name}/NAME; it has {self._described()}")
@@ -124,20 +128,22 @@ class Hdf5(Container):
             frame = np.ascontiguousarray(self._data[index] if self._axes.stacked else self._data[()])
         except (OSError, RuntimeError, ValueError) as error:
             raise ImageUnreadable(f"damaged HDF5: {one_line(error)}") from error
-        pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
-        return Content(b"", file_mark(str(self._path)), pixels, frame.data.cast("B"))
+        mark, values = file_mark(str(self._path)), frame.data.cast("B")
+        if self._channels is not None:
+            return Content(b"", mark, values=values, samples=self._axes.samples(frame))
+        return Content(b"", mark, arrays.rgb(frame, channels_first=self._axes.channels_first), values)
 
     def close(self) -> None:
         """Close it."""
         self._file.close()
 
 
-def _may_be_frames(data: Any) -> bool:
+def _may_be_frames(data: Any, channels: spec.Channels | None) -> bool:
     if data.shape is None:
         return False
     try:
-        arrays.check_type(_kind(data))
-        return len(data.shape) > 2 and bool(arrays.Axes.of(data.shape))
+        arrays.check_type(_kind(data), channels)
+        return len(data.shape) > 2 and bool(arrays.Axes.for_images(data.shape, channels))
     except ImageUnreadable:
         return False
 

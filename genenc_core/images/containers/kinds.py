@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line needs no torch
+    from genenc_core import spec
     from genenc_core.images.containers.container import Container
 
 _KINDS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -89,8 +90,10 @@ def without_pattern(path: str) -> str:
     return "/".join(parts[:first]).rstrip("/")
 
 
-def open_container(path: str) -> "Container":
+def open_container(path: str, channels: "spec.Channels | None" = None) -> "Container":
     """Open the container that a path names, or names an array in.
+
+    With `channels`, arrays and TIFFs give samples instead of RGB, and their axes are those of such channels.
 
     Raises:
         ImageUnreadable: it is damaged, or not of the kind that its name says; the reason.
@@ -109,4 +112,4 @@ def open_container(path: str) -> "Container":
     kind: type[Container] = getattr(
         importlib.import_module(f"genenc_core.images.containers.{module}"), _KINDS[module][1]
     )
-    return kind.open(path)
+    return kind.open(path) if channels is None or not kind.has_channels else kind.open(path, channels)

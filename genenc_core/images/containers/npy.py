@@ -7,6 +7,7 @@ from math import prod
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.containers import arrays
 from genenc_core.images.containers.container import Container, Content, Mark, Member, index_of, one_line, read_at
 from genenc_core.images.containers.frames import Frames
@@ -22,8 +23,11 @@ class Npy(Container):
     frames = True
     columns = ("frame",)
 
-    def __init__(self, file: FileIO) -> None:
+    has_channels = True
+
+    def __init__(self, file: FileIO, channels: spec.Channels | None) -> None:
         self._file = file
+        self._channels = channels
         status = os.fstat(file.fileno())
         self._mark = Mark.of(status)
         try:
@@ -34,8 +38,8 @@ class Npy(Container):
             raise ImageUnreadable(f"damaged or unsupported npy: {one_line(error)}") from error
         if fortran and len(shape) > 1:
             raise ImageUnreadable("its array is in Fortran order: save numpy.ascontiguousarray(array)")
-        arrays.check_type(self._kind)
-        self._axes = arrays.Axes.of(shape)
+        arrays.check_type(self._kind, channels)
+        self._axes = arrays.Axes.for_images(shape, channels)
         self._whole = shape
         self._shape = shape[1:] if self._axes.stacked else shape
         self._start, self._bytes = file.tell(), prod(self._shape) * self._kind.itemsize
@@ -43,11 +47,11 @@ class Npy(Container):
             raise ImageUnreadable(f"truncated npy: {list(shape)} values of {self._kind} need more bytes than it has")
 
     @classmethod
-    def open(cls, path: str) -> "Npy":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "Npy":
         """Open it; raises as `Container.open`."""
         file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         try:
-            return cls(file)
+            return cls(file, channels)
         except BaseException:
             file.close()
             raise
@@ -65,8 +69,10 @@ class Npy(Container):
         if len(data) < self._bytes:
             raise ImageUnreadable("truncated npy: it ends before this frame")
         frame = np.frombuffer(data, self._kind).reshape(self._shape)
-        pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
-        return Content(b"", Mark.of(os.fstat(self._file.fileno())), pixels, data)
+        mark = Mark.of(os.fstat(self._file.fileno()))
+        if self._channels is not None:
+            return Content(b"", mark, values=data, samples=self._axes.samples(frame))
+        return Content(b"", mark, arrays.rgb(frame, channels_first=self._axes.channels_first), data)
 
     def close(self) -> None:
         """Close it."""

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from genenc_core import spec
 from genenc_core.images.containers.container import Container, Content, Member, file_mark, index_of, one_line
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
@@ -41,7 +42,7 @@ class ParquetImages(Container):
         self.columns: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, path: str) -> "ParquetImages":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "ParquetImages":  # noqa: ARG003
         """Open it; raises as `Container.open`."""
         file_mark(path)
         try:

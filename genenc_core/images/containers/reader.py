@@ -4,6 +4,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from genenc_core import spec
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.container import Container, Content
 
@@ -13,7 +14,9 @@ KEPT_OPEN = 4
 class ContainerReader:
     """Reads members of any containers."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: spec.Channels | None = None) -> None:
+        """`channels`: of arrays and TIFFs the samples are read, instead of RGB."""
+        self._channels = channels
         self._open: OrderedDict[str, Container] = OrderedDict()
 
     def read(self, path: str, member: str, *, most_pixels: int) -> Content:
@@ -52,7 +55,7 @@ class ContainerReader:
             self._open.popitem()[1].close()
 
     def _opened(self, path: str) -> Container:
-        return self._open.pop(path, None) or kinds.open_container(path)
+        return self._open.pop(path, None) or kinds.open_container(path, self._channels)
 
     def _keep(self, path: str, container: Container) -> None:
         self._open[path] = container

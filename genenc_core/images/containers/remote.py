@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from genenc_core import spec
 from genenc_core.images.containers import kinds, remote_objects
 from genenc_core.images.containers.container import Container, Content, Mark, Member
 from genenc_core.images.containers.frames import Frames
@@ -33,7 +34,7 @@ class Remote(Container):
         self._ahead = remote_objects.ReadAhead(self._get)
 
     @classmethod
-    def open(cls, path: str) -> "Remote":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "Remote":  # noqa: ARG003
         """Take an address; nothing is asked yet.
 
         Raises:

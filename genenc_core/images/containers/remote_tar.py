@@ -6,6 +6,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from genenc_core import spec
 from genenc_core.images.containers import remote_objects
 from genenc_core.images.containers.container import Content, Member
 from genenc_core.images.containers.frames import Frames
@@ -29,7 +30,7 @@ class RemoteTar(Tar):
         self._ahead = remote_objects.ReadAhead(self._get)
 
     @classmethod
-    def open(cls, path: str) -> "RemoteTar":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "RemoteTar":  # noqa: ARG003
         """Take an address; nothing is asked yet."""
         return cls(path)
 

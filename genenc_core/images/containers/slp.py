@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.containers import arrays, slp_videos
 from genenc_core.images.containers.container import Container, Content, Member, file_mark, one_line
 from genenc_core.images.containers.frames import Frames
@@ -32,7 +33,7 @@ class SlpPackage(Container):
             raise ImageUnreadable(f"damaged SLEAP project: {one_line(error)}") from error
 
     @classmethod
-    def open(cls, path: str) -> "SlpPackage":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "SlpPackage":  # noqa: ARG003
         """Open it; raises as `Container.open`."""
         try:
             import h5py

@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 
+from genenc_core import spec
 from genenc_core.images.containers.container import Container, Content, Mark, Member, one_line, read_at
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import decode
@@ -26,7 +27,7 @@ class Tar(Container):
         self._mark = Mark.of(os.fstat(descriptor))
 
     @classmethod
-    def open(cls, path: str) -> "Tar":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "Tar":  # noqa: ARG003
         """Open it; raises `OSError`."""
         return cls(path, os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 

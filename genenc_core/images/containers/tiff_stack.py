@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.containers.container import Container, Content, Member, file_mark, index_of, one_line
 from genenc_core.images.containers.frames import Frames
-from genenc_core.images.decode import decode, headers, tiff
+from genenc_core.images.decode import decode, headers, tiff, tiff_channels
 from genenc_core.images.decode.decoded import ImageUnreadable
 
 
@@ -18,26 +19,39 @@ class TiffStack(Container):
     frames = True
     columns = ("frame",)
 
-    def __init__(self, path: str, file: Any) -> None:
+    has_channels = True
+
+    def __init__(self, path: str, file: Any, layout: tiff_channels.Layout | None) -> None:
         self._path = path
         self._file = file
+        self._layout = layout
+        """Of channels; None: pages are RGB or grey."""
         self._mark = file_mark(path)
 
     @classmethod
-    def open(cls, path: str) -> "TiffStack":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "TiffStack":
         """Open it; raises as `Container.open`."""
         import tifffile
 
         file_mark(path)
         try:
-            return cls(path, tifffile.TiffFile(path))
-        except OSError:
+            if channels is None:
+                return cls(path, tifffile.TiffFile(path), None)
+            with tifffile.TiffFile(path, _multifile=False) as axes:
+                layout = tiff_channels.Layout.of(axes, pages_are_frames=True)
+            return cls(path, tifffile.TiffFile(path, _multifile=False), layout)
+        except (OSError, ImageUnreadable):
             raise
         except Exception as error:  # the parser may raise anything for damaged data
             raise ImageUnreadable(f"damaged TIFF: {one_line(error)}") from error
 
     def members(self, frames: Frames) -> Iterator[Member]:
-        """Yield the pages; their numbers count all pages of the file."""
+        """Yield the pages; their numbers count all pages of the file, or of channels all frames."""
+        if self._layout is not None:
+            self._pages()
+            for index in frames.of(self._layout.frames):
+                yield Member.frame(index)
+            return
         try:
             count = self._pages()
             full = [index for index, page in enumerate(self._file.pages) if not page.is_reduced and not page.is_mask]
@@ -70,6 +84,11 @@ class TiffStack(Container):
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a page; raises as `Container.read`."""
+        if self._layout is not None:
+            index = index_of(at, self._layout.frames)
+            samples, orientation = tiff_channels.read_frame(self._file, self._layout, index, most_pixels)
+            data = np.ascontiguousarray(samples.values).data.cast("B")
+            return Content(b"", file_mark(self._path), values=data, samples=samples, orientation=orientation)
         try:
             index = index_of(at, len(self._file.pages))
         except ImageUnreadable:

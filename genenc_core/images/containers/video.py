@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.containers import arrays
 from genenc_core.images.containers.container import Container, Content, Member, file_mark, one_line
 from genenc_core.images.containers.frames import Frames
@@ -70,7 +71,7 @@ class Video(Container):
         self._rewind()
 
     @classmethod
-    def open(cls, path: str) -> "Video":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "Video":  # noqa: ARG003
         """Open it; raises as `Container.open`."""
         return cls(path)
 

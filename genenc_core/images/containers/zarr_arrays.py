@@ -4,12 +4,13 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from genenc_core import spec
 from genenc_core.images.containers import arrays
 from genenc_core.images.containers.container import (
     Container,
@@ -38,22 +39,35 @@ class ZarrArray(Container):
     frames = True
     columns = ("frame",)
 
-    def __init__(self, path: Path, array: Any, axes: arrays.Axes, planes: tuple[int, ...] | None) -> None:
+    has_channels = True
+
+    def __init__(
+        self,
+        path: Path,
+        array: Any,
+        axes: arrays.Axes,
+        planes: tuple[int, ...] | None,
+        channels: spec.Channels | None,
+        channel_axis: int | None = None,
+    ) -> None:
         self._path = path
+        self._channels = channels
+        self._channel_axis = channel_axis
+        """Of OME-Zarr: the axis of channels, which is none of `planes`; None if there is none."""
         self._metadata = str(path / _metadata_of(path))
         self._array = array
         self._axes = axes
         self._kept: tuple[tuple[int, ...], np.ndarray] = ((), np.empty(0))
         """Index of the first frame of the chunk that was read last, and its frames."""
         self._planes = planes
-        """Of OME-Zarr: sizes of the axes before y and x; None for other arrays."""
+        """Of OME-Zarr: sizes of the axes of frames before y and x; None for other arrays."""
 
     @classmethod
-    def open(cls, path: str) -> "ZarrArray":
+    def open(cls, path: str, channels: spec.Channels | None = None) -> "ZarrArray":
         """Open it; raises as `Container.open`."""
         import zarr
 
-        place, planar = _ome_image(Path(path))
+        place, names = _ome_image(Path(path), channels)
         try:
             found: Any = zarr.open(str(place), mode="r")
         except OSError as error:
@@ -65,13 +79,16 @@ class ZarrArray(Container):
         if not isinstance(found, zarr.Array):
             inside = ", ".join(sorted(each.name for each in place.iterdir() if each.is_dir())[:8])
             raise ImageUnreadable(f"it is a Zarr group: name an array in it, as {place.name}/NAME; it has {inside}")
-        arrays.check_type(found.dtype)
-        if planar:
+        arrays.check_type(found.dtype, channels)
+        if names:
             *planes, height, width = found.shape
             arrays.Axes.of((height, width))
-            axes = arrays.Axes(math.prod(planes), stacked=bool(planes), channels_first=False)
-            return cls(place, found, axes, tuple(planes))
-        return cls(place, found, arrays.Axes.of(found.shape), None)
+            own = names.index("c") if channels is not None and "c" in names else None
+            if own is not None:
+                del planes[own]
+            axes = arrays.Axes(math.prod(planes), stacked=bool(planes), channels_first=own is not None)
+            return cls(place, found, axes, tuple(planes), channels, own)
+        return cls(place, found, arrays.Axes.for_images(found.shape, channels), None, channels)
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
@@ -96,9 +113,14 @@ class ZarrArray(Container):
 
     def _chunks(self, at: str) -> Iterator[str]:
         """Yield the paths of a frame's chunks; those of fill values only need not be there."""
-        before = self._before(at)
+        before = list(self._before(at))
         sides = self._array.shards or self._array.chunks
-        known = [(each // side,) for each, side in zip(before, sides, strict=False)]
+        if self._channel_axis is not None:
+            before.insert(self._channel_axis, 0)
+        known: list[Sequence[int]] = [(each // side,) for each, side in zip(before, sides, strict=False)]
+        if self._channel_axis is not None:
+            own = self._channel_axis
+            known[own] = range(-(-self._array.shape[own] // sides[own]))
         rest = [range(-(-length // side)) for length, side in zip(self._array.shape, sides, strict=True)][len(known) :]
         for place in itertools.product(*known, *rest):
             yield os.path.join(self._path, self._array.metadata.encode_chunk_key(place))  # noqa: PTH118
@@ -106,11 +128,10 @@ class ZarrArray(Container):
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a frame; raises as `Container.read`."""
         before = self._before(at)
-        shape = self._array.shape if not self._planes else (1, *self._array.shape[-2:])
-        arrays.check_shape(shape, self._axes, most_pixels)
+        arrays.check_shape(self._frame_shape(), self._axes._replace(stacked=False), most_pixels)
         mark = self.mark(at)
         try:
-            frame = np.ascontiguousarray(self._frame(before))
+            frame = np.ascontiguousarray(self._channels_of(before))
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -119,8 +140,25 @@ class ZarrArray(Container):
             raise ImageUnreadable(f"damaged Zarr: {one_line(error)}") from error
         if self.mark(at) != mark:
             raise ImageUnreadable("modified while it was read")
+        if self._channels is not None:
+            return Content(b"", mark, values=frame.data.cast("B"), samples=self._axes.samples(frame))
         pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
         return Content(b"", mark, pixels, frame.data.cast("B"))
+
+    def _frame_shape(self) -> tuple[int, ...]:
+        """Return the shape of one frame."""
+        shape: tuple[int, ...] = self._array.shape
+        if self._planes is None:
+            return shape[1:] if self._axes.stacked else shape
+        return shape[-2:] if self._channel_axis is None else (shape[self._channel_axis], *shape[-2:])
+
+    def _channels_of(self, before: tuple[int, ...]) -> np.ndarray:
+        """Return a frame, with the channels of OME-Zarr first."""
+        own = self._channel_axis
+        if own is None:
+            return self._frame(before)
+        places = ((*before[:own], channel, *before[own:]) for channel in range(self._array.shape[own]))
+        return np.stack([self._frame(place) for place in places])
 
     def _frame(self, before: tuple[int, ...]) -> np.ndarray:
         """Return a frame; of a chunk of several frames all are read at once, and kept for those that follow."""
@@ -143,15 +181,15 @@ class ZarrArray(Container):
         """Do nothing: no file stays open."""
 
 
-def _ome_image(path: Path) -> tuple[Path, bool]:
-    """Return the array of an OME-Zarr image's first resolution and True, or the path itself and False.
+def _ome_image(path: Path, channels: spec.Channels | None) -> tuple[Path, list[str]]:
+    """Return the array of an OME-Zarr image's first resolution and its axes, or the path itself and [].
 
     Raises:
         ImageUnreadable: the image has several channels, or axes in another order.
     """
     scales = _attributes(path).get("multiscales")
     if not isinstance(scales, list) or not scales:
-        return path, False
+        return path, []
     try:
         names = [axis if isinstance(axis, str) else axis["name"] for axis in scales[0].get("axes", "tczyx")]
         place = path / str(scales[0]["datasets"][0]["path"])
@@ -160,15 +198,15 @@ def _ome_image(path: Path) -> tuple[Path, bool]:
         raise ImageUnreadable(f"damaged OME-Zarr: {one_line(error)}") from error
     if tuple(names[-2:]) != _PLANE or len(names) != len(shape):
         raise ImageUnreadable(f"OME-Zarr with axes {', '.join(names)} is not supported: y and x must be the last")
-    channels = shape[names.index("c")] if "c" in names else 1
-    if channels != 1:
+    count = shape[names.index("c")] if "c" in names else 1
+    if count != 1 and channels is None:
         raise ImageUnreadable(
-            f"an OME-Zarr image of {channels} channels: write the one to encode, or the three to take for red, green "
-            "and blue, as an array of its own"
+            f"an OME-Zarr image of {count} channels: choose some for the model with --channels (numbered from 0), or "
+            "write the three to take for red, green and blue as an array of its own"
         )
     if not place.resolve().is_relative_to(path.resolve()):
         raise ImageUnreadable("the OME-Zarr's array is outside its folder, which is not followed")
-    return place, True
+    return place, names
 
 
 def _attributes(path: Path) -> dict[str, Any]:

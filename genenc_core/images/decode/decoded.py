@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from genenc_core.images.decode import resize
@@ -32,11 +33,34 @@ class ResizeHint:
     """Whether a JPEG may be decoded at a reduction that still has at least as many pixels."""
 
 
+class Samples(NamedTuple):
+    """Values of an image's channels as stored."""
+
+    values: np.ndarray
+    """Integers, floats or bool, `[H, W, C]`; not yet upright."""
+    known: tuple[float, float] | None
+    """Values that stand for 0 and 1 where the user does not say; None: unknown."""
+    doubt: str = ""
+    """Why they are not known."""
+    no_data: float | None = None
+    """Value of pixels without data, besides NaN; None: there is none."""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Samples":
+        """Return values with the range of their type: integers to its largest value, floats from 0 to 1."""
+        kind = values.dtype
+        if kind.kind in "bf":
+            return cls(values, (0.0, 1.0))
+        if kind.kind in "ui" and kind.itemsize <= 2:
+            return cls(values, (0.0, float(np.iinfo(kind).max)))
+        return cls(values, None, f"values of type {kind} have no known range")
+
+
 class Decoded(NamedTuple):
     """One image, upright."""
 
     pixels: torch.Tensor
-    """uint8 RGB `[3, H, W]`; the memory is usually channels-last."""
+    """uint8 RGB `[3, H, W]`, in memory that is usually channels-last; or float32 `[C, H, W]` of other channels."""
     orientation: int
     """EXIF orientation 1 to 8 of the file; already applied to `pixels`."""
     size: tuple[int, int]

@@ -60,9 +60,13 @@ class Fitter:
             reduce=preprocessing.decode == "scaled",
         )
         """For the decoder."""
+        self.channels = preprocessing.channels
+        """Likewise."""
 
     def fit(self, image: decoded.Decoded, *, into: np.ndarray | None = None) -> tuple[torch.Tensor, Affine]:
-        """Return contiguous uint8 `[3, model height, model width]`, and the map from source to model pixels.
+        """Return contiguous pixels `[C, model height, model width]`, and the map from source to model pixels.
+
+        They are uint8 RGB, or float32 of other channels.
 
         The pixels are written to `into`, if given.
 
@@ -127,7 +131,7 @@ def _plan_reduced(image: decoded.Decoded, plan: FitPlan) -> FitPlan:
 def apply_fit(
     pixels: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing, *, into: np.ndarray | None = None
 ) -> torch.Tensor:
-    """Fit uint8 `[3, H, W]` to contiguous uint8 `[3, model height, model width]` according to `plan`.
+    """Fit uint8 or float32 `[C, H, W]` to contiguous `[C, model height, model width]` according to `plan`.
 
     The result is written to `into`, if given.
 
@@ -148,20 +152,27 @@ def apply_fit(
 def place(
     resized: torch.Tensor, plan: FitPlan, preprocessing: spec.Preprocessing, *, into: np.ndarray | None = None
 ) -> torch.Tensor:
-    """Crop and pad a resized image, uint8 `[3, H, W]`, to contiguous uint8 `[3, model height, model width]`.
+    """Crop and pad a resized image `[C, H, W]` to contiguous `[C, model height, model width]` of the same type.
 
     The image may lack rows and columns that would be cropped at the bottom and right.
     """
     rows, columns = preprocessing.height, preprocessing.width
     visible = resized.numpy()[:, plan.crop_top : plan.crop_top + rows, plan.crop_left : plan.crop_left + columns]
-    fitted = np.empty((3, rows, columns), dtype=np.uint8) if into is None else into
+    fitted = np.empty((len(visible), rows, columns), dtype=visible.dtype) if into is None else into
     if visible.shape[1:] != (rows, columns):
-        colour = preprocessing.pad_value if preprocessing.fit == "pad" else (0, 0, 0)
-        fitted[:] = np.array(colour, dtype=np.uint8)[:, None, None]
+        fitted[:] = _bars(preprocessing)[:, None, None]
     bottom, right = plan.pad_top + visible.shape[1], plan.pad_left + visible.shape[2]
     # NumPy deinterleaves the colours three times faster than torch's contiguous().
     fitted[:, plan.pad_top : bottom, plan.pad_left : right] = visible
     return torch.from_numpy(fitted)
+
+
+def _bars(preprocessing: spec.Preprocessing) -> np.ndarray:
+    """Return the value of each channel where no image is; channels beyond three repeat those of red, green and blue."""
+    colour = preprocessing.pad_value if preprocessing.fit == "pad" else (0, 0, 0)
+    if preprocessing.channels is None:
+        return np.array(colour, dtype=np.uint8)
+    return np.resize(np.array(colour, dtype=np.float32) / 255, preprocessing.channels.count)
 
 
 def map_points(

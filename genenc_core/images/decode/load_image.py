@@ -13,10 +13,11 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 import torch
 
+from genenc_core import spec
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.container import Content, Mark
 from genenc_core.images.containers.reader import ContainerReader
-from genenc_core.images.decode import decode, decoded, geometry
+from genenc_core.images.decode import channels, decode, decoded, geometry
 from genenc_core.images.decode.limits import MAX_BYTES, Limits
 from genenc_core.images.sources import file_stamps
 from genenc_core.system import digests
@@ -41,7 +42,7 @@ class LoadedImage:
 
     row: int
     pixels: torch.Tensor | None
-    """uint8 contiguous `[3, model height, model width]`; None if unreadable."""
+    """Contiguous `[C, model height, model width]`, uint8 RGB or float32 channels; None if unreadable."""
     height: int
     """Height of the upright source in pixels; -1 if unreadable."""
     width: int
@@ -94,7 +95,7 @@ class ReadFile(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that it takes in memory."""
-        return len(self.data) if self.image is None else self.image.pixels.numel()
+        return len(self.data) if self.image is None else self.image.pixels.nbytes
 
 
 class Reader:
@@ -103,7 +104,8 @@ class Reader:
     def __init__(self, fitter: geometry.Fitter, limits: Limits) -> None:
         self._fitter = fitter
         self._limits = limits
-        self._containers = ContainerReader()
+        self._channels = fitter.channels
+        self._containers = ContainerReader(self._channels)
         self.seconds = 0.0
         """Total time spent reading files so far."""
 
@@ -119,7 +121,7 @@ class Reader:
             content = self._timed_read(request)
             stamp = _stamp(request, content.mark)
             changed = change(request, content.mark.size, content.mark.mtime_ns) or content.changed
-            image = None if content.pixels is None else _decoded(content)
+            image = _decoded(content, self._channels)
             if changed is not None and request.planned_bytes >= 0 and not self._limits.accept_changed:
                 raise _Changed(changed)
         except Exception as error:
@@ -139,7 +141,9 @@ class Reader:
             if file.error is not None:
                 raise file.error
             image = image or file.image
-            if image is None:
+            if image is None and self._channels is not None:
+                image = channels.decode_channels(file.data, self._channels, max_pixels=self._limits.pixels)
+            elif image is None:
                 image = decode.decode_image(file.data, max_pixels=self._limits.pixels, hint=self._fitter.hint)
             pixels, affine = self._fitter.fit(image, into=into)
         except Exception as error:
@@ -252,7 +256,14 @@ def unreadable(
     )
 
 
-def _decoded(content: Content) -> decoded.Decoded:
+def _decoded(content: Content, wanted: spec.Channels | None) -> decoded.Decoded | None:
+    """Return the pixels of a container of pixels; None if it holds image files."""
+    if wanted is not None and content.samples is not None:
+        return channels.selected(content.samples, wanted, content.orientation)
+    if content.pixels is None:
+        return None
+    if wanted is not None:
+        return channels.selected(decoded.Samples.of(content.pixels), wanted, content.orientation)
     pixels = decode.upright(torch.from_numpy(content.pixels).permute(2, 0, 1), content.orientation)
     return decoded.Decoded(pixels=pixels, orientation=content.orientation, size=(pixels.shape[1], pixels.shape[2]))
 

@@ -1,4 +1,4 @@
-"""Resize of 8-bit pixels, bit-identical to torchvision, without its Python overhead or pixels cropped later."""
+"""Resize of pixels, bit-identical to torchvision, without its Python overhead or pixels cropped later."""
 
 import functools
 from typing import Literal, NamedTuple
@@ -26,10 +26,16 @@ class Axis(NamedTuple):
 
 
 def resize(pixels: torch.Tensor, target: Target, *, interpolation: Interpolation, antialias: bool) -> torch.Tensor:
-    """Resize uint8 `[3, H, W]` to the target's size, or to a top-left part of it that contains what is used."""
+    """Resize uint8 RGB `[3, H, W]` to the target's size, or to a top-left part of it that contains what is used.
+
+    float32 `[C, H, W]` is resized to the target's size.
+    """
     height, width = pixels.shape[1:]
     if target.size == (height, width):
         return pixels
+    if pixels.dtype == torch.float32:
+        # Channel by channel, so that memory is that of one, and its numbers do not depend on the others.
+        return torch.cat([_resized(each[None, None], target, interpolation, antialias)[0] for each in pixels])
     # On channels-last memory, as decoders return it, the resize is 1.6 times faster; planar to 1 x 1 even fails.
     interleaved = (1, 3 * width, 3)
     rows = pixels if pixels.stride() == interleaved else pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -46,6 +52,13 @@ def resize(pixels: torch.Tensor, target: Target, *, interpolation: Interpolation
     down, across = axes((height, width), target)
     made: torch.Tensor = upsample(batch, [down.pixels, across.pixels], False, down.scale, across.scale)[0]
     return made
+
+
+def _resized(plane: torch.Tensor, target: Target, interpolation: Interpolation, antialias: bool) -> torch.Tensor:
+    """Resize float32 `[1, 1, H, W]` to the target's size."""
+    return functional.interpolate(
+        plane.contiguous(), target.size, mode=interpolation, antialias=antialias, align_corners=False
+    )
 
 
 def axes(size: tuple[int, int], target: Target) -> tuple[Axis, Axis]:

@@ -70,7 +70,7 @@ class Page:
         except ImageUnreadable:
             raise
         except Exception as error:  # the parser may raise anything for damaged data
-            raise ImageUnreadable(f"damaged TIFF: {_reason(error)}") from error
+            raise ImageUnreadable(f"damaged TIFF: {reason(error)}") from error
         self.big = bool(tiff.is_bigtiff)
         if min(self.height, self.width, self.samples) < 1:
             raise ImageUnreadable(f"damaged TIFF: {self.width} x {self.height} pixels of {self.samples} samples")
@@ -85,7 +85,7 @@ class Page:
         try:
             tiff = tifffile.TiffFile(io.BytesIO(data))
         except Exception as error:
-            raise ImageUnreadable(f"damaged TIFF: {_reason(error)}") from error
+            raise ImageUnreadable(f"damaged TIFF: {reason(error)}") from error
         return cls(tiff)
 
     def _read_tags(self) -> None:
@@ -187,7 +187,8 @@ class Page:
         colours = _COLOURS[self.photometric]
         if not colours <= self.samples <= colours + 1 or self._has_unknown_channel():
             raise ImageUnreadable(
-                f"TIFF with {self.samples} channels where {colours} are expected: convert it to RGB or grey"
+                f"TIFF with {self.samples} channels where {colours} are expected: convert it to RGB or grey, or "
+                "choose channels for a model of as many with --channels"
             )
         if self.format not in (_UNSIGNED, _SIGNED, _FLOAT):
             raise ImageUnreadable(f"unsupported TIFF sample format (SampleFormat {self.format})")
@@ -200,13 +201,41 @@ class Page:
         except MemoryError:
             raise
         except Exception as error:  # codecs raise their own exceptions
-            raise ImageUnreadable(f"damaged or unsupported TIFF: {_reason(error)}") from error
+            raise ImageUnreadable(f"damaged or unsupported TIFF: {reason(error)}") from error
         planes, depth, height, width, contiguous = values.shape
         if depth != 1 or (height, width) != (self.height, self.width) or planes * contiguous != self.samples:
             raise ImageUnreadable(
                 f"unsupported TIFF of shape {' x '.join(map(str, values.shape))}, which is not a two-dimensional image"
             )
         return np.moveaxis(values[:, 0], 0, 2).reshape(height, width, self.samples)
+
+    def stored(self) -> np.ndarray:
+        """Return all samples as stored, `[H, W, samples]`, each of which is a channel.
+
+        Raises:
+            ImageUnreadable: damaged, or samples that are no numbers.
+        """
+        if self.format not in (_UNSIGNED, _SIGNED, _FLOAT):
+            raise ImageUnreadable(f"unsupported TIFF sample format (SampleFormat {self.format})")
+        return self._samples()
+
+    def known_range(self, values: np.ndarray) -> tuple[tuple[float, float] | None, str]:
+        """Return the values of black and white by the page's tags, or None and why they are not known."""
+        if self.format == _FLOAT:
+            try:
+                return self._float_range(), ""
+            except ImageUnreadable as error:
+                return None, str(error)
+        if self.bits > 16:
+            return None, f"{self.bits}-bit integers have no known range"
+        for name, stated in self._narrower_ranges().items():
+            if values.max() <= stated:
+                return None, f"{self.bits}-bit samples, but the tag {name} states a maximum of {stated}"
+        return (0.0, float(2 ** (self.bits - (self.format == _SIGNED)) - 1)), ""
+
+    def tag(self, number: int) -> object:
+        """Return the value of a tag; None if there is none."""
+        return self._page.tags.valueof(number)
 
     def _range(self, values: np.ndarray) -> tuple[float, float]:
         """Return the values of black and white; reject values outside them."""
@@ -317,7 +346,8 @@ def _has_second(pages: Any) -> bool:
         return bool(pages[0].subifds)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return a parser's error in one short line."""
     return " ".join(str(error).split())[:150] or type(error).__name__
 
 

@@ -30,7 +30,7 @@ import torch
 from genenc_core import spec
 from genenc_core.images.decode import decoded, geometry, gpu_decode, load_image
 from genenc_core.images.decode.limits import Limits
-from genenc_core.images.load.slab import Slab
+from genenc_core.images.load.slab import Form, Slab
 from genenc_core.images.sources.file_stamps import NO_STAMP, STAMP
 
 RECORD = np.dtype(
@@ -229,7 +229,7 @@ def _run_worker(setup: dict[str, Any], connection: int, slab: int, stderr: int) 
     _set_up_process(setup["server"], stderr)
     os.environ.update(setup["environment"])
     preprocessing = spec.Preprocessing.model_validate_json(setup["preprocessing"])
-    memory = Slab.attached(slab, setup["slots"], preprocessing.height, preprocessing.width, workers=setup["workers"])
+    memory = Slab.attached(slab, setup["slots"], Form.of(preprocessing), workers=setup["workers"])
     fitter, limits = geometry.Fitter(preprocessing), Limits(**setup["limits"])
     reader = load_image.Reader(fitter, limits)
     gpu = None

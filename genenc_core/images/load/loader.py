@@ -24,7 +24,7 @@ from genenc_core.images.decode import load_image
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load import decode_pool, decode_worker
 from genenc_core.images.load.decode_worker import Answer, Seconds
-from genenc_core.images.load.slab import Slab
+from genenc_core.images.load.slab import Form, Slab
 from genenc_core.images.sources.manifest import Manifest
 
 LOGGER = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ class LoadedBatch:
 
     `rows` int64 `[n]` of the images; `heights`, `widths` int32 `[n]` of the upright sources in pixels; `orientations`
     uint8 `[n]`, EXIF, already applied; `affines` float64 `[n, 4]`, source to model pixels: scale x and y, offset x
-    and y; `on_gpu` bool `[n]`: decoded on a GPU. `parts`: their pixels, uint8 `[k, 3, H, W]` each, `n` in total.
+    and y; `on_gpu` bool `[n]`: decoded on a GPU. `parts`: their pixels, `[k, C, H, W]` each, `n` in total: uint8 RGB,
+    or float32 of other channels.
     `seen` int64 `[m]`: all rows that were tried, with the `sha256` S64 `[m]` of their files (empty if none) and
     `stamps`, STAMP `[m]`.
     `unreadable`: rows without pixels; `changes`: row -> how the file of an image differs from the planned one.
@@ -116,7 +117,7 @@ class ImageLoader:
             in_flight: batches per caller that may be unreleased; two callers are served at a time.
             limits: bounds per image.
             device: device to decode JPEGs on; required by, and only for, `decode="gpu"`.
-            prepare_memory: called with the memory of all pixels, uint8 `[slots, 3, H, W]`; returns a function that is
+            prepare_memory: called with the memory of all pixels, `[slots, C, H, W]`; returns a function that is
                 called when they are no longer read.
 
         Raises:
@@ -130,13 +131,14 @@ class ImageLoader:
         self.workers = workers
         self._manifest = manifest
         self._batch = batch
-        image_bytes = 3 * preprocessing.height * preprocessing.width
+        form = Form.of(preprocessing)
+        image_bytes = form.bytes
         self._piece = max(1, min(LARGEST_PIECE, PIECE_BYTES // image_bytes, -(-batch // workers)))
         wanted = max(2 * batch, 2 * decode_pool.PIECES_PER_WORKER * workers * self._piece)
         self._ahead = max(-(-min(wanted, AHEAD_BYTES // image_bytes) // batch), 1)
         """Blocks that one caller may have in progress or waiting."""
         blocks = 2 * (in_flight + 1) + self._ahead + 1
-        self._slab = Slab(blocks * batch, preprocessing.height, preprocessing.width, workers=workers)
+        self._slab = Slab(blocks * batch, form, workers=workers)
         self._unprepare = prepare_memory(self._slab.images)
         self._pool = decode_pool.DecodePool(
             self._slab, preprocessing, limits or Limits(), workers, device if preprocessing.decode == "gpu" else None

@@ -1,43 +1,65 @@
 """Memory shared with decode workers: model-sized pixels, and a counter per worker."""
 
+import math
 import mmap
 import os
 import tempfile
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from genenc_core import spec
+
 _COUNTER_BYTES = 8
 
 
+class Form(NamedTuple):
+    """Shape and type of one image."""
+
+    shape: tuple[int, int, int]
+    kind: np.dtype[Any]
+
+    @classmethod
+    def of(cls, preprocessing: spec.Preprocessing) -> "Form":
+        """Return the form of fitted images: uint8 `[3, H, W]` RGB, or float32 `[C, H, W]` of other channels."""
+        shape = (preprocessing.channel_count, preprocessing.height, preprocessing.width)
+        return cls(shape, np.dtype(np.uint8 if preprocessing.channels is None else np.float32))
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory."""
+        return math.prod(self.shape) * self.kind.itemsize
+
+
 class Slab:
-    """Uint8 images `[slots, 3, H, W]` and int64 counters `[workers]` in anonymous shared memory.
+    """Images `[slots, C, H, W]` of uint8 or float32, and int64 counters `[workers]`, in anonymous shared memory.
 
     It has no name in any file system, so it is freed with the last process that holds it.
     """
 
-    def __init__(self, slots: int, height: int, width: int, *, workers: int) -> None:
-        self._set_up(anonymous_file(), slots, height, width, workers, create=True)
+    def __init__(self, slots: int, form: "Form", *, workers: int) -> None:
+        self._set_up(anonymous_file(), slots, form, workers, create=True)
 
     @classmethod
-    def attached(cls, descriptor: int, slots: int, height: int, width: int, *, workers: int) -> "Slab":
+    def attached(cls, descriptor: int, slots: int, form: "Form", *, workers: int) -> "Slab":
         """Map the slab of another process from its descriptor."""
         slab = cls.__new__(cls)
-        slab._set_up(descriptor, slots, height, width, workers, create=False)
+        slab._set_up(descriptor, slots, form, workers, create=False)
         return slab
 
-    def _set_up(self, descriptor: int, slots: int, height: int, width: int, workers: int, *, create: bool) -> None:
+    def _set_up(self, descriptor: int, slots: int, form: "Form", workers: int, *, create: bool) -> None:
         self.descriptor = descriptor
         counter_bytes = -(-workers * _COUNTER_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = counter_bytes + slots * 3 * height * width
+        size = counter_bytes + slots * form.bytes
         if create:
             os.ftruncate(descriptor, size)
         memory = mmap.mmap(descriptor, size)
         self.counters = np.frombuffer(memory, dtype=np.int64, count=workers)
-        self.images = np.frombuffer(memory, dtype=np.uint8, offset=counter_bytes).reshape(slots, 3, height, width)
+        self.images = np.frombuffer(memory, dtype=form.kind, offset=counter_bytes).reshape(slots, *form.shape)
 
     def tensor(self, first: int, stop: int) -> torch.Tensor:
-        """Return a view of slots `first` to `stop`, uint8 `[n, 3, H, W]`."""
+        """Return a view of slots `first` to `stop`, `[n, C, H, W]`."""
         return torch.from_numpy(self.images[first:stop])
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import tifffile
 from PIL import GifImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from genenc_core.images.decode import tiff
+from genenc_core import spec
+from genenc_core.images.decode import tiff, tiff_channels
 from genenc_core.images.sources import folders, manifest
 
 SAMPLED_FILES = 64
@@ -29,10 +30,13 @@ class MultipleFrames(UserWarning):
     """Files of which only the first frame or page is encoded."""
 
 
-def check(listed: manifest.Manifest) -> None:
-    """Warn if some of a sample of TIFF, GIF and WebP files hold more than the one frame that is encoded."""
+def check(listed: manifest.Manifest, channels: spec.Channels | None = None) -> None:
+    """Warn if some of a sample of TIFF, GIF and WebP files hold more than the one frame that is encoded.
+
+    With `channels` pages of a TIFF may be those of one frame.
+    """
     paths = [] if listed.has_members else _sample(listed)
-    more = [path for path in paths if _has_more(os.path.join(listed.root, folders.to_path(path)))]  # noqa: PTH118
+    more = [path for path in paths if _has_more(os.path.join(listed.root, folders.to_path(path)), channels)]  # noqa: PTH118
     if more:
         warnings.warn(
             f"{len(more)} of {len(paths)} TIFF, GIF and WebP files checked hold several frames, pages or channels as "
@@ -65,13 +69,15 @@ def _sample(listed: manifest.Manifest) -> list[str]:
     return kept
 
 
-def _has_more(path: str) -> bool:
+def _has_more(path: str, channels: spec.Channels | None) -> bool:
     plugin = _PLUGINS[Path(path).suffix.lower()]
     try:
         if not Path(path).is_file():  # opening a pipe would block
             return False
         if plugin is TiffImagePlugin.TiffImageFile:
             with tifffile.TiffFile(path) as file:
+                if channels is not None:
+                    return tiff_channels.Layout.of(file).frames > 1
                 if tiff.has_planes_behind(file):
                     return True
         with plugin(path) as image:

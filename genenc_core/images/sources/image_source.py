@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from genenc_core import errors
+from genenc_core import errors, spec
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.frames import Frames
 from genenc_core.images.decode import heif
@@ -52,6 +52,8 @@ class ImageSource:
     """Whether further columns of a list, a table or a video are listed."""
     frames: str | None = None
     """Members only: which frames are images, as `Frames.parse` reads it."""
+    channels: spec.Channels | None = None
+    """Members only: channels other than RGB, which decide what the axes of an array are."""
     earlier_glob: bool = False
     """Whether `X/**` also matches files that match `X`, as in earlier versions, instead of as in Python's `glob`."""
 

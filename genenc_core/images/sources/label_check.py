@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from genenc_core import errors
+from genenc_core import errors, spec
 from genenc_core.images.containers.reader import ContainerReader
 from genenc_core.images.decode import decode, load_image
 from genenc_core.images.labels.scale import NORMALIZED, PERCENT, PointsScale
@@ -66,11 +66,17 @@ Sizes = Callable[[list[int]], dict[int, ImageSize]]
 """From rows, ascending, to the sizes of those that have one."""
 
 
-def check(listed: manifest.Manifest, *, scale_given: bool, sizes: Sizes | None = None) -> None:
+def check(
+    listed: manifest.Manifest,
+    *,
+    scale_given: bool,
+    sizes: Sizes | None = None,
+    channels: spec.Channels | None = None,
+) -> None:
     """Check all points of a manifest against the sizes of some of its images, and warn of problems.
 
     `scale_given`: the user stated the scale of the coordinates, so nothing is refused. `sizes` are those of the images
-    where they are known; by default the headers of their files are read.
+    where they are known; by default the headers of their files are read, of arrays with these `channels`.
 
     Raises:
         InputError: the coordinates look normalised, swapped or scaled.
@@ -78,7 +84,7 @@ def check(listed: manifest.Manifest, *, scale_given: bool, sizes: Sizes | None =
     xy = _points(listed)
     at_origin = _origin(_finite(xy))
     wanted = not scale_given or listed.points_scale.text is not None
-    findings = [*(_examine(listed, xy, sizes) if wanted else ()), *([at_origin] if at_origin else [])]
+    findings = [*(_examine(listed, xy, sizes, channels) if wanted else ()), *([at_origin] if at_origin else [])]
     for finding in findings:
         if finding.refuse and not scale_given:
             raise errors.InputError(finding.message)
@@ -86,10 +92,12 @@ def check(listed: manifest.Manifest, *, scale_given: bool, sizes: Sizes | None =
         warnings.warn(finding.message, SuspiciousLabels, stacklevel=2)
 
 
-def _examine(listed: manifest.Manifest, xy: np.ndarray, known: Sizes | None) -> list[Finding]:
+def _examine(
+    listed: manifest.Manifest, xy: np.ndarray, known: Sizes | None, channels: spec.Channels | None
+) -> list[Finding]:
     """Return the problems with a manifest's points, float64 `[rows, K, 2]`, as pixels of its images."""
     labelled = np.flatnonzero(np.isfinite(xy).all(axis=-1).any(axis=1)).tolist()
-    sizes = _sizes(listed, labelled) if known is None else known(_spread(labelled))
+    sizes = _sizes(listed, labelled, channels) if known is None else known(_spread(labelled))
     if not sizes:
         return []
     shown = np.array([size.shown for row, size in sizes.items() for _ in _finite(xy[row])], dtype=np.float64)
@@ -316,13 +324,13 @@ def _spread(labelled: list[int]) -> list[int]:
     return [labelled[at] for at in np.linspace(0, len(labelled) - 1, min(len(labelled), MAX_TRIED)).astype(int)]
 
 
-def _sizes(listed: manifest.Manifest, labelled: list[int]) -> dict[int, "ImageSize"]:
+def _sizes(listed: manifest.Manifest, labelled: list[int], channels: spec.Channels | None) -> dict[int, "ImageSize"]:
     """Return row -> size for a sample of the rows, of files whose headers can be read."""
     spread = _spread(labelled)
     # Every second one first, so that the sample is still evenly spread if it is full early.
     wanted = [*spread[::2], *spread[1::2]]
     sizes: dict[int, ImageSize] = {}
-    with contextlib.closing(ContainerReader()) as reader:
+    with contextlib.closing(ContainerReader(channels)) as reader:
         for row in wanted:
             size = row_size(listed, row, reader)
             if size is not None:
@@ -361,9 +369,10 @@ def _image_size(shown: tuple[int, int], orientation: int) -> "ImageSize":
 def _size_of_member(reader: ContainerReader, path: str, member: str) -> tuple[tuple[int, int], int]:
     """Return width and height, upright, and the EXIF orientation of a container's member."""
     content = reader.read(path, member, most_pixels=decode.MAX_PIXELS)
-    if content.pixels is None:
+    values = content.pixels if content.samples is None else content.samples.values
+    if values is None:
         return decode.size_and_orientation(content.data)
-    height, width = content.pixels.shape[:2]
+    height, width = values.shape[:2]
     return ((height, width) if content.orientation >= 5 else (width, height)), content.orientation
 
 

@@ -188,7 +188,7 @@ def _members(
     """Yield a container's members, with their marks and the names of its columns."""
     full = path if kinds.is_remote(path) else os.path.join(source.root, path)  # noqa: PTH118
     try:
-        container = kinds.open_container(full)
+        container = kinds.open_container(full, source.channels)
         try:
             if isinstance(container, ParquetImages):
                 container.choose(source.image_column)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from genenc_core import errors
 from genenc_core.models.encoder_module import Parts
+from genenc_core.models.sources import channel_loading
 from genenc_core.models.weights import WeightsChoice
 from genenc_core.models.zoo import darknet, deepseek, sam, yolo_tiny
 
@@ -27,8 +28,9 @@ def native_size(name: str) -> tuple[int, int]:
     return _ENCODERS[name].size
 
 
-def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
-    """Build the encoder `name` for `image_size` (height, width) or its default size."""
+def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int | None = None) -> Parts:
+    """Build the encoder `name` for `image_size` (height, width) or its default size; of RGB only."""
+    channel_loading.refuse(name, channels)
     return _ENCODERS[name].build(name, choice, image_size)
 
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from genenc_core import errors, spec
 from genenc_core.models import tokens, user_code
-from genenc_core.models.encoder_module import Parts, named_outputs, warn_of_size
+from genenc_core.models.encoder_module import Parts, PerChannel, named_outputs, warn_of_size
 from genenc_core.models.weights import WeightsChoice, construction_rng, load_file
 
 ATTRIBUTE = user_code.ATTRIBUTE
@@ -40,9 +40,11 @@ class Declaration(pydantic.BaseModel):
 
     image_size: pydantic.PositiveInt | Sides = 224
     """default size in pixels, one number or (height, width)"""
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat] = (1.0, 1.0, 1.0)
-    """the model receives (RGB in [0, 1] - mean) / std"""
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[pydantic.PositiveFloat, ...] = (1.0, 1.0, 1.0)
+    """the model receives (image in [0, 1] - mean) / std, one number per channel"""
+    channels: Annotated[int, pydantic.Field(gt=0, le=spec.MOST_CHANNELS)] = 3
+    """of the images that it takes; three are RGB"""
     fit: spec.Fit = "stretch"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
@@ -67,9 +69,25 @@ class Declaration(pydantic.BaseModel):
             raise ValueError("num_reg_tokens is more than num_prefix_tokens")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _check_statistics(self) -> "Declaration":
+        for name in ("mean", "std"):
+            if name in self.model_fields_set and len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} numbers for {self.channels} channels")
+        return self
 
-def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
+    @property
+    def statistics(self) -> tuple[PerChannel, PerChannel]:
+        """Mean and std, by default 0 and 1."""
+        given = self.model_fields_set
+        mean = self.mean if "mean" in given else (0.0,) * self.channels
+        return mean, self.std if "std" in given else (1.0,) * self.channels
+
+
+def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int | None = None) -> Parts:
     """Call the factory without arguments; it returns a module that maps RGB [B, 3, H, W] in [0, 1] to feature maps.
+
+    `channels` must be those that it declares, if it is not None.
 
     The module may return one map [B, C, h, w], or a tuple, list or dict of maps and vectors [B, C]. Its attribute
     `genenc` (see `Declaration`) may declare preprocessing, stages, and the layout of tokens [B, N, C] or maps
@@ -98,7 +116,13 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     if choice.path is not None:
         load_file(choice, model=module, trunk=module)
     _refuse_empty_tensors(name, module)
-    return _parts(name, module, _declaration(name, module), image_size)
+    declared = _declaration(name, module)
+    if channels not in (None, declared.channels):
+        raise errors.InputError(
+            f"{name!r} takes {declared.channels} channels, not {channels}: choose {declared.channels} with --channels, "
+            f"or declare the number that it takes: model.{ATTRIBUTE} = {{'channels': {channels}}}"
+        )
+    return _parts(name, module, declared, image_size)
 
 
 class _Loads:
@@ -230,7 +254,9 @@ def _parts(name: str, module: nn.Module, declared: Declaration, image_size: tupl
         antialias=declared.antialias,
         pad_position=declared.pad_position,
         pad_value=declared.pad_value,
+        channels=None if declared.channels == 3 else spec.Channels(count=declared.channels),
     )
+    mean, std = declared.statistics
     if image_size is None and "image_size" not in declared.model_fields_set:
         warn_of_size(name, preprocessing)
     layout = _layout(name, declared, (height, width))
@@ -239,8 +265,8 @@ def _parts(name: str, module: nn.Module, declared: Declaration, image_size: tupl
         model=module,
         trunk=_Arranged(module, layout, channels_last=bool(channels_last)) if channels_last or layout else module,
         preprocessing=preprocessing,
-        mean=declared.mean,
-        std=declared.std,
+        mean=mean,
+        std=std,
         stages=declared.stages,
         token_layout=layout,
         channels_last=channels_last,

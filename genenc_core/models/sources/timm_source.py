@@ -13,9 +13,19 @@ import torch
 from torch import nn
 
 from genenc_core import errors, spec
+from genenc_core.models import channels as adapting
 from genenc_core.models import fake_run, tokens
-from genenc_core.models.encoder_module import Parts
-from genenc_core.models.weights import Convert, WeightsChoice, construction_rng, interpolated_note, load_file, note
+from genenc_core.models.encoder_module import Parts, PerChannel
+from genenc_core.models.sources import channel_loading as loading
+from genenc_core.models.weights import (
+    Convert,
+    WeightsChoice,
+    construction_rng,
+    encoder_state,
+    interpolated_note,
+    load_state,
+    note,
+)
 
 _PREFIXES = ("hf-hub:", "hf_hub:", "hf://", "https://huggingface.co/", "huggingface.co/")
 _SOURCES = frozenset({"timm", "torchvision", "genenc", "factory"})
@@ -272,27 +282,29 @@ def knows(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
+def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int | None = None) -> Parts:
     """Build the model `name` with `num_classes=0` and the preprocessing of its pretrained configuration.
+
+    Of other `channels` than three timm adapts it (`in_chans`); None: as a weights file has them, else three.
 
     Raises:
         InputError: unknown tag, failed download, weights that do not fit, an unsupported size, or no feature map.
     """
     architecture, _, tag = name.partition(".")
     known = choice.tag or tag or (tag_of(architecture, choice.path) if choice.path is not None else None)
-    with construction_rng(choice):
-        model = _construct(f"{architecture}.{known}" if known else name, choice, image_size)
-    model.eval().requires_grad_(False)
-    preprocessing, mean, std = _preprocessing(name, model, image_size)
-    size = (preprocessing.height, preprocessing.width)
-    trunk = _trunk(name, model, _drop_unused_children(name, model, size), size)
+    full = f"{architecture}.{known}" if known else name
+    model, trunk, (preprocessing, mean, std) = _built(name, full, choice, image_size, channels or adapting.RGB)
+    state, count = loading.state_and_channels(
+        name, choice, channels, tensors=encoder_state(model, trunk), convolution=_first_convolution(model)
+    )
+    if count != (channels or adapting.RGB):
+        model, trunk, _ = _built(name, full, choice, image_size, count)
     if choice.path is not None:
-        load_file(choice, model=model, trunk=trunk, convert=checkpoint_converter(model))
+        load_state(state, choice, model=model, trunk=trunk, convert=checkpoint_converter(model))
         # LeViT's attention keeps biases from the passes above; before timm 1.0.31 only this clears them.
         model.train()
         model.eval()
     if choice.kind == "pretrained" or (choice.path is not None and known):
-        full = f"{architecture}.{known}" if known else name
         by_timm = choice.path is None
         note(rearrange_positions(model, full, image_size, loaded_by_timm=by_timm), choice)
         _warn_of_activation(full)
@@ -301,16 +313,40 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     return Parts(
         model=model,
         trunk=trunk,
-        preprocessing=preprocessing,
-        mean=mean,
-        std=std,
+        preprocessing=loading.for_channels(preprocessing, count),
+        mean=adapting.adapted_statistics(mean, count),
+        std=adapting.adapted_statistics(std, count),
+        statistics_adapted=count != adapting.RGB,
         stages=_stages(model),
         token_layout=trunk.layout,
         channels_last=_channels_last(model),
     )
 
 
-def _construct(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> nn.Module:
+def _built(
+    name: str, full: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int
+) -> tuple[nn.Module, "_Trunk", tuple[spec.Preprocessing, PerChannel, PerChannel]]:
+    """Return the model, its trunk, and preprocessing, mean and std of its configuration, as of three channels."""
+    with construction_rng(choice):
+        model = _construct(full, choice, image_size, channels)
+    model.eval().requires_grad_(False)
+    used = _preprocessing(name, model, image_size)
+    size = (used[0].height, used[0].width)
+    trunk = _trunk(name, model, _drop_unused_children(name, model, size, channels), size, channels)
+    return model, trunk, used
+
+
+def _first_convolution(model: nn.Module) -> str | None:
+    """Return the name of the first convolution, as timm's configuration says it."""
+    stated = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
+    first: Any = stated[0] if isinstance(stated, list | tuple) and stated else stated
+    convolutions = [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)]
+    return first if first in convolutions else next(iter(convolutions), None)
+
+
+def _construct(
+    name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int = adapting.RGB
+) -> nn.Module:
     import timm
 
     if choice.tag and not timm.models.is_model_pretrained(name):
@@ -320,11 +356,14 @@ def _construct(name: str, choice: WeightsChoice, image_size: tuple[int, int] | N
     options: dict[str, Any] = {}
     if image_size and config is not None and config.fixed_input_size and image_size != tuple(config.input_size[1:]):
         options["img_size"] = image_size
+    if channels != adapting.RGB:
+        options["in_chans"] = channels
     try:
         model: nn.Module = timm.create_model(name, pretrained=choice.kind == "pretrained", num_classes=0, **options)
     except (TypeError, AssertionError) as error:
         raise errors.InputError(
-            f"timm cannot build {name!r} at the image size {image_size}: {errors.reason(error)}. Omit "
+            f"timm cannot build {name!r} at the image size {image_size}"
+            f"{f' for {channels} channels' if channels != adapting.RGB else ''}: {errors.reason(error)}. Omit "
             "--image-size, or choose a model that accepts other sizes."
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
@@ -344,7 +383,7 @@ def _construction_failure(name: str, choice: WeightsChoice, error: Exception) ->
 
 def _preprocessing(
     name: str, model: nn.Module, image_size: tuple[int, int] | None
-) -> tuple[spec.Preprocessing, tuple[float, float, float], tuple[float, float, float]]:
+) -> tuple[spec.Preprocessing, PerChannel, PerChannel]:
     """Translate timm's evaluation transform (`transforms_imagenet_eval`) to a `Preprocessing`, mean and std."""
     from timm.data import config as timm_config
 
@@ -370,7 +409,7 @@ def _preprocessing(
         resize_short=max(round(resize * min(height, width) / min(native)), 1) if fit == "crop" else None,
         pad_value=tuple(round(255 * value) for value in mean) if fit == "pad" else (0, 0, 0),  # type: ignore[arg-type]
     )
-    return preprocessing, mean, std  # type: ignore[return-value]
+    return preprocessing, mean, std
 
 
 def _features(name: str, model: Any, images: torch.Tensor) -> torch.Tensor:
@@ -390,7 +429,9 @@ def _features(name: str, model: Any, images: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def _drop_unused_children(name: str, model: Any, size: tuple[int, int]) -> tuple[int, ...]:
+def _drop_unused_children(
+    name: str, model: Any, size: tuple[int, int], channels: int = adapting.RGB
+) -> tuple[int, ...]:
     """Replace children that `forward_features` never calls (heads) by `Identity`, if this changes no operation.
 
     Returns the shape of the features of one image.
@@ -403,7 +444,7 @@ def _drop_unused_children(name: str, model: Any, size: tuple[int, int]) -> tuple
             features = _features(name, module, images)
         return called, operations.record, tuple(features.shape)
 
-    called, before, shape = fake_run.observe(model, look, batch=1, size=size)
+    called, before, shape = fake_run.observe(model, look, batch=1, size=size, channels=channels)
     dropped = {
         child: module
         for child, module in model.named_children()
@@ -413,7 +454,7 @@ def _drop_unused_children(name: str, model: Any, size: tuple[int, int]) -> tuple
     for child in dropped:
         setattr(model, child, nn.Identity())
     try:
-        same = not dropped or fake_run.observe(model, look, batch=1, size=size)[1] == before
+        same = not dropped or fake_run.observe(model, look, batch=1, size=size, channels=channels)[1] == before
     except (*_FORWARD_ERRORS, errors.InputError):
         same = False
     if not same:
@@ -436,9 +477,9 @@ class _Trunk(nn.Module):
         return tokens.arranged(features, self.layout, channels_last=self.channels_last)
 
 
-def _trunk(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int]) -> _Trunk:
+def _trunk(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int], channels: int) -> _Trunk:
     if len(shape) == 3:
-        return _Trunk(model, channels_last=False, layout=_layout(name, model, shape, size))
+        return _Trunk(model, channels_last=False, layout=_layout(name, model, shape, size, channels))
     channels_last = _channels_last(model)
     if shape[3 if channels_last else 1] != model.num_features:
         raise errors.InputError(
@@ -461,16 +502,16 @@ def _stages(model: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in declared if name in named))
 
 
-def _layout(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int]) -> tokens.TokenLayout:
+def _layout(name: str, model: Any, shape: tuple[int, ...], size: tuple[int, int], channels: int) -> tokens.TokenLayout:
     """Determine the layout of the tokens [B, N, C]: as declared by the model, or from the map that it makes of them."""
     embedded = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     count = getattr(model, "num_prefix_tokens", None)
     if count is None:
-        grid = _grid_by_comparison(model, size)
+        grid = _grid_by_comparison(model, size, channels)
     elif embedded and count + embedded[0] * embedded[1] == shape[1]:
         grid = (int(embedded[0]), int(embedded[1]))
     else:
-        grid = _grid_of_own_map(model, size)
+        grid = _grid_of_own_map(model, size, channels)
     if grid is None or (count is not None and count + grid[0] * grid[1] != shape[1]):
         raise errors.InputError(
             f"timm's {name!r} returns tokens {list(shape)} without declaring their grid. Choose another "
@@ -506,19 +547,21 @@ def _own_map(model: Any, images: torch.Tensor, *, norm: bool) -> torch.Tensor:
     return maps
 
 
-def _grid_of_own_map(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+def _grid_of_own_map(model: Any, size: tuple[int, int], channels: int) -> tuple[int, int] | None:
     """Return the height and width of the model's own map, from a fake run."""
     try:
-        maps = fake_run.observe(model, lambda own, images: _own_map(own, images, norm=False), batch=1, size=size)
+        maps = fake_run.observe(
+            model, lambda own, images: _own_map(own, images, norm=False), batch=1, size=size, channels=channels
+        )
     except _FORWARD_ERRORS:
         return None
     return int(maps.shape[2]), int(maps.shape[3])
 
 
 @torch.inference_mode()
-def _grid_by_comparison(model: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+def _grid_by_comparison(model: Any, size: tuple[int, int], channels: int) -> tuple[int, int] | None:
     """Return the grid of the model's own map if its cells equal the last tokens in row-major order; a real run."""
-    images = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((1, channels, *size), generator=torch.Generator().manual_seed(0))
     features = model.forward_features(images)
     for norm in (True, False):
         try:

@@ -13,9 +13,19 @@ from torch import nn
 from torchvision.models import vision_transformer
 
 from genenc_core import errors, spec
+from genenc_core.models import channels as adapting
 from genenc_core.models import tokens
 from genenc_core.models.encoder_module import Parts
-from genenc_core.models.weights import Convert, WeightsChoice, construction_rng, interpolated_note, load_file, note
+from genenc_core.models.sources import channel_loading as loading
+from genenc_core.models.weights import (
+    Convert,
+    WeightsChoice,
+    construction_rng,
+    encoder_state,
+    interpolated_note,
+    load_state,
+    note,
+)
 
 
 def names() -> list[str]:
@@ -23,8 +33,10 @@ def names() -> list[str]:
     return sorted(zoo.list_models(module=zoo))
 
 
-def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) -> Parts:
+def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int | None = None) -> Parts:
     """Build the model `name` with the requested weights and the preprocessing of its evaluation transform.
+
+    Of other `channels` than three the first convolution is adapted; None: as a weights file has them, else three.
 
     Raises:
         InputError: unknown tag, failed download, weights that do not fit, or an unsupported size.
@@ -35,17 +47,32 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None) 
     with construction_rng(choice):
         model = _construct(name, choice, entry, preprocessing)
     model.eval()
-    trunk = _trunk(model)
-    if choice.path is not None:
-        load_file(choice, model=model, trunk=trunk, convert=_resampling(model))
-        note(_assumptions(name, choice.path, entry, model), choice)
     mean, std = (tuple(float(value) for value in values) for values in (preset.mean, preset.std))
+    trunk = _trunk(model)
+    state, count = loading.state_and_channels(
+        name,
+        choice,
+        channels,
+        tensors=encoder_state(model, trunk),
+        convolution=adapting.first_convolution(model),
+    )
+    if count != adapting.RGB:
+        if getattr(model, "transform_input", False):
+            # The conversion of three colours for weights from TensorFlow is a normalisation to [-1, 1].
+            model.transform_input = False  # type: ignore[assignment]
+            mean = std = (0.5,) * adapting.RGB
+        adapting.widen(model, count, who=f"torchvision's {name!r}")
+        trunk = _trunk(model)
+    if choice.path is not None:
+        load_state(state, choice, model=model, trunk=trunk, convert=_resampling(model))
+        note(_assumptions(name, choice.path, entry, model), choice)
     return Parts(
         model=model,
         trunk=trunk,
-        preprocessing=preprocessing,
-        mean=mean,  # type: ignore[arg-type]
-        std=std,  # type: ignore[arg-type]
+        preprocessing=loading.for_channels(preprocessing, count),
+        mean=adapting.adapted_statistics(mean, count),
+        std=adapting.adapted_statistics(std, count),
+        statistics_adapted=count != adapting.RGB,
         stages=_stages(model),
         token_layout=trunk.layout if isinstance(trunk, _ViTTrunk) else None,
         channels_last=isinstance(model, zoo.SwinTransformer),

@@ -121,7 +121,7 @@ def test_torchvision_transformer_returns_tokens_or_maps() -> None:
     [
         ("timm_resnet18", {"output": "tokens"}, "not a plain transformer"),
         ("timm_resnet18", {"output": "vectors"}, "'maps' or 'tokens'"),
-        ("timm_resnet18", {"bands": ["RED"]}, "timm cannot build the backbone 'resnet18'"),
+        ("timm_resnet18", {"colour": "RED"}, "timm cannot build the backbone 'resnet18'"),
         ("timm_test_vit", {"output": "tokens", "out_indices": [9]}, "from -6 to 5"),
         ("timm_test_vit", {"output": "tokens", "out_indices": [3, 1]}, "must be ascending, from 0"),
         ("torchvision_resnet18", {"output": "tokens"}, "has no tokens"),

@@ -536,9 +536,54 @@ def test_pretrained_applies_to_the_backbone_only(monkeypatch: pytest.MonkeyPatch
         built({**SEG, "backbone_pretrained": False}, weights="pretrained")
 
 
-def test_backbones_must_take_three_channels() -> None:
-    with pytest.raises(errors.InputError, match="takes 6 channels"):
-        built({**SEG, "backbone_in_chans": 6})
+BANDS = ["BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"backbone_in_chans": 6}, {"backbone_in_channels": 6}, {"backbone_bands": BANDS}]
+)
+@pytest.mark.parametrize("backbone", ["test_resnet", "torchvision_resnet18", "timm_test_vit"])
+def test_backbones_take_the_bands_that_their_arguments_name(backbone: str, arguments: dict[str, Any]) -> None:
+    mean, std = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.5] * 6
+    content = {**SEG, "backbone": backbone, "backbone_out_indices": [0, 1, 2], "outputs": ["backbone"]}
+    encoder = built({**content, **arguments, "image_size": 160, "mean": mean, "std": std})
+    assert encoder.preprocessing.channels is not None
+    assert encoder.preprocessing.channels.count == 6
+    images = torch.rand(2, 6, 160, 160)
+    own = encoder.module.trunk.model.encoder((images - torch.tensor(mean).reshape(1, 6, 1, 1)) / 0.5)
+    with torch.inference_mode():
+        for found, expected in zip(encoder.module(images), own, strict=True):
+            assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_statistics_of_another_number_of_bands_are_refused(tmp_path: Path) -> None:
+    content = {**SEG, "backbone_bands": BANDS, "mean": [0.1] * 3, "std": [1.0] * 3}
+    with pytest.raises(errors.InputError, match=r"mean .* must be 6 numbers, one per channel"):
+        model_file.read(written(tmp_path, content))
+    with pytest.raises(errors.InputError, match=r"mean .* must be 6 numbers, one per channel"):
+        built(content)
+
+
+def test_channels_that_are_chosen_must_be_those_of_the_backbone() -> None:
+    request = resolve.ModelRequest(
+        name="factory/seg", weights="random:0", arguments=model_file.canonical(SEG), channels=6
+    )
+    with pytest.raises(errors.InputError, match=r"takes 3 channels, not 6: .* or set backbone_in_chans: 6"):
+        resolve.build_encoder(request)
+
+
+def test_a_backbone_in_your_code_may_say_its_channels_by_in_chans() -> None:
+    encoder = built(
+        {
+            "task": "regression",
+            "backbone": "tiny_backbones:six_bands",
+            "decoder": "IdentityDecoder",
+            "decoder_out_index": 0,
+        },
+        size=(32, 48),
+    )
+    assert encoder.preprocessing.channel_count == 6
+    assert encoder.outputs[0].shape == (1, 32, 48)
 
 
 def test_user_backbone_gets_unnormalised_images() -> None:

@@ -18,7 +18,7 @@ import pictures
 from genenc_core import api, errors
 from genenc_core.encoding import cancellation
 from genenc_core.images.sources import folders, image_source
-from genenc_core.inspection import images, inspect
+from genenc_core.inspection import images, inspect, sheet
 from genenc_core.inspection.parameters import OF_MODEL, InspectParameters
 
 PALETTE = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("P")
@@ -320,3 +320,37 @@ def test_images_inside_files(tmp_path: Path) -> None:
         files = [path] if path.is_file() else [each for each in path.rglob("c/*/*/*/*") if each.is_file()]
         assert (found.images, found.formats) == (len(shown), {form: len(shown)})
         assert 0 <= found.bytes - sum(each.stat().st_size for each in files) < 10_000
+
+
+def test_channels_are_shown_and_the_sheet_says_which(tmp_path: Path) -> None:
+    pictures.write_channels(tmp_path / "bands", 3, channels=6)
+    found = inspect.inspect(
+        InspectParameters(images=str(tmp_path / "bands"), channels="3,2,1,0", value_range="0,10000", image_size="48x64")
+    )
+    assert found.pixels == {"uint16, 6 channels": 3}
+    assert "channels 3, 2, 1, 0 (from 0), 0 to 10000 as 0 to 1" in found.preprocessing
+    assert not found.unreadable
+    assert found.contact_sheet is not None
+    drawn = np.asarray(found.contact_sheet)
+    tile = drawn[-200:, :].reshape(-1, 3)
+    assert len(np.unique(tile, axis=0)) > 100
+    assert sheet.what_is_shown((3, 2, 1)) == "shown: channels 3 red, 2 green, 1 blue; stretched"
+
+
+def test_the_sheet_stretches_each_channel_over_all_images() -> None:
+    values = np.random.default_rng(0).random((2, 5, 16, 16)).astype(np.float32)
+    values[:, 0] = values[:, 0] * 0.01 + 0.2
+    shown = sheet.in_colours({7: values[0], 9: values[1]})
+    assert shown[7].dtype == np.uint8
+    assert shown[7].shape == (3, 16, 16)
+    low, high = np.percentile(values[:, 0], (2, 98))
+    expected = np.rint(np.clip((values[1, 0] - low) / (high - low), 0, 1) * 255)
+    assert np.abs(shown[9][0].astype(float) - expected).max() <= 1
+    assert np.array_equal(sheet.in_colours({0: values[0, :1]})[0][2], sheet.in_colours({0: values[0, :1]})[0][0])
+    assert not sheet.in_colours({0: values[0, :2]})[0][2].any()
+
+
+def test_a_range_without_a_model_needs_channels(tmp_path: Path) -> None:
+    pictures.write_channels(tmp_path / "bands", 1, channels=6)
+    with pytest.raises(errors.InputError, match="--value-range 0,10000 needs --channels, or a model"):
+        inspect.inspect(InspectParameters(images=str(tmp_path / "bands"), value_range="0,10000"))
