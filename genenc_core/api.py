@@ -188,7 +188,9 @@ class Run:
     def arrays(self) -> "xarray.Dataset":
         """Open the store lazily: every product `[image, ...]`, `status` `[image]` (1: stored), and coordinates.
 
-        Rows that are not stored yet or unreadable are NaN.
+        Rows that are not stored yet or unreadable are NaN. Products of regions are `[region, ...]`: a row for each
+        region, in the order of the images, without the places that a shard leaves free; `region_image_id` names its
+        image: `.sel(region=run.region_image_id == "a.png")`.
 
         Raises:
             InputError: xarray is not installed.
@@ -197,7 +199,9 @@ class Run:
         import xarray
 
         opened: xarray.Dataset = xarray.open_zarr(self.folder.store.zarr_store(), consolidated=False)
-        return opened
+        if "region_image" not in opened:
+            return opened
+        return opened.isel(region=np.flatnonzero(opened["region_image"].values >= 0))
 
 
 class Dataset:

@@ -12,6 +12,8 @@ from genenc_core import statuses
 STATUS: Final = "status"
 POINT_STATUS: Final = "point_status"
 POINT: Final = "point"
+REGION: Final = "region"
+REGION_STATUS: Final = "region_status"
 INDIVIDUAL: Final = "individual"
 Writer = Literal["creator", "encoder", "store"]
 
@@ -40,13 +42,18 @@ class StoredArray:
         return POINT in self.dims
 
     @property
+    def of_regions(self) -> bool:
+        """Whether only runs with regions have it."""
+        return REGION in self.dims
+
+    @property
     def of_individuals(self) -> bool:
         """Whether only runs with points of several individuals have it."""
         return self.name == INDIVIDUAL
 
 
 LENGTHS: Final[Mapping[str, int]] = {"affine": 4}
-"""Lengths of axes that are the same in every run; those of `image` and `point` are the run's own."""
+"""Lengths of axes that are the same in every run; those of `image`, `point` and `region` are the run's own."""
 
 
 def _named(meaning: str) -> Mapping[str, object]:
@@ -61,6 +68,13 @@ _X, _Y = (f"{axis} of the point in the source image" for axis in "xy")
 _WHOSE = 'animal or person that the point is of; "" for none'
 _ROWS = {**_named("state of the image's row"), **statuses.flags(statuses.ROWS)}
 _POINTS = {**_named("state of the point"), **statuses.flags(statuses.POINTS)}
+_REGION = (REGION,)
+_REGIONS = {**_named("state of the region"), **statuses.flags(statuses.REGIONS)}
+_EDGES = {
+    f"region_{axis}_{end}": f"{side} edge of the region's box in the source image"
+    for end, sides in (("min", ("left", "top")), ("max", ("right", "bottom")))
+    for axis, side in zip("xy", sides, strict=True)
+}
 
 TABLE: Final = (
     StoredArray("image_id", "string", _IMAGE, "creator", None, _named("name of the image"), coordinate=True),
@@ -82,19 +96,54 @@ TABLE: Final = (
         _POINTS,
         unreadable=statuses.POINT_UNREADABLE,
     ),
+    StoredArray(
+        "region_image",
+        "int64",
+        _REGION,
+        "creator",
+        None,
+        _named("row of its image; -1: no region"),
+        coordinate=True,
+    ),
+    StoredArray(
+        "region_image_id", "string", _REGION, "creator", None, _named("name of the region's image"), coordinate=True
+    ),
+    StoredArray("region_name", "string", _REGION, "creator", None, _named("name within its image"), coordinate=True),
+    StoredArray("region_category", "string", _REGION, "creator", None, _named("class, or none"), coordinate=True),
+    StoredArray("region_individual", "string", _REGION, "creator", None, _named(_WHOSE), coordinate=True),
+    StoredArray("region_kind", "string", _REGION, "creator", None, _named("box, mask or crowd"), coordinate=True),
+    StoredArray("region_score", "float64", _REGION, "creator", None, _named("score of a detector"), coordinate=True),
+    *(
+        StoredArray(name, "float64", _REGION, "creator", None, _named(meaning), coordinate=True)
+        for name, meaning in _EDGES.items()
+    ),
+    StoredArray(
+        REGION_STATUS,
+        "uint8",
+        _REGION,
+        "encoder",
+        statuses.NOT_WRITTEN,
+        _REGIONS,
+        unreadable=statuses.REGION_UNREADABLE,
+    ),
     StoredArray(STATUS, "uint8", _IMAGE, "store", statuses.NOT_WRITTEN, _ROWS),
 )
 """In the order in which a shard's arrays are planned and promoted."""
 
 
-def written_by(writer: Writer, *, with_points: bool, with_individuals: bool = False) -> Iterator[StoredArray]:
-    """Yield the arrays of a writer, in the table's order; those of points and individuals where a run has some."""
-    return (array for array in _of_run(with_points, with_individuals) if array.writer == writer)
+def written_by(
+    writer: Writer, *, with_points: bool, with_individuals: bool = False, with_regions: bool = False
+) -> Iterator[StoredArray]:
+    """Yield the arrays of a writer, in the table's order; those of points, individuals and regions where there are."""
+    return (array for array in _of_run(with_points, with_individuals, with_regions) if array.writer == writer)
 
 
-def _of_run(with_points: bool, with_individuals: bool) -> Iterator[StoredArray]:
+def _of_run(with_points: bool, with_individuals: bool, with_regions: bool) -> Iterator[StoredArray]:
     for array in TABLE:
-        if (with_points or not array.of_points) and (with_individuals or not array.of_individuals):
+        if array.of_regions:
+            if with_regions:
+                yield array
+        elif (with_points or not array.of_points) and (with_individuals or not array.of_individuals):
             yield array
 
 
@@ -104,8 +153,13 @@ def get(name: str) -> StoredArray:
 
 
 def coordinates(*, with_points: bool, with_individuals: bool = False) -> str:
-    """Return the attribute `coordinates` of a product."""
-    return " ".join(array.name for array in _of_run(with_points, with_individuals) if array.coordinate)
+    """Return the attribute `coordinates` of a product per image or point."""
+    return " ".join(array.name for array in _of_run(with_points, with_individuals, False) if array.coordinate)
+
+
+def region_coordinates() -> str:
+    """Return the attribute `coordinates` of a product per region."""
+    return " ".join(array.name for array in TABLE if array.of_regions and array.coordinate)
 
 
 def is_of_points_alone(name: str) -> bool:

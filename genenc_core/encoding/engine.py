@@ -11,6 +11,7 @@ import torch
 from genenc_core import errors
 from genenc_core.encoding import batch_size, encoder_threads, post_encoder, products
 from genenc_core.encoding.device import Device, device_for
+from genenc_core.encoding.region_batches import RegionBatch
 
 _NOISE_IMAGES = 8
 _Result = TypeVar("_Result")
@@ -20,8 +21,8 @@ _Result = TypeVar("_Result")
 class Reduced:
     """Stored values of one batch.
 
-    `arrays` has `[B, ...]` per product in its stored type; `finite` bool `[B]` is false if an output was NaN or
-    infinite; `sizes` are the batch sizes used; the times are those of this batch.
+    `arrays` has `[B, ...]` per product in its stored type, of regions `[R, ...]`; `finite` bool `[B]` is false if an
+    output was NaN or infinite; `sizes` are the batch sizes used; the times are those of this batch.
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,6 +44,16 @@ def finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor
     """Return which images have only finite values `[B, ...]`, bool `[B]`; of points `[B, K, C]` `valid` ones count."""
     finite = torch.isfinite(value).flatten(1) if valid is None else torch.isfinite(value).all(2) | ~valid
     return finite.all(1)
+
+
+def finite_images(value: torch.Tensor, regions: RegionBatch | None, count: int) -> torch.Tensor:
+    """Return which of `count` images have only finite values `[R, ...]` in the regions that count, bool `[count]`."""
+    wrong = torch.zeros(count, device=value.device)
+    if regions is not None and len(regions):
+        finite = torch.isfinite(value).flatten(1).all(1)
+        valid, image = (torch.from_numpy(each).to(value.device) for each in (regions.valid, regions.image))
+        wrong.index_add_(0, image, (valid & ~finite).float())
+    return wrong == 0
 
 
 def largest_overflow(value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
@@ -107,13 +118,14 @@ class Batch:
 
     Shapes: `pixels` uint8 `[B, 3, H, W]`; `points` float64 `[B, K, 2]` in model pixels; `valid` bool `[B, K]`;
     `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of the part that each image covers; None means
-    all.
+    all. `regions` are those of these images; None in a batch that only tries the encoder.
     """
 
     pixels: torch.Tensor
     points: torch.Tensor
     valid: torch.Tensor
     view: torch.Tensor | None = None
+    regions: RegionBatch | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -125,6 +137,7 @@ class Batch:
             points=self.points[start:stop],
             valid=self.valid[start:stop],
             view=None if self.view is None else self.view[start:stop],
+            regions=None if self.regions is None else self.regions.part(start, stop),
         )
 
     def copy_of(self, at: int) -> "Batch":
@@ -292,7 +305,7 @@ class Engine:
             images = padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min).float().div_(255.0)
             outputs = self.encoder(images)
             encoded = device.mark()
-            values, finite = self._reduce(outputs, points, valid, view, count)
+            values, finite = self._reduce(outputs, points, valid, view, batch.regions, count)
             stored = {
                 name: clone_if_aliased(value.to(getattr(torch, kind)), outputs)
                 for name, (value, kind) in values.items()
@@ -326,16 +339,22 @@ class Engine:
         points: torch.Tensor,
         valid: torch.Tensor,
         view: torch.Tensor | None,
+        regions: RegionBatch | None,
         count: int,
     ) -> tuple[dict[str, tuple[torch.Tensor, str]], torch.Tensor]:
         """Return every product's value and stored type, and which images' values are finite, bool `[B]`."""
-        where = post_encoder.PointBatch(xy=points, valid=valid, input_size=self.encoder.input_size, view=view)
+        where = post_encoder.PointBatch(
+            xy=points, valid=valid, input_size=self.encoder.input_size, view=view, regions=regions
+        )
         values: dict[str, tuple[torch.Tensor, str]] = {}
         finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
         for product in self.products:
             points_on_map = dataclasses.replace(where, cells=product.cells)
             value = product.pipeline.apply(outputs[product.slot][:count], points_on_map)
-            finite &= finite_rows(value, valid if product.needs_points else None)
+            if product.needs_regions:
+                finite &= finite_images(value, regions, count)
+            else:
+                finite &= finite_rows(value, valid if product.needs_points else None)
             values[product.name] = value, product.dtype
         return values, finite
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from genenc_core.encoding import engine, post_encoder, products
+from genenc_core.encoding.region_batches import RegionBatch
 
 BATCH_BYTES = 64 * 2**20
 """Stored bytes that are worked on at once."""
@@ -21,7 +22,8 @@ class StoredOutputs:
     """Stored outputs of some images, and where their points are.
 
     Shapes: `slots` `[B, ...]` by output slot, float16 or float32; `points` float64 `[B, K, 2]` in model pixels; `valid`
-    bool `[B, K]`; `view` float64 `[B, 4]` as in `engine.Batch`. `input_size` is (height, width) of the model input.
+    bool `[B, K]`; `view` float64 `[B, 4]` and `regions` as in `engine.Batch`. `input_size` is (height, width) of the
+    model input.
     """
 
     slots: Mapping[str, np.ndarray]
@@ -29,23 +31,33 @@ class StoredOutputs:
     valid: torch.Tensor
     view: torch.Tensor | None
     input_size: tuple[int, int]
+    regions: RegionBatch | None = None
 
 
 @torch.inference_mode()
 def reduce(stored: StoredOutputs, wanted: Sequence[products.Product]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return every product `[B, ...]` in its stored type, and which images have only finite values, bool `[B]`.
+    """Return every product in its stored type, and which images have only finite values, bool `[B]`.
+
+    A product is `[B, ...]`, one of regions `[R, ...]`.
 
     Raises:
         InputError: a value overflows the type of its product.
     """
     where = post_encoder.PointBatch(
-        xy=stored.points, valid=stored.valid, input_size=stored.input_size, view=stored.view
+        xy=stored.points,
+        valid=stored.valid,
+        input_size=stored.input_size,
+        view=stored.view,
+        regions=stored.regions,
     )
     arrays: dict[str, np.ndarray] = {}
     finite = torch.ones(len(stored.valid), dtype=torch.bool)
     for product in wanted:
         value = _applied(product, stored.slots[product.slot], dataclasses.replace(where, cells=product.cells))
-        finite &= engine.finite_rows(value, stored.valid if product.needs_points else None)
+        if product.needs_regions:
+            finite &= engine.finite_images(value, stored.regions, len(stored.valid))
+        else:
+            finite &= engine.finite_rows(value, stored.valid if product.needs_points else None)
         kept = value.to(getattr(torch, product.dtype))
         if product.dtype == "float16" and value.dtype != torch.float16:
             engine.refuse_overflow(product, engine.largest_overflow(value, kept).item())

@@ -124,6 +124,8 @@ class RunStatus:
     """Shards with damaged commit records; not included in the other counts."""
     bound: Bound | None = None
     """Bottleneck so far; None if the records have no usage data, as in earlier versions."""
+    regions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """State of the regions, as `region_status` names it -> count; empty without regions."""
 
     @property
     def pending(self) -> int:

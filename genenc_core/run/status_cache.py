@@ -11,6 +11,7 @@ import gc
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from genenc_core.run.bound import Work
@@ -38,6 +39,8 @@ class Line(NamedTuple):
     changed: int = 0
     work: Sequence[float] = ()
     """Fields of `bound.Work`; empty in records of earlier versions."""
+    regions: Mapping[str, int] = MappingProxyType({})
+    """Empty without regions."""
 
     @classmethod
     def of(cls, record: CommitRecord) -> "Line":
@@ -50,6 +53,7 @@ class Line(NamedTuple):
             seconds=details["seconds"],
             changed=len(details.get("changed_since_planned", ())),
             work=list(Work.of(details) or ()),
+            regions=details.get("regions", {}),
         )
 
 
@@ -147,8 +151,9 @@ def _written(record: CommitRecord, stamp: Stamp) -> str:
         line.unreadable,
         dict(line.points),
         dict(line.seconds),
-        *([line.changed] if line.changed or line.work else []),
-        *([line.work] if line.work else []),
+        *([line.changed] if line.changed or line.work or line.regions else []),
+        *([line.work] if line.work or line.regions else []),
+        *([dict(line.regions)] if line.regions else []),
     ]
     text = json.dumps([record.shard, *stamp, *counts])
     # The newline comes first, to end a line left incomplete by a kill.
@@ -177,12 +182,14 @@ def _is_whole(line: bytes) -> bool:
 def _sane(line: Line) -> bool:
     if type(line.points) is not dict or type(line.seconds) is not dict:
         return False
+    if line.regions and type(line.regions) is not dict:
+        return False
     if len(line.work) not in (0, len(Work._fields)):
         return False
     if min(line.work, default=0) < 0 or not sum(line.work) < _LONGEST:
         return False
     if not type(line.ok) is type(line.unreadable) is type(line.changed) is int:
         return False
-    return all(type(each) is int for each in line.points.values()) and all(
+    return all(type(each) is int for each in (*line.points.values(), *line.regions.values())) and all(
         type(each) in (int, float) and abs(each) < _LONGEST for each in line.seconds.values()
     )
