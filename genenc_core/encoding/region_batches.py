@@ -97,8 +97,6 @@ class ShardRegions:
     """Regions of a shard's images, and how many places a shard has on the axis `region`."""
 
     found: Regions
-    start: int
-    """The shard's first row."""
     places: int
 
     def of_row(self, row: int) -> slice:

@@ -40,7 +40,7 @@ def place(found: Regions, rows: np.ndarray, sample: images.Sample, preprocessing
         preprocessing: how they are fitted.
     """
     own = rows[sample.rows]
-    shard = ShardRegions(found=found, start=0, places=len(found))
+    shard = ShardRegions(found=found, places=len(found))
     batch = shard.on_model(own, sample.affines, sample.sizes, preprocessing)
     names = found.texts("category")
     categories = list(dict.fromkeys(names))

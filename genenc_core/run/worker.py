@@ -282,7 +282,7 @@ class Worker:
         if found is None:
             return None
         return region_batches.ShardRegions(
-            found=found.of_rows(start, stop), start=start, places=self.folder.store.plan.region_places
+            found=found.of_rows(start, stop), places=self.folder.store.plan.region_places
         )
 
     @property

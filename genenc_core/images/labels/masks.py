@@ -14,6 +14,7 @@ import numpy as np
 _UPSAMPLED = 5.0
 """Points per pixel at which COCO follows a polygon's edges."""
 LARGEST_SIDE = 2**17
+"""Pixels of an image."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -207,9 +207,9 @@ def _labelme_mask(place: str, found: object, corner: Sequence[int], size: tuple[
             inside = np.asarray(opened.convert("L")) > 0
     except (binascii.Error, OSError, ValueError, Image.DecompressionBombError) as error:
         raise errors.InputError(f"{place} has a mask that is no PNG in base64") from error
-    whole = np.zeros((size[1], size[0]), bool)
     left, top = corner
     if min(left, top) < 0 or top + inside.shape[0] > size[1] or left + inside.shape[1] > size[0]:
         raise errors.InputError(f"{place} has a mask that reaches beyond its image of {size[0]} x {size[1]} pixels")
-    whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return Mask.from_pixels(whole)
+    columns, tops, bottoms = Mask.from_pixels(inside).pieces()
+    firsts = (columns + left) * size[1] + top
+    return Mask.from_intervals(firsts + tops, firsts + bottoms, (size[1], size[0]))

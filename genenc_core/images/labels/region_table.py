@@ -11,12 +11,14 @@ import numpy as np
 
 from genenc_core import errors
 from genenc_core.images.labels import matching
-from genenc_core.images.labels.masks import Mask
+from genenc_core.images.labels.masks import LARGEST_SIDE, Mask
 from genenc_core.images.labels.scale import PIXELS, PointsScale
 
 Kind = Literal["box", "mask", "crowd"]
 LARGEST_TABLE: Final = 2**25
 """Regions."""
+_FARTHEST: Final = 2 * LARGEST_SIDE
+"""Pixels from the image's corner at which a polygon's corner may lie."""
 _ROUNDING: Final = 1e-6
 """Of scores in 32 bits."""
 
@@ -175,6 +177,12 @@ def _scaled_size(size: tuple[int, int] | None, scale: PointsScale) -> tuple[int,
 
 
 def _mask(region: Region, scale: PointsScale, size: tuple[int, int] | None) -> Mask | None:
+    sides = size or (0, 0) if region.mask is None else region.mask.size
+    if (region.mask is not None or region.polygons) and max(sides) > LARGEST_SIDE:
+        raise errors.InputError(
+            f"{region.place}: the image {region.image!r} would be {sides[0]} x {sides[1]} pixels, of which masks are "
+            f"at most {LARGEST_SIDE} to a side: correct the size in the file"
+        )
     if region.mask is not None:
         if scale.text is not None:
             raise errors.InputError(
@@ -195,7 +203,13 @@ def _mask(region: Region, scale: PointsScale, size: tuple[int, int] | None) -> M
             f"{region.place} is a polygon, and the file does not state the size of {region.image!r}: add the image's "
             "width and height to the file"
         )
-    return Mask.from_polygons([_in_pixels(each, scale, size) for each in region.polygons], (size[1], size[0]))
+    corners = [_in_pixels(each, scale, size) for each in region.polygons]
+    if any(np.abs(each).max() > _FARTHEST for each in corners):
+        raise errors.InputError(
+            f"{region.place}: a corner of the polygon lies more than {_FARTHEST} pixels from {region.image!r}: "
+            "correct it"
+        )
+    return Mask.from_polygons(corners, (size[1], size[0]))
 
 
 def _in_pixels(corners: np.ndarray, scale: PointsScale, size: tuple[int, int]) -> np.ndarray:

@@ -21,6 +21,8 @@ from genenc_core.system import digests, files
 VERSION: Final = "1"
 BOX: Final = ("x_min", "y_min", "x_max", "y_max")
 KINDS: Final = ("box", "mask", "crowd")
+CHUNK_ROWS: Final = 256
+_ROUNDED: Final = 64
 _TEXTS: Final = ("name", "category", "individual", "kind", "mask")
 _SCHEMA: Final = pa.schema(
     [
@@ -232,6 +234,8 @@ def positions(regions: Regions, rows: int, shard_rows: int) -> tuple[np.ndarray,
     """
     counts = regions.per_shard(rows, shard_rows)
     most = max(int(counts.max(initial=0)), 1)
+    if most > CHUNK_ROWS:  # so that chunks of about that size divide it
+        most = -(-most // _ROUNDED) * _ROUNDED
     shards = regions.rows // shard_rows
     firsts = np.cumsum(counts) - counts
     return shards * most + np.arange(len(regions)) - firsts[shards], most

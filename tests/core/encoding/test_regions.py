@@ -52,7 +52,7 @@ def batch_of(
     regions: region_rows.Regions, sizes: list[tuple[int, int]], preprocessing: spec.Preprocessing
 ) -> tuple[RegionBatch, np.ndarray]:
     affines = np.array([geometry.plan_fit(*size, preprocessing).affine.row for size in sizes])
-    shard = ShardRegions(found=regions, start=0, places=max(len(regions), 1))
+    shard = ShardRegions(found=regions, places=max(len(regions), 1))
     rows = np.arange(len(sizes))
     return shard.on_model(rows, affines, np.array(sizes), preprocessing), affines
 

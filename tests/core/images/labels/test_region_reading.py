@@ -1,5 +1,7 @@
 """Forms of region files: tables of boxes, COCO, LabelMe, mask images; what is refused and why."""
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,43 @@ def save(path: Path, values: Any, kind: Any = np.uint8) -> None:
     Image.fromarray(np.array(values, kind)).save(path)
 
 
+def test_a_mask_of_labelme_is_placed_at_its_corner(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 255], [255, 255]], np.uint8)).save(file, "PNG")
+    shape = {
+        "label": "m",
+        "shape_type": "mask",
+        "points": [[3, 1], [4, 2]],
+        "mask": base64.b64encode(file.getvalue()).decode(),
+    }
+    document = {"imagePath": "a.png", "imageWidth": 6, "imageHeight": 4, "shapes": [shape]}
+    (mask,) = read(written(tmp_path / "a.json", json.dumps(document))).masks
+    assert mask is not None
+    expected = np.zeros((4, 6), bool)
+    expected[1, 4] = expected[2, 3:5] = True
+    assert (mask.pixels() == expected).all()
+    shape["points"] = [[5, 1], [6, 2]]
+    with pytest.raises(errors.InputError, match="reaches beyond its image of 6 x 4 pixels"):
+        read(written(tmp_path / "a.json", json.dumps(document)))
+    shape["mask"] = "no PNG"
+    with pytest.raises(errors.InputError, match="no PNG in base64"):
+        read(written(tmp_path / "a.json", json.dumps(document)))
+
+
+@pytest.mark.parametrize(
+    ("size", "corner", "words"),
+    [
+        (10**8, 3, "would be 100000000 x 100000000 pixels, of which masks are at most 131072"),
+        (9, 10**9, "a corner of the polygon lies more than 262144 pixels from 'a.png'"),
+    ],
+)
+def test_absurd_polygons_are_refused_at_once(tmp_path: Path, size: int, corner: int, words: str) -> None:
+    shapes = [{"label": "m", "shape_type": "polygon", "points": [[0, 0], [corner, 0], [0, 3]]}]
+    document = {"imagePath": "a.png", "imageWidth": size, "imageHeight": size, "shapes": shapes}
+    with pytest.raises(errors.InputError, match=words):
+        read(written(tmp_path / "a.json", json.dumps(document)))
+
+
 def test_label_images(tmp_path: Path) -> None:
     save(tmp_path / "a.png", [[0, 2, 2], [0, 0, 7]])
     save(tmp_path / "deep/b.tif", [[0, 300], [300, 0]], np.uint16)
@@ -223,7 +262,36 @@ def test_other_places_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.InputError, match="file does not exist"):
         read(tmp_path / "none.csv")
     with pytest.raises(errors.InputError, match="is not a table of boxes"):
-        read(written(tmp_path / "b.txt", "0 0.5 0.5 0.1 0.1"))
+        read(written(tmp_path / "b.xml", "<annotation/>"))
+
+
+def test_yolo(tmp_path: Path) -> None:
+    (tmp_path / "labels/train").mkdir(parents=True)
+    written(tmp_path / "labels/train/a.txt", "1 0.5 0.5 0.5 0.25\n0 0.25 0.5 0.5 1 0.75\n")
+    written(tmp_path / "labels/train/b.txt", "")
+    written(tmp_path / "data.yaml", "names: {0: mouse, 1: rat}\n")
+    found = read(tmp_path / "labels")
+    assert (found.by_stem, found.scale.text) == (True, "normalized")
+    assert rows(found) == [("a", "1", "rat", [0.25, 0.375, 0.75, 0.625]), ("a", "2", "mouse", [0, 0, 0.5, 1])]
+    assert found.scores[1] == 0.75
+    written(tmp_path / "labels/classes.txt", "m\nr\n")
+    assert read(tmp_path / "labels" / "train").categories == ("r", "m")
+    with pytest.raises(errors.InputError, match="cannot be used with YOLO's files"):
+        read(tmp_path / "labels", scale="2")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0 100 100 50 50", "no fractions of an image's size"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.1", "line 1 is a polygon .* export the labels as COCO"),
+        ("mouse 0.1 0.1 0.2 0.2", "not a class number"),
+        ("0 0.1 0.1", "not a class number"),
+    ],
+)
+def test_lines_that_are_not_yolos(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        read(written(tmp_path / "a.txt", line))
 
 
 def test_several_files(tmp_path: Path) -> None:
