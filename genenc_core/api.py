@@ -191,6 +191,8 @@ class Run:
 
         Rows that are not stored yet or unreadable are NaN. Products that are stored as `int8` or `uint8` are float32
         values, computed as they are read; `raw`: the integers, and `PRODUCT_scale` and `PRODUCT_offset`, as stored.
+        Products of regions are `[region, ...]`: a row for each region, in the order of the images, without the places
+        that a shard leaves free; `region_image_id` names its image: `.sel(region=run.region_image_id == "a.png")`.
 
         Raises:
             InputError: xarray is not installed.
@@ -201,7 +203,10 @@ class Run:
         from genenc_core.run import float_arrays
 
         opened: xarray.Dataset = xarray.open_zarr(self.folder.store.zarr_store(), consolidated=False)
-        return opened if raw else float_arrays.decoded(opened)
+        found = opened if raw else float_arrays.decoded(opened)
+        if "region_image" not in found:
+            return found
+        return found.isel(region=np.flatnonzero(found["region_image"].values >= 0))
 
 
 class Dataset:

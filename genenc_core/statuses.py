@@ -15,6 +15,14 @@ POINT_UNREADABLE: Final = 3
 POINT_MISSING: Final = 4
 POINT_OUTSIDE_IMAGE: Final = 5
 
+REGION_OK: Final = 1
+REGION_OUTSIDE: Final = 2
+REGION_UNREADABLE: Final = 3
+NO_REGION: Final = 4
+REGION_OUTSIDE_IMAGE: Final = 5
+REGION_EMPTY: Final = 6
+REGION_OTHER_SIZE: Final = 7
+
 
 class Status(NamedTuple):
     """One value of a status array."""
@@ -43,6 +51,17 @@ POINTS: Final = (
     ),
 )
 """The values of `point_status`."""
+REGIONS: Final = (
+    Status(NOT_WRITTEN, "not_written", "no shard with this row is committed"),
+    Status(REGION_OK, "ok", "the model saw at least part of the region"),
+    Status(REGION_OUTSIDE, "outside_view", "in the image, but in no part of it that the model saw"),
+    Status(REGION_UNREADABLE, "image_unreadable", "its image gave no features"),
+    Status(NO_REGION, "no_region", "no region: a place that its shard leaves free"),
+    Status(REGION_OUTSIDE_IMAGE, "outside_image", "beyond the edges of its image: an error of labels"),
+    Status(REGION_EMPTY, "empty", "a region without an area"),
+    Status(REGION_OTHER_SIZE, "other_size", "a mask of another size than its image"),
+)
+"""The values of `region_status`."""
 
 
 def written(table: Iterable[Status]) -> tuple[Status, ...]:

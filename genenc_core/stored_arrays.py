@@ -12,6 +12,8 @@ from genenc_core import statuses
 STATUS: Final = "status"
 POINT_STATUS: Final = "point_status"
 POINT: Final = "point"
+REGION: Final = "region"
+REGION_STATUS: Final = "region_status"
 INDIVIDUAL: Final = "individual"
 LIKELIHOOD: Final = "point_likelihood"
 Writer = Literal["creator", "encoder", "store"]
@@ -41,6 +43,11 @@ class StoredArray:
         return POINT in self.dims
 
     @property
+    def of_regions(self) -> bool:
+        """Whether only runs with regions have it."""
+        return REGION in self.dims
+
+    @property
     def of_individuals(self) -> bool:
         """Whether only runs with points of several individuals have it."""
         return self.name == INDIVIDUAL
@@ -68,7 +75,7 @@ QUANTIZED: Final[Mapping[str, tuple[Companion, ...]]] = {"int8": (SCALE,), "uint
 """Types of products that are stored as integers, with the arrays beside them."""
 
 LENGTHS: Final[Mapping[str, int]] = {"affine": 4}
-"""Lengths of axes that are the same in every run; those of `image` and `point` are the run's own."""
+"""Lengths of axes that are the same in every run; those of `image`, `point` and `region` are the run's own."""
 
 
 def _named(meaning: str) -> Mapping[str, object]:
@@ -84,6 +91,13 @@ _SURE = "likelihood that the points file gives the point; NaN for none"
 _WHOSE = 'animal or person that the point is of; "" for none'
 _ROWS = {**_named("state of the image's row"), **statuses.flags(statuses.ROWS)}
 _POINTS = {**_named("state of the point"), **statuses.flags(statuses.POINTS)}
+_REGION = (REGION,)
+_REGIONS = {**_named("state of the region"), **statuses.flags(statuses.REGIONS)}
+_EDGES = {
+    f"region_{axis}_{end}": f"{side} edge of the region's box in the source image"
+    for end, sides in (("min", ("left", "top")), ("max", ("right", "bottom")))
+    for axis, side in zip("xy", sides, strict=True)
+}
 
 TABLE: Final = (
     StoredArray("image_id", "string", _IMAGE, "creator", None, _named("name of the image"), coordinate=True),
@@ -106,21 +120,61 @@ TABLE: Final = (
         _POINTS,
         unreadable=statuses.POINT_UNREADABLE,
     ),
+    StoredArray(
+        "region_image",
+        "int64",
+        _REGION,
+        "creator",
+        None,
+        _named("row of its image; -1: no region"),
+        coordinate=True,
+    ),
+    StoredArray(
+        "region_image_id", "string", _REGION, "creator", None, _named("name of the region's image"), coordinate=True
+    ),
+    StoredArray("region_name", "string", _REGION, "creator", None, _named("name within its image"), coordinate=True),
+    StoredArray("region_category", "string", _REGION, "creator", None, _named("class, or none"), coordinate=True),
+    StoredArray("region_individual", "string", _REGION, "creator", None, _named(_WHOSE), coordinate=True),
+    StoredArray("region_kind", "string", _REGION, "creator", None, _named("box, mask or crowd"), coordinate=True),
+    StoredArray("region_score", "float64", _REGION, "creator", None, _named("score of a detector"), coordinate=True),
+    *(
+        StoredArray(name, "float64", _REGION, "creator", None, _named(meaning), coordinate=True)
+        for name, meaning in _EDGES.items()
+    ),
+    StoredArray(
+        REGION_STATUS,
+        "uint8",
+        _REGION,
+        "encoder",
+        statuses.NOT_WRITTEN,
+        _REGIONS,
+        unreadable=statuses.REGION_UNREADABLE,
+    ),
     StoredArray(STATUS, "uint8", _IMAGE, "store", statuses.NOT_WRITTEN, _ROWS),
 )
 """In the order in which a shard's arrays are planned and promoted."""
 
 
 def written_by(
-    writer: Writer, *, with_points: bool, with_individuals: bool = False, with_likelihoods: bool = False
+    writer: Writer,
+    *,
+    with_points: bool,
+    with_individuals: bool = False,
+    with_likelihoods: bool = False,
+    with_regions: bool = False,
 ) -> Iterator[StoredArray]:
-    """Yield the arrays of a writer, in the table's order; those of points and what is known of them where a run has."""
-    return (array for array in _of_run(with_points, with_individuals, with_likelihoods) if array.writer == writer)
+    """Yield the arrays of a writer, in the table's order; those of points, regions and what is known of them if any."""
+    every = _of_run(with_points, with_individuals, with_likelihoods, with_regions)
+    return (array for array in every if array.writer == writer)
 
 
-def _of_run(with_points: bool, with_individuals: bool, with_likelihoods: bool) -> Iterator[StoredArray]:
+def _of_run(
+    with_points: bool, with_individuals: bool, with_likelihoods: bool, with_regions: bool
+) -> Iterator[StoredArray]:
     for array in TABLE:
-        if array.of_individuals:
+        if array.of_regions:
+            there = with_regions
+        elif array.of_individuals:
             there = with_individuals
         elif array.of_likelihoods:
             there = with_likelihoods
@@ -136,9 +190,14 @@ def get(name: str) -> StoredArray:
 
 
 def coordinates(*, with_points: bool, with_individuals: bool = False, with_likelihoods: bool = False) -> str:
-    """Return the attribute `coordinates` of a product."""
-    every = _of_run(with_points, with_individuals, with_likelihoods)
+    """Return the attribute `coordinates` of a product per image or point."""
+    every = _of_run(with_points, with_individuals, with_likelihoods, with_regions=False)
     return " ".join(array.name for array in every if array.coordinate)
+
+
+def region_coordinates() -> str:
+    """Return the attribute `coordinates` of a product per region."""
+    return " ".join(array.name for array in TABLE if array.of_regions and array.coordinate)
 
 
 def is_of_points_alone(name: str) -> bool:

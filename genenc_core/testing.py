@@ -26,6 +26,7 @@ __all__ = [
     "interrupted",
     "options",
     "sample_images",
+    "sample_regions",
     "tiny_encoder",
 ]
 
@@ -67,6 +68,38 @@ def sample_images(folder: str | Path, count: int = 6, *, size: tuple[int, int] =
     with labels.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("image", "point", "x", "y"), *lines])
     return labels
+
+
+def sample_regions(folder: str | Path, count: int = 6, *, size: tuple[int, int] = (80, 64), seed: int = 0) -> Path:
+    """Write `regions.csv` beside a folder of `sample_images`: boxes in them.
+
+    Args:
+        folder: that of the images; it need not exist.
+        count: number of images.
+        size: their width and height in pixels.
+        seed: other seeds give other boxes.
+
+    Returns:
+        The regions: `image,region,x,y,width,height,category` in pixels; none to two per image, `mouse` or `rat`.
+
+    Example:
+        >>> regions = sample_regions("some/photos", 3)
+        >>> regions.name, regions.read_text().splitlines()[0]
+        ('regions.csv', 'image,region,x,y,width,height,category')
+    """
+    lines = []
+    for index in range(count):
+        drawn = np.random.default_rng([seed, index, 1])
+        for number in range(index % 3):
+            sides = (drawn.uniform(0.2, 0.5, 2) * size).round(1)
+            corner = (drawn.uniform(0, 1, 2) * (size - sides)).round(1)
+            category = ("mouse", "rat")[number]
+            lines.append((f"img_{index:03d}.png", number + 1, *corner.tolist(), *sides.tolist(), category))
+    place = Path(folder).parent / "regions.csv"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "region", "x", "y", "width", "height", "category"), *lines])
+    return place
 
 
 def tiny_encoder() -> "nn.Module":
@@ -121,7 +154,7 @@ def assert_runs_equal(one: str | Path | api.Run, other: str | Path | api.Run, *,
             same = np.asarray(left == right)
         if not same.all():
             row = int(np.argwhere(~same)[0][0])
-            images = before["image_id"].values
+            images = before["region_image_id" if before[name].dims[:1] == ("region",) else "image_id"].values
             raise AssertionError(f"{name}: row {row} ({images[row] if row < len(images) else '-'}) differs")
 
 

@@ -217,6 +217,7 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
             ),
             f"images         {identity['images']['rows']} rows, digest {identity['images']['digest'][:16]}",
             f"points         {', '.join(identity['images']['points']) or 'none'}",
+            *([] if folder.regions is None else [f"regions        {len(folder.regions)}"]),
             f"shards         {folder.store.shard_count} of {folder.store.plan.shard_rows} rows",
             f"fingerprint    {folder.store.plan.fingerprint}",
             "arrays",

@@ -23,6 +23,7 @@ from genenc_core.run import driver, model_cache, model_files, out_folder, planni
 from genenc_core.run.folder import MANIFEST, RunFolder
 from genenc_core.store.backends.objects import is_remote, join, to_root
 from genenc_core.system import scratch
+from genenc_core.text import argument
 
 MOST_KILLED_PARTS = 20
 """Parts on S3, killed as they were created, that are passed over."""
@@ -164,6 +165,12 @@ class Update:
         self.trusted = self.given.is_trusted
         before = _remembered(folder, like)
         chosen = self.given.weights
+        if self.given.regions:
+            raise errors.InputError(
+                f"--regions {self.given.regions[0]!r} is for runs: the parts of a dataset are joined by image, and "
+                "have no axis of regions. Extract with --regions to a run of its own; or, if the dataset stores maps, "
+                f"genenc probe {argument(self.root)} --regions FILE --out FOLDER"
+            )
         self.given = self.given.completed(before)
         self.extract = self.given.extraction(join(self.root, f"{documents.PARTS}/{documents.part_name(1)}"))
         if self.given.limit is not None and self.given.limit < 1:

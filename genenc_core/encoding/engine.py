@@ -11,6 +11,7 @@ import torch
 from genenc_core import errors
 from genenc_core.encoding import batch_size, encoder_threads, post_encoder, products, quantization
 from genenc_core.encoding.device import Device, device_for
+from genenc_core.encoding.region_batches import RegionBatch
 
 _NOISE_IMAGES = 8
 _Result = TypeVar("_Result")
@@ -20,9 +21,9 @@ _Result = TypeVar("_Result")
 class Reduced:
     """Stored values of one batch.
 
-    `arrays` has `[B, ...]` per stored array of a product in its type; `exact` has float32 `[n, ...]` per product that
-    is stored as integers, of the batch's n sampled rows; `finite` bool `[B]` is false if an output was NaN or
-    infinite; `sizes` are the batch sizes used; the times are those of this batch.
+    `arrays` has `[B, ...]` per stored array of a product in its type, of regions `[R, ...]`; `exact` has float32
+    `[n, ...]` per product that is stored as integers, of the batch's n sampled rows; `finite` bool `[B]` is false if an
+    output was NaN or infinite; `sizes` are the batch sizes used; the times are those of this batch.
     """
 
     arrays: dict[str, np.ndarray]
@@ -45,6 +46,16 @@ def finite_rows(value: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor
     """Return which images have only finite values `[B, ...]`, bool `[B]`; of points `[B, K, C]` `valid` ones count."""
     finite = torch.isfinite(value).flatten(1) if valid is None else torch.isfinite(value).all(2) | ~valid
     return finite.all(1)
+
+
+def finite_images(value: torch.Tensor, regions: RegionBatch | None, count: int) -> torch.Tensor:
+    """Return which of `count` images have only finite values `[R, ...]` in the regions that count, bool `[count]`."""
+    wrong = torch.zeros(count, device=value.device)
+    if regions is not None and len(regions):
+        finite = torch.isfinite(value).flatten(1).all(1)
+        valid, image = (torch.from_numpy(each).to(value.device) for each in (regions.valid, regions.image))
+        wrong.index_add_(0, image, (valid & ~finite).float())
+    return wrong == 0
 
 
 def refuse_overflow(product: products.Product, largest: float) -> None:
@@ -107,7 +118,8 @@ class Batch:
 
     Shapes: `pixels` `[B, C, H, W]`, uint8 or float32 in [0, 1]; `points` float64 `[B, K, 2]` in model pixels; `valid`
     bool `[B, K]`; `view` float64 `[B, 4]`: left, top, right, bottom in model pixels of the part that each image covers;
-    None means all. `sampled` bool `[B]` per product: the rows whose exact values are returned, too.
+    None means all. `sampled` bool `[B]` per product: the rows whose exact values are returned, too. `regions` are those
+    of these images; None in a batch that only tries the encoder.
     """
 
     pixels: torch.Tensor
@@ -115,6 +127,7 @@ class Batch:
     valid: torch.Tensor
     view: torch.Tensor | None = None
     sampled: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    regions: RegionBatch | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -127,6 +140,7 @@ class Batch:
             valid=self.valid[start:stop],
             view=None if self.view is None else self.view[start:stop],
             sampled={name: rows[start:stop] for name, rows in self.sampled.items()},
+            regions=None if self.regions is None else self.regions.part(start, stop),
         )
 
     def copy_of(self, at: int) -> "Batch":
@@ -298,7 +312,7 @@ class Engine:
             images = unit_range(padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min))
             outputs = self.encoder(images)
             encoded = device.mark()
-            values, finite = self._reduce(outputs, points, valid, view, count)
+            values, finite = self._reduce(outputs, points, valid, view, batch.regions, count)
             stored: dict[str, torch.Tensor] = {}
             too_large: dict[str, torch.Tensor] = {}
             for product in self.products:
@@ -332,16 +346,22 @@ class Engine:
         points: torch.Tensor,
         valid: torch.Tensor,
         view: torch.Tensor | None,
+        regions: RegionBatch | None,
         count: int,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Return every product's value, and which images' values are finite, bool `[B]`."""
-        where = post_encoder.PointBatch(xy=points, valid=valid, input_size=self.encoder.input_size, view=view)
+        where = post_encoder.PointBatch(
+            xy=points, valid=valid, input_size=self.encoder.input_size, view=view, regions=regions
+        )
         values: dict[str, torch.Tensor] = {}
         finite = torch.ones(count, dtype=torch.bool, device=self.encoder.device)
         for product in self.products:
             points_on_map = dataclasses.replace(where, cells=product.cells)
             value = product.pipeline.apply(outputs[product.slot][:count], points_on_map)
-            finite &= finite_rows(value, valid if product.needs_points else None)
+            if product.needs_regions:
+                finite &= finite_images(value, regions, count)
+            else:
+                finite &= finite_rows(value, valid if product.needs_points else None)
             values[product.name] = value
         return values, finite
 

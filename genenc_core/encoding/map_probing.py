@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from genenc_core.encoding import engine, post_encoder, products, quantization
+from genenc_core.encoding.region_batches import RegionBatch
 
 BATCH_BYTES = 64 * 2**20
 """Stored bytes that are worked on at once."""
@@ -21,8 +22,8 @@ class StoredOutputs:
     """Stored outputs of some images, and where their points are.
 
     Shapes: `slots` `[B, ...]` by output slot, float16 or float32; `points` float64 `[B, K, 2]` in model pixels; `valid`
-    bool `[B, K]`; `view` float64 `[B, 4]` and `sampled` bool `[B]` by product as in `engine.Batch`. `input_size` is
-    (height, width) of the model input.
+    bool `[B, K]`; `view` float64 `[B, 4]`, `sampled` bool `[B]` by product and `regions` as in `engine.Batch`.
+    `input_size` is (height, width) of the model input.
     """
 
     slots: Mapping[str, np.ndarray]
@@ -31,6 +32,7 @@ class StoredOutputs:
     view: torch.Tensor | None
     input_size: tuple[int, int]
     sampled: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    regions: RegionBatch | None = None
 
 
 @torch.inference_mode()
@@ -39,20 +41,27 @@ def reduce(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
     """Return every product's stored arrays `[B, ...]`, and which images have only finite values, bool `[B]`.
 
-    And the exact values of the sampled rows, float32 `[n, ...]`, by product.
+    A product of regions is `[R, ...]`. And the exact values of the sampled rows, float32 `[n, ...]`, by product.
 
     Raises:
         InputError: a value overflows the type of its product.
     """
     where = post_encoder.PointBatch(
-        xy=stored.points, valid=stored.valid, input_size=stored.input_size, view=stored.view
+        xy=stored.points,
+        valid=stored.valid,
+        input_size=stored.input_size,
+        view=stored.view,
+        regions=stored.regions,
     )
     arrays: dict[str, np.ndarray] = {}
     exact: dict[str, np.ndarray] = {}
     finite = torch.ones(len(stored.valid), dtype=torch.bool)
     for product in wanted:
         value = _applied(product, stored.slots[product.slot], dataclasses.replace(where, cells=product.cells))
-        finite &= engine.finite_rows(value, stored.valid if product.needs_points else None)
+        if product.needs_regions:
+            finite &= engine.finite_images(value, stored.regions, len(stored.valid))
+        else:
+            finite &= engine.finite_rows(value, stored.valid if product.needs_points else None)
         kept = quantization.stored(product, value)
         largest = quantization.largest_lost(product, value, kept)
         if largest is not None:

@@ -3,13 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch.nn import functional
 
 from genenc_core import errors
 from genenc_core.encoding.cells import Cells
+
+if TYPE_CHECKING:
+    from genenc_core.encoding.region_batches import RegionBatch
 
 MAP = ("channel", "y", "x")
 TOKENS = ("token", "channel")
@@ -40,7 +43,7 @@ class PointBatch:
 
     Shapes: `xy` float64 `[B, K, 2]`; `valid` bool `[B, K]`. `input_size` is (height, width) of the model input.
     `view` float64 `[B, 4]`: left, top, right, bottom of the part of it that each image covers; None means all. `cells`
-    is the grid of the map; None if it divides the input evenly.
+    is the grid of the map; None if it divides the input evenly. `regions` are those of the batch; None without any.
     """
 
     xy: torch.Tensor
@@ -48,6 +51,7 @@ class PointBatch:
     input_size: tuple[int, int]
     view: torch.Tensor | None = None
     cells: Cells | None = None
+    regions: "RegionBatch | None" = None
 
     def cells_of(self, features: torch.Tensor) -> Cells:
         """Return the grid of maps `[B, C, h, w]`."""

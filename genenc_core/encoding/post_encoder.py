@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from genenc_core import errors
-from genenc_core.encoding import point_sampling, pooling
+from genenc_core.encoding import point_sampling, pooling, region_sampling
 from genenc_core.encoding.point_sampling import INTERPOLATIONS, SpatialPoint
 from genenc_core.encoding.pooling import MAP, TOKENS, VECTOR, GlobalAvgPool, PointBatch, PostEncoder, Signature
 
@@ -128,18 +128,19 @@ class Step:
         return f"{self.module}({inner})" if inner else self.module
 
 
-def build_pipeline(steps: Sequence[Step], *, point_count: int) -> Pipeline:
-    """Build the modules that `steps` name.
+def build_pipeline(steps: Sequence[Step], *, point_count: int, region_count: int = 0) -> Pipeline:
+    """Build the modules that `steps` name; `region_count` is that of an image, on average.
 
     Raises:
-        InputError: an unknown module or argument (the known ones are listed), or missing points.
+        InputError: an unknown module or argument (the known ones are listed), or missing points or regions.
     """
-    return Pipeline(tuple(_build_module(step, point_count) for step in steps))
+    return Pipeline(tuple(_build_module(step, point_count, region_count) for step in steps))
 
 
-def _build_module(step: Step, point_count: int) -> PostEncoder:
-    if step.module not in MAKERS:
-        raise errors.InputError(f"post-encoder module {step.module!r} is unknown; known: {', '.join(sorted(MAKERS))}")
+def _build_module(step: Step, point_count: int, region_count: int) -> PostEncoder:
+    if step.module not in MAKERS and step.module not in OF_REGIONS:
+        known_modules = ", ".join(sorted({*MAKERS, *OF_REGIONS}))
+        raise errors.InputError(f"post-encoder module {step.module!r} is unknown; known: {known_modules}")
     known = ARGUMENTS.get(step.module, ())
     surplus = [key for key, _ in step.arguments if key not in known]
     if surplus:
@@ -147,6 +148,8 @@ def _build_module(step: Step, point_count: int) -> PostEncoder:
     keys = [key for key, _ in step.arguments]
     if len(set(keys)) != len(keys):
         raise errors.InputError(f"{step.module}: an argument is given twice in {step}")
+    if step.module in OF_REGIONS:
+        return OF_REGIONS[step.module](dict(step.arguments), region_count)
     return MAKERS[step.module](dict(step.arguments), point_count)
 
 
@@ -180,6 +183,8 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "spatial_point": ("interpolation",),
     "gem": ("p", "over"),
     "cast": ("dtype",),
+    "region_mean": ("of",),
+    "roi_align": ("size",),
     "cls_token": ("has_cls",),
     "vit_mean": ("has_cls", "over"),
     "vit_max": ("has_cls", "over"),
@@ -208,3 +213,9 @@ MAKERS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
     "vit_min": partial(_make_token_pool, "min"),
     "vit_cls": partial(_make_class_token, "vit_cls"),
 }
+OF_REGIONS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
+    "region_mean": region_sampling.make_mean,
+    "roi_align_mean": region_sampling.make_aligned_mean,
+    "roi_align": region_sampling.make_aligned,
+}
+"""Modules with one value per region."""

@@ -12,7 +12,7 @@ from genenc_core.encoding import pooling, post_encoder
 from genenc_core.encoding.cells import Cells
 
 RESERVED = frozenset(("image", "channel", "x", "y", *(array.name for array in stored_arrays.TABLE)))
-_OF_MAPS = frozenset(("features", "probes", "maps"))
+_OF_MAPS = frozenset(("features", "probes", "regions", "maps"))
 _LONGEST_NAME = 200
 """Of arrays and axes, in the documents of the store."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
@@ -55,6 +55,11 @@ class Product:
     def needs_points(self) -> bool:
         """Whether the product has one value per point."""
         return "point" in self.signature.dims
+
+    @property
+    def needs_regions(self) -> bool:
+        """Whether the product has one value per region."""
+        return "region" in self.signature.dims
 
     @property
     def channel_axis(self) -> int:
@@ -145,11 +150,16 @@ def _recorded_step(step: post_encoder.Step, masked: bool) -> post_encoder.Step:
 
 
 def default_products(
-    outputs: Sequence[spec.SlotSpec], *, with_points: bool, dtype: StoredType = "float32", probe: str | None = "cell"
+    outputs: Sequence[spec.SlotSpec],
+    *,
+    with_points: bool,
+    with_regions: bool = False,
+    dtype: StoredType = "float32",
+    probe: str | None = "cell",
 ) -> tuple[ProductSpec, ...]:
-    """Return the default products: the mean of every map, its vectors at the points if any, and every vector.
+    """Return the default products: the mean of every map, its values at points and regions if any, and every vector.
 
-    One map yields `features` and `probes`, several yield `features_SLOT` and `probes_SLOT`, as does one map next to
+    One map yields `features`, `probes` and `regions`, several yield `features_SLOT`, ..., as does one map next to
     another slot called `features`. A vector next to maps is named after its slot, or `features_SLOT` if that name is
     taken; token lists next to maps are skipped (`not_stored`). For an encoder without maps every slot is stored as it
     is. `probe` is the interpolation of the probes; None means the default of `spatial_point`.
@@ -161,9 +171,13 @@ def default_products(
         products = _per_slot("features", outputs, post_encoder.Step("global_avg_pool"), dtype)
         step = post_encoder.Step("spatial_point", (("interpolation", probe),) if probe else ())
         products += _per_slot("probes", outputs, step, dtype) if with_points else ()
+        of_regions: StoredType = "float16" if dtype in stored_arrays.QUANTIZED else dtype
+        products += _per_slot("regions", outputs, post_encoder.Step("region_mean"), of_regions) if with_regions else ()
         return products + _vectors(outputs, {product.name for product in products}, dtype)
     if with_points:
         raise errors.InputError(f"the encoder has no map to sample points from, only {_shapes(outputs)}: remove them")
+    if with_regions:
+        raise errors.InputError(f"the encoder has no map to pool regions of, only {_shapes(outputs)}: remove them")
     return _per_slot("features", outputs, post_encoder.Step("none"), dtype)
 
 
@@ -256,11 +270,13 @@ def build_products(
     outputs: Sequence[spec.SlotSpec],
     *,
     point_count: int,
+    region_count: int = 0,
     cells: Mapping[str, Cells] | None = None,
 ) -> tuple[Product, ...]:
     """Resolve products over an encoder's output slots, with all shapes.
 
-    `cells` has the grids of slots whose maps do not divide the model input evenly.
+    `region_count` is that of an image, on average. `cells` has the grids of slots whose maps do not divide the model
+    input evenly.
 
     Raises:
         InputError: an unknown slot, an invalid chain of modules, or a repeated name.
@@ -269,7 +285,7 @@ def build_products(
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise errors.InputError(f"product {repeated[0]!r} is given twice; use unique names")
-    built = [_build(product, outputs, point_count) for product in specs]
+    built = [_build(product, outputs, point_count, region_count) for product in specs]
     _refuse_taken(built)
     return tuple(dataclasses.replace(product, cells=(cells or {}).get(product.slot)) for product in built)
 
@@ -308,7 +324,7 @@ def refuse_names(products: Sequence[Product]) -> None:
             )
 
 
-def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: int) -> Product:
+def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: int, region_count: int) -> Product:
     slots = {slot.name: slot for slot in outputs}
     name = product.slot or outputs[0].name
     if name not in slots:
@@ -326,12 +342,17 @@ def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: 
             "stored"
         )
     try:
-        pipeline = post_encoder.build_pipeline(steps, point_count=point_count)
+        pipeline = post_encoder.build_pipeline(steps, point_count=point_count, region_count=region_count)
         signature = pipeline.output(post_encoder.Signature(dims=axes, shape=shape))
     except errors.InputError as error:
         raise errors.InputError(f"product {str(product)!r}: {error}") from error
-    # Products of different size in one store need separate axis names, except for the shared points.
-    dims = tuple(dim if dim == "point" else f"{product.name}_{dim}" for dim in signature.dims)
+    if "region" in signature.dims and product.dtype in stored_arrays.QUANTIZED:
+        raise errors.InputError(
+            f"product {str(product)!r}: values of regions are stored as float32 or float16, not {product.dtype}: give "
+            f"--product '{product.name}=...@float16'"
+        )
+    # Products of different size in one store need separate axis names, except for the shared points and regions.
+    dims = tuple(dim if dim in ("point", "region") else f"{product.name}_{dim}" for dim in signature.dims)
     signature = dataclasses.replace(signature, dims=dims)
     return Product(
         name=product.name, slot=name, pipeline=pipeline, signature=signature, dtype=product.dtype, text=str(product)

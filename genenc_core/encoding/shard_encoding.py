@@ -13,10 +13,11 @@ import torch
 from genenc_core import errors, spec, statuses, stored_arrays, text
 from genenc_core.encoding import cancellation, engine, products, quantization, stages
 from genenc_core.encoding.engine import Reduced
+from genenc_core.encoding.region_batches import RegionBatch, ShardRegions
 from genenc_core.images.decode import geometry, load_image
 from genenc_core.images.load import loader
 from genenc_core.images.sources.file_stamps import NO_STAMP
-from genenc_core.stored_arrays import POINT_STATUS
+from genenc_core.stored_arrays import POINT_STATUS, REGION_STATUS
 from genenc_core.system import memory
 
 SECONDS = ("load_wait", "decode_workers", "read", "decode", "copy", "encode", "reduce")
@@ -151,6 +152,8 @@ class ShardInput:
     points: np.ndarray
     relative: bool = False
     point_states: frozenset[int] = frozenset(each.value for each in statuses.POINTS)
+    regions: ShardRegions | None = None
+    """Those of the whole shard; None in a run without regions."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -175,6 +178,14 @@ class ShardInput:
         if statuses.POINT_OUTSIDE_IMAGE not in self.point_states:
             status[status == statuses.POINT_OUTSIDE_IMAGE] = statuses.POINT_OUTSIDE
         return points, status
+
+    def regions_on_model(
+        self, at: np.ndarray, affines: np.ndarray, sizes: np.ndarray, preprocessing: spec.Preprocessing
+    ) -> RegionBatch | None:
+        """Return the regions of some rows on the model; None without regions. Arguments as for `on_model`."""
+        if self.regions is None:
+            return None
+        return self.regions.on_model(np.asarray(self.rows)[at], affines, sizes, preprocessing)
 
 
 def views(affines: np.ndarray, sizes: np.ndarray, preprocessing: spec.Preprocessing) -> torch.Tensor | None:
@@ -203,18 +214,54 @@ class _Sent:
         self.loaded.release()
 
 
-def empty_arrays(rows: int, wanted: Sequence[products.Product], point_count: int) -> dict[str, np.ndarray]:
+def empty_arrays(
+    rows: int, wanted: Sequence[products.Product], point_count: int, regions: ShardRegions | None = None
+) -> dict[str, np.ndarray]:
     """Return a shard's arrays with the values of rows without an image."""
     arrays: dict[str, np.ndarray] = {
         array.name: np.full((rows, *array.shape), array.empty, dtype=array.dtype)
         for product in wanted
+        if not product.needs_regions
         for array in product.arrays
     }
     lengths = {"image": rows, "point": point_count, **stored_arrays.LENGTHS}
     for array in stored_arrays.written_by("encoder", with_points=point_count > 0):
         empty = array.fill if array.unreadable is None else array.unreadable
         arrays[array.name] = np.full([lengths[dim] for dim in array.dims], empty, dtype=array.dtype)
-    return arrays
+    return arrays | ({} if regions is None else _empty_of_regions(wanted, regions))
+
+
+def _empty_of_regions(wanted: Sequence[products.Product], regions: ShardRegions) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {
+        product.name: np.full((regions.places, *product.signature.shape[1:]), np.nan, dtype=product.dtype)
+        for product in wanted
+        if product.needs_regions
+    }
+    return {**arrays, REGION_STATUS: regions.empty_status()}
+
+
+def store_regions(
+    arrays: Mapping[str, np.ndarray],
+    made: Mapping[str, np.ndarray],
+    regions: RegionBatch,
+    wanted: Sequence[products.Product],
+) -> None:
+    """Put what was made of the regions of a batch at their places of a shard."""
+    for product in wanted:
+        if product.needs_regions:
+            arrays[product.name][regions.at] = made[product.name]
+    arrays[REGION_STATUS][regions.at] = regions.status
+
+
+def drop_regions(
+    arrays: Mapping[str, np.ndarray], rows: Sequence[int], regions: ShardRegions, wanted: Sequence[products.Product]
+) -> None:
+    """Put the values of an image without features at the regions of some rows."""
+    for span in map(regions.of_row, rows):
+        for product in wanted:
+            if product.needs_regions:
+                arrays[product.name][span] = np.nan
+        arrays[REGION_STATUS][span] = statuses.REGION_UNREADABLE
 
 
 class ShardEncoder:
@@ -249,7 +296,7 @@ class ShardEncoder:
         self.allowed = budget.allows(len(rows))
         self.encoder_failures = 0
         self.causes: Counter[str] = Counter()
-        self.arrays = empty_arrays(len(rows), runner.products, rows.points.shape[1])
+        self.arrays = empty_arrays(len(rows), runner.products, rows.points.shape[1], rows.regions)
         self.sample = quantization.Sample(runner.products, len(rows))
         self.status = np.zeros(len(rows), dtype=np.uint8)
         self.rows = np.asarray(rows.rows)
@@ -396,6 +443,8 @@ class ShardEncoder:
                 continue
             for name, empty in empty_arrays(1, self.runner.products, self.input.points.shape[1]).items():
                 self.arrays[name][at] = empty[0]
+            if self.input.regions is not None:
+                drop_regions(self.arrays, [row], self.input.regions, self.runner.products)
             self.causes["changed"] += 1
             self.control.on_rows(-1, 0)
             self._fail(row, f"{reason}; {load_image.REMEDY}")
@@ -479,6 +528,7 @@ class ShardEncoder:
             valid=torch.from_numpy(point_status == statuses.POINT_OK),
             view=view,
             sampled=self.sample.among(at),
+            regions=self.input.regions_on_model(at, loaded.affines, sizes, self.preprocessing),
         )
         ticket = self.runner.submit(batch)
         return _Sent(loaded=loaded, at=at, point_status=point_status, batch=batch, ticket=ticket)
@@ -492,13 +542,19 @@ class ShardEncoder:
             self._fail(int(sent.loaded.rows[piece.start]), piece.failure or "the encoder failed for this image")
             return
         part = slice(piece.start, piece.stop)
+        regions = sent.batch.regions
+        if regions is not None:
+            kept = regions.part(piece.start, piece.stop)
+            store_regions(self.arrays, piece.reduced.arrays, kept, self.runner.products)
         self._store(sent.at[part], sent.point_status[part], piece.reduced)
         if self.runner.witness is None and piece.reduced.finite.any():
             self.runner.witness = sent.batch.copy_of(piece.start + int(piece.reduced.finite.argmax()))
 
     def _store(self, at: np.ndarray, point_status: np.ndarray, reduced: Reduced) -> None:
-        for name, value in reduced.arrays.items():
-            self.arrays[name][at] = value
+        for product in self.runner.products:
+            if not product.needs_regions:
+                for array in product.arrays:
+                    self.arrays[array.name][at] = reduced.arrays[array.name]
         self.sample.keep(at, reduced.exact)
         if POINT_STATUS in self.arrays:
             self.arrays[POINT_STATUS][at] = point_status
@@ -517,8 +573,12 @@ class ShardEncoder:
         return self.input.on_model(at, loaded.affines, sizes, self.preprocessing)
 
     def _drop_not_finite(self, at: np.ndarray) -> None:
-        for array in [array for product in self.runner.products for array in product.arrays]:
-            self.arrays[array.name][at] = array.empty
+        for product in self.runner.products:
+            if not product.needs_regions:
+                for array in product.arrays:
+                    self.arrays[array.name][at] = array.empty
+        if self.input.regions is not None:
+            drop_regions(self.arrays, self.rows[at].tolist(), self.input.regions, self.runner.products)
         if POINT_STATUS in self.arrays:
             self.arrays[POINT_STATUS][at] = statuses.POINT_UNREADABLE
         self.encoder_failures += len(at)
@@ -532,8 +592,17 @@ class ShardEncoder:
             "unreadable": [dataclasses.asdict(failure) for failure in failures],
             "changed_since_planned": self.changes,
             "points": statuses.counts(statuses.written(statuses.POINTS), points),
+            **region_counts(self.arrays),
             "input_sha256": self.digests.astype(str).tolist(),
             "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             **self.sample.details(self.arrays, self.status),
         }
+
+
+def region_counts(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    """Return the entry `regions` of a commit's details: how many have each status; {} without regions."""
+    if REGION_STATUS not in arrays:
+        return {}
+    counts = statuses.counts(statuses.written(statuses.REGIONS), arrays[REGION_STATUS])
+    return {"regions": {name: count for name, count in counts.items() if name != "no_region"}}

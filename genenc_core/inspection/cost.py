@@ -5,6 +5,7 @@ from pathlib import Path
 
 from genenc_core import errors
 from genenc_core.images.sources.manifest import Manifest
+from genenc_core.images.sources.regions import Regions
 from genenc_core.run import driver, planning, records
 from genenc_core.run.bound import Bound, Work
 from genenc_core.run.folder import RunFolder
@@ -32,7 +33,13 @@ class Cost:
 
 
 def measure(
-    given: ExtractParameters, design: planning.Design, chosen: Manifest, images: int, *, scratch: Path
+    given: ExtractParameters,
+    design: planning.Design,
+    chosen: Manifest,
+    images: int,
+    regions: Regions | None = None,
+    *,
+    scratch: Path,
 ) -> Cost | None:
     """Encode a sample in a temporary run; None if it has too few images to say.
 
@@ -41,6 +48,7 @@ def measure(
         design: its model and products.
         chosen: the sample's manifest, which is moved into the run.
         images: how many the estimate is for.
+        regions: those of the sample, whose file is moved likewise.
         scratch: a temporary folder.
 
     Raises:
@@ -49,7 +57,7 @@ def measure(
     # The first half warms up; the second is measured.
     half = -(-chosen.rows // 2)
     given = given.model_copy(update={"shard_rows": half, "max_failures": "100%"})
-    planning.publish(Path(given.out), given, design, chosen, scratch=scratch)
+    planning.publish(Path(given.out), given, design, chosen, scratch=scratch, regions=regions)
     run = RunFolder(given.out)
     result = driver.Session(run, records.Options.of(given), command="inspect").work("pending")
     if result.failures:

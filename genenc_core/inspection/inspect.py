@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +21,10 @@ from genenc_core.images.containers import kinds
 from genenc_core.images.decode import geometry
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.labels.region_table import RegionTable
 from genenc_core.images.sources import folders, image_source, manifest, manifest_rows
-from genenc_core.inspection import cost, images, sheet
+from genenc_core.images.sources.regions import Regions
+from genenc_core.inspection import cost, images, regions, sheet
 from genenc_core.inspection.parameters import OF_MODEL, InspectParameters
 from genenc_core.run import channels, options, out_folder, planning, status
 from genenc_core.run.folder import DATASET
@@ -55,6 +58,29 @@ class Labels:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Areas:
+    """Regions, and those of the images that were looked at through the model's geometry."""
+
+    count: int
+    """Of all images."""
+    kinds: dict[str, int]
+    """box, mask or crowd -> count."""
+    categories: dict[str, int]
+    """Class -> count, the most frequent first."""
+    most: int
+    """Regions of the image with the most."""
+    images_without: int
+    absent: int
+    """Images of the regions file that are not among the images."""
+    uncertain: int
+    """Regions left out because of their score."""
+    states: dict[str, int]
+    """State of the regions of the images looked at, as `region_status` names it -> count."""
+    under_a_cell: int | None
+    """Of these: regions smaller than a cell of the model's map; None without a model."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """What was found."""
 
@@ -78,6 +104,7 @@ class Inspection:
     preprocessing: str
     """How they are fitted to the model, or to the contact sheet without one."""
     labels: Labels | None
+    regions: Areas | None
     warnings: tuple[str, ...]
     refused: str
     """Why `genenc extract` would refuse these labels; "" if it would not."""
@@ -116,12 +143,13 @@ def inspect(given: InspectParameters) -> Inspection:
         source = planning.check_parameters(asked)
         if given.out:
             _check_place(given.out, source)
-        table = planning.read_labels(asked)
-        design = planning.make_design(asked, table, export_to=Path(folder) / "model") if given.model else None
+        table, areas = planning.read_labels(asked), planning.read_regions(asked)
+        design = planning.make_design(asked, table, areas, export_to=Path(folder) / "model") if given.model else None
         preprocessing = _geometry(given, design)
         source = dataclasses.replace(source, channels=preprocessing.channels)
-        listed = _listed(Path(folder), source, table, given.limit)
-        refused = _refused(listed, given, table, preprocessing.channels)
+        listed = _listed(Path(folder), source, table, areas, given.limit)
+        found = planning.write_regions(Path(folder) / "regions.parquet", areas, listed)
+        refused = _refused(listed, given, table, found, preprocessing.channels)
         rows = np.unique(np.linspace(0, listed.rows - 1, min(given.sample, listed.rows)).round().astype(np.int64))
         chosen = manifest.write_selection(Path(folder) / "sample.parquet", listed, rows)
         sample = images.look(
@@ -132,11 +160,14 @@ def inspect(given: InspectParameters) -> Inspection:
             limits=Limits(seconds=given.image_timeout, megapixels=given.max_megapixels),
         )
         points, states = _placed(chosen, sample, preprocessing)
-        drawn = _drawn(chosen, sample, points, preprocessing, given.model)
+        of_sample = None if found is None else regions.place(found, rows, sample, preprocessing)
+        drawn = _drawn(chosen, sample, points, preprocessing, given.model, of_sample)
         measured = None
         if design is not None and len(sample.rows):
-            measured = cost.measure(asked, design, chosen, listed.rows, scratch=Path(folder))
-        return _found(given, listed, rows, sample, preprocessing, said, refused, states, drawn, measured)
+            few = None if found is None else regions.chosen(found, rows, Path(folder) / "regions.parquet")
+            measured = cost.measure(asked, design, chosen, listed.rows, few, scratch=Path(folder))
+        seen = None if found is None or of_sample is None else _areas(found, listed, of_sample, design)
+        return _found(given, listed, rows, sample, preprocessing, said, refused, states, seen, drawn, measured)
 
 
 def _refuse_without_model(given: InspectParameters) -> None:
@@ -150,12 +181,17 @@ def _refuse_without_model(given: InspectParameters) -> None:
 
 
 def _listed(
-    folder: Path, source: image_source.ImageSource, table: PointTable | None, limit: int | None
+    folder: Path,
+    source: image_source.ImageSource,
+    table: PointTable | None,
+    areas: RegionTable | None,
+    limit: int | None,
 ) -> manifest.Manifest:
     listed = manifest.write_manifest(
         folder / "listed.parquet",
         source,
         points=table,
+        regions=areas,
         limit=limit,
         checkpoint=cancellation.current().raise_if_cancelled,
     )
@@ -165,11 +201,15 @@ def _listed(
 
 
 def _refused(
-    listed: manifest.Manifest, given: InspectParameters, table: PointTable | None, channels: spec.Channels | None
+    listed: manifest.Manifest,
+    given: InspectParameters,
+    table: PointTable | None,
+    found: Regions | None,
+    channels: spec.Channels | None,
 ) -> str:
     """Return why a run would refuse the images or labels, "" if it would not."""
     try:
-        planning.warn_of_images(listed, given, table=table, channels=channels)
+        planning.warn_of_images(listed, given, table=table, regions=found, channels=channels)
     except errors.InputError as error:
         return str(error)
     return ""
@@ -202,6 +242,7 @@ def _drawn(
     points: np.ndarray,
     preprocessing: spec.Preprocessing,
     model: str,
+    of_sample: regions.Placed | None,
 ) -> Image.Image | None:
     if not sample.pixels:
         return None
@@ -218,6 +259,25 @@ def _drawn(
         {names[row]: image for row, image in shown.items()},
         {names[row]: points[at[row]] for row in sample.pixels} if chosen.point_names else {},
         chosen.point_names,
+        {} if of_sample is None else {names[row]: of_sample.drawn.get(at[row], []) for row in sample.pixels},
+        [] if of_sample is None else of_sample.categories,
+    )
+
+
+def _areas(
+    found: Regions, listed: manifest.Manifest, of_sample: regions.Placed, design: planning.Design | None
+) -> Areas:
+    per_image = np.bincount(found.rows, minlength=listed.rows)
+    return Areas(
+        count=len(found),
+        kinds=dict(Counter(found.texts("kind")).most_common()),
+        categories=dict(Counter(filter(None, found.texts("category"))).most_common()),
+        most=int(per_image.max()),
+        images_without=int((per_image == 0).sum()),
+        absent=int(found.labels.get("absent", 0)),
+        uncertain=int(found.labels.get("uncertain", 0)),
+        states=of_sample.states,
+        under_a_cell=None if design is None else regions.under_a_cell(of_sample, design),
     )
 
 
@@ -255,6 +315,7 @@ def _found(
     said: list[str],
     refused: str,
     states: dict[str, int],
+    areas: Areas | None,
     drawn: Image.Image | None,
     measured: cost.Cost | None,
 ) -> Inspection:
@@ -284,6 +345,7 @@ def _found(
         unreadable={names[row]: reason for row, reason in sorted(sample.unreadable.items())},
         preprocessing=preprocessing.describe(),
         labels=labels,
+        regions=areas,
         warnings=tuple(dict.fromkeys(said)),
         refused=refused,
         model=given.model,
@@ -311,6 +373,8 @@ def lines(found: Inspection) -> list[str]:
     said.append(f"{found.model or 'no model'}: {found.preprocessing}")
     if found.labels is not None:
         said += _label_lines(found.labels)
+    if found.regions is not None:
+        said += _region_lines(found.regions)
     if found.refused:
         said.append(f"these labels would be refused: {found.refused}")
     said += [f"warning: {words}" for words in found.warnings]
@@ -329,6 +393,24 @@ def _label_lines(labels: Labels) -> list[str]:
     if labels.states.get("outside_view"):
         said.append("  outside view: cut off by the fit; --fit pad or stretch shows the model whole images")
     return said + status.label_lines(dataclasses.asdict(labels))
+
+
+def _region_lines(areas: Areas) -> list[str]:
+    states = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in areas.states.items() if count)
+    said = [
+        f"{text.plural(areas.count, 'region')} ({_counted(areas.kinds)}), up to {areas.most} in an image; of the "
+        f"images looked at: {states or 'none'}"
+    ]
+    if areas.categories:
+        said.append(f"  categories: {_counted(areas.categories)}")
+    if areas.states.get("outside_view"):
+        said.append("  outside view: cut off by the fit; --fit pad or stretch shows the model whole images")
+    if areas.under_a_cell:
+        said.append(
+            f"  {areas.under_a_cell} smaller than a cell of the map: their vectors are those of a cell or two; use a "
+            "larger --image-size or an earlier layer (--layers)"
+        )
+    return said + status.label_lines(dataclasses.asdict(areas), what="regions")
 
 
 def _cost_lines(measured: cost.Cost, count: int) -> list[str]:

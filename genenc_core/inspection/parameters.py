@@ -42,7 +42,19 @@ class InspectParameters(ExtractParameters):
 
 
 SHOWN = (
-    *("images", "points", "model", "weights", "image_size", "fit", "products", "maps", "device", "batch_size"),
+    *(
+        "images",
+        "points",
+        "regions",
+        "model",
+        "weights",
+        "image_size",
+        "fit",
+        "products",
+        "maps",
+        "device",
+        "batch_size",
+    ),
     *(
         "out",
         "sample",
@@ -54,6 +66,8 @@ SHOWN = (
         "points_columns",
         "points_scale",
         "min_likelihood",
+        "regions_columns",
+        "regions_scale",
         "weights_key",
     ),
     *("layers", "mean", "std", "antialias", "canvas", "dtype", "decode_workers", "image_timeout", "max_megapixels"),

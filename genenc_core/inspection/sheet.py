@@ -1,7 +1,8 @@
-"""Contact sheet of images as the model sees them, with the points at their places in its input."""
+"""Contact sheet of images as the model sees them, with points and regions at their places in its input."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,8 @@ _COLOURS: Final = ("#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911e
 _STRETCHED: Final = (2, 98)
 """Percentiles that are black and white of channels."""
 _LEGEND: Final = 12
-"""Point names in the legend."""
+"""Names in a legend."""
+Line = tuple[tuple[float, float], tuple[float, float]]
 
 
 def draw(
@@ -24,6 +26,8 @@ def draw(
     pixels: Mapping[str, np.ndarray],
     points: Mapping[str, np.ndarray],
     names: Sequence[str],
+    regions: Mapping[str, Sequence[tuple[int, Sequence[Line]]]] = MappingProxyType({}),
+    categories: Sequence[str] = (),
 ) -> Image.Image:
     """Return the sheet.
 
@@ -32,13 +36,16 @@ def draw(
         pixels: name of an image -> uint8 `[3, H, W]`, all of one size.
         points: name of an image -> float64 `[K, 2]` in pixels of that, NaN = not drawn.
         names: of the K points.
+        regions: name of an image -> its regions: index of the category, and outlines in the same pixels.
+        categories: of the regions.
     """
     shape = next(iter(pixels.values())).shape
     scale = min(1.0, TILE / max(shape[1:]))
     height, width = (max(round(side * scale), 1) for side in shape[1:])
     columns = min(COLUMNS, len(pixels))
     rows = math.ceil(len(pixels) / columns)
-    top = _GAP + _LINE * (2 if names else 1) + _GAP
+    shown = [category for category in categories if category]
+    top = _GAP + _LINE * (1 + bool(names) + bool(shown)) + _GAP
     sheet = Image.new(
         "RGB",
         (max(columns * (width + _GAP) + _GAP, 480), top + rows * (height + _LINE + _GAP)),
@@ -46,11 +53,17 @@ def draw(
     )
     canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     canvas.text((_GAP, _GAP), title, fill="black", font=font)
-    _legend(canvas, names, font)
+    _legend(canvas, names, font, _mark, _GAP + _LINE)
+    if shown:
+        _legend(canvas, [category or "no category" for category in categories], font, _frame, top - _GAP - _LINE)
     for at, (name, image) in enumerate(pixels.items()):
         left, upper = _GAP + at % columns * (width + _GAP), top + at // columns * (height + _LINE + _GAP)
         drawn = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
         sheet.paste(drawn.resize((width, height), Image.Resampling.BOX), (left, upper))
+        for number, lines in regions.get(name, ()):
+            for line in lines:
+                ends = [(left + x * scale, upper + y * scale) for x, y in line]
+                canvas.line(ends, fill=_COLOURS[number % len(_COLOURS)], width=2)
         for number, (x, y) in enumerate(points.get(name, np.empty((0, 2))) * scale):
             if np.isfinite(x) and np.isfinite(y):
                 _mark(canvas, left + float(x), upper + float(y), _COLOURS[number % len(_COLOURS)])
@@ -91,17 +104,25 @@ def _mark(canvas: ImageDraw.ImageDraw, x: float, y: float, colour: str) -> None:
     canvas.point((x, y), fill=colour)
 
 
+def _frame(canvas: ImageDraw.ImageDraw, x: float, y: float, colour: str) -> None:
+    canvas.rectangle((x - 4, y - 4, x + 4, y + 4), outline=colour, width=2)
+
+
 def _legend(
-    canvas: ImageDraw.ImageDraw, names: Sequence[str], font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+    canvas: ImageDraw.ImageDraw,
+    names: Sequence[str],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    mark: Callable[[ImageDraw.ImageDraw, float, float, str], None],
+    top: float,
 ) -> None:
     left = float(_GAP)
     for number, name in enumerate(names[:_LEGEND]):
-        _mark(canvas, left + 5, _GAP + _LINE + 8, _COLOURS[number % len(_COLOURS)])
+        mark(canvas, left + 5, top + 8, _COLOURS[number % len(_COLOURS)])
         shown = name if len(name) <= 24 else f"{name[:21]}..."
-        canvas.text((left + 14, _GAP + _LINE), shown, fill="black", font=font)
+        canvas.text((left + 14, top), shown, fill="black", font=font)
         left += 14 + canvas.textlength(shown, font=font) + 14
     if len(names) > _LEGEND:
-        canvas.text((left, _GAP + _LINE), f"and {len(names) - _LEGEND} more", fill="black", font=font)
+        canvas.text((left, top), f"and {len(names) - _LEGEND} more", fill="black", font=font)
 
 
 def _shortened(name: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

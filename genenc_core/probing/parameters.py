@@ -35,12 +35,21 @@ class ProbeParameters(options.Parameters):
         path=True,
         usually="the source's own, where a product needs some",
     )
+    regions: tuple[str, ...] = option(
+        (),
+        help="Labelled regions, in any form that extract takes. May be repeated.",
+        group=POINTS,
+        often=True,
+        metavar="<file|folder|glob>",
+        path=True,
+        usually="the source's own, where a product needs some",
+    )
     products: tuple[str, ...] = option(
         (),
         help="What to store: a stored slot (else the first), modules that reduce it, the stored type. May be repeated.",
         group=PRODUCTS,
         often=True,
-        usually="probes",
+        usually="probes, regions with regions",
         metavar="<NAME=[SLOT:]MODULE[+MODULE...][@TYPE]>",
         flag="product",
     )
@@ -54,6 +63,8 @@ class ProbeParameters(options.Parameters):
     points_columns: str | None = _OF_EXTRACT["points_columns"]
     min_likelihood: float | None = _OF_EXTRACT["min_likelihood"]
     points_scale: str | None = _OF_EXTRACT["points_scale"]
+    regions_columns: str | None = _OF_EXTRACT["regions_columns"]
+    regions_scale: str | None = _OF_EXTRACT["regions_scale"]
     dtype: choices.StoredType = _OF_EXTRACT["dtype"]
     chunk_channels: int | None = _OF_EXTRACT["chunk_channels"]
 

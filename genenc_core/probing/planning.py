@@ -19,15 +19,18 @@ import zarr
 from genenc_core import errors, spec
 from genenc_core.dataset import folder as dataset_folder
 from genenc_core.dataset import rows as dataset_rows
-from genenc_core.encoding import cancellation, products
+from genenc_core.encoding import cancellation, post_encoder, products
 from genenc_core.images.decode import geometry
-from genenc_core.images.labels import reading
+from genenc_core.images.labels import reading, region_reading
 from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.labels.region_table import RegionTable
 from genenc_core.images.labels.scale import PIXELS, PointsScale
-from genenc_core.images.sources import label_check, manifest, manifest_rows
+from genenc_core.images.sources import label_check, manifest, manifest_rows, region_check
+from genenc_core.images.sources import regions as region_rows
+from genenc_core.images.sources.regions import Regions
 from genenc_core.probing.parameters import ProbeParameters
 from genenc_core.run import map_cells, out_folder, planning, probe_source, records, store_plan, tiles
-from genenc_core.run.folder import CELLS, MANIFEST, MODEL_SPEC, PARAMETERS, POINTS_SCALE, PROBED, RunFolder
+from genenc_core.run.folder import CELLS, MANIFEST, MODEL_SPEC, PARAMETERS, POINTS_SCALE, PROBED, REGIONS, RunFolder
 from genenc_core.run.identity import without_images
 from genenc_core.run.probe_source import Part, SourceRecord
 from genenc_core.store import creation, run_store, upload
@@ -36,9 +39,10 @@ from genenc_core.store.backends.objects import Root, is_remote, open_objects, to
 from genenc_core.text import argument
 
 LOGGER = logging.getLogger(__name__)
+_REGION_LABELS = ("regions", "regions_columns", "regions_scale")
 ASKED = "provenance/probe.json"
 """What was asked for, as given."""
-_LABELS = ("points", "points_columns", "points_scale", "min_likelihood")
+_LABELS = ("points", "points_columns", "points_scale", "min_likelihood", *_REGION_LABELS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +89,19 @@ def create(given: ProbeParameters) -> RunFolder:
     """
     check(given)
     table = _read_labels(given)
+    areas = None if not given.regions else _read_regions(given)
     source = open_source(given)
     _refuse_inside(given.out, source)
     root = to_root(given.out)
     with out_folder.planning_folder(given.out) as scratch:
-        wanted, with_own = _products(given, source, table)
+        wanted, with_own, with_own_regions = _products(given, source, table, areas)
         if run_store.RunStore.exists(root):
             table = RunFolder(root).manifest.labelled_alike(table)
-        listed = _listed(scratch / MANIFEST, source, table, with_own=with_own)
+        listed = _listed(scratch / MANIFEST, source, table, areas, with_own=with_own)
+        regions = planning.write_regions(scratch / REGIONS, areas, listed)
+        if with_own_regions:
+            regions = region_rows.write_copy(scratch / REGIONS, _own_regions(source))
+        wanted = planning.with_region_count(wanted, regions, listed.rows)
         cancellation.current().raise_if_cancelled()
         slots = probe_source.stored_slots(source.run)
         record = SourceRecord(
@@ -104,14 +113,18 @@ def create(given: ProbeParameters) -> RunFolder:
             rows=[(part, first, count) for part, first, count in source.rows],
             slots={name: slots[name] for name in slots if name in {product.slot for product in wanted}},
         )
-        identity = _identity(source.run, record, wanted, listed)
+        identity = _identity(source.run, record, wanted, listed, regions)
         if run_store.RunStore.exists(root):
             run = RunFolder(root)
-            _refuse_other(run, identity, listed, source)
+            _refuse_other(run, identity, listed, source, regions)
         else:
             if table is not None:
                 label_check.check(listed, scale_given=given.points_scale is not None, sizes=source.sizes)
-            _publish(root, given, source, wanted, listed, record, identity, scratch=scratch, with_own=with_own)
+            if areas is not None and regions is not None:
+                stated = given.regions_scale is not None
+                region_check.check(listed, regions, scale_given=stated, sizes=source.sizes)
+            made = _Made(wanted, listed, regions, record, identity, with_own, with_own_regions)
+            _publish(root, given, source, made, scratch=scratch)
             run = RunFolder(root)
         probe_source.note_place(run.objects, source.place)
     return run
@@ -123,15 +136,19 @@ def check(given: ProbeParameters) -> None:
     Raises:
         InputError: an invalid parameter.
     """
-    for name in _LABELS[1:]:
+    for name in ("points_columns", "points_scale"):
         if getattr(given, name) is not None and given.points is None:
             raise errors.InputError(f"--{name.replace('_', '-')} {getattr(given, name)!r} needs --points FILE")
+    planning.check_regions(given.regions, given.regions_columns, given.regions_scale)
+    if given.min_likelihood is not None and given.points is None and not given.regions:
+        raise errors.InputError(f"--min-likelihood {given.min_likelihood:g} needs --points FILE")
     PointsScale.parse(given.points_scale)
     for product in given.products:
         products.parse_product(product, dtype=given.dtype)
-    if given.points is None and not given.products:
+    if given.points is None and not given.regions and not given.products:
         raise errors.InputError(
-            "nothing to probe: give --points FILE, or --product such as 'peaks=global_max_pool', or both"
+            "nothing to probe: give --points FILE, --regions FILE, or --product such as 'peaks=global_max_pool', or "
+            "several"
         )
     out_folder.check(given.out)
 
@@ -234,10 +251,30 @@ def _read_labels(given: ProbeParameters) -> PointTable | None:
     )
 
 
+def _read_regions(given: ProbeParameters) -> RegionTable:
+    return region_reading.read_regions(
+        given.regions, columns=given.regions_columns, scale=given.regions_scale, min_score=given.min_likelihood
+    )
+
+
+def _own_regions(source: Opened) -> Regions:
+    """Return the source's own regions.
+
+    Raises:
+        InputError: it has none.
+    """
+    found = source.run.regions if source.version is None else None
+    if found is None:
+        raise errors.InputError(
+            f"a product needs regions, and {source.place!r} has none of its own: give --regions FILE"
+        )
+    return found
+
+
 def _products(
-    given: ProbeParameters, source: Opened, table: PointTable | None
-) -> tuple[tuple[products.Product, ...], bool]:
-    """Return the products, and whether they use the source's own points."""
+    given: ProbeParameters, source: Opened, table: PointTable | None, areas: RegionTable | None
+) -> tuple[tuple[products.Product, ...], bool, bool]:
+    """Return the products, and whether they use the source's own points, and its own regions."""
     run = source.run
     found = _model(run)
     stored = probe_source.stored_slots(run)
@@ -251,26 +288,34 @@ def _products(
         slots = [slot for slot in found.outputs if slot.name in stored]
         parsed = [
             product
-            for product in products.default_products(slots, with_points=True, dtype=given.dtype)
-            if product.steps[0].module == "spatial_point"
+            for product in products.default_products(slots, with_points=True, with_regions=True, dtype=given.dtype)
+            if (product.steps[0].module == "spatial_point" and table is not None)
+            or (product.steps[0].module in post_encoder.OF_REGIONS and areas is not None)
         ]
         if slots and slots[0].name != found.outputs[0].name:
             parsed = [dataclasses.replace(product, slot=product.slot or slots[0].name) for product in parsed]
     needed = any(step.module == "spatial_point" for product in parsed for step in product.steps)
     with_own = table is None and needed
+    of_regions = any(step.module in post_encoder.OF_REGIONS for product in parsed for step in product.steps)
+    with_own_regions = areas is None and of_regions
+    if with_own_regions:
+        _own_regions(source)
     names = table.names if table is not None else run.manifest.point_names if with_own else ()
     slots = list(tiles.outputs(found, parsed, run.tiles))
     earlier = CELLS not in run.identity
     if not earlier:
         bars = geometry.leaves_bars(run.preprocessing)
         parsed = [products.recorded(product, slots, bars=bars) for product in parsed]
-    built = products.build_products(parsed, slots, point_count=len(names), cells=run.cells)
+    built = products.build_products(
+        parsed, slots, point_count=len(names), region_count=int(of_regions), cells=run.cells
+    )
     for product in built:
         _refuse_unstored(product, stored, source.place)
-        if not earlier and product.slot not in run.cells and any(word in product.text for word in map_cells.PLACED):
+        if not earlier and product.slot not in run.cells and map_cells.is_placed(product):
             raise errors.InputError(
-                f"product {product.name!r}: the run does not know where the cells of {product.slot!r} lie: use "
-                "spatial_point(nearest) or spatial_point(bilinear_corners), or a pooling with (bars)"
+                f"product {product.name!r}: the run does not know where the cells of {product.slot!r} lie: extract "
+                "with regions, or use spatial_point(nearest) or spatial_point(bilinear_corners), or a pooling with "
+                "(bars)"
             )
     if not earlier and geometry.leaves_bars(run.preprocessing):
         planning.warn_of_bars(built, slots)
@@ -279,7 +324,9 @@ def _products(
         LOGGER.warning(
             "no product uses the points: add --product 'probes=spatial_point(cell)' to store vectors at them"
         )
-    return built, with_own
+    if areas is not None and not any(product.needs_regions for product in built):
+        LOGGER.warning("no product uses the regions: add --product 'regions=region_mean' to store a vector of each")
+    return built, with_own, with_own_regions
 
 
 def _refuse_unstored(product: products.Product, stored: Mapping[str, str], place: str) -> None:
@@ -297,15 +344,22 @@ def _modules(product: products.Product) -> str:
     return "+".join(map(str, products.parse_product(product.text).steps))
 
 
-def _listed(path: Path, source: Opened, table: PointTable | None, *, with_own: bool) -> manifest.Manifest:
-    like = source.run.manifest
+def _listed(
+    path: Path, source: Opened, table: PointTable | None, areas: RegionTable | None, *, with_own: bool
+) -> manifest.Manifest:
+    like, plain = source.run.manifest, functools.partial(source.blocks, False)
     if with_own:
-        return manifest.write_like(path, like, functools.partial(source.blocks, True))
-    return manifest.write_relabelled(path, like, functools.partial(source.blocks, False), source.root_of, table)
+        listed = manifest.write_like(path, like, functools.partial(source.blocks, True))
+        return manifest.with_regions(listed, plain, source.root_of, areas)
+    return manifest.write_relabelled(path, like, plain, source.root_of, table, areas)
 
 
 def _identity(
-    run: RunFolder, record: SourceRecord, wanted: Sequence[products.Product], listed: manifest.Manifest
+    run: RunFolder,
+    record: SourceRecord,
+    wanted: Sequence[products.Product],
+    listed: manifest.Manifest,
+    regions: Regions | None,
 ) -> dict[str, object]:
     """Return what a probe set means: what the source does, but for its products and points, and the source itself."""
     base = {name: value for name, value in without_images(run.identity).items() if name != POINTS_SCALE}
@@ -320,11 +374,17 @@ def _identity(
             "version": record.version,
             "slots": {slot: texts[name] for slot, name in record.slots.items()},
         },
-        "images": {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)},
+        "images": planning.images_of(listed, regions),
     }
 
 
-def _refuse_other(run: RunFolder, identity: Mapping[str, object], listed: manifest.Manifest, source: Opened) -> None:
+def _refuse_other(
+    run: RunFolder,
+    identity: Mapping[str, object],
+    listed: manifest.Manifest,
+    source: Opened,
+    regions: Regions | None,
+) -> None:
     """Raise `StoreError` naming the differences if the folder holds another probe set, or no probe set."""
     if not run.is_probe_set:
         raise errors.OtherRunError(
@@ -335,7 +395,7 @@ def _refuse_other(run: RunFolder, identity: Mapping[str, object], listed: manife
     before, after = ({name: value for name, value in of.items() if name != PROBED} for of in (run.identity, identity))
     lines = [planning.describe_meanings(before, after)]
     if run.identity["images"] != identity["images"]:
-        lines.append(manifest.describe_difference(run.manifest, listed))
+        lines += planning.images_difference(run, listed, regions)
     if run.identity[PROBED] != identity[PROBED]:
         was = probe_source.read(run.objects)
         lines.append(_other_source(was, run.identity[PROBED], identity[PROBED], source))
@@ -372,18 +432,22 @@ def _model(run: RunFolder) -> spec.RuntimeModelSpec:
     return spec.RuntimeModelSpec.from_json(run.objects.read(MODEL_SPEC).decode())
 
 
-def _publish(
-    root: Root,
-    given: ProbeParameters,
-    source: Opened,
-    wanted: Sequence[products.Product],
-    listed: manifest.Manifest,
-    record: SourceRecord,
-    identity: Mapping[str, object],
-    *,
-    scratch: Path,
-    with_own: bool,
-) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Made:
+    """A probe set that is planned."""
+
+    wanted: Sequence[products.Product]
+    listed: manifest.Manifest
+    regions: Regions | None
+    record: SourceRecord
+    identity: Mapping[str, object]
+    with_own: bool
+    """Whether its points are the source's own."""
+    with_own_regions: bool
+
+
+def _publish(root: Root, given: ProbeParameters, source: Opened, planned: _Made, *, scratch: Path) -> None:
+    wanted, listed, identity = planned.wanted, planned.listed, planned.identity
     folder = scratch / "run" if is_remote(root) else Path(root)
     objects = local.LocalObjects(folder)
     if not is_remote(root):
@@ -392,13 +456,16 @@ def _publish(
     creation.refuse_remains(objects, identity)
     with out_folder.writing(folder):
         folder.mkdir(exist_ok=True)
+        if planned.regions is not None:
+            (listed.path.parent / REGIONS).replace(folder / REGIONS)
         listed.path.replace(folder / MANIFEST)
     listed = manifest.Manifest.open(folder / MANIFEST)
     run, found = source.run, _model(source.run)
     records.write_text(objects, MODEL_SPEC, run.objects.read(MODEL_SPEC).decode())
     # As if the source had been asked for all this from the start.
-    labels: Any = run.given if with_own else given
-    asked = {name: getattr(labels, name) for name in _LABELS}
+    labels: Any = run.given if planned.with_own else given
+    areas: Any = run.given if planned.with_own_regions else given
+    asked = {name: getattr(areas if name in _REGION_LABELS else labels, name) for name in _LABELS}
     texts = tuple(product.text for product in wanted)
     as_extracted = run.given.model_copy(
         update={
@@ -413,7 +480,7 @@ def _publish(
     made = {
         PARAMETERS: as_extracted.model_dump(mode="json"),
         ASKED: given.model_dump(mode="json"),
-        probe_source.SOURCE: record.as_json(),
+        probe_source.SOURCE: planned.record.as_json(),
     }
     for key, content in made.items():
         records.write_json(objects, key, content)
@@ -428,6 +495,7 @@ def _publish(
         not_stored=products.outputs_not_stored(found, wanted),
         shard_rows=_shard_rows(source, wanted),
         beside={key: objects.digest(key) for key in (ASKED, probe_source.SOURCE)},
+        regions=planned.regions,
     )
     if is_remote(root):
         upload.publish(objects, open_objects(root))

@@ -17,6 +17,7 @@ from genenc_core.encoding import tile_plan
 from genenc_core.encoding.cells import Cells
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import manifest
+from genenc_core.images.sources.regions import Regions
 from genenc_core.run import identity, records
 from genenc_core.run import parameters as run_parameters
 from genenc_core.runtime.execution import Execution
@@ -26,6 +27,7 @@ from genenc_core.store.backends.objects import Objects, Root, is_remote, join, o
 from genenc_core.system import digests, scratch
 
 MANIFEST = "images.parquet"
+REGIONS = "regions.parquet"
 MODEL_SPEC = "model_spec.json"
 MODEL_FOLDER = "model"
 PARAMETERS = "provenance/parameters.json"
@@ -177,6 +179,26 @@ class RunFolder:
         array = next((array for array in self.store.plan.arrays if array.name == stored_arrays.POINT_STATUS), None)
         flags: Any = () if array is None else array.attributes["flag_values"]
         return frozenset(flags)
+
+    @functools.cached_property
+    def regions(self) -> Regions | None:
+        """The regions of its images; None for a run without. Read whole when first asked for.
+
+        Raises:
+            StoreError: missing, damaged, or not the file that the run was made with.
+        """
+        recorded = self.identity["images"].get("regions")
+        if recorded is None:
+            return None
+        opener = functools.partial(self.objects.open, REGIONS)
+        found = Regions.open(Path(join(self.root, REGIONS)), rows=self.manifest.rows, opener=opener)
+        self._require(REGIONS, found.digest, recorded)
+        return found
+
+    @property
+    def region_count(self) -> int:
+        """Regions per image, on average and rounded up; 0 for a run without."""
+        return 0 if self.regions is None else self.regions.per_image(self.manifest.rows)
 
     @property
     def points_scale(self) -> PointsScale:

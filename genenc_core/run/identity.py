@@ -24,6 +24,7 @@ class _Images(pydantic.BaseModel):
     rows: int
     digest: str
     points: list[str]
+    regions: str | None = None
 
 
 class _Tiles(pydantic.BaseModel):
@@ -95,6 +96,7 @@ class _Details(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
     points: dict[str, int]
+    regions: dict[str, int] | None = None
     unreadable: list[_Unreadable]
     seconds: dict[str, pydantic.FiniteFloat]
     work: dict[str, pydantic.FiniteFloat] | None = None

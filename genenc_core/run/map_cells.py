@@ -34,6 +34,11 @@ PLACED = ("over=view", "interpolation=cell", "interpolation=bilinear_centers")
 """Parts of products whose values depend on where a map's cells lie."""
 
 
+def is_placed(product: products.Product) -> bool:
+    """Return whether a product's values depend on where the map's cells lie."""
+    return product.needs_regions or any(word in product.text for word in PLACED)
+
+
 def find(
     model: model_cache.ResolvedModel,
     given: run_parameters.ExtractParameters,
@@ -49,7 +54,7 @@ def find(
     Raises:
         InputError: the positions are unknown and the input size is not a multiple of the map's; or tiles do not join.
     """
-    names = {product.slot for product in wanted if any(word in product.text for word in PLACED)}
+    names = {product.slot for product in wanted if is_placed(product)}
     # Tiles that do not join give a wrong map in any case.
     required = names | ({product.slot for product in wanted} if tiled is not None else set())
     stored = {product.slot for product in wanted if len(product.signature.shape) == 3}

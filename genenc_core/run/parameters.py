@@ -88,6 +88,14 @@ class ExtractParameters(options.Parameters):
         metavar="<file|folder|glob>",
         path=True,
     )
+    regions: tuple[str, ...] = option(
+        (),
+        help="Labelled regions: a table of boxes, COCO, LabelMe, or a folder of mask images. May be repeated.",
+        group=POINTS,
+        often=True,
+        metavar="<file|folder|glob>",
+        path=True,
+    )
     weights: str | None = WEIGHTS
     image_size: str | None = IMAGE_SIZE
     fit: choices.Fit | None = option(
@@ -95,14 +103,14 @@ class ExtractParameters(options.Parameters):
         help="How images are fitted to the model input.",
         group=SIZES,
         often=True,
-        usually="pad with points, else the model's own",
+        usually="pad with points or regions, else the model's own",
     )
     products: tuple[str, ...] = option(
         (),
         help="What to store: a slot (else the first), modules that reduce it, the stored type. May be repeated.",
         group=PRODUCTS,
         often=True,
-        usually="features, and probes with points",
+        usually="features, probes with points, regions with regions",
         metavar="<NAME=[SLOT:]MODULE[+MODULE...][@TYPE]>",
         flag="product",
     )
@@ -170,7 +178,7 @@ class ExtractParameters(options.Parameters):
     )
     min_likelihood: float | None = option(
         None,
-        help="Least likelihood of a label; others count as missing.",
+        help="Least likelihood of a point, or score of a region; others count as missing.",
         group=POINTS,
         usually="all labels count",
         limits={"ge": 0, "le": 1},
@@ -178,6 +186,21 @@ class ExtractParameters(options.Parameters):
     points_scale: str | None = option(
         None,
         help="Factor that converts point coordinates to pixels: 2, 1/2, 2,1.5 (x,y), normalized or percent.",
+        group=POINTS,
+        usually="they are pixels",
+        metavar="<S|SX,SY|normalized|percent>",
+        values=("normalized", "percent"),
+    )
+    regions_columns: str | None = option(
+        None,
+        help="Other column names in a table of regions: image=FRAME,x_min=LEFT,...",
+        group=POINTS,
+        metavar="<COLUMN=NAME,...>",
+        usually="the usual names",
+    )
+    regions_scale: str | None = option(
+        None,
+        help="Factor that converts coordinates of regions to pixels, as for points.",
         group=POINTS,
         usually="they are pixels",
         metavar="<S|SX,SY|normalized|percent>",

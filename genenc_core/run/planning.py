@@ -14,8 +14,9 @@ from genenc_core.encoding import batch_size, cancellation, products, tile_plan
 from genenc_core.encoding.cells import Cells
 from genenc_core.encoding.shard_encoding import FailureBudget
 from genenc_core.images.decode import geometry, gpu_decode
-from genenc_core.images.labels import reading
+from genenc_core.images.labels import reading, region_reading
 from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.labels.region_table import RegionTable
 from genenc_core.images.labels.scale import PIXELS, PointsScale
 from genenc_core.images.sources import (
     channel_check,
@@ -25,7 +26,10 @@ from genenc_core.images.sources import (
     input_size_check,
     label_check,
     manifest,
+    region_check,
 )
+from genenc_core.images.sources import regions as region_rows
+from genenc_core.images.sources.regions import Regions
 from genenc_core.models import state_files, weights
 from genenc_core.run import channels as run_channels
 from genenc_core.run import (
@@ -46,6 +50,7 @@ from genenc_core.run.folder import (
     MODEL_SPEC,
     PARAMETERS,
     POINTS_SCALE,
+    REGIONS,
     RunFolder,
     file_digest,
 )
@@ -86,6 +91,7 @@ class Design:
     products: tuple[products.Product, ...]
     points: PointTable | None
     device: str
+    regions: RegionTable | None = None
     tiles: tile_plan.TilePlan | None = None
     cells: Mapping[str, Cells] | None = None
     """Cell positions of maps by slot, where products need them; None for runs of genenc 0.1.0, where all divide the
@@ -103,13 +109,15 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
     """
     model_cache.CACHE.begin()
     source = check_parameters(given)
-    table = read_labels(given)
+    table, region_table = read_labels(given), read_regions(given)
     root = to_root(given.out)
     with out_folder.planning_folder(given.out) as scratch:
         run = RunFolder(root) if run_store.RunStore.exists(root) else None
         given = given if run is None else _with_recorded_weights_key(run, given)
         earlier = run is not None and CELLS not in run.identity
-        design = make_design(given, table, export_to=scratch if run is None else None, earlier=earlier, run=run)
+        design = make_design(
+            given, table, region_table, export_to=scratch if run is None else None, earlier=earlier, run=run
+        )
         cancellation.current().raise_if_cancelled()
         source = source if run is None else run.manifest.listed_alike(source)
         source = dataclasses.replace(source, channels=design.preprocessing.channels)
@@ -117,21 +125,23 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
             scratch / MANIFEST,
             source,
             points=design.points if run is None else run.manifest.labelled_alike(design.points),
+            regions=design.regions,
             limit=given.limit,
             checkpoint=cancellation.current().raise_if_cancelled,
         )
         if listed.left_out:
             warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
         cancellation.current().raise_if_cancelled()
+        regions = write_regions(scratch / REGIONS, design.regions, listed)
         if run is not None:
-            _refuse_other_run(run, design, listed)
+            _refuse_other_run(run, design, listed, regions)
             _refuse_other_shards(run, given.shard_rows)
             _refuse_other_chunks(run, given.chunk_channels)
             return run
         if source.kind in ("folder", "glob"):
             folders.warn_of_text_order(listed.read(0, min(listed.rows, CHECKED_NAMES)).image_ids)
-        warn_of_images(listed, given, table=table, channels=design.preprocessing.channels)
-        publish(root, given, design, listed, scratch=scratch)
+        warn_of_images(listed, given, table=table, regions=regions, channels=design.preprocessing.channels)
+        publish(root, given, design, listed, scratch=scratch, regions=regions)
     return RunFolder(root)
 
 
@@ -144,8 +154,9 @@ def publish(
     scratch: Path,
     like: RunFolder | None = None,
     more: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+    regions: Regions | None = None,
 ) -> None:
-    """Create the run folder, its store last; `listed` is moved into it.
+    """Create the run folder, its store last; `listed` and the file of `regions` beside it are moved into it.
 
     Args:
         root: its place.
@@ -155,6 +166,7 @@ def publish(
         scratch: the folder of `out_folder.planning_folder`.
         like: a run whose model files and identity, but for the images, the new one has.
         more: further records to write in it, by key.
+        regions: the regions of its images, as `write_regions` wrote them in `scratch`.
 
     Raises:
         InputError: the place is not writable.
@@ -163,10 +175,10 @@ def publish(
     if isinstance(root, Path):
         with out_folder.writing(root):
             creation.discard_unfinished(local.LocalObjects(root))
-        _create(root, given, design, listed, like, more)
+        _create(root, given, design, listed, like, more, regions)
         return
     on_server = like if like is not None and model_files.are_on_server(like, root) else None
-    _create(scratch / "run", given, design, listed, like, more, on_server=on_server is not None)
+    _create(scratch / "run", given, design, listed, like, more, regions, on_server=on_server is not None)
     copied = () if on_server is None else (functools.partial(model_files.copy_on_server, on_server, root),)
     upload.publish(local.LocalObjects(scratch / "run"), open_objects(root), *copied)
 
@@ -176,6 +188,7 @@ def warn_of_images(
     given: run_parameters.ExtractParameters,
     *,
     table: PointTable | None,
+    regions: Regions | None = None,
     channels: spec.Channels | None = None,
 ) -> None:
     """Look at some images of a new run, and at its labels, and warn of what may not be meant.
@@ -191,6 +204,27 @@ def warn_of_images(
             input_size_check.check(listed, option, run_parameters.parse_image_size(size), channels)
     if table is not None:
         label_check.check(listed, scale_given=given.points_scale is not None, channels=channels)
+    if regions is not None:
+        region_check.check(listed, regions, scale_given=given.regions_scale is not None, channels=channels)
+
+
+def write_regions(path: Path, table: RegionTable | None, listed: manifest.Manifest) -> Regions | None:
+    """Write the regions that were matched with the images of a manifest; None without regions."""
+    if table is None or listed.placed_regions is None:
+        return None
+    return region_rows.write(path, table, listed.placed_regions)
+
+
+def read_regions(given: run_parameters.ExtractParameters) -> RegionTable | None:
+    """Read the regions, if there are some; raises as `region_reading.read_regions`."""
+    if not given.regions:
+        return None
+    return region_reading.read_regions(
+        given.regions,
+        columns=given.regions_columns,
+        scale=given.regions_scale,
+        min_score=given.min_likelihood,
+    )
 
 
 def read_labels(given: run_parameters.ExtractParameters) -> PointTable | None:
@@ -221,7 +255,8 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
         raise errors.InputError(f"--points-columns {given.points_columns!r} needs --points FILE")
     if given.points_scale is not None and given.points is None:
         raise errors.InputError(f"--points-scale {given.points_scale!r} needs --points FILE")
-    if given.min_likelihood is not None and given.points is None:
+    check_regions(given.regions, given.regions_columns, given.regions_scale)
+    if given.min_likelihood is not None and given.points is None and not given.regions:
         raise errors.InputError(f"--min-likelihood {given.min_likelihood:g} needs --points FILE")
     PointsScale.parse(given.points_scale)
     run_channels.check(given)
@@ -236,9 +271,18 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
     return image_source.open_source(given.images, image_column=given.image_column, frames=given.frames)
 
 
+def check_regions(places: Sequence[str], columns: str | None, scale: str | None) -> None:
+    """Raise `InputError` for an option of regions without any, or an invalid scale."""
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and not places:
+            raise errors.InputError(f"--regions-{name} {value!r} needs --regions FILE")
+    PointsScale.parse(scale, option=region_reading.OPTION)
+
+
 def make_design(
     given: run_parameters.ExtractParameters,
     table: PointTable | None,
+    regions: RegionTable | None = None,
     *,
     export_to: Path | None,
     earlier: bool = False,
@@ -260,10 +304,17 @@ def make_design(
     if given.batch_size != "auto":
         batch_size.Bounds.of(model.spec.resolved_batch_mode()).refuse_outside(given.batch_size)
     recorded = _recorded_products(run, given) if run else ()
-    wanted = _select_products(given, model.spec.outputs, with_points=table is not None, recorded=recorded)
+    wanted = _select_products(
+        given,
+        model.spec.outputs,
+        with_points=table is not None,
+        with_regions=regions is not None,
+        recorded=recorded,
+    )
     count = len(table.names) if table else 0
     tiled = tiles.plan(given, model.spec, wanted)
-    fit = given.fit or ("pad" if table is not None and not earlier else None)
+    labelled = table is not None or regions is not None
+    fit = given.fit or ("pad" if labelled and not earlier else None)
     preprocessing = _preprocessing(given, model.spec, tiled, fit)
     if preprocessing.channels is not None and preprocessing.decode != "full":
         raise errors.InputError(
@@ -282,7 +333,8 @@ def make_design(
         bars = geometry.leaves_bars(preprocessing)
         known = () if run is None else run.identity["products"]
         wanted = [item if str(item) in known else products.recorded(item, slots, bars=bars) for item in wanted]
-    built = products.build_products(wanted, slots, point_count=count)
+    # How many regions each image has is known once they are matched with the images (`with_region_count`).
+    built = products.build_products(wanted, slots, point_count=count, region_count=int(regions is not None))
     if run is None:
         products.refuse_names(built)
         store_plan.refuse_whole_chunks(built, given.chunk_channels)
@@ -297,6 +349,8 @@ def make_design(
         LOGGER.warning(
             "no product uses the points: add --product 'probes=spatial_point(cell)' to store vectors at them"
         )
+    if regions is not None and not any(product.needs_regions for product in built):
+        LOGGER.warning("no product uses the regions: add --product 'regions=region_mean' to store a vector of each")
     _warn_of_first_slot(given, slots)
     not_stored = products.not_stored(slots, built)
     if not_stored and not given.products:
@@ -311,6 +365,7 @@ def make_design(
         products=built,
         points=table,
         device=device,
+        regions=regions,
         tiles=tiled,
         cells=cells,
         outputs=None if export_to is None else outputs_check.try_model(model, device=device, trust=given.trust),
@@ -348,13 +403,16 @@ def _select_products(
     outputs: Sequence[spec.SlotSpec],
     *,
     with_points: bool,
+    with_regions: bool,
     recorded: Sequence[str],
 ) -> list[products.ProductSpec]:
     """Return the products given, else those of the run, else the defaults."""
     if recorded:
         return [products.parse_product(text) for text in recorded]
     wanted = [products.parse_product(text, dtype=given.dtype) for text in given.products]
-    wanted = wanted or list(products.default_products(outputs, with_points=with_points, dtype=given.dtype))
+    wanted = wanted or list(
+        products.default_products(outputs, with_points=with_points, with_regions=with_regions, dtype=given.dtype)
+    )
     return wanted + list(products.map_products(outputs, dtype=given.dtype) if given.maps else ())
 
 
@@ -365,12 +423,12 @@ def _recorded_products(folder: RunFolder, given: run_parameters.ExtractParameter
     before = records.read_json(folder.objects, PARAMETERS)
     now = given.model_dump(mode="json")
     kept = ("products", "dtype", "maps")
-    same = all(before.get(name, now[name]) == now[name] for name in kept) and _has_points(before) == _has_points(now)
+    same = all(before.get(name, now[name]) == now[name] for name in kept) and _labelled(before) == _labelled(now)
     return tuple(folder.identity["products"]) if same else ()
 
 
-def _has_points(asked: Mapping[str, object]) -> bool:
-    return asked.get("points") is not None
+def _labelled(asked: Mapping[str, object]) -> tuple[bool, bool]:
+    return asked.get("points") is not None, bool(asked.get("regions"))
 
 
 def _with_recorded_weights_key(
@@ -394,7 +452,9 @@ def warn_of_bars(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSp
     names = [
         item.name
         for item in wanted
-        if not item.needs_points and (("over=" not in item.text and _is_vector(item)) or _has_one_cell(item, slots))
+        if not item.needs_points
+        and not item.needs_regions
+        and (("over=" not in item.text and _is_vector(item)) or _has_one_cell(item, slots))
     ]
     if names:
         LOGGER.warning(
@@ -406,10 +466,11 @@ def warn_of_bars(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSp
 
 def warn_of_one_cell(wanted: Sequence[products.Product], slots: Sequence[spec.SlotSpec]) -> None:
     """Warn about products that have the same vector for every point of an image."""
-    found = [item for item in wanted if item.needs_points and _has_one_cell(item, slots)]
+    found = [item for item in wanted if (item.needs_points or item.needs_regions) and _has_one_cell(item, slots)]
     if found:
+        what = "point" if found[0].needs_points else "region"
         message = (
-            f"{', '.join(item.name for item in found)}: the map {found[0].slot!r} has one cell, so every point of an "
+            f"{', '.join(item.name for item in found)}: the map {found[0].slot!r} has one cell, so every {what} of an "
             "image gets the same vector: use the model before its pooling, an earlier layer (--layers), or a larger "
             "--image-size"
         )
@@ -425,13 +486,17 @@ def _is_vector(product: products.Product) -> bool:
     return len(product.signature.shape) == 1
 
 
-def make_identity(design: Design, listed: manifest.Manifest, *, artifact: object) -> dict[str, object]:
+def make_identity(
+    design: Design, listed: manifest.Manifest, regions: Regions | None = None, *, artifact: object
+) -> dict[str, object]:
     """Return a run's identity as JSON data: runs with equal identities hold the same rows."""
-    return {**_meaning(design, listed.points_scale, artifact), "images": _images(listed)}
+    return {**_meaning(design, listed.points_scale, artifact), "images": images_of(listed, regions)}
 
 
-def _images(listed: manifest.Manifest) -> dict[str, object]:
-    return {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)}
+def images_of(listed: manifest.Manifest, regions: Regions | None = None) -> dict[str, object]:
+    """Return the entry `images` of a run's identity; that of the regions is there only with some."""
+    own = {"rows": listed.rows, "digest": listed.digest, "points": list(listed.point_names)}
+    return own if regions is None else {**own, "regions": regions.digest}
 
 
 def _meaning(design: Design, points_scale: PointsScale, artifact: object) -> dict[str, object]:
@@ -481,6 +546,7 @@ def _create(
     listed: manifest.Manifest,
     like: RunFolder | None,
     more: Mapping[str, Mapping[str, object]],
+    regions: Regions | None,
     *,
     on_server: bool = False,
 ) -> None:
@@ -489,13 +555,15 @@ def _create(
     `on_server`: the model's files are those of `like`, which are copied on the server.
     """
     if like is None:
-        identity = make_identity(design, listed, artifact=_artifact(design))
+        identity = make_identity(design, listed, regions, artifact=_artifact(design))
     else:
-        identity = {**like.identity, "images": _images(listed)}
+        identity = {**like.identity, "images": images_of(listed, regions)}
     objects = local.LocalObjects(root)
     creation.refuse_remains(objects, identity)
     with out_folder.writing(root):
         root.mkdir(exist_ok=True)
+        if regions is not None:
+            (listed.path.parent / REGIONS).replace(root / REGIONS)
         listed.path.replace(root / MANIFEST)
     listed = manifest.Manifest.open(root / MANIFEST)
     if like is None:
@@ -508,18 +576,37 @@ def _create(
     beside = {key: objects.digest(key) for key in more}
     if like is not None and on_server:
         beside |= model_files.recorded(like)
-    shard_rows = given.shard_rows or _default_shard_rows(design, listed.rows)
+    wanted = with_region_count(design.products, regions, listed.rows)
+    shard_rows = given.shard_rows or _default_shard_rows(design, wanted, listed.rows)
     create_store(
         objects,
         given,
-        design.products,
+        wanted,
         listed,
         identity=identity,
         outputs=design.outputs if like is None else like.outputs,
         not_stored=products.outputs_not_stored(design.model.spec, design.products),
         shard_rows=shard_rows,
         beside=beside,
+        regions=regions,
     )
+
+
+def with_region_count(
+    wanted: Sequence[products.Product], regions: Regions | None, rows: int
+) -> tuple[products.Product, ...]:
+    """Return products whose size per image reckons with the number of regions."""
+    if regions is None:
+        return tuple(wanted)
+    each = regions.per_image(rows)
+
+    def counted(product: products.Product) -> products.Product:
+        if not product.needs_regions:
+            return product
+        shape = (each, *product.signature.shape[1:])
+        return dataclasses.replace(product, signature=dataclasses.replace(product.signature, shape=shape))
+
+    return tuple(map(counted, wanted))
 
 
 def create_store(
@@ -533,6 +620,7 @@ def create_store(
     not_stored: str,
     shard_rows: int,
     beside: Mapping[str, tuple[int, str]],
+    regions: Regions | None = None,
 ) -> None:
     """Write the README and create the store of a run folder whose other files are there.
 
@@ -546,11 +634,20 @@ def create_store(
         not_stored: outputs that are not stored, for the README.
         shard_rows: images per shard, at most.
         beside: size and sha256 of files, beside those of every run, that must not change.
+        regions: the regions of its images, whose file is in the folder.
     """
     records.write_text(
         objects,
         "README.md",
-        store_plan.readme(identity, listed, wanted, out=given.out, weights=given.weights, not_stored=not_stored),
+        store_plan.readme(
+            identity,
+            listed,
+            wanted,
+            out=given.out,
+            weights=given.weights,
+            not_stored=not_stored,
+            regions=regions,
+        ),
     )
     plan = store_plan.make_plan(
         wanted,
@@ -563,10 +660,11 @@ def create_store(
         },
         shard_rows=min(shard_rows, listed.rows),
         chunk_channels=given.chunk_channels,
+        regions=regions,
     )
     files = {**{key: objects.digest(key) for key in _originals(objects)}, **beside}
     store = run_store.RunStore.create(
-        objects.root, plan, coordinates=store_plan.coordinates(listed, plan), beside=files
+        objects.root, plan, coordinates=store_plan.coordinates(listed, plan, regions), beside=files
     )
     LOGGER.info("%s: %d images in %d shards", text.printable(given.out), listed.rows, store.shard_count)
 
@@ -584,14 +682,23 @@ def _run_spec(design: Design) -> spec.RuntimeModelSpec:
 def _originals(objects: local.LocalObjects) -> list[str]:
     """Return the files beside the features that describe the run and how it was made."""
     model = objects.walk(MODEL_FOLDER) if objects.kind(MODEL_FOLDER) else ()
-    return [MANIFEST, MODEL_SPEC, PARAMETERS, "README.md", *sorted(f"{MODEL_FOLDER}/{name}" for name, _ in model)]
+    regions = [REGIONS] if objects.kind(REGIONS) else []
+    return [
+        MANIFEST,
+        *regions,
+        MODEL_SPEC,
+        PARAMETERS,
+        "README.md",
+        *sorted(f"{MODEL_FOLDER}/{name}" for name, _ in model),
+    ]
 
 
-def _refuse_other_run(run: RunFolder, design: Design, listed: manifest.Manifest) -> None:
+def _refuse_other_run(run: RunFolder, design: Design, listed: manifest.Manifest, regions: Regions | None) -> None:
     """Raise `StoreError` naming every difference if the folder holds a run with another identity."""
     old = dict(run.identity)
     exported_here = design.model.backend != "eager" and not design.model.spec.weights_path
-    identity = make_identity(design, listed, artifact=old["artifact"] if exported_here else _artifact(design))
+    artifact = old["artifact"] if exported_here else _artifact(design)
+    identity = make_identity(design, listed, regions, artifact=artifact)
     if not {"code", "files"} & old.keys():
         # Earlier versions recorded neither, and for models without tensors the digest of empty input.
         identity = {key: value for key, value in identity.items() if key not in ("code", "files")}
@@ -602,12 +709,22 @@ def _refuse_other_run(run: RunFolder, design: Design, listed: manifest.Manifest)
         return
     lines = [describe_meanings(old, identity)]
     if old["images"] != identity["images"]:
-        lines.append(manifest.describe_difference(run.manifest, listed))
+        lines += images_difference(run, listed, regions)
     raise errors.OtherRunError(
         f"{run.root!r} holds another run, whose identity is fixed. It differs in "
         + "; ".join(line for line in lines if line)
         + ". Give another --out, or repeat the command that made it (`genenc resume` continues it as is)"
     )
+
+
+def images_difference(run: RunFolder, listed: manifest.Manifest, regions: Regions | None) -> list[str]:
+    """Return how images, points and regions of a run differ from others."""
+    lines = [] if run.manifest.digest == listed.digest else [manifest.describe_difference(run.manifest, listed)]
+    before = run.regions
+    if (before and before.digest) != (regions and regions.digest):
+        counts = ["none" if found is None else str(len(found)) for found in (before, regions)]
+        lines.append("the regions differ" if counts[0] == counts[1] else f"regions: {counts[0]} -> {counts[1]}")
+    return lines
 
 
 def _refuse_other_shards(run: RunFolder, given: int | None) -> None:
@@ -680,12 +797,10 @@ def _artifact(design: Design) -> str | None:
     return model_files.identity_digest(None if eager else model_files.artifact_digests(design.model.spec))
 
 
-def _default_shard_rows(design: Design, rows: int) -> int:
+def _default_shard_rows(design: Design, wanted: Sequence[products.Product], rows: int) -> int:
     smallest = design.model.spec.resolved_batch_mode().min
     tiled = design.tiles.count if design.tiles else 1
-    return store_plan.choose_shard_rows(
-        rows, design.products, device=design.device, smallest_batch=smallest, tiles=tiled
-    )
+    return store_plan.choose_shard_rows(rows, wanted, device=design.device, smallest_batch=smallest, tiles=tiled)
 
 
 def _preprocessing(

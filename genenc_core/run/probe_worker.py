@@ -135,7 +135,8 @@ class _ShardProbing:
         self.allowed = budget.allows(len(given))
         self.start = start
         self.rows = np.asarray(given.rows)
-        self.arrays = shard_encoding.empty_arrays(len(given), wanted, given.points.shape[1])
+        self.arrays = shard_encoding.empty_arrays(len(given), wanted, given.points.shape[1], given.regions)
+        self.of_regions = {product.name for product in wanted if product.needs_regions}
         self.sample = quantization.Sample(wanted, len(given))
         self.status = np.zeros(len(given), np.uint8)
         self.digests = [""] * len(given)
@@ -192,6 +193,7 @@ class _ShardProbing:
             here, there = inside[some], at[some]
             affines, size = stored.affines[here], sizes[here]
             points, state = self.input.on_model(there, affines, size, self.preprocessing)
+            regions = self.input.regions_on_model(there, affines, size, self.preprocessing)
             batch = map_probing.StoredOutputs(
                 slots={slot: values[_span(here)] for slot, values in stored.slots.items()},
                 points=torch.from_numpy(points),
@@ -199,9 +201,16 @@ class _ShardProbing:
                 view=shard_encoding.views(affines, size, self.preprocessing),
                 input_size=(self.preprocessing.height, self.preprocessing.width),
                 sampled=self.sample.among(there),
+                regions=regions,
             )
             arrays, finite, exact = map_probing.reduce(batch, self.products)
             self.sample.keep(there, exact)
+            if regions is not None:
+                shard_encoding.store_regions(self.arrays, arrays, regions, self.products)
+                wrong = self.rows[there[~finite]].tolist()
+                assert self.input.regions is not None
+                shard_encoding.drop_regions(self.arrays, wrong, self.input.regions, self.products)
+                arrays = {name: arrays[name] for name in arrays if name not in self.of_regions}
             if finite.all():
                 self._store(there, arrays, state)
             else:
@@ -242,6 +251,7 @@ class _ShardProbing:
             "unreadable": [dataclasses.asdict(failure) for failure in failures],
             "changed_since_planned": [],
             "points": statuses.counts(statuses.written(statuses.POINTS), points),
+            **shard_encoding.region_counts(self.arrays),
             "input_sha256": self.digests,
             "batch_sizes": {},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},

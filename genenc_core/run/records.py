@@ -127,6 +127,8 @@ class RunStatus:
     """Bottleneck so far; None if the records have no usage data, as in earlier versions."""
     quantized: Mapping[str, Loss] = dataclasses.field(default_factory=dict)
     """What is lost of the products that are stored as integers, by name."""
+    regions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """State of the regions, as `region_status` names it -> count; empty without regions."""
 
     @property
     def pending(self) -> int:

@@ -1,12 +1,13 @@
 """Retries of unreadable rows: select them, and merge those that can be read now into the shard."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from genenc_core import statuses, stored_arrays
+from genenc_core.encoding import shard_encoding
 from genenc_core.encoding.shard_encoding import EncodedShard
 from genenc_core.run import status
 from genenc_core.store import layout
@@ -23,7 +24,12 @@ def rows(blocks: Mapping[str, np.ndarray], record: CommitRecord, wanted: str) ->
 
 
 def merged(
-    before: CommitRecord, blocks: Mapping[str, np.ndarray], tried: Sequence[int], done: EncodedShard
+    before: CommitRecord,
+    blocks: Mapping[str, np.ndarray],
+    tried: Sequence[int],
+    done: EncodedShard,
+    *,
+    of_regions: Collection[str] = (),
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
     """Return a shard's arrays, status and details, updated with the rows that could be read now.
 
@@ -32,18 +38,31 @@ def merged(
         blocks: its arrays, [rows_of_shard, ...].
         tried: the rows that were retried.
         done: their results, in the same order.
+        of_regions: names of the arrays `[region, ...]`.
     """
     now = np.flatnonzero(done.status == statuses.OK)
     at = np.asarray(tried)[now] - before.rows[0]
     arrays = {name: block.copy() for name, block in blocks.items()}
+    readable = _readable_regions(done)
     for name, block in done.arrays.items():
-        arrays[name][at] = block[now]
+        if name in of_regions:
+            arrays[name][readable] = block[readable]
+        else:
+            arrays[name][at] = block[now]
     state = arrays.pop(layout.STATUS)
     state[at] = statuses.OK
     points = arrays.get(stored_arrays.POINT_STATUS, np.zeros(0, dtype=np.uint8))
     details = _details(before, tried, {int(row) for row in np.asarray(tried)[now]}, done)
     details["points"] = statuses.counts(statuses.written(statuses.POINTS), points)
+    details.update(shard_encoding.region_counts(arrays))
     return arrays, state, details
+
+
+def _readable_regions(done: EncodedShard) -> np.ndarray:
+    """Return which places of a shard have a region of an image that was read, bool `[places]`."""
+    state = done.arrays.get(stored_arrays.REGION_STATUS, np.zeros(0, np.uint8))
+    readable: np.ndarray = ~np.isin(state, (statuses.REGION_UNREADABLE, statuses.NO_REGION))
+    return readable
 
 
 def _details(before: CommitRecord, tried: Sequence[int], healed: set[int], done: EncodedShard) -> dict[str, Any]:

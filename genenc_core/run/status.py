@@ -67,6 +67,8 @@ class Survey:
     foreign: tuple[str, ...] = ()
     """Files among the commit records that belong to no shard of the run."""
     is_probe_set: bool = False
+    region_labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `regions.parquet` says of the regions file."""
     source: tuple[str, ...] = ()
     """Of a probe set: what has become of its source, as text."""
     dataset: str | None = None
@@ -89,8 +91,10 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
     shown = [shard for shard in range(folder.store.shard_count) if committed_rows or shard not in lines]
     rows = [_shard_row(folder, shard, lines.get(shard), failed, damaged.get(shard)) for shard in shown]
     points: Counter[str] = Counter()
-    for name, count in (item for line in lines.values() for item in line.points.items()):
-        points[name] += count
+    regions: Counter[str] = Counter()
+    for line in lines.values():
+        points.update(line.points)
+        regions.update(line.regions)
     found = records.RunStatus(
         root=folder.root,
         rows=folder.store.plan.rows,
@@ -100,6 +104,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         ok=sum(line.ok for line in lines.values()),
         unreadable=sum(line.unreadable for line in lines.values()),
         points={each.name: points[each.name] for each in statuses.written(statuses.POINTS) if points[each.name]},
+        regions={each.name: regions[each.name] for each in statuses.written(statuses.REGIONS) if regions[each.name]},
         changed=sum(line.changed for line in lines.values()),
         damaged=tuple(sorted(damaged)),
         bound=bound.find((line.seconds, line.work) for line in lines.values() if line.work),
@@ -113,6 +118,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         unreadable=tuple(unreadable),
         failed_images=tuple(_failed_images(folder, failed, most)),
         labels=folder.manifest.labels,
+        region_labels={} if folder.regions is None else folder.regions.labels,
         left_out=folder.manifest.left_out,
         foreign=tuple(foreign),
         is_probe_set=folder.is_probe_set,
@@ -346,7 +352,7 @@ def repair_run(folder: RunFolder, *, content: bool = False) -> repair.Repaired:
 
     done = repair.repair_store(
         folder.store,
-        coordinates=store_plan.coordinates(folder.manifest, folder.store.plan),
+        coordinates=store_plan.coordinates(folder.manifest, folder.store.plan, folder.regions),
         content=content,
         beside=functools.partial(integrity.problems, folder, sessions),
         remake=remade,
@@ -414,16 +420,37 @@ def _refuse(folder: RunFolder, problems: Sequence[verify.Problem]) -> None:
     raise errors.StoreError(f"{folder.root!r} is damaged: {found}; genenc verify {where} lists all problems, {remedy}")
 
 
-def label_lines(labels: Mapping[str, Any]) -> list[str]:
-    """Return what a manifest's `labels` count, apart from the points that were placed."""
+def label_lines(labels: Mapping[str, Any], *, what: str = "points") -> list[str]:
+    """Return what the `labels` of a manifest or of regions count, apart from those that were placed."""
     lines = []
     if labels.get("absent"):
-        lines.append(f"  {labels['absent']} images of the points file are not among the images")
+        lines.append(f"  {labels['absent']} images of the {what} file are not among the images")
     if labels.get("uncertain"):
-        lines.append(f"  {plural(labels['uncertain'], 'label')} left out: below the least likelihood")
+        noun = "label" if what == "points" else "region"
+        lines.append(f"  {plural(labels['uncertain'], noun)} left out: below the least likelihood")
     if labels.get("images_without"):
         lines.append(f"  {plural(labels['images_without'], 'image')} without any label")
     return lines
+
+
+def _region_lines(found: Survey) -> list[str]:
+    counts = found.status.regions
+    if not counts:
+        return []
+    shown = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    lines = [f"regions: {shown}"]
+    if counts.get("outside_view"):
+        lines.append("  outside view: cut off by the fit; --fit pad or stretch shows the model whole images")
+    if counts.get("outside_image"):
+        lines.append("  outside image: beyond the image's edges; correct the regions file (other size?)")
+    if counts.get("other_size"):
+        lines.append("  other size: masks that were not made from these images; give the images they were made from")
+    if counts.get("empty"):
+        lines.append("  empty: boxes of no width or height, or masks without a pixel")
+    if found.region_labels.get("scale"):
+        scale = PointsScale.parse(found.region_labels["scale"])
+        lines.append(f"  the coordinates of the regions file were {scale.describe()}")
+    return lines + label_lines(found.region_labels, what="regions")
 
 
 def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> list[str]:
@@ -465,6 +492,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines.append(f"  the coordinates of the points file were {scale.describe()}")
     lines += label_lines(found.labels)
     lines += [f"{name}: {loss.words}" for name, loss in status.quantized.items() if status.committed]
+    lines += _region_lines(found)
     if found.left_out:
         lines.append(f"left out: {folders.describe(found.left_out)}")
     if found.foreign:

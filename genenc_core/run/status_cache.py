@@ -12,6 +12,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from genenc_core.run import quantized
@@ -44,6 +45,8 @@ class Line(NamedTuple):
     """Fields of `bound.Work`; empty in records of earlier versions."""
     quantized: Mapping[str, Sequence[float]] = {}
     """`quantized.line`; empty without products that are stored as integers."""
+    regions: Mapping[str, int] = MappingProxyType({})
+    """Empty without regions."""
 
     @classmethod
     def of(cls, record: CommitRecord) -> "Line":
@@ -57,6 +60,7 @@ class Line(NamedTuple):
             changed=len(details.get("changed_since_planned", ())),
             work=list(Work.of(details) or ()),
             quantized=quantized.line(details),
+            regions=details.get("regions", {}),
         )
 
 
@@ -157,14 +161,15 @@ def _gc_paused() -> Iterator[None]:
 
 def _written(record: CommitRecord, stamp: Stamp) -> str:
     line = Line.of(record)
+    rest: list[Any] = [line.changed, line.work, line.quantized, dict(line.regions)]
+    while rest and not rest[-1]:
+        rest.pop()
     counts = [
         line.ok,
         line.unreadable,
         dict(line.points),
         dict(line.seconds),
-        *([line.changed] if line.changed or line.work or line.quantized else []),
-        *([line.work] if line.work or line.quantized else []),
-        *([line.quantized] if line.quantized else []),
+        *rest,
     ]
     text = json.dumps([record.shard, *stamp, *counts])
     # The newline comes first, to end a line left incomplete by a kill.
@@ -193,7 +198,7 @@ def _is_whole(line: bytes) -> bool:
 def _sane(line: Line) -> bool:
     if type(line.points) is not dict or type(line.seconds) is not dict:
         return False
-    if not quantized.is_line(line.quantized):
+    if not quantized.is_line(line.quantized) or (line.regions and type(line.regions) is not dict):
         return False
     if len(line.work) not in (0, len(Work._fields)):
         return False
@@ -201,6 +206,6 @@ def _sane(line: Line) -> bool:
         return False
     if not type(line.ok) is type(line.unreadable) is type(line.changed) is int:
         return False
-    return all(type(each) is int for each in line.points.values()) and all(
+    return all(type(each) is int for each in (*line.points.values(), *line.regions.values())) and all(
         type(each) in (int, float) and abs(each) < _LONGEST for each in line.seconds.values()
     )

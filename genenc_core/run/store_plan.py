@@ -12,6 +12,8 @@ from genenc_core import errors, float_values, spec, statuses, stored_arrays, tex
 from genenc_core.encoding import products
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders, manifest, manifest_rows
+from genenc_core.images.sources import regions as region_rows
+from genenc_core.images.sources.regions import Regions
 from genenc_core.run import list_columns
 from genenc_core.run.folder import PROBED
 from genenc_core.store import layout
@@ -60,8 +62,11 @@ def make_plan(
     shard_rows: int,
     outputs: Mapping[str, Any] | None = None,
     chunk_channels: int | None = None,
+    regions: Regions | None = None,
 ) -> layout.StorePlan:
     """Return the plan of all arrays; `made` holds the run's fingerprint and file digests.
+
+    How many regions each image has is known, and so is the range of a shard's regions (`regions.positions`).
 
     `outputs` is the sketch of the model's outputs, not part of the identity because rounding differs between machines.
     `chunk_channels`: channels of the smallest readable block; None for all.
@@ -69,8 +74,15 @@ def make_plan(
     point_count = len(listed.point_names)
     taken = _taken((array.name, ("image", *array.dims)) for product in wanted for array in product.arrays)
     columns = tuple(list_columns.names(listed, taken).values())
+    places = 0 if regions is None else region_rows.positions(regions, listed.rows, shard_rows)[1]
     arrays = [
-        array for product in wanted for array in _product_arrays(product, listed, shard_rows, columns, chunk_channels)
+        array
+        for product in wanted
+        for array in (
+            [_region_product_array(product, listed.rows, shard_rows, places)]
+            if product.needs_regions
+            else _product_arrays(product, listed, shard_rows, columns, chunk_channels)
+        )
     ]
     arrays += [
         layout.array_plan(
@@ -80,6 +92,10 @@ def make_plan(
         )
         for array in stored_arrays.written_by("encoder", with_points=point_count > 0)
     ]
+    if regions is not None:
+        state = stored_arrays.get(stored_arrays.REGION_STATUS)
+        length = places * -(-listed.rows // shard_rows)
+        arrays.append(layout.array_plan(state, {stored_arrays.REGION: length}, chunk_rows=places))
     shown = ("model", "weights", "backend", "preprocessing", "tiles", PROBED)
     model = {key: identity[key] for key in shown if key in identity} | ({"outputs": outputs} if outputs else {})
     return layout.StorePlan(
@@ -92,11 +108,14 @@ def make_plan(
             "title": f"Image features of {identity['model']}",
             "genenc": {**made, "manifest_sha256": listed.digest, "shard_rows": shard_rows, **model},
         },
+        region_places=places,
     )
 
 
-def coordinates(listed: manifest.Manifest, plan: layout.StorePlan) -> list[layout.CoordinatePlan]:
-    """Return the arrays known before any image is read: ids, paths, points, and further columns of a list."""
+def coordinates(
+    listed: manifest.Manifest, plan: layout.StorePlan, regions: Regions | None = None
+) -> list[layout.CoordinatePlan]:
+    """Return the arrays known before any image is read: ids, paths, points, regions, and further columns of a list."""
     values: dict[str, Any] = {name: _texts(listed, name) for name in manifest_rows.TEXT_COLUMNS}
     values |= {stored_arrays.POINT: list(listed.point_names), stored_arrays.INDIVIDUAL: list(listed.individuals)}
     values |= {
@@ -116,7 +135,47 @@ def coordinates(listed: manifest.Manifest, plan: layout.StorePlan) -> list[layou
             with_individuals=bool(listed.individuals),
             with_likelihoods=listed.has_likelihood,
         )
-    ] + list_columns.coordinates(listed, _taken((array.name, array.dims) for array in plan.arrays))
+    ] + [
+        *([] if regions is None else _region_coordinates(listed, plan, regions)),
+        *list_columns.coordinates(listed, _taken((array.name, array.dims) for array in plan.arrays)),
+    ]
+
+
+def _region_coordinates(
+    listed: manifest.Manifest, plan: layout.StorePlan, regions: Regions
+) -> list[layout.CoordinatePlan]:
+    places, each = region_rows.positions(regions, plan.rows, plan.shard_rows)
+    length = each * plan.shard_count
+    ids = _ids(listed, regions)
+    boxes = dict(zip(region_rows.BOX, regions.boxes.T, strict=True))
+    values: dict[str, tuple[Any, Any]] = {
+        "region_image": (regions.rows, -1),
+        "region_image_id": (ids, ""),
+        "region_score": (regions.scores, np.nan),
+        **{f"region_{name}": (regions.texts(name), "") for name in ("name", "category", "individual", "kind")},
+        **{f"region_{name}": (edges, np.nan) for name, edges in boxes.items()},
+    }
+    return [
+        layout.CoordinatePlan(
+            name=array.name,
+            dims=array.dims,
+            kind=array.dtype,
+            values=region_rows.spread(values[array.name][0], places, length, values[array.name][1]),
+            attributes=_coordinate_attributes(array, regions.scale),
+        )
+        for array in stored_arrays.written_by("creator", with_points=False, with_regions=True)
+        if array.of_regions
+    ]
+
+
+def _ids(listed: manifest.Manifest, regions: Regions) -> list[str]:
+    """Return the image_id of each region."""
+    wanted, first, found = regions.rows, 0, list[str]()
+    for batch in listed.iter_columns(["image_id"]):
+        start, stop = np.searchsorted(wanted, [first, first + batch.num_rows])
+        found += batch.column(0).take(pa.array(wanted[start:stop] - first)).to_pylist()
+        first += batch.num_rows
+    return found
 
 
 def _taken(arrays: Iterable[tuple[str, Sequence[str]]]) -> set[str]:
@@ -133,6 +192,7 @@ def readme(
     out: str,
     weights: str | None,
     not_stored: str = "",
+    regions: Regions | None = None,
 ) -> str:
     """Return the run folder's README; `out` and `weights` are as given by the user.
 
@@ -166,6 +226,8 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     scale = listed.points_scale
     drawn = f" ({weights}: not trained, these features mean nothing)" if (weights or "").startswith("random") else ""
     scaled = "" if scale.text is None else f"\nPoints: the coordinates of the points file were {scale.describe()}."
+    if regions is not None:
+        scaled += _regions_words(regions)
     probed = _probed_words(identity[PROBED]) if PROBED in identity else ""
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
@@ -250,6 +312,28 @@ def refuse_whole_chunks(wanted: Sequence[products.Product], channels: int | None
         )
 
 
+def _region_product_array(product: products.Product, rows: int, shard_rows: int, places: int) -> layout.ArrayPlan:
+    """Return the plan of a flat array `[region, ...]`: one row per region."""
+    shape = product.signature.shape[1:]
+    row_bytes = int(np.prod(shape)) * np.dtype(product.dtype).itemsize
+    return layout.ArrayPlan(
+        name=product.name,
+        shape=(places * -(-rows // shard_rows), *shape),
+        dtype=product.dtype,
+        dims=product.signature.dims,
+        chunk_rows=_chunk_rows(places, row_bytes),
+        fill=float("nan"),
+        attributes={
+            "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
+            "units": "1",
+            "coordinates": stored_arrays.region_coordinates(),
+            "ancillary_variables": stored_arrays.REGION_STATUS,
+            "genenc_product": product.text,
+        },
+        compress=True,  # places without a region are all NaN
+    )
+
+
 def _coordinates_of(listed: manifest.Manifest, *, with_points: bool) -> str:
     return stored_arrays.coordinates(
         with_points=bool(listed.point_names) and with_points,
@@ -290,13 +374,15 @@ def _chunk_rows(shard_rows: int, row_bytes: int, *, most: int = CHUNK_ROWS) -> i
 
 
 def _coordinate_attributes(array: stored_arrays.StoredArray, scale: PointsScale) -> Mapping[str, object]:
-    """Return an array's attributes, with units for point coordinates."""
-    if array.name not in manifest_rows.POINT_COLUMNS:
+    """Return an array's attributes, with units for coordinates of points and regions."""
+    edges = [f"region_{name}" for name in region_rows.BOX]
+    if array.name not in (*manifest_rows.POINT_COLUMNS, *edges):
         return array.attributes
-    side = {"x": "width", "y": "height"}[array.name[-1]]
+    axis, what = (array.name.split("_")[1], "regions") if array.of_regions else (array.name[-1], "points")
+    side = {"x": "width", "y": "height"}[axis]
     comment = "origin at the top left edge of the image, after EXIF orientation"
     if scale.text is not None:
-        comment += f"; the coordinates of the points file were {scale.describe()}"
+        comment += f"; the coordinates of the {what} file were {scale.describe()}"
     return {
         "long_name": f"{array.attributes['long_name']}" + (f", by its {side}" if scale.relative else ""),
         "units": "1" if scale.relative else "pixel",
@@ -316,6 +402,20 @@ def _positions(listed: manifest.Manifest, column: str) -> Iterator[np.ndarray]:
         yield values.flatten().to_numpy(zero_copy_only=False).reshape(-1, count)
 
 
+def _regions_words(regions: Regions) -> str:
+    """Return how regions are stored, for the README."""
+    scale = (
+        "" if regions.scale.text is None else f"; the coordinates of the regions file were {regions.scale.describe()}"
+    )
+    states = ", ".join(f"{each.value} {each.name.replace('_', ' ')}" for each in statuses.REGIONS)
+    return (
+        f"\nRegions: {len(regions)}, in `regions.parquet` and on the axis `region`, one row each; `region_image` is "
+        f"the row of the image, `region_status` one of {states}{scale}."
+    )
+
+
 def _axes(array: products.ProductArray) -> str:
     axes = zip(array.dims, array.shape, strict=True)
+    if array.dims[0] == "region":
+        return ", ".join(["region", *(f"{dim} {size}" for dim, size in axes if dim != "region")])
     return ", ".join(["image", *(f"{dim} {size}" for dim, size in axes)])

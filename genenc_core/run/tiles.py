@@ -66,7 +66,9 @@ def recorded_products(
     parsed = [products.parse_product(text) for text in folder.identity["products"]]
     points = len(folder.manifest.point_names)
     slots = outputs(found, parsed, folder.tiles)
-    return parsed, products.build_products(parsed, slots, point_count=points, cells=folder.cells)
+    return parsed, products.build_products(
+        parsed, slots, point_count=points, region_count=folder.region_count, cells=folder.cells
+    )
 
 
 def outputs(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from genenc_core import errors, statuses
-from genenc_core.encoding import cancellation, engine, shard_encoding, stages
+from genenc_core.encoding import cancellation, engine, region_batches, shard_encoding, stages
 from genenc_core.encoding.shard_encoding import FailureBudget
 from genenc_core.images.decode import gpu_decode
 from genenc_core.images.decode.limits import Limits
@@ -220,7 +220,9 @@ class Worker:
         healed = int((done.status == statuses.OK).sum())
         if healed:
             session = {"session": self.options.session, "started": started, "device": self._device}
-            after, status, details = retries.merged(before, blocks, wanted, done)
+            after, status, details = retries.merged(
+                before, blocks, wanted, done, of_regions=self.folder.store.plan.region_arrays
+            )
             details = {**details, **session}
             record = through.call(stages.STORE, lambda: self.folder.store.heal(before, after, status, details=details))
             status_cache.note(self.folder.objects, [record])
@@ -272,6 +274,15 @@ class Worker:
             points=rows.points if at is None else rows.points[at],
             relative=self.folder.points_scale.relative,
             point_states=self.folder.point_states,
+            regions=self._regions(start, start + len(rows)),
+        )
+
+    def _regions(self, start: int, stop: int) -> region_batches.ShardRegions | None:
+        found = self.folder.regions
+        if found is None:
+            return None
+        return region_batches.ShardRegions(
+            found=found.of_rows(start, stop), places=self.folder.store.plan.region_places
         )
 
     @property

@@ -13,6 +13,7 @@ from genenc_core import errors, statuses, stored_arrays
 from genenc_core.store import documents
 
 STATUS: Final = stored_arrays.STATUS
+REGION: Final = stored_arrays.REGION
 LARGEST_SHARDS: Final = 2**24
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
@@ -20,21 +21,21 @@ _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayPlan:
-    """One array filled shard by shard; axis 0 is the images.
+    """One array filled shard by shard; axis 0 is the images, or the regions of the images.
 
-    A Zarr shard spans `shard_rows` rows and every other axis in full, so each commit writes one object. Its chunks span
-    the other axes in full, too, unless `chunk_tail` divides them.
+    A Zarr shard spans `shard_rows` images, or the `region_places` of a shard, and every other axis in full, so each
+    commit writes one object. Its chunks span the other axes in full, too, unless `chunk_tail` divides them.
     """
 
     name: str
     shape: tuple[int, ...]
-    """Shape of the whole array, [images, ...]."""
+    """Shape of the whole array, [images or places of regions, ...]."""
     dtype: str
     """NumPy name: float16, float32, uint8, ..."""
     dims: tuple[str, ...]
-    """One name per axis; the first is `image`."""
+    """One name per axis; the first is `image` or `region`."""
     chunk_rows: int
-    """Rows of the smallest readable block; divides the plan's `shard_rows`."""
+    """Rows of the smallest readable block; divides those of a shard."""
     fill: float | int
     """Value of uncommitted rows."""
     attributes: Mapping[str, object]
@@ -85,6 +86,8 @@ class StorePlan:
     """Readable form of what the fingerprint covers; nested mappings allowed."""
     attributes: Mapping[str, object]
     """Root attributes of the Zarr group."""
+    region_places: int = 0
+    """Places that a shard has on the axis `region`; 0 in a run without regions."""
 
     def __post_init__(self) -> None:
         problems = list(_plan_problems(self))
@@ -101,6 +104,11 @@ class StorePlan:
         """The arrays in promotion order: the planned ones, then `status`."""
         return (*self.arrays, status_plan(self))
 
+    @property
+    def region_arrays(self) -> frozenset[str]:
+        """Names of the arrays `[region, ...]`."""
+        return frozenset(array.name for array in self.arrays if array.dims[0] == REGION)
+
     def shard_range(self, shard: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a shard.
 
@@ -111,6 +119,19 @@ class StorePlan:
             raise errors.StoreError(f"shard {shard} does not exist: this run has shards 0 to {self.shard_count - 1}")
         start = shard * self.shard_rows
         return start, min(start + self.shard_rows, self.rows)
+
+
+def object_rows(plan: StorePlan, array: ArrayPlan) -> int:
+    """Return the rows that a shard has of an array: images, or places of regions."""
+    return plan.region_places if array.dims[0] == REGION else plan.shard_rows
+
+
+def rows_of(plan: StorePlan, array: ArrayPlan, shard: int) -> tuple[int, int]:
+    """Return the rows [start, stop) of an array that a shard has; raises as `StorePlan.shard_range`."""
+    start, stop = plan.shard_range(shard)
+    if array.dims[0] == REGION:
+        return shard * plan.region_places, (shard + 1) * plan.region_places
+    return start, stop
 
 
 def status_plan(plan: StorePlan) -> ArrayPlan:
@@ -145,6 +166,8 @@ def plan_to_json(plan: StorePlan) -> dict[str, Any]:
         array["fill"] = array["fill"] if math.isfinite(array["fill"]) else _FILL_NAMES[str(float(array["fill"]))]
         if not array["chunk_tail"]:  # as in runs of earlier versions
             del array["chunk_tail"]
+    if not plan.region_places:  # as plans were before there were regions
+        del value["region_places"]
     normal: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     return normal
 
@@ -177,7 +200,7 @@ def plan_from_json(value: Mapping[str, Any]) -> StorePlan:
 
 def _check_types(value: Mapping[str, Any], arrays: Sequence[ArrayPlan]) -> None:
     """Raise `ValueError` for a stored entry of the wrong type."""
-    for number in (value["rows"], value["shard_rows"]):
+    for number in (value["rows"], value["shard_rows"], value.get("region_places", 0)):
         documents.count(number)
     if value["rows"] > LARGEST_SHARDS * max(value["shard_rows"], 1):
         raise ValueError(f"more than {LARGEST_SHARDS} shards")
@@ -234,13 +257,16 @@ def _plan_problems(plan: StorePlan) -> Iterable[str]:
 
 def _array_problems(array: ArrayPlan, plan: StorePlan) -> Iterable[str]:
     yield from name_problems(array.name)
-    if not array.shape or array.shape[0] != plan.rows or any(size < 1 for size in array.shape):
-        yield f"shape must be ({plan.rows}, ...) without zeros, got {array.shape}"
+    of_regions = array.dims[:1] == (REGION,) and plan.region_places > 0
+    rows = plan.shard_count * plan.region_places if of_regions and plan.shard_rows > 0 else plan.rows
+    if not array.shape or array.shape[0] != rows or any(size < 1 for size in array.shape):
+        yield f"shape must be ({rows}, ...) without zeros, got {array.shape}"
     yield from dims_problems(array.dims, rank=len(array.shape))
-    if array.dims[:1] != ("image",):
+    if array.dims[:1] != ("image",) and not of_regions:
         yield f"the first dim must be 'image', got {array.dims}"
-    if array.chunk_rows < 1 or plan.shard_rows % max(array.chunk_rows, 1):
-        yield f"chunk_rows must divide shard_rows {plan.shard_rows}, got {array.chunk_rows}"
+    whole, name = (plan.region_places, "region_places") if of_regions else (plan.shard_rows, "shard_rows")
+    if array.chunk_rows < 1 or whole % max(array.chunk_rows, 1):
+        yield f"chunk_rows must divide {name} {whole}, got {array.chunk_rows}"
     if array.chunk_tail and (len(array.chunk_tail) != len(array.shape) - 1 or min(array.chunk_tail) < 1):
         yield f"chunk_tail must have a length of at least 1 for each axis but the first, got {array.chunk_tail}"
     yield from _json_problems("attributes", array.attributes)
@@ -286,7 +312,8 @@ def problems(plan: StorePlan, blocks: Mapping[str, np.ndarray], status: np.ndarr
     yield from (f"array {name!r} is missing" for name in planned if name not in blocks)
     yield from (f"array {name!r} is not planned" for name in blocks if name not in planned)
     for name in sorted(planned.keys() & blocks.keys()):
-        yield from _block_problems(name, blocks[name], (rows, *planned[name].shape[1:]), planned[name].dtype)
+        own = plan.region_places if planned[name].dims[0] == REGION else rows
+        yield from _block_problems(name, blocks[name], (own, *planned[name].shape[1:]), planned[name].dtype)
     wrong = list(_block_problems(STATUS, status, (rows,), "uint8"))
     yield from wrong
     allowed = statuses.written(statuses.ROWS)
@@ -304,8 +331,10 @@ def _block_problems(name: str, block: object, shape: tuple[int, ...], dtype: str
         yield f"{name!r} must be {dtype}, got {block.dtype}"
 
 
-def refuse_other_changes(shard: int, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> None:
-    """Check that healing changed only rows that went from unreadable to ok.
+def refuse_other_changes(
+    shard: int, plan: StorePlan, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
+) -> None:
+    """Check that healing changed only rows that went from unreadable to ok, and regions of unreadable images.
 
     Raises:
         StoreError: another row differs, or no row was healed.
@@ -313,7 +342,9 @@ def refuse_other_changes(shard: int, before: Mapping[str, np.ndarray], after: Ma
     healed = (before[STATUS] == statuses.UNREADABLE) & (after[STATUS] == statuses.OK)
     if not healed.any():
         raise errors.StoreError(f"shard {shard:05d}: no row was healed")
+    state = before.get(stored_arrays.REGION_STATUS, np.zeros(0, np.uint8))
     for name, block in before.items():
-        kept, now = (np.ascontiguousarray(item[~healed]) for item in (block, after[name]))
+        same = state != statuses.REGION_UNREADABLE if name in plan.region_arrays else ~healed
+        kept, now = (np.ascontiguousarray(item[same]) for item in (block, after[name]))
         if kept.tobytes() != now.tobytes():
             raise errors.StoreError(f"shard {shard:05d}: {name!r} differs in rows that were not healed")

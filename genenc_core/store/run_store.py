@@ -234,7 +234,9 @@ class RunStore:
                         "--repair makes the shard pending"
                     )
                 metadata = self.metadata(array.name)
-                blocks[array.name] = zarr_bytes.decode(metadata, item.key.partition("/")[2], data, record.rows)
+                blocks[array.name] = zarr_bytes.decode(
+                    metadata, item.key.partition("/")[2], data, layout.rows_of(self.plan, array, record.shard)
+                )
         return blocks
 
     def values(
@@ -255,7 +257,9 @@ class RunStore:
                         if array.name in names:
                             data, metadata = self._committed(records[-1], item), self.metadata(array.name)
                             key = item.key.partition("/")[2]
-                            blocks[array.name] = zarr_bytes.decode_rows(metadata, key, data, records[-1].rows)
+                            blocks[array.name] = zarr_bytes.decode_rows(
+                                metadata, key, data, layout.rows_of(self.plan, array, records[-1].shard)
+                            )
                 except errors.StoreError:
                     # Another process may have healed the shard meanwhile, and then its objects are other ones.
                     if self._later(records[-1]) is None:
@@ -339,7 +343,7 @@ class RunStore:
             if record is None:
                 previous = transaction.record_digest(self.objects, before)
                 try:
-                    layout.refuse_other_changes(before.shard, self.blocks(before), blocks)
+                    layout.refuse_other_changes(before.shard, self.plan, self.blocks(before), blocks)
                 except errors.StoreError:
                     record = self._later(before)
                     if record is None:

@@ -144,7 +144,7 @@ class Attempt:
     ) -> Callable[[], commit_record.ObjectRecord]:
         """Start writing and hashing an object; return a function that waits for both."""
         key = layout.chunk_key(array, self.shard)
-        start, _ = self.plan.shard_range(self.shard)
+        start, _ = layout.rows_of(self.plan, array, self.shard)
         block = zarr_bytes.chunk_values(block)
         parts = zarr_bytes.encode(metadata[array.name], key.partition("/")[2], start, block)
         written = call(self.objects.write_new, staged, *parts)

@@ -60,11 +60,12 @@ def publish(made: LocalObjects, target: Objects, *more: Callable[[], None]) -> N
 def _refuse_large(made: LocalObjects, target: Objects, plan: layout.StorePlan) -> None:
     for array in plan.all_arrays:
         row = math.prod(array.shape[1:]) * np.dtype(array.dtype).itemsize
-        rows = min(plan.shard_rows, plan.rows)
+        rows = min(layout.object_rows(plan, array), array.shape[0])
         if row * rows > target.largest:
             raise errors.InputError(
                 f"array {array.name!r} has {row} bytes per row and {rows} rows per shard, but a commit is one S3 "
-                f"request of at most {target.largest} bytes: set --shard-rows to {target.largest // row} or less"
+                f"request of at most {target.largest} bytes: set --shard-rows to "
+                f"{max(plan.shard_rows * target.largest // (row * rows), 1)} or less"
             )
     for key, size in made.walk(""):
         if size > target.largest:

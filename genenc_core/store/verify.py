@@ -324,7 +324,8 @@ def _object_problem(
     try:
         metadata = store.objects.read(f"{store_keys.GROUP}/{about}")
         data = store.objects.read(place, most=item.size)
-        block = zarr_bytes.decode(metadata, item.key.partition("/")[2], data, record.rows)
+        rows = layout.rows_of(store.plan, array, record.shard)
+        block = zarr_bytes.decode(metadata, item.key.partition("/")[2], data, rows)
     except Exception as error:  # zarr and its codecs raise anything on damaged metadata; it is reported
         _raise_if_transient(store, error)
         return f"cannot be decoded: {error!r}"

@@ -166,7 +166,7 @@ def create_group(path: Path, plan: layout.StorePlan, coordinates: Iterable[layou
     store = LocalStore(path)
     zarr.create_group(store, attributes=_json(plan.attributes), zarr_format=3)
     for array in plan.all_arrays:
-        _create_array(store, array, shard_rows=plan.shard_rows)
+        _create_array(store, array, shard_rows=layout.object_rows(plan, array))
     taken = {array.name for array in plan.arrays}
     for coordinate in coordinates:
         problems = [*layout.name_problems(coordinate.name), *_coordinate_problems(coordinate, taken)]

@@ -30,6 +30,7 @@ NO_DEFAULT = {
     "models",
     "out",
     "points",
+    "regions",
     "points_columns",
     "config",
     "output_shape",
@@ -160,7 +161,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_the_options_used_most_come_first() -> None:
     shown = help_of("extract")
     assert 0 < shown.index(" Arguments: ") < shown.index(f" {options_module.OFTEN}: ") < shown.index(" Input: ")
-    often = [option.name for command, option in options() if command == "extract"][:10]
+    often = [option.name for command, option in options() if command == "extract"][:11]
     assert often == [
         name
         for name, field in parameters.ExtractParameters.model_fields.items()

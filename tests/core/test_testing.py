@@ -33,6 +33,20 @@ def test_the_vector_at_a_point_is_the_colour_of_its_cell(tmp_path: Path) -> None
     np.testing.assert_allclose(run.probes.sel(point="nose").values[1], cell, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_difference_of_regions_names_their_image() -> None:
+    testing.sample_images("photos")
+    regions = testing.sample_regions("photos")
+    assert regions.parent == Path()
+    for out in ("one", "other"):
+        api.extract("photos", out=out, regions=[str(regions)], **testing.options())
+    testing.assert_runs_equal("one", "other")
+    opened = zarr.open_array("other/features.zarr/regions", mode="r+")
+    opened[3] = opened[3] + 1
+    with pytest.raises(AssertionError, match=r"regions: row 1 \(img_002.png\) differs"):
+        testing.assert_runs_equal("one", "other")
+
+
 def test_images_differ_by_seed_and_are_the_same_again() -> None:
     for folder, seed in (("one", 0), ("again", 0), ("other", 1)):
         testing.sample_images(f"{folder}/photos", 2, seed=seed)

@@ -43,13 +43,13 @@ def test_the_form_asks_for_values_never_for_none() -> None:
     assert not [place for place, item in found.items() if "null" in str(item.get("anyOf", ""))]
     shown = [place for place in found if place.count(".") == 2 and place.startswith("extract_features.")]
     assert [place.rpartition(".")[2] for place in shown] == [
-        *("images", "model", "out", "points", "weights", "image_size", "fit", "products", "maps", "device"),
-        *("batch_size", "advanced"),
+        *("images", "model", "out", "points", "regions", "weights", "image_size", "fit", "products", "maps"),
+        *("device", "batch_size", "advanced"),
     ]
     shown = [place for place in found if place.count(".") == 2 and place.startswith("update_dataset.")]
     assert [place.rpartition(".")[2] for place in shown] == [
-        *("images", "model", "out", "points", "weights", "image_size", "fit", "products", "maps", "device"),
-        *("batch_size", "by", "vanished", "retry_unreadable", "advanced"),
+        *("images", "model", "out", "points", "regions", "weights", "image_size", "fit", "products", "maps"),
+        *("device", "batch_size", "by", "vanished", "retry_unreadable", "advanced"),
     ]
 
 

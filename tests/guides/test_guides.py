@@ -92,6 +92,7 @@ def test_blocks_run_as_written(guide: Path, tmp_path: Path, monkeypatch: pytest.
     pictures.write_channels(tmp_path / "plate", IMAGES, channels=5, ome=True)
     points = (f"img_{index:03d}.png,{name},{x},{20 + index}\n" for index in range(4) for name, x in TIPS)
     (tmp_path / "points.csv").write_text("image,point,x,y\n" + "".join(points))
+    (tmp_path / "boxes.csv").write_text("image,x,y,width,height\nimg_000.png,4,6,40,30\nimg_002.png,10,2,50,40\n")
     before, found = set(sys.modules), {}
     try:
         for block in filter(is_run, blocks(guide)):

@@ -34,7 +34,7 @@ def labels(path: Path, *, unused: Unused, folder: str = "", one_of_several: bool
     Raises:
         InputError: unreadable, damaged, or JSON of another form.
     """
-    read = _read(path)
+    read = read_json(path)
     if isinstance(read, dict) and {"images", "annotations"} <= read.keys():
         return _coco(path, read, one_of_several=one_of_several)
     if isinstance(read, dict) and {"shapes", "imagePath"} <= read.keys():
@@ -48,30 +48,27 @@ def labels(path: Path, *, unused: Unused, folder: str = "", one_of_several: bool
     )
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path, *, what: str = "points") -> Any:
+    """Return the content of a JSON file of labels, which messages call the `what` file.
+
+    Raises:
+        InputError: unreadable, too large, or not JSON.
+    """
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise errors.InputError(
-                f"the points file {str(path)!r} is larger than {LARGEST_FILE:,} bytes: write it as Parquet"
+                f"the {what} file {str(path)!r} is larger than {LARGEST_FILE:,} bytes: write it as Parquet"
             )
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise errors.InputError(f"cannot read the points file {str(path)!r}: {error.strerror}") from error
+        raise errors.InputError(f"cannot read the {what} file {str(path)!r}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise errors.InputError(f"the points file {str(path)!r} is not JSON: {error}") from error
+        raise errors.InputError(f"the {what} file {str(path)!r} is not JSON: {error}") from error
 
 
 def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Iterator[Label]:
     try:
-        names: dict[object, str] = {}
-        sizes: dict[object, tuple[int, int] | None] = {}
-        for item in read["images"]:
-            if names.setdefault(item["id"], str(item["file_name"])) != str(item["file_name"]):
-                raise errors.InputError(
-                    f"the points file {str(path)!r} gives the image id {item['id']!r} to {names[item['id']]!r} and to "
-                    f"{item['file_name']!r}: give each image an id of its own"
-                )
-            sizes[item["id"]] = _frame_size(item.get("width"), item.get("height"))
+        names, sizes = coco_images(path, read["images"])
         categories = {
             item["id"]: (str(item.get("name", item["id"])), [str(name) for name in item["keypoints"]])
             for item in read.get("categories", ())
@@ -80,7 +77,7 @@ def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Itera
         annotations = [item for item in read["annotations"] if item.get("keypoints")]
         of_image = Counter(item["image_id"] for item in annotations)
     except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not annotations:
         raise errors.InputError(
             f"the points file {str(path)!r} is COCO without keypoints: its annotations are "
@@ -121,6 +118,27 @@ def _coco(path: Path, read: Mapping[str, Any], *, one_of_several: bool) -> Itera
             )
 
 
+def coco_images(
+    path: Path, items: Any, *, what: str = "points"
+) -> tuple[dict[object, str], dict[object, tuple[int, int] | None]]:
+    """Return the name, and the width and height if stated, of the images of a COCO file, by their ids.
+
+    Raises:
+        InputError: two images have one id.
+        KeyError, TypeError, AttributeError: the file is damaged.
+    """
+    names: dict[object, str] = {}
+    sizes: dict[object, tuple[int, int] | None] = {}
+    for item in items:
+        if names.setdefault(item["id"], str(item["file_name"])) != str(item["file_name"]):
+            raise errors.InputError(
+                f"the {what} file {str(path)!r} gives the image id {item['id']!r} to {names[item['id']]!r} and to "
+                f"{item['file_name']!r}: give each image an id of its own"
+            )
+        sizes[item["id"]] = frame_size(item.get("width"), item.get("height"))
+    return names, sizes
+
+
 def _is_labelled(place: str, name: str, visibility: object) -> bool:
     """Return whether a keypoint is not missing.
 
@@ -137,14 +155,14 @@ def _is_labelled(place: str, name: str, visibility: object) -> bool:
 
 
 def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused, folder: str) -> Iterator[Label]:
-    image = _image_path(f"{folder}/{read['imagePath']}")
-    size = _frame_size(read.get("imageWidth"), read.get("imageHeight"))
+    image = image_path(f"{folder}/{read['imagePath']}")
+    size = frame_size(read.get("imageWidth"), read.get("imageHeight"))
     try:
         kinds = {str(shape.get("shape_type", "polygon")) for shape in read["shapes"]} - {"point"}
         points = [shape for shape in read["shapes"] if shape.get("shape_type") == "point"]
         found = [(str(shape["label"] or ""), shape["points"][0], shape.get("group_id")) for shape in points]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if kinds:
         unused.add(path.name, f"shapes that are no points ({', '.join(sorted(kinds))})", "Shapes of the type point are")
     for at, (name, xy, group) in enumerate(found, start=1):
@@ -163,7 +181,7 @@ def _labelme(path: Path, read: Mapping[str, Any], *, unused: Unused, folder: str
         )
 
 
-def _frame_size(width: Any, height: Any) -> tuple[int, int] | None:
+def frame_size(width: Any, height: Any) -> tuple[int, int] | None:
     """Return the size that a file states; None if it states none, or fills it in with 0."""
     try:
         found = int(width), int(height)
@@ -172,12 +190,13 @@ def _frame_size(width: Any, height: Any) -> tuple[int, int] | None:
     return found if min(found) > 0 and max(found) <= _LARGEST_SIDE else None
 
 
-def _image_path(text: str) -> str:
+def image_path(text: str) -> str:
     """Return a path below the folder in which both the file and the image are, as far as it is known."""
     path = posixpath.normpath(text.replace("\\", "/"))
     return "/".join(part for part in path.split("/") if part not in ("..", ".", ""))
 
 
-def _damaged(path: Path, error: Exception) -> errors.InputError:
+def damaged(path: Path, error: Exception, *, what: str = "points") -> errors.InputError:
+    """Return the error of a file of labels that lacks an entry, or has one of another type."""
     reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    return errors.InputError(f"the points file {str(path)!r} is damaged: {reason}")
+    return errors.InputError(f"the {what} file {str(path)!r} is damaged: {reason}")

@@ -61,9 +61,17 @@ class Matcher:
         names: Sequence[str],
         folders: Mapping[int, Collection[str]] = MappingProxyType({}),
         hinted: Collection[int] = frozenset(),
+        *,
+        what: str = "points",
+        by_stem: bool = False,
     ) -> None:
-        """Take the unique names of a points file, normalised by `normal`, and `folders` and `hinted` of its table."""
+        """Take the unique names of a file of labels, normalised by `normal`, and `folders` and `hinted` of its table.
+
+        `what`: the labels, for messages. `by_stem`: the names lack the endings of the images.
+        """
         self._names = names
+        self._what = what
+        self._by_stem = by_stem
         self._folders = folders
         self._hinted = hinted
         self._matches = [_Match() for _ in names]
@@ -84,11 +92,14 @@ class Matcher:
             named: number of trailing path components that belong to the source: its folder and everything below.
             alias: another identity, and another path.
         """
+        shown_id, shown_path = image_id, path
+        if self._by_stem:
+            image_id, path = _without_ending(image_id), _without_ending(path)
         if alias is not None:
-            self._compare(row, *alias, image_id, path, named)
-        self._compare(row, image_id, path, image_id, path, named)
+            self._compare(row, *alias, shown_id, shown_path, named)
+        self._compare(row, image_id, path, shown_id, shown_path, named)
         if _BLANK_EDGE.search(path) or _BLANK_EDGE.search(image_id):
-            self._compare(row, _without_blanks(image_id), _without_blanks(path), image_id, path, named)
+            self._compare(row, _without_blanks(image_id), _without_blanks(path), shown_id, shown_path, named)
 
     def _compare(self, row: int, image_id: str, path: str, shown_id: str, shown_path: str, named: int) -> None:
         exact = self._by_name.get(normal(image_id))
@@ -137,19 +148,20 @@ class Matcher:
                 first, second = match.image_ids
                 blanks = _without_blanks(first) == _without_blanks(second)
                 raise errors.InputError(
-                    f"the points file's image {name!r} matches several images equally well: {first!r} and {second!r}; "
+                    f"the {self._what} file's image {name!r} matches several images equally well: {first!r} and "
+                    f"{second!r}; "
                     + ("their names differ only in whitespace: rename one" if blanks else "write more of its path")
                 )
             if match.by_id and match.by_path:
                 raise errors.InputError(
-                    f"the points file's image {name!r} is the image_id of {match.by_id!r} and the name of "
+                    f"the {self._what} file's image {name!r} is the image_id of {match.by_id!r} and the name of "
                     f"{match.by_path!r}: write more of its path, or change the ids of the rows"
                 )
             other = rows.setdefault(match.rows[0], index)
             if other != index:
                 raise errors.InputError(
-                    f"the points file's images {self._names[other]!r} and {name!r} both match {match.image_ids[0]!r}; "
-                    "pass the folder that contains all of them, or remove one"
+                    f"the {self._what} file's images {self._names[other]!r} and {name!r} both match "
+                    f"{match.image_ids[0]!r}; pass the folder that contains all of them, or remove one"
                 )
         for index, folders in self._folders.items():
             self._refuse_other_folder(pairs[index][0], pairs[index][1], folders)
@@ -180,21 +192,21 @@ class Matcher:
         strange = next((each for each in sorted(folders) if not _is_of(above, each)), None)
         if other is not None and strange is not None:
             raise errors.InputError(
-                f"the points file in {strange!r} has labels of {name!r}, which matches {match.image_ids[0]!r} of the "
-                f"points file in {other!r}: write the image's folder in it, such as {strange}/{name}, or pass the "
-                "files of these images alone"
+                f"the {self._what} file in {strange!r} has labels of {name!r}, which matches {match.image_ids[0]!r} of "
+                f"the {self._what} file in {other!r}: write the image's folder in it, such as {strange}/{name}, or "
+                "pass the files of these images alone"
             )
 
     def _refuse_all(self, absent: Sequence[str]) -> None:
         shown = ", ".join(repr(name) for name in absent[:_SHOWN])
         more = ", ..." if len(absent) > _SHOWN else ""
-        message = f"none of the {len(absent)} images of the points file is in the source: {shown}{more}."
+        message = f"none of the {len(absent)} images of the {self._what} file is in the source: {shown}{more}."
         namesake = next(((n, m.namesake) for n, m in zip(self._names, self._matches, strict=True) if m.namesake), None)
         if namesake is None:
             raise errors.InputError(f"{message} Their names must be image ids, or the tails of image paths")
         raise errors.InputError(
             f"{message} {namesake[0]!r} has the file name of {namesake[1]!r}, but another folder: pass the labelled "
-            "images, or, if these are the ones, correct or remove the folder in the points file"
+            f"images, or, if these are the ones, correct or remove the folder in the {self._what} file"
         )
 
     def _keep(self, index: int, strength: int, row: int, image_id: str, path: str) -> None:
@@ -227,6 +239,12 @@ def normal(name: str) -> str:
     if not name.isascii():
         name = unicodedata.normalize("NFC", name)
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _without_ending(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    stem, dot, _ = name.rpartition(".")
+    return f"{folder}{slash}{stem}" if dot and stem and "#" not in name else path
 
 
 def _without_blanks(path: str) -> str:

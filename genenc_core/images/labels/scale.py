@@ -26,7 +26,7 @@ class PointsScale:
     relative: bool = False
 
     @classmethod
-    def parse(cls, text: str | None) -> Self:
+    def parse(cls, text: str | None, *, option: str = "--points-scale") -> Self:
         """Parse `2`, `1/2`, `2,1.5` (x and y), `normalized` or `percent`; None means pixels.
 
         Raises:
@@ -43,7 +43,7 @@ class PointsScale:
         x, y = factors[0], factors[-1]
         if len(factors) > 2 or x is None or y is None:
             raise errors.InputError(
-                f"invalid --points-scale {text!r}: use a factor from 1/1,000,000 to 1,000,000 such as 2 or 1/2, two "
+                f"invalid {option} {text!r}: use a factor from 1/1,000,000 to 1,000,000 such as 2 or 1/2, two "
                 f"for x and y (2,1.5), {NORMALIZED} (0 to 1 across the image) or {PERCENT} (0 to 100)"
             )
         return cls(x, y)

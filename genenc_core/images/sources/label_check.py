@@ -84,7 +84,7 @@ def check(
     xy = _points(listed)
     at_origin = _origin(_finite(xy))
     wanted = not scale_given or listed.points_scale.text is not None
-    findings = [*(_examine(listed, xy, sizes, channels) if wanted else ()), *([at_origin] if at_origin else [])]
+    findings = [*(examine(listed, xy, sizes, channels) if wanted else ()), *([at_origin] if at_origin else [])]
     for finding in findings:
         if finding.refuse and not scale_given:
             raise errors.InputError(finding.message)
@@ -92,12 +92,12 @@ def check(
         warnings.warn(finding.message, SuspiciousLabels, stacklevel=2)
 
 
-def _examine(
+def examine(
     listed: manifest.Manifest, xy: np.ndarray, known: Sizes | None, channels: spec.Channels | None
 ) -> list[Finding]:
     """Return the problems with a manifest's points, float64 `[rows, K, 2]`, as pixels of its images."""
     labelled = np.flatnonzero(np.isfinite(xy).all(axis=-1).any(axis=1)).tolist()
-    sizes = _sizes(listed, labelled, channels) if known is None else known(_spread(labelled))
+    sizes = _sizes(listed, labelled, channels) if known is None else known(spread_over(labelled))
     if not sizes:
         return []
     shown = np.array([size.shown for row, size in sizes.items() for _ in _finite(xy[row])], dtype=np.float64)
@@ -319,14 +319,14 @@ def _points(listed: manifest.Manifest) -> np.ndarray:
     return np.concatenate([np.empty((0, 2)), *blocks]).reshape(-1, count, 2)
 
 
-def _spread(labelled: list[int]) -> list[int]:
+def spread_over(labelled: list[int]) -> list[int]:
     """Return some of the rows, evenly spread."""
     return [labelled[at] for at in np.linspace(0, len(labelled) - 1, min(len(labelled), MAX_TRIED)).astype(int)]
 
 
 def _sizes(listed: manifest.Manifest, labelled: list[int], channels: spec.Channels | None) -> dict[int, "ImageSize"]:
     """Return row -> size for a sample of the rows, of files whose headers can be read."""
-    spread = _spread(labelled)
+    spread = spread_over(labelled)
     # Every second one first, so that the sample is still evenly spread if it is full early.
     wanted = [*spread[::2], *spread[1::2]]
     sizes: dict[int, ImageSize] = {}

@@ -23,6 +23,7 @@ from genenc_core import errors
 from genenc_core.images.containers import kinds
 from genenc_core.images.labels import matching
 from genenc_core.images.labels.point_table import PointTable
+from genenc_core.images.labels.region_table import RegionTable
 from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import addresses, folders, image_source, listing, manifest_rows
 from genenc_core.images.sources.block import Block
@@ -125,6 +126,8 @@ class Manifest:
     """Whether the likelihoods of its points are recorded."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
     """Row -> width and height that the points file states for its image; not recorded, so {} of an opened file."""
+    placed_regions: matching.Placement | None = field(default=None, compare=False, repr=False)
+    """Rows of the images of a `RegionTable` that it was matched with; not recorded."""
     opener: Callable[[], BinaryIO] | None = None
     """Opens the file if it is not local."""
     footer: parquet.FileMetaData = field(compare=False, repr=False)
@@ -378,6 +381,7 @@ def write_manifest(
     source: image_source.ImageSource,
     *,
     points: PointTable | None = None,
+    regions: RegionTable | None = None,
     limit: int | None = None,
     may_be_empty: bool = False,
     checkpoint: Callable[[], None] = folders.no_checkpoint,
@@ -387,7 +391,8 @@ def write_manifest(
     Memory use does not grow with the number of images, except for 8 bytes per row of a list. With points, the rows are
     first spooled to a file next to `path`, and all images are listed even with a `limit`, so that ambiguous names are
     always detected. Images without points get NaN; their number, and the images of the points file that are not in the
-    source, are logged and recorded in the manifest. `checkpoint` is called several times a second; what it raises ends
+    source, are logged and recorded in the manifest. With `regions`, the result says where they belong; they are stored
+    elsewhere. `checkpoint` is called several times a second; what it raises ends
     the work, and nothing is written.
 
     Raises:
@@ -398,9 +403,14 @@ def write_manifest(
         raise errors.InputError(f"invalid limit {limit}: it must be at least 1 image")
 
     frame_sizes: dict[int, tuple[int, int]] = {}
+    of_regions = None if regions is None else _region_matcher(regions)
 
     def write(partial: Path) -> None:
         left_out, listed_ns = folders.LeftOut(), time.time_ns()
+        if points is None and of_regions is not None:
+            found = manifest_rows.blocks(_matched(source, [of_regions], limit, left_out, checkpoint))
+            _write(partial, found, source, left_out=left_out, listed_ns=listed_ns, may_be_empty=may_be_empty)
+            return
         if points is None:
             with contextlib.closing(
                 listing.iter_blocks(
@@ -417,7 +427,8 @@ def write_manifest(
         spool = path.with_name(files.private_name(path.name, "spool"))
         try:
             matcher = matching.Matcher(points.images, points.folders, points.hinted)
-            found = manifest_rows.blocks(_matched(source, matcher, limit, left_out, checkpoint))
+            matchers = [matcher] if of_regions is None else [matcher, of_regions]
+            found = manifest_rows.blocks(_matched(source, matchers, limit, left_out, checkpoint))
             _write(spool, found, source, may_be_empty=may_be_empty)
             listed = Manifest.open(spool)
             placed = matcher.result() if listed.rows else _nowhere(points)
@@ -438,7 +449,21 @@ def write_manifest(
 
     with _without_old_objects():
         _replace(path, write)
-    return replace(Manifest.open(path), frame_sizes=frame_sizes)
+    listed = replace(Manifest.open(path), frame_sizes=frame_sizes)
+    if regions is None or of_regions is None:
+        return listed
+    return replace(listed, placed_regions=_placed(of_regions, regions, listed))
+
+
+def _region_matcher(regions: RegionTable) -> matching.Matcher:
+    return matching.Matcher(regions.images, regions.folders, what="regions", by_stem=regions.by_stem)
+
+
+def _placed(matcher: matching.Matcher, regions: RegionTable, listed: Manifest) -> matching.Placement:
+    """Return the placement of regions, without images beyond a limit, and log those that are not in the source."""
+    placed = matcher.result() if listed.rows else _nowhere(regions)
+    _log_unmatched(placed, regions, what="regions")
+    return replace(placed, rows={row: index for row, index in placed.rows.items() if row < listed.rows})
 
 
 @contextlib.contextmanager
@@ -518,6 +543,7 @@ def write_relabelled(
     images: Callable[[], Iterable[pa.RecordBatch]],
     root_of: Callable[[int], Path],
     points: PointTable | None,
+    regions: RegionTable | None = None,
 ) -> Manifest:
     """Write images of a manifest's source with other points, or none, matched as `write_manifest` does.
 
@@ -527,6 +553,7 @@ def write_relabelled(
         images: returns rows without points, numbered from 0; called twice.
         root_of: returns the folder that the path of a row is relative to.
         points: the points.
+        regions: regions; the result says where they belong.
 
     Raises:
         InputError: no name of the points file matches a row, one matches several, or the path is not writable.
@@ -534,13 +561,9 @@ def write_relabelled(
     """
     if points is None:
         _replace(path, lambda partial: _write_like(partial, like, images(), (), {}, likelihood=False))
-        return Manifest.open(path)
-    own = 0 if b"genenc.extensions" not in (like.footer.metadata or {}) else 1  # of lists none are recorded
-    matcher = matching.Matcher(points.images, points.folders, hinted=points.hinted)
-    for block in images():
-        texts = zip(*(block.column(name).to_pylist() for name in ("row", *manifest_rows.TEXT_COLUMNS)), strict=True)
-        for row, image_id, below in texts:
-            _add_image(matcher, row, image_id, below, root_of(row), own=own, inside=like.has_members)
+        return with_regions(Manifest.open(path), images, root_of, regions)
+    matcher = matching.Matcher(points.images, points.folders, points.hinted)
+    _match_rows([matcher], like, images, root_of)
     placed = matcher.result()
     _log_unmatched(placed, points)
     labels = json.loads(_labels(0, 0, placed.absent, points))
@@ -550,12 +573,47 @@ def write_relabelled(
         _write_like(partial, like, blocks, points.names, labels, likelihood=points.likelihood is not None)
 
     _replace(path, write)
-    return replace(Manifest.open(path), frame_sizes=_frame_sizes(placed, points))
+    found = replace(Manifest.open(path), frame_sizes=_frame_sizes(placed, points))
+    return with_regions(found, images, root_of, regions)
 
 
 def _frame_sizes(placed: matching.Placement, points: PointTable) -> dict[int, tuple[int, int]]:
     """Return the size of the labelled frame by row, where the labels' file states it."""
     return {row: points.frame_sizes[at] for row, at in placed.rows.items() if at in points.frame_sizes}
+
+
+def with_regions(
+    listed: Manifest,
+    images: Callable[[], Iterable[pa.RecordBatch]],
+    root_of: Callable[[int], Path],
+    regions: RegionTable | None,
+) -> Manifest:
+    """Return a manifest that says where regions belong; `images` and `root_of` as for `write_relabelled`.
+
+    Raises:
+        InputError: no name of the regions file matches a row, or one matches several.
+        StoreError: the rows come from a manifest that is damaged.
+    """
+    if regions is None:
+        return listed
+    matcher = _region_matcher(regions)
+    _match_rows([matcher], listed, images, root_of)
+    return replace(listed, placed_regions=_placed(matcher, regions, listed))
+
+
+def _match_rows(
+    matchers: Sequence[matching.Matcher],
+    like: Manifest,
+    images: Callable[[], Iterable[pa.RecordBatch]],
+    root_of: Callable[[int], Path],
+) -> None:
+    """Compare the rows of a manifest with the names of labels."""
+    own = 0 if b"genenc.extensions" not in (like.footer.metadata or {}) else 1  # of lists none are recorded
+    for block in images():
+        texts = zip(*(block.column(name).to_pylist() for name in ("row", *manifest_rows.TEXT_COLUMNS)), strict=True)
+        for row, image_id, below in texts:
+            for matcher in matchers:
+                _add_image(matcher, row, image_id, below, root_of(row), own=own, inside=like.has_members)
 
 
 def _write_like(
@@ -611,12 +669,12 @@ def describe_difference(old: Manifest, new: Manifest) -> str:
 
 def _matched(
     source: image_source.ImageSource,
-    matcher: matching.Matcher,
+    matchers: Sequence[matching.Matcher],
     limit: int | None,
     left_out: folders.LeftOut,
     checkpoint: Callable[[], None],
 ) -> Iterator[Block]:
-    """Yield the first `limit` images, passing all of them to the matcher."""
+    """Yield the first `limit` images, passing all of them to the matchers."""
     first = 0
     own = 0 if source.kind == "list" else 1
     with contextlib.closing(
@@ -627,7 +685,8 @@ def _matched(
             for row, (image_id, path, member) in enumerate(
                 zip(block.image_ids, block.paths, inside, strict=True), start=first
             ):
-                _add_image(matcher, row, image_id, path, source.root, own=own, inside=member)
+                for matcher in matchers:
+                    _add_image(matcher, row, image_id, path, source.root, own=own, inside=member)
             first += len(block)
             kept = len(block) if limit is None else limit - (first - len(block))
             if kept > 0:
@@ -655,25 +714,25 @@ def _frame_of_stem(image_id: str, full: str) -> tuple[str, str] | None:
     return f"{Path(place).stem}#{number}", f"{os.path.splitext(full.rpartition('#')[0])[0]}#{number}"  # noqa: PTH122
 
 
-def _nowhere(points: PointTable) -> matching.Placement:
-    """Return the placement of points among no images."""
+def _nowhere(points: PointTable | RegionTable) -> matching.Placement:
+    """Return the placement of labels among no images."""
     return matching.Placement(rows={}, absent=tuple(points.images), elsewhere=())
 
 
-def _log_unmatched(placed: matching.Placement, points: PointTable) -> None:
-    """Log the images of the points file that are missing, or were matched despite different folders."""
+def _log_unmatched(placed: matching.Placement, points: PointTable | RegionTable, *, what: str = "points") -> None:
+    """Log the images of a file of labels that are missing, or were matched despite different folders."""
     if placed.absent:
         LOGGER.warning(
-            "%d of %d images of the points file are not in the source, and their points are skipped: %s%s",
-            *(len(placed.absent), len(points.images), ", ".join(map(repr, placed.absent[:3]))),
+            "%d of %d images of the %s file are not in the source, and their %s are skipped: %s%s",
+            *(len(placed.absent), len(points.images), what, what, ", ".join(map(repr, placed.absent[:3]))),
             ", ..." if len(placed.absent) > 3 else "",
         )
     if placed.elsewhere:
         name, path = placed.elsewhere[0]
         LOGGER.warning(
-            "%d of %d images of the points file are named with folders that their paths do not contain: %r was matched "
+            "%d of %d images of the %s file are named with folders that their paths do not contain: %r was matched "
             "to %r. If these are not the labelled images, pass those instead",
-            *(len(placed.elsewhere), len(points.images), name, path),
+            *(len(placed.elsewhere), len(points.images), what, name, path),
         )
 
 

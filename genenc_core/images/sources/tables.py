@@ -42,8 +42,10 @@ def column_names(path: Path) -> list[str]:
     return [name.strip() for name in next(iter_csv(path), (0, []))[1]]
 
 
-def find_columns(path: Path, wanted: Mapping[str, Sequence[str]], chosen: Mapping[str, str]) -> dict[str, str]:
-    """Map each name in `wanted` to a column of a table: the one in `chosen`, else one of its synonyms.
+def find_columns(
+    path: Path, wanted: Mapping[str, Sequence[str]], chosen: Mapping[str, str], *, option: str = "--points-columns"
+) -> dict[str, str]:
+    """Map each name in `wanted` to a column of a table: the one in `chosen`, by `option`, else one of its synonyms.
 
     Case, surrounding whitespace and `_`, `-` or whitespace between words are ignored.
 
@@ -63,7 +65,7 @@ def find_columns(path: Path, wanted: Mapping[str, Sequence[str]], chosen: Mappin
         if len(set(matches)) > 1 and not exact:
             raise errors.InputError(
                 f"{path} has several possible columns for {name!r}: {', '.join(map(repr, dict.fromkeys(matches)))}. "
-                f"Choose one, for example with --points-columns {name}={matches[0]}"
+                f"Choose one, for example with {option} {name}={matches[0]}"
             )
         if matches:
             mapping[name] = (exact or matches)[0]
@@ -71,7 +73,7 @@ def find_columns(path: Path, wanted: Mapping[str, Sequence[str]], chosen: Mappin
     if missing:
         raise errors.InputError(
             f"{path} has no column {', '.join(map(repr, missing))}; its columns are: {', '.join(columns) or 'none'}. "
-            f"Choose them with --points-columns {','.join(f'{name}=COLUMN' for name in missing)}"
+            f"Choose them with {option} {','.join(f'{name}=COLUMN' for name in missing)}"
         )
     return mapping
 

@@ -363,7 +363,7 @@ def test_a_value_too_large_for_float16(extract: Call, probe: Call) -> None:
 @pytest.mark.parametrize(
     ("products", "options", "message"),
     [
-        ((), {}, "nothing to probe: give --points FILE, or --product such as 'peaks=global_max_pool'"),
+        ((), {}, "nothing to probe: give --points FILE, --regions FILE, or --product such as 'peaks=global_max_pool'"),
         (("made=spatial_point",), {}, "spatial_point needs points, and the run has none: use --points FILE"),
         (("made=layer9:gem",), {}, r"the encoder has no output slot 'layer9'; it has fine, coarse"),
         (

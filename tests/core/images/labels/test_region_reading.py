@@ -1,0 +1,304 @@
+"""Forms of region files: tables of boxes, COCO, LabelMe, mask images; what is refused and why."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from genenc_core import errors
+from genenc_core.images.labels import region_reading
+from genenc_core.images.labels.masks import Mask
+from genenc_core.images.labels.point_table import LabelsNotUsed
+from genenc_core.images.labels.region_table import RegionTable
+
+
+def read(*places: Path, **options: Any) -> RegionTable:
+    return region_reading.read_regions(places, **options)
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def rows(table: RegionTable) -> list[tuple[str, str, str, list[float]]]:
+    images = [table.images[at] for at in table.image]
+    return list(zip(images, table.names, table.categories, table.boxes.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,region,x,y,width,height,category\na.png,l,1,2,3,4,mouse\n",
+        "image,region,x_min,y_min,x_max,y_max,class\na.png,l,1,2,4,6,mouse\n",
+        "filename;xmin;ymin;xmax;ymax;label;region_id\na.png;1;2;4;6;mouse;l\n",
+        "file_name\tx1\ty1\tx2\ty2\tspecies\tid\na.png\t1\t2\t4\t6\tmouse\tl\n",
+        "image,cx,cy,w,h,category_name,box_id\na.png,2.5,4,3,4,mouse,l\n",
+        # width and height of the image, as TensorFlow's tables have them
+        "filename,width,height,class,xmin,ymin,xmax,ymax,region\na.png,640,480,mouse,1,2,4,6,l\n",
+    ],
+)
+@pytest.mark.filterwarnings("ignore::genenc_core.images.labels.point_table.LabelsNotUsed")
+def test_every_form_of_a_table_is_the_same_box(tmp_path: Path, text: str) -> None:
+    assert rows(read(written(tmp_path / "b.csv", text))) == [("a.png", "l", "mouse", [1, 2, 4, 6])]
+
+
+def test_regions_without_a_name_are_numbered_in_their_image(tmp_path: Path) -> None:
+    table = pa.table(
+        {"image": ["a.png", "b.png", "a.png"], "x": [0, 1, 2], "y": [0, 0, 0], "width": [1, 1, 1], "height": [2, 2, 2]}
+        | {"score": [0.9, 0.2, 0.8], "individual": ["m1", "m1", "m2"]}
+    )
+    parquet.write_table(table, tmp_path / "b.parquet")
+    found = read(tmp_path / "b.parquet")
+    assert found.names == ("1", "1", "2")
+    assert found.individuals == ("m1", "m1", "m2")
+    assert found.scores.tolist() == [0.9, 0.2, 0.8]
+    likely = read(tmp_path / "b.parquet", min_score=0.5)
+    assert (likely.names, likely.uncertain) == (("1", "2"), 1)
+
+
+def test_scales_and_other_columns(tmp_path: Path) -> None:
+    path = written(tmp_path / "b.csv", "frame_no,links,oben,w,h\na.png,1,2,3,4\n")
+    found = read(path, columns="image=frame_no,x=links,y=oben", scale="2,0.5")
+    assert found.boxes.tolist() == [[2, 1, 8, 3]]
+    assert not read(path, columns="image=frame_no,x=links,y=oben", scale="normalized").boxes.max() > 6
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image,x,y\na.png,1,2\n", "has no boxes: .*x_min.*--regions-columns"),
+        ("image,x_min,y_min,x_max,y_max,cx,cy,w,h\na.png,1,2,3,4,1,1,1,1\n", "by corners and by centres"),
+        ("image,x,y,width,height\na.png,1,2,-3,4\n", "row 2: the box of 'a.png' ends before it begins"),
+        ("image,x,y,width,height\na.png,1,2,,4\n", "row 2: the box of 'a.png' lacks a number"),
+        ("image,x,y,width,height\na.png,1,zwei,3,4\n", "row 2: y is 'zwei', not a finite number"),
+        ("image,region,x,y,width,height\na.png,l,1,2,3,4\na.png,l,1,2,3,4\n", "row 3 repeats the region 'l'"),
+        ("image,x,y,width,height\n,1,2,3,4\n", "names no image"),
+        ("image,x,y,width,height\na.png,,,,\n", "holds no regions"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        read(written(tmp_path / "b.csv", text))
+
+
+COCO: dict[str, Any] = {
+    "images": [{"id": 5, "file_name": "a.png", "width": 6, "height": 5}, {"id": 6, "file_name": "b.png"}],
+    "categories": [{"id": 1, "name": "mouse"}, {"id": 2, "name": "rat"}],
+    "annotations": [
+        {"id": 10, "image_id": 6, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5, "track_id": 7},
+        {"id": 11, "image_id": 5, "category_id": 1, "bbox": [1, 1, 3, 2], "segmentation": [[1, 1, 4, 1, 4, 3, 1, 3]]},
+        {
+            "id": 12,
+            "image_id": 5,
+            "category_id": 1,
+            "iscrowd": 1,
+            "segmentation": {"size": [5, 6], "counts": [0, 2, 28]},
+        },
+        {
+            "id": 13,
+            "image_id": 5,
+            "category_id": 2,
+            "segmentation": {"size": [5, 6], "counts": Mask.from_counts([29, 1], (5, 6)).text},
+        },
+    ],
+}
+
+
+def test_coco(tmp_path: Path) -> None:
+    found = read(written(tmp_path / "c.json", json.dumps(COCO)))
+    assert found.kinds == ("box", "mask", "crowd", "mask")
+    assert found.names == ("10", "11", "12", "13")
+    assert found.individuals[0] == "7"
+    assert found.boxes.tolist() == [[1, 2, 4, 6], [1, 1, 4, 3], [0, 0, 1, 2], [5, 4, 6, 5]]
+    assert [None if mask is None else mask.area for mask in found.masks] == [None, 6, 2, 1]
+    assert dict(found.frame_sizes) == {1: (6, 5)}
+
+
+def changed(**annotation: Any) -> str:
+    return json.dumps({**COCO, "annotations": [{"id": 1, "image_id": 5, "category_id": 1, **annotation}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (changed(bbox=[1, 2, 3]), r"annotation 1 has the bbox \[1, 2, 3\], not four numbers"),
+        (changed(segmentation=[[1, 2, 3, 4]]), "polygon that is not x, y of at least three corners"),
+        (
+            changed(segmentation={"size": [6, 5], "counts": [30]}),
+            "run lengths of 5 x 6 pixels, but the file states 6 x 5",
+        ),
+        (changed(segmentation={"size": [5, 6], "counts": [3]}), "annotation 1: its run lengths add up to 3 pixels"),
+        (changed(segmentation={"size": [5, 6], "counts": "\x01"}), "annotation 1: .*none of COCO's"),
+        (changed(keypoints=[1, 2, 2]), "COCO without regions: .*Keypoints are points: --points"),
+        (changed(image_id=6, segmentation=[[1, 1, 4, 1, 4, 3]]), "does not state the size of 'b.png'"),
+        (changed(image_id=9, bbox=[1, 2, 3, 4]), "names an image or category that the file lacks"),
+        (json.dumps([{"image_id": 5, "category_id": 1, "bbox": [1, 2, 3, 4]}]), "results of COCO"),
+        (json.dumps({"things": []}), "neither COCO .* nor LabelMe"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_json_that_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        read(written(tmp_path / "c.json", text))
+
+
+def test_labelme(tmp_path: Path) -> None:
+    shapes = [
+        {"label": "mouse", "shape_type": "rectangle", "points": [[4, 6], [1, 2]], "group_id": 3},
+        {"label": "rat", "shape_type": "polygon", "points": [[1, 1], [4, 1], [4, 3], [1, 3]]},
+        {"label": "eye", "shape_type": "circle", "points": [[10, 10], [10, 13]]},
+        {"label": "nose", "shape_type": "point", "points": [[1, 1]]},
+    ]
+    document = {"imagePath": "../a.png", "imageWidth": 20, "imageHeight": 20, "shapes": shapes}
+    written(tmp_path / "a.json", json.dumps(document))
+    with pytest.warns(LabelsNotUsed, match=r"shapes that are no regions \(point\)"):
+        found = read(tmp_path)
+    assert found.kinds == ("box", "mask", "mask")
+    assert found.categories == ("mouse", "rat", "eye")
+    assert found.individuals == ("3", "", "")
+    assert found.boxes[0].tolist() == [1, 2, 4, 6]
+    circle = found.masks[2]
+    assert circle is not None
+    assert circle.area == pytest.approx(np.pi * 9, rel=0.15)
+
+
+def save(path: Path, values: Any, kind: Any = np.uint8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(values, kind)).save(path)
+
+
+def test_a_mask_of_labelme_is_placed_at_its_corner(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 255], [255, 255]], np.uint8)).save(file, "PNG")
+    shape = {
+        "label": "m",
+        "shape_type": "mask",
+        "points": [[3, 1], [4, 2]],
+        "mask": base64.b64encode(file.getvalue()).decode(),
+    }
+    document = {"imagePath": "a.png", "imageWidth": 6, "imageHeight": 4, "shapes": [shape]}
+    (mask,) = read(written(tmp_path / "a.json", json.dumps(document))).masks
+    assert mask is not None
+    expected = np.zeros((4, 6), bool)
+    expected[1, 4] = expected[2, 3:5] = True
+    assert (mask.pixels() == expected).all()
+    shape["points"] = [[5, 1], [6, 2]]
+    with pytest.raises(errors.InputError, match="reaches beyond its image of 6 x 4 pixels"):
+        read(written(tmp_path / "a.json", json.dumps(document)))
+    shape["mask"] = "no PNG"
+    with pytest.raises(errors.InputError, match="no PNG in base64"):
+        read(written(tmp_path / "a.json", json.dumps(document)))
+
+
+@pytest.mark.parametrize(
+    ("size", "corner", "words"),
+    [
+        (10**8, 3, "would be 100000000 x 100000000 pixels, of which masks are at most 131072"),
+        (9, 10**9, "a corner of the polygon lies more than 262144 pixels from 'a.png'"),
+    ],
+)
+def test_absurd_polygons_are_refused_at_once(tmp_path: Path, size: int, corner: int, words: str) -> None:
+    shapes = [{"label": "m", "shape_type": "polygon", "points": [[0, 0], [corner, 0], [0, 3]]}]
+    document = {"imagePath": "a.png", "imageWidth": size, "imageHeight": size, "shapes": shapes}
+    with pytest.raises(errors.InputError, match=words):
+        read(written(tmp_path / "a.json", json.dumps(document)))
+
+
+def test_label_images(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", [[0, 2, 2], [0, 0, 7]])
+    save(tmp_path / "deep/b.tif", [[0, 300], [300, 0]], np.uint16)
+    found = read(tmp_path)
+    assert found.by_stem
+    assert [(found.images[at], name) for at, name in zip(found.image, found.names, strict=True)] == [
+        ("a", "2"),
+        ("a", "7"),
+        ("deep/b", "300"),
+    ]
+    assert found.boxes[0].tolist() == [1, 0, 3, 1]
+
+
+def test_binary_masks_named_after_their_images(tmp_path: Path) -> None:
+    save(tmp_path / "a_mask.png", [[0, 255], [0, 0]])
+    save(tmp_path / "b_mask.png", [[255, 255], [0, 255]])
+    save(tmp_path / "c_mask.png", [[0, 0], [0, 0]])
+    found = read(tmp_path)
+    assert (found.images, found.names) == (("a", "b"), ("1", "1"))
+    assert [mask.area for mask in found.masks if mask] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("masks", "words"),
+    [
+        ([[[0, 255]], [[0, 3]]], "of two kinds: .*a.png.* has the values 0 and 255.* and .*b.png"),
+        ([[[0, 255, 128]]], "has the value 255 beside 1 others, such as 128"),
+        ([[[[0, 0, 0], [255, 0, 0]]]], "of the mode RGB, with 3 channels"),
+    ],
+)
+def test_masks_that_are_ambiguous(tmp_path: Path, masks: list[Any], words: str) -> None:
+    for name, values in zip("ab", masks, strict=False):
+        save(tmp_path / f"{name}.png", values)
+    with pytest.raises(errors.InputError, match=words):
+        read(tmp_path)
+
+
+def test_other_places_that_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "masks/a.png", [[0, 1]])
+    boxes = written(tmp_path / "b.csv", "image,x,y,width,height\na.png,1,2,3,4\n")
+    with pytest.raises(errors.InputError, match=r"mask images.*and other files"):
+        read(tmp_path / "masks", boxes)
+    with pytest.raises(errors.InputError, match="cannot scale"):
+        read(tmp_path / "masks", scale="2")
+    written(tmp_path / "masks/a.json", "{}")
+    with pytest.raises(errors.InputError, match=r"holds mask images and \.json files"):
+        read(tmp_path / "masks")
+    with pytest.raises(errors.InputError, match="file does not exist"):
+        read(tmp_path / "none.csv")
+    with pytest.raises(errors.InputError, match="is not a table of boxes"):
+        read(written(tmp_path / "b.xml", "<annotation/>"))
+
+
+def test_yolo(tmp_path: Path) -> None:
+    (tmp_path / "labels/train").mkdir(parents=True)
+    written(tmp_path / "labels/train/a.txt", "1 0.5 0.5 0.5 0.25\n0 0.25 0.5 0.5 1 0.75\n")
+    written(tmp_path / "labels/train/b.txt", "")
+    written(tmp_path / "data.yaml", "names: {0: mouse, 1: rat}\n")
+    found = read(tmp_path / "labels")
+    assert (found.by_stem, found.scale.text) == (True, "normalized")
+    assert rows(found) == [("a", "1", "rat", [0.25, 0.375, 0.75, 0.625]), ("a", "2", "mouse", [0, 0, 0.5, 1])]
+    assert found.scores[1] == 0.75
+    written(tmp_path / "labels/classes.txt", "m\nr\n")
+    assert read(tmp_path / "labels" / "train").categories == ("r", "m")
+    with pytest.raises(errors.InputError, match="cannot be used with YOLO's files"):
+        read(tmp_path / "labels", scale="2")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0 100 100 50 50", "no fractions of an image's size"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.1", "line 1 is a polygon .* export the labels as COCO"),
+        ("mouse 0.1 0.1 0.2 0.2", "not a class number"),
+        ("0 0.1 0.1", "not a class number"),
+    ],
+)
+def test_lines_that_are_not_yolos(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(errors.InputError, match=words):
+        read(written(tmp_path / "a.txt", line))
+
+
+def test_several_files(tmp_path: Path) -> None:
+    for name in "ab":
+        written(tmp_path / f"{name}.csv", f"image,x,y,width,height\n{name}.png,1,2,3,4\n")
+    assert read(tmp_path / "*.csv").images == ("a.png", "b.png")
+    assert len(read(tmp_path / "a.csv", tmp_path / "b.csv")) == 2
+    written(tmp_path / "c.csv", "image,region,x,y,width,height\na.png,1,1,2,3,4\n")
+    with pytest.raises(errors.InputError, match=r"c.csv: row 2 repeats the region '1' of 'a.png' from .*a.csv: row 2"):
+        read(tmp_path / "a.csv", tmp_path / "c.csv")
