@@ -1,6 +1,6 @@
 """Rules by which arrays become images: which axis is which, and what range values have."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,12 @@ from genenc_core.images.decode import decode
 from genenc_core.images.decode.decoded import ImageUnreadable, Samples, bands
 
 _COLOURS = (1, 3, 4)
+_ROLES = {
+    **dict.fromkeys(("y", "row", "rows", "height", "lat", "latitude"), "y"),
+    **dict.fromkeys(("x", "column", "columns", "col", "cols", "width", "lon", "longitude"), "x"),
+    **dict.fromkeys(("c", "channel", "channels", "band", "bands", "rgb"), "c"),
+}
+"""Names of dimensions, in lower case."""
 _CHANNEL_RULE = (
     "write [N, H, W, C] or [N, C, H, W], or one image as [H, W, C] or [C, H, W], with fewer channels than pixels on a "
     "side"
@@ -97,6 +103,64 @@ def check_type(kind: "np.dtype[Any]", channels: spec.Channels | None = None) -> 
         raise ImageUnreadable(
             f"values of type {kind} have no known range: write uint8, uint16 (white is 65535), bool, or floats in "
             "[0, 1]"
+        )
+
+
+def check_scale(attributes: Mapping[str, Any], channels: spec.Channels | None) -> None:
+    """Check that an array does not state that its values stand for others, as CF's `scale_factor` and `add_offset` do.
+
+    With a range of values of the user's own it may.
+
+    Raises:
+        ImageUnreadable: it does.
+    """
+    factor, offset = _number(attributes, "scale_factor", 1.0), _number(attributes, "add_offset", 0.0)
+    if (factor, offset) != (1.0, 0.0) and (channels is None or channels.value_range is None):
+        raise ImageUnreadable(
+            f"it states scale_factor {factor:g} and add_offset {offset:g}: its numbers stand for others. Write these, "
+            "as floats in [0, 1], or give --channels with the --value-range of the numbers that are stored"
+        )
+
+
+def missing_value(attributes: Mapping[str, Any], kind: "np.dtype[Any]") -> int | None:
+    """Return the integer that stands for no value by an array's attributes; None for none, or 0, which is black."""
+    if kind.kind not in "iu":
+        return None
+    found = (_number(attributes, name, 0.0) for name in ("_FillValue", "missing_value"))
+    return next((int(value) for value in found if value and value == int(value)), None)
+
+
+def refuse_missing(frame: np.ndarray, missing: int | None) -> None:
+    """Check that no pixel of a frame has the value that stands for none; raises `ImageUnreadable`."""
+    count = 0 if missing is None else int((frame == missing).sum())
+    if count:
+        raise ImageUnreadable(
+            f"{count} of {frame.size} values are {missing}, its _FillValue, that is no value: write 0 for black"
+        )
+
+
+def _number(attributes: Mapping[str, Any], name: str, default: float) -> float:
+    try:
+        value = np.asarray(attributes.get(name, default), np.float64)
+    except (TypeError, ValueError):  # text, as xarray writes NaN
+        return default
+    return float(value.reshape(-1)[0]) if value.size == 1 and np.isfinite(value).all() else default
+
+
+def check_names(names: Sequence[object] | None, shape: Sequence[int], axes: Axes) -> None:
+    """Check that the names of an array's dimensions agree with what is taken for its rows, columns and channels.
+
+    Raises:
+        ImageUnreadable: they do not.
+    """
+    named = [_ROLES.get(str(name).lower()) for name in names or ()]
+    frame = len(shape) - axes.stacked
+    roles = ["y", "x"] if frame == 2 else ["c", "y", "x"] if axes.channels_first else ["y", "x", "c"]
+    taken = ["frame", *roles] if axes.stacked else roles
+    if len(named) == len(taken) and any(one not in (None, other) for one, other in zip(named, taken, strict=True)):
+        raise ImageUnreadable(
+            f"its dimensions {', '.join(map(str, names or ()))} of {list(shape)} would be taken for "
+            f"{', '.join(taken)}: {_RULE}, or choose channels with --channels"
         )
 
 

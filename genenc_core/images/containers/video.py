@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from genenc_core import spec
+from genenc_core import spec, text
 from genenc_core.images.containers import arrays
 from genenc_core.images.containers.container import Container, Content, Member, file_mark, one_line
 from genenc_core.images.containers.frames import Frames
@@ -39,6 +39,10 @@ _ORIENTATIONS = {
 
 class TruncatedVideo(UserWarning):
     """A video has fewer frames than its header states."""
+
+
+class FramesNotShown(UserWarning):
+    """A video begins with frames that cannot be decoded without those before them."""
 
 
 class Video(Container):
@@ -132,7 +136,30 @@ class Video(Container):
             raise ImageUnreadable("its frames have no times: write it again, as MP4 for example")
         if len(set(times)) < len(times):
             raise ImageUnreadable("several of its frames have the same time: write it again, as MP4 for example")
-        return 0, times
+        return 0, times if self._counted else self._shown(times)
+
+    def _shown(self, times: list[int]) -> list[int]:
+        """Return the times of the frames that are shown.
+
+        A video that was cut without encoding it again may begin with frames that need others before them: no decoder
+        shows these.
+        """
+        import av
+
+        self._rewind()
+        try:
+            first = next((frame.pts for frame in self._file.decode(self._stream)), None)
+        except (av.error.FFmpegError, ValueError):  # damage, which reading finds
+            return times
+        shown = [time for time in times if first is not None and time >= first]
+        if len(shown) < len(times) and shown:
+            warnings.warn(
+                f"{self._path} begins with {text.plural(len(times) - len(shown), 'frame')} that no decoder shows, "
+                "since it was cut: they are not counted",
+                FramesNotShown,
+                stacklevel=3,
+            )
+        return shown or times
 
     def _decoded_times(self, count: int, times: list[int]) -> tuple[int, list[int]]:
         """Return as `_presentation_times`, of a file of `count` frames that may begin before its time 0.

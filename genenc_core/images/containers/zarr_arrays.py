@@ -80,6 +80,7 @@ class ZarrArray(Container):
             inside = ", ".join(sorted(each.name for each in place.iterdir() if each.is_dir())[:8])
             raise ImageUnreadable(f"it is a Zarr group: name an array in it, as {place.name}/NAME; it has {inside}")
         arrays.check_type(found.dtype, channels)
+        arrays.check_scale(found.attrs, channels)
         if names:
             *planes, height, width = found.shape
             arrays.Axes.of((height, width))
@@ -88,13 +89,16 @@ class ZarrArray(Container):
                 del planes[own]
             axes = arrays.Axes(math.prod(planes), stacked=bool(planes), channels_first=own is not None)
             return cls(place, found, axes, tuple(planes), channels, own)
-        return cls(place, found, arrays.Axes.for_images(found.shape, channels), None, channels)
+        axes = arrays.Axes.for_images(found.shape, channels)
+        dimensions: Any = getattr(found.metadata, "dimension_names", None) or found.attrs.get("_ARRAY_DIMENSIONS")
+        arrays.check_names(dimensions, found.shape, axes)
+        return cls(place, found, axes, None, channels)
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
         listed = missing = 0
         for index in frames.of(self._axes.frames):
-            listed, missing = listed + 1, missing + (not any(map(os.path.exists, self._chunks(str(index)))))
+            listed, missing = listed + 1, missing + (not all(map(os.path.exists, self._chunks(str(index)))))
             yield Member.frame(index)
         warn_of_missing(str(self._path), missing, listed, "frames")
 
@@ -140,6 +144,7 @@ class ZarrArray(Container):
             raise ImageUnreadable(f"damaged Zarr: {one_line(error)}") from error
         if self.mark(at) != mark:
             raise ImageUnreadable("modified while it was read")
+        arrays.refuse_missing(frame, arrays.missing_value(self._array.attrs, frame.dtype))
         if self._channels is not None:
             return Content(b"", mark, values=frame.data.cast("B"), samples=self._axes.samples(frame))
         pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)

@@ -4,6 +4,7 @@ import math
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -75,8 +76,8 @@ class PointTable:
     """The scale that was applied to the file's coordinates."""
     individuals: tuple[str, ...] = ()
     """The individual of each name, "" for none; () if there are none at all."""
-    uncertain: int = 0
-    """Labels left out because of their likelihood."""
+    uncertain: Mapping[int, int] = field(default_factory=dict)
+    """Labels left out because of their likelihood, by the index of their image."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """Width and height of the images, by their index, where the file states them."""
     folders: Mapping[int, frozenset[str]] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class _Building:
     places: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
     """(file, row)."""
     likelihoods: dict[tuple[int, int], float] = field(default_factory=dict)
-    uncertain: int = 0
+    uncertain: Counter[int] = field(default_factory=Counter)
     frame_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     folders: dict[int, frozenset[str]] = field(default_factory=dict)
     strict: set[int] = field(default_factory=set)
@@ -167,7 +168,10 @@ def build(
         if not math.isnan(label.likelihood):
             made.likelihoods[key] = label.likelihood
         made.places[key] = label.file, label.row
-        made.placed[key] = (math.nan, math.nan) if _is_uncertain(made, label, min_likelihood) else (label.x, label.y)
+        is_uncertain = _is_uncertain(label, min_likelihood)
+        made.placed[key] = (math.nan, math.nan) if is_uncertain else (label.x, label.y)
+        if is_uncertain:
+            made.uncertain[key[0]] += 1
     for name in (*made.names, *made.images):
         _refuse_surrogates(name)
     individuals = tuple(individual for individual, _ in made.individuals)
@@ -212,7 +216,7 @@ def _key(made: _Building, label: Label) -> tuple[int, int]:
     return image, name
 
 
-def _is_uncertain(made: _Building, label: Label, least: float | None) -> bool:
+def _is_uncertain(label: Label, least: float | None) -> bool:
     if least is None or math.isnan(label.x):
         return False
     if math.isnan(label.likelihood):
@@ -225,7 +229,6 @@ def _is_uncertain(made: _Building, label: Label, least: float | None) -> bool:
             f"{label.place}: the likelihood is {label.likelihood:g}, not between 0 and 1 as --min-likelihood {least:g} "
             "needs it: divide percent by 100, clip scores, or leave the option out"
         )
-    made.uncertain += label.likelihood < least
     return label.likelihood < least
 
 

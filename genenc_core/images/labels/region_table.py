@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -73,8 +74,8 @@ class RegionTable:
     """float64 `[R, 4]`: x_min, y_min, x_max, y_max."""
     masks: tuple[Mask | None, ...]
     scale: PointsScale = PIXELS
-    uncertain: int = 0
-    """Regions left out because of their score."""
+    uncertain: Mapping[int, int] = field(default_factory=dict)
+    """Regions left out because of their score, by the index of their image."""
     by_stem: bool = False
     """Whether images are named without their endings, as masks in files of their own do."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class _Building:
     """(image, name) -> (file, row)."""
     counts: dict[int, int] = field(default_factory=dict)
     rows: list[tuple[int, str, Region, tuple[float, float, float, float], Mask | None]] = field(default_factory=list)
-    uncertain: int = 0
+    uncertain: Counter[int] = field(default_factory=Counter)
     frame_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     folders: dict[int, frozenset[str]] = field(default_factory=dict)
 
@@ -160,7 +161,8 @@ def _add(made: _Building, region: Region, min_score: float | None, folders: Mapp
         )
     if folders and "/" not in region.image.replace("\\", "/"):
         made.folders[image] = made.folders.get(image, frozenset()) | {folders[region.file]}
-    if _is_uncertain(made, region, min_score):
+    if _is_uncertain(region, min_score):
+        made.uncertain[image] += 1
         return
     mask = _mask(region, made.scale, size)
     made.rows.append((image, name, region, _box(region, made.scale, mask), mask))
@@ -243,7 +245,7 @@ def _four(numbers: Sequence[float]) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def _is_uncertain(made: _Building, region: Region, least: float | None) -> bool:
+def _is_uncertain(region: Region, least: float | None) -> bool:
     if least is None:
         return False
     if math.isnan(region.score):
@@ -256,7 +258,6 @@ def _is_uncertain(made: _Building, region: Region, least: float | None) -> bool:
             f"{region.place}: the score is {region.score:g}, not between 0 and 1 as --min-likelihood {least:g} needs "
             "it: divide percent by 100, or leave the option out"
         )
-    made.uncertain += region.score < least
     return region.score < least
 
 

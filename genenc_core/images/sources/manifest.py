@@ -9,10 +9,11 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -566,7 +567,7 @@ def write_relabelled(
     _match_rows([matcher], like, images, root_of)
     placed = matcher.result()
     _log_unmatched(placed, points)
-    labels = json.loads(_labels(0, 0, placed.absent, points))
+    labels = json.loads(_labels(0, placed.absent, points, placed.rows.values()))
 
     def write(partial: Path) -> None:
         blocks = (manifest_rows.with_points(block, placed.rows, points.xy, points.likelihood) for block in images())
@@ -743,7 +744,7 @@ def _write(
     points: PointTable | None = None,
     *,
     absent: Sequence[str] = (),
-    labelled: Container[int] = (),
+    labelled: Mapping[int, int] = MappingProxyType({}),
     left_out: folders.LeftOut | None = None,
     listed_ns: int | None = None,
     may_be_empty: bool = False,
@@ -760,7 +761,7 @@ def _write(
     }
     digest = manifest_rows.Digest(point_names, **form)
     like = manifest_rows.schema(point_names, **form)
-    count = with_label = 0
+    count, placed = 0, list[int]()
     with path.open("xb") as file:
         with parquet.ParquetWriter(file, like, compression="zstd", use_dictionary=False) as writer:
             # Compression and hashing, without Python's lock, go on beside the listing.
@@ -769,7 +770,7 @@ def _write(
                 for block in itertools.chain(head, blocks):
                     written.append(pool.submit(_add, block, writer, digest))
                     if point_names:
-                        with_label += sum(row in labelled for row in block.column("row").to_pylist())
+                        placed += [labelled[row] for row in block.column("row").to_pylist() if row in labelled]
                     count += block.num_rows
                     if len(written) > _BLOCKS_WAITING:
                         written.popleft().result()
@@ -791,7 +792,11 @@ def _write(
                         else {}
                     ),
                     **({"genenc.left_out": _as_json(left_out)} if left_out and left_out.kinds else {}),
-                    **({} if points is None else {"genenc.labels": _labels(count, with_label, absent, points)}),
+                    **(
+                        {}
+                        if points is None
+                        else {"genenc.labels": _labels(count - len(placed), absent, points, placed)}
+                    ),
                 }
             )
         file.flush()
@@ -829,14 +834,18 @@ def _as_json(left_out: folders.LeftOut) -> str:
     return json.dumps(kinds, ensure_ascii=False)
 
 
-def _labels(count: int, labelled: int, absent: Sequence[str], points: PointTable) -> str:
-    """Return the label metadata as JSON: images without a label, labels without an image, and the scale."""
+def _labels(without: int, absent: Sequence[str], points: PointTable, placed: Iterable[int]) -> str:
+    """Return the label metadata as JSON: images without a label, labels without an image, and the scale.
+
+    `placed`: indices of the images of the table that are among the rows.
+    """
+    uncertain = sum(points.uncertain.get(index, 0) for index in placed) if points.uncertain else 0
     labels: dict[str, object] = {
-        "images_without": count - labelled,
+        "images_without": without,
         "absent": len(absent),
         "absent_first": list(absent[:20]),
         **({} if points.scale.text is None else {"scale": points.scale.text}),
-        **({"uncertain": points.uncertain} if points.uncertain else {}),
+        **({"uncertain": uncertain} if uncertain else {}),
         **({"individuals": list(points.individuals)} if points.individuals else {}),
     }
     return json.dumps(labels)

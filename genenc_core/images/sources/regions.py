@@ -146,10 +146,11 @@ def write(path: Path, table: RegionTable, placed: matching.Placement) -> Regions
         "score": table.scores[order],
         **{name: table.boxes[order, axis] for axis, name in enumerate(BOX)},
     }
+    uncertain = sum(table.uncertain.get(each, 0) for each in placed.rows.values())
     labels = {
         "absent": len(placed.absent),
         "absent_first": list(placed.absent[:20]),
-        **({"uncertain": table.uncertain} if table.uncertain else {}),
+        **({"uncertain": uncertain} if uncertain else {}),
         **({} if table.scale.text is None else {"scale": table.scale.text}),
     }
     stated = {row: table.frame_sizes[at] for row, at in placed.rows.items() if at in table.frame_sizes}
