@@ -62,7 +62,7 @@ class ExtractParameters(options.Parameters):
     """Parameters of an extraction: images, model, products and output."""
 
     images: str = option(
-        help="A folder, a quoted glob, a list (CSV, Parquet, JSON lines), or a tar, video or array of images.",
+        help="A folder, a quoted glob, a list (CSV, Parquet, JSON lines), an address, or a tar, video or array.",
         group=INPUT,
         often=True,
         path=True,
@@ -82,7 +82,7 @@ class ExtractParameters(options.Parameters):
     )
     points: str | None = option(
         None,
-        help="Labelled points: a table (image,point,x,y), COCO, LabelMe, or DeepLabCut (a file or the project).",
+        help="Labelled points: a table (image,point,x,y), COCO, LabelMe, SLEAP, or DeepLabCut (file or project).",
         group=POINTS,
         often=True,
         metavar="<file|folder|glob>",

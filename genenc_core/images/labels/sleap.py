@@ -69,7 +69,7 @@ def analysis_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
         scores = _scores(file, xy)
         if np.isfinite(scores).any():
             unused.add_likelihood(path.name, "likelihoods")
-            scores = np.where(np.isfinite(scores), scores, 1.0)
+            scores = np.where(np.isfinite(scores) | ~np.isfinite(xy).all(axis=-1), scores, 1.0)
         elif unused.likelihoods_count and scores.size and _has_scores(file):
             scores = np.ones_like(scores)
         points = np.concatenate([xy + _HALF, np.clip(scores, 0, 1)[..., None]], axis=-1)
@@ -139,7 +139,7 @@ class _Project:
         known = self.has_predictions or predicted_counts
         shift = _HALF if form >= slp_videos.CENTRED else 0.0
         self._points = {
-            _USER: _positions(user, np.full(len(user), 1.0 if known else np.nan), shift),
+            _USER: _positions(user, np.where(np.isfinite(_field(user, "x")) & known, 1.0, np.nan), shift),
             _PREDICTED: _positions(predicted, np.clip(_field(predicted, "score"), 0, 1), shift),
         }
         self._shown = [self._shown_in(frame) for frame in self._frames]

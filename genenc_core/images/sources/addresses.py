@@ -3,7 +3,6 @@
 What signs an address, and a user and a password in it, is never recorded: the run reads the list again.
 """
 
-import mmap
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from genenc_core.images.sources import tables
 from genenc_core.system import web
 
 _BEGINNINGS: Final = ("http://", "https://", "s3://", "gs://")
+_PART: Final = 2**20
 _MISSING: Final = (-1, -1, ":")
 SIGNED: Final = "!"
 """First of the member of an address whose credentials are those of the list."""
@@ -37,15 +37,18 @@ def are_in(path: Path, column: str) -> bool:
 
 
 def _may_hold_addresses(path: Path) -> bool:
+    """Look for what begins every address; JSON may escape its slashes."""
+    before = b""
     try:
         with path.open("rb") as file:
-            if not path.stat().st_size:
-                return False
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-                # JSON may escape the slashes.
-                return whole.find(b"://") >= 0 or whole.find(b":\\/\\/") >= 0
+            while part := file.read(_PART):
+                both = before + part
+                if b"://" in both or b":\\/\\/" in both:
+                    return True
+                before = part[-4:]
     except OSError:
         return True  # reading it says what is wrong
+    return False
 
 
 def refuse_credentials(address: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 import xarray
 from PIL import Image
 
+import sleap_files
 from genenc_core import api
 from genenc_core.run import driver, planning, status
 
@@ -82,6 +83,28 @@ def test_every_form_of_the_same_labels_gives_the_same_rows(extract: Extract, pro
         other = opened(tmp_path / f"run-{name}").sortby("point")
         for array in ("probes", "point_x", "point_status", "individual"):
             np.testing.assert_array_equal(own[array], other[array], err_msg=f"{name}: {array}")
+
+
+def test_sleap_names_animals_and_points_as_deeplabcut_does(extract: Extract, project: Path, tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    files = [f"C:\\lab\\labeled-data\\v\\{name}" for name in ("img1.png", "img2.png")]
+    frames: dict[tuple[int, int], list[sleap_files.Instance]] = {}
+    for at, image in enumerate(("img1.png", "img2.png")):
+        for track, animal in enumerate(ANIMALS):
+            found = [LABELS.get((image, animal, part)) for part in PARTS]
+            if any(found):
+                points = [None if each is None else (each[0] - 0.5, each[1] - 0.5) for each in found]
+                scores = [float("nan") if each is None else each[2] for each in found]
+                frames.setdefault((0, at), []).append(sleap_files.Instance(points, track, scores))
+    video = {"backend": {"type": "ImageVideo", "filename": files}}
+    labels = sleap_files.write_slp(tmp_path / "a.slp", frames, videos=[video], tracks=ANIMALS, nodes=PARTS)
+    for name, points in (("dlc", project), ("sleap", labels), ("tidy", tidy(tmp_path / "tidy.csv"))):
+        extract(images=str(project), points=str(points), out=str(tmp_path / name))
+    own, other = opened(tmp_path / "dlc"), opened(tmp_path / "sleap")
+    for array in ("point", "individual", "point_x", "point_y", "point_status", "probes"):
+        np.testing.assert_array_equal(own[array], other[array], err_msg=array)
+    likelihood = opened(tmp_path / "tidy").sortby("point").point_likelihood
+    np.testing.assert_array_equal(other.sortby("point").point_likelihood, likelihood)
 
 
 def test_uncertain_labels_are_missing_points_and_counted(extract: Extract, project: Path, tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ def test_tracks_nodes_frames_and_scores(tmp_path: Path) -> None:
     ]
     np.testing.assert_array_equal(table.xy, expected)
     np.testing.assert_array_equal(table.likelihood, [[0.9, 0.4, 1, NAN], [NAN, NAN, 1, 1]])
+    frames = {(0, 1): [Instance([(1, 2), None], 0), Instance([(3, 4), (5, 6)], 1, (0.5, 0.6))]}
+    placed = reading.read_points(sleap_files.write_slp(tmp_path / "b.slp", frames, tracks=TRACKS))
+    np.testing.assert_array_equal(placed.likelihood, [[1, NAN, 0.5, 0.6]])
     least = reading.read_points(tmp_path / "a.slp", min_likelihood=0.6)
     assert sum(least.uncertain.values()) == 1
     assert np.isnan(least.xy[0, 1]).all()
