@@ -258,6 +258,7 @@ def _products(
         bars = geometry.leaves_bars(run.preprocessing)
         parsed = [products.recorded(product, slots, bars=bars) for product in parsed]
     built = products.build_products(parsed, slots, point_count=len(names), cells=run.cells)
+    store_plan.refuse_whole_chunks(built, given.chunk_channels)
     for product in built:
         _refuse_unstored(product, stored, source.place)
         if not earlier and product.slot not in run.cells and any(word in product.text for word in map_cells.PLACED):
