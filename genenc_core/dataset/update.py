@@ -209,7 +209,7 @@ class Update:
             may_be_empty=head is not None,
             checkpoint=cancellation.current().raise_if_cancelled,
         )
-        if self.listed.has_members:
+        if self.listed.has_members and source.kind != "members":
             raise errors.InputError(
                 f"{self.extract.images!r} names images by addresses, and datasets are made of image files on this "
                 "machine: download them, or extract a run"

@@ -309,6 +309,7 @@ def _products(
     built = products.build_products(
         parsed, slots, point_count=len(names), region_count=int(of_regions), cells=run.cells
     )
+    store_plan.refuse_whole_chunks(built, given.chunk_channels)
     for product in built:
         _refuse_unstored(product, stored, source.place)
         if not earlier and product.slot not in run.cells and map_cells.is_placed(product):

@@ -82,13 +82,50 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSlot:
+    """An output of some rows as it is stored; integers become values as rows are taken, a batch at a time."""
+
+    stored: np.ndarray
+    dims: Sequence[str]
+    beside: Mapping[str, np.ndarray]
+    """What integers are scaled by, by suffix; {} for values."""
+    beside_dims: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, array: layout.ArrayPlan, arrays: Mapping[str, layout.ArrayPlan], blocks: Mapping[str, np.ndarray]
+    ) -> "StoredSlot":
+        """Return an array of some rows, with those beside it."""
+        names = float_values.beside(array.attributes)
+        return cls(
+            stored=blocks[array.name],
+            dims=array.dims,
+            beside={suffix: blocks[name] for suffix, name in names.items()},
+            beside_dims=arrays[names["scale"]].dims if names else (),
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the values of a row."""
+        size = 4 if self.beside else self.stored.itemsize
+        return size * int(np.prod(self.stored.shape[1:]))
+
+    def values(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Return the values of some rows, float16 or float32."""
+        if not self.beside:
+            return self.stored[rows]
+        beside = {suffix: array[rows] for suffix, array in self.beside.items()}
+        return float_values.decoded(self.stored[rows], self.dims, beside, self.beside_dims)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
     """What the source stores of the rows of a piece; all arrays `[rows, ...]`.
 
     `status` is that of the source; where it is not 1, the values mean nothing.
     """
 
-    slots: Mapping[str, np.ndarray]
+    slots: Mapping[str, StoredSlot]
     status: np.ndarray
     heights: np.ndarray
     widths: np.ndarray
@@ -199,12 +236,7 @@ class Source:
         unreadable = [item for item in record.details.get("unreadable", ()) if item["row"] in piece.rows]
         height, width, orientation, affine = (blocks[name] for name in _SIZES)
         return Stored(
-            slots={
-                slot: float_values.read(
-                    name, blocks.__getitem__, lambda each: arrays[each].attributes, lambda each: arrays[each].dims
-                )
-                for slot, name in self.record.slots.items()
-            },
+            slots={slot: StoredSlot.of(arrays[name], arrays, blocks) for slot, name in self.record.slots.items()},
             status=blocks[layout.STATUS],
             heights=height,
             widths=width,

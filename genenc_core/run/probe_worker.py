@@ -187,7 +187,7 @@ class _ShardProbing:
     def _reduce(self, stored: Stored, inside: np.ndarray, at: np.ndarray) -> None:
         """Store the products of rows `inside` a piece at the positions `at` of the shard."""
         sizes = np.stack([stored.heights, stored.widths], axis=1)
-        row_bytes = sum(values[:1].nbytes for values in stored.slots.values())
+        row_bytes = sum(slot.row_bytes for slot in stored.slots.values())
         for some in map_probing.batches(len(inside), row_bytes):
             self.control.raise_if_cancelled()
             here, there = inside[some], at[some]
@@ -195,7 +195,7 @@ class _ShardProbing:
             points, state = self.input.on_model(there, affines, size, self.preprocessing)
             regions = self.input.regions_on_model(there, affines, size, self.preprocessing)
             batch = map_probing.StoredOutputs(
-                slots={slot: values[_span(here)] for slot, values in stored.slots.items()},
+                slots={name: slot.values(_span(here)) for name, slot in stored.slots.items()},
                 points=torch.from_numpy(points),
                 valid=torch.from_numpy(state == statuses.POINT_OK),
                 view=shard_encoding.views(affines, size, self.preprocessing),

@@ -416,6 +416,6 @@ def _regions_words(regions: Regions) -> str:
 
 def _axes(array: products.ProductArray) -> str:
     axes = zip(array.dims, array.shape, strict=True)
-    if array.dims[0] == "region":
+    if array.dims[:1] == ("region",):
         return ", ".join(["region", *(f"{dim} {size}" for dim, size in axes if dim != "region")])
     return ", ".join(["image", *(f"{dim} {size}" for dim, size in axes)])

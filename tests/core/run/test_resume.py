@@ -146,7 +146,8 @@ def test_stop_leaves_only_whole_shards(extract: Extract, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--dtype", "uint8", "--maps", "--chunk-channels", "4"]], ids=["", "integers"])
+def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path: Path, more: list[str]) -> None:
     """kill -9 after one, two, ... commits; what was committed is not encoded again."""
     photos = pictures.write_folder(tmp_path / "photos", 40)
     command = [
@@ -170,6 +171,7 @@ def test_killed_anywhere_the_same_command_ends_with_the_same_bytes(tmp_path: Pat
         "2",
         "--device",
         "cpu",
+        *more,
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(pictures.__file__).parent), "OMP_NUM_THREADS": "1"}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
