@@ -8,6 +8,7 @@ from genenc_core.models import resolve
 from genenc_core.run import model_cache, outputs_check
 from genenc_core.run import parameters as run_parameters
 from genenc_core.run.parameters import ExportParameters
+from genenc_core.runtime import adaptation
 
 
 def export(given: ExportParameters) -> list[exporter.ExportedModel]:
@@ -24,7 +25,8 @@ def export(given: ExportParameters) -> list[exporter.ExportedModel]:
         image_size=_parsed(given.image_size),
         layers=given.layers,
         trust=given.trust,
-        channels=None if given.in_channels == 3 else given.in_channels,
+        channels=given.in_channels,
+        statistics=_statistics(given),
     )
     built = model_cache.CACHE.build(request)
     outputs_check.refuse_unsteady(built)
@@ -57,6 +59,19 @@ def _check(given: ExportParameters) -> None:
         )
     if not given.dynamic_size and (given.size_min or given.size_max):
         raise errors.InputError("--size-min and --size-max need --dynamic-size: add it, or leave them out")
+
+
+def _statistics(given: ExportParameters) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std of the channels; None if they are not given."""
+    if given.in_channels is None:
+        if given.mean is not None or given.std is not None:
+            raise errors.InputError(
+                "--mean and --std of an export need --in-channels: without it a model is normalised as it declares"
+            )
+        return None
+    # They may be in the unit of the images, which whoever runs the file states by a range.
+    found = adaptation.parse(given.mean, given.std, channels=given.in_channels, any_unit=True)
+    return None if found is None else (found.mean, found.std)
 
 
 def _parsed(size: str | None) -> tuple[int, int] | None:

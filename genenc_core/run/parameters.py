@@ -437,6 +437,14 @@ class ExportParameters(options.Parameters):
         usually="the model's own, mostly 3",
         limits={"ge": 1, "le": spec.MOST_CHANNELS},
     )
+    mean: str | None = option(
+        None,
+        help="With --in-channels: mean of its channels in [0, 1], or one for all.",
+        group=MODEL,
+        usually="those of the colours whose filters they get",
+        metavar="<N,...>",
+    )
+    std: str | None = option(None, help="Likewise: std, as mean.", group=MODEL, usually="likewise", metavar="<N,...>")
     dynamic_size: bool = option(False, help="Take a range of image sizes.", group=SIZES)
     size_min: str | None = option(
         None, help="Smallest size of that range.", group=SIZES, usually="half of the model's", metavar="<H|HxW>"

@@ -38,7 +38,7 @@ def test_every_command_of_the_guide_works_as_written(
     assert module.startswith("# my_model.py\n")
     (tmp_path / "my_model.py").write_text(module)
     commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
-    assert len(commands) == 13
+    assert len(commands) == 14
     try:
         exec(checkpoint, {})
         for command in commands:
@@ -51,6 +51,10 @@ def test_every_command_of_the_guide_works_as_written(
     assert backends_seen == {"TorchScript", "ExportedProgram", "ONNX", "AOTInductor"}
     layers = spec.load_spec(tmp_path / "exported" / "layers" / "resnet18_torchscript_spec.json")
     assert [(slot.name, slot.shape) for slot in layers.outputs] == [("layer2", (128, 8, 8)), ("layer4", (512, 2, 2))]
+    six = spec.load_spec(tmp_path / "exported" / "six" / "resnet18_torchscript_spec.json")
+    assert six.inputs[0].shape == (6, 64, 64)
+    assert six.genenc is not None
+    assert six.genenc.mean == (0.14,) * 6
     assert spec.load_spec(tmp_path / "run-96x128" / "model_spec.json").outputs[0].shape == (16, 12, 16)
 
 

@@ -115,8 +115,8 @@ def test_eager_answers_are_shared(tiny: resolve.BuiltEncoder, tmp_path: Path, mo
     most: list[int] = []
     original = comparison.draw
 
-    def counted(shape: comparison.Shape) -> Iterator[torch.Tensor]:
-        for images in original(shape):
+    def counted(shape: comparison.Shape, *, channels: int) -> Iterator[torch.Tensor]:
+        for images in original(shape, channels=channels):
             alive.append(weakref.ref(images))
             yield images
             del images
@@ -179,7 +179,7 @@ def test_exporting_again_replaces_the_files(tiny: resolve.BuiltEncoder, tmp_path
 
 def test_unwritable_folder_first(tiny: resolve.BuiltEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(comparison, "draw", lambda *_: pytest.fail("worked before looking at --out"))
+    monkeypatch.setattr(comparison, "draw", lambda *_, **__: pytest.fail("worked before looking at --out"))
     with pytest.raises(errors.InputError, match="is not writable"):
         exporter.export_encoder(tiny, out=tmp_path / "file" / "out", formats=["torchscript"])
 

@@ -312,7 +312,8 @@ def test_unrunnable_spec_says_why(exported: Exported, values: dict[str, object],
     ("shapes", "words"),
     [
         ([(3, 32, 40), (3, 8, 8)], "one input slot"),
-        ([(4, 32, 40)], "one input slot"),
+        ([(4, 32, 40)], r"genenc.mean has 3 numbers, but inputs\[0\] 4 channels"),
+        ([(32, 40)], "one input slot"),
         ([(3, 40, 32)], r"has 32 x 40 pixels, inputs\[0\] 40 x 32"),
     ],
 )
