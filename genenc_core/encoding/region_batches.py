@@ -159,12 +159,15 @@ def _seen(
     empty = ~(_areas(boxes) > 0)
     other_size = np.zeros(len(boxes), bool)
     outside_view = ~(_areas(seen) > least)
+    far = edge[:, :2] * affines[:, :2] + affines[:, 2:]
+    slack = 1e-9 * model_edge[:2]
+    cut = ((affines[:, 2:] < -slack) | (far > model_edge[:2] + slack)).any(1)
     for index, mask in enumerate(masks):
         if mask is None:
             continue
         empty[index] = mask.area == 0
         other_size[index] = mask.size != tuple(sizes[index].tolist())
-        if not empty[index]:
+        if cut[index] and not empty[index]:
             whole = (np.array([0.0, input_size[0]]), np.array([0.0, input_size[1]]))
             outside_view[index] |= not region_weights.of_mask(mask, affines[index], *whole).sum() > least
     outside_image = ~(_areas(inside) > 0)

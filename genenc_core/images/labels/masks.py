@@ -13,6 +13,8 @@ import numpy as np
 
 _UPSAMPLED = 5.0
 """Points per pixel at which COCO follows a polygon's edges."""
+_LONGEST_NUMBER = 10
+"""Characters, of 5 bits."""
 LARGEST_SIDE = 2**17
 """Pixels of an image."""
 
@@ -67,17 +69,16 @@ class Mask:
         last = np.flatnonzero((data & 32) == 0)
         if len(data) and (not len(last) or last[-1] != len(data) - 1):
             raise ValueError("its compressed run lengths end in the middle of one")
-        counts: list[int] = []
-        first = 0
-        for stop in (last + 1).tolist():
-            groups = data[first:stop]
-            if len(groups) > 12:
-                raise ValueError("its compressed run lengths have a number that is too large")
-            value = sum(int(group & 31) << (5 * place) for place, group in enumerate(groups.tolist()))
-            if groups[-1] & 16:
-                value -= 1 << (5 * len(groups))
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
-            first = stop
+        firsts = np.r_[0, last[:-1] + 1][: len(last)]
+        lengths = last + 1 - firsts
+        if lengths.max(initial=0) > _LONGEST_NUMBER:
+            raise ValueError("its compressed run lengths have a number that is too large")
+        places = np.arange(len(data)) - np.repeat(firsts, lengths)
+        counts = np.add.reduceat((data & 31) << (5 * places), firsts) if len(last) else np.zeros(0, np.int64)
+        counts -= np.where(data[last] & 16, 1 << (5 * lengths), 0)
+        # From the fourth on, each is the difference to the one before the last.
+        for start in (1, 2):
+            counts[start::2] = np.cumsum(counts[start::2])
         return cls.from_counts(counts, size)
 
     @classmethod

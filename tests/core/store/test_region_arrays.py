@@ -10,7 +10,10 @@ import zarr
 
 import store_damage
 from genenc_core import errors
-from genenc_core.store import layout, repair, run_store, store_keys, transaction, verify
+from genenc_core.store import layout, repair, run_store, store_keys, transaction, upload, verify
+from genenc_core.store.backends import local
+from genenc_core.store.backends.objects import Root, is_remote, open_objects
+from s3_server import ON_BOTH
 
 POINTS = ("stage:before", "stage:object", "stage:after", "commit:before", "commit:after", "promote:object")
 POINTS += ("promote:before-status", "promote:after", "clean:after")
@@ -61,6 +64,32 @@ def content(small: ModuleType, shard: int, *, by: int | None = None) -> tuple[di
 
 def create(small: ModuleType, root: Path, **options: object) -> run_store.RunStore:
     return run_store.RunStore.create(root, plan(small), coordinates=coordinates(small), **options)  # type: ignore[arg-type]
+
+
+@ON_BOTH
+def test_a_run_on_s3_is_read_healed_and_repaired_alike(small: ModuleType, root: Root, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    create(small, made)
+    if is_remote(root):
+        upload.publish(local.LocalObjects(made), open_objects(root))
+    else:
+        made.rename(Path(root))
+    store = run_store.RunStore.open(root)
+    for shard in store.pending():
+        arrays, status = content(small, shard)
+        store.commit(shard, arrays, status, details={})
+    before = store.record(1)
+    assert before is not None
+    arrays, status = content(small, 1, by=0)
+    store.heal(before, arrays, status, details={})
+    store_damage.flip(store, "regions/c.2.0")
+    assert [problem.key for problem in verify.verify_store(store).problems] == ["regions/c.2.0"]
+    repair.repair_store(store, coordinates=coordinates(small))
+    arrays, status = content(small, 2)
+    store.commit(2, arrays, status, details={})
+    assert verify.verify_store(store, content=True).ok
+    group = zarr.open_group(store.zarr_store(), mode="r")
+    np.testing.assert_array_equal(np.asarray(group["regions"][5:10]), content(small, 1, by=0)[0]["regions"])  # type: ignore[index]
 
 
 def resume(small: ModuleType, root: Path, **options: object) -> run_store.RunStore:
