@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from genenc_core.dataset.documents import Version
     from genenc_core.dataset.folder import DatasetFolder
     from genenc_core.export.exporter import ExportedModel
+    from genenc_core.features.search import Neighbours
     from genenc_core.inspection.inspect import Inspection
     from genenc_core.runtime.model_registry import ModelRegistry
 
@@ -50,6 +51,7 @@ __all__ = [
     "models",
     "registry",
     "verify",
+    "search",
     "Result",
     "Incomplete",
     "GenencError",
@@ -513,6 +515,36 @@ def verify(place: Root, *, content: bool = False) -> VerifyReport:
         True
     """
     return status.verify_place(_fixed(place), content=content)
+
+
+def search(source: Root, *, vector: np.ndarray | None = None, **options: Any) -> "Neighbours":
+    """Find the stored vectors nearest to that of an image, a stored row, or a vector; exact, in bounded memory.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        vector: a vector to search for, in place of an image or row.
+        options: those of `genenc search`, with `_` for `-`: `like`, `row`, `point`, `top`, `product`, `metric`, ...
+
+    Returns:
+        The neighbours in order of distance: `rows`, `image_ids`, `distances`; what was left out (`left_out`).
+
+    Raises:
+        InputError: an invalid argument, no such image, point or product, or the vector asked for is not stored.
+        StoreError: the run or dataset is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "searched", weights="random:0", image_size=64)
+        >>> search("searched", row="img_002.png", top=3).distances.shape
+        (3,)
+        >>> found = search("searched", like="photos/img_004.png")
+        >>> found.image_ids[0], found.distances[0]
+        ('img_004.png', 0.0)
+    """
+    from genenc_core.features import search as searching
+    from genenc_core.features.parameters import SearchParameters
+
+    given = _valid(SearchParameters, _as_text({"source": _fixed(source), **options}))
+    return searching.search(given) if vector is None else searching.search_vector(given, vector)
 
 
 def _require_xarray() -> None:

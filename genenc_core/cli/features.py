@@ -1,0 +1,60 @@
+"""Commands on stored features: `search`, `compare`, `trace`, `rerun-from`, `export-features`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from genenc_core.cli import output, usage
+from genenc_core.cli.usage import Json
+
+if TYPE_CHECKING:
+    from genenc_core.cli.runners import Runner
+
+GUIDE = "genenc_core/features/README.md"
+
+
+def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:  # noqa: ARG001
+    """Register the commands."""
+
+    @usage.lazy_command(
+        app,
+        "search",
+        short_help="Find the stored vectors nearest to that of an image.",
+        example="genenc search run --like photo.jpg --top 5",
+        guide=GUIDE,
+    )
+    def make_search() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.features.parameters import SearchParameters
+
+        fields = SearchParameters.model_fields
+
+        @options.generated(fields, arguments=("source",), names={"source": "RUN|DATASET"})
+        def search(values: dict[str, Any], config: usage.Config = None, json: Json = False) -> None:
+            """Find the stored vectors nearest to that of an image, a stored row, or a point; exact, in little memory.
+
+            Rows without features are left out and counted; equal distances are in the order of rows.
+            """
+            with output.report_errors(as_json=json):
+                from genenc_core.features import search
+
+                given = SearchParameters.model_validate(_merged(config, values, fields, ("source",)))
+                if given.like is not None:
+                    from genenc_core.images.load import decode_server
+
+                    decode_server.prepare()
+                found = search.search(given)
+                if json:
+                    output.say_json(found.as_json())
+                else:
+                    with_points = found.with_points
+                    output.say_table(found.headings(), [each.columns(with_points=with_points) for each in found.found])
+                    output.tell(found.summary())
+
+        return search
+
+
+def _merged(config: Any, values: dict[str, Any], fields: Any, required: tuple[str, ...]) -> dict[str, Any]:
+    given = usage.merge_config(config, values, fields, required=required)
+    return {name: value for name, value in given.items() if name not in usage.SWITCHES}
