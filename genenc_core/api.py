@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from genenc_core.dataset.folder import DatasetFolder
     from genenc_core.export.exporter import ExportedModel
     from genenc_core.features.search import Neighbours
+    from genenc_core.features.trace import Trace
     from genenc_core.inspection.inspect import Inspection
     from genenc_core.runtime.model_registry import ModelRegistry
 
@@ -52,6 +53,7 @@ __all__ = [
     "registry",
     "verify",
     "search",
+    "trace",
     "Result",
     "Incomplete",
     "GenencError",
@@ -545,6 +547,32 @@ def search(source: Root, *, vector: np.ndarray | None = None, **options: Any) ->
 
     given = _valid(SearchParameters, _as_text({"source": _fixed(source), **options}))
     return searching.search(given) if vector is None else searching.search_vector(given, vector)
+
+
+def trace(source: Root, image: str, version: int | str | None = None) -> "Trace":
+    """Return everything that is recorded of one row: file, transform, model, shard, attempt, session, versions.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        image: the `image_id` or the end of it, the path, or `#N` for row N.
+        version: of a dataset: a number or tag; None for the newest.
+
+    Raises:
+        InputError: not a run or dataset, or there is no such image or version.
+        StoreError: a record is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "traced", weights="random:0", image_size=64)
+        >>> found = trace("traced", "img_002.png")
+        >>> found.state["status"], found.commit["shard"], found.model["name"]
+        ('ok', 0, 'torchvision/resnet18')
+        >>> print(found.lines()[1])
+          image id         img_002.png
+    """
+    from genenc_core.features import trace as tracing
+    from genenc_core.features.parameters import TraceParameters
+
+    return tracing.trace(_valid(TraceParameters, {"source": _fixed(source), "image": image, "version": version}))
 
 
 def _require_xarray() -> None:

@@ -54,6 +54,35 @@ def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:
 
         return search
 
+    @usage.lazy_command(
+        app,
+        "trace",
+        short_help="Say everything that is recorded of one row.",
+        example="genenc trace run --image img_001.png",
+        guide=GUIDE,
+    )
+    def make_trace() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.features.parameters import TraceParameters
+
+        fields = TraceParameters.model_fields
+
+        @options.generated(fields, arguments=("source",), names={"source": "RUN|DATASET"})
+        def trace(values: dict[str, Any], config: usage.Config = None, json: Json = False) -> None:
+            """Say everything that is recorded of one row: file, transform, model, shard, attempt, session, versions."""
+            with output.report_errors(as_json=json):
+                from genenc_core.features import trace
+
+                found = trace.trace(
+                    TraceParameters.model_validate(_merged(config, values, fields, ("source", "image")))
+                )
+                if json:
+                    output.say_json(found.as_json())
+                else:
+                    output.say(found.lines())
+
+        return trace
+
 
 def _merged(config: Any, values: dict[str, Any], fields: Any, required: tuple[str, ...]) -> dict[str, Any]:
     given = usage.merge_config(config, values, fields, required=required)

@@ -103,6 +103,10 @@ class Stored:
         """A run whose folder has the model's files."""
         raise NotImplementedError
 
+    def made(self) -> dict[str, Any]:
+        """Return when, by what and from what a version was made; {} of a run."""
+        return {}
+
     @property
     def products(self) -> list[str]:
         """Names of the products, in the order of the identity."""
@@ -323,6 +327,9 @@ class _OfVersion(Stored):
             at = np.flatnonzero(self.current.part == part.number)
             if len(at):
                 yield self.folder.part(part.name), at, self.current.row[at]
+
+    def made(self) -> dict[str, Any]:
+        return {f"version_{name}": value for name, value in self._document.made.items()}
 
     @property
     def model_run(self) -> RunFolder:

@@ -86,7 +86,7 @@ def grown(tmp_path: Path, photos: Path, labels: Path) -> Path:
     shutil.move(tmp_path / "more" / "img_001.png", photos / "img_003.png")
     (photos / "bad.png").write_bytes(b"no image")
     update(max_failures="100%")
-    shutil.move(photos / "img_007.png", photos / "renamed.png")
+    shutil.move(photos / "img_010.png", photos / "renamed.png")
     (photos / "img_001.png").unlink()
     shutil.move(tmp_path / "more" / "img_002.png", photos / "new_1.png")
     assert update(by="content", max_failures="100%").version == 3
