@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from genenc_core.dataset.documents import Version
     from genenc_core.dataset.folder import DatasetFolder
     from genenc_core.export.exporter import ExportedModel
+    from genenc_core.features.comparison import Comparison
     from genenc_core.features.search import Neighbours
     from genenc_core.features.trace import Trace
     from genenc_core.inspection.inspect import Inspection
@@ -54,6 +55,7 @@ __all__ = [
     "verify",
     "search",
     "trace",
+    "compare",
     "Result",
     "Incomplete",
     "GenencError",
@@ -573,6 +575,37 @@ def trace(source: Root, image: str, version: int | str | None = None) -> "Trace"
     from genenc_core.features.parameters import TraceParameters
 
     return tracing.trace(_valid(TraceParameters, {"source": _fixed(source), "image": image, "version": version}))
+
+
+def compare(source: Root, other: Root, **options: Any) -> "Comparison":
+    """Compare the features that two runs or versions have of the same images, by `image_id`, and why they differ.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        other: the one to compare with it.
+        options: those of `genenc compare`, with `_` for `-`: `product`, `other_product`, `different_images`, ...
+
+    Returns:
+        `cosine`, `difference`, linear `cka`, the `worst` rows, and entries of `identity` and `made_with` that differ.
+
+    Raises:
+        InputError: an invalid argument, no images in common, or images of one name that are other files.
+        StoreError: one of them is damaged.
+
+    Example:
+        >>> one = extract("photos", "resnet18", "one", weights="random:0", image_size=64)
+        >>> two = extract("photos", "resnet18", "two", weights="random:1", image_size=64)
+        >>> found = compare("one", "two")
+        >>> found.vectors, found.same, [entry.name for entry in found.identity]
+        (6, False, ['weights'])
+        >>> 0 < found.cka < 1
+        True
+    """
+    from genenc_core.features import comparison
+    from genenc_core.features.parameters import CompareParameters
+
+    given = _as_text({"source": _fixed(source), "other": _fixed(other), **options})
+    return comparison.compare(_valid(CompareParameters, given))
 
 
 def _require_xarray() -> None:

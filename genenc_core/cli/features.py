@@ -83,6 +83,39 @@ def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:
 
         return trace
 
+    @usage.lazy_command(
+        app,
+        "compare",
+        short_help="Compare the features of two runs or versions.",
+        example="genenc compare run other-run",
+        guide=GUIDE,
+    )
+    def make_compare() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.features.parameters import CompareParameters
+
+        fields = CompareParameters.model_fields
+
+        @options.generated(
+            fields, arguments=("source", "other"), names={"source": "RUN|DATASET", "other": "RUN|DATASET"}
+        )
+        def compare(values: dict[str, Any], config: usage.Config = None, json: Json = False) -> None:
+            """Compare the features that two have of the same images: row by row, as a whole, and why they differ."""
+            with output.report_errors(as_json=json):
+                from genenc_core.features import comparison
+
+                given = CompareParameters.model_validate(_merged(config, values, fields, ("source", "other")))
+                found = comparison.compare(given)
+                if json:
+                    output.say_json(found.as_json())
+                    return
+                output.say(found.lines())
+                for title, headings, rows in found.tables():
+                    output.say(["", title])
+                    output.say_table(headings, rows)
+
+        return compare
+
 
 def _merged(config: Any, values: dict[str, Any], fields: Any, required: tuple[str, ...]) -> dict[str, Any]:
     given = usage.merge_config(config, values, fields, required=required)

@@ -119,9 +119,9 @@ class Stored:
             InputError: there is none of this name.
         """
         if name not in self.products or name not in self.arrays:
+            hint = text.nearest(name, self.products)
             raise errors.InputError(
-                f"{self.title!r} has no product {name!r}; {text.nearest(name, self.products) or 'it has'} "
-                f"({', '.join(self.products)})"
+                f"{self.title!r} has no product {name!r}: {f'{hint} ' if hint else ''}it has {', '.join(self.products)}"
             )
         return self.arrays[name]
 
@@ -338,22 +338,30 @@ class _OfVersion(Stored):
         return self.folder.part(self._document.parts[-1].name)
 
 
-def input_digests(stored: Stored) -> list[str]:
-    """Return the recorded sha256 of every row's image file, "" where none is recorded.
+def input_digests(stored: Stored) -> np.ndarray:
+    """Return the recorded sha256 of every row's image file, uint8 `[n, 32]`; zeros where none is recorded.
 
     Raises:
         StoreError: a commit record is damaged.
     """
-    found = np.full(len(stored), "", object)
+    found = np.zeros((len(stored), 32), np.uint8)
     for run, positions, own in stored.runs():
         shard_rows = run.store.plan.shard_rows
         for shard in np.unique(own // shard_rows).tolist():
             record = run.store.record(shard)
             if record is not None:
-                recorded = np.array(digests_of(record), object)
+                recorded = np.array([np.frombuffer(_bytes(each), np.uint8) for each in digests_of(record)])
                 here = np.flatnonzero(own // shard_rows == shard)
                 found[positions[here]] = recorded[own[here] - record.rows[0]]
-    return [str(each) for each in found]
+    return found
+
+
+def _bytes(digest: str) -> bytes:
+    try:
+        found = bytes.fromhex(digest)
+    except ValueError:
+        found = b""
+    return found if len(found) == 32 else bytes(32)
 
 
 def digests_of(record: CommitRecord) -> list[str]:

@@ -119,9 +119,11 @@ class _Row:
     @property
     def made_by(self) -> CommitRecord | None:
         """The record that stored the row as it is: the first one, or the one that healed it."""
-        made, *later = self.history or [None]
+        if not self.history:
+            return None
+        made, *later = self.history
         for record in later:
-            if made is not None and self._reason(made) is not None and self._reason(record) is None:
+            if self._reason(made) is not None and self._reason(record) is None:
                 made = record
         return made
 
@@ -315,7 +317,7 @@ class _Row:
             self.unknown.append("the commit of genenc: its code was no checkout")
         rest = {name: value for name, value in found.items() if name not in (*_SHOWN, "packages", "genenc")}
         packages = found.get("packages")
-        count = len(packages) if _is_mapping(packages) else 0
+        count = len(packages) if isinstance(packages, Mapping) else 0
         return {**shown, **rest, "packages": f"{count}, in {session_log.environment_key(digest)}"}
 
     def _read(self, key: str) -> dict[str, Any] | None:
@@ -358,10 +360,6 @@ class _Row:
 
 
 _SHOWN = ("code", "torch", "machine", "python", "platform")
-
-
-def _is_mapping(value: object) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _commit(code: Mapping[str, Any]) -> str | None:

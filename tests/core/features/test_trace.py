@@ -108,7 +108,7 @@ def test_rows_of_a_dataset_and_of_earlier_runs(grown: Path, photos: Path, tmp_pa
     assert api.trace(grown, "img_003.png", 1).dataset["part"] == "p000001"
     assert api.trace(grown, "img_003.png").dataset["part"] == "p000002"
     assert api.trace(grown, "bad.png").state["status"] == "unreadable"
-    with pytest.raises(errors.InputError, match="has no image 'img_010.png'"):
+    with pytest.raises(errors.InputError, match=r"has no image 'img_010\.png'"):
         api.trace(grown, "img_010.png")
     with zipfile.ZipFile(EARLIER) as archive:
         archive.extractall(tmp_path / "earlier")
