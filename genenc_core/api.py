@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from genenc_core.dataset.folder import DatasetFolder
     from genenc_core.export.exporter import ExportedModel
     from genenc_core.features.comparison import Comparison
+    from genenc_core.features.export import Exported
+    from genenc_core.features.rerun import Rerun
     from genenc_core.features.search import Neighbours
     from genenc_core.features.trace import Trace
     from genenc_core.inspection.inspect import Inspection
@@ -56,6 +58,8 @@ __all__ = [
     "search",
     "trace",
     "compare",
+    "rerun_from",
+    "export_features",
     "Result",
     "Incomplete",
     "GenencError",
@@ -606,6 +610,62 @@ def compare(source: Root, other: Root, **options: Any) -> "Comparison":
 
     given = _as_text({"source": _fixed(source), "other": _fixed(other), **options})
     return comparison.compare(_valid(CompareParameters, given))
+
+
+def rerun_from(source: Root, out: Root, **options: Any) -> "Rerun":
+    """Make a run again from its record alone, and compare its values with the first one's; the same call continues.
+
+    Args:
+        source: a run, a folder or `s3://bucket/prefix`.
+        out: the new run folder, or `s3://bucket/prefix`.
+        options: those of `genenc rerun-from`, with `_` for `-`: `device`, `decode_workers`, `trust`.
+
+    Returns:
+        Whether all values are `identical`; arrays and shards that are `differing`, and what the `environment` has
+        otherwise.
+
+    Raises:
+        InputError: an invalid argument, or a run that is not complete.
+        StoreError: images, model, weights or code are not those of the run; the message names them.
+        Incomplete: some shards were not done; the same call continues.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "first", weights="random:0", image_size=64)
+        >>> rerun_from("first", "again").identical
+        True
+    """
+    from genenc_core.features import rerun
+    from genenc_core.features.parameters import RerunParameters
+
+    given = _as_text({"source": _fixed(source), "out": _fixed(out), **options})
+    return rerun.rerun(_valid(RerunParameters, given))
+
+
+def export_features(source: Root, out: str | os.PathLike[str], **options: Any) -> "Exported":
+    """Write the features of a run or dataset as Parquet, NumPy files, HDF5, or a folder for the Hugging Face Hub.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        out: a folder, of `hdf5` a file, which must not exist; it appears when it is complete.
+        options: those of `genenc export-features`, with `_` for `-`: `format`, `products`, `only_ok`, `version`, ...
+
+    Returns:
+        The files that were written, and how many rows were left out.
+
+    Raises:
+        InputError: an invalid argument, or a library is not installed.
+        StoreError: the run or dataset is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "exportable", weights="random:0", image_size=64)
+        >>> export_features("exportable", "tables").files
+        ('README.md', 'images.parquet', 'metadata.json')
+    """
+    from genenc_core.features import export as exporting
+    from genenc_core.features.parameters import ExportFeaturesParameters
+
+    given = _as_text({"source": _fixed(source), "out": _fixed(out), **options})
+    return exporting.export(_valid(ExportFeaturesParameters, given))
 
 
 def _require_xarray() -> None:

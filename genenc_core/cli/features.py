@@ -10,11 +10,12 @@ from genenc_core.cli.usage import Json
 
 if TYPE_CHECKING:
     from genenc_core.cli.runners import Runner
+    from genenc_core.features.parameters import ExportFeaturesParameters, RerunParameters
 
 GUIDE = "genenc_core/features/README.md"
 
 
-def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:  # noqa: ARG001
+def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:
     """Register the commands."""
 
     @usage.lazy_command(
@@ -115,6 +116,101 @@ def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:
                     output.say_table(headings, rows)
 
         return compare
+
+    @usage.lazy_command(
+        app,
+        "rerun-from",
+        short_help="Make a run again from its record alone.",
+        example="genenc rerun-from run --out again",
+        guide=GUIDE,
+    )
+    def make_rerun() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.features.parameters import RerunParameters
+
+        fields = RerunParameters.model_fields
+
+        @options.generated(fields, arguments=("source",), names={"source": "RUN"})
+        def rerun_from(
+            values: dict[str, Any],
+            config: usage.Config = None,
+            json: usage.JsonOrConfig = None,
+            plain: usage.PlainOrConfig = None,
+        ) -> None:
+            """Make a run again from its record alone, and compare its values with the first one's.
+
+            Images, model, weights or code that are not those of the record are refused by name. The same command
+            again continues. Exit codes: 0 all values are the same, 1 failed or some differ, 2 wrong usage, 130 stopped.
+            """
+            with output.report_errors(as_json=bool(json)):
+                as_json = usage.wants_json(config) if json is None else json
+            with output.report_errors(as_json=as_json):
+                more = {"plain": plain, "json": json}
+                given = usage.merge_config(config, values | more, fields, required=("source", "out"))
+                runner, as_json = choose_runner(given.pop("plain")), given.pop("json")
+            with output.report_errors(as_json=as_json), runner.session():
+                raise typer.Exit(_rerun(RerunParameters.model_validate(given), runner, as_json=as_json))
+
+        return rerun_from
+
+    @usage.lazy_command(
+        app,
+        "export-features",
+        short_help="Write features as Parquet, npy, HDF5, or for the Hub.",
+        example="genenc export-features run --format parquet --out tables",
+        guide=GUIDE,
+    )
+    def make_export() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.features.parameters import ExportFeaturesParameters
+
+        fields = ExportFeaturesParameters.model_fields
+
+        @options.generated(fields, arguments=("source",), names={"source": "RUN|DATASET"})
+        def export_features(
+            values: dict[str, Any],
+            config: usage.Config = None,
+            json: Json = False,
+        ) -> None:
+            """Write the features of a run or version to a new place, which appears when it is complete."""
+            with output.report_errors(as_json=json):
+                given = _merged(config, values, fields, ("source", "out"))
+                raise typer.Exit(_export(ExportFeaturesParameters.model_validate(given), as_json=json))
+
+        return export_features
+
+
+def _export(given: "ExportFeaturesParameters", *, as_json: bool) -> int:
+    from genenc_core.features import export
+
+    done = export.export(given)
+    if as_json:
+        output.say_json(done.as_json())
+    else:
+        output.say(done.lines())
+    return 0
+
+
+def _rerun(given: "RerunParameters", runner: "Runner", *, as_json: bool) -> int:
+    from genenc_core.cli import extraction
+    from genenc_core.features import rerun
+    from genenc_core.images.load import decode_server
+    from genenc_core.run import out_folder, status
+
+    decode_server.prepare()
+    rerun.opened(given)
+    out_folder.check(given.out)
+
+    def report(done: "rerun.Rerun") -> int:
+        if as_json:
+            output.say_json(done.as_json())
+        else:
+            output.say(done.lines())
+        return 0 if done.identical else 1
+
+    return extraction.watch(
+        lambda: runner.rerun(given), report, state=lambda: status.progress_summary(given.out), as_json=as_json
+    )
 
 
 def _merged(config: Any, values: dict[str, Any], fields: Any, required: tuple[str, ...]) -> dict[str, Any]:
