@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from genenc_core.export.exporter import ExportedModel
     from genenc_core.features.comparison import Comparison
     from genenc_core.features.export import Exported
+    from genenc_core.features.reading import Features
     from genenc_core.features.rerun import Rerun
     from genenc_core.features.search import Neighbours
     from genenc_core.features.trace import Trace
@@ -46,6 +47,7 @@ Kind = TypeVar("Kind")
 __all__ = [
     "Run",
     "Dataset",
+    "open",
     "extract",
     "inspect",
     "probe",
@@ -285,6 +287,34 @@ class Dataset:
             return reading.open_run(self.folder)
         assert self._version is not None
         return reading.open_version(self.folder, self._version)
+
+
+def open(place: Root, version: int | str | None = None) -> "Features":
+    """Open the features of a run, or of a version of a dataset, as xarray, NumPy or a torch Dataset.
+
+    Args:
+        place: a run or dataset, a folder or `s3://bucket/prefix`.
+        version: of a dataset: a number or tag; None for the newest.
+
+    Returns:
+        `xarray()` (lazy; one `channel` axis for products of one encoder output; `.sel(image_id=..., point=...)`),
+        `numpy(product)`, `torch(product)`.
+
+    Raises:
+        InputError: not a run or dataset, or there is no such version.
+        StoreError: it is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "opened", weights="random:0", image_size=64, fit="pad", maps=True)
+        >>> found = open("opened").xarray()
+        >>> (found.maps * found.features).mean("channel").dims
+        ('image', 'y', 'x')
+    """
+    from genenc_core.features import reading
+
+    if isinstance(version, bool) or not isinstance(version, int | str | None):
+        raise InputError(f"version {version!r} is of type {type(version).__name__}: give a number or a tag")
+    return reading.Features(_fixed(place), version)
 
 
 def extract(images: str, model: str, out: str, **options: Any) -> Run:

@@ -222,19 +222,18 @@ class Again:
         self.run = run
         self.given = given
 
-    def session(self, options: records.Options) -> driver.Session:
-        """Return a session on the new run."""
-        return driver.Session(self.run, options, command=COMMAND)
-
     def work(self) -> Result:
         """Encode what is pending; raises as `rerun`."""
-        results = [driver.complete(self.session(options).work(shards)) for options, shards in self.batches()] or [
-            driver.complete(self.session(self._options(None)).work("pending"))
-        ]
+        for options, shards in self.sessions():
+            result = driver.complete(driver.Session(self.run, options, command=COMMAND).work(shards))
         refuse_others(self.source, self.run)
-        return results[-1]
+        return result
 
-    def batches(self) -> Iterator[tuple[records.Options, str]]:
+    def sessions(self) -> list[tuple[records.Options, str]]:
+        """Return the options and shards of each session; where nothing is pending, one that does nothing."""
+        return [*self._by_batch_size()] or [(self._options(None), "pending")]
+
+    def _by_batch_size(self) -> Iterator[tuple[records.Options, str]]:
         """Yield options and pending shards, by batch size."""
         by_size: dict[int | None, list[int]] = {}
         usual = execution.usual(self.source)[1]

@@ -103,6 +103,10 @@ class Stored:
         """A run whose folder has the model's files."""
         raise NotImplementedError
 
+    def as_xarray(self) -> Any:
+        """Return all arrays as a lazy `xarray.Dataset`, with the names of the stored axes."""
+        raise NotImplementedError
+
     def made(self) -> dict[str, Any]:
         """Return when, by what and from what a version was made; {} of a run."""
         return {}
@@ -249,6 +253,11 @@ class _OfRun(Stored):
     def origin(self, position: int) -> Origin:
         return Origin(self.run, position)
 
+    def as_xarray(self) -> Any:
+        from genenc_core.dataset import reading
+
+        return reading.open_run(self.run)
+
     def runs(self) -> Iterator[tuple[RunFolder, np.ndarray, np.ndarray]]:
         every = np.arange(len(self))
         yield self.run, every, every
@@ -327,6 +336,11 @@ class _OfVersion(Stored):
             at = np.flatnonzero(self.current.part == part.number)
             if len(at):
                 yield self.folder.part(part.name), at, self.current.row[at]
+
+    def as_xarray(self) -> Any:
+        from genenc_core.dataset import reading
+
+        return reading.open_version(self.folder, self._document)
 
     def made(self) -> dict[str, Any]:
         return {f"version_{name}": value for name, value in self._document.made.items()}

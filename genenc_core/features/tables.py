@@ -41,7 +41,8 @@ class Features:
 
     def __init__(self, stored: Stored, products: Sequence[str], *, only_ok: bool) -> None:
         self.stored = stored
-        self.products = [stored.product(name) for name in products or stored.products if name in stored.arrays]
+        known = [name for name in stored.products if name in stored.arrays]
+        self.products = [stored.product(name) for name in dict.fromkeys(products or known)]
         status = stored.status
         self.rows = np.flatnonzero(status == statuses.OK) if only_ok else np.arange(len(stored))
         """Positions of the rows that are exported, int64."""

@@ -198,7 +198,7 @@ else:
         return own(self, name, positions)
     stored._OfRun.take = take
     export.MEBIBYTE = 1
-api.export_features(place, out, format=format, memory=4000)
+api.export_features(place, out, format=format, memory=1)
 """
 
 
