@@ -671,7 +671,7 @@ def rerun_from(source: Root, out: Root, **options: Any) -> "Rerun":
     return rerun.rerun(_valid(RerunParameters, given))
 
 
-def export_features(source: Root, out: str | os.PathLike[str], **options: Any) -> "Exported":
+def export_features(source: Root, out: Root, **options: Any) -> "Exported":
     """Write the features of a run or dataset as Parquet, NumPy files, HDF5, or a folder for the Hugging Face Hub.
 
     Args:

@@ -81,10 +81,11 @@ class Features:
             StoreError: the version is damaged.
         """
         try:
-            import xarray  # noqa: F401
+            import xarray
         except ImportError as error:
             raise errors.InputError("xarray is not installed: pip install 'genenc[xarray]'") from error
-        return self._stored.as_xarray().rename_dims(common_names(self._stored))
+        found: xarray.Dataset = self._stored.as_xarray().rename_dims(common_names(self._stored))
+        return found
 
     def numpy(self, product: str, *, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Return a product, `[image, ...]`: all rows, or some in the order asked for; rows without features are NaN.

@@ -183,9 +183,9 @@ def nearest(
     best, searched, zero, largest = _Best(given.top), 0, 0, 0
     for block in own.blocks(given.memory * MEBIBYTE):
         usable = block.usable
-        if itself is not None and itself[1] in own.points[: own.count] and _holds(block, itself[0]):
+        if itself is not None and _holds(block, itself[0]):
             usable = usable.copy()
-            usable[itself[0] - block.start, own.points.index(itself[1]) if own.with_points else 0] = False
+            usable[itself[0] - block.start, own.points.index(itself[1])] = False
         largest = max(largest, block.values.nbytes)
         for first, distance in _distances(block.values, query, given.metric):
             at = np.flatnonzero(usable.reshape(-1)[first : first + len(distance)])

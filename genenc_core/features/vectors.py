@@ -46,8 +46,8 @@ class Vectors:
         self.stored = stored
         self.array = stored.product(product)
         self.with_points = stored_rows.has_points(self.array)
-        self.points = list(range(len(stored.points))) if points is None else list(points)
-        """Indices of the points, if the product has any."""
+        self.points = [0] if not self.with_points else list(range(len(stored.points)) if points is None else points)
+        """Indices of the points; 0 where the product has none."""
         self.channels = int(np.prod(self.array.shape[1:] if self.with_points else self.array.shape, dtype=np.int64))
         self.left = Left(rows=stored_rows.counts_left_out(stored.status))
 

@@ -189,6 +189,16 @@ def test_on_s3(extract: Call, photos: Path, bucket: str, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_row_is_not_its_own_neighbour(extract: Call, labels: Path, tmp_path: Path) -> None:
+    extract("plain")
+    extract("labelled", points=str(labels))
+    for place in ("plain", "labelled"):
+        found = api.search(tmp_path / place, row="#4", top=11)
+        assert sorted(found.rows.tolist()) == [row for row in range(11) if row != 4]
+        assert found.searched == 10
+
+
+@pytest.mark.slow
 def test_a_vector_of_ones_own(extract: Call, tmp_path: Path) -> None:
     run = extract("run")
     values = run.arrays().features.values
