@@ -30,8 +30,8 @@ def test_search(genenc: Call, run: Path, photos: Path, tmp_path: Path) -> None:
     assert found["found"][0]["image_id"] == "img_004.png"
     assert found["found"][0]["distance"] == 0
     assert found["left_out"] == {"unreadable": 1}
-    (tmp_path / "search.toml").write_text('source = "run"\nrow = "#1"\ntop = 2\n')
-    assert genenc("search", "--config", tmp_path / "search.toml").out == said.out
+    (tmp_path / "search.toml").write_text('row = "#1"\ntop = 2\n')
+    assert genenc("search", run, "--config", tmp_path / "search.toml").out == said.out
     wrong = genenc("search", run, "--row", "img_009.png", "--json")
     assert (wrong.code, json.loads(wrong.out)["exit_code"]) == (2, 2)
     assert "did you mean" in wrong.err

@@ -163,7 +163,7 @@ def test_with_duckdb_and_polars(run: api.Run, tmp_path: Path) -> None:
     place = tmp_path / "out" / "images.parquet"
     query = f"SELECT array_length(features), status FROM '{place}' WHERE row = 2"
     values = expected(run).features.values
-    assert duckdb.sql(query).fetchone() == (values.shape[1], 1)
+    assert duckdb.sql(query).fetchall()[0] == (values.shape[1], 1)
     equal(polars.read_parquet(place)["features"].to_numpy(), values)
 
 
