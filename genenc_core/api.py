@@ -575,7 +575,7 @@ def search(source: Root, *, vector: np.ndarray | None = None, **options: Any) ->
         >>> search("searched", row="img_002.png", top=3).distances.shape
         (3,)
         >>> found = search("searched", like="photos/img_004.png")
-        >>> found.image_ids[0], found.distances[0]
+        >>> found.image_ids[0], float(found.distances[0])
         ('img_004.png', 0.0)
     """
     from genenc_core.features import search as searching
