@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from genenc_core.dataset.documents import Version
     from genenc_core.dataset.folder import DatasetFolder
     from genenc_core.export.exporter import ExportedModel
+    from genenc_core.features.comparison import Comparison
+    from genenc_core.features.export import Exported
+    from genenc_core.features.reading import Features
+    from genenc_core.features.rerun import Rerun
+    from genenc_core.features.search import Neighbours
+    from genenc_core.features.trace import Trace
     from genenc_core.inspection.inspect import Inspection
     from genenc_core.runtime.model_registry import ModelRegistry
 
@@ -42,6 +48,7 @@ Kind = TypeVar("Kind")
 __all__ = [
     "Run",
     "Dataset",
+    "open",
     "extract",
     "inspect",
     "probe",
@@ -51,6 +58,11 @@ __all__ = [
     "models",
     "registry",
     "verify",
+    "search",
+    "trace",
+    "compare",
+    "rerun_from",
+    "export_features",
     "Result",
     "Incomplete",
     "GenencError",
@@ -287,6 +299,34 @@ class Dataset:
             assert self._version is not None
             opened = reading.open_version(self.folder, self._version)
         return opened if raw else float_arrays.decoded(opened)
+
+
+def open(place: Root, version: int | str | None = None) -> "Features":
+    """Open the features of a run, or of a version of a dataset, as xarray, NumPy or a torch Dataset.
+
+    Args:
+        place: a run or dataset, a folder or `s3://bucket/prefix`.
+        version: of a dataset: a number or tag; None for the newest.
+
+    Returns:
+        `xarray()` (lazy; one `channel` axis for products of one encoder output; `.sel(image_id=..., point=...)`),
+        `numpy(product)`, `torch(product)`.
+
+    Raises:
+        InputError: not a run or dataset, or there is no such version.
+        StoreError: it is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "opened", weights="random:0", image_size=64, fit="pad", maps=True)
+        >>> found = open("opened").xarray()
+        >>> (found.maps * found.features).mean("channel").dims
+        ('image', 'y', 'x')
+    """
+    from genenc_core.features import reading
+
+    if isinstance(version, bool) or not isinstance(version, int | str | None):
+        raise InputError(f"version {version!r} is of type {type(version).__name__}: give a number or a tag")
+    return reading.Features(_fixed(place), version)
 
 
 def extract(images: str, model: str, out: str, **options: Any) -> Run:
@@ -536,6 +576,149 @@ def verify(place: Root, *, content: bool = False) -> VerifyReport:
         True
     """
     return status.verify_place(_fixed(place), content=content)
+
+
+def search(source: Root, *, vector: np.ndarray | None = None, **options: Any) -> "Neighbours":
+    """Find the stored vectors nearest to that of an image, a stored row, or a vector; exact, in bounded memory.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        vector: a vector to search for, in place of an image or row.
+        options: those of `genenc search`, with `_` for `-`: `like`, `row`, `point`, `top`, `product`, `metric`, ...
+
+    Returns:
+        The neighbours in order of distance: `rows`, `image_ids`, `distances`; what was left out (`left_out`).
+
+    Raises:
+        InputError: an invalid argument, no such image, point or product, or the vector asked for is not stored.
+        StoreError: the run or dataset is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "searched", weights="random:0", image_size=64)
+        >>> search("searched", row="img_002.png", top=3).distances.shape
+        (3,)
+        >>> found = search("searched", like="photos/img_004.png")
+        >>> found.image_ids[0], float(found.distances[0])
+        ('img_004.png', 0.0)
+    """
+    from genenc_core.features import search as searching
+    from genenc_core.features.parameters import SearchParameters
+
+    given = _valid(SearchParameters, _as_text({"source": _fixed(source), **options}))
+    return searching.search(given) if vector is None else searching.search_vector(given, vector)
+
+
+def trace(source: Root, image: str, version: int | str | None = None) -> "Trace":
+    """Return everything that is recorded of one row: file, transform, model, shard, attempt, session, versions.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        image: the `image_id` or the end of it, the path, or `#N` for row N.
+        version: of a dataset: a number or tag; None for the newest.
+
+    Raises:
+        InputError: not a run or dataset, or there is no such image or version.
+        StoreError: a record is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "traced", weights="random:0", image_size=64)
+        >>> found = trace("traced", "img_002.png")
+        >>> found.state["status"], found.commit["shard"], found.model["name"]
+        ('ok', 0, 'torchvision/resnet18')
+        >>> print(found.lines()[1])
+          image id         img_002.png
+    """
+    from genenc_core.features import trace as tracing
+    from genenc_core.features.parameters import TraceParameters
+
+    return tracing.trace(_valid(TraceParameters, {"source": _fixed(source), "image": image, "version": version}))
+
+
+def compare(source: Root, other: Root, **options: Any) -> "Comparison":
+    """Compare the features that two runs or versions have of the same images, by `image_id`, and why they differ.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        other: the one to compare with it.
+        options: those of `genenc compare`, with `_` for `-`: `product`, `other_product`, `different_images`, ...
+
+    Returns:
+        `cosine`, `difference`, linear `cka`, the `worst` rows, and entries of `identity` and `made_with` that differ.
+
+    Raises:
+        InputError: an invalid argument, no images in common, or images of one name that are other files.
+        StoreError: one of them is damaged.
+
+    Example:
+        >>> one = extract("photos", "resnet18", "one", weights="random:0", image_size=64)
+        >>> two = extract("photos", "resnet18", "two", weights="random:1", image_size=64)
+        >>> found = compare("one", "two")
+        >>> found.vectors, found.same, [entry.name for entry in found.identity]
+        (6, False, ['weights'])
+        >>> 0 < found.cka < 1
+        True
+    """
+    from genenc_core.features import comparison
+    from genenc_core.features.parameters import CompareParameters
+
+    given = _as_text({"source": _fixed(source), "other": _fixed(other), **options})
+    return comparison.compare(_valid(CompareParameters, given))
+
+
+def rerun_from(source: Root, out: Root, **options: Any) -> "Rerun":
+    """Make a run again from its record alone, and compare its values with the first one's; the same call continues.
+
+    Args:
+        source: a run, a folder or `s3://bucket/prefix`.
+        out: the new run folder, or `s3://bucket/prefix`.
+        options: those of `genenc rerun-from`, with `_` for `-`: `device`, `decode_workers`, `trust`.
+
+    Returns:
+        Whether all values are `identical`; arrays and shards that are `differing`, and what the `environment` has
+        otherwise.
+
+    Raises:
+        InputError: an invalid argument, or a run that is not complete.
+        StoreError: images, model, weights or code are not those of the run; the message names them.
+        Incomplete: some shards were not done; the same call continues.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "first", weights="random:0", image_size=64)
+        >>> rerun_from("first", "again").identical
+        True
+    """
+    from genenc_core.features import rerun
+    from genenc_core.features.parameters import RerunParameters
+
+    given = _as_text({"source": _fixed(source), "out": _fixed(out), **options})
+    return rerun.rerun(_valid(RerunParameters, given))
+
+
+def export_features(source: Root, out: Root, **options: Any) -> "Exported":
+    """Write the features of a run or dataset as Parquet, NumPy files, HDF5, or a folder for the Hugging Face Hub.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        out: a folder, of `hdf5` a file, which must not exist; it appears when it is complete.
+        options: those of `genenc export-features`, with `_` for `-`: `format`, `products`, `only_ok`, `version`, ...
+
+    Returns:
+        The files that were written, and how many rows were left out.
+
+    Raises:
+        InputError: an invalid argument, or a library is not installed.
+        StoreError: the run or dataset is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "exportable", weights="random:0", image_size=64)
+        >>> export_features("exportable", "tables").files
+        ('README.md', 'images.parquet', 'metadata.json')
+    """
+    from genenc_core.features import export as exporting
+    from genenc_core.features.parameters import ExportFeaturesParameters
+
+    given = _as_text({"source": _fixed(source), "out": _fixed(out), **options})
+    return exporting.export(_valid(ExportFeaturesParameters, given))
 
 
 def _require_xarray() -> None:

@@ -11,6 +11,8 @@ ExportFormat = Literal["torchscript", "aotinductor", "exported_program", "onnx"]
 Backend = Literal["auto", "eager", ExportFormat]
 ZooSource = Literal["genenc", "torchvision", "timm"]
 Engine = Literal["threads", "dask", "ray"]
+Metric = Literal["cosine", "l2"]
+FeatureFormat = Literal["parquet", "npy", "hdf5", "hub"]
 Shell = Literal["bash", "zsh", "fish"]
 ListedSource = Literal["json", ZooSource]
 
@@ -19,6 +21,7 @@ POINTS = "Points"
 MODEL = "Model"
 SIZES = "Image size and tiles"
 PRODUCTS = "Products"
+SEARCH = "Search"
 STORE = "Store"
 RUN = "Run"
 ARTIFACTS = "Artifacts"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from genenc_core.dataset import parameters as dataset_parameters
     from genenc_core.dataset import update
     from genenc_core.export import exporter
+    from genenc_core.features import parameters as feature_parameters
+    from genenc_core.features import rerun
     from genenc_core.probing import parameters as probe_parameters
     from genenc_core.run import folder, parameters, records
     from genenc_flows import local_server
@@ -110,6 +112,17 @@ class FlowRunner:
         state = self._state_of(run, lambda: PlainRunner().export(given))
         done: list[exporter.ExportedModel] = state if isinstance(state, list) else state.result()
         return done
+
+    def rerun(self, given: "feature_parameters.RerunParameters") -> "rerun.Rerun":
+        """Run the flow `rerun_from`."""
+        from genenc_core.features import rerun
+
+        def work() -> Any:
+            from genenc_flows import features
+
+            return features.rerun_from(given, return_state=True)
+
+        return _outcome(self._state_of(work, lambda: PlainRunner().rerun(given)), rerun.Rerun)
 
     def serve(self, *, port: int, pool: str | None, limit: int) -> None:
         """Run a server and a worker until interrupted."""

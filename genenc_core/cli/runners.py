@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from genenc_core.dataset import parameters as dataset_parameters
     from genenc_core.dataset import update
     from genenc_core.export import exporter
+    from genenc_core.features import parameters as feature_parameters
+    from genenc_core.features import rerun
     from genenc_core.probing import parameters as probe_parameters
     from genenc_core.run import folder, parameters, records
 
@@ -39,6 +41,10 @@ class Runner(Protocol):
 
     def export(self, given: "parameters.ExportParameters") -> "list[exporter.ExportedModel]":
         """Export a model."""
+        ...
+
+    def rerun(self, given: "feature_parameters.RerunParameters") -> "rerun.Rerun":
+        """Make a run again from its record."""
         ...
 
 
@@ -103,3 +109,9 @@ class PlainRunner:
         from genenc_core.run import model_export
 
         return model_export.export(given)
+
+    def rerun(self, given: "feature_parameters.RerunParameters") -> "rerun.Rerun":
+        """Call the core."""
+        from genenc_core.features import rerun
+
+        return rerun.rerun(given)

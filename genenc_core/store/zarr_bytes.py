@@ -174,6 +174,18 @@ def create_group(path: Path, plan: layout.StorePlan, coordinates: Iterable[layou
             raise errors.StoreError(f"coordinate {coordinate.name!r}: " + "; ".join(problems))
         taken.add(coordinate.name)
         _write_coordinate(store, coordinate, rows=plan.rows)
+    _consolidate(path)
+
+
+def _consolidate(path: Path) -> None:
+    """Repeat the metadata of all arrays in the group's: readers need one object, and xarray warns of none.
+
+    No array's metadata changes after creation, so the copies stay right.
+    """
+    arrays = {file.parent.name: json.loads(file.read_bytes()) for file in sorted(path.glob(f"*/{METADATA}"))}
+    group = json.loads((path / METADATA).read_bytes())
+    group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+    (path / METADATA).write_text(json.dumps(group, indent=2), encoding="utf-8")
 
 
 def encode(metadata: bytes, key: str, start: int, block: np.ndarray) -> list[Buffer]:

@@ -35,6 +35,7 @@ NO_DEFAULT = {
     "config",
     "output_shape",
     "image_column",
+    "image",
     "variants",
 }
 """Options that are required, or without which nothing takes their place."""
@@ -142,7 +143,10 @@ def test_a_wrong_choice_names_the_nearest(genenc: Call, arguments: tuple[str, ..
     assert words in said.err
 
 
-FROM_FIELDS = ("export", "extract", "inspect", "probe", "resume", "update", "info", "models")
+FROM_FIELDS = (
+    *("export", "extract", "inspect", "probe", "resume", "update", "info", "models"),
+    *("search", "compare", "trace", "rerun-from", "export-features"),
+)
 """Commands whose options are made from pydantic's fields."""
 
 

@@ -8,7 +8,7 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools import validation
 
 from genenc_core.run.parameters import ExtractParameters
-from genenc_flows import dataset, extraction, model, pipeline, probing
+from genenc_flows import dataset, extraction, features, model, pipeline, probing
 
 FLOWS: tuple[Any, ...] = (
     extraction.extract_features,
@@ -17,6 +17,8 @@ FLOWS: tuple[Any, ...] = (
     dataset.update_dataset,
     pipeline.pipeline,
     probing.probe_features,
+    features.rerun_from,
+    features.export_features,
 )
 
 

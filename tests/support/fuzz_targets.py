@@ -382,6 +382,9 @@ class Idle:
     def export(self, given: Any) -> Any:
         raise errors.GenencError(f"would export {given.title}")
 
+    def rerun(self, given: Any) -> Any:
+        raise errors.GenencError(f"would make {given.title} again")
+
     def serve(self, *, port: int, pool: str | None, limit: int) -> None:
         raise errors.GenencError(f"would serve {pool} on port {port}, {limit} at a time")
 
