@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from genenc_core import choices, errors
-from genenc_core.cli import benchmark, completing, datasets, operations, output, probing, reading, usage
+from genenc_core.cli import benchmark, completing, datasets, operations, output, probing, reading, results, usage
 from genenc_core.cli.runners import Flows, PlainRunner, Runner
 from genenc_core.cli.usage import Json, Plain, RunArgument
 from genenc_core.system import exits
@@ -204,6 +204,7 @@ def build_app(flows: Flows | None = None) -> typer.Typer:
     probing.add_to(app, choose_runner)
     datasets.add_to(app, choose_runner)
     reading.add_to(app)
+    results.add_to(app)
     operations.add_to(app, flows)
     benchmark.add_to(app, flows)
     return app
