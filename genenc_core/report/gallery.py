@@ -157,9 +157,8 @@ def sheet(sample: Sample) -> Section:
         base = maps.shown_image(pixels, fitting(pixels.shape[0], pixels.shape[1], SMALL))
         drawn = maps.marked(base, [(float(x), float(y)) for x, y in placed.points[at]], whole)
         figures.append(page.picture(drawn, f"image {names[row]} with its points", names[row]))
-    body = page.soft(
-        f"{len(rows)} of {len(sample.source):,} images as the model sees them: {sample.source.preprocessing.describe()}."
-    )
+    how = sample.source.preprocessing.describe()
+    body = page.soft(f"{len(rows)} of {len(sample.source):,} images as the model sees them: {how}.")
     if gone := [row for row in rows.tolist() if row not in sample.pictures.pixels]:
         body += page.soft(f"{len(gone)} of them cannot be shown: their files are gone, changed or unreadable.")
     if sample.source.point_names:
@@ -180,10 +179,16 @@ class _Maps:
     """bool `[n, h, w]`: on the image and finite."""
     placed: maps.Placed
 
-    def base(self, sample: Sample, at: int) -> np.ndarray | None:
-        """Return the image below a map; None if it cannot be shown."""
+    def layer(self, sample: Sample, at: int) -> maps.Layer:
+        """Return a map with the image below it."""
         pixels = sample.pictures.pixels.get(int(self.rows[at]))
-        return None if pixels is None else maps.shown_image(pixels, self.where.shown_size())
+        return maps.Layer(
+            where=self.where,
+            cells=self.cells[at],
+            valid=self.valid[at],
+            view=self.placed.views[at],
+            base=None if pixels is None else maps.shown_image(pixels, self.where.shown_size()),
+        )
 
 
 def _read_maps(sample: Sample) -> _Maps | None:
@@ -217,14 +222,12 @@ def _colours(sample: Sample, product: Stored, found: _Maps) -> Section:
     )
     strips = []
     for at, row in enumerate(found.rows.tolist()):
-        base, rgb = found.base(sample, at), colours.rgb(found.cells[at])
+        layer, rgb = found.layer(sample, at), colours.rgb(found.cells[at])
         name = found.names[row]
-        alone = maps.over(None, rgb, found.valid[at], found.where)
         figures = [sample.shown(row, name, most=maps.SIDE)]
-        if base is not None:
-            both = maps.over(base, rgb, found.valid[at], found.where)
-            figures.append(page.picture(both, f"map over image {name}", "over the image"))
-        figures.append(page.picture(alone, f"map of {name} in colours", "map"))
+        if layer.base is not None:
+            figures.append(page.picture(layer.over(rgb), f"map over image {name}", "over the image"))
+        figures.append(page.picture(layer.alone(rgb), f"map of {name} in colours", "map"))
         strips.append(page.pictures(figures, "strip"))
     return Section(key="maps", title="Feature maps", body=body + page.pictures(strips, "strips"))
 
@@ -263,13 +266,11 @@ def _similarity(sample: Sample, found: _Maps) -> Section:
         name = found.names[int(found.rows[at])]
         body += f"<h3>{page.e(what)} in {page.e(name)}</h3>" + page.ramp(f"{low:.2f}", f"{high:.2f}")
         figures = []
-        if (base := found.base(sample, at)) is not None:
+        if (base := found.layer(sample, at).base) is not None:
             drawn = maps.marked(base, [xy], found.where, number)
             figures.append(page.picture(drawn, f"{what} in image {name}", "the point"))
         for other, each in zip(others, similar, strict=True):
-            shown = maps.over(
-                found.base(sample, other), maps.viridis(each, low, high), found.valid[other], found.where, share=0.7
-            )
+            shown = found.layer(sample, other).over(maps.viridis(each, low, high), 0.7)
             picture = maps.marked(shown, [xy], found.where, number) if other == at else shown
             of = "the same image" if other == at else found.names[int(found.rows[other])]
             figures.append(page.picture(picture, f"similarity of {what} to {of}", of))
@@ -285,11 +286,10 @@ def _channels(sample: Sample, found: _Maps) -> Section:
         f"The {len(chosen)} channels that vary most over the cells shown, in {name}; each from its least (dark) to its "
         "largest value (yellow) in all images shown."
     )
-    base, figures = found.base(sample, 0), [sample.shown(int(found.rows[0]), "image")]
+    layer, figures = found.layer(sample, 0), [sample.shown(int(found.rows[0]), "image")]
     for channel in chosen.tolist():
         low, high = float(cells[:, channel].min()), float(cells[:, channel].max())
-        colours = maps.viridis(found.cells[0, :, :, channel], low, high)
-        drawn = maps.over(base, colours, found.valid[0], found.where, share=0.85)
+        drawn = layer.over(maps.viridis(layer.cells[..., channel], low, high), 0.85)
         words = f"channel {channel}"
         figures.append(page.picture(drawn, f"{words} of {name}", words, f"{low:.3g} to {high:.3g}"))
     return Section(key="channels", title="Channels", body=body + page.pictures(figures))

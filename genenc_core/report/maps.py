@@ -80,6 +80,13 @@ class Geometry:
         found: np.ndarray = cells[rows[:, None], columns[None, :]]
         return found
 
+    def covered(self, view: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
+        """Return which pixels of a picture have their centre in a view of `Placed`, bool `[height, width]`."""
+        y, x = ((np.arange(pixels) + 0.5) * side / pixels for pixels, side in zip(shown, self.size, strict=True))
+        left, top, right, bottom = view.tolist()
+        found: np.ndarray = ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))[None, :]
+        return found
+
     def cell_of(self, xy: np.ndarray) -> tuple[int, int]:
         """Return the (row, column) of the cell that holds a point, x and y in pixels of the model's input."""
         column, row = self.cells.index(torch.from_numpy(np.asarray(xy, np.float64))).add(0.5).floor().tolist()
@@ -208,20 +215,36 @@ def shown_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((size[1], size[0]), how))
 
 
-def over(
-    base: np.ndarray | None, colours: np.ndarray, valid: np.ndarray, where: Geometry, *, share: float = 0.6
-) -> np.ndarray:
-    """Lay the colours of cells, uint8 `[h, w, 3]`, over a picture; cells that are not valid are left out.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """The map of one image, and the picture below it."""
 
-    Without a picture they are shown alone, on grey.
-    """
-    shown = where.shown_size() if base is None else (base.shape[0], base.shape[1])
-    below = np.full((*shown, 3), 128, np.uint8) if base is None else base
-    share = 1.0 if base is None else share
-    # Grey below the colours, so that they are those of the cells alone.
-    grey = below.astype(np.float64).mean(axis=2, keepdims=True).repeat(3, axis=2)
-    mixed = (1 - share) * grey + share * where.spread(colours, shown)
-    return np.where(where.spread(valid, shown)[..., None], np.round(mixed), below).astype(np.uint8)
+    where: Geometry
+    cells: np.ndarray
+    """`[h, w, C]`."""
+    valid: np.ndarray
+    """bool `[h, w]`: on the image and finite."""
+    view: np.ndarray
+    """float64 `[4]`, as in `Placed`."""
+    base: np.ndarray | None
+    """The model's input at the size of the picture; None if it cannot be shown."""
+
+    def over(self, colours: np.ndarray, share: float = 0.6) -> np.ndarray:
+        """Lay the colours of cells, uint8 `[h, w, 3]`, over the picture, or show them alone, on grey, without one."""
+        return self.alone(colours) if self.base is None else self._mixed(self.base, colours, share)
+
+    def alone(self, colours: np.ndarray) -> np.ndarray:
+        """Show the colours of cells alone, on grey."""
+        shown = self.where.shown_size() if self.base is None else (self.base.shape[0], self.base.shape[1])
+        return self._mixed(np.full((*shown, 3), 128, np.uint8), colours, 1.0)
+
+    def _mixed(self, below: np.ndarray, colours: np.ndarray, share: float) -> np.ndarray:
+        shown = (below.shape[0], below.shape[1])
+        # Grey below the colours, so that they are those of the cells alone.
+        grey = below.astype(np.float64).mean(axis=2, keepdims=True).repeat(3, axis=2)
+        mixed = (1 - share) * grey + share * self.where.spread(colours, shown)
+        there = self.where.spread(self.valid, shown) & self.where.covered(self.view, shown)
+        return np.where(there[..., None], np.round(mixed), below).astype(np.uint8)
 
 
 def marked(picture: np.ndarray, points: Sequence[tuple[float, float]], where: Geometry, first: int = 0) -> Image.Image:

@@ -57,33 +57,12 @@ def make(given: PreviewParameters) -> Preview:
     pixels = found.pixels.get(row)
     notes = [] if pixels is not None else [f"the image is not shown: {found.missing.get(row, 'not read')}"]
     base = None if pixels is None else maps.shown_image(pixels, where.shown_size(SIDE))
-    view = _View(where=where, cells=cells[at], valid=valid[at], base=base)
-    made = dict(_drawn(view, maps.Colours.of(cells[valid]), points))
-    made["channels.png"] = _channels(view, cells[valid], given.channels)
+    layer = maps.Layer(where=where, cells=cells[at], valid=valid[at], view=placed.views[at], base=base)
+    made = dict(_drawn(layer, maps.Colours.of(cells[valid]), points))
+    made["channels.png"] = _channels(layer, cells[valid], given.channels)
     if not points:
         notes.append("no point is in view: give --at x,y to compare the cell at a place")
     return Preview(row=row, image=name, pictures=made, notes=tuple(notes))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _View:
-    """One map, and the image below it."""
-
-    where: maps.Geometry
-    cells: np.ndarray
-    """`[h, w, C]`."""
-    valid: np.ndarray
-    base: np.ndarray | None
-
-    def over(self, colours: np.ndarray, share: float = 0.6) -> np.ndarray:
-        """Lay colours of cells over the image."""
-        below = self.base
-        if below is None:
-            shown = self.where.shown_size(SIDE)
-            return np.where(
-                self.where.spread(self.valid, shown)[..., None], self.where.spread(colours, shown), 128
-            ).astype(np.uint8)
-        return maps.over(below, colours, self.valid, self.where, share=share)
 
 
 def _row(source: Source, given: PreviewParameters) -> int:
@@ -121,19 +100,19 @@ def _points(source: Source, own: np.ndarray, row: int, at: str | None) -> dict[s
 
 
 def _drawn(
-    view: _View, colours: maps.Colours, points: dict[str, tuple[float, float]]
+    layer: maps.Layer, colours: maps.Colours, points: dict[str, tuple[float, float]]
 ) -> Iterator[tuple[str, Image.Image]]:
     places = list(points.values())
-    if view.base is not None:
-        yield "image.png", maps.marked(view.base, places, view.where)
-    rgb = colours.rgb(view.cells)
-    yield "pca.png", Image.fromarray(view.over(rgb))
+    if layer.base is not None:
+        yield "image.png", maps.marked(layer.base, places, layer.where)
+    rgb = colours.rgb(layer.cells)
+    yield "pca.png", Image.fromarray(layer.over(rgb))
     for number, (name, xy) in enumerate(points.items()):
-        row, column = view.where.cell_of(np.array(xy))
-        similar = maps.cosine(view.cells[row, column], view.cells)
-        seen = similar[view.valid]
+        row, column = layer.where.cell_of(np.array(xy))
+        similar = maps.cosine(layer.cells[row, column], layer.cells)
+        seen = similar[layer.valid]
         low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
-        drawn = maps.marked(view.over(maps.viridis(similar, low, high), 0.7), [xy], view.where, number)
+        drawn = maps.marked(layer.over(maps.viridis(similar, low, high), 0.7), [xy], layer.where, number)
         yield f"similarity-{_file_name(name, number)}.png", _titled(drawn, f"{name}: cosine {low:.2f} to {high:.2f}")
 
 
@@ -142,17 +121,17 @@ def _file_name(name: str, number: int) -> str:
     return words or str(number)
 
 
-def _channels(view: _View, cells: np.ndarray, count: int) -> Image.Image:
+def _channels(layer: maps.Layer, cells: np.ndarray, count: int) -> Image.Image:
     """Return the channels that vary most as one picture, each with its number and bounds."""
     chosen = maps.lively_channels(cells, count).tolist() if len(cells) else []
-    share = _TILE / max(view.where.shown_size(SIDE))
-    height, width = (max(round(side * share), 1) for side in view.where.shown_size(SIDE))
+    share = _TILE / max(layer.where.shown_size(SIDE))
+    height, width = (max(round(side * share), 1) for side in layer.where.shown_size(SIDE))
     columns = max(math.ceil(math.sqrt(len(chosen))), 1)
     sheet = Image.new("RGB", (columns * (width + 8) + 8, math.ceil(len(chosen) / columns) * (height + 24) + 8), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for at, channel in enumerate(chosen):
         low, high = float(cells[:, channel].min()), float(cells[:, channel].max())
-        drawn = view.over(maps.viridis(view.cells[..., channel], low, high), 0.85)
+        drawn = layer.over(maps.viridis(layer.cells[..., channel], low, high), 0.85)
         left, top = 8 + at % columns * (width + 8), 8 + at // columns * (height + 24)
         sheet.paste(Image.fromarray(drawn).resize((width, height), Image.Resampling.BOX), (left, top))
         draw.text((left, top + height + 3), f"{channel}: {low:.3g} to {high:.3g}", fill="black", font=font)

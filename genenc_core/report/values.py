@@ -222,8 +222,8 @@ class _Seen:
     def add(self, stored: np.ndarray, rows: np.ndarray, index: np.ndarray, shard: np.ndarray) -> None:
         """Add vectors."""
         values = stored.astype(np.float64)
-        finite: np.ndarray = np.isfinite(values).all(axis=1)
-        constant: np.ndarray = finite & np.equal(values, values[:, :1]).all(axis=1)
+        finite: np.ndarray = np.asarray(np.isfinite(values).all(axis=1))
+        constant: np.ndarray = finite & np.asarray(np.equal(values, values[:, :1]).all(axis=1))
         good = values[finite]
         if len(good):
             self.least, self.most = np.minimum(self.least, good.min(0)), np.maximum(self.most, good.max(0))
