@@ -79,7 +79,7 @@ def build_app(flows: Flows | None = None) -> typer.Typer:
 
     @usage.command(
         app,
-        short_help="Try it: draw images, export a model, extract, verify.",
+        short_help="Try it: draw images, export a model, extract, verify, report.",
         example="genenc demo --out genenc-demo",
         guide="README.md",
     )
@@ -87,7 +87,7 @@ def build_app(flows: Flows | None = None) -> typer.Typer:
         out: Annotated[Path, usage.option(help="Where to put the demo.", group=choices.STORE)] = Path("genenc-demo"),
         plain: Plain = False,
     ) -> None:
-        """Draw a small labelled image set, export a model, extract features and probes, verify, list the outputs."""
+        """Draw a small labelled image set, export a model, extract features, verify, report, list the outputs."""
         runner = choose_runner(plain)
         with output.report_errors(), runner.session():
             from genenc_core.cli import demo as demo_command

@@ -84,10 +84,21 @@ class PreviewParameters(_OfResults):
     """Parameters of a preview."""
 
     row: int | None = option(
-        None, help="The image, by its row.", group=INPUT, often=True, metavar="<N>", limits={"ge": 0}
+        None,
+        help="The image, by its row.",
+        group=INPUT,
+        often=True,
+        metavar="<N>",
+        limits={"ge": 0},
+        usually="that of --image",
     )
     image: str | None = option(
-        None, help="The image, by its name in images.parquet.", group=INPUT, often=True, metavar="<image id>"
+        None,
+        help="The image, by its name in images.parquet.",
+        group=INPUT,
+        often=True,
+        metavar="<image id>",
+        usually="that of --row",
     )
     out: str = option(
         "", help="Folder for the PNGs.", group=STORE, often=True, metavar="<folder>", path=True, usually="preview"
@@ -101,6 +112,7 @@ class PreviewParameters(_OfResults):
         group=PRODUCTS,
         often=True,
         metavar="<x,y>",
+        usually="the labelled points",
     )
     channels: int = option(
         16, help="Channels to show, those that vary most.", group=PRODUCTS, limits={"ge": 1, "le": 256}

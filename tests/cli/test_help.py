@@ -141,7 +141,7 @@ def test_a_wrong_choice_names_the_nearest(genenc: Call, arguments: tuple[str, ..
     assert words in said.err
 
 
-FROM_FIELDS = ("export", "extract", "inspect", "probe", "resume", "update", "info", "models")
+FROM_FIELDS = ("export", "extract", "inspect", "preview", "probe", "report", "resume", "update", "info", "models")
 """Commands whose options are made from pydantic's fields."""
 
 
