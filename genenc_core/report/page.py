@@ -58,7 +58,7 @@ figure img { display: block; width: 100%; height: auto; border-radius: 6px; back
 figcaption { overflow-wrap: anywhere; line-height: 1.35; padding-top: 3px; }
 .absent { border: 1px dashed var(--line); border-radius: 6px; padding: 10px; font-size: 13px; color: var(--soft);
   overflow-wrap: anywhere; }
-.plot { overflow-x: auto; margin: 8px 0; } .plot svg { display: block; width: 100%; min-width: 340px; max-width: 760px;
+.plot { overflow-x: auto; margin: 8px 0; } .plot svg { display: block; width: 100%; min-width: 340px; max-width: 640px;
   height: auto; font-family: system-ui, sans-serif; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 13px; color: var(--soft); margin: 4px 0; }
 .legend span { overflow-wrap: anywhere; }
