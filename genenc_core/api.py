@@ -497,7 +497,8 @@ def preview(source: Root, **options: Any) -> "Preview":
         StoreError: the run or dataset is damaged.
 
     Example:
-        >>> seen = preview("mapped", image="img_002.png", at="40,30")
+        >>> run = extract("photos", "resnet18", "seen", weights="random:0", image_size=64, fit="pad", maps=True)
+        >>> seen = preview("seen", image="img_002.png", at="40,30")
         >>> sorted(seen.pictures)
         ['channels.png', 'image.png', 'pca.png', 'similarity-40-30.png']
     """
@@ -526,10 +527,9 @@ def audit(source: Root, *, version: int | str | None = None, product: str | None
         StoreError: it is damaged.
 
     Example:
-        >>> [found.product for found in audit("features")]
-        ['features', 'probes']
-        >>> audit("features", product="features")[0].not_finite.count
-        0
+        >>> run = extract("photos", "resnet18", "sound", weights="random:0", image_size=64, points="labels.csv")
+        >>> [(found.product, found.not_finite.count) for found in audit("sound")]
+        [('features', 0), ('probes', 0)]
     """
     from genenc_core.report import source as sources
     from genenc_core.report import values
