@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from genenc_core.features.search import Neighbours
     from genenc_core.features.trace import Trace
     from genenc_core.inspection.inspect import Inspection
+    from genenc_core.report.preview import Preview
+    from genenc_core.report.report import Report
+    from genenc_core.report.values import Audit
     from genenc_core.runtime.model_registry import ModelRegistry
 
     Image = str | os.PathLike[str] | np.ndarray | PIL.Image.Image
@@ -52,6 +55,9 @@ __all__ = [
     "extract",
     "inspect",
     "probe",
+    "report",
+    "preview",
+    "audit",
     "update",
     "encode",
     "export",
@@ -507,6 +513,97 @@ def inspect(images: str, model: str = "", **options: Any) -> "Inspection":
     from genenc_core.inspection.parameters import InspectParameters
 
     return inspecting.inspect(_valid(InspectParameters, _as_text({"images": images, "model": model, **options})))
+
+
+def report(source: Root, out: str | os.PathLike[str] = "", **options: Any) -> "Report":
+    """Look at a run or dataset: what ran, its images, maps, projection, values, times and origin, as one HTML page.
+
+    Nothing in it changes, and no model is loaded. Needs matplotlib (`genenc[report]`).
+
+    Args:
+        source: a run, or a dataset (its newest version, or `version`).
+        out: the `.html` file to write; without one, nothing is written.
+        options: those of `genenc report`, with `_` for `-`: `sample`, `color_by`, `projection`, ...
+
+    Returns:
+        The page as `html`, and what is in it: `counts`, `audits`, `lines()`, `as_json()`.
+
+    Raises:
+        InputError: an invalid argument, `out` lies in the run, or matplotlib is not installed.
+        StoreError: the run or dataset is damaged.
+    """
+    from genenc_core.report import report as reporting
+    from genenc_core.report import report_file
+    from genenc_core.report.parameters import ReportParameters
+
+    given = _valid(ReportParameters, _as_text({"source": _fixed(source), "out": os.fspath(out), **options}))
+    path = report_file.check(given) if out else None
+    made = reporting.make(given)
+    if path is not None:
+        report_file.write(made.html, path)
+    return made
+
+
+def preview(source: Root, **options: Any) -> "Preview":
+    """Draw pictures of one image whose map is stored; nothing is written.
+
+    Args:
+        source: a run, or a dataset (its newest version, or `version`).
+        options: those of `genenc preview` but `out`: `row` or `image`, `at`, `maps`, `channels`.
+
+    Returns:
+        `pictures`, Pillow images by file name: the image, its map in colours, its channels, and the similarity of the
+        cell at each point with all cells; `notes`: what is not shown, and why.
+
+    Raises:
+        InputError: an invalid argument, no such image, or no map is stored.
+        StoreError: the run or dataset is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "seen", weights="random:0", image_size=64, fit="pad", maps=True)
+        >>> seen = preview("seen", image="img_002.png", at="40,30")
+        >>> sorted(seen.pictures)
+        ['channels.png', 'image.png', 'pca.png', 'similarity-40-30.png']
+    """
+    _refuse_out(options, "nothing is written: save the `pictures` of the result")
+    from genenc_core.report import preview as previewing
+    from genenc_core.report.parameters import PreviewParameters
+
+    return previewing.make(_valid(PreviewParameters, _as_text({"source": _fixed(source), **options})))
+
+
+def audit(source: Root, *, version: int | str | None = None, product: str | None = None) -> "list[Audit]":
+    """Look for values that make no sense: NaN, constant, repeated and outlying vectors, dead dimensions, drift.
+
+    All stored vectors are read, or a seeded sample of them where a product has more than 8 GiB.
+
+    Args:
+        source: a run or a dataset.
+        version: of a dataset, a number or tag; None for the newest.
+        product: the array to audit; None for all but maps.
+
+    Returns:
+        One `Audit` for each product: counts with the first rows of each, `findings` in words, `as_json()`.
+
+    Raises:
+        InputError: not a run or dataset, or no such product.
+        StoreError: it is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "sound", weights="random:0", image_size=64, points="labels.csv")
+        >>> [(found.product, found.not_finite.count) for found in audit("sound")]
+        [('features', 0), ('probes', 0)]
+    """
+    from genenc_core.report import source as sources
+    from genenc_core.report import values
+
+    opened = sources.open_source(_fixed(source), version)
+    known = values.audited(opened)
+    chosen = [each for each in known if product in (None, each.name)]
+    if product is not None and not chosen:
+        names = ", ".join(each.name for each in known) or "none"
+        raise InputError(f"product {product!r} has no vectors to audit in {str(source)!r}; known: {names}")
+    return [found for each in chosen if (found := values.audit(opened, each)) is not None]
 
 
 def export(model: str, out: str, **options: Any) -> "list[ExportedModel]":

@@ -11,7 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from genenc_core import choices, errors
-from genenc_core.cli import benchmark, completing, datasets, features, operations, output, probing, reading, usage
+from genenc_core.cli import (
+    benchmark,
+    completing,
+    datasets,
+    features,
+    operations,
+    output,
+    probing,
+    reading,
+    results,
+    usage,
+)
 from genenc_core.cli.runners import Flows, PlainRunner, Runner
 from genenc_core.cli.usage import Json, Plain, RunArgument
 from genenc_core.system import exits
@@ -79,7 +90,7 @@ def build_app(flows: Flows | None = None) -> typer.Typer:
 
     @usage.command(
         app,
-        short_help="Try it: draw images, export a model, extract, verify.",
+        short_help="Try it: draw images, export a model, extract, verify, report.",
         example="genenc demo --out genenc-demo",
         guide="README.md",
     )
@@ -87,7 +98,7 @@ def build_app(flows: Flows | None = None) -> typer.Typer:
         out: Annotated[Path, usage.option(help="Where to put the demo.", group=choices.STORE)] = Path("genenc-demo"),
         plain: Plain = False,
     ) -> None:
-        """Draw a small labelled image set, export a model, extract features and probes, verify, list the outputs."""
+        """Draw a small labelled image set, export a model, extract features, verify, report, list the outputs."""
         runner = choose_runner(plain)
         with output.report_errors(), runner.session():
             from genenc_core.cli import demo as demo_command
@@ -205,6 +216,7 @@ def build_app(flows: Flows | None = None) -> typer.Typer:
     features.add_to(app, choose_runner)
     datasets.add_to(app, choose_runner)
     reading.add_to(app)
+    results.add_to(app)
     operations.add_to(app, flows)
     benchmark.add_to(app, flows)
     return app

@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 from genenc_core import text
 from genenc_core.inspection import inspect as inspecting
 from genenc_core.inspection.parameters import InspectParameters
-from genenc_tasks import thumbnails
+from genenc_core.report import broken
 from genenc_tasks.names import named
 from genenc_tasks.reporting import best_effort
 
@@ -27,4 +27,4 @@ def _markdown(found: inspecting.Inspection) -> str:
     said = "\n".join(f"- {text.markdown(line.strip())}" for line in inspecting.lines(found))
     if found.contact_sheet is None:
         return said
-    return f"{said}\n\n![contact sheet]({thumbnails.url(found.contact_sheet, 'JPEG')})\n"
+    return f"{said}\n\n![contact sheet]({broken.url(found.contact_sheet, 'JPEG')})\n"

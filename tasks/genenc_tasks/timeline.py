@@ -7,9 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from genenc_core import text
 from genenc_core.encoding import stages
+from genenc_core.report import broken
 from genenc_core.run import records
 from genenc_core.system import progress_rate
-from genenc_tasks import thumbnails
 
 COLORS: Final = {
     stages.LOAD: (230, 159, 0),
@@ -43,7 +43,7 @@ def markdown(reports: Sequence[records.ShardReport]) -> str:
                 draw.rectangle((left, top + lane * BAR, max(right, left + 1), top + (lane + 1) * BAR - 1), fill=color)
     _axis(draw, font, TOP + height, end - begin)
     words = f"{text.plural(len(done), 'shard')} by stage, over {progress_rate.duration(end - begin)}"
-    return f"![{words}]({thumbnails.url(picture)})"
+    return f"![{words}]({broken.url(picture)})"
 
 
 def _legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:

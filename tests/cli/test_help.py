@@ -144,7 +144,7 @@ def test_a_wrong_choice_names_the_nearest(genenc: Call, arguments: tuple[str, ..
 
 
 FROM_FIELDS = (
-    *("export", "extract", "inspect", "probe", "resume", "update", "info", "models"),
+    *("export", "extract", "inspect", "preview", "probe", "report", "resume", "update", "info", "models"),
     *("search", "compare", "trace", "rerun-from", "export-features"),
 )
 """Commands whose options are made from pydantic's fields."""

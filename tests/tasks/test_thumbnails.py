@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pictures
+from genenc_core.report import broken
 from genenc_tasks import thumbnails
 
 Show = Callable[..., str]
@@ -73,7 +74,7 @@ def test_a_file_that_hangs_costs_those_after_it(
         asked.extend(pipe)
         return 1e9 if len(asked) > 10 else 0.0
 
-    monkeypatch.setattr(thumbnails, "SECONDS", 0.05)
+    monkeypatch.setattr(broken, "SECONDS", 0.05)
     monkeypatch.setattr(subprocess, "_time", now)
     own = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: own(path, data) if data else os.mkfifo(path))
