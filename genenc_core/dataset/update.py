@@ -429,7 +429,7 @@ def _refuse_other_kind(like: RunFolder, source: image_source.ImageSource) -> Non
     if like.manifest.has_members != inside:
         raise errors.InputError(
             f"{source.location!r} holds {kinds[inside]}, and this dataset is of {kinds[not inside]}, whose names and "
-            "changes are told in another way: give it a dataset of its own"
+            "changes are recognised in another way: give it a dataset of its own"
         )
 
 

@@ -79,7 +79,7 @@ def test_verify_says_what_became_of_the_source(
             ("--out", "made", "--min-likelihood", "0.5", "--product", "a=gem"),
             "error: --min-likelihood 0.5 needs --points",
         ),
-        (("--out", "made", "--dtype", "int8"), "is not one of 'float32', 'float16'"),
+        (("--out", "made", "--dtype", "int4"), "is not one of 'float32', 'float16'"),
     ],
 )
 def test_wrong_use(

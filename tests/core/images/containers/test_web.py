@@ -202,7 +202,7 @@ def test_credentials_are_nowhere_in_a_run_and_come_from_the_list_again(site: web
         assert [path for path in recorded if secret.encode() in path.read_bytes()] == []
     manifest_text = json.dumps(done.run.manifest._read_table(0, 3).to_pylist())
     assert not any(secret in manifest_text for secret in SECRETS)
-    sizes = label_check._sizes(done.run.manifest, [0, 1])
+    sizes = label_check._sizes(done.run.manifest, [0, 1], None)
     assert [size.shown for size in sizes.values()] == [FRAMES[0].shape[1::-1]] * 2
     # New signatures: the same run, which goes on with them.
     write_list(tmp_path / "lists", *(each.replace("20260101", "20270101") for each in entries))
