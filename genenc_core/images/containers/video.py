@@ -1,5 +1,7 @@
 """Videos, read by FFmpeg; needs PyAV, which brings it along."""
 
+import itertools
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +21,10 @@ _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 _DECODING = {"err_detect": "explode"}
 """Damage is an error. What FFmpeg conceals is marked as corrupt; without concealment (`ec=0`) it would mark fewer
 damaged frames, and all healthy ones of several slices."""
+_SOUGHT = ("mov", "matroska", "mpegts")
+"""Formats, by a part of their name, in which a seek finds packets of known times; AVI does with an index."""
+_EARLIER = (0.0, 2.0, 15.0)
+"""Seconds before a frame at which its key frame is looked for, before the beginning."""
 _NEAR = 64
 """Frames ahead that are decoded rather than sought."""
 _MISSING = 1.5
@@ -70,6 +76,8 @@ class Video(Container):
         """Whether it is a number."""
         self._counted = False
         """Whether frames are found by number, not by time."""
+        self._sought = False
+        """Whether a seek finds key frames."""
         self._corrupt = False
         """Whether a frame since the last key frame was corrupt: later ones are made from it."""
         self._rewind()
@@ -96,7 +104,12 @@ class Video(Container):
         self._stream = self._file.streams.video[0]
         self._stream.thread_type = "NONE"  # one thread: frames are decoded in parallel processes already
         self._stream.codec_context.options = _DECODING
-        self._counted = "avi" in self._file.format.name and bool(self._stream.codec_context.has_b_frames)
+        name = self._file.format.name
+        without_times = "avi" in name or "asf" in name
+        self._counted = without_times and bool(self._stream.codec_context.has_b_frames)
+        # Reading adds what it comes by to the index of an AVI: only one of all frames is the file's own.
+        indexed = "avi" in name and 0 < self._stream.frames <= len(getattr(self._stream, "index_entries", ()))
+        self._sought = indexed or any(each in name for each in _SOUGHT)
         self._last = _NONE
 
     def members(self, frames: Frames) -> Iterator[Member]:
@@ -202,7 +215,9 @@ class Video(Container):
     def _warn_if_truncated(self, count: int, end: float) -> None:
         """Warn if there are fewer frames than the file's header says; the last one ends at `end`, in seconds."""
         length = (self._file.duration or 0) / 1e6
-        if count < self._stream.frames:
+        rate = self._stream.average_rate
+        # A header also counts frames that an edit list leaves out.
+        if count < self._stream.frames and length - end > (0.5 / rate if rate else 0):
             reason = f"{count} of the {self._stream.frames} frames that its header states"
         elif not self._stream.frames and length - end > self._may_be_missing():
             reason = f"{end:.1f} of the {length:.1f} s that its header states"
@@ -234,16 +249,26 @@ class Video(Container):
             found = self._decoded_until(wanted)
             if found is not None:
                 return found
-        # Formats without an index may not find the key frame before it; the beginning always is.
-        for place in (wanted, None):
-            self._seek(place)
+        for place in (*(wanted - round(each / self._stream.time_base) for each in self._earlier()), None):
+            if not self._seek(place, wanted):
+                continue
             found = self._decoded_until(wanted)
             if found is not None:
                 return found
         return None
 
+    def _earlier(self) -> tuple[float, ...]:
+        """Return the seconds before a frame at which to look for its key frame; () for formats that cannot be sought.
+
+        Others are decoded from the beginning: their packets have times that a seek loses (MPEG program streams), or
+        none, or pictures that are called key frames and are not (AVI without an index).
+        """
+        return _EARLIER if self._sought else ()
+
     def _far(self) -> float:
         """Return the time, in units of the stream, from which on seeking is faster than decoding."""
+        if not self._sought:
+            return math.inf
         rate = self._stream.average_rate
         return float(_NEAR / (rate * self._stream.time_base)) if rate else 0.0
 
@@ -270,7 +295,7 @@ class Video(Container):
     def _numbered(self, wanted: int) -> Any:
         """Return a frame by its number, counted from the beginning; None if there is none."""
         if self._decoding is None or self._last >= wanted or not self._numbering:
-            self._seek(None)
+            self._seek(None, wanted)
             self._last, self._numbering = -1, True
         for frame in self._frames():
             self._last += 1
@@ -279,15 +304,22 @@ class Video(Container):
         self._decoding = None
         return None
 
-    def _seek(self, wanted: int | None) -> None:
-        """Go to the key frame before a presentation time, or to the beginning."""
-        if wanted is None:
-            self._rewind()
-        else:
-            self._file.seek(wanted, stream=self._stream, backward=True)
-            self._stream.codec_context.flush_buffers()
-        self._decoding = self._file.decode(self._stream)
+    def _seek(self, place: int | None, wanted: int) -> bool:
+        """Go to a key frame near a presentation time, or to the beginning; return whether it is before `wanted`."""
         self._last, self._numbering, self._corrupt = _NONE, False, False
+        if place is None:
+            self._rewind()
+            self._decoding = self._file.decode(self._stream)
+            return True
+        self._decoding = None
+        self._file.seek(place, stream=self._stream, backward=True)
+        self._stream.codec_context.flush_buffers()
+        packets = self._file.demux(self._stream)
+        first = next((each for each in packets if each.is_keyframe and each.pts is not None), None)
+        if first is None or first.pts > wanted:
+            return False
+        self._decoding = (frame for packet in itertools.chain([first], packets) for frame in packet.decode())
+        return True
 
     def close(self) -> None:
         """Close it."""

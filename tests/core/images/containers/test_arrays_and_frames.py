@@ -1,10 +1,17 @@
 """Rules for values of arrays, and selections of frames by time."""
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pytest
+import zarr
 
-from genenc_core.images.containers import arrays
+from genenc_core import spec
+from genenc_core.images.containers import arrays, kinds
+from genenc_core.images.containers.container import NeverWritten
 from genenc_core.images.containers.frames import Frames
+from genenc_core.images.decode.decoded import ImageUnreadable
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
@@ -35,3 +42,52 @@ def test_the_first_frame_of_every_step(rate: int, per_second: int, expected: ran
 def test_times_that_a_format_rounds_move_no_frame() -> None:
     rounded = [round(index * 1000 / 30) / 1000 for index in range(60)]
     assert list(Frames.parse("10/s").of(60, rounded)) == list(range(0, 60, 3))
+
+
+@pytest.mark.parametrize("attributes", [{"scale_factor": 1e-4}, {"add_offset": np.array([5.0])}])
+def test_numbers_that_stand_for_others_are_refused(attributes: dict[str, object], tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a.zarr", data=np.ones((2, 8, 8), np.uint16), attributes={})
+    array.attrs.update({key: float(np.ravel(value)[0]) for key, value in attributes.items()})
+    with pytest.raises(ImageUnreadable, match="its numbers stand for others"):
+        kinds.open_container(str(tmp_path / "a.zarr"))
+    ranged = spec.Channels(count=1, value_range=((0.0, 10000.0),))
+    arrays.check_scale(attributes, ranged)
+    arrays.check_scale({"scale_factor": 1, "add_offset": 0, "_FillValue": "AAA="}, None)
+
+
+def test_a_frame_with_the_value_for_no_value_is_unreadable(tmp_path: Path) -> None:
+    data = np.ones((2, 8, 8), np.uint8)
+    data[1, 2, 3] = 255
+    zarr.create_array(tmp_path / "a.zarr", data=data, attributes={"_FillValue": 255})
+    opened = kinds.open_container(str(tmp_path / "a.zarr"))
+    first, second = (member.at for member in opened.members(Frames()))
+    assert opened.read(first).pixels is not None
+    with pytest.raises(ImageUnreadable, match="1 of 64 values are 255, its _FillValue"):
+        opened.read(second)
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "refused"),
+    [
+        (("time", "y", "x"), (4, 8, 9), False),
+        (("time", "x", "y"), (4, 8, 9), True),
+        (("band", "y", "x"), (3, 8, 9), True),
+        (("time", "lat", "lon", "band"), (4, 8, 9, 3), False),
+        (("time", "band", "y", "x"), (4, 3, 8, 9), False),
+        (("a", "b", "c2"), (4, 8, 9), False),
+    ],
+)
+def test_names_of_dimensions_must_agree(
+    names: tuple[str, ...], shape: tuple[int, ...], refused: bool, tmp_path: Path
+) -> None:
+    zarr.create_array(tmp_path / "a.zarr", data=np.ones(shape, np.uint8), dimension_names=names)
+    with pytest.raises(ImageUnreadable, match="would be taken for") if refused else contextlib.nullcontext():
+        kinds.open_container(str(tmp_path / "a.zarr"))
+
+
+def test_a_hole_in_a_frame_is_warned_of(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", data=np.full((4, 8, 8), 200, np.uint8), chunks=(1, 4, 4))
+    for chunk in ("c/0/0/1", "c/2/1/1"):
+        (tmp_path / "a.zarr" / chunk).unlink()
+    with pytest.warns(NeverWritten, match="2 of 4 frames"):
+        list(kinds.open_container(str(tmp_path / "a.zarr")).members(Frames()))

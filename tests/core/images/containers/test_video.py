@@ -10,7 +10,7 @@ import pytest
 
 import containers
 from genenc_core.images.containers import frames, kinds
-from genenc_core.images.containers.video import TruncatedVideo
+from genenc_core.images.containers.video import FramesNotShown, TruncatedVideo
 from genenc_core.images.decode.decoded import ImageUnreadable
 
 av: Any = pytest.importorskip("av")
@@ -35,6 +35,9 @@ def decoded(path: Path) -> tuple[list[np.ndarray], list[float]]:
 CODECS = [
     ("libx264", "clip.mp4", {"bf": "3", "g": "12"}),
     ("libx264", "slices.mp4", {"bf": "2", "g": "12", "x264-params": "threads=1:slices=3"}),
+    ("libx264", "clip.mts", {"bf": "3", "g": "12"}),
+    ("mpeg2video", "clip.wmv", {"bf": "2", "g": "12"}),
+    ("mpeg1video", "low.mpg", {"g": "12"}),
     ("libx264", "clip.mkv", {"bf": "2", "g": "250"}),
     ("mpeg4", "clip.avi", {"g": "10"}),
     ("libx264", "b-frames.avi", {"bf": "3", "g": "12"}),
@@ -61,7 +64,7 @@ def test_any_frame_is_that_of_plain_decoding(codec: str, name: str, options: dic
             pixels = video.read(members[index].at).pixels
             np.testing.assert_array_equal(pixels, wanted[index])
     per_second = [int(member.name[1:]) for member in video.members(frames.Frames.parse("3/s"))]
-    if name == "b-frames.avi":  # which has no times
+    if name in ("b-frames.avi", "clip.wmv"):  # which has no times
         times = [index / 30 for index in range(COUNT)]
     first = times[0]
     expected = [min(i for i, time in enumerate(times) if time - first >= step / 3 - 1.1e-3) for step in range(6)]
@@ -96,6 +99,41 @@ def test_a_matroska_that_begins_before_its_time_0(tmp_path: Path) -> None:
     with pytest.raises(ImageUnreadable, match="its frames have no times"):
         list(video.members(frames.Frames()))
     video.close()
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "msmpeg4", "libx264"])
+def test_an_avi_without_an_index_is_decoded_from_the_beginning(codec: str, tmp_path: Path) -> None:
+    """As a recording leaves it that was interrupted: what it calls key frames are none."""
+    path = containers.write_video(tmp_path, moving(), codec=codec, name="clip.avi", g="12", bf="0")
+    wanted, _ = decoded(path)
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"idx1")
+    data[at : at + 4] = b"JUNK"
+    path.write_bytes(data)
+    video = kinds.open_container(str(path))
+    members = list(video.members(frames.Frames()))
+    for index in (8, 4, 40, 30, 59, 3):
+        np.testing.assert_array_equal(video.read(members[index].at).pixels, wanted[index], err_msg=str(index))
+
+
+@pytest.mark.parametrize("name", ["cut.mkv", "cut.mp4", "cut.mts"])
+def test_frames_that_no_decoder_shows_are_not_counted(name: str, tmp_path: Path) -> None:
+    """A video that was cut between key frames, without encoding it again."""
+    whole = containers.write_video(tmp_path, moving(), codec="libx264", name="whole.mkv", bf="0", g="12")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.dts is not None and number >= 5:
+                packet.stream = stream
+                target.mux(packet)
+    shown, _ = decoded(tmp_path / name)
+    assert len(shown) == COUNT - 12
+    video = kinds.open_container(str(tmp_path / name))
+    with pytest.warns(FramesNotShown, match="7 frames"):
+        members = list(video.members(frames.Frames()))
+    assert [member.name for member in members] == [f"#{index}" for index in range(len(shown))]
+    for index in (0, 20, 5, 47):
+        np.testing.assert_array_equal(video.read(members[index].at).pixels, shown[index])
 
 
 def test_frames_of_unequal_length(tmp_path: Path) -> None:
@@ -224,7 +262,7 @@ def test_frames_made_from_a_corrupt_one_are_unreadable(tmp_path: Path) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(self._frame, name)
 
-    video._seek(None)
+    video._seek(None, 0)
     video.read(members[11].at)
     video._decoding = (Corrupt(frame, marked=at == 1) for at, frame in enumerate(video._decoding))
     readable = [read(video, member.at) is not None for member in members[12:25]]
