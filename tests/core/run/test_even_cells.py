@@ -130,7 +130,7 @@ def test_maps_of_strides_and_kernels_are_not_taken_for_shifted(name: str, seed: 
             with torch.no_grad():
                 return turn(net(images))[0].double()
 
-        return map_cells._is_elsewhere(compute, map_cells._Changes(compute, size), size)
+        return map_cells._is_elsewhere(compute, map_cells._Changes(compute, size, 3), size)
 
     assert not seen_elsewhere(lambda maps: maps)
     if name == "large kernel, one channel":  # every cell sees all pixels alike
