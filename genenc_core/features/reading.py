@@ -82,10 +82,12 @@ class Features:
         """
         try:
             import xarray
+
+            from genenc_core.run import float_arrays
         except ImportError as error:
             raise errors.InputError("xarray is not installed: pip install 'genenc[xarray]'") from error
-        found: xarray.Dataset = self._stored.as_xarray().rename_dims(common_names(self._stored))
-        return found
+        opened: xarray.Dataset = float_arrays.decoded(self._stored.as_xarray())
+        return opened.rename_dims(common_names(self._stored))
 
     def numpy(self, product: str, *, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Return a product, `[image, ...]`: all rows, or some in the order asked for; rows without features are NaN.

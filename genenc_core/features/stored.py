@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from genenc_core import errors, statuses, stored_arrays, text
+from genenc_core import errors, float_values, statuses, stored_arrays, text
 from genenc_core.dataset import documents, folder, origins, rows
 from genenc_core.dataset.documents import Version
 from genenc_core.dataset.folder import DatasetFolder
@@ -83,11 +83,20 @@ class Stored:
         raise NotImplementedError
 
     def take(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """Return some rows of an array; `positions` are ascending.
+        """Return some rows of an array; `positions` are ascending. Of stored integers their values, as float32.
 
         Raises:
             StoreError: an object is missing, damaged or unreadable.
         """
+        return float_values.read(
+            name,
+            lambda each: self._stored(each, positions),
+            lambda each: self.arrays[each].attributes,
+            lambda each: ("image", *self.arrays[each].dims),
+        )
+
+    def _stored(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Return some rows of an array as they are stored; raises as `take`."""
         raise NotImplementedError
 
     def origin(self, position: int) -> Origin:
@@ -215,7 +224,7 @@ class _OfRun(Stored):
             found = dict(self._group.arrays())
         return {name: _array(name, each, each.chunks[0]) for name, each in found.items() if _is_per_image(each)}
 
-    def take(self, name: str, positions: np.ndarray) -> np.ndarray:
+    def _stored(self, name: str, positions: np.ndarray) -> np.ndarray:
         if not len(positions):
             return np.empty((0, *self.arrays[name].shape), self.arrays[name].dtype)
         first, last = int(positions[0]), int(positions[-1])
@@ -300,7 +309,7 @@ class _OfVersion(Stored):
             if _is_per_image(each)
         }
 
-    def take(self, name: str, positions: np.ndarray) -> np.ndarray:
+    def _stored(self, name: str, positions: np.ndarray) -> np.ndarray:
         numbers, own = self.current.part[positions], self.current.row[positions]
         cuts = np.flatnonzero(np.diff(numbers) != 0) + 1
         found = [
@@ -393,6 +402,7 @@ def _is_per_image(array: Any) -> bool:
 def _array(name: str, opened: Any, chunk_rows: int) -> Array:
     dtype = np.dtype(object) if name in _TEXTS or opened.dtype.kind in "TUO" else np.dtype(opened.dtype)
     dims = tuple(map(str, opened.metadata.dimension_names[1:]))
+    dtype = np.dtype(np.float32) if float_values.beside(dict(opened.attrs)) else dtype
     return Array(name, dtype, tuple(opened.shape[1:]), dims, int(chunk_rows), dict(opened.attrs))
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import zarr
 
-from genenc_core import errors, spec, statuses, stored_arrays, text
+from genenc_core import errors, float_values, spec, statuses, stored_arrays, text
 from genenc_core.dataset import folder as dataset_folder
 from genenc_core.dataset import rows as dataset_rows
 from genenc_core.dataset.documents import Version
@@ -73,12 +73,19 @@ class Part:
         return zarr.open_group(self.run.store.zarr_store(), mode="r")
 
     def read(self, name: str, at: np.ndarray) -> np.ndarray:
-        """Return rows of an array, given by ascending positions among `rows`.
+        """Return rows of an array, given by ascending positions among `rows`; of stored integers their values.
 
         Raises:
             StoreError: they cannot be read.
         """
-        wanted = self.rows[at]
+        return float_values.read(
+            name,
+            lambda each: self._stored(each, self.rows[at]),
+            lambda each: dict(self.group[each].attrs),
+            lambda each: self.group[each].metadata.dimension_names,
+        )
+
+    def _stored(self, name: str, wanted: np.ndarray) -> np.ndarray:
         try:
             first, last = int(wanted[0]), int(wanted[-1]) + 1
             if last - first == len(wanted):
@@ -137,17 +144,20 @@ class Source:
 
     @functools.cached_property
     def products(self) -> tuple[Stored, ...]:
-        """All products."""
+        """All products with a value per image or point; those of regions have rows of their own."""
+        plans = [plan for plan in self.run.store.plan.arrays if plan.dims[0] == "image"]
+        beside = {plan.name: float_values.beside(plan.attributes) for plan in plans}
+        others = {array.name for array in stored_arrays.TABLE}.union(*(names.values() for names in beside.values()))
         return tuple(
             Stored(
                 name=plan.name,
                 dims=tuple(plan.dims[1:]),
                 shape=tuple(plan.shape[1:]),
-                dtype=plan.dtype,
+                dtype="float32" if beside[plan.name] else plan.dtype,
                 text=str(plan.attributes.get("genenc_product", "")),
             )
-            for plan in self.run.store.plan.arrays
-            if plan.name not in {array.name for array in stored_arrays.TABLE}
+            for plan in plans
+            if plan.name not in others
         )
 
     @functools.cached_property
