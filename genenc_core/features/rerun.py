@@ -16,8 +16,9 @@ from genenc_core.features import stored as stored_rows
 from genenc_core.features.identities import Entry
 from genenc_core.features.parameters import RerunParameters
 from genenc_core.images.sources import manifest
+from genenc_core.images.sources import regions as region_rows
 from genenc_core.run import driver, integrity, model_cache, out_folder, planning, records, status
-from genenc_core.run.folder import MANIFEST, RunFolder
+from genenc_core.run.folder import MANIFEST, REGIONS, RunFolder
 from genenc_core.run.records import Result
 from genenc_core.store import run_store
 from genenc_core.store.backends.objects import is_remote, to_root
@@ -145,7 +146,14 @@ def create(source: RunFolder, given: RerunParameters) -> RunFolder:
     with out_folder.planning_folder(given.out) as scratch:
         listed = _copied(source, scratch / MANIFEST)
         record = {"source": source.root, "store": source.store.document}
-        planning.publish(root, asked, design, listed, scratch=scratch, like=source, more={SOURCE: record})
+        regions = None if source.regions is None else region_rows.write_copy(scratch / REGIONS, source.regions)
+        planning.publish(
+            *(root, asked, design, listed),
+            scratch=scratch,
+            like=source,
+            more={SOURCE: record},
+            regions=regions,
+        )
     return RunFolder(root)
 
 

@@ -51,6 +51,14 @@ def test_search_and_compare_take_values(runs: dict[str, api.Run]) -> None:
     assert compared.cka == pytest.approx(1, abs=1e-3)
 
 
+def test_a_run_of_integers_and_regions_is_made_again(runs: dict[str, api.Run], tmp_path: Path) -> None:
+    root = Path(runs["int8"].folder.root)
+    api.rerun_from(str(root), str(tmp_path / "again"))
+    for path in sorted((root / "features.zarr").rglob("*")):
+        if path.is_file():
+            assert (tmp_path / "again" / path.relative_to(root)).read_bytes() == path.read_bytes(), path
+
+
 def test_a_report_looks_at_products_per_image(runs: dict[str, api.Run]) -> None:
     found = source.open_source(runs["int8"].folder.root)
     assert {each.name: each.dtype for each in found.products} == {"features": "float32", "probes": "float32"}
