@@ -47,7 +47,7 @@ def ran(source: Source, counts: Counts) -> Section:
     products = []
     for each in source.products:
         axes = ", ".join(f"{dim} {size}" for dim, size in zip(each.dims, each.shape, strict=True))
-        products.append((each.name, axes, each.dtype, each.text))
+        products.append((each.name, axes, each.stored_as, each.text))
     body += page.table(("array", "axes of an image", "type", "product"), products)
     if counts.lines:
         body += page.more("As genenc status says it", f"<pre>{_lines(counts.lines)}</pre>")

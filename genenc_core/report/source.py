@@ -33,6 +33,9 @@ class Stored:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
+    """Of its values."""
+    stored_as: str
+    """Type of the stored array, which may be integers with a scale."""
     text: str
     """As the run records it, `NAME=[SLOT:]MODULE[+...]@TYPE`."""
 
@@ -154,6 +157,7 @@ class Source:
                 dims=tuple(plan.dims[1:]),
                 shape=tuple(plan.shape[1:]),
                 dtype="float32" if beside[plan.name] else plan.dtype,
+                stored_as=plan.dtype,
                 text=str(plan.attributes.get("genenc_product", "")),
             )
             for plan in plans
