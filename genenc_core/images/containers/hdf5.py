@@ -44,6 +44,7 @@ class Hdf5(Container):
         self._data = self._dataset(name) if name else self._only_dataset()
         arrays.check_type(_kind(self._data), channels)
         arrays.check_scale(self._data.attrs, channels)
+        self._missing = arrays.missing_value(self._data.attrs, _kind(self._data))
         self._axes = arrays.Axes.for_images(self._data.shape, channels)
         arrays.check_names([each.label for each in self._data.dims], self._data.shape, self._axes)
 
@@ -130,7 +131,7 @@ class Hdf5(Container):
             frame = np.ascontiguousarray(self._data[index] if self._axes.stacked else self._data[()])
         except (OSError, RuntimeError, ValueError) as error:
             raise ImageUnreadable(f"damaged HDF5: {one_line(error)}") from error
-        arrays.refuse_missing(frame, arrays.missing_value(self._data.attrs, frame.dtype))
+        arrays.refuse_missing(frame, self._missing)
         mark, values = file_mark(str(self._path)), frame.data.cast("B")
         if self._channels is not None:
             return Content(b"", mark, values=values, samples=self._axes.samples(frame))

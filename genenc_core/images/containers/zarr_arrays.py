@@ -56,6 +56,7 @@ class ZarrArray(Container):
         """Of OME-Zarr: the axis of channels, which is none of `planes`; None if there is none."""
         self._metadata = str(path / _metadata_of(path))
         self._array = array
+        self._missing = arrays.missing_value(array.attrs, array.dtype)
         self._axes = axes
         self._kept: tuple[tuple[int, ...], np.ndarray] = ((), np.empty(0))
         """Index of the first frame of the chunk that was read last, and its frames."""
@@ -144,7 +145,7 @@ class ZarrArray(Container):
             raise ImageUnreadable(f"damaged Zarr: {one_line(error)}") from error
         if self.mark(at) != mark:
             raise ImageUnreadable("modified while it was read")
-        arrays.refuse_missing(frame, arrays.missing_value(self._array.attrs, frame.dtype))
+        arrays.refuse_missing(frame, self._missing)
         if self._channels is not None:
             return Content(b"", mark, values=frame.data.cast("B"), samples=self._axes.samples(frame))
         pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)

@@ -15,25 +15,22 @@ _LOOKED_AT = 10_000
 
 
 def column_names(path: Path) -> list[str]:
-    """Return the keys of the first objects.
+    """Return the keys of the first objects; raises as `keys`."""
+    return [*keys(path)]
+
+
+def keys(path: Path) -> dict[str, bool]:
+    """Return the keys of the first objects, and whether their first values are texts, numbers, true or false.
+
+    A key that is null in all of them counts as such.
 
     Raises:
         InputError: the file cannot be read, or a line is not an object.
     """
-    return [*_first_values(path)]
-
-
-def plain_columns(path: Path) -> list[str]:
-    """Return the keys whose first value is a text, a number, true, false or null; raises as above."""
-    return [key for key, value in _first_values(path).items() if not isinstance(value, list | dict)]
-
-
-def _first_values(path: Path) -> dict[str, object]:
-    """Return the keys of the first objects, with the first value of each that is not null."""
     found: dict[str, object] = {}
     for _, each in itertools.islice(_objects(path), _LOOKED_AT):
         found.update({key: value for key, value in each.items() if found.get(key) is None})
-    return found
+    return {key: not isinstance(value, list | dict) for key, value in found.items()}
 
 
 def iter_blocks(
@@ -44,7 +41,7 @@ def iter_blocks(
     Raises:
         InputError: as in `column_names`, a value is a list or an object, or a key is none of the first objects'.
     """
-    objects, known = _objects(path), _first_values(path).keys()
+    objects, known = _objects(path), keys(path).keys()
     while rows := list(itertools.islice(objects, block_rows)):
         for number, each in rows:
             if not each.keys() <= known:

@@ -127,33 +127,34 @@ class ColumnsLeftOut(UserWarning):
 
 def further_columns(path: Path, but: Collection[str]) -> list[str]:
     """Return the other columns of a table that have a name of their own, and hold texts, numbers or times."""
-    names, plain = column_names(path), _plain_columns(path)
-    return [name for name in names if name and name not in but and names.count(name) == 1 and name in plain]
+    return [name for name, reason in _left_out(path, but).items() if name and not reason]
 
 
 def warn_of_left_out(path: Path, kept: Collection[str]) -> None:
     """Warn of the columns of a table that are none of `kept`."""
-    names, plain = column_names(path), _plain_columns(path)
-    reasons = []
-    for name in dict.fromkeys(names):
-        if name in kept:
-            continue
-        if names.count(name) > 1:
-            reasons.append(f"{name!r} (several have this name)")
-        elif name not in plain:
-            reasons.append(f"{name!r} (it holds no texts, numbers or times)")
+    reasons = [f"{name!r} ({reason})" for name, reason in _left_out(path, kept).items() if reason]
     if reasons:
         shown = ", ".join(reasons[:_SHOWN]) + (", ..." if len(reasons) > _SHOWN else "")
         warnings.warn(f"{path}: columns that do not become coordinates: {shown}", ColumnsLeftOut, stacklevel=2)
 
 
-def _plain_columns(path: Path) -> Collection[str]:
+def _left_out(path: Path, but: Collection[str]) -> dict[str, str]:
+    """Return why each of the other columns cannot be a coordinate, "" where it can."""
+    columns = _columns(path)
+    names = [name for name, _ in columns]
+    reasons = {name: "" if is_plain else "it holds no texts, numbers or times" for name, is_plain in columns}
+    repeated = {name: "several have this name" for name in names if names.count(name) > 1}
+    return {name: reason for name, reason in {**reasons, **repeated}.items() if name not in but}
+
+
+def _columns(path: Path) -> list[tuple[str, bool]]:
+    """Return the names of a table's columns, and whether they hold texts, numbers or times."""
     if path.suffix.lower() in json_lines.SUFFIXES:
-        return json_lines.plain_columns(path)
-    if path.suffix.lower() not in PARQUET_SUFFIXES:
-        return column_names(path)
-    with _open_parquet(path) as file:
-        return [field.name for field in file.schema_arrow if _is_plain(field.type)]
+        return list(json_lines.keys(path).items())
+    if path.suffix.lower() in PARQUET_SUFFIXES:
+        with _open_parquet(path) as file:
+            return [(field.name, _is_plain(field.type)) for field in file.schema_arrow]
+    return [(name, True) for name in column_names(path)]
 
 
 def _is_plain(kind: pa.DataType) -> bool:

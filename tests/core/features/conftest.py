@@ -6,53 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+import labelled_photos
 import pictures
 import s3_server
 from genenc_core import api
-
-SIZES = ((80, 60), (50, 70))
-"""Width and height of the images, in turn."""
-MODEL: dict[str, Any] = {
-    "model": "tiny_models:conv",
-    "weights": "random:0",
-    "image_size": "32",
-    "fit": "pad",
-    "shard_rows": 4,
-    "batch_size": 3,
-    "device": "cpu",
-    "decode_workers": 1,
-    "trust": True,
-}
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Return a folder of 11 PNG images of two sizes."""
-    return pictures.write_folder(tmp_path / "photos", 11, sizes=SIZES)
+    return labelled_photos.write_photos(tmp_path / "photos")
 
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Return a points file: two points in most images, some missing, outside the image, or at its far corner."""
-    drawn = np.random.default_rng(7)
-    lines = ["image,point,x,y"]
-    for index in range(10):
-        width, height = SIZES[index % 2]
-        for point in ("nose", "tail"):
-            x, y = drawn.uniform(0, 1, 2) * (width, height)
-            if (index, point) == (3, "tail"):
-                continue
-            if (index, point) == (4, "nose"):
-                x, y = width + 3, 5
-            if (index, point) == (5, "nose"):
-                x, y = width, height
-            lines.append(f"img_{index:03d}.png,{point},{x:.2f},{y:.2f}")
-    path = tmp_path / "labels.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    """Return a points file of most of the images."""
+    return labelled_photos.write_labels(tmp_path / "labels.csv")
 
 
 @pytest.fixture
@@ -60,15 +31,7 @@ def extract(tmp_path: Path, photos: Path) -> Callable[..., api.Run]:
     """Return a call that extracts to a folder, or a place on S3, with a tiny model, 4 images a shard, 3 a batch."""
 
     def run(out: str, *products: str, **changes: Any) -> api.Run:
-        return api.extract(
-            **{
-                "images": str(photos),
-                "out": out if "://" in out else str(tmp_path / out),
-                "products": products,
-                **MODEL,
-                **changes,
-            }
-        )
+        return api.extract(**labelled_photos.parameters(tmp_path, photos, out, *products, **changes))
 
     return run
 
@@ -78,7 +41,7 @@ def grown(tmp_path: Path, photos: Path, labels: Path) -> Path:
     """Return a dataset of three versions and parts: images are added, changed, renamed, removed, one is unreadable."""
 
     def update(**more: Any) -> api.Dataset:
-        return api.update(str(tmp_path / "dataset"), str(photos), points=str(labels), **MODEL, **more)
+        return api.update(str(tmp_path / "dataset"), str(photos), points=str(labels), **labelled_photos.MODEL, **more)
 
     update()
     pictures.write_folder(tmp_path / "more", 3, seed=90)
