@@ -20,7 +20,7 @@ from typing import Any
 DEVNULL = subprocess.DEVNULL
 _SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER
 _FORKING = """
-import gc, json, os, socket, sys
+import gc, json, os, socket, sys, tempfile
 import numpy, torch, torchvision, zarr, pandas, pyarrow.parquet
 from genenc_core.cli import app, extraction
 from genenc_core.dataset import compact, prune, update, verify
@@ -54,6 +54,7 @@ for number, stream in enumerate(streams):
 sys.stdin = sys.__stdin__ = open(0, closefd=False)
 sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
 sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)
+tempfile.tempdir = None  # torch has asked for it
 os.chdir(asked["cwd"])
 os.environ.clear()
 os.environ.update(asked["env"])
@@ -64,7 +65,7 @@ if asked["umask"] >= 0:
 how, what, *sys.argv[1:] = asked["arguments"]
 first = [] if os.environ.get("PYTHONSAFEPATH") else ["" if how == "-c" else asked["cwd"]]
 sys.path[:] = [*first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *own]
-for name in ("data", "streams", "between", "forked", "asking", "number", "stream", "first", "own", "gc", "socket"):
+for name in ("data", "streams", "between", "forked", "asking", "number", "stream", "first", "own", "gc", "socket", "tempfile"):
     globals().pop(name, None)
 if how == "-c":
     sys.argv[0] = "-c"
