@@ -1,62 +1,32 @@
 """`genenc probe` ended by SIGKILL or Ctrl-C at any step leaves nothing wrong; again, it ends with the same bytes."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import forked
 import pictures
 from genenc_core import api
 from genenc_core.run import status
 from genenc_core.run.folder import RunFolder
 from genenc_core.store import store_keys
 from genenc_core.store.backends.objects import Objects, Root, open_objects, to_root
+from stopped_commands import Ended, Run, Step, run
 
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from genenc_core.cli import app
-from genenc_core.encoding import cancellation
-from genenc_core.probing import planning as probing
-from genenc_core.run import planning, probe_source
-from genenc_core.store import run_store, transaction
+__all__ = ["run"]
 
 STEPS = {
-    "matching": (probing, "_listed"),
-    "planning": (planning, "create_store"),
-    "reading": (probe_source.Source, "read"),
-    "staged": (transaction.Attempt, "commit"),
-    "committed": (run_store.RunStore, "_finish"),
-    "promoted": (transaction, "clean"),
+    "matching": Step("genenc_core.probing.planning", "_listed"),
+    "planning": Step("genenc_core.run.planning", "create_store"),
+    "reading": Step("genenc_core.run.probe_source", "Source.read", after=1),
+    "staged": Step("genenc_core.store.transaction", "Attempt.commit", after=1),
+    "committed": Step("genenc_core.store.run_store", "RunStore._finish", after=1),
+    "promoted": Step("genenc_core.store.transaction", "clean", after=1),
 }
-step, reached = sys.argv[1:3]
-if step:
-    owner, name = STEPS[step]
-    real = getattr(owner, name)
-    calls = []
-    def paused(*given, **more):
-        calls.append(name)
-        if step not in ("matching", "planning") and len(calls) == 1:
-            return real(*given, **more)  # one shard is stored
-        Path(reached).touch()
-        while not cancellation.current().stopping:
-            time.sleep(0.01)
-        return real(*given, **more)
-    setattr(owner, name, paused)
-sys.argv[1:] = sys.argv[3:]
-app.build_app(None)()
-"""
-"""Runs a command that waits at a step until it is stopped."""
-STEPS = ("matching", "planning", "reading", "staged", "committed", "promoted")
 PRODUCTS = ("probes=spatial_point(cell)", "pool=global_avg_pool")
-Run = Callable[..., tuple[int, str]]
+Probe = Callable[..., Ended]
 
 
 @pytest.fixture
@@ -74,33 +44,10 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def probe(tmp_path: Path, source: Path, request: pytest.FixtureRequest) -> Run:
-    """Return a call that probes in a process, ends it by a signal at a step, and returns its code and what it said."""
-    (tmp_path / "tmp").mkdir()
-
-    def run(place: Root, step: str = "", by: int = 0) -> tuple[int, str]:
-        reached = tmp_path / uuid.uuid4().hex
-        path = os.pathsep.join([str(Path(pictures.__file__).parent), *sys.path])
-        command = ["probe", str(source), "--points", str(tmp_path / "labels.csv"), "--out", str(place), "--plain"]
-        products = [word for product in PRODUCTS for word in ("--product", product)]
-        process = forked.Popen(
-            [sys.executable, "-c", PROGRAM, step, str(reached), *command, *products],
-            env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path / "tmp")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        request.addfinalizer(process.kill)
-        deadline = time.monotonic() + 120
-        while step and not reached.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if step:
-            assert reached.exists(), process.communicate(timeout=60)
-            process.send_signal(by)
-        _, told = process.communicate(timeout=120)
-        return process.returncode, told
-
-    return run
+def probe(run: Run, tmp_path: Path, source: Path) -> Probe:
+    products = [word for product in PRODUCTS for word in ("--product", product)]
+    words = ["probe", str(source), "--points", str(tmp_path / "labels.csv"), "--plain", *products]
+    return lambda place, **stop: run([*words, "--out", str(place)], **stop)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -121,9 +68,9 @@ def files(root: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def assert_whole(probe: Run, place: Root, source: Path, tmp_path: Path) -> None:
-    assert probe(place)[0] == 0
-    assert probe(tmp_path / "uninterrupted")[0] == 0
+def assert_whole(probe: Probe, place: Root, tmp_path: Path) -> None:
+    assert probe(place).code == 0
+    assert probe(tmp_path / "uninterrupted").code == 0
     assert stored(place) == stored(tmp_path / "uninterrupted")
     report = status.verify_run(RunFolder(place), content=True)
     assert (report.problems, report.pending, report.unpromoted) == ((), (), ())
@@ -133,21 +80,21 @@ def assert_whole(probe: Run, place: Root, source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_every_step(probe: Run, place: Root, source: Path, tmp_path: Path) -> None:
+def test_killed_at_every_step(probe: Probe, place: Root, source: Path, tmp_path: Path) -> None:
     before = files(source)
-    for step in STEPS:
-        assert probe(place, step, signal.SIGKILL)[0] == -signal.SIGKILL, step
-        if step not in ("matching", "planning"):
-            assert status.verify_run(RunFolder(place)).problems == (), step
-    assert_whole(probe, place, source, tmp_path)
+    for name, step in STEPS.items():
+        assert probe(place, at=step, by=signal.SIGKILL).code == -signal.SIGKILL, name
+        if name not in ("matching", "planning"):
+            assert status.verify_run(RunFolder(place)).problems == (), name
+    assert_whole(probe, place, tmp_path)
     assert files(source) == before
 
 
 @pytest.mark.slow
-def test_interrupted_at_every_step(probe: Run, source: Path, tmp_path: Path) -> None:
+def test_interrupted_at_every_step(probe: Probe, tmp_path: Path) -> None:
     place = tmp_path / "probes"
-    for step in ("matching", "planning", "reading", "staged"):
-        code, told = probe(place, step, signal.SIGINT)
-        assert code == 130, told
-        assert told.startswith("stopped: ") or "\nstopped: " in told
-    assert_whole(probe, place, source, tmp_path)
+    for name in ("matching", "planning", "reading", "staged"):
+        ended = probe(place, at=STEPS[name], by=signal.SIGINT)
+        assert ended.code == 130, ended.told
+        assert ended.told.startswith("stopped: ") or "\nstopped: " in ended.told
+    assert_whole(probe, place, tmp_path)

@@ -65,7 +65,7 @@ if asked["umask"] >= 0:
 how, what, *sys.argv[1:] = asked["arguments"]
 first = [] if os.environ.get("PYTHONSAFEPATH") else ["" if how == "-c" else asked["cwd"]]
 sys.path[:] = [*first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *own]
-for name in ("data", "streams", "between", "forked", "asking", "number", "stream", "first", "own", "gc", "socket", "tempfile"):
+for name in "data streams between forked asking number stream first own gc socket tempfile".split():
     globals().pop(name, None)
 if how == "-c":
     sys.argv[0] = "-c"
