@@ -175,7 +175,7 @@ def describe_file(file: BinaryIO) -> tuple[str, str]:
             kind = _MODES.get(mode, mode)
         if form == "AVIF":  # which Pillow reduces to 8 bits
             file.seek(0)
-            return form, kind.replace("8", str(heif.av1_bits(file.read(2**16))), 1)
+            return form, kind.replace("8", str(heif.bits(file.read(2**16))), 1)
         return form, kind
     return "unknown", "unknown"
 

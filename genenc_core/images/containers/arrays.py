@@ -14,6 +14,7 @@ _ROLES = {
     **dict.fromkeys(("y", "row", "rows", "height", "lat", "latitude"), "y"),
     **dict.fromkeys(("x", "column", "columns", "col", "cols", "width", "lon", "longitude"), "x"),
     **dict.fromkeys(("c", "channel", "channels", "band", "bands", "rgb"), "c"),
+    **dict.fromkeys(("t", "time", "times", "z", "depth", "n", "frame", "frames", "image", "images", "sample"), "frame"),
 }
 """Names of dimensions, in lower case."""
 _CHANNEL_RULE = (
@@ -55,12 +56,15 @@ class Axes(NamedTuple):
         raise ImageUnreadable(f"an array of shape {list(shape)} is not a stack of images: {_RULE}")
 
     @classmethod
-    def of_channels(cls, shape: Sequence[int], channels: spec.Channels) -> "Axes":
+    def of_channels(
+        cls, shape: Sequence[int], channels: spec.Channels, names: Sequence[object] | None = None
+    ) -> "Axes":
         """Take the axes of an array whose images have other channels than RGB.
 
-        Two axes are one image of one channel. Three are frames of one channel where one is all that is wanted, without
-        a choice of it; else one image, whose channels are the shorter of the first and the last axis. Four are frames;
-        1, 3 or 4 channels are last, else first, and other numbers are the shorter axis.
+        Two axes are one image of one channel. Three are frames of one channel where the name of the first says so, or
+        where its name does not say otherwise and no more than one channel is wanted, or the first alone is chosen; else
+        one image, whose channels are the shorter of the first and the last axis. Four are frames; 1, 3 or 4 channels
+        are last, else first, and other numbers are the shorter axis.
 
         Raises:
             ImageUnreadable: another shape, or axes of equal length of which either may be that of the channels.
@@ -68,7 +72,9 @@ class Axes(NamedTuple):
         if min(shape, default=0) >= 1 and len(shape) in (2, 3, 4):
             if len(shape) == 2:
                 return cls(1, stacked=False, channels_first=False)
-            if len(shape) == 3 and channels.count == 1 and channels.chosen is None:
+            first_named = _ROLES.get(str(names[0]).lower()) if names and len(names) == len(shape) else None
+            grey = channels.count == 1 if channels.chosen is None else max(channels.chosen) == 0
+            if len(shape) == 3 and (first_named == "frame" or (grey and first_named is None)):
                 return cls(shape[0], stacked=True, channels_first=False)
             stacked = len(shape) == 4
             first, last = shape[1] if stacked else shape[0], shape[-1]
@@ -79,14 +85,22 @@ class Axes(NamedTuple):
         raise ImageUnreadable(f"an array of shape {list(shape)} is not one of images with channels: {_CHANNEL_RULE}")
 
     @classmethod
-    def for_images(cls, shape: Sequence[int], channels: spec.Channels | None) -> "Axes":
-        """Take the axes of an array, of RGB or grey without `channels`; raises as these."""
-        return cls.of(shape) if channels is None else cls.of_channels(shape, channels)
+    def for_images(
+        cls, shape: Sequence[int], channels: spec.Channels | None, names: Sequence[object] | None = None
+    ) -> "Axes":
+        """Take the axes of an array, of RGB or grey without `channels`, by its shape and the names of its dimensions.
 
-    def samples(self, frame: np.ndarray) -> Samples:
-        """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as samples `[H, W, C]`."""
+        Raises:
+            ImageUnreadable: as these, and where the names do not agree with what is taken.
+        """
+        axes = cls.of(shape) if channels is None else cls.of_channels(shape, channels, names)
+        _check_names(names, shape, axes)
+        return axes
+
+    def samples(self, frame: np.ndarray, missing: float | None = None) -> Samples:
+        """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as samples `[H, W, C]`; `missing` has no data."""
         values = np.moveaxis(frame, 0, 2) if self.channels_first else frame
-        return Samples.of(values[..., None] if values.ndim == 2 else values)
+        return Samples.of(values[..., None] if values.ndim == 2 else values)._replace(no_data=missing)
 
 
 def check_type(kind: "np.dtype[Any]", channels: spec.Channels | None = None) -> None:
@@ -122,20 +136,24 @@ def check_scale(attributes: Mapping[str, Any], channels: spec.Channels | None) -
         )
 
 
-def missing_value(attributes: Mapping[str, Any], kind: "np.dtype[Any]") -> int | None:
-    """Return the integer that stands for no value by an array's attributes; None for none, or 0, which is black."""
-    if kind.kind not in "iu":
+def missing_value(attributes: Mapping[str, Any], kind: "np.dtype[Any]", unwritten: object = None) -> float | None:
+    """Return the finite value that stands for none by an array's attributes, or by its value for what was not written.
+
+    None for none, and for 0, which is black. What was not written counts if it is below 0, which no camera gives.
+    """
+    if kind.kind not in "iuf":
         return None
-    found = (_number(attributes, name, 0.0) for name in ("_FillValue", "missing_value"))
-    return next((int(value) for value in found if value and value == int(value)), None)
+    found = [_number(attributes, name, 0.0) for name in ("_FillValue", "missing_value")]
+    found.append(min(_number({"": unwritten}, "", 0.0), 0.0))
+    return next((value for value in found if value and (kind.kind == "f" or value == int(value))), None)
 
 
-def refuse_missing(frame: np.ndarray, missing: int | None) -> None:
+def refuse_missing(frame: np.ndarray, missing: float | None) -> None:
     """Check that no pixel of a frame has the value that stands for none; raises `ImageUnreadable`."""
     count = 0 if missing is None else int((frame == missing).sum())
     if count:
         raise ImageUnreadable(
-            f"{count} of {frame.size} values are {missing}, its _FillValue, that is no value: write 0 for black"
+            f"{count} of {frame.size} values are {missing:g}, its _FillValue, that is no value: write 0 for black"
         )
 
 
@@ -147,7 +165,7 @@ def _number(attributes: Mapping[str, Any], name: str, default: float) -> float:
     return float(value.reshape(-1)[0]) if value.size == 1 and np.isfinite(value).all() else default
 
 
-def check_names(names: Sequence[object] | None, shape: Sequence[int], axes: Axes) -> None:
+def _check_names(names: Sequence[object] | None, shape: Sequence[int], axes: Axes) -> None:
     """Check that the names of an array's dimensions agree with what is taken for its rows, columns and channels.
 
     Raises:

@@ -44,9 +44,8 @@ class Hdf5(Container):
         self._data = self._dataset(name) if name else self._only_dataset()
         arrays.check_type(_kind(self._data), channels)
         arrays.check_scale(self._data.attrs, channels)
-        self._missing = arrays.missing_value(self._data.attrs, _kind(self._data))
-        self._axes = arrays.Axes.for_images(self._data.shape, channels)
-        arrays.check_names([each.label for each in self._data.dims], self._data.shape, self._axes)
+        self._missing = arrays.missing_value(self._data.attrs, _kind(self._data), self._data.fillvalue)
+        self._axes = arrays.Axes.for_images(self._data.shape, channels, _names(self._data))
 
     @classmethod
     def open(cls, path: str, channels: spec.Channels | None = None) -> "Hdf5":
@@ -131,10 +130,10 @@ class Hdf5(Container):
             frame = np.ascontiguousarray(self._data[index] if self._axes.stacked else self._data[()])
         except (OSError, RuntimeError, ValueError) as error:
             raise ImageUnreadable(f"damaged HDF5: {one_line(error)}") from error
-        arrays.refuse_missing(frame, self._missing)
         mark, values = file_mark(str(self._path)), frame.data.cast("B")
         if self._channels is not None:
-            return Content(b"", mark, values=values, samples=self._axes.samples(frame))
+            return Content(b"", mark, values=values, samples=self._axes.samples(frame, self._missing))
+        arrays.refuse_missing(frame, self._missing)
         return Content(b"", mark, arrays.rgb(frame, channels_first=self._axes.channels_first), values)
 
     def close(self) -> None:
@@ -150,6 +149,11 @@ def _may_be_frames(data: Any, channels: spec.Channels | None) -> bool:
         return len(data.shape) > 2 and bool(arrays.Axes.for_images(data.shape, channels))
     except ImageUnreadable:
         return False
+
+
+def _names(data: Any) -> list[str]:
+    """Return the labels of a dataset's dimensions."""
+    return [each.label for each in data.dims]
 
 
 def _kind(data: Any) -> np.dtype[Any]:

@@ -56,7 +56,7 @@ class ZarrArray(Container):
         """Of OME-Zarr: the axis of channels, which is none of `planes`; None if there is none."""
         self._metadata = str(path / _metadata_of(path))
         self._array = array
-        self._missing = arrays.missing_value(array.attrs, array.dtype)
+        self._missing = arrays.missing_value(array.attrs, array.dtype, array.fill_value)
         self._axes = axes
         self._kept: tuple[tuple[int, ...], np.ndarray] = ((), np.empty(0))
         """Index of the first frame of the chunk that was read last, and its frames."""
@@ -90,10 +90,8 @@ class ZarrArray(Container):
                 del planes[own]
             axes = arrays.Axes(math.prod(planes), stacked=bool(planes), channels_first=own is not None)
             return cls(place, found, axes, tuple(planes), channels, own)
-        axes = arrays.Axes.for_images(found.shape, channels)
         dimensions: Any = getattr(found.metadata, "dimension_names", None) or found.attrs.get("_ARRAY_DIMENSIONS")
-        arrays.check_names(dimensions, found.shape, axes)
-        return cls(place, found, axes, None, channels)
+        return cls(place, found, arrays.Axes.for_images(found.shape, channels, dimensions), None, channels)
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
@@ -145,9 +143,9 @@ class ZarrArray(Container):
             raise ImageUnreadable(f"damaged Zarr: {one_line(error)}") from error
         if self.mark(at) != mark:
             raise ImageUnreadable("modified while it was read")
-        arrays.refuse_missing(frame, self._missing)
         if self._channels is not None:
-            return Content(b"", mark, values=frame.data.cast("B"), samples=self._axes.samples(frame))
+            return Content(b"", mark, values=frame.data.cast("B"), samples=self._axes.samples(frame, self._missing))
+        arrays.refuse_missing(frame, self._missing)
         pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
         return Content(b"", mark, pixels, frame.data.cast("B"))
 

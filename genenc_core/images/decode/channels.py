@@ -1,6 +1,5 @@
 """Decoding to channels other than 8-bit RGB: each channel's own values, chosen and scaled, as float32."""
 
-import re
 from collections.abc import Sequence
 
 import imagecodecs
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 
 from genenc_core import spec
-from genenc_core.images.decode import decode, headers, png, tiff_channels
+from genenc_core.images.decode import decode, headers, heif, png, pnm, tiff_channels
 from genenc_core.images.decode.decoded import Decoded, ImageUnreadable, Samples
 from genenc_core.system import memory
 
@@ -24,13 +23,18 @@ _WIDE = (np.float64, np.int32, np.uint32, np.int64, np.uint64)
 def decode_channels(data: bytes | bytearray, wanted: spec.Channels, *, max_pixels: int = decode.MAX_PIXELS) -> Decoded:
     """Decode an image's bytes to float32 `[C, H, W]`, upright.
 
-    Every sample of a TIFF is a channel, with its own bits, and so are those of a PNG without a palette; a grey JPEG has
-    one channel; all else has the three of `decode.decode_image`.
+    Every sample of a TIFF is a channel, with its own bits, and so are those of a PNG without a palette, a PGM or a PPM;
+    a grey JPEG has one channel; all else has the three of `decode.decode_image`.
 
     Raises:
         ImageUnreadable: as `decode.decode_image` and `selected`.
     """
     try:
+        if wanted.value_range is not None and (bits := heif.bits(data)) > 8:
+            raise ImageUnreadable(
+                f"{heif.kind(data)} of {bits} bits per channel is read as one of 8, of which --value-range would be: "
+                "save it as a PNG or TIFF of 16 bits"
+            )
         samples, orientation = _samples(data, max_pixels)
         return selected(samples, wanted, orientation)
     except (ImageUnreadable, MemoryError):
@@ -88,30 +92,40 @@ def count_of(data: bytes | bytearray) -> int:
         return tiff_channels.Layout.of_bytes(data).channels
     if data.startswith(headers.PNG_SIGNATURE):
         return _PNG_CHANNELS[png.parse(data).kind]
-    return 1 if _is_grey(data) else 3
+    if pnm.is_pnm(data):
+        return pnm.count_of(data)
+    return 1 if _is_grey_jpeg(data) else 3
 
 
 def _samples(data: bytes | bytearray, max_pixels: int) -> tuple[Samples, int]:
     """Return an image's samples as stored, and its EXIF orientation."""
     if data.startswith(_TIFF):
         return tiff_channels.read(data, max_pixels)
+    if pnm.is_pnm(data):
+        return pnm.read(data, max_pixels), 1
     if data.startswith(headers.PNG_SIGNATURE):
         parsed = png.parse(data)
         decode.check_size(parsed.height, parsed.width, max_pixels)
         if parsed.kind != _PALETTE:
-            parsed.check_pixels()
-            values = np.asarray(imagecodecs.png_decode(parsed.without_transparency()))
-            return Samples.of(values.reshape(*values.shape[:2], -1)), headers.exif_orientation(parsed.exif)
+            return _of_png(parsed), headers.exif_orientation(parsed.exif)
     image = decode.decode_image(data, max_pixels=max_pixels)
     # Its pixels are upright already.
     values = image.pixels.permute(1, 2, 0).numpy()
-    return Samples.of(values[..., :1] if _is_grey(data) else values), 1
+    return Samples.of(values[..., :1] if _is_grey_jpeg(data) else values), 1
 
 
-def _is_grey(data: bytes | bytearray) -> bool:
-    """Return whether a JPEG has one component, or a file is a PGM or PBM."""
-    if re.match(rb"P[1245]\s", data[:3]):
-        return True
+def _of_png(parsed: png.Png) -> Samples:
+    parsed.check_pixels()
+    values = np.asarray(imagecodecs.png_decode(parsed.without_transparency()))
+    values = values.reshape(*values.shape[:2], -1)
+    if parsed.bits >= 8:
+        return Samples.of(values)
+    largest = 2**parsed.bits - 1
+    return Samples(values // (255 // largest), (0.0, float(largest)))  # the decoder expands them to 8 bits
+
+
+def _is_grey_jpeg(data: bytes | bytearray) -> bool:
+    """Return whether the data is a JPEG of one component."""
     header = headers.jpeg_header(data) if data.startswith(b"\xff\xd8\xff") else None
     return header is not None and header.components == _GREY
 

@@ -32,12 +32,20 @@ def is_cropped(data: bytes | bytearray) -> bool:
     return any(name == b"meta" and b"clap" in data[start:end] for name, start, end in _boxes(data))
 
 
-def av1_bits(data: bytes | bytearray) -> int:
-    """Return the bits per channel of an AVIF by its codec configuration (`av1C`, AV1 in ISOBMFF 2.3); 8 without one."""
+def bits(data: bytes | bytearray) -> int:
+    """Return the bits per channel of an AVIF or HEIC by its codec's configuration; 8 for other files.
+
+    `av1C` is defined by AV1 in ISOBMFF, 2.3, `hvcC` by ISO/IEC 14496-15, 8.3.3.
+    """
+    codec = {"AVIF": b"av1C", "HEIC": b"hvcC"}.get(kind(data) or "", b"")
     for name, start, end in _boxes(data):
-        at = data.find(b"av1C", start, end)
-        if name == b"meta" and at >= 0 and len(data) > at + 6:
-            is_high, is_twelve = data[at + 6] & 0x40, data[at + 6] & 0x20
+        at = data.find(codec, start, end) + 4
+        if not codec or name != b"meta" or at < 4:
+            continue
+        if codec == b"hvcC":
+            return 8 + (data[at + 17] & 7) if len(data) > at + 17 else 8
+        if len(data) > at + 2:
+            is_high, is_twelve = data[at + 2] & 0x40, data[at + 2] & 0x20
             return 12 if is_high and is_twelve else 10 if is_high else 8
     return 8
 

@@ -1,5 +1,6 @@
 """Masks in image files of their own, one per image: binary masks, or label images with a value per region."""
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ import numpy as np
 from PIL import Image
 
 from genenc_core import errors
+from genenc_core.images.decode import decode, headers, png, tiff, tiff_channels
+from genenc_core.images.decode.decoded import ImageUnreadable
 from genenc_core.images.labels.masks import Mask
 from genenc_core.images.labels.region_table import Region
 
 SUFFIXES: Final = (".png", ".tif", ".tiff")
 _ENDINGS: Final = re.compile(r"(.+?)[_-](?:cp_masks?|masks?|seg|segmentation|labels?|instances?|inst)\Z", re.IGNORECASE)
 """What tools put behind the name of the image."""
-_GREY: Final = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _FULL: Final = 255
 MOST_REGIONS: Final = 65_535
 """In one file."""
@@ -76,19 +78,50 @@ def _stems(files: Sequence[Path]) -> list[str]:
 
 
 def _read(path: Path) -> tuple[np.ndarray, bool]:
-    """Return the values `[H, W]`, and whether they have 8 bits; one bit counts as 0 and 255."""
+    """Return the values as stored `[H, W]`, and whether they have 8 bits; one bit counts as 0 and 255."""
     try:
-        with Image.open(path) as opened:
-            mode = opened.mode
-            if mode not in _GREY:
-                raise errors.InputError(
-                    f"the mask {str(path)!r} is of the mode {mode}, with {len(opened.getbands())} channels: which "
-                    "colour is which region is not known. Write label images: one channel, 0 for none, and a value per "
-                    "region"
-                )
-            values = np.asarray(opened)
+        data = path.read_bytes()
+        values, bits = _of_png(data) if data.startswith(headers.PNG_SIGNATURE) else _of_tiff(data)
+    except ImageUnreadable as error:
+        raise errors.InputError(f"cannot read the mask {str(path)!r}: {error}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise errors.InputError(f"cannot read the mask {str(path)!r}: {errors.reason(error)}") from error
-    if mode == "1":
-        return values.astype(np.uint8) * _FULL, True
-    return values, mode in ("L", "P")
+    if values.ndim != 2:
+        raise errors.InputError(
+            f"the mask {str(path)!r} has {values.shape[2]} channels: which colour is which region is not known. Write "
+            "label images: one channel, 0 for none, and a value per region"
+        )
+    if values.dtype.kind not in "uib" or values.min() < 0:
+        raise errors.InputError(
+            f"the mask {str(path)!r} has values from {values.min():g}, of type {values.dtype}: write whole numbers, 0 "
+            "for none, and a value per region"
+        )
+    return (values.astype(np.uint8) * _FULL, True) if bits == 1 else (values, bits == 8)
+
+
+def _of_png(data: bytes) -> tuple[np.ndarray, int]:
+    """Return the pixels and their bits; of a palette the indices."""
+    parsed = png.parse(data)
+    _refuse_turned(headers.exif_orientation(parsed.exif))
+    with Image.open(io.BytesIO(data)) as opened:
+        mode, values = opened.mode, np.asarray(opened)
+    if mode == "L" and parsed.bits < 8:
+        values = values // (_FULL // (2**parsed.bits - 1))  # the decoder expands them to 8 bits
+    return values, 8 if mode == "P" else parsed.bits
+
+
+def _of_tiff(data: bytes) -> tuple[np.ndarray, int]:
+    """Return what is stored and its bits, whether white or black stands for 0."""
+    with tiff_channels.opened(data) as file:
+        if len(file.pages) > 1 or tiff.has_planes_behind(file):
+            raise ImageUnreadable("it has several pages: write one label image per image, with a value per region")
+        page = tiff.Page(file)
+        _refuse_turned(page.orientation)
+        decode.check_size(page.height, page.width, decode.MAX_PIXELS)
+        values = page.stored()
+        return values[..., 0] if values.shape[2:] == (1,) else values, page.bits
+
+
+def _refuse_turned(orientation: int) -> None:
+    if orientation != 1:
+        raise ImageUnreadable(f"it states the orientation {orientation}: write it upright")

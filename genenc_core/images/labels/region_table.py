@@ -220,13 +220,13 @@ def _in_pixels(corners: np.ndarray, scale: PointsScale, size: tuple[int, int]) -
 
 
 def _box(region: Region, scale: PointsScale, mask: Mask | None) -> tuple[float, float, float, float]:
-    if region.box is None:
-        assert mask is not None
+    if mask is not None:
         found = np.array(mask.box)
         if scale.relative:
             found = found / np.array([mask.size[1], mask.size[0]] * 2)
         return _four(found.tolist())
     numbers = region.box
+    assert numbers is not None
     if any(math.isnan(each) for each in numbers):
         raise errors.InputError(
             f"{region.place}: the box of {region.image!r} lacks a number: give all four, or remove the row"

@@ -75,6 +75,8 @@ def test_a_frame_with_the_value_for_no_value_is_unreadable(tmp_path: Path) -> No
         (("time", "lat", "lon", "band"), (4, 8, 9, 3), False),
         (("time", "band", "y", "x"), (4, 3, 8, 9), False),
         (("a", "b", "c2"), (4, 8, 9), False),
+        (("z", "y", "x"), (9, 8, 3), True),
+        (("t", "z", "y", "x"), (4, 3, 8, 9), True),
     ],
 )
 def test_names_of_dimensions_must_agree(

@@ -12,6 +12,7 @@ import zarr
 from genenc_core import spec
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.frames import Frames
+from genenc_core.images.decode import channels as decode_channels
 from genenc_core.images.decode.decoded import ImageUnreadable
 
 SIX = spec.Channels(count=6)
@@ -118,3 +119,68 @@ def test_frames_of_a_tiff_are_pages_or_what_its_axes_say(tmp_path: Path) -> None
     assert all(np.array_equal(frame, own) for frame, own in zip(frames(f"{tmp_path}/pages.tif"), pages, strict=True))
     tifffile.imwrite(tmp_path / "ome.tif", VALUES, ome=True, photometric="minisblack", metadata={"axes": "TCYX"})
     assert all(np.array_equal(frame, own) for frame, own in zip(frames(f"{tmp_path}/ome.tif"), pages, strict=True))
+
+
+@pytest.mark.parametrize("write", [write_npy, write_hdf5, write_zarr])
+@pytest.mark.parametrize(
+    ("shape", "channels", "expected"),
+    [
+        ((5, 20, 30), spec.Channels(count=3, chosen=(0, 0, 0)), (5, 20, 30, 1)),
+        ((50, 20, 30), spec.Channels(count=1, chosen=(0,)), (50, 20, 30, 1)),
+        ((5, 20, 30), spec.Channels(count=1), (5, 20, 30, 1)),
+        ((5, 20, 30), spec.Channels(count=1, chosen=(2,)), (1, 20, 30, 5)),
+        ((5, 20, 30), spec.Channels(count=5), (1, 20, 30, 5)),
+        ((20, 30, 5), spec.Channels(count=2, chosen=(0, 4)), (1, 20, 30, 5)),
+    ],
+)
+def test_three_axes_are_grey_frames_or_one_image(
+    write: Callable[[Path, np.ndarray], str],
+    shape: tuple[int, ...],
+    channels: spec.Channels,
+    expected: tuple[int, ...],
+    tmp_path: Path,
+) -> None:
+    found = frames(write(tmp_path, np.ones(shape, np.uint16)), channels)
+    assert (len(found), *found[0].shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "channels", "expected"),
+    [
+        ("t", spec.Channels(count=3, chosen=(0, 2, 1)), (5, 20, 30, 1)),
+        ("Frame", spec.Channels(count=5), (5, 20, 30, 1)),
+        ("z", spec.Channels(count=1, chosen=(0,)), (5, 20, 30, 1)),
+        ("band", spec.Channels(count=1, chosen=(0,)), (1, 20, 30, 5)),
+        ("channel", spec.Channels(count=1), (1, 20, 30, 5)),
+    ],
+)
+def test_names_of_dimensions_decide(
+    first: str, channels: spec.Channels, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    data = np.ones((5, 20, 30), np.uint16)
+    zarr.create_array(tmp_path / "a.zarr", data=data, dimension_names=(first, "y", "x"))
+    found = frames(str(tmp_path / "a.zarr"), channels)
+    assert (len(found), *found[0].shape) == expected
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("stated", ["attribute", "unwritten"])
+def test_the_value_for_no_value_has_no_data(kind: str, stated: str, tmp_path: Path) -> None:
+    """As the value in GDAL's tag of a TIFF: 0 in the image, and an image of nothing else is unreadable."""
+    data = np.full((2, 6, 8, 8), 2500, kind)
+    data[0, :, :4] = -9999
+    data[1] = -9999
+    attributes = {"_FillValue": -9999.0} if stated == "attribute" else {}
+    zarr.create_array(
+        tmp_path / "a.zarr", data=data, attributes=attributes, fill_value=0 if stated == "attribute" else -9999
+    )
+    wanted = spec.Channels(count=6, value_range=((0.0, 10000.0),))
+    container = kinds.open_container(str(tmp_path / "a.zarr"), wanted)
+    first, second = (container.read(str(at)).samples for at in range(2))
+    assert first is not None
+    assert second is not None
+    pixels = decode_channels.selected(first, wanted).pixels.numpy()
+    assert (pixels[:, :4] == 0).all()
+    assert (pixels[:, 4:] == 0.25).all()
+    with pytest.raises(ImageUnreadable, match="none of its pixels has data"):
+        decode_channels.selected(second, wanted)

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import struct
+import zlib
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -245,3 +248,70 @@ def test_channels_are_fitted_as_torch_resizes_floats(fit: Any, interpolation: An
     assert found.is_contiguous()
     assert torch.allclose(found, expected, rtol=0, atol=1e-6)
     assert affine == plan.affine
+
+
+def pnm(values: np.ndarray, largest: int, *, plain: bool) -> bytes:
+    """Return a PGM of `[1, H, W]` or a PPM of `[3, H, W]`."""
+    rows = values.transpose(1, 2, 0)
+    kind = ("P2" if plain else "P5") if len(values) == 1 else ("P3" if plain else "P6")
+    head = f"{kind}\n# by a camera\n{WIDTH} {HEIGHT}\n{largest}\n".encode()
+    if plain:
+        return head + b"# 1 2 3\n" + " ".join(map(str, rows.reshape(-1))).encode() + b"\n"
+    return head + rows.astype(">u2" if largest > 255 else np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("largest", [7, 255, 4095, 65535])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_pgm_and_a_ppm_keep_their_values(count: int, largest: int, plain: bool) -> None:
+    values = np.random.default_rng(1).integers(0, largest + 1, (count, HEIGHT, WIDTH))
+    data = pnm(values, largest, plain=plain)
+    np.testing.assert_array_equal(read(data, count, value_range=((0.0, 1.0),)), values)
+    np.testing.assert_array_equal(read(data, count), (values / np.float32(largest)).astype(np.float32))
+    assert channels.count_of(data) == count
+    with pytest.raises(decoded.ImageUnreadable, match="truncated"):
+        read(data[:-20], count)
+    values[0, 3, 3] = largest + 1
+    if largest not in (255, 65535) or plain:
+        with pytest.raises(decoded.ImageUnreadable, match=f"exceed the maximum of {largest}"):
+            read(pnm(values, largest, plain=plain), count)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_pbm_is_of_one_bit(plain: bool) -> None:
+    black = np.random.default_rng(1).integers(0, 2, (HEIGHT, WIDTH))
+    body = (
+        "\n".join("".join(map(str, row)) for row in black).encode() if plain else np.packbits(black, axis=1).tobytes()
+    )
+    data = f"{'P1' if plain else 'P4'} {WIDTH} {HEIGHT}\n".encode() + body
+    np.testing.assert_array_equal(read(data, 1, value_range=((0.0, 1.0),))[0], 1 - black)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_grey_png_of_few_bits_keeps_its_values(bits: int) -> None:
+    values = np.random.default_rng(1).integers(0, 2**bits, (HEIGHT, WIDTH), np.uint8)
+    wide = np.zeros((HEIGHT, -(-WIDTH * bits // 8) * 8 // bits), np.uint8)
+    wide[:, :WIDTH] = values
+    shifts = np.arange(8 // bits)[::-1] * bits
+    lines = (wide.reshape(HEIGHT, -1, 8 // bits) << shifts).sum(axis=2).astype(np.uint8)
+    packed = zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    chunks = (
+        (b"IHDR", struct.pack(">II5B", WIDTH, HEIGHT, bits, 0, 0, 0, 0)),
+        (b"IDAT", packed),
+        (b"IEND", b""),
+    )
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(data)).convert("L")), values * (255 // (2**bits - 1))
+    )
+    np.testing.assert_array_equal(read(data, 1, value_range=((0.0, 1.0),))[0], values)
+    np.testing.assert_array_equal(read(data, 1)[0], (values / np.float32(2**bits - 1)).astype(np.float32))
+
+
+def test_values_of_a_wide_avif_have_no_range_of_their_own() -> None:
+    data = imagecodecs.avif_encode(np.full((16, 16, 3), 700, np.uint16), bitspersample=10)
+    assert read(data, 3).shape == (3, 16, 16)
+    with pytest.raises(decoded.ImageUnreadable, match="AVIF of 10 bits per channel is read as one of 8"):
+        read(data, 3, value_range=((0.0, 1023.0),))

@@ -3,12 +3,15 @@
 import base64
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import tifffile
 from PIL import Image
 from pyarrow import parquet
 
@@ -225,6 +228,63 @@ def test_label_images(tmp_path: Path) -> None:
     assert found.boxes[0].tolist() == [1, 0, 3, 1]
 
 
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        ([[0, 255, 0]], {}, {"1": 1}),
+        ([[0, 1, 0]], {"bitspersample": 1}, {"1": 1}),
+        ([[0, 5, 15]], {"bitspersample": 4}, {"5": 1, "15": 1}),
+        ([[0, 7, 7]], {}, {"7": 2}),
+    ],
+)
+def test_labels_of_a_tiff_are_what_it_stores(
+    values: list[list[int]], options: dict[str, int], expected: dict[str, int], photometric: str, tmp_path: Path
+) -> None:
+    """ImageJ writes masks whose white is 0 and whose inside is 255."""
+    kind = bool if options.get("bitspersample") == 1 else np.uint8
+    stated = {} if kind is bool else options
+    tifffile.imwrite(tmp_path / "a.tif", np.array(values, kind), photometric=photometric, **stated)
+    found = read(tmp_path)
+    assert {name: mask.area for name, mask in zip(found.names, found.masks, strict=True) if mask} == expected
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_labels_of_a_png_of_few_bits(bits: int, tmp_path: Path) -> None:
+    line = bytes([0, 0b00_01_10_11]) if bits == 2 else bytes([0, 0x05, 0x0F])
+    packed = zlib.compress(line)
+    chunks = ((b"IHDR", struct.pack(">II5B", 4, 1, bits, 0, 0, 0, 0)), (b"IDAT", packed), (b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(x)) + n + x + struct.pack(">I", zlib.crc32(n + x)) for n, x in chunks)
+    )
+    assert read(tmp_path).names == (("1", "2", "3") if bits == 2 else ("5", "15"))
+
+
+def test_masks_that_are_refused_for_what_they_hold(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((2, 4, 4), np.uint8), photometric="minisblack")
+    with pytest.raises(errors.InputError, match="has several pages: write one label image per image"):
+        read(tmp_path)
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, -1]], np.int32))
+    with pytest.raises(errors.InputError, match="has values from -1, of type int32"):
+        read(tmp_path)
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 1.5]], np.float32))
+    with pytest.raises(errors.InputError, match="of type float32: write whole numbers"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("stated", [[0, 0, 0, 0], [1, 1, 3, 3], [9, 9, 1, 1]])
+def test_the_box_of_a_mask_is_that_of_its_pixels(stated: list[int], tmp_path: Path) -> None:
+    """Converters leave other numbers in `bbox`."""
+    shape = {"segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]], "bbox": stated}
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 12, "height": 12}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, **shape}],
+        "categories": [{"id": 1, "name": "m"}],
+    }
+    assert read(written(tmp_path / "c.json", json.dumps(document))).boxes.tolist() == [[1, 1, 3, 3]]
+
+
 def test_binary_masks_named_after_their_images(tmp_path: Path) -> None:
     save(tmp_path / "a_mask.png", [[0, 255], [0, 0]])
     save(tmp_path / "b_mask.png", [[255, 255], [0, 255]])
@@ -239,7 +299,7 @@ def test_binary_masks_named_after_their_images(tmp_path: Path) -> None:
     [
         ([[[0, 255]], [[0, 3]]], "of two kinds: .*a.png.* has the values 0 and 255.* and .*b.png"),
         ([[[0, 255, 128]]], "has the value 255 beside 1 others, such as 128"),
-        ([[[[0, 0, 0], [255, 0, 0]]]], "of the mode RGB, with 3 channels"),
+        ([[[[0, 0, 0], [255, 0, 0]]]], "has 3 channels: which colour is which region"),
     ],
 )
 def test_masks_that_are_ambiguous(tmp_path: Path, masks: list[Any], words: str) -> None:
