@@ -18,6 +18,8 @@ _GREY = 1
 """Components of a JPEG."""
 _WIDE = (np.float64, np.int32, np.uint32, np.int64, np.uint64)
 """Types of which float32 does not hold every value."""
+_NO_DATA = 1e37
+"""Floats beyond are what tools write where there is no data; float32 ends at 3.4e38."""
 
 
 def decode_channels(data: bytes | bytearray, wanted: spec.Channels, *, max_pixels: int = decode.MAX_PIXELS) -> Decoded:
@@ -154,8 +156,15 @@ def _scale(samples: Samples, channel: int, low: float, high: float, *, out: np.n
     out[:] = exact
     if missing is not None:
         out[missing] = 0.0
-    if values.dtype.kind == "f" and not np.isfinite(out).all():
-        raise ImageUnreadable(f"infinite values in channel {channel}")
+    if values.dtype.kind == "f":
+        if not np.isfinite(out).all():
+            raise ImageUnreadable(f"infinite values in channel {channel}")
+        largest = np.abs(values if missing is None else values[~missing]).max(initial=0)
+        if largest > _NO_DATA:
+            raise ImageUnreadable(
+                f"values of {largest:.3g} in channel {channel}, which stand for no data but are not those that it "
+                "states: state them, or write NaN"
+            )
     return missing
 
 

@@ -315,3 +315,12 @@ def test_values_of_a_wide_avif_have_no_range_of_their_own() -> None:
     assert read(data, 3).shape == (3, 16, 16)
     with pytest.raises(decoded.ImageUnreadable, match="AVIF of 10 bits per channel is read as one of 8"):
         read(data, 3, value_range=((0.0, 1023.0),))
+
+
+@pytest.mark.parametrize("stated", ["nan", "-3.40282e+38", ""])
+def test_huge_values_that_are_not_the_stated_no_data_are_refused(stated: str) -> None:
+    values = np.full((1, HEIGHT, WIDTH), 0.5, np.float32)
+    values[0, 2] = -3.4e38
+    extra = [(42113, "s", 0, stated, True)] if stated else []
+    with pytest.raises(decoded.ImageUnreadable, match=r"values of 3\.4e\+38 in channel 0, which stand for no data"):
+        read(tiff(values[0], extratags=extra), 1, value_range=((0.0, 1.0),))
