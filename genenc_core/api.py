@@ -594,10 +594,9 @@ def audit(source: Root, *, version: int | str | None = None, product: str | None
         >>> [(found.product, found.not_finite.count) for found in audit("sound")]
         [('features', 0), ('probes', 0)]
     """
-    from genenc_core.report import source as sources
-    from genenc_core.report import values
+    from genenc_core.report import subject, values
 
-    opened = sources.open_source(_fixed(source), version)
+    opened = subject.open_rows(_fixed(source), version)
     known = values.audited(opened)
     chosen = [each for each in known if product in (None, each.name)]
     if product is not None and not chosen:

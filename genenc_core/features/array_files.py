@@ -9,9 +9,8 @@ import numpy as np
 from genenc_core import errors
 from genenc_core.encoding import cancellation
 from genenc_core.features import parquet_files
-from genenc_core.features import stored as stored_rows
-from genenc_core.features.stored import Array
 from genenc_core.features.tables import Features
+from genenc_core.stored.arrays import Array
 from genenc_core.system import digests, files
 
 _CHUNK_BYTES = 8 * 2**20
@@ -82,7 +81,7 @@ def arrays(features: Features) -> list[Array]:
     stored = features.stored
     chosen = {each.name for each in features.products}
     left = {name for name in stored.products if name not in chosen} | {"image_id", "path"}
-    if not any(stored_rows.has_points(each) for each in features.products):
+    if not any(each.of_points for each in features.products):
         left |= {"point_status"}
     return [array for name, array in stored.arrays.items() if name not in left]
 

@@ -9,11 +9,11 @@ import numpy as np
 from genenc_core import errors, statuses, text
 from genenc_core.dataset import rows
 from genenc_core.features import identities, moments
-from genenc_core.features import stored as stored_rows
 from genenc_core.features.identities import Entry
 from genenc_core.features.parameters import CompareParameters
-from genenc_core.features.stored import Stored
 from genenc_core.features.vectors import MEBIBYTE, Vectors
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.rows import Stored
 
 _NAMED = 5
 _SHOWN = 60
@@ -203,7 +203,7 @@ def _products(one: Stored, other: Stored, given: CompareParameters) -> tuple[str
             )
         chosen = both[0], both[0]
     arrays = one.product(chosen[0]), other.product(chosen[1])
-    if stored_rows.has_points(arrays[0]) != stored_rows.has_points(arrays[1]):
+    if arrays[0].of_points != arrays[1].of_points:
         raise errors.InputError(
             f"of {chosen[0]!r} and {chosen[1]!r} only one has a vector for each point: give two of a kind"
         )
@@ -248,9 +248,9 @@ class _Both:
         given: CompareParameters,
     ) -> None:
         names = [name for name in one.points if name in other.points]
-        if stored_rows.has_points(one.product(products[0])) and not names:
+        if one.product(products[0]).of_points and not names:
             raise errors.InputError(f"{one.title!r} and {other.title!r} have no point in common")
-        self.points = names if stored_rows.has_points(one.product(products[0])) else [""]
+        self.points = names if one.product(products[0]).of_points else [""]
         chosen = ([each.points.index(name) for name in names] for each in (one, other))
         self.sides = tuple(
             Vectors(stored, product, points)

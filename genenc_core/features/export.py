@@ -14,12 +14,12 @@ from typing import Any
 from genenc_core import errors, text
 from genenc_core.encoding import cancellation
 from genenc_core.features import array_files, parquet_files
-from genenc_core.features import stored as stored_rows
 from genenc_core.features.parameters import ExportFeaturesParameters
 from genenc_core.features.tables import Features
 from genenc_core.features.vectors import MEBIBYTE
 from genenc_core.run import out_folder
 from genenc_core.store.backends.objects import is_remote
+from genenc_core.stored import rows as stored_rows
 from genenc_core.system import files
 
 Write = Callable[[Features, Path, int], None]

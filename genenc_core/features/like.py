@@ -13,15 +13,15 @@ import numpy as np
 
 from genenc_core import errors, statuses
 from genenc_core.features import execution
-from genenc_core.features import stored as stored_rows
 from genenc_core.features.parameters import SearchParameters
-from genenc_core.features.stored import Stored
 from genenc_core.images.labels import matching
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.sources import folders, image_source, manifest
 from genenc_core.run import driver, model_cache, out_folder, planning, records, status, tiles
 from genenc_core.run.folder import MANIFEST, RunFolder
 from genenc_core.run.parameters import ExtractParameters
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.rows import Stored
 from genenc_core.system import digests, files, scratch
 from genenc_core.text import argument
 

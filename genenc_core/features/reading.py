@@ -4,23 +4,21 @@ In the store every product has axes of its own (`features_channel`, `maps_channe
 differ. Here the axes of one output are one: `maps * probes` needs no renaming.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genenc_core import errors, statuses
-from genenc_core.features import stored as stored_rows
-from genenc_core.features.stored import Stored
 from genenc_core.store.backends.objects import Root
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.rows import Stored
 from genenc_core.text import plural
 
 if TYPE_CHECKING:
     import torch.utils.data
     import xarray
 
-_SLOT = re.compile(r" of output slot (.+)\Z", re.DOTALL)
 _AXES = ("channel", "y", "x")
 
 
@@ -103,8 +101,7 @@ class Features:
             raise errors.InputError(
                 f"{self._stored.title!r} has no row {outside[0]}: it has {plural(len(self), 'row')}"
             )
-        order, back = np.unique(wanted, return_inverse=True)
-        return self._stored.take(name, order)[back]
+        return self._stored.read(name, wanted)
 
     def image_ids(self) -> list[str]:
         """Return the names of all images, in order."""
@@ -131,7 +128,7 @@ class Features:
 
         array = self._stored.product(product)
         at = None if point is None else stored_rows.point_index(self._stored, point)
-        if at is not None and not stored_rows.has_points(array):
+        if at is not None and not array.of_points:
             raise errors.InputError(f"the product {product!r} has one vector for each image: leave the point out")
         rows = np.flatnonzero(self._stored.status == statuses.OK)
         if at is not None and "point_status" in self._stored.arrays:
@@ -148,9 +145,8 @@ def common_names(stored: Stored) -> dict[str, str]:
         for name in stored.products:
             array = stored.arrays.get(name)
             own = f"{name}_{axis}"
-            match = None if array is None else _SLOT.search(str(array.attributes.get("long_name", "")))
-            if array is not None and own in array.dims and match:
-                groups.setdefault((match[1], array.shape[array.dims.index(own)]), []).append(own)
+            if array is not None and own in array.dims and array.slot:
+                groups.setdefault((array.slot, array.shape[array.dims.index(own)]), []).append(own)
         slots = [slot for slot, _ in groups]
         for (slot, _), owns in groups.items():
             new = axis if len(groups) == 1 else f"{slot}_{axis}"

@@ -12,7 +12,6 @@ from typing import Any
 from genenc_core import errors, statuses, text
 from genenc_core.encoding import cancellation
 from genenc_core.features import execution, identities, like
-from genenc_core.features import stored as stored_rows
 from genenc_core.features.identities import Entry
 from genenc_core.features.parameters import RerunParameters
 from genenc_core.images.sources import manifest
@@ -23,6 +22,7 @@ from genenc_core.run.records import Result
 from genenc_core.store import run_store
 from genenc_core.store.backends.objects import is_remote, to_root
 from genenc_core.store.commit_record import CommitRecord
+from genenc_core.stored import rows as stored_rows
 from genenc_core.system import digests, environment, files
 from genenc_core.text import argument
 

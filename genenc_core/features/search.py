@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from genenc_core import errors, text
-from genenc_core.features import stored as stored_rows
 from genenc_core.features import vectors
 from genenc_core.features.parameters import SearchParameters
-from genenc_core.features.stored import Stored
 from genenc_core.features.vectors import MEBIBYTE, Block, Vectors
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.rows import Stored
 
 _PIECE_VALUES = 2**17
 """Values that are worked on at once, in float64: they stay in the processor's cache."""
@@ -108,7 +108,7 @@ def search(given: SearchParameters) -> Neighbours:
     if given.at is not None and given.point is None:
         raise errors.InputError(f"--at {given.at!r} needs --point NAME: the point of the stored images to compare with")
     product = vectors.choose_product(stored, given.product, with_points=given.point is not None)
-    if given.point is None and stored_rows.has_points(stored.product(product)):
+    if given.point is None and stored.product(product).of_points:
         raise errors.InputError(f"the product {product!r} has a vector for each point: add --point NAME")
     if given.row is not None:
         return _like_row(stored, product, given)
@@ -132,7 +132,7 @@ def search_vector(given: SearchParameters, vector: np.ndarray) -> Neighbours:
         raise errors.InputError("a vector is given, and an image or row: give one of them")
     stored = stored_rows.open_rows(given.source, given.version)
     product = vectors.choose_product(stored, given.product, with_points=given.point is not None)
-    if given.point is None and stored_rows.has_points(stored.product(product)):
+    if given.point is None and stored.product(product).of_points:
         raise errors.InputError(f"the product {product!r} has a vector for each point: give the point")
     return nearest(stored, product, vector, given, asked="vectors like the one given")
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from genenc_core import statuses, stored_arrays
 from genenc_core.features import identities
-from genenc_core.features import stored as stored_rows
-from genenc_core.features.stored import Array, Stored
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.arrays import Array
+from genenc_core.stored.rows import Stored
 from genenc_core.system import digests
 
 IMAGES = "images"
@@ -57,13 +58,13 @@ class Features:
         own = [arrays[name] for name in _OWN if name in arrays]
         known = {*_OWN, *_OF_POINTS, *self.stored.products, "image_id", "path"}
         columns = [array for name, array in arrays.items() if name not in known and not array.shape]
-        plain = [each for each in self.products if not stored_rows.has_points(each)]
+        plain = [each for each in self.products if not each.of_points]
         found = [Table(IMAGES, (*own, *columns, *plain))]
         of_points = [arrays[name] for name in _OF_POINTS if name in arrays]
         found += [
             Table(each.name, (*of_points, each), self.stored.points, self.stored.individuals)
             for each in self.products
-            if stored_rows.has_points(each)
+            if each.of_points
         ]
         return found
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch.utils import data
 
-from genenc_core.features import stored as stored_rows
-from genenc_core.features.stored import Stored
 from genenc_core.store.backends.objects import Root
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.rows import Stored
 
 
 class Rows(data.Dataset[dict[str, Any]]):
@@ -33,9 +33,8 @@ class Rows(data.Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return the items of a batch, which a DataLoader asks for at once."""
         wanted = self.rows[np.asarray(indices, np.int64)]
-        order, back = np.unique(wanted, return_inverse=True)
-        values = self._stored.take(self.product, order)
-        values = (values if self.point is None else values[:, self.point])[back]
+        values = self._stored.read(self.product, wanted)
+        values = values if self.point is None else values[:, self.point]
         names = self._stored.images.text("image_id", wanted)
         items = zip(values, wanted.tolist(), names, strict=True)
         return [{self.product: torch.from_numpy(value), "row": row, "image_id": name} for value, row, name in items]

@@ -13,15 +13,15 @@ import numpy as np
 
 from genenc_core import errors, spec, statuses, stored_arrays
 from genenc_core.features import execution
-from genenc_core.features import stored as stored_rows
 from genenc_core.features.parameters import TraceParameters
-from genenc_core.features.stored import Origin, Stored
 from genenc_core.images.sources import folders, manifest_rows
 from genenc_core.run import precision, probe_source, records, session_log
 from genenc_core.run.folder import MODEL_SPEC, PROBED, RunFolder, file_digest
 from genenc_core.store import store_keys
 from genenc_core.store.backends.objects import is_remote
 from genenc_core.store.commit_record import CommitRecord
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.rows import Origin, Stored
 
 Section = dict[str, Any]
 _WIDTH = 16
@@ -334,7 +334,7 @@ class _Row:
             "version": self.stored.version,
             "part": self.origin.part,
             "row_in_part": self.row,
-            **self.stored.made(),
+            **{f"version_{name}": value for name, value in self.stored.made().items()},
         }
 
     def probed(self) -> Iterator[Section]:

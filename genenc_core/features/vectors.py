@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from genenc_core import errors, statuses
-from genenc_core.features import stored as stored_rows
-from genenc_core.features.stored import Stored
+from genenc_core.stored import rows as stored_rows
+from genenc_core.stored.rows import Stored
 
 MEBIBYTE = 2**20
 
@@ -45,7 +45,7 @@ class Vectors:
     def __init__(self, stored: Stored, product: str, points: Sequence[int] | None = None) -> None:
         self.stored = stored
         self.array = stored.product(product)
-        self.with_points = stored_rows.has_points(self.array)
+        self.with_points = self.array.of_points
         self.points = [0] if not self.with_points else list(range(len(stored.points)) if points is None else points)
         """Indices of the points; 0 where the product has none."""
         self.channels = int(np.prod(self.array.shape[1:] if self.with_points else self.array.shape, dtype=np.int64))
@@ -92,14 +92,14 @@ def choose_product(stored: Stored, asked: str, *, with_points: bool) -> str:
     """
     if asked:
         found = stored.product(asked)
-        if with_points and not stored_rows.has_points(found):
+        if with_points and not found.of_points:
             raise errors.InputError(
                 f"the product {asked!r} has one vector for each image, not for each point: leave the point out, or "
                 f"give one of {', '.join(_of_points(stored)) or 'a run with points'}"
             )
         return asked
     known = [stored.arrays[name] for name in stored.products if name in stored.arrays]
-    wanted = [each.name for each in known if stored_rows.has_points(each) == with_points]
+    wanted = [each.name for each in known if each.of_points == with_points]
     # A vector before a map.
     wanted.sort(key=lambda name: len(stored.arrays[name].shape) > 1 + with_points)
     if not wanted:
@@ -109,4 +109,4 @@ def choose_product(stored: Stored, asked: str, *, with_points: bool) -> str:
 
 
 def _of_points(stored: Stored) -> list[str]:
-    return [name for name in stored.products if name in stored.arrays and stored_rows.has_points(stored.arrays[name])]
+    return [name for name in stored.products if name in stored.arrays and stored.arrays[name].of_points]

@@ -10,11 +10,11 @@ from typing import Any, Final
 import numpy as np
 
 from genenc_core import errors, spec
-from genenc_core.report.source import Source
 from genenc_core.run import precision, records, session_log, status
 from genenc_core.run.bound import Bound, Work
 from genenc_core.run.folder import MODEL_SPEC, RunFolder
 from genenc_core.store.backends import beneath
+from genenc_core.stored.rows import Stored
 from genenc_core.system import progress_rate
 from genenc_core.text import plural
 
@@ -80,7 +80,7 @@ class Counts:
     sessions: Sequence[Session]
 
 
-def count(source: Source) -> Counts:
+def count(source: Stored) -> Counts:
     """Read the records of a run, or of the parts of a version.
 
     Raises:
@@ -91,13 +91,12 @@ def count(source: Source) -> Counts:
     points: Counter[str] = Counter()
     for each in found:
         points.update(each.status.points)
-    if source.version is None:
+    if source.current is None:
         ok, unreadable = first.status.ok, first.status.unreadable
         # Unreadable images have a section of their own.
         lines = status.summary_lines(first, first.status.bound, most=0)
     else:
-        unreadable = source.version.counts["unreadable"]
-        ok = source.version.counts["rows"] - unreadable
+        ok, unreadable = len(source.ok), len(source) - len(source.ok)
     return Counts(
         rows=len(source),
         ok=ok,
@@ -122,19 +121,19 @@ def _rate(found: Sequence[status.Survey]) -> float | None:
     return images / seconds if seconds > 0 and images else None
 
 
-def _failures(source: Source, found: Sequence[status.Survey]) -> list[Unreadable]:
+def _failures(source: Stored, found: Sequence[status.Survey]) -> list[Unreadable]:
     """Return the first unreadable rows, and images for which shards failed."""
     listed: list[Unreadable] = []
-    for part, start, survey in zip(source.parts, source.starts.tolist(), found, strict=False):
+    for part, survey in zip(source.parts, found, strict=True):
         for item in (*survey.unreadable, *survey.failed_images):
             at = int(np.searchsorted(part.rows, int(item["row"])))
             if at < len(part.rows) and part.rows[at] == int(item["row"]):
-                row = start + at
+                row = int(part.positions[at])
                 listed.append(Unreadable(row=row, image=str(item["image_id"]), reason=str(item["reason"])))
     return listed[:MOST_UNREADABLE]
 
 
-def _times(source: Source) -> list[ShardTimes]:
+def _times(source: Stored) -> list[ShardTimes]:
     """Return the times of shards, evenly chosen if there are many."""
     every = [(part, shard) for part in source.parts for shard in sorted(part.run.store.committed())]
     chosen = np.unique(np.linspace(0, len(every) - 1, min(len(every), MOST_SHARDS)).round().astype(int))
@@ -200,9 +199,9 @@ def _sessions(part: str, run: RunFolder) -> list[Session]:
     return found
 
 
-def meaning(source: Source) -> list[tuple[str, str]]:
+def meaning(source: Stored) -> list[tuple[str, str]]:
     """Return what the run means, as names and values."""
-    run = source.run
+    run = source.model_run
     stated = spec.RuntimeModelSpec.from_json(run.objects.read(MODEL_SPEC).decode()).genenc
     weights = "of the artifact" if stated is None or stated.source is None else str(stated.source.weights)
     if weights.startswith("random"):
@@ -214,16 +213,16 @@ def meaning(source: Source) -> list[tuple[str, str]]:
         ("preprocessing", run.preprocessing.describe()),
         *([] if computed is None else [("precision", computed)]),
         *([] if run.tiles is None else [("tiles", run.tiles.describe())]),
-        ("points", ", ".join(source.point_names) or "none"),
+        ("points", ", ".join(source.points) or "none"),
     ]
     if source.version is not None:
-        made.append(("version", f"{source.version.version}, in {plural(len(source.parts), 'part')}"))
+        made.append(("version", f"{source.version}, in {plural(len(source.parts), 'part')}"))
     return made
 
 
-def origin(source: Source) -> list[tuple[str, str]]:
+def origin(source: Stored) -> list[tuple[str, str]]:
     """Return where the values come from, as names and values."""
-    run, identity = source.run, source.run.identity
+    run, identity = source.model_run, source.model_run.identity
     made_of: Any = run.store.plan.attributes.get("genenc") or {}
     made = [
         ("folder", source.place),
@@ -234,7 +233,8 @@ def origin(source: Source) -> list[tuple[str, str]]:
         ("fingerprint", run.store.plan.fingerprint),
     ]
     if source.version is not None:
-        made.insert(1, ("made", f"{source.version.made.get('time', '')} by {source.version.made.get('command', '')}"))
+        how = source.made()
+        made.insert(1, ("made", f"{how.get('time', '')} by {how.get('command', '')}"))
     return made
 
 
@@ -253,9 +253,10 @@ def described(environment: Mapping[str, Any]) -> str:
     return ", ".join(words) if environment else "not recorded"
 
 
-def parameters(source: Source) -> str:
+def parameters(source: Stored) -> str:
     """Return the parameters that the run was made with, as JSON."""
-    return json.dumps(source.run.given.model_dump(mode="json", exclude_defaults=True), indent=2, ensure_ascii=False)
+    given = source.model_run.given.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps(given, indent=2, ensure_ascii=False)
 
 
 def duration(began: float, ended: float) -> str:

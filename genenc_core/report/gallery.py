@@ -11,7 +11,8 @@ from genenc_core.encoding.cells import Cells
 from genenc_core.report import maps, page, pictures, plots, projection
 from genenc_core.report.page import Section
 from genenc_core.report.parameters import ReportParameters
-from genenc_core.report.source import Source, Stored
+from genenc_core.stored.arrays import Array
+from genenc_core.stored.rows import Stored
 
 ON_SHEET: Final = 24
 MAPPED: Final = 6
@@ -30,13 +31,13 @@ _MOST_MAP_BYTES: Final = 512 * 2**20
 class Sample:
     """The rows that are shown, drawn by a seed from those that are stored, and what is read of them."""
 
-    source: Source
+    source: Stored
     given: ReportParameters
     rows: np.ndarray
     """int64 `[n]`, ascending."""
 
     @classmethod
-    def of(cls, source: Source, given: ReportParameters) -> "Sample":
+    def of(cls, source: Stored, given: ReportParameters) -> "Sample":
         """Draw the rows."""
         ok = source.ok
         if len(ok) > given.sample:
@@ -57,9 +58,9 @@ class Sample:
         return spread(self.rows, ON_SHEET)
 
     @functools.cached_property
-    def map(self) -> Stored | None:
+    def map(self) -> Array | None:
         """The feature map that is shown."""
-        found = [product for product in self.source.products if product.is_map]
+        found = [product for product in self.source.product_arrays if product.is_map]
         if self.given.maps is not None:
             return maps.require_map(self.source, self.given.maps)
         return found[0] if found else None
@@ -71,13 +72,13 @@ class Sample:
         return spread(self.sheet_rows, most)
 
     @functools.cached_property
-    def vectors(self) -> Stored | None:
+    def vectors(self) -> Array | None:
         """The vectors that are projected and compared.
 
         Raises:
             InputError: there are none of the name that was asked for.
         """
-        found = [product for product in self.source.products if product.is_vector]
+        found = [product for product in self.source.product_arrays if product.is_vector]
         if self.given.product is None:
             return found[0] if found else None
         wanted = [product for product in found if product.name == self.given.product]
@@ -146,23 +147,23 @@ def sheet(sample: Sample) -> Section:
     if not len(rows):
         return Section(key="sheet", title=title, body=page.soft("No image is stored yet."))
     names, placed = sample.names(rows), maps.place(sample.source, rows)
-    size = sample.source.preprocessing.height, sample.source.preprocessing.width
+    size = sample.source.model_run.preprocessing.height, sample.source.model_run.preprocessing.width
     whole = maps.Geometry(cells=Cells.regular((1, 1), size), grid=(1, 1), size=size)
     figures = []
     for at, row in enumerate(rows.tolist()):
         pixels = sample.pictures.pixels.get(row)
-        if pixels is None or not len(sample.source.point_names):
+        if pixels is None or not len(sample.source.points):
             figures.append(sample.shown(row, names[row]))
             continue
         base = maps.shown_image(pixels, fitting(pixels.shape[0], pixels.shape[1], SMALL))
         drawn = maps.marked(base, [(float(x), float(y)) for x, y in placed.points[at]], whole)
         figures.append(page.picture(drawn, f"image {names[row]} with its points", names[row]))
-    how = sample.source.preprocessing.describe()
+    how = sample.source.model_run.preprocessing.describe()
     body = page.soft(f"{len(rows)} of {len(sample.source):,} images as the model sees them: {how}.")
     if gone := [row for row in rows.tolist() if row not in sample.pictures.pixels]:
         body += page.soft(f"{len(gone)} of them cannot be shown: their files are gone, changed or unreadable.")
-    if sample.source.point_names:
-        body += page.legend((maps.ink(at), name) for at, name in enumerate(sample.source.point_names))
+    if sample.source.points:
+        body += page.legend((maps.ink(at), name) for at, name in enumerate(sample.source.points))
     return Section(key="sheet", title=title, body=body + page.pictures(figures))
 
 
@@ -210,7 +211,7 @@ def of_maps(sample: Sample) -> list[Section]:
     return [_colours(sample, sample.map, found), _similarity(sample, found), _channels(sample, found)]
 
 
-def _colours(sample: Sample, product: Stored, found: _Maps) -> Section:
+def _colours(sample: Sample, product: Array, found: _Maps) -> Section:
     colours = maps.Colours.of(found.cells[found.valid], sample.given.seed)
     h, w = found.where.grid
     shares = ", ".join(f"{100 * share:.0f} %" for share in colours.explained)
@@ -234,7 +235,7 @@ def _colours(sample: Sample, product: Stored, found: _Maps) -> Section:
 
 def _probes(sample: Sample, found: _Maps) -> list[tuple[int, tuple[float, float], str, int]]:
     """Return position of an image, x and y on the model's input, what is there, and its colour."""
-    names = sample.source.point_names
+    names = sample.source.points
     chosen: list[tuple[int, tuple[float, float], str, int]] = []
     for number, images in maps.points_in_view(found.placed, names).items():
         if images and len(chosen) < PROBES:
@@ -335,8 +336,8 @@ def projected(sample: Sample) -> Section:
 
 def _points(sample: Sample) -> str:
     """Return the projection of the vectors at points, coloured by point; empty if there are none."""
-    found = [product for product in sample.source.products if product.of_points and len(product.dims) == 2]
-    names = sample.source.point_names
+    found = [product for product in sample.source.product_arrays if product.of_points and len(product.dims) == 2]
+    names = sample.source.points
     if not found or len(names) < 2:
         return ""
     rows = spread(sample.rows, max(sample.given.sample // len(names), 2))

@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 from genenc_core import errors, stored_arrays
 from genenc_core.encoding.cells import Cells
 from genenc_core.images.decode import geometry
-from genenc_core.report.source import Source, Stored
 from genenc_core.statuses import POINT_OK
+from genenc_core.stored.arrays import Array
+from genenc_core.stored.rows import Stored
 
 SIDE: Final = 224
 """Longest side of a picture, in pixels; smaller inputs are enlarged by a whole number."""
@@ -50,11 +51,11 @@ class Geometry:
     size: tuple[int, int]
 
     @classmethod
-    def of(cls, source: Source, product: Stored) -> "Geometry":
+    def of(cls, source: Stored, product: Array) -> "Geometry":
         """Return the geometry of a stored map, from what the run records of its slot."""
-        size = source.preprocessing.height, source.preprocessing.width
+        size = source.model_run.preprocessing.height, source.model_run.preprocessing.width
         grid = int(product.shape[1]), int(product.shape[2])
-        known = source.run.cells.get(slot_of(source, product))
+        known = source.model_run.cells.get(product.slot)
         return cls(cells=known or Cells.regular(grid, size), grid=grid, size=size)
 
     def shown_size(self, most: int = SIDE) -> tuple[int, int]:
@@ -93,13 +94,6 @@ class Geometry:
         return min(max(int(row), 0), self.grid[0] - 1), min(max(int(column), 0), self.grid[1] - 1)
 
 
-def slot_of(source: Source, product: Stored) -> str:
-    """Return the output slot that a product is of."""
-    plans = {plan.name: plan for plan in source.run.store.plan.arrays}
-    described = plans[product.name].attributes.get("long_name", "")
-    return str(described).rpartition(" of output slot ")[2]
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
     """Where images and points of some rows lie on the model's input."""
@@ -110,17 +104,17 @@ class Placed:
     """float64 `[n, K, 2]`, NaN where there is none in view."""
 
 
-def place(source: Source, rows: np.ndarray) -> Placed:
+def place(source: Stored, rows: np.ndarray) -> Placed:
     """Place images and points as the encoder did, from what the run stores of each row."""
     affines = source.read("image_affine", rows)
     sizes = np.stack([source.read("image_height", rows), source.read("image_width", rows)], axis=1).astype(np.int64)
-    views = geometry.views(affines, sizes, source.preprocessing)
-    if not source.point_names:
+    views = geometry.views(affines, sizes, source.model_run.preprocessing)
+    if not source.points:
         return Placed(views=views, points=np.empty((len(rows), 0, 2)))
     xy = np.stack([source.read("point_x", rows), source.read("point_y", rows)], axis=-1)
-    if source.run.points_scale.relative:
+    if source.model_run.points_scale.relative:
         xy = xy * sizes[:, None, ::-1]
-    points, _ = geometry.map_points(xy, affines, sizes, source.preprocessing)
+    points, _ = geometry.map_points(xy, affines, sizes, source.model_run.preprocessing)
     there = source.read(stored_arrays.POINT_STATUS, rows) == POINT_OK
     return Placed(views=views, points=np.where(there[..., None], points, np.nan))
 
@@ -284,15 +278,15 @@ def points_in_view(placed: Placed, names: Sequence[str]) -> Mapping[int, list[in
     return {number: np.flatnonzero(there[:, number]).tolist() for number in range(len(names))}
 
 
-def require_map(source: Source, slot: str | None = None) -> Stored:
+def require_map(source: Stored, slot: str | None = None) -> Array:
     """Return the stored map of a slot, or the first one.
 
     Raises:
         InputError: none is stored.
     """
-    found = [product for product in source.products if product.is_map and slot in (None, product.name)]
+    found = [product for product in source.product_arrays if product.is_map and slot in (None, product.name)]
     if not found:
-        stored = ", ".join(product.name for product in source.products)
+        stored = ", ".join(product.name for product in source.product_arrays)
         what = "no feature map is stored" if slot is None else f"no feature map {slot!r} is stored"
         raise errors.InputError(
             f"{what} in {source.place!r} (stored: {stored}): make a run with --maps, or --product 'maps=none'"

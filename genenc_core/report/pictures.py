@@ -4,7 +4,6 @@ Decode workers read them, so that a file that breaks its decoder breaks nothing 
 """
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from genenc_core import errors, spec
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load.loader import ImageLoader, LoadedBatch
 from genenc_core.images.sources import manifest
-from genenc_core.report.source import Part, Source
+from genenc_core.stored.rows import Part, Stored
 from genenc_core.system import limits, scratch
 
 _SECONDS: Final = 20.0
@@ -34,7 +33,7 @@ class Pictures:
     """Row -> reason."""
 
 
-def load(source: Source, rows: np.ndarray) -> Pictures:
+def load(source: Stored, rows: np.ndarray) -> Pictures:
     """Decode the images of some rows.
 
     A file counts as the row's if its digest is that of the commit record, or, where none is recorded, if it has the
@@ -43,16 +42,16 @@ def load(source: Source, rows: np.ndarray) -> Pictures:
     pixels: dict[int, np.ndarray] = {}
     missing: dict[int, str] = {}
     rows = np.unique(rows)
-    bounds = itertools.pairwise(source.starts.tolist())
     with scratch.TemporaryFolder("report") as folder:
-        for number, (part, (start, stop)) in enumerate(zip(source.parts, bounds, strict=True)):
-            own = rows[(rows >= start) & (rows < stop)]
+        for number, part in enumerate(source.parts):
+            own = rows[part.held(rows)]
             if not len(own):
                 continue
+            at = own - part.positions[0]
             try:
-                chosen = _chosen(Path(folder) / f"{number}.parquet", source, part, own, own - start)
-                for at, found in _loaded(chosen, part, part.rows[own - start], source.preprocessing):
-                    row = int(own[at])
+                chosen = _chosen(Path(folder) / f"{number}.parquet", source, part, own, at)
+                for index, found in _loaded(chosen, part, part.rows[at], source.model_run.preprocessing):
+                    row = int(own[index])
                     if isinstance(found, str):
                         missing[row] = found
                     else:
@@ -63,13 +62,13 @@ def load(source: Source, rows: np.ndarray) -> Pictures:
     return Pictures(pixels=pixels, missing=missing)
 
 
-def _chosen(path: Path, source: Source, part: Part, own: np.ndarray, at: np.ndarray) -> manifest.Manifest:
+def _chosen(path: Path, source: Stored, part: Part, own: np.ndarray, at: np.ndarray) -> manifest.Manifest:
     """Return a manifest of some rows of a part, with their files as a version of a dataset knows them."""
     listed = part.run.manifest
     chosen = manifest.write_selection(path, listed, part.rows[at])
-    if source.known is None:
+    if source.current is None:
         return chosen
-    known, block = source.known.rows(own), pa.Table.from_batches(chosen.iter_columns(chosen.schema.names))
+    known, block = source.current.rows(own), pa.Table.from_batches(chosen.iter_columns(chosen.schema.names))
     for name in _FILE_COLUMNS:
         field = block.schema.field(name)
         block = block.set_column(block.schema.get_field_index(name), field, known.column(name).cast(field.type))
@@ -147,16 +146,16 @@ class BrokenFile:
     """"" if none was recorded."""
 
 
-def broken_file(source: Source, row: int) -> BrokenFile | None:
+def broken_file(source: Stored, row: int) -> BrokenFile | None:
     """Return the file of an unreadable row, if it is still the one that could not be read; None otherwise."""
-    part, stored = source.place_of(row)
+    part, stored = source.part_of(row)
     listed = part.run.manifest.read(stored, stored + 1)
     path = listed.paths[0]
     if listed.members[0] or not path.startswith("/"):
         return None
-    if source.known is not None:
-        named = source.known.table.column("path").take(pa.array([row])).to_pylist()[0]
-        path = os.path.join(source.known.roots[source.known.root_of[row]], named)  # noqa: PTH118
+    if source.current is not None:
+        (named,) = source.current.text("path", [row])
+        path = os.path.join(source.current.roots[source.current.root_of[row]], named)  # noqa: PTH118
     digest = _digests(part, np.array([stored])).get(0, "")
     try:
         size = os.stat(path).st_size  # noqa: PTH116

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from genenc_core import errors, statuses, text
-from genenc_core.report import gallery, maps, pictures
+from genenc_core.report import gallery, maps, pictures, subject
 from genenc_core.report.parameters import PreviewParameters
-from genenc_core.report.source import Source, open_source, refuse_inside
 from genenc_core.store.backends.objects import is_remote
 from genenc_core.store.store_keys import STORE_FILE
+from genenc_core.stored.rows import Stored
 
 SIDE: Final = 448
 """Longest side of a picture, in pixels."""
@@ -43,7 +43,7 @@ def make(given: PreviewParameters) -> Preview:
         InputError: no such image, it has no features, no map is stored, or a point is not on it.
         StoreError: the run is damaged.
     """
-    source = open_source(given.source, given.version)
+    source = subject.open_rows(given.source, given.version)
     product = maps.require_map(source, given.maps)
     row = _row(source, given)
     rows = np.unique(np.append(gallery.spread(source.ok, _NEIGHBOURS), row))
@@ -65,11 +65,11 @@ def make(given: PreviewParameters) -> Preview:
     return Preview(row=row, image=name, pictures=made, notes=tuple(notes))
 
 
-def _row(source: Source, given: PreviewParameters) -> int:
-    row = given.row if given.row is not None else source.row_of(str(given.image))
+def _row(source: Stored, given: PreviewParameters) -> int:
+    row = given.row if given.row is not None else source.find(str(given.image))
     if row >= len(source):
         raise errors.InputError(f"--row {row} is out of range: {source.place!r} has rows 0 to {len(source) - 1}")
-    state = int(source.states[row])
+    state = int(source.status[row])
     if state != statuses.OK:
         name = source.names(np.array([row]))[0]
         why = "is not stored yet" if state == statuses.NOT_WRITTEN else "is unreadable: genenc status says why"
@@ -77,11 +77,11 @@ def _row(source: Source, given: PreviewParameters) -> int:
     return row
 
 
-def _points(source: Source, own: np.ndarray, row: int, at: str | None) -> dict[str, tuple[float, float]]:
+def _points(source: Stored, own: np.ndarray, row: int, at: str | None) -> dict[str, tuple[float, float]]:
     """Return points by name, in pixels of the model's input."""
     if at is None:
         there = np.isfinite(own).all(axis=1)
-        return {name: (float(own[k, 0]), float(own[k, 1])) for k, name in enumerate(source.point_names) if there[k]}
+        return {name: (float(own[k, 0]), float(own[k, 1])) for k, name in enumerate(source.points) if there[k]}
     match = re.fullmatch(r"\s*(-?[0-9]+(?:\.[0-9]*)?)\s*,\s*(-?[0-9]+(?:\.[0-9]*)?)\s*", at)
     if match is None:
         raise errors.InputError(f"--at {at!r} is not x,y in pixels, such as 120,64.5")
@@ -92,9 +92,9 @@ def _points(source: Source, own: np.ndarray, row: int, at: str | None) -> dict[s
         raise errors.InputError(f"--at {at!r} is not on the image, which has {width} x {height} pixels")
     across, down, left, top = source.read("image_affine", rows)[0].tolist()
     moved = x * across + left, y * down + top
-    size = source.preprocessing.width, source.preprocessing.height
+    size = source.model_run.preprocessing.width, source.model_run.preprocessing.height
     if not all(0 <= value <= side for value, side in zip(moved, size, strict=True)):
-        fit = source.preprocessing.fit
+        fit = source.model_run.preprocessing.fit
         raise errors.InputError(f"--at {at!r} is not in what the model sees of the image (fit {fit})")
     return {f"{x:g}, {y:g}": moved}
 
@@ -156,7 +156,7 @@ def check_folder(given: PreviewParameters) -> Path:
     if is_remote(out):
         raise errors.InputError(f"--out {out!r} is not a local folder: write it beside you, and copy it")
     path = Path(out)
-    refuse_inside(path, given.source)
+    subject.refuse_inside(path, given.source)
     if path.exists() and not path.is_dir():
         raise errors.InputError(f"--out {out!r} is not a folder: give another name")
     if (path / STORE_FILE).exists():

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from genenc_core import errors
-from genenc_core.report.source import Source
+from genenc_core.stored.rows import Stored
 
 Method = Literal["pca", "umap"]
 FOLDER: Final = "folder"
@@ -94,7 +94,7 @@ def nearest(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.nd
     return order, np.take_along_axis(similar, order, axis=1)
 
 
-def colouring(source: Source, rows: np.ndarray, by: str | None = None) -> Colouring:
+def colouring(source: Stored, rows: np.ndarray, by: str | None = None) -> Colouring:
     """Return what colours some rows: `folder`, `order`, a column of the list, or what tells most apart by default.
 
     Raises:
@@ -115,12 +115,12 @@ def colouring(source: Source, rows: np.ndarray, by: str | None = None) -> Colour
     return _of_kinds(f"column {by}", [str(value) for value in values.tolist()])
 
 
-def _tells_apart(source: Source, rows: np.ndarray, by: str) -> bool:
+def _tells_apart(source: Stored, rows: np.ndarray, by: str) -> bool:
     names = _folders(source, rows) if by == FOLDER else [str(value) for value in source.read(by, rows).tolist()]
     return 1 < len(set(names)) <= max(3 * MOST_KINDS, 2) and len(set(names)) < len(names)
 
 
-def _folders(source: Source, rows: np.ndarray) -> list[str]:
+def _folders(source: Stored, rows: np.ndarray) -> list[str]:
     return [str(PurePosixPath(name.partition("#")[0] if "#" in name else name).parent) for name in source.names(rows)]
 
 

@@ -10,11 +10,11 @@ from PIL import Image
 from genenc_core import text
 from genenc_core.encoding import cancellation
 from genenc_core.report import counts as counting
-from genenc_core.report import gallery, page, plots, projection, results, values
+from genenc_core.report import gallery, page, plots, projection, results, subject, values
 from genenc_core.report.counts import Counts
 from genenc_core.report.parameters import ReportParameters
-from genenc_core.report.source import Source, open_source
 from genenc_core.report.values import Audit
+from genenc_core.stored.rows import Stored
 
 _SHEET_COLUMNS = 6
 
@@ -75,7 +75,7 @@ def make(given: ReportParameters) -> Report:
     """
     plots.require()
     projection.require(given.projection)
-    source = open_source(given.source, given.version)
+    source = subject.open_rows(given.source, given.version)
     sample = gallery.Sample.of(source, given)
     _check(sample)
     with cancellation.ensure():
@@ -88,7 +88,7 @@ def make(given: ReportParameters) -> Report:
             found = values.audit(source, product, seed=given.seed)
             audits += [] if found is None else [found]
         names = {product.name for product in chosen}
-        left_out = [product.name for product in source.products if product.name not in names]
+        left_out = [product.name for product in source.product_arrays if product.name not in names]
         sections = [results.ran(source, counts)]
         for part in (gallery.sheet, gallery.of_maps, gallery.near, gallery.projected):
             stop()
@@ -102,8 +102,8 @@ def make(given: ReportParameters) -> Report:
     ]
     return Report(
         place=source.place,
-        version=None if source.version is None else source.version.version,
-        title=source.title,
+        version=source.version,
+        title=subject.title(source),
         counts=counts,
         audits=tuple(audits),
         sample=sample.words,
@@ -120,9 +120,9 @@ def _check(sample: gallery.Sample) -> None:
 
 
 def _page(
-    source: Source, sample: gallery.Sample, counts: Counts, audits: list[Audit], sections: list[page.Section]
+    source: Stored, sample: gallery.Sample, counts: Counts, audits: list[Audit], sections: list[page.Section]
 ) -> str:
-    model = str(source.run.identity["model"])
+    model = str(source.model_run.identity["model"])
     now = datetime.datetime.now(datetime.UTC)
     subtitle = f"Features of {text.plural(counts.rows, 'image')} from {page.e(model)}; {page.e(source.place)}"
     footer = (
@@ -130,7 +130,7 @@ def _page(
         f"Pictures, projection and neighbours are of {page.e(sample.words)}. This file needs no network and "
         "runs no script."
     )
-    return page.document(source.title, subtitle, results.facts(counts, audits), sections, footer)
+    return page.document(subject.title(source), subtitle, results.facts(counts, audits), sections, footer)
 
 
 def _sheet(sample: gallery.Sample) -> Image.Image | None:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from genenc_core import errors
-from genenc_core.report import page
+from genenc_core.report import page, subject
 from genenc_core.report.parameters import ReportParameters
-from genenc_core.report.source import refuse_inside
 from genenc_core.store.backends.objects import is_remote
 from genenc_core.system import files
 
@@ -22,7 +21,7 @@ def check(given: ReportParameters) -> Path:
     path = Path(given.file)
     if path.suffix.lower() not in (".html", ".htm"):
         raise errors.InputError(f"{shown} is no .html file: give one, such as {str(path.with_suffix('.html'))!r}")
-    refuse_inside(path, given.source)
+    subject.refuse_inside(path, given.source)
     if path.is_dir() or (path.exists() and not path.is_file()):
         raise errors.InputError(f"{shown} is not a file: give another name")
     if path.exists() and not _is_report(path):

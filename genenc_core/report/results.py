@@ -9,8 +9,8 @@ from genenc_core.report import broken, page, pictures, plots
 from genenc_core.report import counts as counting
 from genenc_core.report.counts import Counts
 from genenc_core.report.page import Section
-from genenc_core.report.source import Source
 from genenc_core.report.values import DRIFT_RULE, LISTED, MOST_VALUES, OUTLIER_RULE, Audit
+from genenc_core.stored.rows import Stored
 
 _THUMBNAILS = 12
 
@@ -36,7 +36,7 @@ def facts(counts: Counts, audits: list[Audit]) -> str:
     return f'<div class="facts">{"".join(shown)}</div>'
 
 
-def ran(source: Source, counts: Counts) -> Section:
+def ran(source: Stored, counts: Counts) -> Section:
     """Return what ran, and what is stored."""
     body = page.pairs(counting.meaning(source))
     if counts.bound is not None:
@@ -45,7 +45,7 @@ def ran(source: Source, counts: Counts) -> Section:
     if points:
         body += f"<p>Points: {page.e(points)}.</p>"
     products = []
-    for each in source.products:
+    for each in source.product_arrays:
         axes = ", ".join(f"{dim} {size}" for dim, size in zip(each.dims, each.shape, strict=True))
         products.append((each.name, axes, each.stored_as, each.text))
     body += page.table(("array", "axes of an image", "type", "product"), products)
@@ -58,7 +58,7 @@ def _lines(lines: Sequence[str]) -> str:
     return "\n".join(map(page.e, lines))
 
 
-def failed(source: Source, counts: Counts) -> Section:
+def failed(source: Stored, counts: Counts) -> Section:
     """Return the unreadable images with reasons, and what can be drawn of them."""
     if not counts.failures:
         none = "None is listed in the records."
@@ -112,7 +112,7 @@ def _begun(counts: Counts) -> str:
     return page.plot(svg) + page.legend([(plots.KINDS[0], "a shard is begun"), (plots.KINDS[4], "a session runs")])
 
 
-def audited(source: Source, audits: list[Audit], left_out: list[str]) -> Section:
+def audited(source: Stored, audits: list[Audit], left_out: list[str]) -> Section:
     """Return what the audit found in each product."""
     body = "".join(_audit(source, audit) for audit in audits)
     if not audits:
@@ -125,7 +125,7 @@ def audited(source: Source, audits: list[Audit], left_out: list[str]) -> Section
     return Section(key="values", title="Values", body=body + page.more("The rules", rules))
 
 
-def _audit(source: Source, audit: Audit) -> str:
+def _audit(source: Stored, audit: Audit) -> str:
     read = "all that are stored" if audit.exact else "a seeded sample, because there are so many"
     body = f"<h3>{page.e(audit.product)}</h3>"
     body += page.soft(f"{audit.vectors:,} vectors of {audit.dimensions:,} values: {read}.")
@@ -149,7 +149,7 @@ def _audit(source: Source, audit: Audit) -> str:
     return body + _named(source, audit)
 
 
-def _named(source: Source, audit: Audit) -> str:
+def _named(source: Stored, audit: Audit) -> str:
     """Return the vectors and dimensions that findings are about."""
     kinds = [("not finite", audit.not_finite), ("constant", audit.constant), ("outlying", audit.outlying)]
     places = [(kind, where) for kind, found in kinds for where in found.first]
@@ -170,7 +170,7 @@ def _named(source: Source, audit: Audit) -> str:
     return page.more("Which", shown) if shown else ""
 
 
-def provenance(source: Source, counts: Counts) -> Section:
+def provenance(source: Stored, counts: Counts) -> Section:
     """Return where the values come from."""
     body = page.pairs(counting.origin(source))
     lines = [

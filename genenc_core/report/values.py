@@ -10,8 +10,12 @@ from typing import Any, Final
 import numpy as np
 
 from genenc_core import statuses, stored_arrays
-from genenc_core.report.source import Source, Stored
+from genenc_core.report import subject
+from genenc_core.stored.arrays import Array
+from genenc_core.stored.rows import Stored
 
+BLOCK_BYTES: Final = 64 * 2**20
+"""Stored values that are read at once."""
 BUDGET: Final = 8 * 2**30
 """Stored bytes of a product that are read in full."""
 LISTED: Final = 20
@@ -133,16 +137,16 @@ class Audit:
         return {**dataclasses.asdict(self), "findings": self.findings}
 
 
-def audited(source: Source) -> list[Stored]:
+def audited(source: Stored) -> list[Array]:
     """Return the products that are audited: vectors of images and of points, and lists of vectors; maps are not."""
     return [
         product
-        for product in source.products
+        for product in source.product_arrays
         if not product.is_map and product.dims and 0 < product.shape[-1] <= MOST_VALUES and len(product.dims) <= 2
     ]
 
 
-def audit(source: Source, product: Stored, *, budget: int = BUDGET, seed: int = 0) -> Audit | None:
+def audit(source: Stored, product: Array, *, budget: int = BUDGET, seed: int = 0) -> Audit | None:
     """Audit a product; None if none of its rows is stored.
 
     Raises:
@@ -158,7 +162,7 @@ def audit(source: Source, product: Stored, *, budget: int = BUDGET, seed: int = 
         return None
     reading = _Reading(source, product, rows)
     few = np.sort(generator.choice(rows, min(len(rows), _REFERENCE), replace=False, shuffle=False))
-    seen = _Seen(product.shape[-1], _reference(reading, few), source.groups(rows)[1])
+    seen = _Seen(product.shape[-1], _reference(reading, few), subject.shards(source, rows)[1])
     for block in reading.blocks():
         seen.add(*block)
     return seen.result(source, product, exact=exact) if len(seen) else None
@@ -167,14 +171,16 @@ def audit(source: Source, product: Stored, *, budget: int = BUDGET, seed: int = 
 class _Reading:
     """Vectors of a product, flat: `[n, dimensions]`, with the row and the index of each in its row."""
 
-    def __init__(self, source: Source, product: Stored, rows: np.ndarray) -> None:
+    def __init__(self, source: Stored, product: Array, rows: np.ndarray) -> None:
         self.source, self.product, self.rows = source, product, rows
         self.each = product.shape[0] if len(product.shape) == 2 else 1
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Yield values float64, rows, index and shard of vectors."""
-        for rows, values in self.source.blocks(self.product.name, self.rows, 4 * self.product.row_bytes):
-            yield self._flat(rows, values)
+        size = max(BLOCK_BYTES // max(4 * self.product.row_bytes, 1), 1)
+        for start in range(0, len(self.rows), size):
+            rows = self.rows[start : start + size]
+            yield self._flat(rows, self.source.take(self.product.name, rows))
 
     def of(self, rows: np.ndarray) -> np.ndarray:
         """Return the vectors of some rows."""
@@ -183,7 +189,7 @@ class _Reading:
     def _flat(self, rows: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         flat = values.reshape(len(rows) * self.each, -1)
         index = np.tile(np.arange(self.each), len(rows))
-        owner, shard = np.repeat(rows, self.each), np.repeat(self.source.groups(rows)[0], self.each)
+        owner, shard = np.repeat(rows, self.each), np.repeat(subject.shards(self.source, rows)[0], self.each)
         if self.product.of_points:  # a point that is missing or not in view has no vector
             there = self.source.read(stored_arrays.POINT_STATUS, rows).reshape(-1) == statuses.POINT_OK
             flat, owner, index, shard = flat[there], owner[there], index[there], shard[there]
@@ -250,11 +256,11 @@ class _Seen:
             one, other = ((mixed * salt).sum(axis=1, dtype=np.uint64) for salt in self.salt)
         return one, other
 
-    def result(self, source: Source, product: Stored, *, exact: bool) -> Audit:
+    def result(self, source: Stored, product: Array, *, exact: bool) -> Audit:
         """Return what was found."""
         columns = [np.concatenate(each) for each in zip(*self.kept, strict=True)]
         rows, index, finite, constant, distance, norm, *hashes = columns
-        points = source.point_names if product.of_points else None
+        points = source.points if product.of_points else None
 
         def where(at: np.ndarray) -> tuple[Where, ...]:
             pairs = zip(rows[at].tolist(), index[at].tolist(), strict=True)

@@ -183,20 +183,21 @@ def test_with_datasets_of_hugging_face(run: api.Run, tmp_path: Path, monkeypatch
 KILLED = """
 import os, signal, sys
 from genenc_core import api
-from genenc_core.features import export, stored
+from genenc_core.features import export
+from genenc_core.stored import rows as stored_rows
 place, out, format, when = sys.argv[1:]
 def killed(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if when == "rename":
     export._claim = killed
 else:
-    own, count = stored._OfRun.take, []
+    own, count = stored_rows._OfRun.take, []
     def take(self, name, positions):
         count.append(name)
         if name == "features" and len(positions) and positions[0] >= 8:
             killed()
         return own(self, name, positions)
-    stored._OfRun.take = take
+    stored_rows._OfRun.take = take
     export.MEBIBYTE = 1
 api.export_features(place, out, format=format, memory=1)
 """

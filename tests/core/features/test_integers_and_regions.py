@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from genenc_core import api
-from genenc_core.report import source
+from genenc_core.stored import rows as stored_rows
 
 Extract = Callable[..., api.Run]
 
@@ -60,5 +60,6 @@ def test_a_run_of_integers_and_regions_is_made_again(runs: dict[str, api.Run], t
 
 
 def test_a_report_looks_at_products_per_image(runs: dict[str, api.Run]) -> None:
-    found = source.open_source(runs["int8"].folder.root)
-    assert {each.name: each.dtype for each in found.products} == {"features": "float32", "probes": "float32"}
+    found = stored_rows.open_rows(runs["int8"].folder.root)
+    assert {each.name: each.dtype for each in found.product_arrays} == {"features": "float32", "probes": "float32"}
+    assert found.columns == ()  # scales are no columns of the list

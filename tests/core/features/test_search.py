@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from genenc_core import api, errors
 from genenc_core.dataset.rows import Images
-from genenc_core.features import search, stored, vectors
+from genenc_core.features import search, vectors
 from genenc_core.features.parameters import SearchParameters
 from genenc_core.store.backends.objects import open_objects
+from genenc_core.stored.arrays import Array
+from genenc_core.stored.rows import Stored
 
 Call = Callable[..., api.Run]
 
 
-class InMemory(stored.Stored):
+class InMemory(Stored):
     """Rows that are not stored anywhere."""
 
     def __init__(self, values: np.ndarray, status: np.ndarray, *, chunk_rows: int = 1) -> None:
@@ -32,8 +34,8 @@ class InMemory(stored.Stored):
         table = pa.table({"image_id": pa.array(names, pa.large_string())})
         self.images = Images(table, np.empty((len(values), 0, 2)))
         self.arrays = {  # type: ignore[misc]
-            "v": stored.Array("v", values.dtype, values.shape[1:], dims, chunk_rows, {}),
-            "status": stored.Array("status", status.dtype, (), (), 1, {}),
+            "v": Array("v", values.dtype, values.shape[1:], dims, chunk_rows, {}, str(values.dtype)),
+            "status": Array("status", status.dtype, (), (), 1, {}, "uint8"),
         }
 
     def take(self, name: str, positions: np.ndarray) -> np.ndarray:

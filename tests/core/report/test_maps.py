@@ -10,7 +10,7 @@ from PIL import Image
 from genenc_core import api, errors
 from genenc_core.encoding.cells import Cells
 from genenc_core.report import maps, pictures
-from genenc_core.report.source import open_source
+from genenc_core.report.subject import open_rows
 from reported import MODEL
 
 
@@ -28,7 +28,7 @@ def test_a_map_of_colours_is_drawn_where_the_colours_are(tmp_path: Path, size: t
     Image.fromarray(blocks(*size)).save(tmp_path / "photos" / "a.png")
     given = {**MODEL, "model": "tiny_models:colours", "image_size": "64", "fit": "pad", "batch_size": 1}
     run = api.extract(str(tmp_path / "photos"), out=str(tmp_path / "run"), products=["maps=none@float32"], **given)
-    source = open_source(run.place)
+    source = open_rows(run.place)
     product, rows = maps.require_map(source), np.array([0])
     where, placed = maps.Geometry.of(source, product), maps.place(source, rows)
     pixels = pictures.load(source, rows).pixels[0]
@@ -65,7 +65,7 @@ def test_a_pixel_shows_the_cell_with_the_nearest_centre(shown: tuple[int, int]) 
 
 
 def test_the_cell_of_a_point_is_the_one_that_the_run_stored(mapped: api.Run) -> None:
-    source = open_source(mapped.place)
+    source = open_rows(mapped.place)
     rows = source.ok
     where, placed = maps.Geometry.of(source, maps.require_map(source)), maps.place(source, rows)
     cells = maps.channels_last(source.read("maps", rows)).astype(np.float32)
@@ -99,4 +99,4 @@ def test_similarity_is_the_cosine_and_zero_for_zeros() -> None:
 
 def test_a_run_without_maps_says_how_to_store_them(extract: Any) -> None:
     with pytest.raises(errors.InputError, match=r"no feature map is stored in .*make a run with --maps"):
-        maps.require_map(open_source(extract().place))
+        maps.require_map(open_rows(extract().place))

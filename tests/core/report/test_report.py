@@ -19,7 +19,7 @@ import pictures
 from genenc_core import api, errors, testing
 from genenc_core.report import pictures as shown_pictures
 from genenc_core.report import projection
-from genenc_core.report.source import open_source
+from genenc_core.report.subject import open_rows
 from reported import MODEL
 
 pytest.importorskip("matplotlib")
@@ -145,7 +145,7 @@ def test_images_that_are_gone_or_changed_are_not_shown(mapped: api.Run, photos: 
     changed.write_bytes(data)
     os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     os.utime(touched, (1, 1))
-    found = shown_pictures.load(open_source(mapped.place), np.arange(9))
+    found = shown_pictures.load(open_rows(mapped.place), np.arange(9))
     assert sorted(found.pixels) == list(range(2, 9))
     assert "No such file" in found.missing[0]
     assert "other content" in found.missing[1] or "damaged" in found.missing[1]
@@ -165,7 +165,7 @@ def test_all_images_gone_leave_maps_and_values(mapped: api.Run, photos: Path) ->
 
 def test_what_is_shown_is_what_the_model_saw(mapped: api.Run, photos: Path) -> None:
     """The image fills its view of the model's input, upright; the bars are black."""
-    found = shown_pictures.load(open_source(mapped.place), np.array([0])).pixels[0]
+    found = shown_pictures.load(open_rows(mapped.place), np.array([0])).pixels[0]
     whole = np.asarray(Image.open(photos / "day" / "img_000.png").resize((32, 24), Image.Resampling.BILINEAR), int)
     assert (found[:4] == 0).all()
     assert (found[28:] == 0).all()
@@ -210,7 +210,7 @@ def test_a_sample_is_stated_and_seeded(mapped: api.Run) -> None:
         ({"color_by": "nope"}, "--color-by 'nope' is no column of .*known: folder, order"),
         ({"product": "maps"}, "--product 'maps' is no stored vector of whole images .*known: features"),
         ({"maps": "features"}, "no feature map 'features' is stored"),
-        ({"version": 3}, "--version '3' is for datasets"),
+        ({"version": 3}, "is a single run, which has no version '3'"),
         ({"sample": 1}, "sample 1 is not valid"),
     ],
 )
@@ -243,7 +243,7 @@ def test_columns_of_a_list_colour_the_projection(extract: Callable[..., api.Run]
     ]
     listed = tmp_path / "list.csv"
     listed.write_text("\n".join(lines) + "\n")
-    source = open_source(extract(images=str(listed)).place)
+    source = open_rows(extract(images=str(listed)).place)
     assert source.columns == ("level", "mood")
     by = projection.colouring(source, source.ok, "mood")
     assert by.kinds == ("<b>glad", "sad")
@@ -277,7 +277,7 @@ def test_a_dataset_shows_current_rows_under_their_names(tmp_path: Path, photos: 
     pictures.write_folder(photos / "new", 2, seed=77)
     (photos / "new" / "bad.png").write_bytes(b"no image")
     assert update(by="content", max_failures="100%").version == 2
-    source = open_source(tmp_path / "dataset")
+    source = open_rows(tmp_path / "dataset")
     names = source.names(np.arange(len(source)))
     assert len(names) == 11
     assert "renamed.png" in names
@@ -291,15 +291,15 @@ def test_a_dataset_shows_current_rows_under_their_names(tmp_path: Path, photos: 
     assert "dataset, version 2" in page.text
     assert "1 row without features" in page.text
     assert "new/bad.png" in page.text
-    assert source.row_of("renamed.png") == names.index("renamed.png")
+    assert source.find("renamed.png") == names.index("renamed.png")
     first = Parsed(api.report(tmp_path / "dataset", version=1).html)
     assert "of 9 images stored" in first.text
 
 
 def test_counts_and_values_need_no_torch(mapped: api.Run) -> None:
     code = (
-        "import sys; from genenc_core.report import counts, source, values\n"
-        f"opened = source.open_source({mapped.place!r})\n"
+        "import sys; from genenc_core.report import counts, subject, values\n"
+        f"opened = subject.open_rows({mapped.place!r})\n"
         "counts.count(opened); [values.audit(opened, each) for each in values.audited(opened)]\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -322,7 +322,7 @@ def test_previews_of_an_image(mapped: api.Run) -> None:
     np.testing.assert_array_equal(similar, np.asarray(made.pictures["similarity-nose.png"])[22:])
     for options, words in (
         ({"row": 9}, "--row 9 is out of range: .* rows 0 to 8"),
-        ({"image": "nope.png"}, "no image 'nope.png' in .*such as 'day/img_000.png'"),
+        ({"image": "nope.png"}, "has no image 'nope.png'.* like 'day/img_000.png'"),
         ({"row": 3, "at": "3"}, "--at '3' is not x,y in pixels"),
         ({"row": 3, "at": "81,20"}, "--at '81,20' is not on the image, which has 50 x 70 pixels"),
         ({}, "give the image"),

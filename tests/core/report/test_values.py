@@ -11,6 +11,12 @@ from genenc_core.report import values
 from reported import Values
 
 
+@pytest.fixture(autouse=True)
+def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read vectors of 24 float32 values five at a time."""
+    monkeypatch.setattr(values, "BLOCK_BYTES", 5 * 4 * 24 * 4)
+
+
 def vectors(count: int = 64, dimensions: int = 24, *, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(1, 2, (count, dimensions)).astype(np.float32)
 

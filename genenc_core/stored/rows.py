@@ -1,6 +1,7 @@
-"""Rows of a run, or of a version of a dataset, as NumPy arrays: what search, comparison, tracing and exports read.
+"""Rows of a run, or of a version of a dataset, as NumPy arrays: what reports, search, exports and `api.open` read.
 
-Names are kept in memory, about 100 bytes a row; arrays are read block by block. Imports neither torch nor xarray.
+Nothing is written, and no model is loaded. Names are read when they are first asked for, about 100 bytes a row; arrays
+block by block. Imports neither torch nor xarray.
 """
 
 import functools
@@ -21,27 +22,8 @@ from genenc_core.run.folder import RunFolder
 from genenc_core.store import layout, run_store, store_keys
 from genenc_core.store.backends.objects import Root, to_root
 from genenc_core.store.commit_record import CommitRecord
+from genenc_core.stored.arrays import Array, described, is_per_image
 from genenc_core.text import argument
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """One stored array, of all rows."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    """Of one row."""
-    dims: tuple[str, ...]
-    """Of one row."""
-    chunk_rows: int
-    """Rows that are decoded together."""
-    attributes: Mapping[str, Any]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row; of text, of its reference."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +34,24 @@ class Origin:
     row: int
     part: str = ""
     """Name of the run as a part of a dataset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run, and which of its rows are looked at."""
+
+    name: str
+    """As a part of a dataset; "" for a single run."""
+    run: RunFolder
+    positions: np.ndarray
+    """Among all rows, consecutive; int64 `[n]`."""
+    rows: np.ndarray
+    """In the run, ascending; int64 `[n]`."""
+
+    def held(self, positions: np.ndarray) -> np.ndarray:
+        """Return which of some positions it holds, as indices into them, int64."""
+        first = self.positions[:1]
+        return np.flatnonzero((positions >= first) & (positions < first + len(self.positions))) if len(first) else first
 
 
 class Stored:
@@ -68,6 +68,11 @@ class Stored:
     def images(self) -> Images:
         """Names of the images, in order."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def current(self) -> CurrentRows | None:
+        """Names and files of the rows of a version, which may differ from those of its parts; None of a run."""
+        return None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -103,14 +108,27 @@ class Stored:
         """Return which run holds a row."""
         raise NotImplementedError
 
-    def runs(self) -> Iterator[tuple[RunFolder, np.ndarray, np.ndarray]]:
-        """Yield each run, the positions that it holds, ascending, and their rows in it."""
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The runs that hold the rows, in order; of a version also those without a current row.
+
+        Raises:
+            StoreError: a part is missing, damaged, or not the one that the version was made with.
+        """
         raise NotImplementedError
+
+    def part_of(self, position: int) -> tuple[Part, int]:
+        """Return the part that holds a row, and the row in its run."""
+        starts = [int(part.positions[0]) if len(part.positions) else len(self) for part in self.parts]
+        at = max(at for at, start in enumerate(starts) if start <= position)
+        return self.parts[at], int(self.parts[at].rows[position - starts[at]])
 
     @property
     def model_run(self) -> RunFolder:
-        """A run whose folder has the model's files."""
-        raise NotImplementedError
+        """A run whose folder has the model's files: the newest part, which has the meaning of all."""
+        if not self.parts:
+            raise errors.InputError(f"{self.title!r} has no images")
+        return self.parts[-1].run
 
     def as_xarray(self) -> Any:
         """Return all arrays as a lazy `xarray.Dataset`, with the names of the stored axes."""
@@ -138,6 +156,26 @@ class Stored:
             )
         return self.arrays[name]
 
+    @functools.cached_property
+    def product_arrays(self) -> tuple[Array, ...]:
+        """The products with a row per image; those of regions have rows of their own."""
+        return tuple(self.arrays[name] for name in self.products if name in self.arrays)
+
+    @functools.cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the arrays with further columns of the list."""
+        if not self.model_run.manifest.columns:
+            return ()
+        beside = {other for array in self.arrays.values() for other in float_values.beside(array.attributes).values()}
+        known = {array.name for array in stored_arrays.TABLE} | beside | set(self.products)
+        return tuple(sorted(self.arrays.keys() - known))
+
+    def read(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """Return some rows of an array, in the order asked for; raises as `take`."""
+        order, back = np.unique(positions, return_inverse=True)
+        found = self.take(name, order)
+        return found if np.array_equal(order, positions) else found[back]
+
     def blocks(self, name: str, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield all rows of an array in order, in blocks, each with its first position."""
         for start in range(0, len(self), block_rows):
@@ -151,9 +189,18 @@ class Stored:
             found[start : start + len(block)] = block
         return found
 
+    @functools.cached_property
+    def ok(self) -> np.ndarray:
+        """The rows whose values are stored, int64, ascending."""
+        return np.flatnonzero(self.status == statuses.OK)
+
+    def names(self, positions: np.ndarray) -> list[str]:
+        """Return the names of some rows."""
+        return self.images.text("image_id", positions)
+
     def image_id(self, position: int) -> str:
         """Return the name of a row."""
-        return self.images.text("image_id", [position])[0]
+        return self.names(np.array([position]))[0]
 
     def find(self, image: str) -> int:
         """Return the position of an image, given by its name, the end of its name, its path, or as `#` and a row.
@@ -222,7 +269,7 @@ class _OfRun(Stored):
     def arrays(self) -> dict[str, Array]:
         with run_store.read_errors(self.place):
             found = dict(self._group.arrays())
-        return {name: _array(name, each, each.chunks[0]) for name, each in found.items() if _is_per_image(each)}
+        return {name: described(name, each, each.chunks[0]) for name, each in found.items() if is_per_image(each)}
 
     def _stored(self, name: str, positions: np.ndarray) -> np.ndarray:
         if not len(positions):
@@ -267,13 +314,14 @@ class _OfRun(Stored):
 
         return reading.open_run(self.run)
 
-    def runs(self) -> Iterator[tuple[RunFolder, np.ndarray, np.ndarray]]:
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
         every = np.arange(len(self))
-        yield self.run, every, every
+        return (Part("", self.run, every, every),)
 
-    @property
-    def model_run(self) -> RunFolder:
-        return self.run
+    def names(self, positions: np.ndarray) -> list[str]:
+        # From the array, which need not be read whole.
+        return [str(name) for name in self.read("image_id", positions).tolist()]
 
 
 class _OfVersion(Stored):
@@ -304,9 +352,9 @@ class _OfVersion(Stored):
         part = self._document.parts[0]
         opened = {name: self._parts.empty(part.template, name) for name in part.chunks}
         return {
-            name: _array(name, each, max(part.chunks[name][1], 1))
+            name: described(name, each, max(part.chunks[name][1], 1))
             for name, each in opened.items()
-            if _is_per_image(each)
+            if is_per_image(each)
         }
 
     def _stored(self, name: str, positions: np.ndarray) -> np.ndarray:
@@ -340,11 +388,14 @@ class _OfVersion(Stored):
         name = documents.part_name(int(self.current.part[position]))
         return Origin(self.folder.part(name), int(self.current.row[position]), name)
 
-    def runs(self) -> Iterator[tuple[RunFolder, np.ndarray, np.ndarray]]:
-        for part in self._document.parts:
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
+        found = []
+        for index, part in enumerate(self._document.parts):
+            self._parts.check(index)
             at = np.flatnonzero(self.current.part == part.number)
-            if len(at):
-                yield self.folder.part(part.name), at, self.current.row[at]
+            found.append(Part(part.name, self.folder.part(part.name), at, self.current.row[at]))
+        return tuple(found)
 
     def as_xarray(self) -> Any:
         from genenc_core.dataset import reading
@@ -352,13 +403,7 @@ class _OfVersion(Stored):
         return reading.open_version(self.folder, self._document)
 
     def made(self) -> dict[str, Any]:
-        return {f"version_{name}": value for name, value in self._document.made.items()}
-
-    @property
-    def model_run(self) -> RunFolder:
-        if not self._document.parts:
-            raise errors.InputError(f"{self.title!r} has no images")
-        return self.folder.part(self._document.parts[-1].name)
+        return dict(self._document.made)
 
 
 def input_digests(stored: Stored) -> np.ndarray:
@@ -368,14 +413,14 @@ def input_digests(stored: Stored) -> np.ndarray:
         StoreError: a commit record is damaged.
     """
     found = np.zeros((len(stored), 32), np.uint8)
-    for run, positions, own in stored.runs():
-        shard_rows = run.store.plan.shard_rows
-        for shard in np.unique(own // shard_rows).tolist():
-            record = run.store.record(shard)
+    for part in stored.parts:
+        shard_of = part.rows // part.run.store.plan.shard_rows
+        for shard in np.unique(shard_of).tolist():
+            record = part.run.store.record(shard)
             if record is not None:
                 recorded = np.array([np.frombuffer(_bytes(each), np.uint8) for each in digests_of(record)])
-                here = np.flatnonzero(own // shard_rows == shard)
-                found[positions[here]] = recorded[own[here] - record.rows[0]]
+                here = np.flatnonzero(shard_of == shard)
+                found[part.positions[here]] = recorded[part.rows[here] - record.rows[0]]
     return found
 
 
@@ -395,18 +440,6 @@ def digests_of(record: CommitRecord) -> list[str]:
     return (listed + [""] * (stop - start))[: stop - start]
 
 
-def _is_per_image(array: Any) -> bool:
-    return tuple(array.metadata.dimension_names or ())[:1] == ("image",)
-
-
-def _array(name: str, opened: Any, chunk_rows: int) -> Array:
-    dtype = np.dtype(object) if name in _TEXTS or opened.dtype.kind in "TUO" else np.dtype(opened.dtype)
-    dims = tuple(map(str, opened.metadata.dimension_names[1:]))
-    dtype = np.dtype(np.float32) if float_values.beside(dict(opened.attrs)) else dtype
-    return Array(name, dtype, tuple(opened.shape[1:]), dims, int(chunk_rows), dict(opened.attrs))
-
-
-_TEXTS = frozenset(manifest_rows.TEXT_COLUMNS)
 _SHOWN = 3
 
 
@@ -441,8 +474,3 @@ def point_index(stored: Stored, point: str) -> int:
         known = f"it has {', '.join(stored.points)}" if stored.points else "it has no points"
         raise errors.InputError(f"{stored.title!r} has no point {point!r}: {known}")
     return stored.points.index(point)
-
-
-def has_points(array: Array) -> bool:
-    """Return whether an array has a vector for each point of a row."""
-    return array.dims[:1] == (stored_arrays.POINT,)
