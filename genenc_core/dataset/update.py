@@ -18,7 +18,7 @@ from genenc_core.dataset.folder import DatasetFolder, exists
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.encoding import cancellation
 from genenc_core.images.labels.point_table import LabelsNotUsed, PointTable
-from genenc_core.images.sources import folders, image_source, manifest
+from genenc_core.images.sources import folders, image_source, manifest, text_order
 from genenc_core.run import driver, model_cache, model_files, out_folder, planning, records
 from genenc_core.run.folder import MANIFEST, RunFolder
 from genenc_core.store.backends.objects import is_remote, join, to_root
@@ -216,6 +216,8 @@ class Update:
             )
         if self.listed.left_out:
             warnings.warn(folders.describe(self.listed.left_out), folders.FilesLeftOut, stacklevel=2)
+        if head is None:  # later versions have an order of their own
+            text_order.check(source, self.listed)
         cancellation.current().raise_if_cancelled()
         if folder is None:
             folder = parts.create_dataset(self.root, meaning, names, list(table.individuals) if table else [])

@@ -27,6 +27,7 @@ from genenc_core.images.sources import (
     label_check,
     manifest,
     region_check,
+    text_order,
 )
 from genenc_core.images.sources import regions as region_rows
 from genenc_core.images.sources.regions import Regions
@@ -62,8 +63,6 @@ from genenc_core.store.backends.objects import Root, open_objects, to_root
 from genenc_core.system import digests
 
 LOGGER = logging.getLogger(__name__)
-CHECKED_NAMES = 10_000
-"""Rows whose names are checked for their order."""
 
 
 class FirstSlotTaken(UserWarning):
@@ -138,8 +137,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
             _refuse_other_shards(run, given.shard_rows)
             _refuse_other_chunks(run, given.chunk_channels)
             return run
-        if source.kind in ("folder", "glob"):
-            folders.warn_of_text_order(listed.read(0, min(listed.rows, CHECKED_NAMES)).image_ids)
+        text_order.check(source, listed)
         warn_of_images(listed, given, table=table, regions=regions, channels=design.preprocessing.channels)
         publish(root, given, design, listed, scratch=scratch, regions=regions)
     return RunFolder(root)
