@@ -326,16 +326,14 @@ class Update:
         unreadable = None
         if self.given.retry_unreadable and head and not self._attempted:
             unreadable = parts.unreadable_positions(self.folder, head.version, known)
-        recorded = None
-        if self.given.by == "content":
-            recorded = parts.RecordedDigests(self.folder, known)
         found = comparison.compare(
             known,
             self.images,
             self.listed.root,
             may_differ=origins.resolved(self.folder, known.part, known.row)[0] <= self.last_part,
             unreadable=unreadable,
-            recorded_digests=recorded,
+            recorded_digests=parts.RecordedDigests(self.folder, known),
+            by_content=self.given.by == "content",
             keep_vanished=self.given.vanished == "keep" or self.given.limit is not None,
         )
         if found.doubtful and not self.warned:
