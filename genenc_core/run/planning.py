@@ -40,6 +40,7 @@ from genenc_core.run import (
     out_folder,
     outputs_check,
     records,
+    same_files,
     store_plan,
     tiles,
 )
@@ -703,7 +704,7 @@ def _refuse_other_run(run: RunFolder, design: Design, listed: manifest.Manifest,
         if old["weights"] == weights.EMPTY_SHA256 and identity["weights"] is None:
             identity["weights"] = weights.EMPTY_SHA256
     if old == identity:
-        _refuse_other_files(run, listed)
+        same_files.refuse_others(run, listed)
         return
     lines = [describe_meanings(old, identity)]
     if old["images"] != identity["images"]:
@@ -742,17 +743,6 @@ def _refuse_other_chunks(run: RunFolder, given: int | None) -> None:
         raise errors.OtherRunError(
             f"{run.root!r} holds a run with chunks of {own or 'all'} channels, but --chunk-channels is {given}: the "
             f"chunks are fixed. Leave --chunk-channels out, or give {f'{own} or ' if own else ''}another --out"
-        )
-
-
-def _refuse_other_files(run: RunFolder, listed: manifest.Manifest) -> None:
-    """Raise `StoreError` if the run's images still exist but different files that look the same were given."""
-    known, given = (Path(rows.read(0, 1).paths[0]) for rows in (run.manifest, listed))
-    if known != given and known.exists() and not (given.exists() and known.samefile(given)):
-        raise errors.OtherRunError(
-            f"the images of the run {run.root!r} start with {str(known)!r}, which still exists, but those given "
-            f"start with {str(given)!r}: different files with the same names, sizes and times. Give another --out, or "
-            "continue with the run's images (`genenc resume`)"
         )
 
 

@@ -156,13 +156,13 @@ def test_a_folder_that_is_mounted_elsewhere_is_the_datasets(
     updated(images=f"{first}{names}")
     shutil.rmtree(first)
     read: list[int] = []
-    digests_of = comparison._Files.digests  # noqa: SLF001
+    digests_of = comparison._Files.digests
 
     def counted(files: comparison._Files, rows: np.ndarray) -> list[str]:
         read.append(len(rows))
         return digests_of(files, rows)
 
-    monkeypatch.setattr(comparison._Files, "digests", counted)  # noqa: SLF001
+    monkeypatch.setattr(comparison._Files, "digests", counted)
     done = updated(images=f"{second}{names}")
     assert (done.made, done.results) == ((), ())
     assert sum(read) == (12 if inside else 4)
