@@ -1,6 +1,5 @@
 """What changed between the current rows of a dataset and a listing of its images."""
 
-import contextlib
 import dataclasses
 import os
 from collections import defaultdict
@@ -20,6 +19,8 @@ from genenc_core.images.sources import file_stamps, folders
 from genenc_core.system import digests
 
 _THREADS = 8
+_READ = 256
+"""Files that are read to see whether a folder is another one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,22 +74,23 @@ def compare(
     *,
     may_differ: np.ndarray,
     unreadable: np.ndarray | None = None,
-    recorded_digests: ReadDigests | None = None,
+    recorded_digests: ReadDigests,
+    by_content: bool = False,
     keep_vanished: bool = False,
 ) -> Differences:
     """Compare by name, size and time, or by content.
 
     Args:
         known: the dataset's current rows. A file with the size and time of the one before is another one if the list
-            names it by another path; if it is in another folder than that, which is still there; or if a further file
-            has this size and time (frames out of an archive) and it, or a folder above it, was renamed or otherwise
-            touched since it was listed.
+            names it by another path; if it is in another folder than that, which is still there, or is gone and had
+            another content; or if a further file has this size and time (frames out of an archive) and it, or a folder
+            above it, was renamed or otherwise touched since it was listed.
         listed: the images now.
         root: folder that the listing's paths are relative to.
         may_differ: bool `[len(known)]`: which rows may be older than the listing; others are taken as equal to it.
         unreadable: positions of rows to try again if their files are the same; None for none.
-        recorded_digests: digests of the files of current rows. With them, a file of another time or name is compared
-            by content if its size is the same.
+        recorded_digests: digests of the files of current rows.
+        by_content: a file of another time or name is compared by its digest if its size is the same.
         keep_vanished: rows of images that are not listed stay: none is taken as vanished or renamed.
     """
     rows, positions = _matched(known, listed)
@@ -104,13 +106,16 @@ def compare(
     equal_points = same_points(listed.points[rows], known.points[positions])
     files = _Files(listed, root)
     elsewhere = same_size & ~files.same_path(rows, known, positions)
-    beside = files.beside_another(rows, known, positions, same_size & same_time & ~elsewhere)
-    doubtful = same_size & same_time & ~elsewhere & ~beside & may_differ[positions]
+    asked = same_size & same_time & ~elsewhere & may_differ[positions]
+    beside, gone = files.beside_another(rows, known, positions, asked)
+    doubtful = asked & ~beside
     doubtful[doubtful] = _are_doubtful(files, rows[doubtful], known, positions[doubtful])
+    gone &= ~doubtful
+    beside[gone] = files.are_others(rows[gone], known, positions[gone], recorded_digests)
     differs = (~(same_size & same_time & same_member) | elsewhere | beside | doubtful) & may_differ[positions]
     equal_points |= ~may_differ[positions]
     touched, renamed = _nothing(), (_nothing(), _nothing())
-    if recorded_digests is not None:
+    if by_content:
         # The size of a member's file says nothing of the member.
         maybe = np.flatnonzero(differs & (same_size | listed.has_members) & equal_points)
         kept = maybe[files.equal(rows[maybe], recorded_digests(positions[maybe]))]
@@ -231,18 +236,46 @@ class _Files:
 
     def beside_another(
         self, rows: np.ndarray, known: CurrentRows, positions: np.ndarray, asked: np.ndarray
-    ) -> np.ndarray:
-        """Return which of the `asked` files lie below another root than the row's, whose file is still there."""
-        found = np.zeros(len(rows), bool)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of the `asked` files lie below another root than the row's file: beside it, or in its place.
+
+        Both bool `[n]`: the row's file is still there, and another one; or it is gone.
+        """
+        beside, gone = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
         moved = [code for code, root in enumerate(known.roots) if root != self.root]
         at = np.flatnonzero(asked & np.isin(known.root_of[positions], moved))
         before = known.text("path", positions[at])
+        same: dict[tuple[str, str], bool | None] = {}
         for place, now, path, root in zip(
             at.tolist(), self._paths(rows[at]), before, known.root_of[positions[at]].tolist(), strict=True
         ):
-            own = os.path.join(known.roots[root], folders.to_path(path))  # noqa: PTH118
-            with contextlib.suppress(OSError):
-                found[place] = not os.path.samefile(own, now)  # noqa: PTH121
+            pair = (os.path.join(known.roots[root], folders.to_path(path)), now)  # noqa: PTH118
+            if pair not in same:
+                same[pair] = _is_same(*map(kinds.place_of, pair)) if self.listed.has_members else _is_same(*pair)
+            beside[place], gone[place] = same[pair] is False, same[pair] is None
+        return beside, gone
+
+    def are_others(
+        self, rows: np.ndarray, known: CurrentRows, positions: np.ndarray, recorded_digests: ReadDigests
+    ) -> np.ndarray:
+        """Return which files, each in the place of one that is gone, have another content; bool `[n]`.
+
+        Read are all files whose size and time others have, and some of the rest: all of it if one of these differs.
+        Of a file with images inside some of them are read, and stand for all.
+        """
+        _, place = np.unique(self._paths(rows), return_inverse=True)
+        shared = np.isin(_stamp_keys(self.listed)[rows], np.concatenate(list(map(_shared, (self.listed, known)))))
+        found, seen = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+        alone = np.flatnonzero(~shared)
+        few = np.isin(place, np.unique(place[alone[:: max(len(alone) // _READ, 1)]])) & ~shared
+        for some in (shared, few, ~shared):
+            at = _first_and_last(place, some & ~seen)
+            pairs = zip(self.digests(rows[at]), recorded_digests(positions[at]), strict=True)
+            other = np.array([bool(now) and bool(before) and now != before for now, before in pairs], bool)
+            found |= np.isin(place, place[at[other]])
+            seen |= some
+            if some is few and not found[few].any():
+                break
         return found
 
     def last_touched(self, rows: np.ndarray) -> np.ndarray:
@@ -267,6 +300,33 @@ class _Files:
         """Return which files have the recorded digests, bool `[n]`."""
         found = zip(self.digests(rows), recorded, strict=True)
         return np.array([bool(now) and now == before for now, before in found], bool)
+
+
+def _is_same(before: str, now: str) -> bool | None:
+    """Return whether two paths lead to the same file; None where the first leads nowhere."""
+    try:
+        return os.path.samefile(before, now)  # noqa: PTH121
+    except OSError:
+        return None
+
+
+def _shared(images: Images) -> np.ndarray:
+    """Return keys of the sizes and times that several files have, int64; images may be in one file."""
+    if not images.has_members:
+        return _repeated(images)
+    paths = images.table.column("path").combine_chunks().dictionary_encode().indices.to_numpy()
+    keys, counts = np.unique(np.unique(np.stack([_stamp_keys(images), paths], 1), axis=0)[:, 0], return_counts=True)
+    return keys[counts > 1]
+
+
+def _first_and_last(place: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return the first, the middle and the last of the `asked` rows of each place, ascending."""
+    at = np.flatnonzero(asked)
+    at = at[np.argsort(place[at], kind="stable")]
+    starts = np.flatnonzero(np.r_[True, np.diff(place[at]) != 0][: len(at)])
+    stops = np.r_[starts[1:], len(at)]
+    chosen: np.ndarray = np.unique(at[np.concatenate([starts, (starts + stops) // 2, stops - 1])]) if len(at) else at
+    return chosen
 
 
 def _digest(path: str) -> str:

@@ -3,7 +3,7 @@
 import functools
 import re
 import secrets
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from genenc_core import errors
 from genenc_core.dataset import documents, marks
@@ -14,6 +14,9 @@ from genenc_core.store import run_store, store_keys
 from genenc_core.store.backends import beneath
 from genenc_core.store.backends.objects import Objects, Root, join, open_objects, to_root
 from genenc_core.text import argument
+
+if TYPE_CHECKING:  # it reads them from opened datasets
+    from genenc_core.dataset.origins import Compacted
 
 
 class DatasetFolder:
@@ -27,6 +30,8 @@ class DatasetFolder:
     def __init__(self, root: Root) -> None:
         self.objects: Objects = open_objects(root)
         self.root = self.objects.name
+        self.origins: dict[int, Compacted] = {}
+        """Records of compacted parts, by number, that were read."""
         if not exists(root):
             raise errors.InputError(f"{self.root!r} is not a dataset: {_hint(self.objects)}")
 

@@ -4,7 +4,8 @@ It names the parts that were copied, and for every row the part and row that an 
 was copied had been compacted itself: those parts may be gone by now.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from genenc_core.system import digests
 
 RECORD: Final = "provenance/compacted.json"
 SCHEMA: Final = "genenc.compacted/1"
+_THREADS: Final = 16
 Places = tuple[np.ndarray, np.ndarray]
 """Numbers of parts and rows in them, int64 `[n]` each."""
 
@@ -101,9 +103,14 @@ def read(objects: Objects) -> Compacted:
         raise errors.StoreError(f"{where!r} is damaged: {errors.reason(error)}; restore it from a copy") from error
 
 
-def of_part(folder: DatasetFolder, name: str) -> Compacted:
-    """Return the record of a compacted part; raises as `read`."""
-    return read(open_objects(folder.part_root(name)))
+def of_parts(folder: DatasetFolder, numbers: Iterable[int]) -> dict[int, Compacted]:
+    """Return the records of compacted parts by number, read together and once per opened dataset; raises as `read`."""
+    wanted = list(numbers)
+    unread = [number for number in wanted if number not in folder.origins]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda number: read(open_objects(folder.part_root(documents.part_name(number)))), unread)
+        folder.origins.update(zip(unread, found, strict=True))
+    return {number: folder.origins[number] for number in wanted}
 
 
 def resolved(folder: DatasetFolder, part: np.ndarray, row: np.ndarray) -> Places:
@@ -113,9 +120,9 @@ def resolved(folder: DatasetFolder, part: np.ndarray, row: np.ndarray) -> Places
         StoreError: the record of a compacted part is missing or damaged.
     """
     part, row = part.astype(np.int64), row.astype(np.int64)
-    for number in np.unique(part[part >= documents.FIRST_COMPACTED]).tolist():
+    for number, record in of_parts(folder, np.unique(part[part >= documents.FIRST_COMPACTED]).tolist()).items():
         where = np.flatnonzero(part == number)
-        encoded = of_part(folder, documents.part_name(number)).places()
+        encoded = record.places()
         if len(where) and row[where].max() >= len(encoded[0]):
             raise errors.StoreError(f"{RECORD!r} of {documents.part_name(number)!r} is damaged: it has too few rows")
         part[where], row[where] = (values[row[where]] for values in encoded)

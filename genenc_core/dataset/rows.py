@@ -197,10 +197,11 @@ def _roots(
 
     The rows of a compacted part may come from several folders, of which its manifest names one.
     """
+    records = origins.of_parts(folder, [part.number for part in parts if documents.is_compacted(part.number)])
     runs: list[tuple[str, int]] = []
     for part, root in zip(parts, listed, strict=True):
-        compacted = part.number >= documents.FIRST_COMPACTED
-        own = origins.of_part(folder, part.name).roots_of_rows() if compacted else [(str(root), part.rows)]
+        record = records.get(part.number)
+        own = [(str(root), part.rows)] if record is None else record.roots_of_rows()
         if sum(count for _, count in own) != part.rows:
             raise errors.StoreError(f"{origins.RECORD!r} of {part.name!r} is damaged: it is of another number of rows")
         runs += own

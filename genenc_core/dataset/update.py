@@ -18,7 +18,7 @@ from genenc_core.dataset.folder import DatasetFolder, exists
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.encoding import cancellation
 from genenc_core.images.labels.point_table import LabelsNotUsed, PointTable
-from genenc_core.images.sources import folders, image_source, manifest
+from genenc_core.images.sources import folders, image_source, manifest, text_order
 from genenc_core.run import driver, model_cache, model_files, out_folder, planning, records
 from genenc_core.run.folder import MANIFEST, RunFolder
 from genenc_core.store.backends.objects import is_remote, join, to_root
@@ -216,6 +216,8 @@ class Update:
             )
         if self.listed.left_out:
             warnings.warn(folders.describe(self.listed.left_out), folders.FilesLeftOut, stacklevel=2)
+        if head is None:  # later versions have an order of their own
+            text_order.check(source, self.listed)
         cancellation.current().raise_if_cancelled()
         if folder is None:
             folder = parts.create_dataset(self.root, meaning, names, list(table.individuals) if table else [])
@@ -324,16 +326,14 @@ class Update:
         unreadable = None
         if self.given.retry_unreadable and head and not self._attempted:
             unreadable = parts.unreadable_positions(self.folder, head.version, known)
-        recorded = None
-        if self.given.by == "content":
-            recorded = parts.RecordedDigests(self.folder, known)
         found = comparison.compare(
             known,
             self.images,
             self.listed.root,
             may_differ=origins.resolved(self.folder, known.part, known.row)[0] <= self.last_part,
             unreadable=unreadable,
-            recorded_digests=recorded,
+            recorded_digests=parts.RecordedDigests(self.folder, known),
+            by_content=self.given.by == "content",
             keep_vanished=self.given.vanished == "keep" or self.given.limit is not None,
         )
         if found.doubtful and not self.warned:

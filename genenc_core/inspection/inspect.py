@@ -22,7 +22,7 @@ from genenc_core.images.decode import geometry
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.labels.point_table import PointTable
 from genenc_core.images.labels.region_table import RegionTable
-from genenc_core.images.sources import folders, image_source, manifest, manifest_rows
+from genenc_core.images.sources import folders, image_source, manifest, manifest_rows, text_order
 from genenc_core.images.sources.regions import Regions
 from genenc_core.inspection import cost, images, regions, sheet
 from genenc_core.inspection.parameters import OF_MODEL, InspectParameters
@@ -138,36 +138,42 @@ def inspect(given: InspectParameters) -> Inspection:
     """
     said: list[str] = []
     with cancellation.ensure(), scratch.TemporaryFolder("inspect") as folder, _collected(said):
-        _refuse_without_model(given)
-        asked = given.extraction(str(Path(folder) / "run"))
-        source = planning.check_parameters(asked)
-        if given.out:
-            _check_place(given.out, source)
-        table, areas = planning.read_labels(asked), planning.read_regions(asked)
-        design = planning.make_design(asked, table, areas, export_to=Path(folder) / "model") if given.model else None
-        preprocessing = _geometry(given, design)
-        source = dataclasses.replace(source, channels=preprocessing.channels)
-        listed = _listed(Path(folder), source, table, areas, given.limit)
-        found = planning.write_regions(Path(folder) / "regions.parquet", areas, listed)
-        refused = _refused(listed, given, table, found, preprocessing.channels)
-        rows = np.unique(np.linspace(0, listed.rows - 1, min(given.sample, listed.rows)).round().astype(np.int64))
-        chosen = manifest.write_selection(Path(folder) / "sample.parquet", listed, rows)
-        sample = images.look(
-            chosen,
-            preprocessing,
-            keep=ON_SHEET,
-            workers=given.decode_workers or min(limits.cores(), 4),
-            limits=Limits(seconds=given.image_timeout, megapixels=given.max_megapixels),
-        )
-        points, states = _placed(chosen, sample, preprocessing)
-        of_sample = None if found is None else regions.place(found, rows, sample, preprocessing)
-        drawn = _drawn(chosen, sample, points, preprocessing, given.model, of_sample)
-        measured = None
-        if design is not None and len(sample.rows):
-            few = None if found is None else regions.chosen(found, rows, Path(folder) / "regions.parquet")
-            measured = cost.measure(asked, design, chosen, listed.rows, few, scratch=Path(folder))
-        seen = None if found is None or of_sample is None else _areas(found, listed, of_sample, design)
-        return _found(given, listed, rows, sample, preprocessing, said, refused, states, seen, drawn, measured)
+        found = _looked(given, Path(folder))
+    return dataclasses.replace(found, warnings=tuple(dict.fromkeys(said)))
+
+
+def _looked(given: InspectParameters, folder: Path) -> Inspection:
+    """Return what an inspection finds, without its warnings; raises as `inspect`."""
+    _refuse_without_model(given)
+    asked = given.extraction(str(folder / "run"))
+    source = planning.check_parameters(asked)
+    if given.out:
+        _check_place(given.out, source)
+    table, areas = planning.read_labels(asked), planning.read_regions(asked)
+    design = planning.make_design(asked, table, areas, export_to=folder / "model") if given.model else None
+    preprocessing = _geometry(given, design)
+    source = dataclasses.replace(source, channels=preprocessing.channels)
+    listed = _listed(folder, source, table, areas, given.limit)
+    found = planning.write_regions(folder / "regions.parquet", areas, listed)
+    refused = _refused(listed, given, table, found, preprocessing.channels)
+    rows = np.unique(np.linspace(0, listed.rows - 1, min(given.sample, listed.rows)).round().astype(np.int64))
+    chosen = manifest.write_selection(folder / "sample.parquet", listed, rows)
+    sample = images.look(
+        chosen,
+        preprocessing,
+        keep=ON_SHEET,
+        workers=given.decode_workers or min(limits.cores(), 4),
+        limits=Limits(seconds=given.image_timeout, megapixels=given.max_megapixels),
+    )
+    points, states = _placed(chosen, sample, preprocessing)
+    of_sample = None if found is None else regions.place(found, rows, sample, preprocessing)
+    drawn = _drawn(chosen, sample, points, preprocessing, given.model, of_sample)
+    measured = None
+    if design is not None and len(sample.rows):
+        few = None if found is None else regions.chosen(found, rows, folder / "regions.parquet")
+        measured = cost.measure(asked, design, chosen, listed.rows, few, scratch=folder)
+    seen = None if found is None or of_sample is None else _areas(found, listed, of_sample, design)
+    return _found(given, listed, rows, sample, preprocessing, refused, states, seen, drawn, measured)
 
 
 def _refuse_without_model(given: InspectParameters) -> None:
@@ -195,8 +201,7 @@ def _listed(
         limit=limit,
         checkpoint=cancellation.current().raise_if_cancelled,
     )
-    if source.kind in ("folder", "glob"):
-        folders.warn_of_text_order(listed.read(0, min(listed.rows, planning.CHECKED_NAMES)).image_ids)
+    text_order.check(source, listed)
     return listed
 
 
@@ -312,7 +317,6 @@ def _found(
     rows: np.ndarray,
     sample: images.Sample,
     preprocessing: spec.Preprocessing,
-    said: list[str],
     refused: str,
     states: dict[str, int],
     areas: Areas | None,
@@ -346,7 +350,7 @@ def _found(
         preprocessing=preprocessing.describe(),
         labels=labels,
         regions=areas,
-        warnings=tuple(dict.fromkeys(said)),
+        warnings=(),
         refused=refused,
         model=given.model,
         cost=measured,

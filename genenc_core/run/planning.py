@@ -27,6 +27,7 @@ from genenc_core.images.sources import (
     label_check,
     manifest,
     region_check,
+    text_order,
 )
 from genenc_core.images.sources import regions as region_rows
 from genenc_core.images.sources.regions import Regions
@@ -39,6 +40,7 @@ from genenc_core.run import (
     out_folder,
     outputs_check,
     records,
+    same_files,
     store_plan,
     tiles,
 )
@@ -62,8 +64,6 @@ from genenc_core.store.backends.objects import Root, open_objects, to_root
 from genenc_core.system import digests
 
 LOGGER = logging.getLogger(__name__)
-CHECKED_NAMES = 10_000
-"""Rows whose names are checked for their order."""
 
 
 class FirstSlotTaken(UserWarning):
@@ -138,8 +138,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
             _refuse_other_shards(run, given.shard_rows)
             _refuse_other_chunks(run, given.chunk_channels)
             return run
-        if source.kind in ("folder", "glob"):
-            folders.warn_of_text_order(listed.read(0, min(listed.rows, CHECKED_NAMES)).image_ids)
+        text_order.check(source, listed)
         warn_of_images(listed, given, table=table, regions=regions, channels=design.preprocessing.channels)
         publish(root, given, design, listed, scratch=scratch, regions=regions)
     return RunFolder(root)
@@ -705,7 +704,7 @@ def _refuse_other_run(run: RunFolder, design: Design, listed: manifest.Manifest,
         if old["weights"] == weights.EMPTY_SHA256 and identity["weights"] is None:
             identity["weights"] = weights.EMPTY_SHA256
     if old == identity:
-        _refuse_other_files(run, listed)
+        same_files.refuse_others(run, listed)
         return
     lines = [describe_meanings(old, identity)]
     if old["images"] != identity["images"]:
@@ -744,17 +743,6 @@ def _refuse_other_chunks(run: RunFolder, given: int | None) -> None:
         raise errors.OtherRunError(
             f"{run.root!r} holds a run with chunks of {own or 'all'} channels, but --chunk-channels is {given}: the "
             f"chunks are fixed. Leave --chunk-channels out, or give {f'{own} or ' if own else ''}another --out"
-        )
-
-
-def _refuse_other_files(run: RunFolder, listed: manifest.Manifest) -> None:
-    """Raise `StoreError` if the run's images still exist but different files that look the same were given."""
-    known, given = (Path(rows.read(0, 1).paths[0]) for rows in (run.manifest, listed))
-    if known != given and known.exists() and not (given.exists() and known.samefile(given)):
-        raise errors.OtherRunError(
-            f"the images of the run {run.root!r} start with {str(known)!r}, which still exists, but those given "
-            f"start with {str(given)!r}: different files with the same names, sizes and times. Give another --out, or "
-            "continue with the run's images (`genenc resume`)"
         )
 
 

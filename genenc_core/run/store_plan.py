@@ -15,9 +15,9 @@ from genenc_core.images.sources import folders, manifest, manifest_rows
 from genenc_core.images.sources import regions as region_rows
 from genenc_core.images.sources.regions import Regions
 from genenc_core.run import list_columns
-from genenc_core.run.folder import PROBED
+from genenc_core.run.folder import PROBED, dataset_of
 from genenc_core.store import layout
-from genenc_core.store.backends.objects import is_remote
+from genenc_core.store.backends.objects import is_remote, to_root
 from genenc_core.text import argument
 
 GPU_SHARD_ROWS = 4096
@@ -221,6 +221,13 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
     left_out = f"\nLeft out: {text.markdown(folders.describe(listed.left_out))}." if listed.left_out else ""
     outputs = f"\nOutputs that are not stored: {text.markdown(not_stored)}." if not_stored else ""
+    commands = f"Check the folder with `genenc verify {where}`; go on with\n`genenc resume {where}`."
+    if (dataset := dataset_of(to_root(out))) is not None:
+        whole_set = argument(dataset) if is_remote(out) else "../.."
+        commands = (
+            f"It is a part of a dataset: check that with\n`genenc verify {whole_set}`; go on with `genenc update "
+            f"{whole_set}`."
+        )
     rows_mean = ", ".join(f"{each.value} {each.name.replace('_', ' ')}" for each in statuses.ROWS)
     preprocessing = spec.Preprocessing.model_validate_json(json.dumps(identity["preprocessing"])).describe()
     scale = listed.points_scale
@@ -232,8 +239,7 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     return f"""# Features of {listed.rows} images from {text.markdown(identity["model"])}
 
 One image is one row, the same index in every array and in `images.parquet`. `status` says which rows count:
-{rows_mean} (NaN). Check the folder with `genenc verify {where}`; go on with
-`genenc resume {where}`.
+{rows_mean} (NaN). {commands}
 
 ```python
 import xarray

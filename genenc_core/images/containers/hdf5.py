@@ -112,12 +112,14 @@ class Hdf5(Container):
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
-        self._warn_of_missing_chunks()
+        self._warn_of_missing()
         for index in frames.of(self._axes.frames):
             yield Member.frame(index)
 
-    def _warn_of_missing_chunks(self) -> None:
-        if self._data.chunks is None:
+    def _warn_of_missing(self) -> None:
+        if self._data.chunks is None:  # space is taken as the first value is written
+            count = 0 if self._data.id.get_storage_size() else self._axes.frames
+            warn_of_missing(str(self._path), count, count, "frames")
             return
         wanted = math.prod(-(-side // chunk) for side, chunk in zip(self._data.shape, self._data.chunks, strict=True))
         warn_of_missing(str(self._path), wanted - self._data.id.get_num_chunks(), wanted, "chunks")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from genenc_core import spec
-from genenc_core.images.containers import arrays
+from genenc_core.images.containers import arrays, zarr_shards
 from genenc_core.images.containers.container import (
     Container,
     Content,
@@ -96,8 +96,9 @@ class ZarrArray(Container):
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
         listed = missing = 0
+        indexes = None if self._array.shards is None else zarr_shards.ShardIndexes(self._array)
         for index in frames.of(self._axes.frames):
-            listed, missing = listed + 1, missing + (not all(map(os.path.exists, self._chunks(str(index)))))
+            listed, missing = listed + 1, missing + (not self._is_written(str(index), indexes))
             yield Member.frame(index)
         warn_of_missing(str(self._path), missing, listed, "frames")
 
@@ -115,18 +116,37 @@ class ZarrArray(Container):
         return Mark(sum(sizes), *map(max, times))
 
     def _chunks(self, at: str) -> Iterator[str]:
-        """Yield the paths of a frame's chunks; those of fill values only need not be there."""
-        before = list(self._before(at))
+        """Yield the paths of a frame's chunks, or shards; those of fill values only need not be there."""
         sides = self._array.shards or self._array.chunks
+        for place in itertools.product(*self._grid(at, sides)):
+            yield self._path_of(place)
+
+    def _path_of(self, place: tuple[int, ...]) -> str:
+        return os.path.join(self._path, self._array.metadata.encode_chunk_key(place))  # noqa: PTH118
+
+    def _grid(self, at: str, sides: Sequence[int]) -> list[Sequence[int]]:
+        """Return where a frame's chunks of these sides are in their grid, along each axis."""
+        before: list[int | None] = list(self._before(at))
         if self._channel_axis is not None:
-            before.insert(self._channel_axis, 0)
-        known: list[Sequence[int]] = [(each // side,) for each, side in zip(before, sides, strict=False)]
-        if self._channel_axis is not None:
-            own = self._channel_axis
-            known[own] = range(-(-self._array.shape[own] // sides[own]))
-        rest = [range(-(-length // side)) for length, side in zip(self._array.shape, sides, strict=True)][len(known) :]
-        for place in itertools.product(*known, *rest):
-            yield os.path.join(self._path, self._array.metadata.encode_chunk_key(place))  # noqa: PTH118
+            before.insert(self._channel_axis, None)
+        found: list[Sequence[int]] = []
+        for axis, (length, side) in enumerate(zip(self._array.shape, sides, strict=True)):
+            own = before[axis] if axis < len(before) else None
+            found.append(range(-(-length // side)) if own is None else (own // side,))
+        return found
+
+    def _is_written(self, at: str, indexes: zarr_shards.ShardIndexes | None) -> bool:
+        """Return whether all of a frame's chunks were written, as far as files and the indexes of shards say."""
+        if not all(map(os.path.exists, self._chunks(at))):
+            return False
+        if indexes is None:
+            return True
+        places = itertools.product(*self._grid(at, self._array.shards))
+        chunks = self._grid(at, self._array.chunks)
+        return indexes.are_written(
+            {self._path_of(place): place for place in places},
+            [each[0] if isinstance(each, tuple) else None for each in chunks],
+        )
 
     def read(self, at: str, *, most_pixels: int = decode.MAX_PIXELS) -> Content:
         """Return a frame; raises as `Container.read`."""

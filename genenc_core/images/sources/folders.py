@@ -54,28 +54,6 @@ class FilesLeftOut(UserWarning):
     """The source also holds files that genenc cannot read as images."""
 
 
-class TextOrder(UserWarning):
-    """Names with numbers whose order as text is not that of the numbers."""
-
-
-def warn_of_text_order(names: Sequence[str]) -> None:
-    """Warn where the order of names as text, which rows have, is not that of the numbers in them."""
-    for before, after in itertools.pairwise(names):
-        if _by_numbers(before) > _by_numbers(after):
-            warnings.warn(
-                f"rows are in the order of their paths as text, in which {before!r} comes before {after!r}: join "
-                "other tables by image_id, not by position",
-                TextOrder,
-                stacklevel=3,
-            )
-            return
-
-
-def _by_numbers(name: str) -> list[str | int]:
-    parts: list[str | int] = list(re.split(r"([0-9]{1,18})", name))
-    return [int(part) if at % 2 else part for at, part in enumerate(parts)]
-
-
 class LeftOut:
     """Files of a folder or glob that cannot be read as images, counted by extension."""
 

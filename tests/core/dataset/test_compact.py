@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,25 @@ def test_killed_anywhere(program: str, every: int, grown_once: Path, tmp_path: P
     *violations, count = out.splitlines() or ["nothing"]
     assert (violations, done.returncode) == ([], 0), error[-3000:] + out[-3000:]
     assert int(count.split()[1]) >= 5
+
+
+def test_the_records_of_compacted_parts_are_read_together_and_once(
+    grown: DatasetFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (made,) = compact.compact(grown).made
+    number = documents.part_number(made.part)
+    assert number is not None
+    own = origins.of_parts(DatasetFolder(grown.root), [number])[number]
+    both = threading.Barrier(2, timeout=20)
+
+    def read(_objects: object) -> origins.Compacted:
+        both.wait()
+        return own
+
+    monkeypatch.setattr(origins, "read", read)
+    folder = DatasetFolder(grown.root)
+    found = origins.of_parts(folder, [number, number + 1])
+    assert list(found.values()) == [own, own]
+    known = rows.current(folder, folder.version())
+    origins.resolved(folder, known.part, known.row)
+    assert both.n_waiting == 0

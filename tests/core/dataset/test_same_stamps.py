@@ -11,7 +11,7 @@ from PIL import Image
 
 import grown_datasets
 from genenc_core import errors
-from genenc_core.dataset import compact, update
+from genenc_core.dataset import compact, comparison, update
 
 Update = Callable[..., update.Updated]
 WHEN = 1_700_000_000
@@ -109,6 +109,67 @@ def test_a_folder_that_was_moved_or_copied_is_the_datasets(updated: Update, fram
     link = tmp_path / "link"
     link.symlink_to(frames)
     assert updated(images=str(link), by="stat").results == ()
+
+
+def write_days(folder: Path) -> tuple[Path, Path]:
+    """Write two folders with the same names, sizes and times."""
+    for number, day in enumerate(("day1", "day2")):
+        (folder / day).mkdir()
+        for name in range(4):
+            path = folder / day / f"{name}.bmp"
+            Image.fromarray(np.full((20, 20, 3), 60 * number + 10 * name, np.uint8)).save(path)
+            os.utime(path, (WHEN, WHEN))
+    return folder / "day1", folder / "day2"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_another_folder_in_place_of_one_that_is_gone(updated: Update, tmp_path: Path, *, alone: bool) -> None:
+    first, second = write_days(tmp_path)
+    for path in [*first.iterdir(), *second.iterdir()] if alone else ():
+        os.utime(path, (WHEN + int(path.stem), WHEN + int(path.stem)))
+    updated(images=str(first))
+    shutil.rmtree(first)
+    for by in ("stat", "content"):
+        with pytest.raises(errors.InputError, match="4 of the dataset's 4 images are other files in"):
+            updated(images=str(second), by=by)
+    done = updated(images=str(second), vanished="withdraw")
+    assert done.version is not None
+    assert done.version.counts["changed"] == 4
+    assert_equal(grown_datasets.vectors(done), fresh(updated, tmp_path, images=str(second)))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_folder_that_is_mounted_elsewhere_is_the_datasets(
+    updated: Update, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, inside: bool
+) -> None:
+    """Nothing of it was touched since it was listed; of files with images inside three images are read."""
+    first, second = write_days(tmp_path)
+    for path in second.iterdir():
+        shutil.copy2(first / path.name, path)
+    names = ""
+    if inside:
+        names = "/*.npy"
+        for folder in (first, second):
+            for number, path in enumerate(sorted(folder.iterdir())):
+                np.save(path.with_suffix(".npy"), np.full((5, 20, 20, 3), number, np.uint8))
+                os.utime(path.with_suffix(".npy"), (WHEN, WHEN))
+    updated(images=f"{first}{names}")
+    shutil.rmtree(first)
+    read: list[int] = []
+    digests_of = comparison._Files.digests
+
+    def counted(files: comparison._Files, rows: np.ndarray) -> list[str]:
+        read.append(len(rows))
+        return digests_of(files, rows)
+
+    monkeypatch.setattr(comparison._Files, "digests", counted)
+    done = updated(images=f"{second}{names}")
+    assert (done.made, done.results) == ((), ())
+    assert sum(read) == (12 if inside else 4)
+    if inside:
+        np.save(second / "0.npy", np.full((5, 20, 20, 3), 9, np.uint8))
+        os.utime(second / "0.npy", (WHEN, WHEN))
+        assert updated(images=f"{second}{names}").version.counts["changed"] == 5  # type: ignore[union-attr]
 
 
 def test_missing_files_of_a_list_are_not_taken_for_renamed_ones(

@@ -195,6 +195,8 @@ def test_a_part_does_not_heal_in_place(updated: Update, photos: Path, tmp_path: 
     (lines,) = state._advice(run.root, status.verify_run(run))
     commands = re.findall("genenc [a-z]+", f"{said} {lines}")
     assert {*commands} == {"genenc update"}  # resume and verify --repair are refused
+    words = Path(run.root, "README.md").read_text()
+    assert re.findall("genenc [a-z]+ [^`]*", words) == ["genenc verify ../..", "genenc update ../.."]
 
 
 @pytest.mark.slow

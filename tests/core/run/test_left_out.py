@@ -1,8 +1,6 @@
 """Files of a folder that are not images are said when the run is made, and whenever somebody asks later."""
 
 import json
-import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -67,25 +65,3 @@ def test_a_decoder_that_is_installed_later_changes_no_run(tmp_path: Path, monkey
     with pytest.warns(folders.FilesLeftOut, match=r"1 \.heic"):
         again = driver.extract(given(tmp_path))
     assert again.asked == 0
-
-
-@pytest.mark.parametrize(
-    ("names", "warned"),
-    [
-        (("frame1.png", "frame2.png", "frame10.png"), "'frame10.png' comes before 'frame2.png': join .* by image_id"),
-        (("frame01.png", "frame02.png", "frame10.png"), None),
-        (("a10/1.png", "a9/1.png"), "'a10/1.png' comes before 'a9/1.png'"),
-        (("b.png", "a.png"), None),
-    ],
-)
-def test_numbers_out_of_order_are_warned_of(tmp_path: Path, names: tuple[str, ...], warned: str | None) -> None:
-    for name in names:
-        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        pictures.write_folder(tmp_path / "drawn", 1)
-        next((tmp_path / "drawn").iterdir()).rename(tmp_path / "photos" / name)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        driver.extract(given(tmp_path))
-    words = [str(each.message) for each in caught if each.category is folders.TextOrder]
-    assert len(words) == (warned is not None)
-    assert warned is None or re.search(warned, words[0])

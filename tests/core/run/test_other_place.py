@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from genenc_core import errors
 from genenc_core.run import driver, planning
@@ -31,6 +32,22 @@ def test_the_same_folder_by_another_name_goes_on(extract: Extract, photos: Path,
     (tmp_path / "link").symlink_to(photos)
     assert extract().status.complete
     assert extract(images=str(tmp_path / "link")).status.complete
+
+
+def test_another_folder_in_place_of_the_runs_is_refused(extract: Extract, photos: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for folder, colour in ((photos, 10), (other, 90)):
+        folder.mkdir(exist_ok=True)
+        for path in sorted(photos.iterdir()):
+            place = folder / path.with_suffix(".bmp").name
+            Image.new("RGB", (40, 30), (colour, 0, 0)).save(place)
+            os.utime(place, (1_700_000_000, 1_700_000_000))
+    for path in photos.glob("*.png"):
+        path.unlink()
+    assert extract(images=str(photos)).status.complete
+    shutil.rmtree(photos)
+    with pytest.raises(errors.OtherRunError, match=r"which is gone, and '.*other/img_000.bmp' has another content"):
+        extract(images=str(other))
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Rules for values of arrays, and selections of frames by time."""
 
 import contextlib
+import itertools
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +95,44 @@ def test_a_hole_in_a_frame_is_warned_of(tmp_path: Path) -> None:
         (tmp_path / "a.zarr" / chunk).unlink()
     with pytest.warns(NeverWritten, match="2 of 4 frames"):
         list(kinds.open_container(str(tmp_path / "a.zarr")).members(Frames()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "shards", "where"),
+    [
+        ((4, 8, 8), (1, 4, 4), (4, 8, 8), "end"),
+        ((5, 9, 8), (1, 4, 4), (2, 8, 4), "start"),
+        ((6, 8, 8, 3), (2, 8, 4, 3), (4, 8, 8, 3), "end"),
+        ((5, 3, 8, 8), (1, 1, 8, 8), (5, 3, 8, 8), "end"),
+    ],
+)
+def test_holes_inside_shards_are_warned_of(
+    shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...], where: str, tmp_path: Path
+) -> None:
+    sharding = zarr.codecs.ShardingCodec(chunk_shape=chunks, index_location=where)
+    array = zarr.create(shape, chunk_shape=shards, codecs=[sharding], dtype="u1", store=tmp_path / "a.zarr")
+    draw, written = np.random.default_rng(1), np.zeros(shape, bool)
+    grid = [range(0, length, side) for length, side in zip(shape, chunks, strict=True)]
+    for first in itertools.product(*grid):
+        if first[0] and draw.random() < 0.8:  # the first frames are whole
+            continue
+        block = tuple(slice(at, at + side) for at, side in zip(first, chunks, strict=True))
+        array[block], written[block] = 200, True
+    holes = int((~written.reshape(shape[0], -1).all(1)).sum())
+    assert 0 < holes < shape[0]
+    opened = kinds.open_container(str(tmp_path / "a.zarr"))
+    with pytest.warns(NeverWritten, match=f"{holes} of {shape[0]} frames"):
+        list(opened.members(Frames()))
+    array[...] = 200
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(opened.members(Frames()))
+
+
+def test_shards_whose_index_says_nothing_are_taken_as_whole(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", data=np.full((4, 8, 8), 200, np.uint8), chunks=(1, 4, 4), shards=(4, 8, 8))
+    (tmp_path / "a.zarr/c/0/0/0").write_bytes(b"cut")
+    opened = kinds.open_container(str(tmp_path / "a.zarr"))
+    (at, *_) = (member.at for member in opened.members(Frames()))
+    with pytest.raises(ImageUnreadable, match="damaged Zarr"):
+        opened.read(at)

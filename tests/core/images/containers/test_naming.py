@@ -297,6 +297,10 @@ def test_parts_that_were_never_written_are_warned_of(tmp_path: Path) -> None:
         file.create_dataset("frames", (4, 8, 8), np.uint8, chunks=(1, 8, 8))[:3] = 7
     with pytest.warns(container.NeverWritten, match="1 of 4 chunks were never written"):
         ids(f"{tmp_path}/part.h5", tmp_path)
+    with h5py.File(tmp_path / "none.h5", "w") as file:
+        file.create_dataset("frames", (4, 8, 8), np.uint8)
+    with pytest.warns(container.NeverWritten, match="4 of 4 frames were never written"):
+        ids(f"{tmp_path}/none.h5", tmp_path)
 
 
 def test_a_folder_with_files_that_are_no_stacks(tmp_path: Path) -> None:
