@@ -40,7 +40,15 @@ def open_version(folder: DatasetFolder, version: Version) -> xarray.Dataset:
 
 def open_run(run: RunFolder) -> xarray.Dataset:
     """Open a single run, with `image_id` as an index; rows that are not stored yet are NaN."""
-    return _with_index(xarray.open_zarr(run.store.zarr_store(), consolidated=False, chunks=None))
+    found = xarray.open_zarr(run.store.zarr_store(), consolidated=False, chunks=None)
+    return _with_index(regions_alone(found))
+
+
+def regions_alone(found: xarray.Dataset) -> xarray.Dataset:
+    """Return the arrays of a run without the places of its axis `region` that are no region."""
+    if REGION_IMAGE not in found:
+        return found
+    return found.isel(region=np.flatnonzero(found[REGION_IMAGE].values >= 0))
 
 
 def _with_index(opened: xarray.Dataset) -> xarray.Dataset:

@@ -284,15 +284,15 @@ def test_options_that_are_refused(photos: Path, options: dict[str, Any], words: 
     assert not (photos.parent / "run").exists()
 
 
-def test_datasets_refuse_regions_and_probes_take_them(photos: Path) -> None:
+def test_datasets_without_regions_are_probed_with_some(photos: Path) -> None:
     boxes, place = str(photos.parent / "boxes.csv"), str(photos.parent / "set")
     options = testing.options(fit="stretch", image_size="48x64", products=["maps=none@float32"])
-    with pytest.raises(errors.InputError, match=r"--regions .* is for runs: .*genenc probe"):
-        api.update(place, str(photos), regions=[boxes], **options)
     api.update(place, str(photos), **options)
     probed = api.probe(place, str(photos.parent / "probed"), regions=[boxes])
     expected = extract(photos).arrays().load()
     np.testing.assert_array_equal(probed.arrays().regions.values, expected.regions.values)
+    with pytest.raises(errors.OtherRunError, match="coordinates of regions: no regions -> pixels"):
+        api.update(place, str(photos), regions=[boxes], **options)
 
 
 def test_an_inspection_counts_and_draws_regions(photos: Path) -> None:
