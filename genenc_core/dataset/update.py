@@ -217,7 +217,9 @@ class Update:
             folder = parts.create_dataset(self.root, meaning, **dataclasses.asdict(labels))
             _refuse_other(folder, meaning, labels)  # another process may have created it
         self.folder = folder
-        self.regions = planning.write_regions(self.scratch / "regions.parquet", areas, self.listed)
+        self.regions = planning.write_regions(
+            self.scratch / "regions.parquet", areas, self.listed, channels=self.design.preprocessing.channels
+        )
         self.images = rows.Images.of(self.listed, self.regions)
         self.tried = np.zeros(len(self.images), bool)
         self.planned = 0

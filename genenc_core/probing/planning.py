@@ -100,7 +100,7 @@ def create(given: ProbeParameters) -> RunFolder:
         if run_store.RunStore.exists(root):
             table = RunFolder(root).manifest.labelled_alike(table)
         listed = _listed(scratch / MANIFEST, source, table, areas, with_own=with_own)
-        regions = planning.write_regions(scratch / REGIONS, areas, listed)
+        regions = planning.write_regions(scratch / REGIONS, areas, listed, sizes=source.sizes)
         if with_own_regions:
             regions = region_rows.write_copy(scratch / REGIONS, source.regions())
         wanted = planning.with_region_count(wanted, regions, listed.rows)
