@@ -218,13 +218,11 @@ class Run:
         _require_xarray()
         import xarray
 
+        from genenc_core.dataset import reading
         from genenc_core.run import float_arrays
 
         opened: xarray.Dataset = xarray.open_zarr(self.folder.store.zarr_store(), consolidated=False)
-        found = opened if raw else float_arrays.decoded(opened)
-        if "region_image" not in found:
-            return found
-        return found.isel(region=np.flatnonzero(found["region_image"].values >= 0))
+        return reading.regions_alone(opened if raw else float_arrays.decoded(opened))
 
 
 class Dataset:

@@ -26,10 +26,11 @@ from genenc_core.dataset.documents import Part, Version, Written
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.dataset.origins import Compacted
 from genenc_core.dataset.rows import CurrentRows
-from genenc_core.encoding import cancellation
+from genenc_core.encoding import cancellation, shard_encoding
 from genenc_core.images.sources import manifest
+from genenc_core.images.sources import regions as region_rows
 from genenc_core.run import model_cache, out_folder, planning, records, session_log, status, status_cache, tiles
-from genenc_core.run.folder import MANIFEST, MODEL_SPEC, RunFolder
+from genenc_core.run.folder import MANIFEST, MODEL_SPEC, REGIONS, RunFolder
 from genenc_core.runtime import backends
 from genenc_core.store import layout
 from genenc_core.store.commit_record import CommitRecord
@@ -230,6 +231,9 @@ class _Compaction:
                     functools.partial(rows.manifest_blocks, plan.known),
                     listed_ns=plan.known.first_seen_ns,
                 )
+                regions = None
+                if self.folder.meaning.regions is not None:
+                    regions = region_rows.write_copy(scratch / REGIONS, rows.current_regions(self.folder, plan.known))
                 given = like.given.model_copy(update={"out": str(place)})
                 try:
                     planning.publish(
@@ -237,6 +241,7 @@ class _Compaction:
                         scratch=scratch,
                         like=like,
                         more={origins.RECORD: plan.record.as_json()},
+                        regions=regions,
                     )
                 except errors.OtherRunError:
                     number += 1
@@ -358,9 +363,18 @@ class _Source:
 
     def shard(self, run: RunFolder, start: int, stop: int) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
         """Return a shard's arrays, its status and the details of its record, from the records of its rows."""
+        of_regions = run.store.plan.region_arrays
         arrays = {
-            array.name: np.empty((stop - start, *array.shape[1:]), array.dtype) for array in run.store.plan.all_arrays
+            array.name: np.empty((stop - start, *array.shape[1:]), array.dtype)
+            for array in run.store.plan.all_arrays
+            if array.name not in of_regions
         }
+        regions = {
+            array.name: np.full((run.store.plan.region_places, *array.shape[1:]), _empty(array), array.dtype)
+            for array in run.store.plan.arrays
+            if array.name in of_regions
+        }
+        filled = 0
         details = _Details(self.known.text("image_id", np.arange(start, stop)), start)
         for first, last in self._pieces(start, stop):
             part, rows_in = int(self.known.part[first]), self.known.row[first:last]
@@ -368,10 +382,22 @@ class _Source:
             at = rows_in - record.rows[0]
             for name, values in arrays.items():
                 values[first - start : last - start] = blocks[name][at]
+            places = self._places(part, rows_in) if regions else np.empty(0, np.int64)
+            for name, values in regions.items():
+                values[filled : filled + len(places)] = blocks[name][places]
+            filled += len(places)
             details.add(record, documents.part_name(part), at, first)
         state = arrays.pop(layout.STATUS)
         points = arrays.get(stored_arrays.POINT_STATUS, np.zeros(0, np.uint8))
-        return arrays, state, details.as_json(statuses.counts(statuses.written(statuses.POINTS), points))
+        said = details.as_json(statuses.counts(statuses.written(statuses.POINTS), points))
+        return {**arrays, **regions}, state, {**said, **shard_encoding.region_counts(regions)}
+
+    def _places(self, part: int, rows_in: np.ndarray) -> np.ndarray:
+        """Return the places, among those of their shard, of the regions of rows of one shard, int64."""
+        run = self._run(part)
+        assert run.regions is not None
+        start, stop = run.store.shard_range(int(rows_in[0]) // run.store.plan.shard_rows)
+        return np.flatnonzero(np.isin(run.regions.of_rows(start, stop).rows, rows_in))
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield [first, last) of rows that lie in one shard of one part."""
@@ -400,6 +426,11 @@ class _Source:
         if part not in self.runs:
             self.runs[part] = self.folder.part(documents.part_name(part))
         return self.runs[part]
+
+
+def _empty(array: layout.ArrayPlan) -> float:
+    """Return what a place holds that is no region."""
+    return statuses.NO_REGION if array.name == stored_arrays.REGION_STATUS else array.fill
 
 
 class _Details:

@@ -32,7 +32,7 @@ class Differences:
     changed: np.ndarray
     """Rows of the listing whose files differ in size or time, are others, or, by content, differ in content."""
     points_changed: np.ndarray
-    """Rows of the listing of the same files with other points."""
+    """Rows of the listing of the same files with other points or regions."""
     retried: np.ndarray
     """Rows of the listing of the same files, unreadable and to be tried again."""
     vanished: np.ndarray
@@ -103,7 +103,7 @@ def compare(
     same_size = listed.bytes[rows] == known.bytes[positions]
     same_time = listed.mtime_ns[rows] == known.mtime_ns[positions]
     same_member = listed.same_member(rows, known, positions)
-    equal_points = same_points(listed.points[rows], known.points[positions])
+    equal_points = listed.same_labels(rows, known, positions)
     files = _Files(listed, root)
     elsewhere = same_size & ~files.same_path(rows, known, positions)
     asked = same_size & same_time & ~elsewhere & may_differ[positions]
@@ -166,12 +166,6 @@ def _stamp_keys(images: Images) -> np.ndarray:
     return keys
 
 
-def same_points(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return which images have the same points, bool `[n]`, of float64 `[n, K, 2]` each."""
-    equal: np.ndarray = ((one == other) | (np.isnan(one) & np.isnan(other))).all(axis=(1, 2))
-    return equal
-
-
 def _renamed(
     known: CurrentRows,
     listed: Images,
@@ -194,7 +188,7 @@ def _renamed(
     for row, digest, suffix in zip(new.tolist(), files.digests(new), suffixes, strict=True):
         candidates = free.get((digest, suffix), []) if digest else []
         for position in candidates:
-            if same_points(listed.points[row : row + 1], known.points[position : position + 1])[0]:
+            if listed.same_labels(np.array([row]), known, np.array([position]))[0]:
                 candidates.remove(position)
                 found.append((position, row))
                 break

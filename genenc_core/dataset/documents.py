@@ -24,6 +24,7 @@ SETTINGS: Final = "update.json"
 PARTS: Final = "parts"
 VERSIONS: Final = "versions"
 TAGS: Final = "tags"
+PIXELS: Final = "pixels"
 FIRST_COMPACTED: Final = 500_000_000
 """Parts of this number and above were made by compaction: no update continues them, or takes them for its own."""
 DATASET_SCHEMA: Final = "genenc.dataset/1"
@@ -59,6 +60,8 @@ class Meaning(pydantic.BaseModel):
 
     Not set in datasets with points whose labels were read without their individuals.
     """
+    regions: str | None = None
+    """The scale of the regions' coordinates, as `PointsScale.text`, or `PIXELS`; None: its images have no regions."""
 
 
 class Part(pydantic.BaseModel):
@@ -76,6 +79,10 @@ class Part(pydantic.BaseModel):
     """Index into the version's templates."""
     chunks: dict[str, tuple[pydantic.NonNegativeInt, pydantic.NonNegativeInt]]
     """As `part_arrays.Chunks`."""
+    regions: int | None = pydantic.Field(default=None, ge=0, le=MOST_ROWS)
+    """Regions of its images; None in datasets without."""
+    region_places: int | None = pydantic.Field(default=None, ge=0, le=MOST_ROWS)
+    """Length of its axis `region`, some of whose places are no region."""
 
     @property
     def number(self) -> int:
@@ -220,9 +227,11 @@ def held_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def meaning_to_json(identity: Mapping[str, Any], points: list[str], individuals: list[str]) -> dict[str, Any]:
+def meaning_to_json(
+    identity: Mapping[str, Any], points: list[str], individuals: list[str], regions: str | None = None
+) -> dict[str, Any]:
     """Return the content of `dataset.json`."""
-    more = {"individuals": individuals} if points else {}
+    more = {**({"individuals": individuals} if points else {}), **({} if regions is None else {"regions": regions})}
     return {"schema": DATASET_SCHEMA, "identity": dict(identity), "points": points, **more}
 
 
@@ -237,7 +246,11 @@ def read_meaning(objects: Objects) -> Meaning:
 
 def version_to_bytes(version: Version) -> bytes:
     """Serialise a version with its seal."""
-    return records.dumps(version.model_dump(mode="json", by_alias=True))
+    found = version.model_dump(mode="json", by_alias=True)
+    if all(part.regions is None for part in version.parts):  # as documents were before there were regions
+        for part in found["parts"]:
+            del part["regions"], part["region_places"]
+    return records.dumps(found)
 
 
 def read_version(objects: Objects, number: int) -> Written:

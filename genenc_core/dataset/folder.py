@@ -159,6 +159,7 @@ class DatasetFolder:
         if (
             identity.without_images(run.identity) != self.meaning.identity
             or list(run.manifest.point_names) != self.meaning.points
+            or ("regions" in run.identity["images"]) != (self.meaning.regions is not None)
         ):
             raise errors.StoreError(
                 f"{run.root!r} is a run of another model or other options than the dataset {self.root!r}: it was not "

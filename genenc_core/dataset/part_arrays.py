@@ -13,7 +13,7 @@ Template = Mapping[str, Mapping[str, Any]]
 """Array name -> `zarr.json`, with 0 for numbers of rows."""
 Chunks = Mapping[str, tuple[int, int]]
 """Array name -> rows per stored object, and per inner chunk of it (equal without sharding)."""
-IMAGE = "image"
+IMAGE, REGION = "image", "region"
 
 
 def read(run: RunFolder) -> tuple[Template, Chunks]:
@@ -33,7 +33,7 @@ def read(run: RunFolder) -> tuple[Template, Chunks]:
 def split(document: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int]]:
     """Return an array's `zarr.json` without its numbers of rows, and its rows per object and per inner chunk."""
     made = copy.deepcopy(dict(document))
-    if not is_per_image(made):
+    if not _has_rows(made):
         return made, (0, 0)
     outer = _grid(made)[0]
     inner = outer
@@ -44,9 +44,9 @@ def split(document: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, int]]
 
 
 def join(template: Mapping[str, Any], rows: int, chunks: tuple[int, int]) -> dict[str, Any]:
-    """Return the `zarr.json` of a part's array; the reverse of `split`."""
+    """Return the `zarr.json` of a part's array of so many rows; the reverse of `split`."""
     made = copy.deepcopy(dict(template))
-    if not is_per_image(made):
+    if not _has_rows(made):
         return made
     made["shape"][0], (_grid(made)[0], inner) = rows, chunks
     for codec in _sharding(made):
@@ -56,7 +56,20 @@ def join(template: Mapping[str, Any], rows: int, chunks: tuple[int, int]) -> dic
 
 def is_per_image(document: Mapping[str, Any]) -> bool:
     """Return whether an array has a row per image."""
-    return bool(document["dimension_names"]) and document["dimension_names"][0] == IMAGE
+    return _first_axis(document) == IMAGE
+
+
+def is_per_region(document: Mapping[str, Any]) -> bool:
+    """Return whether an array has a row per region."""
+    return _first_axis(document) == REGION
+
+
+def _has_rows(document: Mapping[str, Any]) -> bool:
+    return _first_axis(document) in (IMAGE, REGION)
+
+
+def _first_axis(document: Mapping[str, Any]) -> object:
+    return document["dimension_names"][0] if document["dimension_names"] else None
 
 
 def _grid(document: Mapping[str, Any]) -> list[int]:

@@ -38,6 +38,10 @@ class PartStore:
         """Forget what was opened and checked when pickled."""
         return _reopened, (self.objects.name, self.version)
 
+    def of(self, index: int) -> Part:
+        """Return the entry of a part."""
+        return self.version.parts[index]
+
     def check(self, index: int) -> None:
         """Check once that a part is the one of the version.
 
@@ -105,7 +109,9 @@ class PartStore:
         of, name = key.split("/")[:2]
         part = self._parts.get(of)
         template = self.version.templates[part.template if part else int(of)][name]
-        rows, chunks = (part.rows, part.chunks[name]) if part else (0, (1, 1))
+        rows, chunks = (0, (1, 1)) if part is None else (part.rows, part.chunks[name])
+        if part is not None and part_arrays.is_per_region(template):
+            rows = part.region_places or 0
         return json.dumps(part_arrays.join(template, rows, chunks)).encode()
 
     def data(self, key: str, asked: ByteRequest | None) -> bytes:

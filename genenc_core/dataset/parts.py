@@ -8,7 +8,6 @@ import numpy as np
 
 from genenc_core import errors, statuses
 from genenc_core.dataset import documents
-from genenc_core.dataset.comparison import same_points
 from genenc_core.dataset.documents import Version, Written
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.dataset.rows import CurrentRows, Images, index
@@ -21,7 +20,9 @@ from genenc_core.system import digests
 _OWN_NAMES = {documents.DATASET, documents.SETTINGS, documents.PARTS, documents.VERSIONS, documents.TAGS, "README.md"}
 
 
-def create_dataset(root: Root, meaning: Mapping[str, Any], points: list[str], individuals: list[str]) -> DatasetFolder:
+def create_dataset(
+    root: Root, meaning: Mapping[str, Any], points: list[str], individuals: list[str], regions: str | None = None
+) -> DatasetFolder:
     """Create `dataset.json`, or open the dataset that another process created meanwhile.
 
     Raises:
@@ -32,7 +33,7 @@ def create_dataset(root: Root, meaning: Mapping[str, Any], points: list[str], in
         with out_folder.writing(root):
             root.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(objects.names(""), objects.name)
-    records.create_json(objects, documents.DATASET, documents.meaning_to_json(meaning, points, individuals))
+    records.create_json(objects, documents.DATASET, documents.meaning_to_json(meaning, points, individuals, regions))
     return DatasetFolder(root)
 
 
@@ -105,11 +106,11 @@ def name_of(run: RunFolder) -> str:
 
 
 def rows_in(run: RunFolder, images: Images) -> np.ndarray:
-    """Return the rows of a listing whose files a part has, of the same size, time and points; int64, ascending."""
-    own = Images.of(run.manifest)
+    """Return the rows of a listing whose files a part has, of the same size, time and labels; int64, ascending."""
+    own = Images.of_run(run)
     at = _same_files(images, own)
     found = np.flatnonzero(at >= 0)
-    kept: np.ndarray = found[same_points(own.points[at[found]], images.points[found])].astype(np.int64)
+    kept: np.ndarray = found[images.same_labels(found, own, at[found])].astype(np.int64)
     return kept
 
 

@@ -97,7 +97,7 @@ class _Added:
     def __init__(self, run: RunFolder, listed: Images) -> None:
         self.run = run
         self.number = documents.part_number(parts.name_of(run)) or 0
-        self.images = Images.of(run.manifest)
+        self.images = Images.of_run(run)
         self.listed = listed
         self.committed = np.zeros(len(self.images), bool)
         """Which rows are committed, bool `[rows]`."""
@@ -152,6 +152,7 @@ def entry(run: RunFolder, templates: list[dict[str, dict[str, Any]]], left_out: 
     plain = {name: dict(document) for name, document in template.items()}
     if plain not in templates:
         templates.append(plain)
+    regions = run.regions
     return Part(
         name=parts.name_of(run),
         rows=run.manifest.rows,
@@ -159,6 +160,8 @@ def entry(run: RunFolder, templates: list[dict[str, dict[str, Any]]], left_out: 
         values=parts.values_digest(run, set(left_out)),
         template=templates.index(plain),
         chunks=dict(chunks),
+        regions=None if regions is None else len(regions),
+        region_places=None if regions is None else run.store.plan.region_places * run.store.shard_count,
     )
 
 

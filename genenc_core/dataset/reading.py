@@ -16,14 +16,14 @@ from xarray.core import indexing
 from xarray.indexes import PandasIndex
 
 from genenc_core import errors, stored_arrays
-from genenc_core.dataset import rows
+from genenc_core.dataset import part_arrays, rows
 from genenc_core.dataset.documents import Version
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.dataset.part_store import PartStore
 from genenc_core.run.folder import RunFolder
 from genenc_core.store.backends.objects import join
 
-IMAGE_ID = "image_id"
+IMAGE_ID, REGION_IMAGE, REGION_IMAGE_ID = "image_id", "region_image", "region_image_id"
 _THREADS = 16
 _PIECE_BYTES = 64 * 2**20
 """Of what a thread reads at once."""
@@ -40,7 +40,15 @@ def open_version(folder: DatasetFolder, version: Version) -> xarray.Dataset:
 
 def open_run(run: RunFolder) -> xarray.Dataset:
     """Open a single run, with `image_id` as an index; rows that are not stored yet are NaN."""
-    return _with_index(xarray.open_zarr(run.store.zarr_store(), consolidated=False, chunks=None))
+    found = xarray.open_zarr(run.store.zarr_store(), consolidated=False, chunks=None)
+    return _with_index(regions_alone(found))
+
+
+def regions_alone(found: xarray.Dataset) -> xarray.Dataset:
+    """Return the arrays of a run without the places of its axis `region` that are no region."""
+    if REGION_IMAGE not in found:
+        return found
+    return found.isel(region=np.flatnonzero(found[REGION_IMAGE].values >= 0))
 
 
 def _with_index(opened: xarray.Dataset) -> xarray.Dataset:
@@ -52,7 +60,8 @@ class StoredRows:
 
     def __init__(self, folder: DatasetFolder, version: Version) -> None:
         changes = rows.read_changes(folder, version)
-        gone = np.flatnonzero(~rows.mask(version, changes))
+        self.gone = gone = np.flatnonzero(~rows.mask(version, changes))
+        """Positions of the rows that are not current, int64, ascending."""
         self._current_before = gone - np.arange(len(gone))
         self.starts = np.cumsum([0, *(part.rows for part in version.parts)])
         """First position of each part among all stored rows, int64 `[parts + 1]`."""
@@ -69,16 +78,96 @@ class StoredRows:
         found: np.ndarray = current + np.searchsorted(self._current_before, current, side="right")
         return found
 
+    def current_of(self, positions: np.ndarray) -> np.ndarray:
+        """Return the current rows at these positions among all stored rows, int64."""
+        found: np.ndarray = positions - np.searchsorted(self.gone, positions)
+        return found
+
+    def is_current(self, positions: np.ndarray) -> np.ndarray:
+        """Return which positions are those of current rows, bool `[n]`."""
+        at = np.searchsorted(self.gone, positions)
+        found: np.ndarray = np.append(self.gone, -1)[at] != positions
+        return found
+
+    def is_changed(self, start: int, stop: int) -> bool:
+        """Return whether some of these positions are not those of current rows."""
+        first, last = np.searchsorted(self.gone, [start, stop]).tolist()
+        return bool(first < last)
+
+
+class StoredRegions:
+    """Where the regions of the current rows of a version are stored; reads the parts that have other rows, too.
+
+    Raises:
+        StoreError: such a part is damaged.
+    """
+
+    def __init__(self, parts: PartStore, stored: StoredRows) -> None:
+        version = parts.version
+        self._parts = parts
+        self._rows = stored
+        self._found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.starts = np.cumsum([0, *(part.region_places or 0 for part in version.parts)])
+        """First position of each part among all places, int64 `[parts + 1]`."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            counts = list(pool.map(self._count, range(len(version.parts))))
+        self._firsts = np.cumsum([0, *counts])
+        self.count = int(self._firsts[-1])
+
+    def positions(self, current: np.ndarray) -> np.ndarray:
+        """Return the positions of current regions among all places, int64."""
+        part = np.searchsorted(self._firsts, current, side="right") - 1
+        found = np.empty(len(current), np.int64)
+        for index in np.unique(part).tolist():
+            own = part == index
+            found[own] = self.starts[index] + self._of_part(index)[0][current[own] - self._firsts[index]]
+        return found
+
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """Return the positions of the images of regions among all stored rows, int64."""
+        part = np.searchsorted(self.starts, positions, side="right") - 1
+        found = np.empty(len(positions), np.int64)
+        for index in np.unique(part).tolist():
+            own = part == index
+            places, images = self._of_part(index)
+            found[own] = images[np.searchsorted(places, positions[own] - self.starts[index])]
+        return found
+
+    def _count(self, index: int) -> int:
+        first, last = self._rows.starts[index : index + 2]
+        return (
+            len(self._of_part(index)[0]) if self._rows.is_changed(first, last) else self._parts.of(index).regions or 0
+        )
+
+    def _of_part(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of the current regions of a part, and the positions of their images."""
+        if index not in self._found:
+            self._parts.check(index)
+            part, first = self._parts.of(index), int(self._rows.starts[index])
+            images = np.asarray(self._parts.read(index, REGION_IMAGE, (slice(None),)), np.int64)
+            places = np.flatnonzero(images >= 0)
+            if len(places) != part.regions or (images >= part.rows).any():
+                raise errors.StoreError(
+                    f"{REGION_IMAGE!r} of the part {part.name!r} is damaged: restore it from a copy"
+                )
+            kept = self._rows.is_current(images[places] + first)
+            self._found[index] = places[kept], images[places[kept]] + first
+        return self._found[index]
+
 
 class _PartedArray(BackendArray):
-    """One array of all parts, by current row."""
+    """One array of all parts, by current row, or by region of these."""
 
-    def __init__(self, parts: PartStore, stored: StoredRows, name: str) -> None:
+    def __init__(
+        self, parts: PartStore, rows_of_images: StoredRows, name: str, regions: StoredRegions | None = None
+    ) -> None:
         self.parts = parts
-        self.stored = stored
+        self.images = rows_of_images
+        self.regions = regions
+        self.stored: StoredRows | StoredRegions = rows_of_images if regions is None else regions
         self.name = name
         like = parts.empty(parts.version.parts[0].template if parts.version.parts else 0, name)
-        self.shape = (stored.count, *like.shape[1:])
+        self.shape = (self.stored.count, *like.shape[1:])
         self.dtype = like.dtype
         sizes = np.array([part.chunks[name] for part in parts.version.parts], np.int64).reshape(-1, 2)
         objects, self.chunks = np.maximum(sizes, 1).T
@@ -97,8 +186,12 @@ class _PartedArray(BackendArray):
         if (np.diff(positions) <= 0).any():
             positions, repeated = np.unique(positions, return_inverse=True)
         found = self._rows(positions, tuple(others))
-        if self.name in self.stored.names:
-            found = self._amended(found, positions)
+        if self.name in self.images.names:
+            found = self._amended(found, positions, self.name)
+        elif self.regions is not None and self.name == REGION_IMAGE:
+            found = self.images.current_of(self.regions.images(positions))
+        elif self.regions is not None and self.name == REGION_IMAGE_ID:
+            found = self._amended(found, self.regions.images(positions), IMAGE_ID)
         found = found if repeated is None else found[repeated]
         return found if is_slice or np.ndim(at) else found.reshape(found.shape[1:])
 
@@ -145,13 +238,14 @@ class _PartedArray(BackendArray):
         found = np.asarray(self.parts.read(part, self.name, (selection, *others)))
         return found if len(found) == len(row) else found[row - first]
 
-    def _amended(self, found: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        of = self.stored.amended
+    def _amended(self, found: np.ndarray, positions: np.ndarray, name: str) -> np.ndarray:
+        """Return names of the images at these positions as they are now."""
+        of = self.images.amended
         at = np.searchsorted(of, positions)
         is_amended = np.append(of, -1)[at] == positions
         if is_amended.any():
             found = found.copy()
-            found[is_amended] = self.stored.names[self.name][at[is_amended]]
+            found[is_amended] = self.images.names[name][at[is_amended]]
         return found
 
 
@@ -175,7 +269,8 @@ class _VersionStore(AbstractDataStore):
                 values = meaning.points if name == stored_arrays.POINT else meaning.individuals
                 data = np.array(values, self.parts.empty(self.template, name).dtype)
             else:
-                data = indexing.LazilyIndexedArray(_PartedArray(self.parts, self.stored, name))
+                regions = self.regions if part_arrays.is_per_region(document) else None
+                data = indexing.LazilyIndexedArray(_PartedArray(self.parts, self.stored, name, regions))
             # As xarray's own reader of Zarr: it leaves the strings as they are.
             encoding = {"dtype": data.dtype}
             found[name] = xarray.Variable(document["dimension_names"], data, document.get("attributes", {}), encoding)
@@ -189,6 +284,11 @@ class _VersionStore(AbstractDataStore):
             "title": f"Image features of {identity.get('model')}",
             "genenc": {"dataset_version": self.version.version, **shown},
         }
+
+    @functools.cached_property
+    def regions(self) -> StoredRegions:
+        """Where the regions are."""
+        return StoredRegions(self.parts, self.stored)
 
     @property
     def template(self) -> int:
@@ -207,7 +307,7 @@ class _VersionStore(AbstractDataStore):
         unknown = [
             name
             for name, (_, _, dims) in first.items()
-            if (dims[:1] == ("image",)) == stored_arrays.is_of_points_alone(name)
+            if (dims[:1] in (("image",), ("region",))) == stored_arrays.is_of_points_alone(name)
         ]
         if unknown:
             raise errors.StoreError(f"{where} has an array {unknown[0]!r} that this version of genenc does not know")

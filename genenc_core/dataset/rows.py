@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,9 @@ from genenc_core.dataset import documents, origins
 from genenc_core.dataset.documents import ChangesFile, Part, Version
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.images.sources import manifest, manifest_rows
-from genenc_core.run.folder import MANIFEST
+from genenc_core.images.sources import regions as region_rows
+from genenc_core.images.sources.regions import Regions
+from genenc_core.run.folder import MANIFEST, REGIONS, RunFolder
 from genenc_core.store import run_store
 from genenc_core.store.backends.objects import Objects, join, open_objects
 from genenc_core.system import digests
@@ -61,8 +64,16 @@ class Images:
     """Images in a fixed order, by column: those of a listing, or of a version's current rows."""
 
     def __init__(
-        self, table: pa.Table, points: np.ndarray, *, listed_ns: int | None = None, root: Path | None = None
+        self,
+        table: pa.Table,
+        points: np.ndarray,
+        *,
+        regions: np.ndarray | None = None,
+        listed_ns: int | None = None,
+        root: Path | None = None,
     ) -> None:
+        self.regions = np.zeros(len(points), np.uint64) if regions is None else regions
+        """A number for the regions of each image (`Regions.label_digests`), uint64 `[n]`; 0 for none."""
         self.root = root
         """Folder that paths are relative to; None if they are of several."""
         self.listed_ns = listed_ns
@@ -76,8 +87,13 @@ class Images:
         return int(self.table.num_rows)
 
     @classmethod
-    def of(cls, listed: manifest.Manifest) -> "Images":
-        """Return the images of a manifest."""
+    def of_run(cls, run: RunFolder) -> "Images":
+        """Return the images of a run, with their labels."""
+        return cls.of(run.manifest, run.regions)
+
+    @classmethod
+    def of(cls, listed: manifest.Manifest, regions: Regions | None = None) -> "Images":
+        """Return the images of a manifest, with their regions."""
         names, members = listed.point_names, listed.has_members
         of_images = _COLUMNS.append(_MEMBER) if members else _COLUMNS
         columns = [*of_images.names, *(manifest_rows.POINT_COLUMNS if names else ())]
@@ -86,6 +102,7 @@ class Images:
         return cls(
             table.select(of_images.names).cast(of_images),
             _points(table, len(names)),
+            regions=None if regions is None else regions.label_digests(listed.rows),
             listed_ns=listed.listed_ns,
             root=listed.root,
         )
@@ -103,6 +120,13 @@ class Images:
             of.table.column(_MEMBER.name).take(pa.array(at)) for of, at in ((self, rows), (others, positions))
         )
         return np.asarray(pc.equal(one, other), bool)
+
+    def same_labels(self, rows: np.ndarray, others: "Images", positions: np.ndarray) -> np.ndarray:
+        """Return which images have the points and regions of others, bool `[n]`."""
+        one, other = self.points[rows], others.points[positions]
+        same: np.ndarray = ((one == other) | (np.isnan(one) & np.isnan(other))).all(axis=(1, 2))
+        same &= self.regions[rows] == others.regions[positions]
+        return same
 
     @functools.cached_property
     def bytes(self) -> np.ndarray:
@@ -136,8 +160,10 @@ class CurrentRows(Images):
         seen_ns: np.ndarray,
         roots: Sequence[Path],
         root_of: np.ndarray,
+        *,
+        regions: np.ndarray | None = None,
     ) -> None:
-        super().__init__(table, points)
+        super().__init__(table, points, regions=regions)
         self.roots = roots
         """Folders that paths are relative to."""
         self.root_of = root_of
@@ -174,10 +200,11 @@ def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> 
     names = folder.meaning.points
     parts = version.parts if version else []
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda part: _images(folder, part.name, part.rows, names), parts))
+        found = list(pool.map(lambda part: _images(folder, part, names), parts))
     tables = [images.table for images in found]
     table = pa.concat_tables([tables[0].schema.empty_table() if tables else _COLUMNS.empty_table(), *tables])
     points = np.concatenate([np.empty((0, len(names), 2)), *(images.points for images in found)])
+    regions = np.concatenate([np.empty(0, np.uint64), *(images.regions for images in found)])
     part = np.concatenate([np.empty(0, np.int32), *(np.full(item.rows, item.number, np.int32) for item in parts)])
     row = np.concatenate([np.empty(0, np.int64), *(np.arange(item.rows) for item in parts)])
     seen = np.array([_UNKNOWN if images.listed_ns is None else images.listed_ns for images in found], np.int64)
@@ -185,9 +212,8 @@ def among(folder: DatasetFolder, version: Version | None, changes: pa.Table) -> 
     table = _amended(table, version, changes)
     keep = np.flatnonzero(mask(version, changes)) if version else np.empty(0, np.int64)
     roots, root_of = _roots(folder, parts, [images.root for images in found])
-    return CurrentRows(
-        table.take(pa.array(keep)), points[keep], part[keep], row[keep], seen[keep], roots, root_of[keep]
-    )
+    at = (part[keep], row[keep], seen[keep], roots, root_of[keep])
+    return CurrentRows(table.take(pa.array(keep)), points[keep], *at, regions=regions[keep])
 
 
 def _roots(
@@ -361,17 +387,40 @@ def index(images: Images, among: Images) -> np.ndarray:
     return np.asarray(pc.index_in(names, value_set=others).fill_null(-1), np.int64)
 
 
-def _images(folder: DatasetFolder, name: str, rows: int, point_names: Sequence[str]) -> Images:
-    place = folder.part_root(name)
-    objects: Objects = open_objects(place)
+def _images(folder: DatasetFolder, part: Part, point_names: Sequence[str]) -> Images:
+    objects: Objects = open_objects(folder.part_root(part.name))
     opened = manifest.Manifest.open(
         Path(join(objects.name, MANIFEST)), opener=functools.partial(objects.open, MANIFEST)
     )
-    if opened.rows != rows or list(opened.point_names) != list(point_names):
+    if opened.rows != part.rows or list(opened.point_names) != list(point_names):
         raise errors.StoreError(
             f"{join(objects.name, MANIFEST)!r} is not the file that the version was made with: restore it from a copy"
         )
-    return Images.of(opened)
+    if folder.meaning.regions is None:
+        return Images.of(opened)
+    place, opener = join(objects.name, REGIONS), functools.partial(objects.open, REGIONS)
+    found = Regions.open(Path(place), rows=part.rows, opener=opener)
+    if len(found) != part.regions:
+        raise errors.StoreError(f"{place!r} is not the file that the version was made with: restore it from a copy")
+    return Images.of(opened, found)
+
+
+def current_regions(folder: DatasetFolder, known: CurrentRows) -> Regions:
+    """Return the regions of current rows, numbered as these.
+
+    Raises:
+        StoreError: a file of regions is missing or damaged.
+    """
+    tables: list[pa.Table] = []
+    like: Regions | None = None
+    starts = np.flatnonzero(np.r_[True, np.diff(known.part) != 0]) if len(known) else np.empty(0, np.int64)
+    for first, last in itertools.pairwise([*starts.tolist(), len(known)]):
+        found = folder.part(documents.part_name(int(known.part[first]))).regions
+        assert found is not None
+        like, table = found, found.of_images(known.row[first:last])
+        tables.append(region_rows.renumbered(table, np.asarray(table.column("row")) + first))
+    assert like is not None
+    return region_rows.made(pa.concat_tables(tables), {"absent": 0, **like.labels_of_scale})
 
 
 def _points(table: pa.Table, count: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from genenc_core.text import plural
 _WORDS = {
     "new": "new",
     "changed": "changed",
-    "points_changed": "with changed points",
+    "points_changed": "with changed labels",
     "retried": "tried again",
     "renamed": "renamed",
     "touched": "with another time only",

@@ -18,12 +18,13 @@ from genenc_core.dataset.folder import DatasetFolder, exists
 from genenc_core.dataset.parameters import UpdateParameters
 from genenc_core.encoding import cancellation
 from genenc_core.images.labels.point_table import LabelsNotUsed, PointTable
+from genenc_core.images.labels.region_table import RegionTable
 from genenc_core.images.sources import folders, image_source, manifest, text_order
+from genenc_core.images.sources.regions import write_selection
 from genenc_core.run import driver, model_cache, model_files, out_folder, planning, records
-from genenc_core.run.folder import MANIFEST, RunFolder
+from genenc_core.run.folder import MANIFEST, REGIONS, RunFolder
 from genenc_core.store.backends.objects import is_remote, join, to_root
 from genenc_core.system import scratch
-from genenc_core.text import argument
 
 MOST_KILLED_PARTS = 20
 """Parts on S3, killed as they were created, that are passed over."""
@@ -165,12 +166,6 @@ class Update:
         self.trusted = self.given.is_trusted
         before = _remembered(folder, like)
         chosen = self.given.weights
-        if self.given.regions:
-            raise errors.InputError(
-                f"--regions {self.given.regions[0]!r} is for runs: the parts of a dataset are joined by image, and "
-                "have no axis of regions. Extract with --regions to a run of its own; or, if the dataset stores maps, "
-                f"genenc probe {argument(self.root)} --regions FILE --out FOLDER"
-            )
         self.given = self.given.completed(before)
         self.extract = self.given.extraction(join(self.root, f"{documents.PARTS}/{documents.part_name(1)}"))
         if self.given.limit is not None and self.given.limit < 1:
@@ -181,7 +176,7 @@ class Update:
         if like is not None and source.kind != "members":  # those say by their names what they are
             source = like.manifest.listed_alike(source)
         source = dataclasses.replace(source, columns=False)
-        table = planning.read_labels(self.extract)
+        table, areas = planning.read_labels(self.extract), planning.read_regions(self.extract)
         table = None if table is None else dataclasses.replace(table, likelihood=None)  # as further columns
         if table is not None and folder is not None:
             read_without = "individuals" not in folder.meaning.model_fields_set
@@ -193,11 +188,11 @@ class Update:
         gone = used.weights == before.get("weights") and not Path(used.weights or "").exists()
         if like is not None and used.weights is not None and (chosen is None or gone):
             used = used.model_copy(update={"weights": model_files.weights(like, used.weights)})
-        self.design = planning.make_design(used, table, export_to=exported, run=like)
+        self.design = planning.make_design(used, table, areas, export_to=exported, run=like)
         meaning = planning.meaning(self.design, folder.meaning.identity if folder else None)
-        names = list(table.names) if table else []
+        labels = _Labels.of(table, areas)
         if folder is not None:
-            _refuse_other(folder, meaning, names)
+            _refuse_other(folder, meaning, labels)
         cancellation.current().raise_if_cancelled()
         # Later parts are of other processes, whose listings may be newer than this one.
         known = parts.of_updates(folder) if folder else []
@@ -206,6 +201,7 @@ class Update:
             self.scratch / "listed.parquet",
             source,
             points=table,
+            regions=areas,
             may_be_empty=head is not None,
             checkpoint=cancellation.current().raise_if_cancelled,
         )
@@ -220,10 +216,13 @@ class Update:
             text_order.check(source, self.listed)
         cancellation.current().raise_if_cancelled()
         if folder is None:
-            folder = parts.create_dataset(self.root, meaning, names, list(table.individuals) if table else [])
-            _refuse_other(folder, meaning, names)  # another process may have created it
+            folder = parts.create_dataset(self.root, meaning, **dataclasses.asdict(labels))
+            _refuse_other(folder, meaning, labels)  # another process may have created it
         self.folder = folder
-        self.images = rows.Images.of(self.listed)
+        self.regions = planning.write_regions(
+            self.scratch / "regions.parquet", areas, self.listed, channels=self.design.preprocessing.channels
+        )
+        self.images = rows.Images.of(self.listed, self.regions)
         self.tried = np.zeros(len(self.images), bool)
         self.planned = 0
         self.elsewhere = like is not None and like.manifest.root != self.listed.root
@@ -352,15 +351,17 @@ class Update:
                 if self.folder.part_exists(name):
                     return self.folder.part(name)
                 chosen = manifest.write_selection(scratch / MANIFEST, self.listed, wanted)
+                regions = None if self.regions is None else write_selection(scratch / REGIONS, self.regions, wanted)
                 planning.warn_of_images(
                     chosen,
                     self.extract,
                     table=self.design.points,
+                    regions=regions,
                     channels=self.design.preprocessing.channels,
                 )
                 given = self.extract.model_copy(update={"out": str(place)})
                 try:
-                    planning.publish(place, given, self.design, chosen, scratch=scratch, like=like)
+                    planning.publish(place, given, self.design, chosen, scratch=scratch, like=like, regions=regions)
                 except errors.StoreError:
                     # On S3 another process is creating this part, or was killed while it did.
                     if not is_remote(self.root) or number >= last:
@@ -433,12 +434,31 @@ def _refuse_other_kind(like: RunFolder, source: image_source.ImageSource) -> Non
         )
 
 
-def _refuse_other(folder: DatasetFolder, meaning: Mapping[str, Any], points: list[str]) -> None:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Labels:
+    """What the labels of all parts of a dataset have in common, as in `documents.Meaning`."""
+
+    points: list[str]
+    individuals: list[str]
+    regions: str | None
+
+    @classmethod
+    def of(cls, table: PointTable | None, areas: RegionTable | None) -> "_Labels":
+        return cls(
+            points=list(table.names) if table else [],
+            individuals=list(table.individuals) if table else [],
+            regions=None if areas is None else areas.scale.text or documents.PIXELS,
+        )
+
+
+def _refuse_other(folder: DatasetFolder, meaning: Mapping[str, Any], labels: _Labels) -> None:
     """Raise `OtherRunError` naming every difference if the dataset has another meaning."""
     own = folder.meaning
     lines = [planning.describe_meanings(own.identity, meaning)] if own.identity != meaning else []
-    if own.points != points:
-        lines.append(f"points: {', '.join(own.points) or 'none'} -> {', '.join(points) or 'none'}")
+    if own.points != labels.points:
+        lines.append(f"points: {', '.join(own.points) or 'none'} -> {', '.join(labels.points) or 'none'}")
+    if own.regions != labels.regions:
+        lines.append(f"coordinates of regions: {own.regions or 'no regions'} -> {labels.regions or 'no regions'}")
     if lines:
         raise errors.OtherRunError(
             f"{folder.root!r} was made with another model or other options: {'; '.join(filter(None, lines))}. Give "

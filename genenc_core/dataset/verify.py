@@ -235,6 +235,7 @@ class _Verification:
                     ("its store.json", part.store == run.store.document),
                     ("the number of its rows", part.rows == run.manifest.rows),
                     ("the values of its rows", part.values == values.get(part.number)),
+                    ("the number of its regions", part.regions == (None if run.regions is None else len(run.regions))),
                     ("its arrays", version.templates[part.template] == template and part.chunks == chunks),
                 )
                 if not same

@@ -36,6 +36,12 @@ class Reduced:
     exact: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+def sampled(of_images: Mapping[str, torch.Tensor], regions: RegionBatch | None) -> dict[str, torch.Tensor]:
+    """Return which images, and which of their regions, are sampled, bool `[B]` or `[R]` by product."""
+    of_regions = {} if regions is None else regions.sampled
+    return {**of_images, **{name: torch.from_numpy(rows) for name, rows in of_regions.items()}}
+
+
 def clone_if_aliased(value: torch.Tensor, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Clone a value if it shares memory with the model's outputs, which its next call may overwrite."""
     shared = {output.untyped_storage().data_ptr() for output in outputs.values()}
@@ -304,10 +310,11 @@ class Engine:
             begun = device.mark()
             pixels, points, valid = (device.upload(item) for item in (batch.pixels, batch.points, batch.valid))
             view = None if batch.view is None else device.upload(batch.view)
-            sampled = {name: device.upload(rows.nonzero()[:, 0]) for name, rows in batch.sampled.items()}
+            wanted = sampled(batch.sampled, batch.regions)
+            kept = {name: device.upload(rows.nonzero()[:, 0]) for name, rows in wanted.items()}
             arrived = device.mark()
         with device.stage("compute"):
-            device.follow(arrived, pixels, points, valid, *(() if view is None else (view,)), *sampled.values())
+            device.follow(arrived, pixels, points, valid, *(() if view is None else (view,)), *kept.values())
             started = device.mark()
             images = unit_range(padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min))
             outputs = self.encoder(images)
@@ -320,7 +327,7 @@ class Engine:
                 stored |= {name: clone_if_aliased(array, outputs) for name, array in arrays.items()}
                 largest = quantization.largest_lost(product, values[product.name], arrays)
                 too_large |= {} if largest is None else {product.name: largest}
-            exact = {name: values[name].index_select(0, rows).float() for name, rows in sampled.items()}
+            exact = {name: values[name].index_select(0, rows).float() for name, rows in kept.items()}
             reduced = device.mark()
         with device.stage("copy_out"):
             device.follow(reduced, finite, *stored.values(), *too_large.values(), *exact.values())

@@ -53,6 +53,7 @@ def reduce(
         view=stored.view,
         regions=stored.regions,
     )
+    sampled = engine.sampled(stored.sampled, stored.regions)
     arrays: dict[str, np.ndarray] = {}
     exact: dict[str, np.ndarray] = {}
     finite = torch.ones(len(stored.valid), dtype=torch.bool)
@@ -67,8 +68,8 @@ def reduce(
         if largest is not None:
             engine.refuse_overflow(product, largest.item())
         arrays |= {name: array.numpy() for name, array in kept.items()}
-        if product.name in stored.sampled:
-            exact[product.name] = value[stored.sampled[product.name]].float().numpy()
+        if product.name in sampled:
+            exact[product.name] = value[sampled[product.name]].float().numpy()
     return arrays, finite.numpy(), exact
 
 

@@ -67,9 +67,20 @@ class Product:
         return next(axis for axis, dim in enumerate(self.signature.dims) if dim == f"{self.name}_channel")
 
     @property
-    def vectors(self) -> int:
-        """Number of vectors of one image."""
-        return math.prod(self.signature.shape) // self.signature.shape[self.channel_axis]
+    def batch_axis(self) -> int:
+        """Axis of the channels in the value of a batch: `[B, ...]`, or of its regions, `[R, ...]`."""
+        return self.channel_axis + (not self.needs_regions)
+
+    @property
+    def row_dims(self) -> tuple[str, ...]:
+        """Axes of the stored array."""
+        return self.signature.dims if self.needs_regions else ("image", *self.signature.dims)
+
+    @property
+    def row_vectors(self) -> int:
+        """Number of vectors of one row of the stored array: of an image, or of a region."""
+        shape = self.signature.shape[1:] if self.needs_regions else self.signature.shape
+        return math.prod(shape) // self.signature.shape[self.channel_axis]
 
     @property
     def arrays(self) -> tuple["ProductArray", ...]:
@@ -92,7 +103,10 @@ class Product:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ProductArray:
-    """A stored array of a product; `dims` and `shape` are those of one image's value."""
+    """A stored array of a product; `dims` and `shape` are those of one image's value.
+
+    Those of regions begin with `region`, and with the number of regions of an image on average.
+    """
 
     name: str
     dtype: str
@@ -171,8 +185,7 @@ def default_products(
         products = _per_slot("features", outputs, post_encoder.Step("global_avg_pool"), dtype)
         step = post_encoder.Step("spatial_point", (("interpolation", probe),) if probe else ())
         products += _per_slot("probes", outputs, step, dtype) if with_points else ()
-        of_regions: StoredType = "float16" if dtype in stored_arrays.QUANTIZED else dtype
-        products += _per_slot("regions", outputs, post_encoder.Step("region_mean"), of_regions) if with_regions else ()
+        products += _per_slot("regions", outputs, post_encoder.Step("region_mean"), dtype) if with_regions else ()
         return products + _vectors(outputs, {product.name for product in products}, dtype)
     if with_points:
         raise errors.InputError(f"the encoder has no map to sample points from, only {_shapes(outputs)}: remove them")
@@ -346,11 +359,6 @@ def _build(product: ProductSpec, outputs: Sequence[spec.SlotSpec], point_count: 
         signature = pipeline.output(post_encoder.Signature(dims=axes, shape=shape))
     except errors.InputError as error:
         raise errors.InputError(f"product {str(product)!r}: {error}") from error
-    if "region" in signature.dims and product.dtype in stored_arrays.QUANTIZED:
-        raise errors.InputError(
-            f"product {str(product)!r}: values of regions are stored as float32 or float16, not {product.dtype}: give "
-            f"--product '{product.name}=...@float16'"
-        )
     # Products of different size in one store need separate axis names, except for the shared points and regions.
     dims = tuple(dim if dim in ("point", "region") else f"{product.name}_{dim}" for dim in signature.dims)
     signature = dataclasses.replace(signature, dims=dims)

@@ -1,5 +1,6 @@
 """Values as products store them: floats of a type, or integers with a scale per vector, and what that loses."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -8,7 +9,8 @@ import torch
 
 from genenc_core import float_values, statuses
 from genenc_core.encoding.products import Product
-from genenc_core.stored_arrays import OFFSET, SCALE
+from genenc_core.encoding.region_batches import RegionBatch
+from genenc_core.stored_arrays import OFFSET, REGION_STATUS, SCALE
 
 SAMPLE: Final = 1000
 """Vectors of a shard that the loss is measured on, at most."""
@@ -23,7 +25,7 @@ _SAME: Final = 1e-6
 
 
 def stored(product: Product, value: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the arrays `[B, ...]` that are stored of a product's value `[B, ...]`, by name.
+    """Return the arrays `[B, ...]` that are stored of a product's value `[B, ...]`, or `[R, ...]` of regions, by name.
 
     As integers, a vector x along the channels becomes the nearest integers q (ties to even) of
 
@@ -36,7 +38,7 @@ def stored(product: Product, value: torch.Tensor) -> dict[str, torch.Tensor]:
         return {product.name: value.to(getattr(torch, product.dtype))}
     return {
         (f"{product.name}_{suffix}" if suffix else product.name): array
-        for suffix, array in _quantized(value.float(), product.channel_axis + 1, product.dtype).items()
+        for suffix, array in _quantized(value.float(), product.batch_axis, product.dtype).items()
     }
 
 
@@ -64,7 +66,7 @@ def largest_lost(product: Product, value: torch.Tensor, arrays: Mapping[str, tor
     if product.dtype == "float16" and value.dtype != torch.float16:
         kept, value = arrays[product.name], value
     elif product.dtype == "uint8":
-        axis = product.channel_axis + 1
+        axis = product.batch_axis
         low, high = value.float().aminmax(dim=axis)
         kept, value = high - low, torch.maximum(low.abs(), high.abs())
     else:
@@ -76,23 +78,35 @@ def largest_lost(product: Product, value: torch.Tensor, arrays: Mapping[str, tor
 class Sample:
     """Rows of a shard whose exact values are kept until the shard is done, to measure what is lost of them.
 
-    The rows are spread evenly over the shard; as many as have `SAMPLE` vectors, but at least one.
+    The rows, images or regions, are spread evenly over the shard; as many as have `SAMPLE` vectors, but at least one.
     """
 
-    def __init__(self, wanted: Sequence[Product], rows: int) -> None:
+    def __init__(self, wanted: Sequence[Product], rows: int, regions: int = 0) -> None:
         self.products = [product for product in wanted if product.dtype in _TOP]
-        self.rows = {product.name: _spread(rows, max(SAMPLE // product.vectors, 1)) for product in self.products}
+        self.of_regions = {product.name for product in self.products if product.needs_regions}
+        self.rows = {
+            product.name: _spread(regions if product.needs_regions else rows, max(SAMPLE // product.row_vectors, 1))
+            for product in self.products
+        }
         self.exact: dict[str, dict[int, np.ndarray]] = {product.name: {} for product in self.products}
 
     def among(self, at: np.ndarray) -> dict[str, torch.Tensor]:
         """Return which of the rows at positions `at` of the shard are sampled, bool `[n]`, by product with any."""
-        found = {name: np.isin(at, rows) for name, rows in self.rows.items()}
+        found = {name: np.isin(at, rows) for name, rows in self.rows.items() if name not in self.of_regions}
         return {name: torch.from_numpy(rows) for name, rows in found.items() if rows.any()}
 
-    def keep(self, at: np.ndarray, exact: Mapping[str, np.ndarray]) -> None:
-        """Keep the exact values of those of the rows at `at` that are sampled, in their order."""
+    def with_regions(self, regions: RegionBatch | None) -> RegionBatch | None:
+        """Return regions of a batch that say which of them are sampled."""
+        if regions is None or not self.of_regions:
+            return regions
+        found = {name: np.isin(regions.at, self.rows[name]) for name in self.of_regions}
+        return dataclasses.replace(regions, sampled={name: rows for name, rows in found.items() if rows.any()})
+
+    def keep(self, at: np.ndarray, exact: Mapping[str, np.ndarray], regions: RegionBatch | None = None) -> None:
+        """Keep the exact values of those of the rows at `at`, and of the batch's regions, that are sampled."""
         for name, values in exact.items():
-            for row, value in zip(at[np.isin(at, self.rows[name])].tolist(), values, strict=True):
+            own = regions.at if regions is not None and name in self.of_regions else at
+            for row, value in zip(own[np.isin(own, self.rows[name])].tolist(), values, strict=True):
                 self.exact[name][row] = value.copy()
 
     def details(self, arrays: Mapping[str, np.ndarray], status: np.ndarray) -> dict[str, Any]:
@@ -100,9 +114,12 @@ class Sample:
         found = {}
         for product in self.products:
             exact = self.exact[product.name]
-            rows = [row for row in sorted(exact) if status[row] == statuses.OK]
+            state, ok = status, statuses.OK
+            if product.needs_regions:
+                state, ok = arrays[REGION_STATUS], statuses.REGION_OK
+            rows = [row for row in sorted(exact) if state[row] == ok]
             if rows:
-                axis = product.channel_axis + 1
+                axis = product.batch_axis
                 known = np.stack([exact[row] for row in rows])
                 found[product.name] = loss(_vectors(known, axis), _vectors(_decoded(product, arrays, rows), axis))
         return {"quantized": found} if self.products else {}
@@ -111,7 +128,8 @@ class Sample:
 def _decoded(product: Product, arrays: Mapping[str, np.ndarray], rows: Sequence[int]) -> np.ndarray:
     whole, *beside = product.arrays
     parts = {each.of.suffix: arrays[each.name][rows] for each in beside if each.of is not None}
-    return float_values.decoded(arrays[whole.name][rows], ("image", *whole.dims), parts, ("image", *beside[0].dims))
+    beside_dims = (*product.row_dims[: -len(whole.dims)], *beside[0].dims)
+    return float_values.decoded(arrays[whole.name][rows], product.row_dims, parts, beside_dims)
 
 
 def loss(exact: np.ndarray, kept: np.ndarray) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Regions of a batch of images on the model's input: where they are, which of them it sees, and their cells."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -21,8 +21,8 @@ class RegionBatch:
 
     Shapes: `image` int64 `[R]`, the position of its image in the batch; `at` int64 `[R]`, its place among the regions
     of the shard; `boxes` float64 `[R, 4]` in model pixels, what the image and its view have of them, NaN unless valid;
-    `affines` float64 `[R, 4]` of their images; `status` uint8 `[R]`. `input_size` is (height, width) of the model's
-    input.
+    `affines` float64 `[R, 4]` of their images; `status` uint8 `[R]`; `sampled` bool `[R]` by product: those whose exact
+    values are returned, too. `input_size` is (height, width) of the model's input.
     """
 
     image: np.ndarray
@@ -32,6 +32,7 @@ class RegionBatch:
     status: np.ndarray
     masks: tuple[Mask | None, ...]
     input_size: tuple[int, int]
+    sampled: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -54,6 +55,7 @@ class RegionBatch:
             affines=self.affines[kept],
             status=self.status[kept],
             masks=self.masks[kept],
+            sampled={name: rows[kept] for name, rows in self.sampled.items()},
         )
 
     def by_image(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -98,6 +100,9 @@ class ShardRegions:
 
     found: Regions
     places: int
+
+    def __len__(self) -> int:
+        return len(self.found)
 
     def of_row(self, row: int) -> slice:
         """Return the places of the regions of an image."""

@@ -233,11 +233,14 @@ def empty_arrays(
 
 def _empty_of_regions(wanted: Sequence[products.Product], regions: ShardRegions) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {
-        product.name: np.full((regions.places, *product.signature.shape[1:]), np.nan, dtype=product.dtype)
-        for product in wanted
-        if product.needs_regions
+        array.name: np.full((regions.places, *array.shape[1:]), array.empty, dtype=array.dtype)
+        for array in _arrays_of_regions(wanted)
     }
     return {**arrays, REGION_STATUS: regions.empty_status()}
+
+
+def _arrays_of_regions(wanted: Sequence[products.Product]) -> Iterator[products.ProductArray]:
+    return (array for product in wanted if product.needs_regions for array in product.arrays)
 
 
 def store_regions(
@@ -247,9 +250,8 @@ def store_regions(
     wanted: Sequence[products.Product],
 ) -> None:
     """Put what was made of the regions of a batch at their places of a shard."""
-    for product in wanted:
-        if product.needs_regions:
-            arrays[product.name][regions.at] = made[product.name]
+    for array in _arrays_of_regions(wanted):
+        arrays[array.name][regions.at] = made[array.name]
     arrays[REGION_STATUS][regions.at] = regions.status
 
 
@@ -258,9 +260,8 @@ def drop_regions(
 ) -> None:
     """Put the values of an image without features at the regions of some rows."""
     for span in map(regions.of_row, rows):
-        for product in wanted:
-            if product.needs_regions:
-                arrays[product.name][span] = np.nan
+        for array in _arrays_of_regions(wanted):
+            arrays[array.name][span] = array.empty
         arrays[REGION_STATUS][span] = statuses.REGION_UNREADABLE
 
 
@@ -297,7 +298,7 @@ class ShardEncoder:
         self.encoder_failures = 0
         self.causes: Counter[str] = Counter()
         self.arrays = empty_arrays(len(rows), runner.products, rows.points.shape[1], rows.regions)
-        self.sample = quantization.Sample(runner.products, len(rows))
+        self.sample = quantization.Sample(runner.products, len(rows), 0 if rows.regions is None else len(rows.regions))
         self.status = np.zeros(len(rows), dtype=np.uint8)
         self.rows = np.asarray(rows.rows)
         self.stamped = np.full(len(rows), NO_STAMP)
@@ -528,7 +529,9 @@ class ShardEncoder:
             valid=torch.from_numpy(point_status == statuses.POINT_OK),
             view=view,
             sampled=self.sample.among(at),
-            regions=self.input.regions_on_model(at, loaded.affines, sizes, self.preprocessing),
+            regions=self.sample.with_regions(
+                self.input.regions_on_model(at, loaded.affines, sizes, self.preprocessing)
+            ),
         )
         ticket = self.runner.submit(batch)
         return _Sent(loaded=loaded, at=at, point_status=point_status, batch=batch, ticket=ticket)
@@ -542,10 +545,10 @@ class ShardEncoder:
             self._fail(int(sent.loaded.rows[piece.start]), piece.failure or "the encoder failed for this image")
             return
         part = slice(piece.start, piece.stop)
-        regions = sent.batch.regions
+        regions = None if sent.batch.regions is None else sent.batch.regions.part(piece.start, piece.stop)
         if regions is not None:
-            kept = regions.part(piece.start, piece.stop)
-            store_regions(self.arrays, piece.reduced.arrays, kept, self.runner.products)
+            store_regions(self.arrays, piece.reduced.arrays, regions, self.runner.products)
+        self.sample.keep(sent.at[part], piece.reduced.exact, regions)
         self._store(sent.at[part], sent.point_status[part], piece.reduced)
         if self.runner.witness is None and piece.reduced.finite.any():
             self.runner.witness = sent.batch.copy_of(piece.start + int(piece.reduced.finite.argmax()))
@@ -555,7 +558,6 @@ class ShardEncoder:
             if not product.needs_regions:
                 for array in product.arrays:
                     self.arrays[array.name][at] = reduced.arrays[array.name]
-        self.sample.keep(at, reduced.exact)
         if POINT_STATUS in self.arrays:
             self.arrays[POINT_STATUS][at] = point_status
         self.status[at] = statuses.OK

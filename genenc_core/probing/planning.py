@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,8 @@ class Opened:
     """Returns the rows of its manifest; the argument: with its own points."""
     root_of: Callable[[int], Path]
     """From a row to the folder that its path is relative to."""
+    regions: Callable[[], Regions]
+    """Returns the regions of its rows, if it has some."""
 
     def sizes(self, wanted: list[int]) -> dict[int, label_check.ImageSize]:
         """Return the sizes of some rows, ascending, that are stored."""
@@ -98,9 +100,9 @@ def create(given: ProbeParameters) -> RunFolder:
         if run_store.RunStore.exists(root):
             table = RunFolder(root).manifest.labelled_alike(table)
         listed = _listed(scratch / MANIFEST, source, table, areas, with_own=with_own)
-        regions = planning.write_regions(scratch / REGIONS, areas, listed)
+        regions = planning.write_regions(scratch / REGIONS, areas, listed, sizes=source.sizes)
         if with_own_regions:
-            regions = region_rows.write_copy(scratch / REGIONS, _own_regions(source))
+            regions = region_rows.write_copy(scratch / REGIONS, source.regions())
         wanted = planning.with_region_count(wanted, regions, listed.rows)
         cancellation.current().raise_if_cancelled()
         slots = probe_source.stored_slots(source.run)
@@ -196,6 +198,7 @@ def _of_run(run: RunFolder) -> Opened:
         rows=[(0, 0, run.manifest.rows)],
         blocks=blocks,
         root_of=lambda _: run.manifest.root,
+        regions=lambda: cast(Regions, run.regions),
     )
 
 
@@ -222,6 +225,7 @@ def _of_dataset(folder: dataset_folder.DatasetFolder, which: str | None) -> Open
         rows=rows,
         blocks=lambda with_points: dataset_rows.manifest_blocks(known, with_points=with_points),
         root_of=lambda row: known.roots[known.root_of[row]],
+        regions=lambda: dataset_rows.current_regions(folder, known),
     )
 
 
@@ -257,18 +261,12 @@ def _read_regions(given: ProbeParameters) -> RegionTable:
     )
 
 
-def _own_regions(source: Opened) -> Regions:
-    """Return the source's own regions.
-
-    Raises:
-        InputError: it has none.
-    """
-    found = source.run.regions if source.version is None else None
-    if found is None:
+def _require_own_regions(source: Opened) -> None:
+    """Raise `InputError` if a source has no regions."""
+    if source.run.regions is None:
         raise errors.InputError(
             f"a product needs regions, and {source.place!r} has none of its own: give --regions FILE"
         )
-    return found
 
 
 def _products(
@@ -299,7 +297,7 @@ def _products(
     of_regions = any(step.module in post_encoder.OF_REGIONS for product in parsed for step in product.steps)
     with_own_regions = areas is None and of_regions
     if with_own_regions:
-        _own_regions(source)
+        _require_own_regions(source)
     names = table.names if table is not None else run.manifest.point_names if with_own else ()
     slots = list(tiles.outputs(found, parsed, run.tiles))
     earlier = CELLS not in run.identity

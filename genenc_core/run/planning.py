@@ -132,14 +132,15 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
         if listed.left_out:
             warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
         cancellation.current().raise_if_cancelled()
-        regions = write_regions(scratch / REGIONS, design.regions, listed)
+        channels = design.preprocessing.channels
+        regions = write_regions(scratch / REGIONS, design.regions, listed, channels=channels)
         if run is not None:
             _refuse_other_run(run, design, listed, regions)
             _refuse_other_shards(run, given.shard_rows)
             _refuse_other_chunks(run, given.chunk_channels)
             return run
         text_order.check(source, listed)
-        warn_of_images(listed, given, table=table, regions=regions, channels=design.preprocessing.channels)
+        warn_of_images(listed, given, table=table, regions=regions, channels=channels)
         publish(root, given, design, listed, scratch=scratch, regions=regions)
     return RunFolder(root)
 
@@ -207,11 +208,23 @@ def warn_of_images(
         region_check.check(listed, regions, scale_given=given.regions_scale is not None, channels=channels)
 
 
-def write_regions(path: Path, table: RegionTable | None, listed: manifest.Manifest) -> Regions | None:
-    """Write the regions that were matched with the images of a manifest; None without regions."""
-    if table is None or listed.placed_regions is None:
+def write_regions(
+    path: Path,
+    table: RegionTable | None,
+    listed: manifest.Manifest,
+    *,
+    sizes: label_check.Sizes | None = None,
+    channels: spec.Channels | None = None,
+) -> Regions | None:
+    """Write the regions that were matched with the images of a manifest; None without regions.
+
+    `sizes` and `channels` as for `region_check.check`.
+    """
+    placed = listed.placed_regions
+    if table is None or placed is None:
         return None
-    return region_rows.write(path, table, listed.placed_regions)
+    found = region_check.rasterised(table, listed, placed, sizes=sizes, channels=channels)
+    return region_rows.write(path, found, placed)
 
 
 def read_regions(given: run_parameters.ExtractParameters) -> RegionTable | None:

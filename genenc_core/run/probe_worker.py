@@ -136,8 +136,8 @@ class _ShardProbing:
         self.start = start
         self.rows = np.asarray(given.rows)
         self.arrays = shard_encoding.empty_arrays(len(given), wanted, given.points.shape[1], given.regions)
-        self.of_regions = {product.name for product in wanted if product.needs_regions}
-        self.sample = quantization.Sample(wanted, len(given))
+        self.of_regions = {array.name for product in wanted if product.needs_regions for array in product.arrays}
+        self.sample = quantization.Sample(wanted, len(given), 0 if given.regions is None else len(given.regions))
         self.status = np.zeros(len(given), np.uint8)
         self.digests = [""] * len(given)
         self.failures: list[Failure] = []
@@ -193,7 +193,7 @@ class _ShardProbing:
             here, there = inside[some], at[some]
             affines, size = stored.affines[here], sizes[here]
             points, state = self.input.on_model(there, affines, size, self.preprocessing)
-            regions = self.input.regions_on_model(there, affines, size, self.preprocessing)
+            regions = self.sample.with_regions(self.input.regions_on_model(there, affines, size, self.preprocessing))
             batch = map_probing.StoredOutputs(
                 slots={name: slot.values(_span(here)) for name, slot in stored.slots.items()},
                 points=torch.from_numpy(points),
@@ -204,7 +204,7 @@ class _ShardProbing:
                 regions=regions,
             )
             arrays, finite, exact = map_probing.reduce(batch, self.products)
-            self.sample.keep(there, exact)
+            self.sample.keep(there, exact, regions)
             if regions is not None:
                 shard_encoding.store_regions(self.arrays, arrays, regions, self.products)
                 wrong = self.rows[there[~finite]].tolist()

@@ -79,7 +79,7 @@ def make_plan(
         array
         for product in wanted
         for array in (
-            [_region_product_array(product, listed.rows, shard_rows, places)]
+            _region_product_arrays(product, listed.rows, shard_rows, places)
             if product.needs_regions
             else _product_arrays(product, listed, shard_rows, columns, chunk_channels)
         )
@@ -275,9 +275,8 @@ def _product_arrays(
         "coordinates": " ".join([_coordinates_of(listed, with_points=probes), *columns]),
         "ancillary_variables": " ".join([*flags, *(array.name for array in beside)]),
         "genenc_product": product.text,
+        **_scaled_by(beside),
     }
-    if beside:
-        attributes |= float_values.attributes({each.of.suffix: each.name for each in beside if each.of is not None})
     tail = _chunk_tail(product, chunk_channels)
     for array in (values, *beside):
         chunk = array.shape if array.of is not None or not tail else tail
@@ -288,7 +287,7 @@ def _product_arrays(
             dims=("image", *array.dims),
             chunk_rows=_chunk_rows(shard_rows, math.prod(chunk) * np.dtype(array.dtype).itemsize),
             fill=array.empty,
-            attributes=attributes if array.of is None else {"long_name": f"{array.of.meaning} of {product.name}"},
+            attributes=attributes if array.of is None else _named_beside(array.of, product),
             # zstd saves 7 % on dense values but takes several times as long; missing points are all NaN and compress
             # well.
             compress=probes,
@@ -318,26 +317,41 @@ def refuse_whole_chunks(wanted: Sequence[products.Product], channels: int | None
         )
 
 
-def _region_product_array(product: products.Product, rows: int, shard_rows: int, places: int) -> layout.ArrayPlan:
-    """Return the plan of a flat array `[region, ...]`: one row per region."""
-    shape = product.signature.shape[1:]
-    row_bytes = int(np.prod(shape)) * np.dtype(product.dtype).itemsize
-    return layout.ArrayPlan(
-        name=product.name,
-        shape=(places * -(-rows // shard_rows), *shape),
-        dtype=product.dtype,
-        dims=product.signature.dims,
-        chunk_rows=_chunk_rows(places, row_bytes),
-        fill=float("nan"),
-        attributes={
-            "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
-            "units": "1",
-            "coordinates": stored_arrays.region_coordinates(),
-            "ancillary_variables": stored_arrays.REGION_STATUS,
-            "genenc_product": product.text,
-        },
-        compress=True,  # places without a region are all NaN
-    )
+def _region_product_arrays(
+    product: products.Product, rows: int, shard_rows: int, places: int
+) -> Iterator[layout.ArrayPlan]:
+    """Yield the plans of flat arrays `[region, ...]`: one row per region."""
+    values, *beside = product.arrays
+    attributes: dict[str, object] = {
+        "long_name": f"{product.text.partition('@')[0]} of output slot {product.slot}",
+        "units": "1",
+        "coordinates": stored_arrays.region_coordinates(),
+        "ancillary_variables": " ".join([stored_arrays.REGION_STATUS, *(array.name for array in beside)]),
+        "genenc_product": product.text,
+        **_scaled_by(beside),
+    }
+    for array in (values, *beside):
+        shape = array.shape[1:]
+        yield layout.ArrayPlan(
+            name=array.name,
+            shape=(places * -(-rows // shard_rows), *shape),
+            dtype=array.dtype,
+            dims=array.dims,
+            chunk_rows=_chunk_rows(places, math.prod(shape) * np.dtype(array.dtype).itemsize),
+            fill=array.empty,
+            attributes=attributes if array.of is None else _named_beside(array.of, product),
+            compress=True,  # places without a region are all alike
+        )
+
+
+def _scaled_by(beside: Sequence[products.ProductArray]) -> dict[str, object]:
+    """Return attributes that name the arrays beside one of integers."""
+    names = {each.of.suffix: each.name for each in beside if each.of is not None}
+    return float_values.attributes(names) if names else {}
+
+
+def _named_beside(of: stored_arrays.Companion, product: products.Product) -> dict[str, object]:
+    return {"long_name": f"{of.meaning} of {product.name}"}
 
 
 def _coordinates_of(listed: manifest.Manifest, *, with_points: bool) -> str:

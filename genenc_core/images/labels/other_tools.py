@@ -23,7 +23,6 @@ _BY_SUFFIX: Final[Mapping[str, str]] = {
     ".yaml": "is a configuration, not labels: of a DeepLabCut project give the folder that it is in",
 }
 _SAME: Final = {".xls": ".xlsx", ".ods": ".xlsx", ".pickle": ".pkl", ".ndjson": ".jsonl", ".yml": ".yaml"}
-_NUMBERS: Final = re.compile(r"(?:\s*-?\d[\d.eE+-]*){5,}\s*\Z")
 _OF_AXIS: Final = re.compile(r"(?:(.+)[_. -]z|z[_. -]?(.+))\Z", re.IGNORECASE)
 _WITHOUT_MARK: Final = re.compile(r"[xy]\d+\Z", re.IGNORECASE)
 
@@ -37,8 +36,6 @@ def by_name(path: Path) -> str | None:
     suffix = path.suffix.lower()
     if suffix == ".xml":
         return _xml(_beginning(path))
-    if suffix == ".txt":
-        return _text(_beginning(path))
     return _BY_SUFFIX.get(_SAME.get(suffix, suffix))
 
 
@@ -116,13 +113,3 @@ def _xml(text: str) -> str:
     if "<annotation" in text:
         return "is XML of Pascal VOC, which holds boxes. Points are needed"
     return f"is XML. {TABLE}"
-
-
-def _text(text: str) -> str | None:
-    lines = [line for line in text.splitlines()[:5] if line.strip()]
-    if lines and all(_NUMBERS.match(line) for line in lines[:-1] or lines):
-        return (
-            f"has rows of numbers, as YOLO's pose labels (class, box, then x, y, visibility of each point). {TABLE}, "
-            "with the image that each file is named after: YOLO's are fractions, --points-scale normalized"
-        )
-    return None

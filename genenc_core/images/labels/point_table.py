@@ -78,6 +78,8 @@ class PointTable:
     """The individual of each name, "" for none; () if there are none at all."""
     uncertain: Mapping[int, int] = field(default_factory=dict)
     """Labels left out because of their likelihood, by the index of their image."""
+    by_stem: bool = False
+    """Whether images are named without their endings, as files of one image each name them."""
     frame_sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """Width and height of the images, by their index, where the file states them."""
     folders: Mapping[int, frozenset[str]] = field(default_factory=dict)

@@ -4,18 +4,30 @@ import dataclasses
 import glob
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from genenc_core import errors, text
 from genenc_core.images.containers import slp_videos
-from genenc_core.images.labels import deeplabcut, json_labels, other_tools, pandas_hdf5, point_table, sleap, tidy
+from genenc_core.images.labels import (
+    deeplabcut,
+    json_labels,
+    other_tools,
+    pandas_hdf5,
+    point_table,
+    sleap,
+    tidy,
+    yolo,
+    yolo_files,
+)
 from genenc_core.images.labels.point_table import Label, PointTable, Unused
-from genenc_core.images.labels.scale import PointsScale
+from genenc_core.images.labels.scale import NORMALIZED, PointsScale
 from genenc_core.images.sources import tables
 
-_FORMS: Final = "a table (.csv, .tsv, .parquet), a .h5 of DeepLabCut or SLEAP, a .slp, or a .json of COCO or LabelMe"
+_FORMS: Final = (
+    "a table (.csv, .tsv, .parquet), a .h5 of DeepLabCut or SLEAP, a .slp, a .json of COCO or LabelMe, or YOLO's .txt"
+)
 
 
 def read_points(
@@ -25,7 +37,7 @@ def read_points(
 
     Args:
         place: a table (`tidy`), DeepLabCut's CSV or HDF5 (`deeplabcut`), SLEAP's files (`sleap`), COCO or LabelMe
-            (`json_labels`); a folder; or a glob.
+            (`json_labels`); YOLO's files (`yolo`), which are fractions; a folder; or a glob.
         columns: the columns of tidy tables, as `image=frame,x=column,...`.
         scale: parsed by `PointsScale.parse`.
         min_likelihood: labels below it are missing points.
@@ -43,12 +55,46 @@ def read_points(
     above = {path.parent for path in files}
     root = Path(os.path.commonpath(above)) if len(above) > 1 else None
     folders = {} if root is None else {str(path): path.parent.relative_to(root).as_posix() for path in files}
+    if texts := _all_or_no_texts(files):
+        return _of_yolo(texts, root, scale=points_scale, columns=columns, min_likelihood=min_likelihood)
     labels = (_labels(path, chosen, columns, unused, several=len(files) > 1, root=root) for path in files)
     table = point_table.build(itertools.chain.from_iterable(labels), min_likelihood=min_likelihood, folders=folders)
     unused.warn()
     if not table.names or not table.images:
         raise errors.InputError(f"the points file {str(place)!r} contains no points")
     return dataclasses.replace(table, xy=points_scale.apply(table.xy), scale=points_scale)
+
+
+def _of_yolo(
+    files: Sequence[Path], root: Path | None, *, scale: PointsScale, columns: str | None, min_likelihood: float | None
+) -> PointTable:
+    """Return the keypoints of YOLO's files, which are fractions."""
+    if columns is not None:
+        raise errors.InputError(f"--points-columns {columns!r} cannot be used with YOLO's files: remove it")
+    normalized = PointsScale.parse(NORMALIZED)
+    if scale.text not in (None, normalized.text):
+        raise errors.InputError(
+            f"--points-scale {scale.text!r} cannot be used with YOLO's files, which are fractions: leave it out"
+        )
+    found = yolo.points(files, files[0].parent if root is None else root)
+    table = point_table.build(found, min_likelihood=min_likelihood)
+    if not table.names:
+        raise errors.InputError(f"{str(files[0])!r} and the other files of YOLO contain no points")
+    return dataclasses.replace(table, scale=normalized, by_stem=True)
+
+
+def _all_or_no_texts(files: Sequence[Path]) -> Sequence[Path]:
+    """Return the files if they are YOLO's; raise `InputError` if some are and others beside them are not."""
+    texts = [path for path in files if yolo_files.is_labels(path)]
+    if not any(map(yolo_files.has_numbers, texts)):
+        return []
+    others = [path for path in files if path not in texts and path.name not in yolo_files.NAMES]
+    if texts and others:
+        raise errors.InputError(
+            f"the points are YOLO's text files, such as {str(texts[0])!r}, and other files, such as "
+            f"{str(others[0])!r}: the first name their images without an ending, so give them in a run of their own"
+        )
+    return texts
 
 
 def _files(place: str, unused: Unused) -> list[Path]:
@@ -74,7 +120,8 @@ def _files(place: str, unused: Unused) -> list[Path]:
 def _files_of_folder(folder: Path, unused: Unused) -> list[Path]:
     """Return the label files of a folder: of a DeepLabCut project, else its JSON files (LabelMe writes one an image).
 
-    JSON files in folders below are not used, since they may be anything.
+    Without either, YOLO's text files, also those in folders below, of training and validation. JSON files in folders
+    below are not used, since they may be anything.
 
     Raises:
         InputError: neither is there.
@@ -82,6 +129,8 @@ def _files_of_folder(folder: Path, unused: Unused) -> list[Path]:
     if project := deeplabcut.project_files(folder):
         return project
     found = sorted(folder.glob("*.json"))
+    if not found and (texts := _texts_below(folder)):
+        return texts
     inside = [path.relative_to(folder) for path in sorted(folder.glob("*/**/*.json"))]
     below = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
     everything = repr(f"{glob.escape(str(folder))}/**/*.json")
@@ -91,12 +140,18 @@ def _files_of_folder(folder: Path, unused: Unused) -> list[Path]:
         )
         raise errors.InputError(
             f"the points folder {str(folder)!r} is neither a DeepLabCut project (labeled-data/*/CollectedData_*.csv) "
-            f"nor a folder of LabelMe's .json files; for others, {others}"
+            f"nor a folder of LabelMe's .json files or YOLO's .txt files; for others, {others}"
         )
     if below:
         what = f"{text.plural(len(below), '.json file')} in its folders, such as {below[0].as_posix()!r}"
         unused.add(folder.name, what, f"The quoted glob {everything} reads all")
     return found
+
+
+def _texts_below(folder: Path) -> list[Path]:
+    """Return YOLO's files in a folder and those below it."""
+    found = [path for path in sorted(folder.rglob("*.txt")) if path.is_file() and yolo_files.is_labels(path)]
+    return found if any(map(yolo_files.has_numbers, found)) else []
 
 
 def _labels(

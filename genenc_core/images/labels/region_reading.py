@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from genenc_core import errors
-from genenc_core.images.labels import mask_files, region_json, region_table, region_tables, yolo
+from genenc_core.images.labels import mask_files, region_json, region_table, region_tables, yolo, yolo_files
 from genenc_core.images.labels.point_table import Unused
 from genenc_core.images.labels.region_table import Region, RegionTable
 from genenc_core.images.labels.scale import NORMALIZED, PointsScale
@@ -48,7 +48,7 @@ def read_regions(
     unused = Unused(likelihoods_count=True)
     files = list(dict.fromkeys(itertools.chain.from_iterable(_files(str(place)) for place in places)))
     masks = _all_or_none(files, [path for path in files if path.suffix.lower() in mask_files.SUFFIXES], "mask images")
-    texts = _all_or_none(files, [path for path in files if yolo.is_labels(path)], "YOLO's text files")
+    texts = _all_or_none(files, [path for path in files if yolo_files.is_labels(path)], "YOLO's text files")
     if texts and regions_scale.text not in (None, NORMALIZED):
         raise errors.InputError(
             f"{OPTION} {scale!r} cannot be used with YOLO's files, which are fractions: leave it out"
@@ -121,7 +121,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
     kinds = {
         "mask images": [path for path in below if path.suffix.lower() in mask_files.SUFFIXES],
         ".json files": sorted(folder.glob("*.json")),
-        ".txt files": [path for path in below if yolo.is_labels(path)],
+        ".txt files": [path for path in below if yolo_files.is_labels(path)],
     }
     there = [kind for kind, found in kinds.items() if found]
     if len(there) == 1:

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -82,6 +82,8 @@ class RegionTable:
     """Width and height of the images, by their index, where the file states them."""
     folders: Mapping[int, frozenset[str]] = field(default_factory=dict)
     """As in `PointTable`."""
+    outlines: Mapping[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    """Polygons by the index of their region, in fractions of an image whose size no file states: see `rasterised`."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -98,6 +100,8 @@ class _Building:
     uncertain: Counter[int] = field(default_factory=Counter)
     frame_sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     folders: dict[int, frozenset[str]] = field(default_factory=dict)
+    outlines: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    """Index of the row -> polygons."""
 
 
 def build(
@@ -126,7 +130,9 @@ def build(
         names=tuple(row[1] for row in rows),
         categories=tuple(unicodedata.normalize("NFC", row[2].category) for row in rows),
         individuals=tuple(unicodedata.normalize("NFC", row[2].individual) for row in rows),
-        kinds=tuple("crowd" if row[2].crowd else "box" if row[4] is None else "mask" for row in rows),
+        kinds=tuple(
+            "crowd" if row[2].crowd else "mask" if row[4] is not None or row[2].polygons else "box" for row in rows
+        ),
         scores=np.array([row[2].score for row in rows], np.float64),
         boxes=np.array([row[3] for row in rows], np.float64).reshape(-1, 4),
         masks=tuple(row[4] for row in rows),
@@ -135,7 +141,24 @@ def build(
         by_stem=by_stem,
         frame_sizes=made.frame_sizes,
         folders=made.folders,
+        outlines=made.outlines,
     )
+
+
+def rasterised(table: RegionTable, sizes: Mapping[int, tuple[int, int]]) -> RegionTable:
+    """Return the table with masks in place of outlines, by the width and height of the images, by their index.
+
+    Those of an image of unknown size, which is unreadable, become masks of another size than any image.
+    """
+    masks, boxes = list(table.masks), table.boxes.copy()
+    for at, polygons in table.outlines.items():
+        size = sizes.get(int(table.image[at]))
+        if size is None:
+            masks[at] = Mask.from_polygons((), (1, 1))
+            continue
+        masks[at] = found = Mask.from_polygons([each * np.array(size, np.float64) for each in polygons], size[::-1])
+        boxes[at] = np.array(found.box) / np.array([*size, *size])
+    return replace(table, masks=tuple(masks), boxes=boxes, outlines={})
 
 
 def _add(made: _Building, region: Region, min_score: float | None, folders: Mapping[str, str]) -> None:
@@ -164,8 +187,12 @@ def _add(made: _Building, region: Region, min_score: float | None, folders: Mapp
     if _is_uncertain(region, min_score):
         made.uncertain[image] += 1
         return
-    mask = _mask(region, made.scale, size)
-    made.rows.append((image, name, region, _box(region, made.scale, mask), mask))
+    if region.polygons and size is None and made.scale.relative:
+        made.outlines[len(made.rows)] = tuple(made.scale.apply(each) for each in region.polygons)
+        made.rows.append((image, name, region, _box_of(made.outlines[len(made.rows)]), None))
+    else:
+        mask = _mask(region, made.scale, size)
+        made.rows.append((image, name, region, _box(region, made.scale, mask), mask))
     if len(made.rows) > LARGEST_TABLE:
         raise errors.InputError(f"{region.place}: more than {LARGEST_TABLE:,} regions: make several runs")
 
@@ -238,6 +265,11 @@ def _box(region: Region, scale: PointsScale, mask: Mask | None) -> tuple[float, 
             "negative"
         )
     return _four(scale.apply(np.array(numbers).reshape(2, 2)).reshape(-1).tolist())
+
+
+def _box_of(polygons: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
+    corners = np.concatenate(polygons)
+    return _four([*corners.min(0).tolist(), *corners.max(0).tolist()])
 
 
 def _four(numbers: Sequence[float]) -> tuple[float, float, float, float]:

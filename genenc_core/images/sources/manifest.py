@@ -427,7 +427,7 @@ def write_manifest(
             return
         spool = path.with_name(files.private_name(path.name, "spool"))
         try:
-            matcher = matching.Matcher(points.images, points.folders, points.hinted)
+            matcher = _point_matcher(points)
             matchers = [matcher] if of_regions is None else [matcher, of_regions]
             found = manifest_rows.blocks(_matched(source, matchers, limit, left_out, checkpoint))
             _write(spool, found, source, may_be_empty=may_be_empty)
@@ -454,6 +454,10 @@ def write_manifest(
     if regions is None or of_regions is None:
         return listed
     return replace(listed, placed_regions=_placed(of_regions, regions, listed))
+
+
+def _point_matcher(points: PointTable) -> matching.Matcher:
+    return matching.Matcher(points.images, points.folders, points.hinted, by_stem=points.by_stem)
 
 
 def _region_matcher(regions: RegionTable) -> matching.Matcher:
@@ -563,7 +567,7 @@ def write_relabelled(
     if points is None:
         _replace(path, lambda partial: _write_like(partial, like, images(), (), {}, likelihood=False))
         return with_regions(Manifest.open(path), images, root_of, regions)
-    matcher = matching.Matcher(points.images, points.folders, points.hinted)
+    matcher = _point_matcher(points)
     _match_rows([matcher], like, images, root_of)
     placed = matcher.result()
     _log_unmatched(placed, points)

@@ -9,6 +9,8 @@ import numpy as np
 
 from genenc_core import errors, spec
 from genenc_core.images.containers.reader import ContainerReader
+from genenc_core.images.labels import matching, region_table
+from genenc_core.images.labels.region_table import RegionTable
 from genenc_core.images.sources import label_check, manifest
 from genenc_core.images.sources.label_check import ImageSize, Sizes, SuspiciousLabels
 from genenc_core.images.sources.regions import Regions
@@ -49,6 +51,26 @@ def check(
         if finding.refuse and not scale_given:
             raise errors.InputError(message)
         warnings.warn(message, SuspiciousLabels, stacklevel=3)
+
+
+def rasterised(
+    table: RegionTable,
+    listed: manifest.Manifest,
+    placed: matching.Placement,
+    *,
+    sizes: Sizes | None = None,
+    channels: spec.Channels | None = None,
+) -> RegionTable:
+    """Return regions with masks in place of polygons in fractions of images whose sizes no file states.
+
+    Arguments as for `check`, and where the regions belong. Reads the header of every image with such a polygon.
+    """
+    if not table.outlines:
+        return table
+    of_images = {int(table.image[at]) for at in table.outlines}
+    rows = sorted(row for row, index in placed.rows.items() if index in of_images)
+    known = _sizes(listed, rows, channels) if sizes is None else sizes(rows)
+    return region_table.rasterised(table, {placed.rows[row]: found.shown for row, found in known.items()})
 
 
 def _words(message: str) -> str:

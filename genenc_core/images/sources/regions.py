@@ -68,7 +68,7 @@ class Regions:
             if stored.get(b"genenc.regions") != VERSION.encode() or not table.schema.equals(_SCHEMA):
                 raise errors.StoreError(f"{path} is damaged: it is not of the form that genenc writes")
             described = json.loads(stored[b"genenc.labels"])
-            found = _made(table, described)
+            found = made(table, described)
             _check(found, rows)
         except errors.UnsafeFileError as error:
             raise errors.StoreError(error.sentence) from error
@@ -100,6 +100,30 @@ class Regions:
     def mask_sizes(self) -> np.ndarray:
         """(height, width) of the masks, int64 `[R, 2]`; 0 for boxes."""
         return np.stack([self._numbers("mask_height"), self._numbers("mask_width")], axis=-1).reshape(-1, 2)
+
+    def of_images(self, rows: np.ndarray) -> pa.Table:
+        """Return the regions of some images, ascending, as rows of the schema whose images are numbered anew."""
+        kept = np.flatnonzero(np.isin(self.rows, rows))
+        return renumbered(self.table.take(pa.array(kept)), np.searchsorted(rows, self.rows[kept]))
+
+    def label_digests(self, rows: int) -> np.ndarray:
+        """Return a number for the regions of each image, uint64 `[rows]`: 0 for none, whatever their order."""
+        names = [field.name for field in _SCHEMA if field.name != "row"]
+        texts = zip(*(self.texts(name) for name in names if name in _TEXTS), strict=True)
+        # Bits of the numbers, so that NaN is itself.
+        numbers = np.stack([self._numbers(name) for name in names if name not in _TEXTS], 1).astype("<f8")
+        found = np.zeros(rows, np.uint64)
+        hashed = np.empty(len(self), np.uint64)
+        for at, (text, bits) in enumerate(zip(texts, numbers, strict=True)):
+            data = digests.ROWS.hex("\0".join(text).encode() + bits.tobytes())
+            hashed[at] = int(data[:16], 16)
+        np.add.at(found, self.rows, hashed)
+        return found
+
+    @property
+    def labels_of_scale(self) -> dict[str, Any]:
+        """Of the labels' record, what other images have in common: the scale."""
+        return {} if self.scale.text is None else {"scale": self.scale.text}
 
     def texts(self, name: str) -> list[str]:
         """Return a column of text: `name`, `category`, `individual` or `kind`."""
@@ -162,6 +186,12 @@ def write_copy(path: Path, found: Regions) -> Regions:
     return write_like(path, found.table, found.labels)
 
 
+def write_selection(path: Path, listed: Regions, rows: np.ndarray) -> Regions:
+    """Write the regions of some images of a listing, ascending, numbered anew; raises as `write`."""
+    stated = {at: listed.frame_sizes[row] for at, row in enumerate(rows.tolist()) if row in listed.frame_sizes}
+    return replace(write_like(path, listed.of_images(rows), listed.labels), frame_sizes=stated)
+
+
 def write_like(path: Path, table: pa.Table, labels: Mapping[str, Any]) -> Regions:
     """Write rows of the schema, durably, with the counts of their labels; raises as `write`."""
 
@@ -180,10 +210,16 @@ def write_like(path: Path, table: pa.Table, labels: Mapping[str, Any]) -> Region
             f"cannot write the regions {str(path)!r}: {error.strerror or error}; choose another --out, or make this "
             "folder writable with enough free space"
         ) from error
-    return _made(table, labels)
+    return made(table, labels)
 
 
-def _made(table: pa.Table, labels: Mapping[str, Any]) -> Regions:
+def renumbered(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Return rows of the schema as those of other images, int64 `[R]`, ascending."""
+    return table.set_column(0, _SCHEMA.field(0), pa.array(rows, pa.int64()))
+
+
+def made(table: pa.Table, labels: Mapping[str, Any]) -> Regions:
+    """Return regions of rows of the schema; raise `ValueError` for labels that genenc does not write."""
     scale = PointsScale.parse(labels.get("scale"))
     for name in ("absent", "uncertain"):
         if type(labels.get(name, 0)) is not int:

@@ -604,7 +604,7 @@ def test_labels_of_an_individual_are_no_others(
     """Refused, but in datasets that were made when the column of individuals was not read: taken, with a warning."""
     place = tmp_path / "points.csv"
 
-    def without(identity: Mapping[str, Any], points: list[str], individuals: list[str]) -> dict[str, Any]:
+    def without(identity: Mapping[str, Any], points: list[str], *_more: Any) -> dict[str, Any]:
         return {"schema": documents.DATASET_SCHEMA, "identity": dict(identity), "points": points}
 
     place.write_text("image,point,x,y\nimg_000.png,nose,20,30\n")

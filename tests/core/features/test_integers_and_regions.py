@@ -14,12 +14,16 @@ from genenc_core.stored import rows as stored_rows
 Extract = Callable[..., api.Run]
 
 
+def boxes(folder: Path) -> tuple[str, ...]:
+    path = folder / "boxes.csv"
+    path.write_text("image,region,x,y,width,height\nimg_000.png,a,3,4,30,20\nimg_004.png,a,1,1,9,9\n")
+    return (str(path),)
+
+
 @pytest.fixture
 def runs(extract: Extract, labels: Path, tmp_path: Path) -> dict[str, api.Run]:
     """Return a run of floats, and the same as integers, with points and regions."""
-    boxes = tmp_path / "boxes.csv"
-    boxes.write_text("image,region,x,y,width,height\nimg_000.png,a,3,4,30,20\nimg_004.png,a,1,1,9,9\n")
-    given: dict[str, Any] = {"points": str(labels), "regions": (str(boxes),)}
+    given: dict[str, Any] = {"points": str(labels), "regions": boxes(tmp_path)}
     return {kind: extract(kind, dtype=kind, **given) for kind in ("float32", "int8", "uint8")}
 
 
@@ -28,10 +32,11 @@ def test_values_are_those_of_the_arrays(runs: dict[str, api.Run], kind: str, tmp
     run = runs[kind]
     wanted = run.arrays()
     opened = api.open(run.folder.root)
-    for name in ("features", "probes"):
+    for name in ("features", "probes", "regions"):
         values = wanted[name].values
         assert values.dtype == np.float32
-        np.testing.assert_array_equal(opened.numpy(name), values)
+        if name != "regions":
+            np.testing.assert_array_equal(opened.numpy(name), values)
         np.testing.assert_array_equal(opened.xarray()[name].values, values)
         steps = np.nanmax(np.abs(runs["float32"].arrays()[name].values)) / 100
         np.testing.assert_allclose(values, runs["float32"].arrays()[name].values, atol=steps)
@@ -40,6 +45,32 @@ def test_values_are_those_of_the_arrays(runs: dict[str, api.Run], kind: str, tmp
     np.testing.assert_array_equal(np.stack(table["features"].to_numpy()), wanted.features.values)
     audited = api.audit(run.folder.root)
     assert [each.product for each in audited] == ["features", "probes"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_regions_are_integers_with_a_scale_each(extract: Extract, kind: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"regions": boxes(tmp_path), "maps": True}
+    run, exact = extract("whole", dtype=kind, **given), extract("exact", **given).arrays().regions.values
+    raw = run.arrays(raw=True)
+    assert raw.regions.dtype == kind
+    scale = raw.regions_scale.values[:, None]
+    assert scale.shape == (len(exact), 1)
+    low = raw.regions_offset.values[:, None] if kind == "uint8" else 0
+    assert (np.abs(raw.regions.values * scale + low - exact) <= scale * 0.5001).all()
+    loss = run.status().quantized["regions"]
+    assert (loss.dtype, loss.vectors) == (kind, len(exact))
+    assert loss.cosine_mean is not None
+    assert 0.999 < loss.cosine_mean < 1
+    # A region that the model does not see has no scale; other regions of stored maps, likewise.
+    other = tmp_path / "other.csv"
+    other.write_text("image,region,x,y,width,height\nimg_001.png,a,3,4,30,20\nimg_001.png,out,300,4,9,9\n")
+    probed = api.probe(run.folder.root, str(tmp_path / "probed"), regions=(str(other),), dtype=kind)
+    found = probed.arrays(raw=True).load()
+    assert found.region_status.values.tolist() == [1, 5]
+    assert np.isnan(found.regions_scale.values).tolist() == [False, True]
+    assert not found.regions.values[1].any()
+    assert probed.status().quantized["regions"].vectors == 1
+    assert probed.verify(content=True).ok
 
 
 def test_search_and_compare_take_values(runs: dict[str, api.Run]) -> None:

@@ -267,6 +267,39 @@ def test_a_limit_leaves_out_regions_of_other_images(photos: Path) -> None:
     assert run.arrays().region_image_id.values.tolist() == ["img_000.png"] * 2
 
 
+def test_polygons_and_keypoints_of_yolo(photos: Path) -> None:
+    """Polygons are COCO's, in pixels of their images; an unreadable image costs its own; keypoints are points."""
+    folder, corners = photos.parent / "yolo", np.array([[0.1, 0.2], [0.8, 0.1], [0.5, 0.95]])
+    folder.mkdir()
+    flat = " ".join(map(str, corners.reshape(-1)))
+    for name in ("img_001", "img_004"):
+        (folder / f"{name}.txt").write_text(f"0 {flat}\n")
+    (folder / "data.yaml").write_text("names: [mouse]\n")
+    (photos / "img_004.png").write_bytes(b"no image")
+    polygon = (corners * SIZE).reshape(-1).tolist()
+    coco = {
+        "images": [{"id": 1, "file_name": "img_001.png", "width": SIZE[0], "height": SIZE[1]}],
+        "categories": [{"id": 1, "name": "mouse"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [polygon], "bbox": [0, 0, 1, 1]}],
+    }
+    (photos.parent / "coco.json").write_text(json.dumps(coco))
+    own = extract(photos, regions=[str(folder)], max_failures="100%")
+    other = extract(photos, "other", regions=[str(photos.parent / "coco.json")], max_failures="100%")
+    found, expected = own.arrays().load(), other.arrays().load()
+    assert (found.region_kind.values.tolist(), found.region_status.values.tolist()) == (["mask", "mask"], [1, 3])
+    np.testing.assert_array_equal(found.regions.values[0], expected.regions.values[0])
+    assert own.folder.regions is not None
+    assert other.folder.regions is not None
+    assert own.folder.regions.texts("mask")[0] == other.folder.regions.texts("mask")[0]
+    (folder / "img_001.txt").write_text("0 0.5 0.5 0.5 0.5 0.25 0.75 2 0 0 0\n")
+    (folder / "img_004.txt").unlink()
+    (folder / "data.yaml").write_text("kpt_shape: [2, 3]\nkpt_names: {0: [nose, tail]}\n")
+    labelled = extract(photos, "points", regions=[], points=str(folder), products=[], max_failures="100%").arrays()
+    assert labelled.point.values.tolist() == ["nose", "tail"]
+    assert labelled.point_status.values[1].tolist() == [1, 4]
+    assert labelled.point_x.attrs["units"] == "1"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -284,15 +317,15 @@ def test_options_that_are_refused(photos: Path, options: dict[str, Any], words: 
     assert not (photos.parent / "run").exists()
 
 
-def test_datasets_refuse_regions_and_probes_take_them(photos: Path) -> None:
+def test_datasets_without_regions_are_probed_with_some(photos: Path) -> None:
     boxes, place = str(photos.parent / "boxes.csv"), str(photos.parent / "set")
     options = testing.options(fit="stretch", image_size="48x64", products=["maps=none@float32"])
-    with pytest.raises(errors.InputError, match=r"--regions .* is for runs: .*genenc probe"):
-        api.update(place, str(photos), regions=[boxes], **options)
     api.update(place, str(photos), **options)
     probed = api.probe(place, str(photos.parent / "probed"), regions=[boxes])
     expected = extract(photos).arrays().load()
     np.testing.assert_array_equal(probed.arrays().regions.values, expected.regions.values)
+    with pytest.raises(errors.OtherRunError, match="coordinates of regions: no regions -> pixels"):
+        api.update(place, str(photos), regions=[boxes], **options)
 
 
 def test_an_inspection_counts_and_draws_regions(photos: Path) -> None:

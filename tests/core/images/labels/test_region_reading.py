@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images.labels import region_reading
+from genenc_core.images.labels import region_reading, region_table
 from genenc_core.images.labels.masks import Mask
 from genenc_core.images.labels.point_table import LabelsNotUsed
 from genenc_core.images.labels.region_table import RegionTable
@@ -344,7 +344,8 @@ def test_yolo(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("0 100 100 50 50", "no fractions of an image's size"),
-        ("0 0.1 0.1 0.2 0.2 0.3 0.1", "line 1 is a polygon .* export the labels as COCO"),
+        ("0 0.1 0.1 0.2 0.2 0.3 9.1", "no fractions of an image's size"),
+        ("0 0.2 0.2 0.4 0.4 0.3 0.1", "is a polygon, or a box with keypoints in it.*without it if they are polygons"),
         ("mouse 0.1 0.1 0.2 0.2", "not a class number"),
         ("0 0.1 0.1", "not a class number"),
     ],
@@ -352,6 +353,37 @@ def test_yolo(tmp_path: Path) -> None:
 def test_lines_that_are_not_yolos(tmp_path: Path, line: str, words: str) -> None:
     with pytest.raises(errors.InputError, match=words):
         read(written(tmp_path / "a.txt", line))
+
+
+def test_polygons_of_yolo_are_those_of_coco(tmp_path: Path) -> None:
+    """Masks once the size of the image is known; a box of another class beside them; a confidence at the end."""
+    written(tmp_path / "a.txt", "0 0.1 0.1 0.8 0.2 0.5 0.9\n1 0.5 0.5 0.25 0.5\n0 0 0 1 0 1 1 0 1 0.5\n")
+    table = read(tmp_path / "a.txt")
+    assert table.kinds == ("mask", "box", "mask")
+    assert table.scores[2] == 0.5
+    np.testing.assert_allclose(table.boxes[0], [0.1, 0.1, 0.8, 0.9])
+    found = region_table.rasterised(table, {0: (80, 60)})
+    corners = np.array([[8, 6], [64, 12], [40, 54]])
+    mask = found.masks[0]
+    assert mask is not None
+    assert mask.text == Mask.from_polygons([corners], (60, 80)).text
+    np.testing.assert_allclose(found.boxes[0] * [80, 60, 80, 60], mask.box)
+    whole = found.masks[2]
+    assert whole is not None
+    assert whole.area == 80 * 60
+    assert found.masks[1] is None
+    unknown = region_table.rasterised(table, {}).masks[0]
+    assert unknown is not None
+    assert (unknown.size, unknown.area) == ((1, 1), 0)
+
+
+def test_boxes_of_keypoints_are_regions(tmp_path: Path) -> None:
+    line = "0 0.5 0.5 0.2 0.4 0.45 0.4 2 0 0 0\n"
+    written(tmp_path / "labels.txt", line)
+    assert read(tmp_path / "labels.txt").kinds == ("box",)
+    written(tmp_path / "data.yaml", "kpt_shape: [3, 3]\n")
+    with pytest.raises(errors.InputError, match=r"11 words are neither .* nor a box with 3 keypoints of 3 numbers"):
+        read(tmp_path / "labels.txt")
 
 
 def test_several_files(tmp_path: Path) -> None:
