@@ -13,6 +13,7 @@ ZooSource = Literal["genenc", "torchvision", "timm"]
 Engine = Literal["threads", "dask", "ray"]
 Metric = Literal["cosine", "l2"]
 FeatureFormat = Literal["parquet", "npy", "hdf5", "hub"]
+SchemaOf = Literal["spec", "emb"]
 Shell = Literal["bash", "zsh", "fish"]
 ListedSource = Literal["json", ZooSource]
 
