@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from genenc_core.export.exporter import ExportedModel
     from genenc_core.features.comparison import Comparison
     from genenc_core.features.export import Exported
+    from genenc_core.features.provenance import Written
     from genenc_core.features.reading import Features
     from genenc_core.features.rerun import Rerun
     from genenc_core.features.search import Neighbours
@@ -69,6 +70,7 @@ __all__ = [
     "compare",
     "rerun_from",
     "export_features",
+    "export_provenance",
     "Result",
     "Incomplete",
     "GenencError",
@@ -813,6 +815,33 @@ def export_features(source: Root, out: Root, **options: Any) -> "Exported":
 
     given = _as_text({"source": _fixed(source), "out": _fixed(out), **options})
     return exporting.export(_valid(ExportFeaturesParameters, given))
+
+
+def export_provenance(source: Root, **options: Any) -> "Written":
+    """Write where a run or version comes from: as an RO-Crate, or as OpenLineage events.
+
+    Args:
+        source: a run or dataset, a folder or `s3://bucket/prefix`.
+        options: those of `genenc export-provenance`, with `_` for `-`: `format`, `out`, `license`, `agent`, `version`.
+
+    Returns:
+        The file that was written: beside the arrays, unless `out` names a new folder.
+
+    Raises:
+        InputError: an invalid argument, or a place that cannot be written.
+        StoreError: a record is damaged.
+
+    Example:
+        >>> run = extract("photos", "resnet18", "told", weights="random:0", image_size=64)
+        >>> written = export_provenance("told", license="CC-BY-4.0")
+        >>> os.path.relpath(written.place), written.sessions
+        ('told/ro-crate-metadata.json', 1)
+    """
+    from genenc_core.features import provenance
+    from genenc_core.features.parameters import ExportProvenanceParameters
+
+    given = _as_text({"source": _fixed(source), **options})
+    return provenance.write(_valid(ExportProvenanceParameters, given))
 
 
 def _require_xarray() -> None:

@@ -13,6 +13,8 @@ ZooSource = Literal["genenc", "torchvision", "timm"]
 Engine = Literal["threads", "dask", "ray"]
 Metric = Literal["cosine", "l2"]
 FeatureFormat = Literal["parquet", "npy", "hdf5", "hub"]
+ProvenanceFormat = Literal["ro-crate", "openlineage"]
+SchemaOf = Literal["spec", "emb"]
 Shell = Literal["bash", "zsh", "fish"]
 ListedSource = Literal["json", ZooSource]
 

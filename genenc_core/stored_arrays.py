@@ -16,6 +16,8 @@ REGION: Final = "region"
 REGION_STATUS: Final = "region_status"
 INDIVIDUAL: Final = "individual"
 LIKELIHOOD: Final = "point_likelihood"
+CONVENTIONS: Final = "zarr_conventions"
+"""Attribute of a run's group: the conventions that its attributes follow; runs of earlier versions have none."""
 Writer = Literal["creator", "encoder", "store"]
 
 
@@ -36,6 +38,8 @@ class StoredArray:
     """What a committed row holds whose image gave no features; None: the fill."""
     coordinate: bool = False
     """Whether products name it among their `coordinates`."""
+    later: Mapping[str, object] = field(default_factory=dict)
+    """Further attributes in runs with `CONVENTIONS`: those of creators are no part of a run's plan."""
 
     @property
     def of_points(self) -> bool:
@@ -78,8 +82,8 @@ LENGTHS: Final[Mapping[str, int]] = {"affine": 4}
 """Lengths of axes that are the same in every run; those of `image`, `point` and `region` are the run's own."""
 
 
-def _named(meaning: str) -> Mapping[str, object]:
-    return {"long_name": meaning}
+def _named(meaning: str, units: str = "") -> Mapping[str, object]:
+    return {"long_name": meaning, "units": units} if units else {"long_name": meaning}
 
 
 _IMAGE, _IMAGE_POINT, _NAN = ("image",), ("image", POINT), float("nan")
@@ -87,6 +91,7 @@ _AFFINE = "scale x, scale y, offset x, offset y: model pixel = source pixel * sc
 _ORIENTATION = "EXIF orientation found and applied, 1 to 8; 0 not read"
 _HEIGHT, _WIDTH = (f"{side} of the image in pixels, after EXIF orientation" for side in ("height", "width"))
 _X, _Y = (f"{axis} of the point in the source image" for axis in "xy")
+_ONE = {"units": "1"}
 _SURE = "likelihood that the points file gives the point; NaN for none"
 _WHOSE = 'animal or person that the point is of; "" for none'
 _ROWS = {**_named("state of the image's row"), **statuses.flags(statuses.ROWS)}
@@ -102,15 +107,15 @@ _EDGES = {
 TABLE: Final = (
     StoredArray("image_id", "string", _IMAGE, "creator", None, _named("name of the image"), coordinate=True),
     StoredArray("path", "string", _IMAGE, "creator", None, _named("path below the source root"), coordinate=True),
-    StoredArray("image_height", "int32", _IMAGE, "encoder", -1, _named(_HEIGHT), coordinate=True),
-    StoredArray("image_width", "int32", _IMAGE, "encoder", -1, _named(_WIDTH), coordinate=True),
+    StoredArray("image_height", "int32", _IMAGE, "encoder", -1, _named(_HEIGHT, "pixel"), coordinate=True),
+    StoredArray("image_width", "int32", _IMAGE, "encoder", -1, _named(_WIDTH, "pixel"), coordinate=True),
     StoredArray("image_orientation", "uint8", _IMAGE, "encoder", 0, _named(_ORIENTATION), coordinate=True),
     StoredArray("image_affine", "float64", (*_IMAGE, "affine"), "encoder", _NAN, _named(_AFFINE)),
-    StoredArray(POINT, "string", (POINT,), "creator"),
+    StoredArray(POINT, "string", (POINT,), "creator", later=_named("name of the point")),
     StoredArray(INDIVIDUAL, "string", (POINT,), "creator", None, _named(_WHOSE), coordinate=True),
     StoredArray("point_x", "float64", _IMAGE_POINT, "creator", None, _named(_X), coordinate=True),
     StoredArray("point_y", "float64", _IMAGE_POINT, "creator", None, _named(_Y), coordinate=True),
-    StoredArray(LIKELIHOOD, "float64", _IMAGE_POINT, "creator", None, _named(_SURE), coordinate=True),
+    StoredArray(LIKELIHOOD, "float64", _IMAGE_POINT, "creator", None, _named(_SURE), coordinate=True, later=_ONE),
     StoredArray(
         POINT_STATUS,
         "uint8",
@@ -136,7 +141,9 @@ TABLE: Final = (
     StoredArray("region_category", "string", _REGION, "creator", None, _named("class, or none"), coordinate=True),
     StoredArray("region_individual", "string", _REGION, "creator", None, _named(_WHOSE), coordinate=True),
     StoredArray("region_kind", "string", _REGION, "creator", None, _named("box, mask or crowd"), coordinate=True),
-    StoredArray("region_score", "float64", _REGION, "creator", None, _named("score of a detector"), coordinate=True),
+    StoredArray(
+        "region_score", "float64", _REGION, "creator", None, _named("score of a detector"), coordinate=True, later=_ONE
+    ),
     *(
         StoredArray(name, "float64", _REGION, "creator", None, _named(meaning), coordinate=True)
         for name, meaning in _EDGES.items()

@@ -1,4 +1,4 @@
-"""Commands on stored features: `search`, `compare`, `trace`, `rerun-from`, `export-features`."""
+"""Commands on stored features: `search`, `compare`, `trace`, `rerun-from`, `export-features`, `export-provenance`."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -178,6 +178,37 @@ def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:
                 raise typer.Exit(_export(ExportFeaturesParameters.model_validate(given), as_json=json))
 
         return export_features
+
+    @usage.lazy_command(
+        app,
+        "export-provenance",
+        short_help="Write where a run comes from, as RO-Crate or OpenLineage.",
+        example="genenc export-provenance run --license CC-BY-4.0",
+        guide=GUIDE,
+    )
+    def make_provenance() -> Callable[..., None]:
+        from genenc_core.cli import options
+        from genenc_core.features.parameters import ExportProvenanceParameters
+
+        fields = ExportProvenanceParameters.model_fields
+
+        @options.generated(fields, arguments=("source",), names={"source": "RUN|DATASET"})
+        def export_provenance(values: dict[str, Any], config: usage.Config = None, json: Json = False) -> None:
+            """Write what the records say of a run or version: inputs, model, parameters, sessions, software, files.
+
+            One file is written beside the arrays, or replaced there; nothing else is touched.
+            """
+            with output.report_errors(as_json=json):
+                from genenc_core.features import provenance
+
+                given = ExportProvenanceParameters.model_validate(_merged(config, values, fields, ("source",)))
+                done = provenance.write(given)
+                if json:
+                    output.say_json(done.as_json())
+                else:
+                    output.say(done.lines())
+
+        return export_provenance
 
 
 def _export(given: "ExportFeaturesParameters", *, as_json: bool) -> int:

@@ -153,24 +153,32 @@ def add_to(app: typer.Typer) -> None:
 
     @usage.command(
         app,
-        short_help="Print the JSON Schema of a RuntimeModelSpec.",
+        short_help="Print the JSON Schema of a RuntimeModelSpec, or of a run's attributes.",
         example="genenc schema --out schema.json",
         guide="genenc_core/export/README.md",
     )
     def schema(
+        of: Annotated[
+            choices.SchemaOf,
+            typer.Argument(help="spec: a RuntimeModelSpec; emb: the attributes of a run's features.zarr."),
+        ] = "spec",
         out: Annotated[
             Path | None, usage.option(help="Write to this file.", group=choices.STORE, default="standard output")
         ] = None,
     ) -> None:
-        """Print the JSON Schema of a RuntimeModelSpec."""
+        """Print the JSON Schema of a RuntimeModelSpec, or of the attributes that say what a run's vectors are."""
+        from importlib import resources
+
         from genenc_core import spec
 
         with output.report_errors():
+            emb = resources.files("genenc_core.run") / "emb.schema.json"
+            found = spec.json_schema() if of == "spec" else emb.read_text(encoding="utf-8")
             if out is None:
-                output.say(spec.json_schema().splitlines())
+                output.say(found.splitlines())
                 return
             try:
-                out.write_text(spec.json_schema(), encoding="utf-8")
+                out.write_text(found, encoding="utf-8")
             except OSError as error:
                 raise errors.InputError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
 

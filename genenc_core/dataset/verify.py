@@ -9,7 +9,7 @@ from genenc_core.dataset import documents, marks, origins, part_arrays, parts, p
 from genenc_core.dataset.documents import Part, Version, Written
 from genenc_core.dataset.folder import DatasetFolder
 from genenc_core.run import records, status
-from genenc_core.run.folder import RunFolder
+from genenc_core.run.folder import DOCUMENTS, RunFolder
 from genenc_core.store import run_store
 from genenc_core.store.backends import beneath
 from genenc_core.text import argument
@@ -269,7 +269,7 @@ class _Verification:
     def _foreign(self, names: Mapping[str, list[str]]) -> None:
         """Add what is neither of the dataset nor left by a killed process, which `prune` removes."""
         known: dict[str, Callable[[str], bool]] = {
-            "": lambda name: name in (*_OWN, *_FOLDERS),
+            "": lambda name: name in (*_OWN, *_FOLDERS, *DOCUMENTS),
             documents.PARTS: lambda name: documents.part_number(name) is not None,
             documents.VERSIONS: lambda name: bool(
                 documents.version_number(name) or documents.pruned_number(name) or documents.changes_number(name)

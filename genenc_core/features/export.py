@@ -73,7 +73,7 @@ def export(given: ExportFeaturesParameters) -> Exported:
     if not len(features.rows):
         raise errors.InputError(f"{stored.title!r} has no rows to export")
     target = Path(os.path.abspath(given.out))  # noqa: PTH100 -- keeps links
-    with _placed(target) as partial:
+    with placed(target) as partial:
         _WRITERS[given.format](features, partial, given.memory * MEBIBYTE)
         cancellation.current().raise_if_cancelled()
     names = sorted(files.walk(target)) if target.is_dir() else [(target.name, target.stat().st_size)]
@@ -94,21 +94,30 @@ def check(given: ExportFeaturesParameters) -> None:
     Raises:
         InputError: the place is in use, remote or not writable, or a library is not installed.
     """
-    if is_remote(given.out) or "://" in given.out:
-        raise errors.InputError(f"--out {given.out!r} is not local: export to a local place, and upload that")
-    target = Path(given.out)
-    if target == Path() or os.path.lexists(target):
-        raise errors.InputError(f"--out {given.out!r} exists: give a new name, or remove it first")
-    out_folder.refuse_inside_run(target)
-    nearest = next(item for item in target.absolute().parents if item.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise errors.InputError(f"--out {given.out!r} cannot be written: {str(nearest)!r} is not a writable folder")
+    check_place(given.out)
     if given.format == "hdf5":
         array_files.require_h5py()
 
 
+def check_place(out: str) -> None:
+    """Refuse a place that is in use, remote or not writable.
+
+    Raises:
+        InputError: it is.
+    """
+    if is_remote(out) or "://" in out:
+        raise errors.InputError(f"--out {out!r} is not local: export to a local place, and upload that")
+    target = Path(out)
+    if target == Path() or os.path.lexists(target):
+        raise errors.InputError(f"--out {out!r} exists: give a new name, or remove it first")
+    out_folder.refuse_inside_run(target)
+    nearest = next(item for item in target.absolute().parents if item.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise errors.InputError(f"--out {out!r} cannot be written: {str(nearest)!r} is not a writable folder")
+
+
 @contextlib.contextmanager
-def _placed(target: Path) -> Iterator[Path]:
+def placed(target: Path) -> Iterator[Path]:
     """Yield a private path beside the target; what is there at the end gets the target's name."""
     partial = target.with_name(files.private_name(target.name))
     try:

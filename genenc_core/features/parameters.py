@@ -1,6 +1,7 @@
 """Parameters of what is done with stored features, as set by users, config files or the Prefect form."""
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from pydantic import field_validator
 
@@ -196,6 +197,98 @@ class ExportFeaturesParameters(_Parameters):
     )
     version: str | None = VERSION
     memory: int = MEMORY
+
+    @property
+    def title(self) -> str:
+        """Display name: what is exported as what."""
+        return text.title(f"{text.place(self.source)} as {self.format}")
+
+
+class Agent(NamedTuple):
+    """A person."""
+
+    name: str
+    url: str | None
+    """ORCID or another address."""
+
+    @classmethod
+    def parse(cls, given: str) -> "Agent":
+        """Parse `NAME`, or `NAME <ORCID or https://...>`.
+
+        Raises:
+            ValueError: it is none of these, or no ORCID has these digits.
+        """
+        match = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*(?:<([^<>\s]+)>)?\s*", given)
+        if match is None:
+            raise ValueError(f"{given!r} is no person: give a name, or 'NAME <ORCID>'")
+        name, url = match.groups()
+        if url is None:
+            return cls(name, None)
+        orcid = re.fullmatch(r"(?:https?://orcid\.org/)?(\d{4}-\d{4}-\d{4}-\d{3}[\dX])", url)
+        if orcid is None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is neither an ORCID (0000-0002-1825-0097) nor an https:// address")
+        if orcid is not None and not _checks(orcid[1]):
+            raise ValueError(f"{orcid[1]!r} is not an ORCID: its last digit does not check; copy it again")
+        return cls(name, url if orcid is None else f"https://orcid.org/{orcid[1]}")
+
+
+def _checks(orcid: str) -> bool:
+    """Return whether the last digit is that of ISO 7064 11-2."""
+    digits, total = orcid.replace("-", ""), 0
+    for digit in digits[:-1]:
+        total = (total + int(digit)) * 2
+    return "0123456789X"[(12 - total % 11) % 11] == digits[-1]
+
+
+class ExportProvenanceParameters(_Parameters):
+    """Parameters of an export of provenance."""
+
+    source: str = SOURCE
+    format: choices.ProvenanceFormat = option(
+        "ro-crate",
+        help="ro-crate: ro-crate-metadata.json, which makes the folder an RO-Crate (Process Run Crate); openlineage: "
+        "the sessions as events.",
+        group=STORE,
+        often=True,
+    )
+    out: str | None = option(
+        None,
+        help="A new folder for it, with copies of the records, without arrays and weights.",
+        group=STORE,
+        often=True,
+        metavar="<folder>",
+        usually="beside the arrays",
+        path=True,
+    )
+    license: str | None = option(
+        None,
+        help="Of an RO-Crate: the licence, an SPDX identifier (CC-BY-4.0), an address, or words.",
+        group=STORE,
+        often=True,
+        metavar="<licence>",
+        usually="none is stated",
+    )
+    agent: str | None = option(
+        None,
+        help="Of an RO-Crate: who made it, 'NAME' or 'NAME <ORCID>'.",
+        group=STORE,
+        often=True,
+        metavar="<name>",
+        usually="not named",
+    )
+    version: str | None = VERSION
+
+    @field_validator("agent")
+    @classmethod
+    def _agent_is_a_person(cls, value: str | None) -> str | None:
+        if value is not None:
+            Agent.parse(value)
+        return value
+
+    @property
+    def who(self) -> Agent | None:
+        """The person."""
+        return None if self.agent is None else Agent.parse(self.agent)
 
     @property
     def title(self) -> str:

@@ -36,6 +36,8 @@ MOST_FAILED_IMAGES = 1000
 """Images recorded for a failed shard."""
 DATASET = "dataset.json"
 """The document of a dataset, whose parts are runs."""
+DOCUMENTS = frozenset(("ro-crate-metadata.json", "openlineage.jsonl"))
+"""What `genenc export-provenance` writes beside the arrays of a run, or into a dataset; may be missing or replaced."""
 CELLS = "cells"
 """Identity entry with the positions of map cells; runs of genenc 0.1.0 have none."""
 PROBED = "probed"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from genenc_core import errors
-from genenc_core.run.folder import MANIFEST, MODEL_FOLDER, MODEL_SPEC
+from genenc_core.run.folder import DOCUMENTS, MANIFEST, MODEL_FOLDER, MODEL_SPEC
 from genenc_core.store import run_store, store_keys
 from genenc_core.store.backends import beneath, local
 from genenc_core.store.backends.objects import Objects, Root, is_remote, open_objects
@@ -70,7 +70,7 @@ def _check_remote(objects: Objects) -> None:
     try:
         names = set(objects.names(""))
         # A run is published store first: without a store, a README.md or a folder `model` belongs to the user.
-        own = OWN_NAMES if _STORE_NAMES & names else frozenset[str]()
+        own = OWN_NAMES | DOCUMENTS if _STORE_NAMES & names else frozenset[str]()
         foreign = sorted(names - own)
     except OSError as error:
         raise errors.InputError(

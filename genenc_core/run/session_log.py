@@ -39,6 +39,12 @@ def session_of(record: CommitRecord) -> str:
     return session if isinstance(session, str) and _NAME.fullmatch(session) else ""
 
 
+def names(objects: Objects) -> list[str]:
+    """Return the sessions that have a record, in the order in which they began."""
+    found = (name.removesuffix(".json") for name in _names(objects, RUNS) if name.endswith(".json"))
+    return sorted(name for name in found if _NAME.fullmatch(name))
+
+
 def own_key(folder: str, record: Mapping[str, object]) -> str | None:
     """Return the key that a record in `folder` should have by its content; None if that is undetermined."""
     if folder == RUNS and "session" in record:

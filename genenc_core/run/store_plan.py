@@ -1,5 +1,6 @@
 """Layout of a run's store: shapes, shards, chunks, attributes and the folder's README."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders, manifest, manifest_rows
 from genenc_core.images.sources import regions as region_rows
 from genenc_core.images.sources.regions import Regions
-from genenc_core.run import list_columns
+from genenc_core.run import emb, list_columns
 from genenc_core.run.folder import PROBED, dataset_of
 from genenc_core.store import layout
 from genenc_core.store.backends.objects import is_remote, to_root
@@ -76,7 +77,7 @@ def make_plan(
     columns = tuple(list_columns.names(listed, taken).values())
     places = 0 if regions is None else region_rows.positions(regions, listed.rows, shard_rows)[1]
     arrays = [
-        array
+        array if array.name != product.name else _described(array, emb.describe(product, identity))
         for product in wanted
         for array in (
             _region_product_arrays(product, listed.rows, shard_rows, places)
@@ -107,9 +108,14 @@ def make_plan(
         attributes={
             "title": f"Image features of {identity['model']}",
             "genenc": {**made, "manifest_sha256": listed.digest, "shard_rows": shard_rows, **model},
+            **emb.attributes(identity, wanted, listed, regions),
         },
         region_places=places,
     )
+
+
+def _described(array: layout.ArrayPlan, description: str) -> layout.ArrayPlan:
+    return dataclasses.replace(array, attributes={**array.attributes, "description": description})
 
 
 def coordinates(
@@ -127,7 +133,7 @@ def coordinates(
             dims=array.dims,
             kind=array.dtype,
             values=values[array.name],
-            attributes=_coordinate_attributes(array, listed.points_scale),
+            attributes=_coordinate_attributes(array, listed.points_scale, plan),
         )
         for array in stored_arrays.written_by(
             "creator",
@@ -161,7 +167,7 @@ def _region_coordinates(
             dims=array.dims,
             kind=array.dtype,
             values=region_rows.spread(values[array.name][0], places, length, values[array.name][1]),
-            attributes=_coordinate_attributes(array, regions.scale),
+            attributes=_coordinate_attributes(array, regions.scale, plan),
         )
         for array in stored_arrays.written_by("creator", with_points=False, with_regions=True)
         if array.of_regions
@@ -287,12 +293,16 @@ def _product_arrays(
             dims=("image", *array.dims),
             chunk_rows=_chunk_rows(shard_rows, math.prod(chunk) * np.dtype(array.dtype).itemsize),
             fill=array.empty,
-            attributes=attributes if array.of is None else _named_beside(array.of, product),
+            attributes=attributes if array.of is None else _companion_attributes(array.of, product),
             # zstd saves 7 % on dense values but takes several times as long; missing points are all NaN and compress
             # well.
             compress=probes,
             chunk_tail=tail if array.of is None else (),
         )
+
+
+def _companion_attributes(companion: stored_arrays.Companion, product: products.Product) -> Mapping[str, object]:
+    return {"long_name": f"{companion.meaning} of {product.name}", "units": "1"}
 
 
 def _chunk_tail(product: products.Product, channels: int | None) -> tuple[int, ...]:
@@ -339,7 +349,7 @@ def _region_product_arrays(
             dims=array.dims,
             chunk_rows=_chunk_rows(places, math.prod(shape) * np.dtype(array.dtype).itemsize),
             fill=array.empty,
-            attributes=attributes if array.of is None else _named_beside(array.of, product),
+            attributes=attributes if array.of is None else _companion_attributes(array.of, product),
             compress=True,  # places without a region are all alike
         )
 
@@ -348,10 +358,6 @@ def _scaled_by(beside: Sequence[products.ProductArray]) -> dict[str, object]:
     """Return attributes that name the arrays beside one of integers."""
     names = {each.of.suffix: each.name for each in beside if each.of is not None}
     return float_values.attributes(names) if names else {}
-
-
-def _named_beside(of: stored_arrays.Companion, product: products.Product) -> dict[str, object]:
-    return {"long_name": f"{of.meaning} of {product.name}"}
 
 
 def _coordinates_of(listed: manifest.Manifest, *, with_points: bool) -> str:
@@ -393,11 +399,14 @@ def _chunk_rows(shard_rows: int, row_bytes: int, *, most: int = CHUNK_ROWS) -> i
     return next(rows for rows in range(most, 0, -1) if shard_rows % rows == 0)
 
 
-def _coordinate_attributes(array: stored_arrays.StoredArray, scale: PointsScale) -> Mapping[str, object]:
+def _coordinate_attributes(
+    array: stored_arrays.StoredArray, scale: PointsScale, plan: layout.StorePlan
+) -> Mapping[str, object]:
     """Return an array's attributes, with units for coordinates of points and regions."""
     edges = [f"region_{name}" for name in region_rows.BOX]
     if array.name not in (*manifest_rows.POINT_COLUMNS, *edges):
-        return array.attributes
+        later = array.later if stored_arrays.CONVENTIONS in plan.attributes else {}
+        return {**array.attributes, **later}
     axis, what = (array.name.split("_")[1], "regions") if array.of_regions else (array.name[-1], "points")
     side = {"x": "width", "y": "height"}[axis]
     comment = "origin at the top left edge of the image, after EXIF orientation"

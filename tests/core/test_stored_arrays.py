@@ -17,6 +17,7 @@ from genenc_core.store import run_store, store_keys
 from genenc_core.system import digests
 
 ROOT = Path(__file__).parents[2]
+IN_PIXELS = ("point_x", "point_y", "region_x", "region_y", "image_height", "image_width")
 PAGE = ROOT / "genenc_core" / "store" / "README.md"
 
 
@@ -81,7 +82,7 @@ def test_a_runs_arrays_are_those_of_the_table(tmp_path: Path, with_points: bool,
         assert found.metadata.dimension_names == array.dims
         assert array.dtype == "string" or str(found.dtype) == array.dtype
         assert {key: found.attrs[key] for key in array.attributes} == dict(array.attributes)
-        assert (found.attrs.get("units") == "pixel") == (name[:8] in ("point_x", "point_y", "region_x", "region_y"))
+        assert (found.attrs.get("units") == "pixel") == name.startswith(IN_PIXELS)
         if array.fill is not None:
             assert found.fill_value == array.fill or math.isnan(array.fill)
     for product in wanted:
