@@ -12,7 +12,9 @@ def run(*, as_json: bool) -> None:
     for name, preset in presets.PRESETS.items():
         output.say([f"--like {name}", f"  {preset.computes}", f"  = {' '.join(presets.flags(preset))}"])
         output.say([f"  for {preset.models_are}"] if preset.models_are else [])
-        output.say([f"  needs {reason}" for reason in dict.fromkeys(preset.needs.values())])
+        for reason in dict.fromkeys(preset.needs.values()):
+            options = " ".join(presets.flag(option) for option, each in preset.needs.items() if each == reason)
+            output.say([f"  needs {options}: {reason}"])
 
 
 def _described(name: str, preset: presets.Preset) -> dict[str, object]:

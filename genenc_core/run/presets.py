@@ -27,16 +27,25 @@ class Preset:
     """Those in words."""
     products_of_layers: str = ""
     """Modules of the product of each of the layers that are given."""
+    in_model_files: tuple[str, ...] = ()
+    """Options that a model file (.toml, .yaml) states itself, which are neither set nor needed with one."""
+
+    def left_to(self, model: object) -> tuple[str, ...]:
+        """Return the options that are the model's own."""
+        is_file = isinstance(model, str) and model.lower().endswith((".toml", ".yaml", ".yml"))
+        return self.in_model_files if is_file else ()
 
 
 # Pillow resizes in all of these tools but TerraTorch, which does not resize.
 _PIL: Final[Mapping[str, Any]] = {"resampling": "pillow", "antialias": True}
 
+_STATISTICS: Final = "means and stds of its data module, in the units of the images: 120,110,100"
+
 PRESETS: Final[Mapping[str, Preset]] = {
     "thingsvision": Preset(
         computes="extractor.extract_features(batches, module_name, flatten_acts=True): a layer's values, as one vector",
         options=_PIL,
-        needs={"layers": "it takes the features of a module that you name: --layers avgpool"},
+        needs={"layers": "it takes the features of modules that you name, such as avgpool"},
         products_of_layers="flatten",
     ),
     "timm": Preset(
@@ -46,10 +55,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "fiftyone": Preset(
         computes="dataset.compute_embeddings(model) of a zoo model of torchvision: what its classifier gets",
         options={**_PIL, "fit": "stretch", "layers": ("pre_logits",), "products": ("features=none",)},
-        needs={
-            "image_size": "it gives the model images of their own size, so all must have one: --image-size HxW, that "
-            "of your images"
-        },
+        needs={"image_size": "it gives the model images of their own size: HxW, the one size that all of yours have"},
     ),
     "clip-retrieval": Preset(
         computes="clip-retrieval inference: CLIP's image embeddings of length 1, in float16",
@@ -64,13 +70,15 @@ PRESETS: Final[Mapping[str, Preset]] = {
         models_are="CLIP's vision transformers of timm, such as vit_base_patch32_clip_quickgelu_224.openai",
     ),
     "terratorch": Preset(
-        computes="EmbeddingGenerationTask(layers=[-1]): the last map of the backbone, of images that are not resized",
+        computes="EmbeddingGenerationTask(layers=[-1]): the last map of the backbone, of images that are not resized; "
+        "of a model file, what it names as outputs",
         options={"fit": "stretch", "value_range": "0,1", "layers": ("-1",), "products": ("features=none",)},
         needs={
-            "image_size": "it does not resize images, so all must have one size: --image-size HxW, that of your images",
-            "mean": "its data module normalises: --mean and --std, its means and stds, in the units of the images",
-            "std": "its data module normalises: --mean and --std, its means and stds, in the units of the images",
+            "image_size": "it does not resize images: HxW, the one size that all of yours have",
+            "mean": _STATISTICS,
+            "std": _STATISTICS,
         },
+        in_model_files=("image_size", "mean", "std", "layers", "products"),
     ),
     "sam": Preset(
         computes="SamPredictor(sam).set_image(image), .get_image_embedding(): [256, 64, 64]",
@@ -97,32 +105,40 @@ def expanded(values: object) -> object:
     if preset.models and isinstance(model, str) and model and not re.fullmatch(preset.models, model):
         raise ValueError(f"--like {name} is for {preset.models_are}, not for {model!r}: name one of these")
     added = {**preset.options, **_products(preset, values.get("layers"))}
-    return {**values, **{key: value for key, value in added.items() if not _is_stated(values.get(key))}}
+    own = preset.left_to(model)
+    return {
+        **values,
+        **{key: each for key, each in added.items() if not _is_stated(values.get(key)) and key not in own},
+    }
 
 
 def check(given: "ExtractParameters") -> None:
     """Raise `InputError` if an option is missing that the preset leaves to you."""
     preset = PRESETS.get(given.like or "")
     for option, reason in preset.needs.items() if preset else ():
-        if not _is_stated(getattr(given, option)):
-            raise errors.InputError(f"--like {given.like} needs --{option.replace('_', '-')}: {reason}")
+        if option not in preset.left_to(given.model) and not _is_stated(getattr(given, option)):
+            raise errors.InputError(f"--like {given.like} needs {flag(option)}: {reason}")
 
 
 def flags(preset: Preset) -> list[str]:
     """Return a preset's options as flags of the command line."""
     products = [f"--product 'features={preset.products_of_layers}'"] if preset.products_of_layers else []
-    return [_flag(name, value) for name, value in preset.options.items()] + products
+    return [_with_value(name, value) for name, value in preset.options.items()] + products
 
 
-def _flag(name: str, value: Any) -> str:
-    flag = f"--{name.replace('_', '-')}"
-    if name == "products":
+def flag(option: str) -> str:
+    """Return an option as on the command line."""
+    return f"--{option.replace('_', '-')}"
+
+
+def _with_value(option: str, value: Any) -> str:
+    if option == "products":
         return " ".join(f"--product '{item}'" for item in value)
     if value is True:
-        return flag
+        return flag(option)
     if isinstance(value, tuple):
-        return f"{flag}={','.join(value)}"
-    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+        return f"{flag(option)}={','.join(value)}"
+    return f"{flag(option)} {value:g}" if isinstance(value, float) else f"{flag(option)} {value}"
 
 
 def _products(preset: Preset, layers: object) -> dict[str, Any]:

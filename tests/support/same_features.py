@@ -41,8 +41,9 @@ def seeded(make: Callable[[], nn.Module], path: Path) -> nn.Module:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray | torch.Tensor) -> float:
-    """Return the largest difference, relative to the root mean square of their values."""
+    """Return the largest distance of two vectors (of an image, or a cell), relative to the length of theirs."""
     expected = np.asarray(theirs, dtype=np.float64)
     assert ours.shape == expected.shape
     assert expected.std(axis=0).max() > 0.01 * expected.std(), "images have the same features"
-    return float(np.abs(ours - expected).max() / np.sqrt((expected**2).mean()))
+    apart, length = (np.linalg.norm(values, axis=1) for values in (ours - expected, expected))
+    return float((apart / length).max())

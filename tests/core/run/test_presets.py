@@ -16,8 +16,8 @@ from torch import nn
 from torchvision import transforms
 from torchvision.transforms import functional
 
-import same_features
 import sam_reference
+import same_features
 import tiny_sam
 from genenc_core import api, errors
 from genenc_core.models.zoo import sam
@@ -32,6 +32,11 @@ CLOSE = 1e-5
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return same_features.write_photos(tmp_path_factory.mktemp("photos"))
+
+
+def encoded(paths: list[Path], model: str, weights: Path, like: str, **options: object) -> dict[str, np.ndarray]:
+    given = {"weights": str(weights), "like": like, "batch_size": len(paths), "decode_workers": 1}
+    return api.encode(paths, model, **{**given, **options})
 
 
 def opened(paths: list[Path]) -> list[Image.Image]:
@@ -58,7 +63,7 @@ def test_timm(name: str, photos: list[Path], tmp_path: Path) -> None:
     with torch.inference_mode():
         features = model.forward_features(torch.stack([transform(image) for image in opened(photos)]))
         expected = model.forward_head(features, pre_logits=True)
-    found = api.encode(photos, f"timm/{name}", weights=str(tmp_path / "weights.pt"), like="timm")["features"]
+    found = encoded(photos, f"timm/{name}", tmp_path / "weights.pt", "timm")["features"]
     assert same_features.difference(found, expected) <= CLOSE
 
 
@@ -66,9 +71,8 @@ def test_thingsvision(photos: list[Path], tmp_path: Path) -> None:
     model = same_features.seeded(zoo.resnet18, tmp_path / "weights.pt")
     transform = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), NORMALISED])
     batch = torch.stack([transform(image) for image in opened(photos)])
-    found = api.encode(
-        photos, "resnet18", weights=str(tmp_path / "weights.pt"), like="thingsvision", layers="layer4.0.conv1,avgpool"
-    )
+    layers = "layer4.0.conv1,avgpool"
+    found = encoded(photos, "resnet18", tmp_path / "weights.pt", "thingsvision", layers=layers)
     for layer, name in (("layer4.0.conv1", "features_layer4_0_conv1"), ("avgpool", "features_avgpool")):
         assert same_features.difference(found[name], outputs(model, [batch], layer).flatten(1)) <= CLOSE
 
@@ -78,15 +82,15 @@ def test_fiftyone(tmp_path: Path) -> None:
     paths = same_features.write_photos(tmp_path / "photos", ((250, 230), (250, 230)))
     model = same_features.seeded(zoo.resnet18, tmp_path / "weights.pt")
     batches = [NORMALISED(image)[None] for image in opened(paths)]
-    given = {"weights": str(tmp_path / "weights.pt"), "like": "fiftyone"}
-    found = api.encode(paths, "resnet18", image_size="230x250", **given)["features"]
+    found = encoded(paths, "resnet18", tmp_path / "weights.pt", "fiftyone", image_size="230x250")["features"]
     assert same_features.difference(found, outputs(model, batches, "fc", given=True)) <= CLOSE
-    with pytest.raises(errors.InputError, match="--like fiftyone needs --image-size: it gives .* of your images"):
-        api.encode(paths, "resnet18", **given)
+    with pytest.raises(errors.InputError, match="--like fiftyone needs --image-size: it gives"):
+        encoded(paths, "resnet18", tmp_path / "weights.pt", "fiftyone")
 
 
 def test_clip_retrieval(photos: list[Path], tmp_path: Path) -> None:
     """The projection, length 1, float16; with the product given in float32, within 1e-5."""
+    photos = photos[:2]
     name = "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
     model = same_features.seeded(lambda: timm.create_model(name), tmp_path / "weights.pt")
     resize = transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC)
@@ -95,8 +99,8 @@ def test_clip_retrieval(photos: list[Path], tmp_path: Path) -> None:
     with torch.inference_mode():
         projected = model(torch.stack([transform(image) for image in opened(photos)]))
     expected = projected / projected.norm(dim=-1, keepdim=True)
-    given = {"weights": str(tmp_path / "weights.pt"), "like": "clip-retrieval"}
-    found = api.encode(photos, name, products=["features=l2_normalize", "half=l2_normalize@float16"], **given)
+    both = ["features=l2_normalize", "half=l2_normalize@float16"]
+    found = encoded(photos, name, tmp_path / "weights.pt", "clip-retrieval", products=both)
     assert same_features.difference(found["features"], expected) <= CLOSE
     assert np.abs(found["half"] - expected.half().float().numpy()).max() <= 2**-14, "a step of float16 below 0.5"
 
@@ -114,8 +118,8 @@ def test_sam(photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         resized = functional.resize(image, [height, width])
         row[:, :height, :width] = (functional.pil_to_tensor(resized) - mean) / std
     expected = sam_reference.encode(state, batch, heads=tiny_sam.HEADS, global_blocks=tiny_sam.GLOBAL_BLOCKS)
-    weights = str(tmp_path / "sam_vit_b_01ec64.pth")
-    found = api.encode(photos, "samvit_base", weights=weights, image_size="128", like="sam")["features"]
+    weights = tmp_path / "sam_vit_b_01ec64.pth"
+    found = encoded(photos, "samvit_base", weights, "sam", image_size="128")["features"]
     assert same_features.difference(found, expected) <= CLOSE
 
 
@@ -129,15 +133,8 @@ def test_terratorch(tmp_path: Path) -> None:
     normalised = (pixels - np.float32([120, 110, 100])) / np.float32([60, 50, 40])
     with torch.inference_mode():
         expected = backbone(torch.from_numpy(normalised).permute(0, 3, 1, 2))[-1]
-    found = api.encode(
-        paths,
-        "timm/test_vit",
-        weights=str(tmp_path / "weights.pt"),
-        like="terratorch",
-        image_size="160",
-        mean="120,110,100",
-        std="60,50,40",
-    )["features"]
+    stated = {"image_size": "160", "mean": "120,110,100", "std": "60,50,40"}
+    found = encoded(paths, "timm/test_vit", tmp_path / "weights.pt", "terratorch", **stated)["features"]
     assert same_features.difference(found, expected) <= CLOSE
 
 
@@ -161,14 +158,50 @@ def test_options_beside_a_preset_win() -> None:
     assert given.layers == ("pre_logits",)
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
-def test_flags_of_a_preset_are_the_preset(name: str) -> None:
-    """`genenc presets` shows flags that a person can type instead."""
-    import shlex
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"like": "sam"}, "--like sam is for samvit_base, samvit_large, samvit_huge, not for 'resnet18'"),
+        ({"like": "clip-retrieval"}, "--like clip-retrieval is for CLIP's vision transformers of timm"),
+        ({"like": "TIMM"}, "Input should be 'thingsvision', 'timm'"),
+    ],
+)
+def test_a_preset_for_other_models_is_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parameters(**given)
 
-    from genenc_core.cli import options as flags_of
 
-    given = shlex.split(" ".join(presets.flags(presets.PRESETS[name])))
-    assert flags_of.__name__
-    typed = dict(zip(given, given, strict=True))
-    assert typed
+def test_a_model_file_states_what_it_outputs() -> None:
+    given = parameters(like="terratorch", model="seg.yaml")
+    assert (given.value_range, given.fit) == ("0,1", "stretch")
+    assert (given.layers, given.products) == ((), ())
+    presets.check(given)
+    with pytest.raises(errors.InputError, match="needs --image-size: it does not resize images"):
+        presets.check(parameters(like="terratorch"))
+
+
+def test_flags_that_are_shown_are_the_preset() -> None:
+    """`genenc presets` shows what a person can type instead."""
+    expected = {
+        "timm": "--resampling pillow --antialias --layers=pre_logits --product 'features=none'",
+        "thingsvision": "--resampling pillow --antialias --product 'features=flatten'",
+        "terratorch": "--fit stretch --value-range 0,1 --layers=-1 --product 'features=none'",
+    }
+    for name, typed in expected.items():
+        assert " ".join(presets.flags(presets.PRESETS[name])) == typed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"resampling": "pillow", "antialias": False}, "--resampling pillow always antialiases"),
+        ({"resampling": "pillow", "channels": "0,1,2"}, "--resampling pillow resizes 8-bit RGB"),
+        ({"crop_share": 0.5, "fit": "pad"}, "--crop-share 0.5 is for --fit crop, but images are fitted by pad"),
+        ({"crop_share": 0.5, "canvas": "128"}, "--crop-share 0.5 has no meaning with a canvas"),
+    ],
+)
+def test_what_cannot_be_resized_so_is_refused(
+    given: dict[str, object], said: str, photos: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(errors.InputError, match=said):
+        api.encode(photos, "resnet18", weights="random:0", image_size="64", **given)
