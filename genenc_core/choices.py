@@ -4,6 +4,8 @@ from typing import Literal
 
 Fit = Literal["stretch", "crop", "pad"]
 Decoding = Literal["full", "scaled", "gpu"]
+Resampling = Literal["torch", "pillow"]
+Like = Literal["thingsvision", "timm", "fiftyone", "clip-retrieval", "terratorch", "sam"]
 Blend = Literal["cosine", "average", "none"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 StoredType = Literal["float32", "float16", "int8", "uint8"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
-from genenc_core.choices import Decoding, Fit
+from genenc_core.choices import Decoding, Fit, Resampling
 
 SourceKind = Literal["torchvision", "timm", "python", "genenc", "factory"]
 
@@ -66,13 +66,18 @@ class Preprocessing(Record):
         "different pixels. gpu: decode and resize common JPEGs on a CUDA device; different pixels.",
     )
     channels: Channels | None = Field(default=None, description="Channels other than 8-bit RGB; none: 8-bit RGB.")
+    resampling: Resampling = Field(
+        default="torch", description="pillow: resized by Pillow, as tools do that read with PIL; slightly other pixels."
+    )
 
     @model_serializer(mode="wrap")
     def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Omit the default `decode` and `channels`: runs and specs older than these serialize to the same bytes."""
+        """Omit defaults of newer fields: runs and specs older than these serialize to the same bytes."""
         fields: dict[str, object] = serialize(self)
         if self.decode == "full":
             fields.pop("decode", None)
+        if self.resampling == "torch":
+            fields.pop("resampling", None)
         if self.channels is None:
             fields.pop("channels", None)
         return fields
@@ -87,10 +92,11 @@ class Preprocessing(Record):
         first = f" (shorter side to {self.resize_short} first)" if self.resize_short and self.fit == "crop" else ""
         bars = f" ({self.pad_position}, bars {list(self.pad_value)})" if self.fit == "pad" else ""
         smooth = "" if self.antialias else ", not antialiased"
+        by = ", by Pillow" if self.resampling == "pillow" else ""
         decoded = {"full": "", "scaled": ", JPEG decoded at a reduction", "gpu": ", JPEG decoded on a GPU"}[self.decode]
         channels = "" if self.channels is None else f"; {self.channels.describe()}"
         size = f"{self.fit} to {self.height} x {self.width}{first}{bars}"
-        return f"{size}, {self.interpolation}{smooth}{decoded}{channels}"
+        return f"{size}, {self.interpolation}{smooth}{by}{decoded}{channels}"
 
 
 class SourceInfo(Record):

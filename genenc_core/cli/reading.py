@@ -153,6 +153,19 @@ def add_to(app: typer.Typer) -> None:
 
     @usage.command(
         app,
+        short_help="Show what extract --like TOOL sets.",
+        example="genenc presets",
+        guide="genenc_core/models/ENCODERS.md",
+    )
+    def presets(json: Json = False) -> None:
+        """Show which options `--like` sets for each tool, what the tool computes, and what must be given beside it."""
+        with output.report_errors(as_json=json):
+            from genenc_core.cli import presets as presets_command
+
+            presets_command.run(as_json=json)
+
+    @usage.command(
+        app,
         short_help="Print the JSON Schema of a RuntimeModelSpec, or of a run's attributes.",
         example="genenc schema --out schema.json",
         guide="genenc_core/export/README.md",

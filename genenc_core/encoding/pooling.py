@@ -266,6 +266,19 @@ class ClassToken:
         return features[:, 0]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flatten:
+    """`flatten`: all values of a map or of tokens as one vector, `[B, C, h, w]` -> `[B, C * h * w]`."""
+
+    def output(self, signature: Signature) -> Signature:
+        """Return `[channel]`; vectors stay as they are."""
+        return Signature(dims=VECTOR, shape=(math.prod(signature.shape),))
+
+    def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002
+        """Return the values in their order: channels, rows, columns; or tokens, channels."""
+        return features.flatten(1)
+
+
 def make_gem(arguments: Mapping[str, str]) -> PostEncoder:
     """Return `gem`; raise `InputError` unless p is a number above 0."""
     text = arguments.get("p", "3")

@@ -202,6 +202,7 @@ MAKERS: Mapping[str, Callable[[Mapping[str, str], int], PostEncoder]] = {
     "gem": lambda arguments, _points: pooling.make_gem(arguments),
     "spatial_point": point_sampling.make,
     "cls_token": partial(_make_class_token, "cls_token"),
+    "flatten": lambda _arguments, _points: pooling.Flatten(),
     "l2_normalize": lambda _arguments, _points: L2Normalize(),
     "cast": _make_cast,
     # TerraTorch's names

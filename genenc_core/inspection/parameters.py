@@ -47,6 +47,7 @@ SHOWN = (
         "points",
         "regions",
         "model",
+        "like",
         "weights",
         "image_size",
         "fit",
@@ -70,12 +71,25 @@ SHOWN = (
         "regions_scale",
         "weights_key",
     ),
-    *("layers", "mean", "std", "antialias", "canvas", "dtype", "decode_workers", "image_timeout", "max_megapixels"),
+    *(
+        "layers",
+        "mean",
+        "std",
+        "antialias",
+        "resampling",
+        "crop_share",
+        "canvas",
+        "dtype",
+        "decode_workers",
+        "image_timeout",
+        "max_megapixels",
+    ),
     *("backend", "precision", "trust"),
 )
 """Options of the command: those that change what is seen, or what it costs."""
 OF_MODEL = (
-    *("weights", "weights_key", "layers", "products", "maps", "device", "batch_size", "mean", "std", "antialias"),
+    *("like", "weights", "weights_key", "layers", "products", "maps", "device", "batch_size", "mean", "std"),
+    *("antialias", "resampling", "crop_share"),
     *("canvas", "tile_overlap", "tile_trim", "tile_blend", "dtype", "backend", "precision", "compile", "models"),
     "output_shape",
 )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from genenc_core import errors
-from genenc_core.models import fake_run, tokens
+from genenc_core.models import fake_run, heads, tokens
 from genenc_core.models.encoder_module import Parts
 
 Form = Literal["unchanged", "channels last", "tokens"]
@@ -38,6 +38,10 @@ class Tap:
     form: Form
 
 
+class NotInTrunk(errors.InputError):
+    """A layer is not run by the trunk; it may come after the maps, or not exist."""
+
+
 def tapped(parts: Parts, wanted: Sequence[str]) -> Parts:
     """Return `parts` with a trunk that returns the outputs of the layers `wanted` instead of its own.
 
@@ -47,11 +51,11 @@ def tapped(parts: Parts, wanted: Sequence[str]) -> Parts:
     for the prefix tokens (`blocks.5`, `blocks.5.cls`, `blocks.5.register`).
 
     Raises:
-        InputError: unknown module (with the closest names) or index, a module named twice, one that a forward pass
-            does not call exactly once, or an output of unsupported form.
+        NotInTrunk: unknown module (with the closest names), or one that a forward pass does not call.
+        InputError: unknown index, a module named twice, one that a forward pass calls several times, or an output of
+            unsupported form.
     """
-    paths = {id(module): path for path, module in parts.trunk.named_modules() if path}
-    inside = {name: paths[id(module)] for name, module in parts.model.named_modules() if id(module) in paths}
+    inside = _inside(parts)
     names = [_resolved(item, parts, inside) for item in wanted]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -68,6 +72,15 @@ def tapped(parts: Parts, wanted: Sequence[str]) -> Parts:
     return dataclasses.replace(parts, trunk=_Tapped(parts.trunk, taps, parts.token_layout))
 
 
+def _inside(parts: Parts) -> dict[str, str]:
+    """Return the path in the trunk of each of its layers by their names."""
+    paths = {id(module): path for path, module in parts.trunk.named_modules() if path}
+    inside = {name: paths[id(module)] for name, module in parts.model.named_modules() if id(module) in paths}
+    if isinstance(parts.trunk, heads.WholeModel) and parts.trunk.ends_in_vector:
+        inside[heads.PRE_LOGITS] = heads.PRE_LOGITS
+    return inside
+
+
 def _resolved(item: str, parts: Parts, inside: Mapping[str, str]) -> str:
     """Return the module name of `item`, a name or a stage index."""
     stages = _stages(parts, inside)
@@ -75,13 +88,13 @@ def _resolved(item: str, parts: Parts, inside: Mapping[str, str]) -> str:
         if item in inside:
             return item
         if item in dict(parts.model.named_modules()):
-            raise errors.InputError(
+            raise NotInTrunk(
                 f"layer {item!r} is not part of the encoder: it comes after the feature maps. The stages are "
                 f"{_listed(stages)}."
             )
         near = difflib.get_close_matches(item, inside, n=5, cutoff=0.5)
         hint = f"The closest names are: {', '.join(near)}. " if near else ""
-        raise errors.InputError(f"the model has no layer {item!r}. {hint}Its stages are {_listed(stages)}.")
+        raise NotInTrunk(f"the model has no layer {item!r}. {hint}Its stages are {_listed(stages)}.")
     index = int(item)
     if not -len(stages) <= index < len(stages):
         raise errors.InputError(
@@ -129,7 +142,8 @@ def _form(name: str, module: nn.Module, calls: Sequence[object], parts: Parts) -
     """
     if len(calls) != 1:
         problem = "is not called" if not calls else f"is called {len(calls)} times, so its output is ambiguous,"
-        raise errors.InputError(f"layer {name!r} {problem} in a forward pass. Name its parent module or one inside it.")
+        kind = errors.InputError if calls else NotInTrunk
+        raise kind(f"layer {name!r} {problem} in a forward pass. Name its parent module or one inside it.")
     (output,) = calls
     if not isinstance(output, torch.Tensor):
         raise errors.InputError(

@@ -12,7 +12,7 @@ from torch import nn
 from genenc_core import errors, spec
 from genenc_core.choices import ZooSource
 from genenc_core.factory import model_file
-from genenc_core.models import channels, encoder_module, layers, trust, user_code, weights
+from genenc_core.models import channels, encoder_module, heads, layers, trust, user_code, weights
 from genenc_core.models.sources import builtin_source, python_source, timm_source, torchvision_source
 
 MODEL_FILE_SUFFIXES = (".toml", ".yaml", ".yml")
@@ -109,20 +109,39 @@ def build_parts(request: ModelRequest) -> tuple[spec.SourceKind, encoder_module.
     _check_size(request)
     request = resolved(request)
     kind, name = resolve_name(request.name)
+    parts = _with_layers(kind, name, request)
+    return kind, dataclasses.replace(parts, **_of_channels(request, parts))
+
+
+def _with_layers(kind: spec.SourceKind, name: str, request: ModelRequest) -> encoder_module.Parts:
+    """Return the parts of a model, with the layers that are wanted.
+
+    The head of a library's model is kept only if a layer in it is wanted.
+    """
+    head: heads.Head | None = heads.PRE_LOGITS if heads.PRE_LOGITS in request.layers else None
+    parts = _built(kind, name, request, head)
+    if not request.layers:
+        return parts
+    try:
+        return layers.tapped(parts, request.layers)
+    except layers.NotInTrunk:
+        if kind not in _WITH_HEADS or head is not None:
+            raise
+    del parts  # frees its memory
+    return layers.tapped(_built(kind, name, request, "whole"), request.layers)
+
+
+def _built(kind: spec.SourceKind, name: str, request: ModelRequest, head: heads.Head | None) -> encoder_module.Parts:
     choice = weights.parse_weights(request.weights, request.weights_key)
     if kind == "factory":
         assert request.arguments is not None
         parts = model_file.build(request.arguments, choice, request.image_size, request.channels)
+    elif kind in _WITH_HEADS:
+        parts = _WITH_HEADS[kind](name, choice, request.image_size, request.channels, head)
     else:
         parts = _BUILDERS[kind](name, choice, request.image_size, request.channels)
     read = choice.reading
-    parts = dataclasses.replace(
-        parts,
-        weights_entry=read.entry or choice.key,
-        weights_notes=tuple(read.notes),
-        **_of_channels(request, parts),
-    )
-    return kind, layers.tapped(parts, request.layers) if request.layers else parts
+    return dataclasses.replace(parts, weights_entry=read.entry or choice.key, weights_notes=tuple(read.notes))
 
 
 def _of_channels(request: ModelRequest, parts: encoder_module.Parts) -> dict[str, Any]:
@@ -259,12 +278,9 @@ def _check_size(request: ModelRequest) -> None:
         raise errors.InputError(f"image size {request.image_size} must be at least 1 x 1 pixels (height, width).")
 
 
-_BUILDERS = {
-    "genenc": builtin_source.build,
-    "torchvision": torchvision_source.build,
-    "timm": timm_source.build,
-    "python": python_source.build,
-}
+_BUILDERS = {"genenc": builtin_source.build, "python": python_source.build}
+_WITH_HEADS = {"torchvision": torchvision_source.build, "timm": timm_source.build}
+"""Sources whose models have a classifier."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

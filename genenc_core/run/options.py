@@ -93,7 +93,7 @@ class Parameters(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _form_is_flattened(cls, values: object) -> object:
-        return _flattened(values)
+        return flattened(values)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -142,7 +142,7 @@ def _as_form(schema: dict[str, Any], fields: Mapping[str, FieldInfo]) -> dict[st
     return {key: value for key, value in schema.items() if key != "additionalProperties"}
 
 
-def _flattened(values: object) -> object:
+def flattened(values: object) -> object:
     """Return parameters with the form's sections flattened to the top level.
 
     Raises:

@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 
 import pydantic.dataclasses
 import pydantic_core
-from pydantic import PositiveInt, ValidationError, ValidationInfo, field_validator
+from pydantic import PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from genenc_core import choices, errors, spec, text
 from genenc_core.choices import ARTIFACTS, INPUT, MODEL, POINTS, PRODUCTS, RUN, SIZES, STORE
 from genenc_core.images.decode import limits
-from genenc_core.run import options
+from genenc_core.run import options, presets
 from genenc_core.run.options import DEVICE_VALUES, DEVICES, option
 
 LARGEST_EXPORTED_BATCH = 65536
@@ -95,6 +95,13 @@ class ExtractParameters(options.Parameters):
         often=True,
         metavar="<file|folder|glob>",
         path=True,
+    )
+    like: choices.Like | None = option(
+        None,
+        help="Features as another tool makes them: sets the options that `genenc presets` shows; yours beside it win.",
+        group=MODEL,
+        often=True,
+        usually="genenc's own",
     )
     weights: str | None = WEIGHTS
     image_size: str | None = IMAGE_SIZE
@@ -260,6 +267,19 @@ class ExtractParameters(options.Parameters):
         usually="the model's own: yes, except for files made elsewhere that do not say",
         negatable=True,
     )
+    resampling: choices.Resampling | None = option(
+        None,
+        help="What resizes images. pillow: the very pixels of tools that read with PIL, slower; 8-bit RGB only.",
+        group=SIZES,
+        usually="torch",
+    )
+    crop_share: float | None = option(
+        None,
+        help="With --fit crop: share of the shorter side that the crop keeps, as timm's crop_pct; 1: all of it.",
+        group=SIZES,
+        usually="the model's own",
+        limits={"gt": 0, "le": 1},
+    )
     decode: choices.Decoding | None = option(
         None,
         help="scaled: read large JPEG at 1/2, 1/4 or 1/8; gpu: JPEG on the GPU; slightly other pixels.",
@@ -336,6 +356,11 @@ class ExtractParameters(options.Parameters):
         help="Store files that changed since the run was planned, and record those gone as unreadable.",
         group=RUN,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_expanded(cls, values: object) -> object:
+        return presets.expanded(options.flattened(values))
 
     @field_validator("batch_size", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ from genenc_core.run import (
     model_files,
     out_folder,
     outputs_check,
+    presets,
     records,
     same_files,
     store_plan,
@@ -272,6 +274,7 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
         raise errors.InputError(f"--min-likelihood {given.min_likelihood:g} needs --points FILE")
     PointsScale.parse(given.points_scale)
     run_channels.check(given)
+    presets.check(given)
     if given.limit is not None and given.limit < 1:
         raise errors.InputError(f"--limit {given.limit} leaves no images: give at least 1")
     if given.shard_rows is not None and given.shard_rows < 1:
@@ -816,10 +819,38 @@ def _preprocessing(
         height, width = tiled.canvas
         preprocessing = preprocessing.model_copy(update={"height": height, "width": width, "resize_short": None})
     preprocessing = preprocessing.model_copy(update={"channels": run_channels.of_run(given, found)})
-    for name in ("antialias", "decode"):
+    for name in ("antialias", "decode", "resampling"):
         if (value := getattr(given, name)) is not None:
             preprocessing = preprocessing.model_copy(update={name: value})
-    if fit is None or fit == preprocessing.fit:
-        return preprocessing
-    # Only a crop has a size to resize to before it.
-    return preprocessing.model_copy(update={"fit": fit, "resize_short": None})
+    _refuse_resampling(preprocessing)
+    if fit is not None and fit != preprocessing.fit:
+        # Only a crop has a size to resize to before it.
+        preprocessing = preprocessing.model_copy(update={"fit": fit, "resize_short": None})
+    return preprocessing if given.crop_share is None else _cropped(preprocessing, given.crop_share, tiled)
+
+
+def _refuse_resampling(preprocessing: spec.Preprocessing) -> None:
+    """Raise `InputError` for what Pillow's resize does not do."""
+    if preprocessing.resampling != "pillow":
+        return
+    if preprocessing.channels is not None:
+        problem = "resizes 8-bit RGB, but images are read as channels"
+    elif not preprocessing.antialias:
+        problem = "always antialiases, but the model, or --no-antialias, asks for none"
+    elif preprocessing.decode == "gpu":
+        problem = "resizes on the CPU, but --decode gpu resizes on the GPU"
+    else:
+        return
+    raise errors.InputError(f"--resampling pillow {problem}: give --resampling torch")
+
+
+def _cropped(preprocessing: spec.Preprocessing, share: float, tiled: tile_plan.TilePlan | None) -> spec.Preprocessing:
+    """Return the preprocessing with a crop that keeps this share of the shorter side."""
+    if preprocessing.fit != "crop":
+        raise errors.InputError(
+            f"--crop-share {share:g} is for --fit crop, but images are fitted by {preprocessing.fit}: leave it out"
+        )
+    if tiled is not None:
+        raise errors.InputError(f"--crop-share {share:g} has no meaning with a canvas, which keeps the border")
+    side = min(preprocessing.height, preprocessing.width)
+    return preprocessing.model_copy(update={"resize_short": math.floor(side / share) if share < 1 else None})

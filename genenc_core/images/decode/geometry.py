@@ -143,9 +143,12 @@ def apply_fit(
             f"{pixels.shape[2]} x {pixels.shape[1]} pixels would be resized to {plan.resized[1]} x {plan.resized[0]} "
             "before the crop: the aspect ratio is too extreme"
         )
-    resized = resize.resize(
-        pixels, plan.target, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
-    )
+    if preprocessing.resampling == "pillow":
+        resized = resize.by_pillow(pixels, plan.resized, interpolation=preprocessing.interpolation)
+    else:
+        resized = resize.resize(
+            pixels, plan.target, interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
+        )
     return place(resized, plan, preprocessing, into=into)
 
 

@@ -1,9 +1,11 @@
-"""Resize of pixels, bit-identical to torchvision, without its Python overhead or pixels cropped later."""
+"""Resize of pixels, bit-identical to torchvision, without its Python overhead or pixels cropped later; or by Pillow."""
 
 import functools
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -52,6 +54,16 @@ def resize(pixels: torch.Tensor, target: Target, *, interpolation: Interpolation
     down, across = axes((height, width), target)
     made: torch.Tensor = upsample(batch, [down.pixels, across.pixels], False, down.scale, across.scale)[0]
     return made
+
+
+def by_pillow(pixels: torch.Tensor, size: tuple[int, int], *, interpolation: Interpolation) -> torch.Tensor:
+    """Resize uint8 RGB `[3, H, W]` to (height, width) by Pillow, antialiased as it always is."""
+    if size == tuple(pixels.shape[1:]):
+        return pixels
+    method = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    # A copy, since the memory of Pillow's array is read-only.
+    return torch.from_numpy(np.array(image.resize(size[::-1], method))).permute(2, 0, 1)
 
 
 def _resized(plane: torch.Tensor, target: Target, interpolation: Interpolation, antialias: bool) -> torch.Tensor:

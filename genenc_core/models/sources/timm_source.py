@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from genenc_core import errors, spec
 from genenc_core.models import channels as adapting
-from genenc_core.models import fake_run, tokens
+from genenc_core.models import fake_run, heads, tokens
 from genenc_core.models.encoder_module import Parts, PerChannel
 from genenc_core.models.sources import channel_loading as loading
 from genenc_core.models.weights import (
@@ -282,10 +283,17 @@ def knows(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
-def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int | None = None) -> Parts:
+def build(
+    name: str,
+    choice: WeightsChoice,
+    image_size: tuple[int, int] | None,
+    channels: int | None = None,
+    head: heads.Head | None = None,
+) -> Parts:
     """Build the model `name` with `num_classes=0` and the preprocessing of its pretrained configuration.
 
     Of other `channels` than three timm adapts it (`in_chans`); None: as a weights file has them, else three.
+    With `head` the trunk is the model's own forward pass, `whole` with its classifier.
 
     Raises:
         InputError: unknown tag, failed download, weights that do not fit, an unsupported size, or no feature map.
@@ -293,13 +301,14 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, 
     architecture, _, tag = name.partition(".")
     known = choice.tag or tag or (tag_of(architecture, choice.path) if choice.path is not None else None)
     full = f"{architecture}.{known}" if known else name
-    model, trunk, (preprocessing, mean, std) = _built(name, full, choice, image_size, channels or adapting.RGB)
+    model, trunk, (preprocessing, mean, std) = _built(name, full, choice, image_size, channels or adapting.RGB, head)
     state, count = loading.state_and_channels(
         name, choice, channels, tensors=encoder_state(model, trunk), convolution=_first_convolution(model)
     )
     if count != (channels or adapting.RGB):
-        model, trunk, _ = _built(name, full, choice, image_size, count)
+        model, trunk, _ = _built(name, full, choice, image_size, count, head)
     if choice.path is not None:
+        state = heads.without_classifier(state, _classifiers(model) if head == heads.PRE_LOGITS else ())
         load_state(state, choice, model=model, trunk=trunk, convert=checkpoint_converter(model))
         # LeViT's attention keeps biases from the passes above; before timm 1.0.31 only this clears them.
         model.train()
@@ -324,16 +333,43 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, 
 
 
 def _built(
-    name: str, full: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int
-) -> tuple[nn.Module, "_Trunk", tuple[spec.Preprocessing, PerChannel, PerChannel]]:
+    name: str,
+    full: str,
+    choice: WeightsChoice,
+    image_size: tuple[int, int] | None,
+    channels: int,
+    head: heads.Head | None,
+) -> tuple[nn.Module, "_Trunk | _WholeModel", tuple[spec.Preprocessing, PerChannel, PerChannel]]:
     """Return the model, its trunk, and preprocessing, mean and std of its configuration, as of three channels."""
     with construction_rng(choice):
-        model = _construct(full, choice, image_size, channels)
+        model = _construct(full, choice, image_size, channels, classes=head == "whole")
     model.eval().requires_grad_(False)
     used = _preprocessing(name, model, image_size)
     size = (used[0].height, used[0].width)
+    if head is not None:
+        shape = fake_run.observe(model, partial(_shape, name), batch=1, size=size, channels=channels)
+        layout = _layout(name, model, shape, size, channels) if len(shape) == 3 else None
+        return model, _WholeModel(model, head, layout), used
     trunk = _trunk(name, model, _drop_unused_children(name, model, size, channels), size, channels)
     return model, trunk, used
+
+
+class _WholeModel(heads.WholeModel):
+    """timm's whole model, with the layout of the tokens inside."""
+
+    def __init__(self, model: nn.Module, head: heads.Head, layout: tokens.TokenLayout | None) -> None:
+        super().__init__(model, head)
+        self.layout = layout
+
+
+def _shape(name: str, model: Any, images: torch.Tensor) -> tuple[int, ...]:
+    return tuple(_features(name, model, images).shape)
+
+
+def _classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a model's classifiers, two with a distillation token."""
+    stated = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (stated,) if isinstance(stated, str) else tuple(stated)
 
 
 def _first_convolution(model: nn.Module) -> str | None:
@@ -345,7 +381,12 @@ def _first_convolution(model: nn.Module) -> str | None:
 
 
 def _construct(
-    name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int = adapting.RGB
+    name: str,
+    choice: WeightsChoice,
+    image_size: tuple[int, int] | None,
+    channels: int = adapting.RGB,
+    *,
+    classes: bool = False,
 ) -> nn.Module:
     import timm
 
@@ -353,13 +394,13 @@ def _construct(
         known = ", ".join(tag.partition(".")[2] for tag in timm.list_pretrained(f"{name.partition('.')[0]}.*"))
         raise errors.InputError(f"timm has no weights {name!r}. Available: {known or 'none'}.")
     config = timm.models.get_pretrained_cfg(name)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if classes else {"num_classes": 0}
     if image_size and config is not None and config.fixed_input_size and image_size != tuple(config.input_size[1:]):
         options["img_size"] = image_size
     if channels != adapting.RGB:
         options["in_chans"] = channels
     try:
-        model: nn.Module = timm.create_model(name, pretrained=choice.kind == "pretrained", num_classes=0, **options)
+        model: nn.Module = timm.create_model(name, pretrained=choice.kind == "pretrained", **options)
     except (TypeError, AssertionError) as error:
         raise errors.InputError(
             f"timm cannot build {name!r} at the image size {image_size}"

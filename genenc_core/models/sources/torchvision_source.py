@@ -14,7 +14,7 @@ from torchvision.models import vision_transformer
 
 from genenc_core import errors, spec
 from genenc_core.models import channels as adapting
-from genenc_core.models import tokens
+from genenc_core.models import heads, tokens
 from genenc_core.models.encoder_module import Parts
 from genenc_core.models.sources import channel_loading as loading
 from genenc_core.models.weights import (
@@ -33,13 +33,20 @@ def names() -> list[str]:
     return sorted(zoo.list_models(module=zoo))
 
 
-def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, channels: int | None = None) -> Parts:
+def build(
+    name: str,
+    choice: WeightsChoice,
+    image_size: tuple[int, int] | None,
+    channels: int | None = None,
+    head: heads.Head | None = None,
+) -> Parts:
     """Build the model `name` with the requested weights and the preprocessing of its evaluation transform.
 
     Of other `channels` than three the first convolution is adapted; None: as a weights file has them, else three.
+    With `head` the trunk is the model's own forward pass.
 
     Raises:
-        InputError: unknown tag, failed download, weights that do not fit, or an unsupported size.
+        InputError: unknown tag, failed download, weights that do not fit, an unsupported size, or no classifier.
     """
     entry = _weights_entry(name, choice)
     preset = entry.transforms()
@@ -48,7 +55,8 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, 
         model = _construct(name, choice, entry, preprocessing)
     model.eval()
     mean, std = (tuple(float(value) for value in values) for values in (preset.mean, preset.std))
-    trunk = _trunk(model)
+    classifiers = _removed_classifier(name, model) if head == heads.PRE_LOGITS else ()
+    layout, trunk = _layout(model), _trunk(model, head)
     state, count = loading.state_and_channels(
         name,
         choice,
@@ -62,8 +70,9 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, 
             model.transform_input = False  # type: ignore[assignment]
             mean = std = (0.5,) * adapting.RGB
         adapting.widen(model, count, who=f"torchvision's {name!r}")
-        trunk = _trunk(model)
+        trunk = _trunk(model, head)
     if choice.path is not None:
+        state = heads.without_classifier(state, classifiers)
         load_state(state, choice, model=model, trunk=trunk, convert=_resampling(model))
         note(_assumptions(name, choice.path, entry, model), choice)
     return Parts(
@@ -74,7 +83,7 @@ def build(name: str, choice: WeightsChoice, image_size: tuple[int, int] | None, 
         std=adapting.adapted_statistics(std, count),
         statistics_adapted=count != adapting.RGB,
         stages=_stages(model),
-        token_layout=trunk.layout if isinstance(trunk, _ViTTrunk) else None,
+        token_layout=layout,
         channels_last=isinstance(model, zoo.SwinTransformer),
     )
 
@@ -253,8 +262,7 @@ class _ViTTrunk(nn.Module):
     def __init__(self, model: zoo.VisionTransformer) -> None:
         super().__init__()
         self.conv_proj, self.encoder, self.class_token = model.conv_proj, model.encoder, model.class_token
-        side = model.image_size // model.patch_size
-        self.layout = tokens.TokenLayout(grid=(side, side), prefix=tokens.prefix_of(1))
+        self.layout = _vit_layout(model)
 
     def forward(self, images: torch.Tensor) -> Mapping[str, torch.Tensor]:
         patches = self.conv_proj(images).flatten(2).transpose(1, 2)
@@ -293,7 +301,34 @@ _TRUNKS: tuple[tuple[type[nn.Module], Callable[[Any], nn.Module]], ...] = (
 )
 
 
-def _trunk(model: nn.Module) -> nn.Module:
+def _vit_layout(model: zoo.VisionTransformer) -> tokens.TokenLayout:
+    side = model.image_size // model.patch_size
+    return tokens.TokenLayout(grid=(side, side), prefix=tokens.prefix_of(1))
+
+
+def _layout(model: nn.Module) -> tokens.TokenLayout | None:
+    return _vit_layout(model) if isinstance(model, zoo.VisionTransformer) else None
+
+
+def _removed_classifier(name: str, model: nn.Module) -> tuple[str, ...]:
+    """Replace a model's classifier, its last linear layer, by `Identity`; return its name.
+
+    Raises:
+        InputError: it has none.
+    """
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise errors.InputError(
+            f"torchvision's {name!r} has no layer {heads.PRE_LOGITS!r}: its classifier is a convolution. Name another "
+            "layer, or take its map (without --layers)."
+        )
+    model.set_submodule(linear[-1], nn.Identity())
+    return (linear[-1],)
+
+
+def _trunk(model: nn.Module, head: heads.Head | None = None) -> nn.Module:
+    if head is not None:
+        return heads.WholeModel(model, head)
     for kind, make in _TRUNKS:
         if isinstance(model, kind):
             return make(model)
