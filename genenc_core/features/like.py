@@ -84,10 +84,12 @@ def _create(
     asked = run.given.model_copy(
         update={"images": str(listed), "out": str(place / "run"), "points": None, "limit": None, "shard_rows": count}
     )
+    design = design_of(run, asked)
+    design = dataclasses.replace(design, products=tuple(each for each in design.products if not each.needs_regions))
     with out_folder.planning_folder(asked.out) as plans:
         source = image_source.open_source(asked.images, image_column="path")
         images = manifest.write_manifest(plans / MANIFEST, source, points=table)
-        planning.publish(Path(asked.out), asked, design_of(run, asked), images, scratch=plans, like=run)
+        planning.publish(Path(asked.out), asked, design, images, scratch=plans, like=run)
     return RunFolder(Path(asked.out))
 
 

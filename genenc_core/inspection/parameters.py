@@ -69,6 +69,7 @@ SHOWN = (
         "min_likelihood",
         "regions_columns",
         "regions_scale",
+        "min_score",
         "weights_key",
     ),
     *(

@@ -65,6 +65,7 @@ class ProbeParameters(options.Parameters):
     points_scale: str | None = _OF_EXTRACT["points_scale"]
     regions_columns: str | None = _OF_EXTRACT["regions_columns"]
     regions_scale: str | None = _OF_EXTRACT["regions_scale"]
+    min_score: float | None = _OF_EXTRACT["min_score"]
     dtype: choices.StoredType = _OF_EXTRACT["dtype"]
     chunk_channels: int | None = _OF_EXTRACT["chunk_channels"]
 

@@ -39,7 +39,7 @@ from genenc_core.store.backends.objects import Root, is_remote, open_objects, to
 from genenc_core.text import argument
 
 LOGGER = logging.getLogger(__name__)
-_REGION_LABELS = ("regions", "regions_columns", "regions_scale")
+_REGION_LABELS = ("regions", "regions_columns", "regions_scale", "min_score")
 ASKED = "provenance/probe.json"
 """What was asked for, as given."""
 _LABELS = ("points", "points_columns", "points_scale", "min_likelihood", *_REGION_LABELS)
@@ -138,12 +138,10 @@ def check(given: ProbeParameters) -> None:
     Raises:
         InputError: an invalid parameter.
     """
-    for name in ("points_columns", "points_scale"):
+    for name in ("points_columns", "points_scale", "min_likelihood"):
         if getattr(given, name) is not None and given.points is None:
             raise errors.InputError(f"--{name.replace('_', '-')} {getattr(given, name)!r} needs --points FILE")
-    planning.check_regions(given.regions, given.regions_columns, given.regions_scale)
-    if given.min_likelihood is not None and given.points is None and not given.regions:
-        raise errors.InputError(f"--min-likelihood {given.min_likelihood:g} needs --points FILE")
+    planning.check_regions(given.regions, given.regions_columns, given.regions_scale, given.min_score)
     PointsScale.parse(given.points_scale)
     for product in given.products:
         products.parse_product(product, dtype=given.dtype)
@@ -257,7 +255,7 @@ def _read_labels(given: ProbeParameters) -> PointTable | None:
 
 def _read_regions(given: ProbeParameters) -> RegionTable:
     return region_reading.read_regions(
-        given.regions, columns=given.regions_columns, scale=given.regions_scale, min_score=given.min_likelihood
+        given.regions, columns=given.regions_columns, scale=given.regions_scale, min_score=given.min_score
     )
 
 

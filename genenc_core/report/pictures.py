@@ -16,6 +16,7 @@ from genenc_core import errors, spec
 from genenc_core.images.decode.limits import Limits
 from genenc_core.images.load.loader import ImageLoader, LoadedBatch
 from genenc_core.images.sources import manifest
+from genenc_core.inspection import sheet
 from genenc_core.stored.rows import Part, Stored
 from genenc_core.system import limits, scratch
 
@@ -28,7 +29,7 @@ class Pictures:
     """Images by row, and why others are not shown."""
 
     pixels: Mapping[int, np.ndarray]
-    """uint8 `[height, width, 3]`, of the model's input."""
+    """uint8 `[height, width, 3]`, of the model's input; of other channels than RGB as `genenc inspect` shows them."""
     missing: Mapping[int, str]
     """Row -> reason."""
 
@@ -40,6 +41,7 @@ def load(source: Stored, rows: np.ndarray) -> Pictures:
     size and time that were planned, as `genenc resume` compares them.
     """
     pixels: dict[int, np.ndarray] = {}
+    channels = source.model_run.preprocessing.channels
     missing: dict[int, str] = {}
     rows = np.unique(rows)
     with scratch.TemporaryFolder("report") as folder:
@@ -59,7 +61,11 @@ def load(source: Stored, rows: np.ndarray) -> Pictures:
             except (OSError, errors.GenencError) as error:
                 reason = errors.reason(error)
                 missing |= {row: reason for row in own.tolist() if row not in pixels}
-    return Pictures(pixels=pixels, missing=missing)
+    if channels is not None and pixels:
+        pixels = sheet.in_colours(pixels)
+    return Pictures(
+        pixels={row: np.ascontiguousarray(image.transpose(1, 2, 0)) for row, image in pixels.items()}, missing=missing
+    )
 
 
 def _chosen(path: Path, source: Stored, part: Part, own: np.ndarray, at: np.ndarray) -> manifest.Manifest:
@@ -79,7 +85,7 @@ def _chosen(path: Path, source: Stored, part: Part, own: np.ndarray, at: np.ndar
 def _loaded(
     chosen: manifest.Manifest, part: Part, stored: np.ndarray, preprocessing: spec.Preprocessing
 ) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Yield the position of each row of a manifest with its image, or with the reason why it is not shown."""
+    """Yield the position of each row of a manifest with its image `[C, H, W]`, or with why it is not shown."""
     digests = _digests(part, stored)
     given = part.run.given
     if preprocessing.decode == "gpu":
@@ -99,7 +105,7 @@ def _of_batch(batch: LoadedBatch, digests: Mapping[int, str]) -> Iterator[tuple[
         if difference := _difference(digests.get(row, ""), found.get(row, ""), batch.changes.get(row)):
             yield row, difference
         else:
-            yield row, _rgb(image.numpy())
+            yield row, image.numpy().copy()
     for item in batch.unreadable:
         yield item.row, item.reason
 
@@ -109,13 +115,6 @@ def _difference(recorded: str, found: str, change: str | None) -> str:
     if recorded and found:
         return "" if recorded == found else "the file has other content than when the row was stored"
     return change or ""
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """Return a copy `[height, width, 3]` of pixels `[channel, height, width]`: of other channels than three, some."""
-    if image.shape[0] != 3:
-        image = image[[0, 0, 0]] if image.shape[0] < 3 else image[:3]
-    return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
 def _digests(part: Part, stored: np.ndarray) -> dict[int, str]:

@@ -185,7 +185,7 @@ class ExtractParameters(options.Parameters):
     )
     min_likelihood: float | None = option(
         None,
-        help="Least likelihood of a point, or score of a region; others count as missing.",
+        help="Least likelihood of a point; others count as missing.",
         group=POINTS,
         usually="all labels count",
         limits={"ge": 0, "le": 1},
@@ -212,6 +212,13 @@ class ExtractParameters(options.Parameters):
         usually="they are pixels",
         metavar="<S|SX,SY|normalized|percent>",
         values=("normalized", "percent"),
+    )
+    min_score: float | None = option(
+        None,
+        help="Least score of a region; others are left out.",
+        group=POINTS,
+        usually="all regions count",
+        limits={"ge": 0, "le": 1},
     )
     weights_key: str | None = WEIGHTS_KEY
     mean: str | None = option(

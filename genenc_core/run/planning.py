@@ -237,7 +237,7 @@ def read_regions(given: run_parameters.ExtractParameters) -> RegionTable | None:
         given.regions,
         columns=given.regions_columns,
         scale=given.regions_scale,
-        min_score=given.min_likelihood,
+        min_score=given.min_score,
     )
 
 
@@ -269,8 +269,8 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
         raise errors.InputError(f"--points-columns {given.points_columns!r} needs --points FILE")
     if given.points_scale is not None and given.points is None:
         raise errors.InputError(f"--points-scale {given.points_scale!r} needs --points FILE")
-    check_regions(given.regions, given.regions_columns, given.regions_scale)
-    if given.min_likelihood is not None and given.points is None and not given.regions:
+    check_regions(given.regions, given.regions_columns, given.regions_scale, given.min_score)
+    if given.min_likelihood is not None and given.points is None:
         raise errors.InputError(f"--min-likelihood {given.min_likelihood:g} needs --points FILE")
     PointsScale.parse(given.points_scale)
     run_channels.check(given)
@@ -286,11 +286,11 @@ def check_parameters(given: run_parameters.ExtractParameters) -> image_source.Im
     return image_source.open_source(given.images, image_column=given.image_column, frames=given.frames)
 
 
-def check_regions(places: Sequence[str], columns: str | None, scale: str | None) -> None:
+def check_regions(places: Sequence[str], columns: str | None, scale: str | None, min_score: float | None) -> None:
     """Raise `InputError` for an option of regions without any, or an invalid scale."""
-    for name, value in (("columns", columns), ("scale", scale)):
+    for name, value in (("--regions-columns", columns), ("--regions-scale", scale), ("--min-score", min_score)):
         if value is not None and not places:
-            raise errors.InputError(f"--regions-{name} {value!r} needs --regions FILE")
+            raise errors.InputError(f"{name} {value!r} needs --regions FILE")
     PointsScale.parse(scale, option=region_reading.OPTION)
 
 
@@ -572,7 +572,9 @@ def _create(
     if like is None:
         identity = make_identity(design, listed, regions, artifact=_artifact(design))
     else:
-        identity = {**like.identity, "images": images_of(listed, regions)}
+        names = {product.name for product in design.products}
+        texts = [text for text in like.identity["products"] if products.parse_product(text).name in names]
+        identity = {**like.identity, "images": images_of(listed, regions), "products": texts}
     objects = local.LocalObjects(root)
     creation.refuse_remains(objects, identity)
     with out_folder.writing(root):

@@ -168,7 +168,7 @@ def _columns(
     if incomplete:
         raise errors.InputError(f"{file}: the point {_shown(incomplete[0])!r} has no x or no y column")
     if "likelihood" in header["coords"]:
-        unused.add_likelihood(Path(file).name, "likelihoods")
+        unused.add_likelihood(Path(file).name, "the likelihood of each label")
     return by_point
 
 

@@ -15,7 +15,10 @@ from genenc_core import errors
 from genenc_core.images.labels import matching
 from genenc_core.images.labels.scale import PIXELS, PointsScale
 
-_UNLIKELY = "Every label is a point, however unlikely; --min-likelihood 0.6 leaves out lower ones"
+_UNLIKELY = (
+    "stored as `point_likelihood`, but leaves no label out: every one is a point, however unlikely; --min-likelihood "
+    "0.6 leaves out lower ones"
+)
 LARGEST_TABLE = 2**26
 """Images times point names: 1 GiB of positions."""
 _ROUNDING = 1e-6
@@ -270,20 +273,20 @@ class Unused:
 
     likelihoods_count: bool = False
     """Whether likelihoods are used."""
-    found: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """What is not used and why -> names of the files."""
+    found: dict[str, list[str]] = field(default_factory=dict)
+    """What is not used and why, as a sentence -> names of the files."""
 
     def add(self, file: str, what: str, remedy: str) -> None:
         """Remember a part of a file that is not used."""
-        self.found.setdefault((what, remedy), []).append(file)
+        self.found.setdefault(f"not used: {what}. {remedy}", []).append(file)
 
     def add_likelihood(self, file: str, what: str) -> None:
-        """Remember that a file has likelihoods, if they are not used."""
+        """Remember that a file has likelihoods, if they leave out no label."""
         if not self.likelihoods_count:
-            self.add(file, what, _UNLIKELY)
+            self.found.setdefault(f"{what} is {_UNLIKELY}", []).append(file)
 
     def warn(self) -> None:
         """Warn of all that was added."""
-        for (what, remedy), (first, *others) in self.found.items():
+        for words, (first, *others) in self.found.items():
             more = f" and {len(others)} more" if others else ""
-            warnings.warn(f"{first}{more}: not used: {what}. {remedy}", LabelsNotUsed, stacklevel=3)
+            warnings.warn(f"{first}{more}: {words}", LabelsNotUsed, stacklevel=3)

@@ -44,7 +44,7 @@ def read_regions(
     chosen = region_tables.chosen_columns(columns)
     regions_scale = PointsScale.parse(scale, option=OPTION)
     if min_score is not None and not 0 <= min_score <= 1:
-        raise errors.InputError(f"--min-likelihood {min_score:g} is not between 0 and 1")
+        raise errors.InputError(f"--min-score {min_score:g} is not between 0 and 1")
     unused = Unused(likelihoods_count=True)
     files = list(dict.fromkeys(itertools.chain.from_iterable(_files(str(place)) for place in places)))
     masks = _all_or_none(files, [path for path in files if path.suffix.lower() in mask_files.SUFFIXES], "mask images")

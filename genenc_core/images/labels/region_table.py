@@ -282,12 +282,12 @@ def _is_uncertain(region: Region, least: float | None) -> bool:
         return False
     if math.isnan(region.score):
         raise errors.InputError(
-            f"--min-likelihood {least:g} needs a score of every region, and {region.place} has none: leave the option "
+            f"--min-score {least:g} needs a score of every region, and {region.place} has none: leave the option "
             "out, or add a column `score`"
         )
     if not -_ROUNDING <= region.score <= 1 + _ROUNDING:
         raise errors.InputError(
-            f"{region.place}: the score is {region.score:g}, not between 0 and 1 as --min-likelihood {least:g} needs "
+            f"{region.place}: the score is {region.score:g}, not between 0 and 1 as --min-score {least:g} needs "
             "it: divide percent by 100, or leave the option out"
         )
     return region.score < least

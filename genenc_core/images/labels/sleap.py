@@ -54,7 +54,7 @@ def slp_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
     with _opened(path, "a SLEAP project") as file:
         project = _Project(path, file, predicted_counts=unused.likelihoods_count)
         if project.has_predictions:
-            unused.add_likelihood(path.name, "likelihoods")
+            unused.add_likelihood(path.name, "the likelihood of each label")
         yield from _labels(path, project.frames(), project.names())
 
 
@@ -68,7 +68,7 @@ def analysis_labels(path: Path, *, unused: Unused) -> Iterator[Label]:
             raise ValueError(f"{len(tracks)} tracks of {len(nodes)} nodes have positions of the shape {xy.shape}")
         scores = _scores(file, xy)
         if np.isfinite(scores).any():
-            unused.add_likelihood(path.name, "likelihoods")
+            unused.add_likelihood(path.name, "the likelihood of each label")
             scores = np.where(np.isfinite(scores) | ~np.isfinite(xy).all(axis=-1), scores, 1.0)
         elif unused.likelihoods_count and scores.size and _has_scores(file):
             scores = np.ones_like(scores)

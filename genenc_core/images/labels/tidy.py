@@ -187,7 +187,7 @@ def _wide(path: Path, pairs: Mapping[str, _Pair], chosen: Mapping[str, str], *, 
     if others:
         unused.add(path.name, f"the columns {', '.join(map(repr, others[:_SHOWN]))}", "They name no point")
     if any(pair.likelihood for pair in pairs.values()):
-        unused.add_likelihood(path.name, "likelihoods")
+        unused.add_likelihood(path.name, "the likelihood of each label")
     _refuse_row_numbers(path, image)
     for row, cells in tables.iter_cells(path, used):
         cell = dict(zip(used, cells, strict=True))

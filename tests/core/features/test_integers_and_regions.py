@@ -94,3 +94,9 @@ def test_a_report_looks_at_products_per_image(runs: dict[str, api.Run]) -> None:
     found = stored_rows.open_rows(runs["int8"].folder.root)
     assert {each.name: each.dtype for each in found.product_arrays} == {"features": "float32", "probes": "float32"}
     assert found.columns == ()  # scales are no columns of the list
+
+
+def test_an_image_is_searched_for_in_a_run_with_regions(extract: Extract, photos: Path, tmp_path: Path) -> None:
+    run = extract("run", regions=boxes(tmp_path))
+    found = api.search(run.place, like=photos / "img_004.png", top=1, trust=True)
+    assert (found.rows.tolist(), found.distances.tolist()) == ([4], [0.0])

@@ -172,6 +172,22 @@ def test_what_is_shown_is_what_the_model_saw(mapped: api.Run, photos: Path) -> N
     assert np.abs(found[4:28].astype(int) - whole).mean() < 4
 
 
+def test_other_channels_are_shown_as_inspect_shows_them(
+    extract: Callable[..., api.Run], photos: Path, tmp_path: Path
+) -> None:
+    """The first three as colours, each stretched over all images."""
+    run = extract(channels="2,0,1", value_range="0,255", maps=True, fit="pad")
+    found = shown_pictures.load(open_rows(run.place), np.arange(9)).pixels
+    assert {(image.dtype, image.shape) for image in found.values()} == {(np.dtype(np.uint8), (32, 32, 3))}
+    with Image.open(photos / "day" / "img_000.png") as opened:
+        whole = np.asarray(opened.convert("RGB").resize((32, 24), Image.Resampling.BILINEAR), float)[..., [2, 0, 1]]
+    shown = found[0][4:28].astype(float)
+    for channel in range(3):
+        assert np.corrcoef(shown[..., channel].ravel(), whole[..., channel].ravel())[0, 1] > 0.9
+    assert api.report(run.place, tmp_path / "page.html").counts.ok == 9
+    assert "pca.png" in api.preview(run.place, row=0).pictures
+
+
 def test_unreadable_images_are_listed_and_drawn(extract: Callable[..., api.Run], photos: Path) -> None:
     whole = (photos / "day" / "img_003.png").read_bytes()
     (photos / "day" / "cut.png").write_bytes(whole[:-40])

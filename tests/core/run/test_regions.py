@@ -307,7 +307,7 @@ def test_polygons_and_keypoints_of_yolo(photos: Path) -> None:
         ({"regions": [], "regions_columns": "x=a"}, "--regions-columns 'x=a' needs --regions FILE"),
         ({"regions": []}, "region_mean needs regions, and the run has none: use --regions FILE"),
         ({"regions_scale": "wide"}, "invalid --regions-scale 'wide'"),
-        ({"min_likelihood": 0.5}, "--min-likelihood 0.5 needs a score of every region"),
+        ({"min_score": 0.5}, "--min-score 0.5 needs a score of every region"),
         ({"products": ["region=region_mean"]}, "product 'region' has the name of an axis"),
     ],
 )
@@ -315,6 +315,21 @@ def test_options_that_are_refused(photos: Path, options: dict[str, Any], words: 
     with pytest.raises(errors.InputError, match=words):
         extract(photos, **options)
     assert not (photos.parent / "run").exists()
+
+
+def test_labels_and_regions_have_a_bound_each(photos: Path) -> None:
+    names = [path.name for path in sorted(photos.glob("*.png"))][:2]
+    points, areas = photos.parent / "points.csv", photos.parent / "scored.csv"
+    points.write_text("image,point,x,y,likelihood\n" + "".join(f"{name},a,9,9,0.2\n" for name in names))
+    areas.write_text(
+        "image,region,x,y,width,height,score\n"
+        + "".join(f"{n},r,1,1,9,9,{s}\n" for n, s in zip(names, (0.9, 0.4), strict=True))
+    )
+    given: dict[str, Any] = {"points": str(points), "regions": [str(areas)]}
+    found = extract(photos, min_likelihood=0.5, **given).arrays()
+    assert (int((found.point_status == 1).sum()), len(found.region_name)) == (0, 2)
+    found = extract(photos, "scored", min_score=0.5, **given).arrays()
+    assert (int((found.point_status == 1).sum()), len(found.region_name)) == (2, 1)
 
 
 def test_datasets_without_regions_are_probed_with_some(photos: Path) -> None:

@@ -250,7 +250,7 @@ def test_cells_that_only_python_takes_for_numbers_are_refused(tmp_path: Path, ce
     ("header", "said"),
     [
         ("image,point,x,y,visible", "not used: the columns 'visible'"),
-        (",image,individual,point,x,y,Likelihood", "not used: the column 'Likelihood'.*--min-likelihood"),
+        (",image,individual,point,x,y,Likelihood", "the column 'Likelihood' is stored as.*--min-likelihood"),
         (",image,point,x,y", None),
         ("index,frame,bodypart,x,y", None),
     ],
@@ -264,7 +264,10 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path, header: str, said: 
 
 
 def test_a_likelihood_of_deeplabcut_is_said_not_to_be_used(tmp_path: Path) -> None:
-    with pytest.warns(point_table.LabelsNotUsed, match="not used: likelihoods"):
+    with pytest.warns(
+        point_table.LabelsNotUsed,
+        match="the likelihood of each label is stored",
+    ):
         read(tmp_path / "p.csv", "scorer,S,S,S\nbodyparts,a,a,a\ncoords,x,y,likelihood\na.png,1,2,0.1\n")
 
 
@@ -316,7 +319,7 @@ def test_boxes_by_corners_are_no_points(tmp_path: Path) -> None:
 
 def test_a_chosen_likelihood_that_does_not_count_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("image,point,x,y,p\na,n,1,2,0.1\n")
-    with pytest.warns(point_table.LabelsNotUsed, match="not used: the column 'p'.*--min-likelihood"):
+    with pytest.warns(point_table.LabelsNotUsed, match="the column 'p' is stored as.*--min-likelihood"):
         assert reading.read_points(tmp_path / "p.csv", columns="likelihood=p").names == ("n",)
     table = reading.read_points(tmp_path / "p.csv", columns="likelihood=p", min_likelihood=0.5)
     assert sum(table.uncertain.values()) == 1

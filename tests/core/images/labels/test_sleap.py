@@ -156,7 +156,7 @@ def test_damaged_and_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_likelihoods_that_are_not_used_are_said(tmp_path: Path) -> None:
     path = sleap_files.write_slp(tmp_path / "a.slp", FRAMES, tracks=TRACKS)
-    with pytest.warns(point_table.LabelsNotUsed, match="a.slp: not used: likelihoods"):
+    with pytest.warns(point_table.LabelsNotUsed, match="a.slp: the likelihood of each label is stored"):
         reading.read_points(path)
 
 
