@@ -157,13 +157,11 @@ class Video(Container):
         A video that was cut without encoding it again may begin with frames that need others before them: no decoder
         shows these.
         """
-        import av
-
         self._rewind()
-        try:
-            first = next((frame.pts for frame in self._file.decode(self._stream)), None)
-        except (av.error.FFmpegError, ValueError):  # damage, which reading finds
-            return times
+        self._stream.codec_context.options = {}  # as others decode, who number its frames
+        packets = self._file.demux(self._stream)
+        first = next((frame.pts for packet in packets for frame in _decoded(packet) if frame.pts is not None), None)
+        self._rewind()
         shown = [time for time in times if first is not None and time >= first]
         if len(shown) < len(times) and shown:
             warnings.warn(
@@ -318,7 +316,7 @@ class Video(Container):
         first = next((each for each in packets if each.is_keyframe and each.pts is not None), None)
         if first is None or first.pts > wanted:
             return False
-        self._decoding = (frame for packet in itertools.chain([first], packets) for frame in packet.decode())
+        self._decoding = _decoded_from(first, packets)
         return True
 
     def close(self) -> None:
@@ -326,6 +324,26 @@ class Video(Container):
         self._decoding = None
         if self._file is not None:
             self._file.close()
+
+
+def _decoded(packet: Any) -> list[Any]:
+    """Return the frames that a packet completes; none of a packet that cannot be decoded."""
+    import av
+
+    try:
+        found: list[Any] = packet.decode()
+    except (av.error.FFmpegError, ValueError):
+        return []
+    return found
+
+
+def _decoded_from(first: Any, packets: Iterator[Any]) -> Iterator[Any]:
+    """Yield the frames from a key frame on; those that are shown before it may need others before it."""
+    for packet in itertools.chain([first], packets):
+        leads = packet.pts is not None and packet.pts < first.pts
+        for frame in _decoded(packet) if leads else packet.decode():
+            if frame.pts is None or frame.pts >= first.pts:
+                yield frame
 
 
 def _orientation(frame: Any) -> int:
