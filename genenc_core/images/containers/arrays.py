@@ -68,7 +68,7 @@ class Axes(NamedTuple):
         if min(shape, default=0) >= 1 and len(shape) in (2, 3, 4):
             if len(shape) == 2:
                 return cls(1, stacked=False, channels_first=False)
-            if len(shape) == 3 and channels.count == 1 and channels.chosen is None:
+            if len(shape) == 3 and channels.count == 1 and channels.chosen is None and channels.names is None:
                 return cls(shape[0], stacked=True, channels_first=False)
             stacked = len(shape) == 4
             first, last = shape[1] if stacked else shape[0], shape[-1]
@@ -83,10 +83,15 @@ class Axes(NamedTuple):
         """Take the axes of an array, of RGB or grey without `channels`; raises as these."""
         return cls.of(shape) if channels is None else cls.of_channels(shape, channels)
 
-    def samples(self, frame: np.ndarray) -> Samples:
-        """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as samples `[H, W, C]`."""
+    @property
+    def of_channels_in_array(self) -> int:
+        """Position of the axis of the channels, if there is one, among those of the array."""
+        return int(self.stacked) if self.channels_first else -1
+
+    def samples(self, frame: np.ndarray, names: tuple[str, ...] = ()) -> Samples:
+        """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as samples `[H, W, C]` of channels of these names."""
         values = np.moveaxis(frame, 0, 2) if self.channels_first else frame
-        return Samples.of(values[..., None] if values.ndim == 2 else values)
+        return Samples.of(values[..., None] if values.ndim == 2 else values)._replace(names=names)
 
 
 def check_type(kind: "np.dtype[Any]", channels: spec.Channels | None = None) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from genenc_core import spec
-from genenc_core.images.decode import decode, headers, png, tiff_channels
+from genenc_core.images.decode import channel_names, decode, headers, png, tiff_channels
 from genenc_core.images.decode.decoded import Decoded, ImageUnreadable, Samples
 from genenc_core.system import memory
 
@@ -31,7 +31,7 @@ def decode_channels(data: bytes | bytearray, wanted: spec.Channels, *, max_pixel
         ImageUnreadable: as `decode.decode_image` and `selected`.
     """
     try:
-        samples, orientation = _samples(data, max_pixels)
+        samples, orientation = _samples(data, max_pixels, named=wanted.names is not None)
         return selected(samples, wanted, orientation)
     except (ImageUnreadable, MemoryError):
         raise
@@ -49,7 +49,7 @@ def selected(samples: Samples, wanted: spec.Channels, orientation: int = 1) -> D
     Raises:
         ImageUnreadable: another number of channels, values without a known range, infinite, or none but no-data.
     """
-    at = chosen_of(samples.values.shape[2], wanted)
+    at = chosen_of(samples.values.shape[2], wanted, samples.names)
     ranges = _ranges(samples, wanted)
     planes = np.empty((len(at), *samples.values.shape[:2]), np.float32)
     empty = True
@@ -64,12 +64,14 @@ def selected(samples: Samples, wanted: spec.Channels, orientation: int = 1) -> D
     return Decoded(pixels=pixels, orientation=orientation, size=(pixels.shape[1], pixels.shape[2]))
 
 
-def chosen_of(count: int, wanted: spec.Channels) -> Sequence[int]:
-    """Return the channels to take of a file that has so many.
+def chosen_of(count: int, wanted: spec.Channels, names: Sequence[str] = ()) -> Sequence[int]:
+    """Return the channels to take of a file that has so many, of these names, () where it states none.
 
     Raises:
         ImageUnreadable: it has not those.
     """
+    if wanted.names is not None:
+        return channel_names.positions(wanted.names, names, count)
     has = f"the file has {count} channel{'' if count == 1 else 's'}"
     if wanted.chosen is not None:
         if max(wanted.chosen) >= count:
@@ -82,19 +84,20 @@ def chosen_of(count: int, wanted: spec.Channels) -> Sequence[int]:
     return range(count)
 
 
-def count_of(data: bytes | bytearray) -> int:
-    """Return how many channels an image has, by its header; raises as `decode_channels`."""
+def count_of(data: bytes | bytearray) -> tuple[int, tuple[str, ...]]:
+    """Return how many channels an image has by its header, and their names; raises as `decode_channels`."""
     if data.startswith(_TIFF):
-        return tiff_channels.Layout.of_bytes(data).channels
+        layout = tiff_channels.Layout.of_bytes(data, named=True)
+        return layout.channels, layout.names
     if data.startswith(headers.PNG_SIGNATURE):
-        return _PNG_CHANNELS[png.parse(data).kind]
-    return 1 if _is_grey(data) else 3
+        return _PNG_CHANNELS[png.parse(data).kind], ()
+    return 1 if _is_grey(data) else 3, ()
 
 
-def _samples(data: bytes | bytearray, max_pixels: int) -> tuple[Samples, int]:
-    """Return an image's samples as stored, and its EXIF orientation."""
+def _samples(data: bytes | bytearray, max_pixels: int, *, named: bool) -> tuple[Samples, int]:
+    """Return an image's samples as stored, `named` with the names of its channels, and its EXIF orientation."""
     if data.startswith(_TIFF):
-        return tiff_channels.read(data, max_pixels)
+        return tiff_channels.read(data, max_pixels, named=named)
     if data.startswith(headers.PNG_SIGNATURE):
         parsed = png.parse(data)
         decode.check_size(parsed.height, parsed.width, max_pixels)

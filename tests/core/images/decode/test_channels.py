@@ -190,7 +190,7 @@ def test_colours_and_alpha_of_a_png_are_channels() -> None:
     colours = np.moveaxis(pixels("uint8", 4), 0, 2)
     data = encoded(Image.fromarray(colours, "RGBA"), "PNG")
     assert np.array_equal(read(data, 4), np.moveaxis(colours, 2, 0).astype(np.float32) / 255)
-    assert channels.count_of(data) == 4
+    assert channels.count_of(data)[0] == 4
     palette = Image.fromarray(colours[..., :3], "RGB").quantize(16)
     assert np.array_equal(
         read(encoded(palette, "PNG"), 3), np.moveaxis(np.asarray(palette.convert("RGB")), 2, 0) / np.float32(255)
