@@ -26,17 +26,32 @@ class Channels(Record):
     chosen: tuple[int, ...] | None = Field(
         default=None, description="Channels of a file, from 0, in the order of the model's; none: all, in their order."
     )
+    names: tuple[str, ...] | None = Field(
+        default=None,
+        description="Instead of `chosen`: names of a file's channels, as each file states them, in the order of the "
+        "model's.",
+    )
     value_range: tuple[tuple[float, float], ...] | None = Field(
         default=None,
         description="Values that become 0 and 1: one pair, or one per channel; none: from 0 to the largest value of an "
         "integer type, and floats in [0, 1].",
     )
 
+    @model_serializer(mode="wrap")
+    def _omit_names(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Omit `names` where there are none: runs and specs older than these serialize to the same bytes."""
+        fields: dict[str, object] = serialize(self)
+        if self.names is None:
+            fields.pop("names", None)
+        return fields
+
     def describe(self) -> str:
         """Return a description, e.g. `channels 3, 2, 1 (from 0), 0 to 10000 as 0 to 1`."""
         named = f"{self.count} channel{'' if self.count == 1 else 's'}"
         if self.chosen is not None:
             named = f"channel{'' if self.count == 1 else 's'} {', '.join(map(str, self.chosen))} (from 0)"
+        if self.names is not None:
+            named = f"channel{'' if self.count == 1 else 's'} {', '.join(self.names)}"
         pairs = [f"{low:g} to {high:g}" for low, high in self.value_range or ()]
         return f"{named}, {', '.join(pairs)} as 0 to 1" if pairs else named
 

@@ -49,6 +49,8 @@ _TIFF_COLOURS: Final = {
     "ITULAB": "Lab",
 }
 _FLOAT: Final = 3
+_NAMED: Final = 8
+"""Channels that are named."""
 """TIFF's SampleFormat."""
 
 
@@ -138,18 +140,23 @@ def _described(
     kind = "" if far and kind != "tar" else kind
     if content.samples is not None:
         values = content.samples.values
-        return f"frame of {kind}" if kind else "object", f"{values.dtype}, {text.plural(values.shape[2], 'channel')}"
+        said = f"{text.plural(values.shape[2], 'channel')}{_listed(content.samples.names)}"
+        return f"frame of {kind}" if kind else "object", f"{values.dtype}, {said}"
     if content.pixels is None:
         form, pixels = describe_file(io.BytesIO(content.data))
         return f"{form} in {kind}" if kind else form, pixels
     return f"frame of {kind}", "8-bit RGB, as read"
 
 
+def _listed(names: tuple[str, ...]) -> str:
+    return f" ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""
+
+
 def _channels_of_tiff(file: BinaryIO) -> str:
     """Return the type and channels of a TIFF, of which pages may be channels."""
     with contextlib.suppress(Exception), tifffile.TiffFile(file, _multifile=False) as tiff:
-        count = tiff_channels.Layout.of(tiff).channels
-        return f"{tiff.pages[0].dtype}, {text.plural(count, 'channel')}"
+        layout = tiff_channels.Layout.of(tiff, named=True)
+        return f"{tiff.pages[0].dtype}, {text.plural(layout.channels, 'channel')}{_listed(layout.names)}"
     return "unknown"
 
 

@@ -257,7 +257,7 @@ def _drawn(
     shown = sample.pixels
     if preprocessing.channels is not None:
         own = preprocessing.channels
-        title = f"{sheet.what_is_shown((own.chosen or tuple(range(own.count)))[:3])}; {title}"
+        title = f"{sheet.what_is_shown((own.names or own.chosen or tuple(range(own.count)))[:3])}; {title}"
         shown = sheet.in_colours(shown)
     return sheet.draw(
         title,

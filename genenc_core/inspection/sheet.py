@@ -89,7 +89,7 @@ def in_colours(pixels: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
     return {row: np.stack(planes) for row, planes in shown.items()}
 
 
-def what_is_shown(channels: Sequence[int]) -> str:
+def what_is_shown(channels: Sequence[int | str]) -> str:
     """Return what `in_colours` makes of these channels of the files."""
     if len(channels) == 1:
         return f"channel {channels[0]} as grey, stretched"

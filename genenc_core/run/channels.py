@@ -9,6 +9,8 @@ from genenc_core.models.encoder_module import PerChannel, is_for_bytes
 from genenc_core.run import parameters as run_parameters
 from genenc_core.runtime import adaptation, describe
 
+BY_NAME = "name:"
+"""Before a name that could be a number."""
 _PART = re.compile(r"(\d{1,6})(?::(\d{1,6}))?\Z")
 LARGEST = 65535
 """Highest number of a channel in a file."""
@@ -37,6 +39,24 @@ def parse_channels(text: str) -> tuple[int, ...]:
     return tuple(chosen)
 
 
+def parse_names(text: str) -> tuple[str, ...] | None:
+    """Return the names of `DAPI,GFP`; None if the text consists of numbers and ranges. `name:405` is a name.
+
+    Raises:
+        InputError: an empty name, or too many.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if all(_PART.match(part) for part in parts):
+        return None
+    names = tuple(part.removeprefix(BY_NAME).strip() for part in parts)
+    if not all(names) or len(names) > spec.MOST_CHANNELS:
+        raise errors.InputError(
+            f"--channels {text!r} is invalid: give numbers from 0, such as 3,2,1, a range without its end, 0:6, or "
+            "names as the files state them, DAPI,GFP"
+        )
+    return names
+
+
 def parse_value_range(text: str) -> tuple[tuple[float, float], ...]:
     """Parse `LOW,HIGH`, or such a pair per channel, one after the other.
 
@@ -62,14 +82,19 @@ def parse_value_range(text: str) -> tuple[tuple[float, float], ...]:
 def check(given: run_parameters.ExtractParameters) -> None:
     """Check the form of the options; raises `InputError`."""
     if given.channels is not None:
-        parse_channels(given.channels)
+        _parsed(given.channels)
     if given.value_range is not None:
         parse_value_range(given.value_range)
 
 
 def wanted_count(given: run_parameters.ExtractParameters) -> int | None:
     """Return how many channels are chosen; None if none are, so that the model says it."""
-    return None if given.channels is None else len(parse_channels(given.channels))
+    return None if given.channels is None else len(_parsed(given.channels))
+
+
+def _parsed(text: str) -> tuple[int, ...] | tuple[str, ...]:
+    names = parse_names(text)
+    return parse_channels(text) if names is None else names
 
 
 def are_given(given: run_parameters.ExtractParameters) -> bool:
@@ -107,13 +132,14 @@ def of_run(given: run_parameters.ExtractParameters, found: spec.RuntimeModelSpec
     if known is None and not are_given(given):
         return None
     count = found.inputs[0].shape[0]
-    chosen = known.chosen if known else None
+    chosen, names = (known.chosen, known.names) if known else (None, None)
     if given.channels is not None:
-        chosen = parse_channels(given.channels)
-        if len(chosen) != count:
+        parsed, names = _parsed(given.channels), parse_names(given.channels)
+        chosen = parse_channels(given.channels) if names is None else None
+        if len(parsed) != count:
             raise errors.InputError(
-                f"--channels {given.channels} chooses {len(chosen)}, but {found.model_id!r} takes {count}: give "
-                f"{count} numbers"
+                f"--channels {given.channels} chooses {len(parsed)}, but {found.model_id!r} takes {count}: give "
+                f"{count} {'numbers' if names is None else 'names'}"
             )
     ranges = known.value_range if known else None
     if given.value_range is not None:
@@ -124,7 +150,7 @@ def of_run(given: run_parameters.ExtractParameters, found: spec.RuntimeModelSpec
                 "channel"
             )
     _refuse_other_unit(found, ranges)
-    return spec.Channels(count=count, chosen=chosen, value_range=ranges)
+    return spec.Channels(count=count, chosen=chosen, names=names, value_range=ranges)
 
 
 def _refuse_other_unit(found: spec.RuntimeModelSpec, ranges: Sequence[tuple[float, float]] | None) -> None:
@@ -149,8 +175,9 @@ def without_model(given: run_parameters.ExtractParameters) -> spec.Channels | No
                 f"--value-range {given.value_range} needs --channels, or a model, which says how many"
             )
         return None
-    chosen = parse_channels(given.channels)
+    chosen, names = _parsed(given.channels), parse_names(given.channels)
     ranges = None if given.value_range is None else parse_value_range(given.value_range)
     if ranges is not None and len(ranges) not in (1, len(chosen)):
         raise errors.InputError(f"--value-range {given.value_range} has {len(ranges)} pairs for {len(chosen)} channels")
-    return spec.Channels(count=len(chosen), chosen=chosen, value_range=ranges)
+    numbers = parse_channels(given.channels) if names is None else None
+    return spec.Channels(count=len(chosen), chosen=numbers, names=names, value_range=ranges)

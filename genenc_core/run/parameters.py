@@ -151,9 +151,9 @@ class ExtractParameters(options.Parameters):
     )
     channels: str | None = option(
         None,
-        help="Channels of a file to take, from 0, in the model's order: 3,2,1 or 0:6.",
+        help="Channels of a file to take, from 0, in the model's order: 3,2,1 or 0:6; or by name: DAPI,GFP.",
         group=INPUT,
-        metavar="<N,N,...|A:B>",
+        metavar="<N,N,...|A:B|NAME,...>",
         usually="8-bit RGB, or all where the model takes others",
     )
     value_range: str | None = option(

@@ -189,6 +189,8 @@ def _channel_problems(model_spec: spec.RuntimeModelSpec) -> list[str]:
         problems.append(f"genenc.preprocessing.channels.count is {stated.count}, but inputs[0] has {count} channels")
     if stated.chosen is not None and (len(stated.chosen) != stated.count or min(stated.chosen) < 0):
         problems.append(f"genenc.preprocessing.channels.chosen {list(stated.chosen)} is not one number per channel")
+    if stated.names is not None and (len(stated.names) != stated.count or stated.chosen is not None):
+        problems.append(f"genenc.preprocessing.channels.names {list(stated.names)} is not one name per channel alone")
     if stated.value_range is not None and (
         len(stated.value_range) not in (1, count) or not all(low < high for low, high in stated.value_range)
     ):

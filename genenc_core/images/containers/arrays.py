@@ -73,8 +73,7 @@ class Axes(NamedTuple):
             if len(shape) == 2:
                 return cls(1, stacked=False, channels_first=False)
             first_named = _ROLES.get(str(names[0]).lower()) if names and len(names) == len(shape) else None
-            grey = channels.count == 1 if channels.chosen is None else max(channels.chosen) == 0
-            if len(shape) == 3 and (first_named == "frame" or (grey and first_named is None)):
+            if len(shape) == 3 and (first_named == "frame" or (first_named is None and _is_grey(channels))):
                 return cls(shape[0], stacked=True, channels_first=False)
             stacked = len(shape) == 4
             first, last = shape[1] if stacked else shape[0], shape[-1]
@@ -97,10 +96,25 @@ class Axes(NamedTuple):
         _check_names(names, shape, axes)
         return axes
 
-    def samples(self, frame: np.ndarray, missing: float | None = None) -> Samples:
-        """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as samples `[H, W, C]`; `missing` has no data."""
+    @property
+    def of_channels_in_array(self) -> int:
+        """Position of the axis of the channels, if there is one, among those of the array."""
+        return int(self.stacked) if self.channels_first else -1
+
+    def samples(self, frame: np.ndarray, names: tuple[str, ...] = (), missing: float | None = None) -> Samples:
+        """Return a frame, `[H, W]`, `[H, W, C]` or `[C, H, W]`, as samples `[H, W, C]` of channels of these names.
+
+        `missing` stands for no data.
+        """
         values = np.moveaxis(frame, 0, 2) if self.channels_first else frame
-        return Samples.of(values[..., None] if values.ndim == 2 else values)._replace(no_data=missing)
+        return Samples.of(values[..., None] if values.ndim == 2 else values)._replace(names=names, no_data=missing)
+
+
+def _is_grey(channels: spec.Channels) -> bool:
+    """Return whether one channel is all that is wanted, or the first alone is chosen."""
+    if channels.names is not None:
+        return False
+    return channels.count == 1 if channels.chosen is None else max(channels.chosen) == 0
 
 
 def check_type(kind: "np.dtype[Any]", channels: spec.Channels | None = None) -> None:

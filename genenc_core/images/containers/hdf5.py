@@ -46,6 +46,7 @@ class Hdf5(Container):
         arrays.check_scale(self._data.attrs, channels)
         self._missing = arrays.missing_value(self._data.attrs, _kind(self._data), self._data.fillvalue)
         self._axes = arrays.Axes.for_images(self._data.shape, channels, _names(self._data))
+        self._names = () if channels is None else _scale_of(self._data, self._axes.of_channels_in_array)
 
     @classmethod
     def open(cls, path: str, channels: spec.Channels | None = None) -> "Hdf5":
@@ -134,13 +135,26 @@ class Hdf5(Container):
             raise ImageUnreadable(f"damaged HDF5: {one_line(error)}") from error
         mark, values = file_mark(str(self._path)), frame.data.cast("B")
         if self._channels is not None:
-            return Content(b"", mark, values=values, samples=self._axes.samples(frame, self._missing))
+            samples = self._axes.samples(frame, self._names, self._missing)
+            return Content(b"", mark, values=values, samples=samples)
         arrays.refuse_missing(frame, self._missing)
         return Content(b"", mark, arrays.rgb(frame, channels_first=self._axes.channels_first), values)
 
     def close(self) -> None:
         """Close it."""
         self._file.close()
+
+
+def _scale_of(data: Any, axis: int) -> tuple[str, ...]:
+    """Return the values of the dimension scale of an axis, if they are text; () if there is none."""
+    try:
+        scales = data.dims[axis % len(data.shape)].values()
+        for scale in scales:
+            if scale.shape == (data.shape[axis],) and scale.dtype.kind in "OS":
+                return tuple(each.decode() if isinstance(each, bytes) else str(each) for each in scale[:].tolist())
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return ()
+    return ()
 
 
 def _may_be_frames(data: Any, channels: spec.Channels | None) -> bool:

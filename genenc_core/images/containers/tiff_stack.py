@@ -38,7 +38,8 @@ class TiffStack(Container):
             if channels is None:
                 return cls(path, tifffile.TiffFile(path), None)
             with tifffile.TiffFile(path, _multifile=False) as axes:
-                layout = tiff_channels.Layout.of(axes, pages_are_frames=True)
+                named = channels.names is not None
+                layout = tiff_channels.Layout.of(axes, pages_are_frames=True, named=named)
             return cls(path, tifffile.TiffFile(path, _multifile=False), layout)
         except (OSError, ImageUnreadable):
             raise

@@ -49,9 +49,12 @@ class ZarrArray(Container):
         planes: tuple[int, ...] | None,
         channels: spec.Channels | None,
         channel_axis: int | None = None,
+        names: tuple[str, ...] = (),
     ) -> None:
         self._path = path
         self._channels = channels
+        self._names = names
+        """Of the channels, where they are stated."""
         self._channel_axis = channel_axis
         """Of OME-Zarr: the axis of channels, which is none of `planes`; None if there is none."""
         self._metadata = str(path / _metadata_of(path))
@@ -89,9 +92,12 @@ class ZarrArray(Container):
             if own is not None:
                 del planes[own]
             axes = arrays.Axes(math.prod(planes), stacked=bool(planes), channels_first=own is not None)
-            return cls(place, found, axes, tuple(planes), channels, own)
+            labels = () if own is None else _ome_labels(Path(path), found.shape[own])
+            return cls(place, found, axes, tuple(planes), channels, own, labels)
         dimensions: Any = getattr(found.metadata, "dimension_names", None) or found.attrs.get("_ARRAY_DIMENSIONS")
-        return cls(place, found, arrays.Axes.for_images(found.shape, channels, dimensions), None, channels)
+        axes = arrays.Axes.for_images(found.shape, channels, dimensions)
+        labels = () if channels is None else _coordinate(place, dimensions, found.shape, axes)
+        return cls(place, found, axes, None, channels, names=labels)
 
     def members(self, frames: Frames) -> Iterator[Member]:
         """Yield the frames."""
@@ -164,7 +170,8 @@ class ZarrArray(Container):
         if self.mark(at) != mark:
             raise ImageUnreadable("modified while it was read")
         if self._channels is not None:
-            return Content(b"", mark, values=frame.data.cast("B"), samples=self._axes.samples(frame, self._missing))
+            samples = self._axes.samples(frame, self._names, self._missing)
+            return Content(b"", mark, values=frame.data.cast("B"), samples=samples)
         arrays.refuse_missing(frame, self._missing)
         pixels = arrays.rgb(frame, channels_first=self._axes.channels_first)
         return Content(b"", mark, pixels, frame.data.cast("B"))
@@ -231,6 +238,38 @@ def _ome_image(path: Path, channels: spec.Channels | None) -> tuple[Path, list[s
     if not place.resolve().is_relative_to(path.resolve()):
         raise ImageUnreadable("the OME-Zarr's array is outside its folder, which is not followed")
     return place, names
+
+
+def _ome_labels(path: Path, count: int) -> tuple[str, ...]:
+    """Return the labels of an OME-Zarr image's channels; () if there are none, or not as many."""
+    stated = _attributes(path).get("omero")
+    found = stated.get("channels") if isinstance(stated, dict) else None
+    if not isinstance(found, list) or len(found) != count:
+        return ()
+    labels = tuple(str(each.get("label", "")) if isinstance(each, dict) else "" for each in found)
+    return labels if any(labels) else ()
+
+
+def _coordinate(place: Path, dimensions: Any, shape: Sequence[int], axes: arrays.Axes) -> tuple[str, ...]:
+    """Return the values of the array beside this one that is named as its axis of channels, if they are text."""
+    import zarr
+
+    at = axes.of_channels_in_array
+    name = dimensions[at] if isinstance(dimensions, list | tuple) and len(dimensions) == len(shape) else None
+    beside = place.parent / str(name)
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or "/" in name
+        or not (beside / _metadata_of(beside)).is_file()
+    ):
+        return ()
+    try:
+        found: Any = zarr.open_array(str(beside), mode="r")
+        is_text = found.shape == (shape[at],) and found.dtype.kind in "UOT"
+        return tuple(map(str, np.asarray(found[:]).tolist())) if is_text else ()
+    except Exception:  # codecs and parsers raise their own: no names then
+        return ()
 
 
 def _attributes(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from genenc_core import spec
-from genenc_core.images.decode import decode, headers, heif, png, pnm, tiff_channels
+from genenc_core.images.decode import channel_names, decode, headers, heif, png, pnm, tiff_channels
 from genenc_core.images.decode.decoded import Decoded, ImageUnreadable, Samples
 from genenc_core.system import memory
 
@@ -37,7 +37,7 @@ def decode_channels(data: bytes | bytearray, wanted: spec.Channels, *, max_pixel
                 f"{heif.kind(data)} of {bits} bits per channel is read as one of 8, of which --value-range would be: "
                 "save it as a PNG or TIFF of 16 bits"
             )
-        samples, orientation = _samples(data, max_pixels)
+        samples, orientation = _samples(data, max_pixels, named=wanted.names is not None)
         return selected(samples, wanted, orientation)
     except (ImageUnreadable, MemoryError):
         raise
@@ -55,7 +55,7 @@ def selected(samples: Samples, wanted: spec.Channels, orientation: int = 1) -> D
     Raises:
         ImageUnreadable: another number of channels, values without a known range, infinite, or none but no-data.
     """
-    at = chosen_of(samples.values.shape[2], wanted)
+    at = chosen_of(samples.values.shape[2], wanted, samples.names)
     ranges = _ranges(samples, wanted)
     planes = np.empty((len(at), *samples.values.shape[:2]), np.float32)
     empty = True
@@ -70,12 +70,14 @@ def selected(samples: Samples, wanted: spec.Channels, orientation: int = 1) -> D
     return Decoded(pixels=pixels, orientation=orientation, size=(pixels.shape[1], pixels.shape[2]))
 
 
-def chosen_of(count: int, wanted: spec.Channels) -> Sequence[int]:
-    """Return the channels to take of a file that has so many.
+def chosen_of(count: int, wanted: spec.Channels, names: Sequence[str] = ()) -> Sequence[int]:
+    """Return the channels to take of a file that has so many, of these names, () where it states none.
 
     Raises:
         ImageUnreadable: it has not those.
     """
+    if wanted.names is not None:
+        return channel_names.positions(wanted.names, names, count)
     has = f"the file has {count} channel{'' if count == 1 else 's'}"
     if wanted.chosen is not None:
         if max(wanted.chosen) >= count:
@@ -88,21 +90,22 @@ def chosen_of(count: int, wanted: spec.Channels) -> Sequence[int]:
     return range(count)
 
 
-def count_of(data: bytes | bytearray) -> int:
-    """Return how many channels an image has, by its header; raises as `decode_channels`."""
+def count_of(data: bytes | bytearray) -> tuple[int, tuple[str, ...]]:
+    """Return how many channels an image has by its header, and their names; raises as `decode_channels`."""
     if data.startswith(_TIFF):
-        return tiff_channels.Layout.of_bytes(data).channels
+        layout = tiff_channels.Layout.of_bytes(data, named=True)
+        return layout.channels, layout.names
     if data.startswith(headers.PNG_SIGNATURE):
-        return _PNG_CHANNELS[png.parse(data).kind]
+        return _PNG_CHANNELS[png.parse(data).kind], ()
     if pnm.is_pnm(data):
-        return pnm.count_of(data)
-    return 1 if _is_grey_jpeg(data) else 3
+        return pnm.count_of(data), ()
+    return 1 if _is_grey_jpeg(data) else 3, ()
 
 
-def _samples(data: bytes | bytearray, max_pixels: int) -> tuple[Samples, int]:
-    """Return an image's samples as stored, and its EXIF orientation."""
+def _samples(data: bytes | bytearray, max_pixels: int, *, named: bool) -> tuple[Samples, int]:
+    """Return an image's samples as stored, `named` with the names of its channels, and its EXIF orientation."""
     if data.startswith(_TIFF):
-        return tiff_channels.read(data, max_pixels)
+        return tiff_channels.read(data, max_pixels, named=named)
     if pnm.is_pnm(data):
         return pnm.read(data, max_pixels), 1
     if data.startswith(headers.PNG_SIGNATURE):

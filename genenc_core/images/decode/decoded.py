@@ -44,6 +44,8 @@ class Samples(NamedTuple):
     """Why they are not known."""
     no_data: float | None = None
     """Value of pixels without data, besides NaN; None: there is none."""
+    names: tuple[str, ...] = ()
+    """Of the channels, where they were asked for and the file states them; "" for one without."""
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Samples":

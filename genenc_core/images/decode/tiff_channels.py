@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from genenc_core.images.decode import decode, headers, tiff
+from genenc_core.images.decode import channel_names, decode, headers, tiff
 from genenc_core.images.decode.decoded import ImageUnreadable, Samples
 
 _GDAL_NODATA = 42113
@@ -25,32 +25,34 @@ class Layout:
     the file says nothing about are channels too, unless `pages_are_frames`.
     """
 
-    def __init__(self, file: Any, *, pages_are_frames: bool) -> None:
+    def __init__(self, file: Any, *, pages_are_frames: bool, named: bool) -> None:
         self.pages: np.ndarray = np.zeros((1, 1), np.int64)
         """Numbers of pages, `[frames, pages of a frame]`."""
         first = file.pages[0]
         self.samples = int(first.samplesperpixel) if int(first.photometric) in _RAW else 3
         if len(file.pages) > 1 or tiff.has_planes_behind(file):
             self.pages = _arranged(file, self.samples, pages_are_frames=pages_are_frames)
+        self.names = channel_names.of_tiff(file, self.channels) if named else ()
+        """Of the channels, where the file states them."""
 
     @classmethod
-    def of(cls, file: Any, *, pages_are_frames: bool = False) -> "Layout":
-        """Return the layout of an open `tifffile.TiffFile`.
+    def of(cls, file: Any, *, pages_are_frames: bool = False, named: bool = False) -> "Layout":
+        """Return the layout of an open `tifffile.TiffFile`; `named`: with the names of its channels.
 
         Raises:
             ImageUnreadable: damaged, or pages in no order that is known.
         """
         try:
-            return cls(file, pages_are_frames=pages_are_frames)
+            return cls(file, pages_are_frames=pages_are_frames, named=named)
         except ImageUnreadable:
             raise
         except Exception as error:  # the parser may raise anything for damaged data
             raise ImageUnreadable(f"damaged TIFF: {tiff.reason(error)}") from error
 
     @classmethod
-    def of_bytes(cls, data: bytes | bytearray) -> "Layout":
-        """Return the layout of a file's bytes; raises as `of`."""
-        return cls.of(opened(data))
+    def of_bytes(cls, data: bytes | bytearray, *, named: bool = False) -> "Layout":
+        """Return the layout of a file's bytes; arguments and errors as for `of`."""
+        return cls.of(opened(data), named=named)
 
     @property
     def channels(self) -> int:
@@ -63,13 +65,13 @@ class Layout:
         return len(self.pages)
 
 
-def read(data: bytes | bytearray, max_pixels: int) -> tuple[Samples, int]:
-    """Return the samples of the first frame, and the EXIF orientation.
+def read(data: bytes | bytearray, max_pixels: int, *, named: bool = False) -> tuple[Samples, int]:
+    """Return the samples of the first frame, `named` with the names of its channels, and the EXIF orientation.
 
     Raises:
         ImageUnreadable: damaged, too large, or of a kind that is refused.
     """
-    layout = Layout.of_bytes(data)
+    layout = Layout.of_bytes(data, named=named)
     return read_frame(opened(data), layout, 0, max_pixels)
 
 
@@ -89,7 +91,7 @@ def read_frame(file: Any, layout: Layout, frame: int, max_pixels: int) -> tuple[
                 f"its pages have different sizes: {first.width} x {first.height}, {page.width} x {page.height}"
             )
         parts.append(_samples(page))
-    return _joined(parts), headers.valid_orientation(first.orientation)
+    return _joined(parts)._replace(names=layout.names), headers.valid_orientation(first.orientation)
 
 
 def _joined(parts: Sequence[Samples]) -> Samples:

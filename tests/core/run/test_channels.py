@@ -179,7 +179,7 @@ def _four_channels(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
-        ({"channels": "a"}, "numbers from 0, such as 3,2,1"),
+        ({"channels": "a,"}, "numbers from 0, such as 3,2,1"),
         ({"channels": "4:2"}, "'4:2' holds no channel"),
         ({"value_range": "5"}, "give LOW,HIGH"),
         ({"value_range": "5,5"}, "5 is not below 5"),
@@ -371,3 +371,28 @@ def test_arrays_of_channels_are_encoded_in_memory(six: np.ndarray) -> None:
     assert grey["features"].shape == (1, 6)
     with pytest.raises(errors.InputError, match=r"uint16 .*: give uint8 RGB"):
         api.encode([frames[0][..., :3]], "tiny_models:conv", weights="random:0", image_size=32)
+
+
+def test_channels_by_name(run: Extract, tmp_path: Path) -> None:
+    """Each file has its own order of channels; one that lacks a name is a recorded row; no file has it: refused."""
+    values = np.random.default_rng(1).integers(0, 255, (3, 32, 32), np.uint8)
+    (tmp_path / "ome").mkdir()
+    for name, order in (("a", "ABC"), ("b", "CAB"), ("c", "ABX")):
+        of = {letter: values["ABCX".index(letter) % 3] for letter in order}
+        metadata = {"axes": "CYX", "Channel": {"Name": list(order)}}
+        tifffile.imwrite(tmp_path / "ome" / f"{name}.tif", np.stack(list(of.values())), ome=True, metadata=metadata)
+    given = {"images": str(tmp_path / "ome"), "model": "resnet18", "mean": "0.5", "std": "0.2", "image_size": "32"}
+    done = run(**given, channels="C,A,B", max_failures="100%")
+    found = stored(Path(done.run.root))
+    np.testing.assert_array_equal(found[0], found[1])
+    record = done.run.store.record(0)
+    assert record is not None
+    assert record.details["unreadable"][0]["reason"] == "there is no channel 'C': the file has A, B, X"
+    assert done.run.identity["preprocessing"]["channels"] == {
+        "count": 3,
+        "chosen": None,
+        "names": ["C", "A", "B"],
+        "value_range": None,
+    }
+    with pytest.raises(errors.InputError, match=r"a\.tif.*there is no channel 'Q': the file has A, B, C"):
+        run(**given, channels="C,A,Q", out=str(tmp_path / "other"))

@@ -193,7 +193,7 @@ def test_colours_and_alpha_of_a_png_are_channels() -> None:
     colours = np.moveaxis(pixels("uint8", 4), 0, 2)
     data = encoded(Image.fromarray(colours, "RGBA"), "PNG")
     assert np.array_equal(read(data, 4), np.moveaxis(colours, 2, 0).astype(np.float32) / 255)
-    assert channels.count_of(data) == 4
+    assert channels.count_of(data)[0] == 4
     palette = Image.fromarray(colours[..., :3], "RGB").quantize(16)
     assert np.array_equal(
         read(encoded(palette, "PNG"), 3), np.moveaxis(np.asarray(palette.convert("RGB")), 2, 0) / np.float32(255)
@@ -268,7 +268,7 @@ def test_a_pgm_and_a_ppm_keep_their_values(count: int, largest: int, plain: bool
     data = pnm(values, largest, plain=plain)
     np.testing.assert_array_equal(read(data, count, value_range=((0.0, 1.0),)), values)
     np.testing.assert_array_equal(read(data, count), (values / np.float32(largest)).astype(np.float32))
-    assert channels.count_of(data) == count
+    assert channels.count_of(data) == (count, ())
     with pytest.raises(decoded.ImageUnreadable, match="truncated"):
         read(data[:-20], count)
     values[0, 3, 3] = largest + 1
