@@ -233,7 +233,7 @@ class _Run:
         about = {
             "name": "arrays",
             "description": f"Zarr v3, one row per image: {', '.join(self._products())}, and what says which image, "
-            f"point and state each row is; {text.size(self.history.array_bytes)} in shards of "
+            f"point and state each row is; {text.size(self.history.array_bytes or 0)} in shards of "
             f"{self.run.store.plan.shard_rows} images.",
             "encodingFormat": "application/vnd+zarr",
             "variableMeasured": measured,
