@@ -20,9 +20,9 @@ from genenc_core.images.sources import folders, manifest_rows
 from genenc_core.images.sources import regions as region_rows
 from genenc_core.run import precision, probe_source, records, session_log
 from genenc_core.run.folder import MODEL_SPEC, PROBED, RunFolder, file_digest
-from genenc_core.store import store_keys
+from genenc_core.store import commit_record, store_keys
 from genenc_core.store.backends.objects import is_remote
-from genenc_core.store.commit_record import CommitRecord, ObjectRecord
+from genenc_core.store.commit_record import CommitRecord
 
 Section = dict[str, Any]
 _WIDTH = 16
@@ -411,7 +411,7 @@ def _file_now(path: str, size: int, mtime_ns: int) -> str:
     return f"another size or time ({found.st_size} bytes, {_time(found.st_mtime_ns)})"
 
 
-def _object(item: ObjectRecord | None) -> Section:
+def _object(item: commit_record.ObjectRecord | None) -> Section:
     """Return which object of the shard holds an array's rows, its size and digest; None where none is committed."""
     return {
         "object": None if item is None else f"{store_keys.GROUP}/{item.key}",
