@@ -808,7 +808,7 @@ def export_features(source: Root, out: Root, **options: Any) -> "Exported":
     Example:
         >>> run = extract("photos", "resnet18", "exportable", weights="random:0", image_size=64)
         >>> export_features("exportable", "tables").files
-        ('README.md', 'images.parquet', 'metadata.json')
+        ('README.md', 'croissant.json', 'images.parquet', 'metadata.json')
     """
     from genenc_core.features import export as exporting
     from genenc_core.features.parameters import ExportFeaturesParameters

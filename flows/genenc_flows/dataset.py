@@ -63,7 +63,8 @@ class FlowUpdate(update.Update):
         """Encode the part as tasks, and report its shards and unreadable images."""
         super().encode(run)
         with reporting.best_effort("the report could not be shown"):
-            reporting.publish_report(run, self._session.reports if self._session else ())
+            made = self._session
+            reporting.publish_report(run, made.reports if made else (), made.options.session if made else "")
 
     def make_version(self, run: RunFolder | None) -> None:
         """Run the task `make_version`."""

@@ -139,7 +139,7 @@ class FlowSession(driver.Session):
             return Cancelled(message=str(stopped))
         if result.asked:
             with reporting.best_effort("the report could not be shown"):
-                reporting.publish_report(self.run, self.reports)
+                reporting.publish_report(self.run, self.reports, self.options.session)
         return _final_state(result)
 
     def plan(self, shards: str) -> list[int]:

@@ -166,7 +166,7 @@ def add_to(app: typer.Typer) -> None:
 
     @usage.command(
         app,
-        short_help="Print the JSON Schema of a RuntimeModelSpec, or of a run's attributes.",
+        short_help="Print the JSON Schema of a RuntimeModelSpec.",
         example="genenc schema --out schema.json",
         guide="genenc_core/export/README.md",
     )

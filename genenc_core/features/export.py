@@ -69,7 +69,7 @@ def export(given: ExportFeaturesParameters) -> Exported:
     """
     check(given)
     stored = stored_rows.open_rows(given.source, given.version)
-    features = Features(stored, given.products, only_ok=given.only_ok)
+    features = Features(stored, given.products, only_ok=given.only_ok, license=given.license)
     if not len(features.rows):
         raise errors.InputError(f"{stored.title!r} has no rows to export")
     target = Path(os.path.abspath(given.out))  # noqa: PTH100 -- keeps links

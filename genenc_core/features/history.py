@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from genenc_core import errors
 from genenc_core.features import execution
 from genenc_core.run import records, session_log
 from genenc_core.run.folder import RunFolder
+from genenc_core.run.records import RunStatus
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -65,8 +66,8 @@ class History:
     """Shards that are stored."""
     counts: Mapping[str, int]
     """Their rows by state: `ok`, `unreadable`."""
-    array_bytes: int
-    """Bytes of their objects."""
+    array_bytes: int | None
+    """Bytes of their objects; None: not counted."""
 
     @property
     def complete(self) -> bool:
@@ -76,8 +77,7 @@ class History:
     @property
     def last(self) -> str | None:
         """When the last session ended, or started; None where no record says it."""
-        times = [session.time(name) for session in self.sessions for name in ("started", "ended")]
-        return max((each for each in times if each), default=None)
+        return _last(session.record for session in self.sessions)
 
 
 def of(run: RunFolder) -> History:
@@ -104,6 +104,23 @@ def of(run: RunFolder) -> History:
     names = sorted({*session_log.names(run.objects), *filter(None, by_session)})
     sessions = tuple(_session(run, name, by_session.get(name, Stored())) for name in names)
     return History(run=run, sessions=sessions, committed=committed, counts=dict(counts), array_bytes=array_bytes)
+
+
+def of_session(run: RunFolder, name: str, stored: Stored, found: RunStatus) -> History:
+    """Return what happened in one session, without reading commit records: the caller knows what was stored."""
+    counts = {"ok": found.ok, "unreadable": found.unreadable}
+    sessions = (_session(run, name, stored),)
+    return History(run=run, sessions=sessions, committed=found.committed, counts=counts, array_bytes=None)
+
+
+def last_of(run: RunFolder) -> str | None:
+    """Return when the last session of a run ended, or started; None where no record says it."""
+    return _last(_read(run, session_log.record_key(name)) for name in session_log.names(run.objects))
+
+
+def _last(found: Iterable[Mapping[str, Any]]) -> str | None:
+    times = [record.get(name) for record in found for name in ("started", "ended")]
+    return max((each for each in times if isinstance(each, str) and each), default=None)
 
 
 def _session(run: RunFolder, name: str, stored: Stored) -> Session:

@@ -152,13 +152,14 @@ def _features(history: History, session: Session) -> Document:
     per_image = {array.name for array in run.store.plan.arrays if array.dims[0] != stored_arrays.REGION}
     metrics = {name: {"count": ok, "nullCount": unreadable} for name in products if name in per_image}
     objects = history.committed * len(run.store.plan.all_arrays)
+    counted = {} if history.array_bytes is None else {"bytes": history.array_bytes}
     facets |= _facet(
         "dataQualityMetrics",
         producer,
         rowCount=ok + unreadable,
-        bytes=history.array_bytes,
         fileCount=objects,
         columnMetrics=metrics,
+        **counted,
     )
     place = run.root if is_remote(run.root) else str(Path(run.root).absolute())
     written = _facet("outputStatistics", producer, rowCount=session.stored.rows)

@@ -24,6 +24,14 @@ MEMORY: Any = option(
     group=RUN,
     limits={"ge": 1, "le": 2**20},
 )
+LICENSE: Any = option(
+    None,
+    help="The licence that the document states: an SPDX identifier (CC-BY-4.0), an address, or words.",
+    group=STORE,
+    often=True,
+    metavar="<licence>",
+    usually="none is stated",
+)
 SOURCE: Any = option(help="A run or dataset, or s3://bucket/prefix.", group=INPUT, often=True, path=True)
 
 
@@ -195,6 +203,7 @@ class ExportFeaturesParameters(_Parameters):
     only_ok: bool = option(
         False, help="Leave out rows without features; otherwise they are kept, with their status.", group=PRODUCTS
     )
+    license: str | None = LICENSE
     version: str | None = VERSION
     memory: int = MEMORY
 
@@ -260,14 +269,7 @@ class ExportProvenanceParameters(_Parameters):
         usually="beside the arrays",
         path=True,
     )
-    license: str | None = option(
-        None,
-        help="Of an RO-Crate: the licence, an SPDX identifier (CC-BY-4.0), an address, or words.",
-        group=STORE,
-        often=True,
-        metavar="<licence>",
-        usually="none is stated",
-    )
+    license: str | None = LICENSE
     agent: str | None = option(
         None,
         help="Of an RO-Crate: who made it, 'NAME' or 'NAME <ORCID>'.",

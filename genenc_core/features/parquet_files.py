@@ -9,6 +9,7 @@ from pathlib import Path
 from pyarrow import parquet
 
 from genenc_core.encoding import cancellation
+from genenc_core.features import croissant, ro_crate
 from genenc_core.features.tables import IMAGES, Features, Table
 from genenc_core.system import files
 
@@ -25,6 +26,7 @@ def write(features: Features, folder: Path, memory: int) -> None:
         _write_table(features, table, folder / f"{table.name}.parquet", memory, range(len(features.rows)))
     _write_text(folder / README, card(features, {table.name: f"{table.name}.parquet" for table in features.tables()}))
     _write_text(folder / METADATA, metadata(features))
+    files.write_new(folder / croissant.FILE, croissant.document(features, folder, features.license))
 
 
 def write_hub(features: Features, folder: Path, memory: int) -> None:
@@ -40,7 +42,7 @@ def write_hub(features: Features, folder: Path, memory: int) -> None:
             part = range(start, min(start + rows, len(features.rows)))
             _write_table(features, table, folder / "data" / name, memory, part)
         patterns[table.name] = f"data/{table.name}-*.parquet"
-    _write_text(folder / README, header(patterns) + card(features, patterns))
+    _write_text(folder / README, header(patterns, features.license) + card(features, patterns))
     _write_text(folder / METADATA, metadata(features))
 
 
@@ -63,13 +65,23 @@ def _write_text(path: Path, content: str) -> None:
     files.write_new(path, content.encode(errors="backslashreplace"))
 
 
-def header(patterns: dict[str, str]) -> str:
-    """Return the YAML that the Hub reads: which files are which configuration."""
-    lines = ["---", "tags:", "- embeddings", "- feature-extraction", "configs:"]
+def header(patterns: dict[str, str], license: str | None = None) -> str:
+    """Return the YAML that the Hub reads: which files are which configuration, and the licence."""
+    lines = ["---", *_license_lines(license), "tags:", "- embeddings", "- feature-extraction", "configs:"]
     for name, pattern in patterns.items():
         lines += [f"- config_name: {json.dumps(name)}", f"  data_files: {json.dumps(pattern)}"]
         lines += ["  default: true"] if name == IMAGES else []
     return "\n".join([*lines, "---", "", ""])
+
+
+def _license_lines(license: str | None) -> list[str]:
+    """Return a licence as the Hub names it: in lower case, and others by their name or address."""
+    if license is None:
+        return []
+    url = ro_crate.license_url(license)
+    if url is not None and url.startswith(ro_crate.SPDX):
+        return [f"license: {json.dumps(url.removeprefix(ro_crate.SPDX).lower())}"]
+    return ["license: other", f"license_{'name' if url is None else 'link'}: {json.dumps(license)}"]
 
 
 def card(features: Features, patterns: dict[str, str]) -> str:

@@ -28,7 +28,7 @@ FILE: Final = "ro-crate-metadata.json"
 CRATE: Final = "https://w3id.org/ro/crate/1.1"
 PROFILE: Final = "https://w3id.org/ro/wfrun/process/0.5"
 NO_LICENSE: Final = "No licence was stated: ask those who made the run before using it."
-_SPDX: Final = "https://spdx.org/licenses/"
+SPDX: Final = "https://spdx.org/licenses/"
 Entity = dict[str, Any]
 _STATES: Final = {
     "completed": "http://schema.org/CompletedActionStatus",
@@ -106,7 +106,7 @@ class Crate:
         given = self.terms.license
         self.root["license"] = NO_LICENSE if given is None else given
         if given is not None and (url := license_url(given)):
-            name = url.rpartition("/")[2] if url.startswith(_SPDX) else given
+            name = url.rpartition("/")[2] if url.startswith(SPDX) else given
             self.root["license"] = self.add(
                 {"@id": url, "@type": "CreativeWork", "name": name, "description": f"The licence {name}"}
             )
@@ -148,7 +148,7 @@ def license_url(given: str) -> str | None:
         found = licenses.canonicalize_license_expression(given)
     except (ImportError, ValueError):
         return None
-    return f"{_SPDX}{found}" if re.fullmatch(r"[A-Za-z0-9.+-]+", found) else None
+    return f"{SPDX}{found}" if re.fullmatch(r"[A-Za-z0-9.+-]+", found) else None
 
 
 def of_run(history: History, terms: Terms) -> bytes:
@@ -233,7 +233,7 @@ class _Run:
         about = {
             "name": "arrays",
             "description": f"Zarr v3, one row per image: {', '.join(self._products())}, and what says which image, "
-            f"point and state each row is; {text.size(self.history.array_bytes)} in shards of "
+            f"point and state each row is; {text.size(self.history.array_bytes or 0)} in shards of "
             f"{self.run.store.plan.shard_rows} images.",
             "encodingFormat": "application/vnd+zarr",
             "variableMeasured": measured,

@@ -40,8 +40,9 @@ class Table:
 class Features:
     """The rows to export."""
 
-    def __init__(self, stored: Stored, products: Sequence[str], *, only_ok: bool) -> None:
+    def __init__(self, stored: Stored, products: Sequence[str], *, only_ok: bool, license: str | None = None) -> None:
         self.stored = stored
+        self.license = license
         known = [name for name in stored.products if name in stored.arrays]
         self.products = [stored.product(name) for name in dict.fromkeys(products or known)]
         status = stored.status

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from genenc_core import errors, spec, statuses, stored_arrays
+from genenc_core import errors, float_values, spec, statuses, stored_arrays
 from genenc_core.features import execution
 from genenc_core.features.parameters import TraceParameters
 from genenc_core.images.sources import folders, manifest_rows
+from genenc_core.images.sources import regions as region_rows
 from genenc_core.run import precision, probe_source, records, session_log
 from genenc_core.run.folder import MODEL_SPEC, PROBED, RunFolder, file_digest
-from genenc_core.store import store_keys
+from genenc_core.store import commit_record, store_keys
 from genenc_core.store.backends.objects import is_remote
 from genenc_core.store.commit_record import CommitRecord
 from genenc_core.stored import rows as stored_rows
@@ -178,8 +179,8 @@ class _Row:
         if value == statuses.OK:
             found["width"], found["height"] = (int(self._value(f"image_{side}")) for side in ("width", "height"))
             found["orientation"] = int(self._value("image_orientation"))
-        points = dict(self._points())
-        return found | ({"points": points} if points else {})
+        of = {"points": dict(self._points()), "regions": dict(self._regions())}
+        return found | {name: items for name, items in of.items() if items}
 
     def _points(self) -> Iterator[tuple[str, Section]]:
         if not self.stored.points:
@@ -189,6 +190,29 @@ class _Row:
         names = {each.value: each.name for each in statuses.POINTS}
         for at, name in enumerate(self.stored.points):
             yield name, {"x": float(x[at]), "y": float(y[at]), "status": names.get(int(state[at]), int(state[at]))}
+
+    def _regions(self) -> Iterator[tuple[str, Section]]:
+        """Yield the regions of the image: box, kind and class, place on the axis `region`, state."""
+        regions = self.run.regions
+        if regions is None:
+            return
+        plan = self.run.store.plan
+        at = np.flatnonzero(regions.rows == self.row)
+        places = region_rows.positions(regions, plan.rows, plan.shard_rows)[0][at]
+        stored = self.run.store.values(self.shard, {stored_arrays.REGION_STATUS})
+        states = None if stored is None else stored[1][stored_arrays.REGION_STATUS]
+        names = {each.value: each.name for each in statuses.REGIONS}
+        texts = {name: regions.texts(name) for name in ("name", "category", "individual", "kind")}
+        own = [texts["name"][index] for index in at]
+        for index, place in zip(at.tolist(), places.tolist(), strict=True):
+            value = statuses.NOT_WRITTEN if states is None else int(states[place - self.shard * plan.region_places])
+            said = {name: texts[name][index] for name in ("category", "individual") if texts[name][index]}
+            box = [float(edge) for edge in regions.boxes[index]]
+            name = texts["name"][index]
+            yield (
+                name if own.count(name) == 1 else f"{name}, place {place}",
+                {texts["kind"][index]: box, **said, "place": place, "status": names.get(value, value)},
+            )
 
     def _value(self, name: str) -> Any:
         return self.stored.take(name, np.array([self.position]))[0]
@@ -242,20 +266,19 @@ class _Row:
         texts = {str(each).partition("=")[0]: str(each) for each in self.run.identity["products"]}
         objects = {item.key.partition("/")[0]: item for item in (self.record.objects if self.record else ())}
         found: dict[str, Section] = {}
-        for name in self.stored.products:
-            array = self.stored.arrays.get(name)
-            if array is None:
-                continue
-            item = objects.get(name)
+        planned = {array.name: array for array in self.run.store.plan.arrays}
+        for name in filter(planned.__contains__, self.stored.products):
+            array, item = planned[name], objects.get(name)
+            beside = {each: _object(objects.get(each)) for each in float_values.beside(array.attributes).values()}
             found[name] = {
                 "product": texts.get(name, name),
-                "shape": list(array.shape),
-                "dims": list(array.dims),
-                "dtype": str(array.dtype),
-                "object": None if item is None else f"{store_keys.GROUP}/{item.key}",
-                "bytes": None if item is None else item.size,
-                "digest": None if item is None else item.digest,
+                "shape": list(array.shape[1:]),
+                "dims": list(array.dims[1:]),
+                "dtype": array.dtype,
+                "of": array.dims[0],
+                **_object(item),
                 "content_digest": None if item is None else item.content_digest,
+                **({"beside": beside} if beside else {}),
             }
         return found
 
@@ -317,8 +340,9 @@ class _Row:
             self.unknown.append("the commit of genenc: its code was no checkout")
         rest = {name: value for name, value in found.items() if name not in (*_SHOWN, "packages", "genenc")}
         packages = found.get("packages")
-        count = len(packages) if isinstance(packages, Mapping) else 0
-        return {**shown, **rest, "packages": f"{count}, in {session_log.environment_key(digest)}"}
+        known = packages if isinstance(packages, Mapping) else {}
+        shown |= {"libraries": {name: known[name] for name in _LIBRARIES if name in known}}
+        return {**shown, **rest, "packages": f"{len(known)}, in {session_log.environment_key(digest)}"}
 
     def _read(self, key: str) -> dict[str, Any] | None:
         try:
@@ -359,6 +383,7 @@ class _Row:
         }
 
 
+_LIBRARIES = ("torchvision", "timm", "onnxruntime", "numpy", "pillow", "tifffile", "zarr", "prefect")
 _SHOWN = ("code", "torch", "machine", "python", "platform")
 
 
@@ -386,11 +411,23 @@ def _file_now(path: str, size: int, mtime_ns: int) -> str:
     return f"another size or time ({found.st_size} bytes, {_time(found.st_mtime_ns)})"
 
 
-def _stored(item: Section) -> str:
+def _object(item: commit_record.ObjectRecord | None) -> Section:
+    """Return which object of the shard holds an array's rows, its size and digest; None where none is committed."""
+    return {
+        "object": None if item is None else f"{store_keys.GROUP}/{item.key}",
+        "bytes": None if item is None else item.size,
+        "digest": None if item is None else item.digest,
+    }
+
+
+def _stored(item: Section) -> Sequence[str]:
     shape = " x ".join(map(str, item["shape"])) or "1"
+    each = " per region" if item["of"] == stored_arrays.REGION else ""
+    what = f"{item['product']}, {item['dtype']} {shape}{each}"
     if item["object"] is None:
-        return f"{item['product']}, {item['dtype']} {shape}, not committed"
-    return f"{item['product']}, {item['dtype']} {shape}, in {item['object']} ({item['bytes']} bytes, {item['digest']})"
+        return [f"{what}, not committed"]
+    objects = [(what, item), *item.get("beside", {}).items()]
+    return [f"{name}, in {each['object']} ({each['bytes']} bytes, {each['digest']})" for name, each in objects]
 
 
 def _lines(key: str, value: Any) -> Iterator[str]:
@@ -401,7 +438,7 @@ def _lines(key: str, value: Any) -> Iterator[str]:
         items = [f"{name}: {_words(item)}" for name, item in value.items()] or ["-"]
         for at, item in enumerate(items):
             yield (label if not at else " " * len(label)) + item
-    elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping | str):
         for at, item in enumerate(value):
             yield (label if not at else " " * len(label)) + _words(item)
     else:
@@ -410,7 +447,7 @@ def _lines(key: str, value: Any) -> Iterator[str]:
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_words(item)}" for name, item in value.items() if item not in (None, ""))
     if isinstance(value, list | tuple):
         return ", ".join(map(_words, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -133,6 +133,11 @@ _EACH: Final = {
 }
 
 
+def more(name: str, product: products.Product, identity: Mapping[str, Any]) -> dict[str, object]:
+    """Return further attributes of an array of a product: what it holds, or the units of what it is scaled by."""
+    return {"description": describe(product, identity)} if name == product.name else {"units": "1"}
+
+
 def describe(product: products.Product, identity: Mapping[str, Any]) -> str:
     """Return what a product's array holds, in a sentence."""
     steps = products.parse_product(product.text).steps

@@ -77,7 +77,7 @@ def make_plan(
     columns = tuple(list_columns.names(listed, taken).values())
     places = 0 if regions is None else region_rows.positions(regions, listed.rows, shard_rows)[1]
     arrays = [
-        array if array.name != product.name else _described(array, emb.describe(product, identity))
+        dataclasses.replace(array, attributes={**array.attributes, **emb.more(array.name, product, identity)})
         for product in wanted
         for array in (
             _region_product_arrays(product, listed.rows, shard_rows, places)
@@ -112,10 +112,6 @@ def make_plan(
         },
         region_places=places,
     )
-
-
-def _described(array: layout.ArrayPlan, description: str) -> layout.ArrayPlan:
-    return dataclasses.replace(array, attributes={**array.attributes, "description": description})
 
 
 def coordinates(
@@ -293,16 +289,12 @@ def _product_arrays(
             dims=("image", *array.dims),
             chunk_rows=_chunk_rows(shard_rows, math.prod(chunk) * np.dtype(array.dtype).itemsize),
             fill=array.empty,
-            attributes=attributes if array.of is None else _companion_attributes(array.of, product),
+            attributes=attributes if array.of is None else {"long_name": f"{array.of.meaning} of {product.name}"},
             # zstd saves 7 % on dense values but takes several times as long; missing points are all NaN and compress
             # well.
             compress=probes,
             chunk_tail=tail if array.of is None else (),
         )
-
-
-def _companion_attributes(companion: stored_arrays.Companion, product: products.Product) -> Mapping[str, object]:
-    return {"long_name": f"{companion.meaning} of {product.name}", "units": "1"}
 
 
 def _chunk_tail(product: products.Product, channels: int | None) -> tuple[int, ...]:

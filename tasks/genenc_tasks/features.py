@@ -3,12 +3,13 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from genenc_core.features import comparison, export, rerun
+from genenc_core.features import comparison, export, provenance, rerun
 from genenc_core.features import search as searching
 from genenc_core.features import trace as tracing
 from genenc_core.features.parameters import (
     CompareParameters,
     ExportFeaturesParameters,
+    ExportProvenanceParameters,
     RerunParameters,
     SearchParameters,
     TraceParameters,
@@ -42,6 +43,12 @@ def trace(given: TraceParameters) -> tracing.Trace:
 def export_features(given: ExportFeaturesParameters) -> export.Exported:
     """Write features as Parquet, NumPy files, HDF5, or a folder for the Hugging Face Hub."""
     return export.export(given)
+
+
+@task(task_run_name=named("export {given.title}"), cache_policy=NO_CACHE)
+def export_provenance(given: ExportProvenanceParameters) -> provenance.Written:
+    """Write where a run or version comes from, as an RO-Crate or as OpenLineage events."""
+    return provenance.write(given)
 
 
 @task(task_run_name=named("create {given.run_title}"), cache_policy=NO_CACHE)

@@ -1,4 +1,4 @@
-"""Prefect artifacts of a run: a progress bar, tables of shards and unreadable images, pictures, and a summary.
+"""Prefect artifacts of a run: progress, tables of shards and unreadable images, pictures, a summary, lineage.
 
 Reporting is best effort: errors are logged and do not affect the run.
 """
@@ -28,7 +28,7 @@ from genenc_core.run.folder import RunFolder
 from genenc_core.store import store_keys
 from genenc_core.store.backends import objects
 from genenc_core.system import progress_rate
-from genenc_tasks import thumbnails, timeline
+from genenc_tasks import lineage, thumbnails, timeline
 from genenc_tasks.names import named
 
 LOGGER = logging.getLogger(__name__)
@@ -78,8 +78,11 @@ def show_progress(
 
 
 @task(task_run_name=named("report {run.title}"), cache_policy=NO_CACHE)
-def publish_report(run: RunFolder, reports: Sequence[records.ShardReport] = ()) -> records.RunStatus:
-    """Publish tables of shards and unreadable images and a summary; `reports` are this session's."""
+def publish_report(run: RunFolder, reports: Sequence[records.ShardReport] = (), session: str = "") -> records.RunStatus:
+    """Publish tables of shards and unreadable images, a summary, and what `session` read and wrote if it is named.
+
+    `reports` are this session's.
+    """
     found = status.survey(run, most=MOST_ROWS)
     images, owner = (*found.unreadable, *found.failed_images)[:MOST_ROWS], run.dataset or run.root
     shards = shard_table(found, reports)
@@ -98,6 +101,9 @@ def publish_report(run: RunFolder, reports: Sequence[records.ShardReport] = ()) 
     with best_effort("the summary cannot be shown"):
         words = summary(found, records.bound_of(reports)) + timeline.markdown(reports)
         create_markdown_artifact(words, key=key("report", owner), description="Where the run stands")
+    if session:
+        with best_effort("the lineage cannot be shown"):
+            lineage.publish(run, found.status, session, reports, lambda kind: key(kind, owner))
     return found.status
 
 

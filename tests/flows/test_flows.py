@@ -1,5 +1,6 @@
 """Flows on a real Prefect server: the same bytes as the core alone, states that name what failed, what the UI shows."""
 
+import ast
 import importlib
 import inspect
 import json
@@ -81,6 +82,15 @@ def test_the_flow_stores_the_bytes_of_the_core_and_shows_what_it_did(tmp_path: P
         assert "\n- limited by " in shown["report"]["data"]
         (failed,) = json.loads(shown["failed-images"]["data"])
         assert failed["row"] == "3"
+        # As OpenLineage's producer for Prefect reads them.
+        tables = {kind: shown[f"lineage-{kind}"] for kind in ("images", "model", "features")}
+        read = {kind: ast.literal_eval(table["data"])[0] for kind, table in tables.items()}
+        assert [table["description"].split("_")[-1] for table in tables.values()] == ["input", "input", "output"]
+        assert (read["features"]["database_uri"], read["features"]["rows"]) == ("file", 9)
+        assert read["features"]["table"] == str(tmp_path / "run" / "features.zarr")
+        assert read["model"]["version"] == f"sha256:{result.run.identity['weights']}"
+        events = [json.loads(line) for line in shown["openlineage"]["data"].splitlines() if line.startswith("{")]
+        assert [event["eventType"] for event in events] == ["START", "COMPLETE"]
     expected = ["create run", "shard 00000-00001 (2 shards), rows 0-3"]
     expected += [f"{stage} shard 00004, rows 8-8" for stage in ("load", "encode", "reduce", "store")]
     names = {item.name for item in task_runs.of(state.state_details.flow_run_id, task_runs.with_names(*expected))}

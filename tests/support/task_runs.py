@@ -9,7 +9,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
 
 LONGEST_SECONDS = 300.0
-KINDS = ("progress", "shards", "failed-images", "failed-thumbnails", "report", "dataset", "model-spec")
+KINDS = (
+    *("progress", "shards", "failed-images", "failed-thumbnails", "report", "dataset", "model-spec"),
+    *("lineage-images", "lineage-model", "lineage-features", "openlineage"),
+)
 
 
 def of(flow_run_id: Any, until: Callable[[Sequence[TaskRun]], bool] = bool) -> list[TaskRun]:

@@ -1,6 +1,7 @@
 """Exports hold what is stored, row by row; a killed one leaves nothing under the final name."""
 
 import csv
+import hashlib
 import importlib
 import json
 import subprocess
@@ -66,7 +67,8 @@ def test_tables(
         name: f"data/{name}-00000-of-00001.parquet" if format == "hub" else f"{name}.parquet"
         for name in ("images", "probes")
     }
-    assert done.files == tuple(sorted(["README.md", "metadata.json", *names.values()]))
+    more = ["croissant.json"] if format == "parquet" else []
+    assert done.files == tuple(sorted(["README.md", "metadata.json", *more, *names.values()]))
     assert (done.rows, done.without_features, done.left_out) == (11, {"unreadable": 1}, {})
     images, probes = (parquet.read_table(place / names[name]) for name in ("images", "probes"))
     assert images.schema.field("features").type.list_size == stored.features.shape[1]
@@ -243,3 +245,44 @@ def test_what_cannot_be_written_is_named(run: api.Run, tmp_path: Path, monkeypat
     with pytest.raises(errors.InputError, match=r"pip install 'genenc\[hdf5\]'"):
         api.export_features(tmp_path / "run", tmp_path / "new", format="hdf5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "list.csv", "photos", "run", "there"]
+
+
+@pytest.mark.slow
+def test_croissant_describes_the_tables(run: api.Run, tmp_path: Path) -> None:
+    api.export_features(tmp_path / "run", tmp_path / "out", license="CC-BY-4.0")
+    found = json.loads((tmp_path / "out" / "croissant.json").read_text())
+    assert (found["conformsTo"], found["license"]) == (
+        "http://mlcommons.org/croissant/1.1",
+        "https://spdx.org/licenses/CC-BY-4.0",
+    )
+    kinds = {"sc:Text": "string", "cr:Float16": "halffloat", "cr:Float32": "float", "cr:Float64": "double"}
+    for file, records in zip(found["distribution"], found["recordSet"], strict=True):
+        data = (tmp_path / "out" / file["contentUrl"]).read_bytes()
+        assert (file["sha256"], file["contentSize"]) == (hashlib.sha256(data).hexdigest(), f"{len(data)} B")
+        schema = parquet.read_schema(tmp_path / "out" / file["contentUrl"])
+        assert [field["name"] for field in records["field"]] == schema.names
+        for field, column in zip(records["field"], schema, strict=True):
+            of_list = "arrayShape" in field
+            assert of_list == str(column.type).startswith("fixed_size_list")
+            of = column.type.value_type if of_list else column.type
+            assert kinds.get(field["dataType"], field["dataType"].removeprefix("cr:").lower()) == str(of)
+            assert not of_list or field["arrayShape"] == str(column.type.list_size)
+    maps = next(field for field in found["recordSet"][0]["field"] if field["name"] == "maps")
+    assert "in C order" in maps["description"]
+    api.export_features(tmp_path / "run", tmp_path / "hub", format="hub", license="ask the lab")
+    assert 'license: other\nlicense_name: "ask the lab"' in (tmp_path / "hub" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_mlcroissant_loads_the_records(run: api.Run, tmp_path: Path) -> None:
+    mlcroissant = pytest.importorskip("mlcroissant")
+    api.export_features(tmp_path / "run", tmp_path / "out", license="CC-BY-4.0")
+    dataset = mlcroissant.Dataset(jsonld=str(tmp_path / "out" / "croissant.json"))
+    assert not dataset.metadata.ctx.issues.errors
+    stored = expected(run)
+    images = list(dataset.records("images"))
+    assert [each["images/image_id"].decode() for each in images] == stored.image_id.values.tolist()
+    np.testing.assert_array_equal([each["images/features"] for each in images], stored.features.values)
+    probes = list(dataset.records("probes"))
+    assert [each["probes/point"].decode() for each in probes] == ["nose", "tail"] * 11
+    np.testing.assert_array_equal([each["probes/probes"] for each in probes], stored.probes.values.reshape(22, -1))

@@ -22,11 +22,20 @@ Call = Callable[..., api.Run]
 EARLIER = Path(__file__).parents[1] / "run" / "earlier_runs.zip"
 
 
+def run_channels(run: api.Run) -> int:
+    return int(run.arrays().features.shape[1])
+
+
 @pytest.mark.slow
 def test_what_is_recorded(
     extract: Call, photos: Path, labels: Path, tmp_path: Path, unchanged: Callable[[Path], Callable[[], None]]
 ) -> None:
-    run = extract("run", points=str(labels))
+    (tmp_path / "boxes.csv").write_text(
+        "image,x,y,width,height,category\nimg_000.png,0,0,9,9,bug\nimg_006.png,5,6,20,10,mouse\n"
+        "img_006.png,200,6,20,10,mouse\n"
+    )
+    products = ("features=global_avg_pool@int8", "probes=spatial_point(cell)", "regions=region_mean")
+    run = extract("run", *products, points=str(labels), regions=[str(tmp_path / "boxes.csv")])
     check = unchanged(tmp_path / "run")
     found = api.trace(tmp_path / "run", "img_006.png")
     check()
@@ -37,6 +46,9 @@ def test_what_is_recorded(
     assert (found.state["status"], found.state["width"], found.state["height"]) == ("ok", 80, 60)
     arrays = run.arrays()
     assert found.state["points"]["tail"]["x"] == float(arrays.point_x[6, 1])
+    inside, outside = found.state["regions"].values()
+    assert inside == {"box": [5.0, 6.0, 25.0, 16.0], "category": "mouse", "place": 2, "status": "ok"}
+    assert (outside["place"], outside["status"]) == (3, "outside_image")
     assert found.transform["affine"] == arrays.image_affine.values[6].tolist()
     assert found.model["weights_sha256"] == run.identity["weights"]
     record = run.folder.store.record(1)
@@ -46,6 +58,9 @@ def test_what_is_recorded(
     item = next(item for item in record.objects if item.key.startswith("probes/"))
     assert found.products["probes"]["digest"] == item.digest
     assert (tmp_path / "run" / found.products["probes"]["object"]).stat().st_size == item.size
+    assert (found.products["features"]["dtype"], found.products["regions"]["shape"]) == ("int8", [run_channels(run)])
+    scale = next(item for item in record.objects if item.key.startswith("features_scale/"))
+    assert found.products["features"]["beside"]["features_scale"]["digest"] == scale.digest
     assert found.session["command"] == "extract"
     assert found.session["session"] == record.details["session"]
     assert found.versions["python"] == ".".join(map(str, sys.version_info[:3]))
