@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from genenc_core.cli.runners import Runner
 
 MODEL = "resnet18"
+SHOWN = "scene_003.jpg"
 
 
 def run(out: Path, runner: "Runner") -> int:
@@ -79,10 +80,12 @@ def _closing(out: Path, root: Path, page: Path | None, seconds: float) -> list[s
         f"Done in {seconds:.0f} s. Where things are:",
         *(f"  {path!s:<{width}}  {meaning}" for path, meaning in places.items()),
         "",
-        "Open it (pip install xarray):",
-        "  import xarray",
-        f"  run = xarray.open_zarr({str(root / 'features.zarr')!r}, consolidated=False)",
-        "  run.features[(run.status == 1).compute()]",
+        "Read it (pip install 'genenc[xarray]'):",
+        "  from genenc_core import api",
+        f"  arrays = api.open({str(root)!r}).xarray()",
+        f"  arrays.probes.sel(image_id={SHOWN!r}, point={demo_data.POINTS[0]!r})",
         "",
-        f"Next: genenc info {argument(root)}    genenc status {argument(root)}    genenc extract --help",
+        f"Next: genenc search {argument(root)} --row {SHOWN} --point {demo_data.POINTS[0]}    "
+        f"genenc status {argument(root)}",
+        "Your own images and labels: genenc_core/guides/FIRST_RUN.md",
     ]

@@ -94,7 +94,7 @@ class PreviewParameters(_OfResults):
     )
     image: str | None = option(
         None,
-        help="The image, by its name in images.parquet.",
+        help="The image, by its name in images.parquet or the end of it.",
         group=INPUT,
         often=True,
         metavar="<image id>",

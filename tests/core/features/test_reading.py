@@ -75,13 +75,16 @@ def test_numpy(run: api.Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_torch(run: api.Run, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_torch(run: api.Run, workers: int, start: str | None) -> None:
     stored = run.arrays()
-    rows = api.open(run.place).torch("features")
+    opened = api.open(run.place)
+    rows = opened.torch("features")
     assert len(rows) == 10
+    assert len(opened.numpy("features")) == 11  # read before processes are forked
+    assert rows[0]["row"] == 0
     loader = torch.utils.data.DataLoader(
-        rows, batch_size=4, num_workers=workers, multiprocessing_context="spawn" if workers else None
+        rows, batch_size=4, num_workers=workers, multiprocessing_context=start, timeout=120 if workers else 0
     )
     batches = list(loader)
     kept = [row for row in range(11) if row != 3]
