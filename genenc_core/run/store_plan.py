@@ -341,7 +341,7 @@ def _region_product_arrays(
             dims=array.dims,
             chunk_rows=_chunk_rows(places, math.prod(shape) * np.dtype(array.dtype).itemsize),
             fill=array.empty,
-            attributes=attributes if array.of is None else _companion_attributes(array.of, product),
+            attributes=attributes if array.of is None else {"long_name": f"{array.of.meaning} of {product.name}"},
             compress=True,  # places without a region are all alike
         )
 
