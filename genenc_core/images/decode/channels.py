@@ -37,8 +37,13 @@ def decode_channels(data: bytes | bytearray, wanted: spec.Channels, *, max_pixel
                 f"{heif.kind(data)} of {bits} bits per channel is read as one of 8, of which --value-range would be: "
                 "save it as a PNG or TIFF of 16 bits"
             )
-        samples, orientation = _samples(data, max_pixels, named=wanted.names is not None)
-        return selected(samples, wanted, orientation)
+        found = _samples(data, max_pixels, named=wanted.names is not None)
+        if found is not None:
+            return selected(found[0], wanted, found[1])
+        image = decode.decode_image(data, max_pixels=max_pixels)
+        values = image.pixels.permute(1, 2, 0).numpy()
+        samples = Samples.of(values[..., :1] if _is_grey_jpeg(data) else values)
+        return selected(samples, wanted)._replace(orientation=image.orientation)  # its pixels are upright already
     except (ImageUnreadable, MemoryError):
         raise
     except Exception as error:  # codecs raise their own
@@ -102,8 +107,11 @@ def count_of(data: bytes | bytearray) -> tuple[int, tuple[str, ...]]:
     return 1 if _is_grey_jpeg(data) else 3, ()
 
 
-def _samples(data: bytes | bytearray, max_pixels: int, *, named: bool) -> tuple[Samples, int]:
-    """Return an image's samples as stored, `named` with the names of its channels, and its EXIF orientation."""
+def _samples(data: bytes | bytearray, max_pixels: int, *, named: bool) -> tuple[Samples, int] | None:
+    """Return an image's samples as stored, `named` with the names of its channels, and its EXIF orientation.
+
+    None for kinds of files that have those of 8-bit RGB alone.
+    """
     if data.startswith(_TIFF):
         return tiff_channels.read(data, max_pixels, named=named)
     if pnm.is_pnm(data):
@@ -113,10 +121,7 @@ def _samples(data: bytes | bytearray, max_pixels: int, *, named: bool) -> tuple[
         decode.check_size(parsed.height, parsed.width, max_pixels)
         if parsed.kind != _PALETTE:
             return _of_png(parsed), headers.exif_orientation(parsed.exif)
-    image = decode.decode_image(data, max_pixels=max_pixels)
-    # Its pixels are upright already.
-    values = image.pixels.permute(1, 2, 0).numpy()
-    return Samples.of(values[..., :1] if _is_grey_jpeg(data) else values), 1
+    return None
 
 
 def _of_png(parsed: png.Png) -> Samples:

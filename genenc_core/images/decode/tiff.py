@@ -1,7 +1,9 @@
 """TIFF pages by their tags: which ones Pillow reads correctly, which tifffile does, and which are rejected."""
 
 import io
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,9 @@ _REFUSED: Mapping[int, str] = {
 LARGEST_INTEGER = 65535
 """Integers of more than 16 bits are treated as 16-bit up to this value."""
 _BYTE = 8
+_GDAL_METADATA = 42112
+_SCALE = re.compile(r'role="(scale|offset)"[^>]*>\s*([-+0-9.eE]+)\s*<')
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it says of odd tags names no file
 _PILLOW_READS = frozenset(
     {
         *((WHITE_IS_ZERO, 1, 1), (BLACK_IS_ZERO, 1, 1), (WHITE_IS_ZERO, 8, 1), (BLACK_IS_ZERO, 8, 1)),
@@ -66,7 +71,8 @@ class Page:
                     "image first, or only that"
                 )
             self._read_tags()
-            missing = self._lacks_strips(self._file.size) or self._ends_in_zeros()
+            sparse = _is_sparse(self._page.dataoffsets, self._page.databytecounts)
+            missing = not sparse and (self._lacks_strips(self._file.size) or self._ends_in_zeros())
         except ImageUnreadable:
             raise
         except Exception as error:  # the parser may raise anything for damaged data
@@ -74,6 +80,11 @@ class Page:
         self.big = bool(tiff.is_bigtiff)
         if min(self.height, self.width, self.samples) < 1:
             raise ImageUnreadable(f"damaged TIFF: {self.width} x {self.height} pixels of {self.samples} samples")
+        if sparse:
+            raise ImageUnreadable(
+                "sparse TIFF: some of its tiles or strips were never written; write them, with gdal_translate -co "
+                "SPARSE_OK=FALSE, if they stand for no data"
+            )
         if missing:
             raise ImageUnreadable("truncated TIFF: some of its pixels are missing")
 
@@ -135,7 +146,7 @@ class Page:
             return False
         if self.photometric == YCBCR:
             return self.compression in _JPEG and (self.bits, self.samples) == (8, 3)
-        if self._narrower_ranges() or self._has_unknown_channel():
+        if self._narrower_ranges() or self._has_unknown_channel() or self.stated_scale():
             return False
         # Pillow takes an untagged channel for alpha, and divides and multiplies by associated alpha.
         if self.photometric == RGB and self.samples > 3 and self.extra[:1] not in ((_UNSPECIFIED,), (_UNASSOCIATED,)):
@@ -159,6 +170,11 @@ class Page:
             ImageUnreadable: damaged, not convertible to RGB, or values with an unknown range.
         """
         self._check()
+        if scale := self.stated_scale():
+            raise ImageUnreadable(
+                f"it states {scale}: its numbers stand for others. Give --channels with the --value-range of the "
+                "numbers that are stored, or save these others, as floats in [0, 1]"
+            )
         samples = self._samples()
         if self.photometric == PALETTE:
             colours = self._colours(samples[..., 0])
@@ -232,6 +248,12 @@ class Page:
             if values.max() <= stated:
                 return None, f"{self.bits}-bit samples, but the tag {name} states a maximum of {stated}"
         return (0.0, float(2 ** (self.bits - (self.format == _SIGNED)) - 1)), ""
+
+    def stated_scale(self) -> str:
+        """Return the scale and offset of a band that GDAL's metadata state, if they change its values; else ""."""
+        found = _SCALE.findall(str(self.tag(_GDAL_METADATA) or ""))
+        stated = [(role, number) for role, number in found if float(number) != (role == "scale")]
+        return " and ".join(dict.fromkeys(f"the {role} {number}" for role, number in stated))
 
     def tag(self, number: int) -> object:
         """Return the value of a tag; None if there is none."""
@@ -344,6 +366,12 @@ def _has_second(pages: Any) -> bool:
         return bool(pages[1])
     except IndexError:
         return bool(pages[0].subifds)
+
+
+def _is_sparse(offsets: Sequence[int], counts: Sequence[int]) -> bool:
+    """Return whether some strips or tiles, but not all, have neither place nor bytes, as GDAL leaves out empty ones."""
+    empty = [offset == count == 0 for offset, count in zip(offsets, counts, strict=True)]
+    return any(empty) and not all(empty)
 
 
 def reason(error: Exception) -> str:

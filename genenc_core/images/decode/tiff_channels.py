@@ -119,6 +119,8 @@ def _samples(page: tiff.Page) -> Samples:
             raise ImageUnreadable(f"unsupported WhiteIsZero TIFF of {values.dtype}: convert it to BlackIsZero")
         values = ((1 << page.bits) - 1 - values).astype(values.dtype)
     known, doubt = page.known_range(values)
+    if scale := page.stated_scale():
+        known, doubt = None, f"it states {scale}: its numbers stand for others"
     return Samples(values, known, doubt, _no_data(page.tag(_GDAL_NODATA)))
 
 

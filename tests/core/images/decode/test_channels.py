@@ -3,7 +3,9 @@
 import contextlib
 import io
 import struct
+import sys
 import zlib
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -13,8 +15,9 @@ import tifffile
 import torch
 from PIL import Image
 
+import forked
 from genenc_core import spec
-from genenc_core.images.decode import channels, decoded, geometry
+from genenc_core.images.decode import channels, decode, decoded, geometry
 
 HEIGHT, WIDTH = 21, 34
 
@@ -324,3 +327,62 @@ def test_huge_values_that_are_not_the_stated_no_data_are_refused(stated: str) ->
     extra = [(42113, "s", 0, stated, True)] if stated else []
     with pytest.raises(decoded.ImageUnreadable, match=r"values of 3\.4e\+38 in channel 0, which stand for no data"):
         read(tiff(values[0], extratags=extra), 1, value_range=((0.0, 1.0),))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG", "TIFF"])
+def test_the_orientation_is_applied_once_and_told(kind: str, orientation: int) -> None:
+    drawn = Image.fromarray(pixels("uint8", 3).transpose(1, 2, 0))
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[274] = orientation
+    drawn.save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    found = channels.decode_channels(file.getvalue(), spec.Channels(count=3, chosen=(2, 1, 0)))
+    plain = decode.decode_image(file.getvalue())
+    assert (found.orientation, found.size) == (orientation, plain.size)
+    np.testing.assert_array_equal(np.rint(found.pixels.numpy() * 255), plain.pixels.numpy()[[2, 1, 0]])
+
+
+def gdal(role: str, number: float) -> list[Any]:
+    text = f'<GDALMetadata><Item name="{role.upper()}" sample="0" role="{role}">{number}</Item></GDALMetadata>'
+    return [(42112, "s", 0, text, True)]
+
+
+@pytest.mark.parametrize(("role", "number"), [("scale", 1e-4), ("offset", -0.1)])
+def test_numbers_that_stand_for_others_by_gdal_are_refused(role: str, number: float) -> None:
+    """As `scale_factor` of Zarr and HDF5 is."""
+    values = pixels("uint16", 1)[0]
+    data = tiff(values, extratags=gdal(role, number))
+    with pytest.raises(decoded.ImageUnreadable, match=f"it states the {role} {number}: its numbers stand for others"):
+        read(data, 1)
+    with pytest.raises(decoded.ImageUnreadable, match=f"it states the {role} {number}"):
+        decode.decode_image(data)
+    np.testing.assert_array_equal(read(data, 1, value_range=((0.0, 1.0),))[0], values)
+    without = tiff(values, extratags=gdal("scale", 1.0))
+    np.testing.assert_array_equal(decode.decode_image(without).pixels[0], decode.decode_image(tiff(values)).pixels[0])
+
+
+def test_tiles_that_were_never_written_are_told_from_truncation() -> None:
+    data = tiff(pixels("uint8", 1)[0], rowsperstrip=7)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        offsets, counts = (file.pages[0].tags[name].valueoffset for name in ("StripOffsets", "StripByteCounts"))
+        sizes = [file.pages[0].tags[name].dtype.value for name in ("StripOffsets", "StripByteCounts")]
+    sparse = bytearray(data)
+    for at, kind in zip((offsets, counts), sizes, strict=True):
+        sparse[at : at + (2 if kind == 3 else 4)] = bytes(2 if kind == 3 else 4)
+    with pytest.raises(decoded.ImageUnreadable, match=r"sparse TIFF: .* never written"):
+        decode.decode_image(bytes(sparse))
+
+
+def test_odd_tags_print_nothing(tmp_path: Path) -> None:
+    """In a process of its own: pytest handles the records of all loggers."""
+    written = tiff(pixels("float32", 1)[0], extratags=[(42113, "s", 0, "-3.4028234663852886e+38", True)])
+    (tmp_path / "a.tif").write_bytes(written)
+    program = f"""
+from pathlib import Path
+import forked
+from genenc_core import spec
+from genenc_core.images.decode import channels
+channels.decode_channels(Path({str(tmp_path / "a.tif")!r}).read_bytes(), spec.Channels(count=1))
+"""
+    done = forked.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
