@@ -379,7 +379,6 @@ def test_odd_tags_print_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(written)
     program = f"""
 from pathlib import Path
-import forked
 from genenc_core import spec
 from genenc_core.images.decode import channels
 channels.decode_channels(Path({str(tmp_path / "a.tif")!r}).read_bytes(), spec.Channels(count=1))
