@@ -441,6 +441,7 @@ class _Details:
         self.start = start
         self.unreadable: list[dict[str, Any]] = []
         self.changed: list[Any] = []
+        self.further_frames: list[int] = []
         self.input_sha256: list[str] = []
         self.copied: list[dict[str, Any]] = []
 
@@ -460,6 +461,7 @@ class _Details:
                 if item["row"] in new:
                     row = new[item["row"]]
                     kept.append({**item, "row": row, "image_id": self.image_ids[row - self.start]})
+        self.further_frames += [new[row] for row in old.get("further_frames", ()) if row in new]
         sha256 = list(old.get("input_sha256", ()))
         self.input_sha256 += [sha256[row] if row < len(sha256) else "" for row in at.tolist()]
         about = {name: old[name] for name in ("session", "started", "device") if name in old}
@@ -470,6 +472,7 @@ class _Details:
         return {
             "unreadable": self.unreadable,
             "changed_since_planned": self.changed,
+            **({"further_frames": sorted(self.further_frames)} if self.further_frames else {}),
             "points": dict(points),
             "input_sha256": self.input_sha256,
             "batch_sizes": {},

@@ -305,6 +305,7 @@ class ShardEncoder:
         self.digests = np.zeros(len(rows), dtype="S64")
         self.failures: list[Failure] = []
         self.changes: list[dict[str, object]] = []
+        self.with_further_frames: list[int] = []
         self.sizes: Counter[int] = Counter()
         self.seconds = dict.fromkeys(SECONDS, 0.0)
         self.copied_in = self.copied_out = 0.0
@@ -399,6 +400,7 @@ class ShardEncoder:
         self.changes += [
             {"row": row, "image_id": self._image_id(row), "change": change} for row, change in loaded.changes.items()
         ]
+        self.with_further_frames += loaded.rows[loaded.have_more].tolist()
         self.seconds["decode_workers"] += loaded.seconds.cpu
         self.seconds["read"] += loaded.seconds.reading
         self.seconds["decode"] += loaded.seconds.decoding
@@ -595,6 +597,7 @@ class ShardEncoder:
             "changed_since_planned": self.changes,
             "points": statuses.counts(statuses.written(statuses.POINTS), points),
             **region_counts(self.arrays),
+            **({"further_frames": self.with_further_frames} if self.with_further_frames else {}),
             "input_sha256": self.digests.astype(str).tolist(),
             "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},

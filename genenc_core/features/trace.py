@@ -301,7 +301,9 @@ class _Row:
         for key, words in (("started", "when its shard was encoded"), ("device", "the device that encoded it")):
             if found[key] is None:
                 self.unknown.append(f"{words}: it is not in the commit record")
+        further = made.details.get("further_frames", ())
         changed = [item for item in made.details.get("changed_since_planned", ()) if item.get("row") == self.row]
+        found |= {"further_frames": "of its file, which are not stored"} if self.row in further else {}
         return found | ({"changed_since_planned": changed[0]} if changed else {})
 
     def session(self) -> Section:

@@ -101,6 +101,7 @@ class _Details(pydantic.BaseModel):
     seconds: dict[str, pydantic.FiniteFloat]
     work: dict[str, pydantic.FiniteFloat] | None = None
     quantized: dict[str, _Loss] = {}
+    further_frames: list[pydantic.NonNegativeInt] = []
 
 
 def check_identity(identity: Any, *, subject: str) -> None:

@@ -121,6 +121,8 @@ class RunStatus:
     points: Mapping[str, int] = dataclasses.field(default_factory=dict)
     changed: int = 0
     """Rows stored from files that changed after planning, with `accept_changed`."""
+    further_frames: int = 0
+    """Rows of files that hold further frames or pages, which are not stored."""
     damaged: tuple[int, ...] = ()
     """Shards with damaged commit records; not included in the other counts."""
     bound: Bound | None = None

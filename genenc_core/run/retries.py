@@ -74,12 +74,14 @@ def _details(before: CommitRecord, tried: Sequence[int], healed: set[int], done:
         digests[row - before.rows[0]] = digest
     again = {item["row"] for item in failed}
     kept = [item for item in old["unreadable"] if item["row"] not in healed | again]
+    further = sorted({*old.get("further_frames", ()), *_sequence(new.get("further_frames", ()))})
     return {
         **old,  # keep `seconds` and `work`: a few retried rows are not representative of the run's speed
         "unreadable": sorted([*kept, *failed], key=lambda item: item["row"]),
         "changed_since_planned": [*old.get("changed_since_planned", ()), *changed],
         "input_sha256": digests,
         "batch_sizes": dict(Counter(old["batch_sizes"]) + Counter(_mapping(new["batch_sizes"]))),
+        **({"further_frames": further} if further else {}),
         "healed": sorted(healed),
         **{name: new[name] for name in ("source",) if name in new},  # of probes: what was read this time
     }

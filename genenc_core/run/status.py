@@ -73,6 +73,8 @@ class Survey:
     """Of a probe set: what has become of its source, as text."""
     dataset: str | None = None
     """The dataset that the run is a part of."""
+    first_with_further_frames: str | None = None
+    """The first image whose file holds further frames."""
 
 
 def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool = True) -> Survey:
@@ -106,11 +108,13 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         points={each.name: points[each.name] for each in statuses.written(statuses.POINTS) if points[each.name]},
         regions={each.name: regions[each.name] for each in statuses.written(statuses.REGIONS) if regions[each.name]},
         changed=sum(line.changed for line in lines.values()),
+        further_frames=sum(line.further[0] for line in lines.values() if line.further),
         damaged=tuple(sorted(damaged)),
         bound=bound.find((line.seconds, line.work) for line in lines.values() if line.work),
         quantized=quantized.losses(folder.store.plan.arrays, (line.quantized for line in lines.values())),
     )
     fit = str(folder.identity["preprocessing"]["fit"])
+    first = min((line.further[1] for line in lines.values() if line.further), default=None)
     return Survey(
         status=found,
         fit=fit,
@@ -124,6 +128,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         is_probe_set=folder.is_probe_set,
         source=tuple(probe_source.notes(folder)) if folder.is_probe_set else (),
         dataset=folder.dataset,
+        first_with_further_frames=None if first is None else folder.manifest.read(first, first + 1).image_ids[0],
     )
 
 
@@ -478,6 +483,11 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
             )
     if status.changed:
         lines.append(f"{status.changed} stored from files that changed since the run was planned")
+    if status.further_frames:
+        lines.append(
+            f"{plural(status.further_frames, 'image')} stored from files with further frames or pages, which are not, "
+            f"such as {found.first_with_further_frames!r}: --frames all takes the pages of TIFFs"
+        )
     if status.points:
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in status.points.items())
         lines.append(f"points: {counts}")

@@ -47,6 +47,8 @@ class Line(NamedTuple):
     """`quantized.line`; empty without products that are stored as integers."""
     regions: Mapping[str, int] = MappingProxyType({})
     """Empty without regions."""
+    further: Sequence[int] = ()
+    """How many rows are of files with further frames, and the first of them; empty without any."""
 
     @classmethod
     def of(cls, record: CommitRecord) -> "Line":
@@ -61,6 +63,7 @@ class Line(NamedTuple):
             work=list(Work.of(details) or ()),
             quantized=quantized.line(details),
             regions=details.get("regions", {}),
+            further=[len(further), min(further)] if (further := details.get("further_frames")) else [],
         )
 
 
@@ -161,7 +164,7 @@ def _gc_paused() -> Iterator[None]:
 
 def _written(record: CommitRecord, stamp: Stamp) -> str:
     line = Line.of(record)
-    rest: list[Any] = [line.changed, line.work, line.quantized, dict(line.regions)]
+    rest: list[Any] = [line.changed, line.work, line.quantized, dict(line.regions), list(line.further)]
     while rest and not rest[-1]:
         rest.pop()
     counts = [
@@ -199,6 +202,8 @@ def _sane(line: Line) -> bool:
     if type(line.points) is not dict or type(line.seconds) is not dict:
         return False
     if not quantized.is_line(line.quantized) or (line.regions and type(line.regions) is not dict):
+        return False
+    if type(line.further) not in (tuple, list) or [*map(type, line.further)] not in ([], [int, int]):
         return False
     if len(line.work) not in (0, len(Work._fields)):
         return False

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import errno
+import io
 import os
 import stat
 import time
@@ -17,7 +18,7 @@ from genenc_core import spec
 from genenc_core.images.containers import kinds
 from genenc_core.images.containers.container import Content, Mark
 from genenc_core.images.containers.reader import ContainerReader
-from genenc_core.images.decode import channels, decode, decoded, geometry
+from genenc_core.images.decode import channels, decode, decoded, further, geometry
 from genenc_core.images.decode.limits import MAX_BYTES, Limits
 from genenc_core.images.sources import file_stamps
 from genenc_core.system import digests
@@ -61,6 +62,8 @@ class LoadedImage:
     """Category of the failure."""
     stamp: file_stamps.Stamp | None = None
     """Times of a file of the planned size, else None."""
+    has_more: bool = False
+    """Whether the file holds further frames or pages, which are not in the pixels."""
 
 
 class Request(NamedTuple):
@@ -159,6 +162,7 @@ class Reader:
             failure=None,
             changed=file.changed,
             stamp=file.stamp,
+            has_more=further.has_more(io.BytesIO(file.data), self._channels),
         )
 
     def _explained(self, request: Request, error: Exception) -> Exception:

@@ -44,6 +44,7 @@ RECORD = np.dtype(
         ("hashed", np.uint8),
         ("stamp", STAMP),
         ("on_gpu", np.uint8),
+        ("has_more", np.uint8),
     ]
 )
 """Record of a row that was read; `affine` is scale x, scale y, offset x, offset y."""
@@ -305,6 +306,7 @@ def _read(
             bool(loaded.sha256),
             *(loaded.stamp or NO_STAMP.item()),
             image is not None,
+            loaded.has_more,
         )
     waited = reader.seconds - read_before
     seconds = Seconds(time.thread_time() - cpu, waited, time.perf_counter() - began - waited)

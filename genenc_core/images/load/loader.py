@@ -52,8 +52,8 @@ class LoadedBatch:
 
     `rows` int64 `[n]` of the images; `heights`, `widths` int32 `[n]` of the upright sources in pixels; `orientations`
     uint8 `[n]`, EXIF, already applied; `affines` float64 `[n, 4]`, source to model pixels: scale x and y, offset x
-    and y; `on_gpu` bool `[n]`: decoded on a GPU. `parts`: their pixels, `[k, C, H, W]` each, `n` in total: uint8 RGB,
-    or float32 of other channels.
+    and y; `on_gpu` bool `[n]`: decoded on a GPU; `have_more` bool `[n]`: their files hold further frames. `parts`:
+    their pixels, `[k, C, H, W]` each, `n` in total: uint8 RGB, or float32 of other channels.
     `seen` int64 `[m]`: all rows that were tried, with the `sha256` S64 `[m]` of their files (empty if none) and
     `stamps`, STAMP `[m]`.
     `unreadable`: rows without pixels; `changes`: row -> how the file of an image differs from the planned one.
@@ -68,6 +68,7 @@ class LoadedBatch:
         self.heights, self.widths = records["height"], records["width"]
         self.orientations, self.affines = records["orientation"], records["affine"]
         self.on_gpu = records["on_gpu"].astype(bool)
+        self.have_more = records["has_more"].astype(bool)
         self.seen = np.concatenate([each.seen for each in results])
         self.sha256 = np.concatenate([each.sha256 for each in results])
         self.stamps = np.concatenate([each.stamps for each in results])

@@ -3,27 +3,15 @@
 import os
 import random
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import tifffile
-from PIL import GifImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from genenc_core import spec
-from genenc_core.images.decode import tiff, tiff_channels
+from genenc_core.images.decode import further
 from genenc_core.images.sources import folders, manifest
 
 SAMPLED_FILES = 64
 """Files to check, evenly spread over the manifest; at most twice as many are."""
-_PLUGINS: Mapping[str, Any] = {
-    **dict.fromkeys((".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
-    ".gif": GifImagePlugin.GifImageFile,
-    ".webp": WebPImagePlugin.WebPImageFile,
-}
-_EXTENSIONS = (*_PLUGINS,)
-_NEW_SUBFILE_TYPE = 254
-_REDUCED_OR_MASK = 1 | 4
+_EXTENSIONS = (".tif", ".tiff", ".gif", ".webp")
 
 
 class MultipleFrames(UserWarning):
@@ -57,7 +45,7 @@ def _sample(listed: manifest.Manifest) -> list[str]:
     seen, size, wanted = 0, 1, 0
     for batch in listed.iter_columns(["path"]):
         for path in batch.column(0).to_pylist():
-            if not path.lower().endswith(_EXTENSIONS) or os.path.splitext(path)[1].lower() not in _PLUGINS:  # noqa: PTH122
+            if not path.lower().endswith(_EXTENSIONS):
                 continue
             if seen == wanted:
                 kept.append(path)
@@ -70,20 +58,10 @@ def _sample(listed: manifest.Manifest) -> list[str]:
 
 
 def _has_more(path: str, channels: spec.Channels | None) -> bool:
-    plugin = _PLUGINS[Path(path).suffix.lower()]
     try:
         if not Path(path).is_file():  # opening a pipe would block
             return False
-        if plugin is TiffImagePlugin.TiffImageFile:
-            with tifffile.TiffFile(path) as file:
-                if channels is not None:
-                    return tiff_channels.Layout.of(file).frames > 1
-                if tiff.has_planes_behind(file):
-                    return True
-        with plugin(path) as image:
-            image.seek(1)
-            # Reduced versions and masks of the first page do not count.
-            kind = image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) if isinstance(image, TiffImagePlugin.TiffImageFile) else 0
-            return not int(kind) & _REDUCED_OR_MASK
-    except Exception:  # seeking past the only frame fails; damaged files are reported by the run
+        with Path(path).open("rb") as file:
+            return further.has_more(file, channels)
+    except OSError:  # which the run reports
         return False

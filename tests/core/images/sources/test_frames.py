@@ -1,5 +1,6 @@
 """Files with several frames or pages are named when a run is made; the first of each counts."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,12 @@ import pytest
 import tifffile
 from PIL import Image
 
+import pictures
+from genenc_core.cli import state
+from genenc_core.images.decode import further
 from genenc_core.images.sources import frames, image_source, manifest
+from genenc_core.run import driver, parameters
+from genenc_core.run.folder import RunFolder
 
 PAGE = np.zeros((16, 16), np.uint8)
 
@@ -95,3 +101,38 @@ def test_kinds_of_files_that_alternate_are_all_sampled(tmp_path: Path, monkeypat
             assert numbers[-1] > 0.9 * number
             for period in (2, 4, 8):
                 assert {each % period for each in numbers} == {*range(period)}
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("layout", [{}, {"tile": (16, 16)}, {"rowsperstrip": 8, "compression": "zlib"}])
+def test_every_kind_of_tiff(tmp_path: Path, byteorder: str, *, bigtiff: bool, layout: dict[str, object]) -> None:
+    pages = np.random.default_rng(0).integers(0, 255, (3, 64, 48), np.uint8)
+    for count in (1, 3):
+        path = tmp_path / f"{count}.tif"
+        with tifffile.TiffWriter(path, byteorder=byteorder, bigtiff=bigtiff) as file:
+            for page in pages[:count]:
+                file.write(page, photometric="minisblack", contiguous=False, **layout)
+        with path.open("rb") as opened:
+            assert further.has_more(opened, None) == (count > 1)
+
+
+def test_each_file_is_looked_at_as_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(frames, "_sample", lambda _: [])
+    photos = pictures.write_folder(tmp_path / "photos", 3)
+    for name in ("a.tif", "d.tif"):
+        tifffile.imwrite(photos / name, np.zeros((2, 32, 32), np.uint8), photometric="minisblack")
+    given = {"images": str(photos), "model": "tiny_models:conv", "weights": "random:0", "image_size": "32"}
+    made = driver.extract(parameters.ExtractParameters.model_validate({**given, "out": str(tmp_path / "run")}))
+    assert (made.status.further_frames, made.status.unreadable) == (2, 0)
+    assert state.status(tmp_path / "run", as_json=False) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 images stored from files with further frames or pages, which are not, such as 'a.tif'" in said
+    record = RunFolder(tmp_path / "run").store.record(0)
+    assert record is not None
+    assert record.details["further_frames"] == [0, 1]
+    (tmp_path / "run/provenance/tally.jsonl").unlink()
+    assert state.status(tmp_path / "run", as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["further_frames"] == 2
