@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from genenc_core.run import quantized
+from genenc_core.run import decisions, quantized
 from genenc_core.run.bound import Work
 from genenc_core.store import store_keys
 from genenc_core.store.backends.local import LocalObjects
@@ -47,6 +47,8 @@ class Line(NamedTuple):
     """`quantized.line`; empty without products that are stored as integers."""
     regions: Mapping[str, int] = MappingProxyType({})
     """Empty without regions."""
+    decided: Sequence[float] = ()
+    """`decisions.line`; empty unless the run is reproducible."""
 
     @classmethod
     def of(cls, record: CommitRecord) -> "Line":
@@ -61,6 +63,7 @@ class Line(NamedTuple):
             work=list(Work.of(details) or ()),
             quantized=quantized.line(details),
             regions=details.get("regions", {}),
+            decided=decisions.line(details),
         )
 
 
@@ -161,7 +164,7 @@ def _gc_paused() -> Iterator[None]:
 
 def _written(record: CommitRecord, stamp: Stamp) -> str:
     line = Line.of(record)
-    rest: list[Any] = [line.changed, line.work, line.quantized, dict(line.regions)]
+    rest: list[Any] = [line.changed, line.work, line.quantized, dict(line.regions), list(line.decided)]
     while rest and not rest[-1]:
         rest.pop()
     counts = [
@@ -199,6 +202,8 @@ def _sane(line: Line) -> bool:
     if type(line.points) is not dict or type(line.seconds) is not dict:
         return False
     if not quantized.is_line(line.quantized) or (line.regions and type(line.regions) is not dict):
+        return False
+    if not decisions.is_line(line.decided):
         return False
     if len(line.work) not in (0, len(Work._fields)):
         return False
