@@ -20,7 +20,7 @@ from genenc_flows import dataset, extraction, model
 
 OF_MODEL = ("model", "weights", "weights_key", "image_size", "layers")
 """Options that an exported file has; what was asked for is recorded beside it."""
-OF_OTHERS = ("backend", "precision", "compile")
+OF_OTHERS = ("backend", "precision", "compile", "reproducible")
 """Options that an exported file does not take."""
 
 

@@ -12,6 +12,7 @@ from genenc_core import errors
 from genenc_core.encoding import batch_size, encoder_threads, post_encoder, products, quantization
 from genenc_core.encoding.device import Device, device_for
 from genenc_core.encoding.region_batches import RegionBatch
+from genenc_core.encoding.reproducible import Decided, Reproducible
 
 _NOISE_IMAGES = 8
 _Result = TypeVar("_Result")
@@ -23,7 +24,8 @@ class Reduced:
 
     `arrays` has `[B, ...]` per stored array of a product in its type, of regions `[R, ...]`; `exact` has float32
     `[n, ...]` per product that is stored as integers, of the batch's n sampled rows; `finite` bool `[B]` is false if an
-    output was NaN or infinite; `sizes` are the batch sizes used; the times are those of this batch.
+    output was NaN or infinite; `sizes` are the batch sizes used; the times are those of this batch. `decided`: how
+    the values of a reproducible run were.
     """
 
     arrays: dict[str, np.ndarray]
@@ -34,6 +36,7 @@ class Reduced:
     reduce_seconds: float
     copy_out_seconds: float
     exact: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    decided: Decided | None = None
 
 
 def sampled(of_images: Mapping[str, torch.Tensor], regions: RegionBatch | None) -> dict[str, torch.Tensor]:
@@ -87,6 +90,9 @@ def joined(parts: Sequence[Reduced]) -> Reduced:
         reduce_seconds=sum(part.reduce_seconds for part in parts),
         copy_out_seconds=sum(part.copy_out_seconds for part in parts),
         exact={name: np.concatenate([part.exact[name] for part in parts]) for name in parts[0].exact},
+        decided=sum((part.decided for part in parts if part.decided is not None), start=Decided())
+        if parts[0].decided is not None
+        else None,
     )
 
 
@@ -163,6 +169,7 @@ class _Launched:
     too_large: dict[str, torch.Tensor]
     exact: dict[str, torch.Tensor]
     finite: torch.Tensor
+    decided: Decided | None
     sizes: tuple[int, ...]
     begun: Any
     arrived: Any
@@ -211,11 +218,13 @@ class Engine:
         *,
         fixed: bool = False,
         side_by_side: int = 1,
+        reproducible: Reproducible | None = None,
     ) -> None:
         """Start the engine's threads.
 
         `fixed`: pad every batch to the current size, for an encoder with a fixed batch size. `side_by_side` above 1
-        requires an encoder that may be called from several threads at once.
+        requires an encoder that may be called from several threads at once. `reproducible`: what is stored is decided
+        by it.
         """
         self.encoder = encoder
         self.products = tuple(wanted)
@@ -225,6 +234,7 @@ class Engine:
         """One image that was encoded successfully; if it fails later, the encoder is at fault."""
         self.device = device or device_for(encoder.device)
         self.side_by_side = side_by_side
+        self.reproducible = reproducible
         self._threads = encoder_threads.CallThreads(encoder.device, side_by_side)
         self._compute_lock = encoder_threads.ComputeLock()
 
@@ -316,15 +326,15 @@ class Engine:
         with device.stage("compute"):
             device.follow(arrived, pixels, points, valid, *(() if view is None else (view,)), *kept.values())
             started = device.mark()
-            images = unit_range(padded(pixels, self.sizer.size if self.fixed else self.sizer.bounds.min))
+            least = self.sizer.size if self.fixed else self.sizer.bounds.min
+            images = unit_range(padded(pixels, least), getattr(self.encoder, "dtype", torch.float32))
             outputs = self.encoder(images)
             encoded = device.mark()
             values, finite = self._reduce(outputs, points, valid, view, batch.regions, count)
-            stored: dict[str, torch.Tensor] = {}
+            arrays, decided = self._stored(batch, values, finite)
+            stored = {name: clone_if_aliased(array, outputs) for name, array in arrays.items()}
             too_large: dict[str, torch.Tensor] = {}
             for product in self.products:
-                arrays = quantization.stored(product, values[product.name])
-                stored |= {name: clone_if_aliased(array, outputs) for name, array in arrays.items()}
                 largest = quantization.largest_lost(product, values[product.name], arrays)
                 too_large |= {} if largest is None else {product.name: largest}
             exact = {name: values[name].index_select(0, rows).float() for name, rows in kept.items()}
@@ -337,6 +347,7 @@ class Engine:
                 too_large={name: device.download(too_large[name]) for name in too_large},
                 exact={name: device.download(exact[name]) for name in exact},
                 finite=device.download(finite),
+                decided=decided,
                 sizes=self.encoder.calls if isinstance(self.encoder, Rebatching) else (len(images),),
                 begun=begun,
                 arrived=arrived,
@@ -346,6 +357,32 @@ class Engine:
                 returning=returning,
                 done=device.mark(),
             )
+
+    def _stored(
+        self, batch: Batch, values: Mapping[str, torch.Tensor], finite: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], Decided | None]:
+        """Return what is stored of a batch's values, and how it was decided; `finite` may be updated."""
+        if self.reproducible is None:
+            arrays: dict[str, torch.Tensor] = {}
+            for product in self.products:
+                arrays |= quantization.stored(product, values[product.name])
+            return arrays, None
+        return self.reproducible.stored(
+            self.products, values, finite, lambda row: self.exact_values(batch.part(row, row + 1))
+        )
+
+    @torch.inference_mode()
+    def exact_values(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return a batch's values of all products in float64, and which images' are finite; for reproducible runs."""
+        assert self.reproducible is not None
+        outputs = self.reproducible.encoder(unit_range(batch.pixels, torch.float64))
+        return self._reduce(outputs, batch.points, batch.valid, batch.view, batch.regions, len(batch))
+
+    @torch.inference_mode()
+    def plain_values(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return a batch's values of all products as the engine's encoder computes them."""
+        outputs = self.encoder(unit_range(batch.pixels))
+        return self._reduce(outputs, batch.points, batch.valid, batch.view, batch.regions, len(batch))[0]
 
     def _reduce(
         self,
@@ -365,10 +402,12 @@ class Engine:
         for product in self.products:
             points_on_map = dataclasses.replace(where, cells=product.cells)
             value = product.pipeline.apply(outputs[product.slot][:count], points_on_map)
+            # What float32 cannot hold is not finite, in whatever type it was computed.
+            narrow = value.float() if value.dtype == torch.float64 else value
             if product.needs_regions:
-                finite &= finite_images(value, regions, count)
+                finite &= finite_images(narrow, regions, count)
             else:
-                finite &= finite_rows(value, valid if product.needs_points else None)
+                finite &= finite_rows(narrow, valid if product.needs_points else None)
             values[product.name] = value
         return values, finite
 
@@ -386,6 +425,7 @@ class Engine:
             arrays={name: value.numpy() for name, value in item.values.items()},
             exact={name: value.numpy() for name, value in item.exact.items()},
             finite=item.finite.numpy(),
+            decided=item.decided,
             sizes=item.sizes,
             copy_in_seconds=self.device.seconds(item.begun, item.arrived),
             encode_seconds=self.device.seconds(item.started, item.encoded),
@@ -394,9 +434,9 @@ class Engine:
         )
 
 
-def unit_range(pixels: torch.Tensor) -> torch.Tensor:
-    """Return uint8 pixels as float32 in [0, 1], and float32 ones as a copy, which an encoder may overwrite."""
-    return pixels.float().div_(255.0) if pixels.dtype == torch.uint8 else pixels.clone()
+def unit_range(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return uint8 pixels as floats in [0, 1], and float32 ones as a copy, which an encoder may overwrite."""
+    return pixels.to(dtype).div_(255.0) if pixels.dtype == torch.uint8 else pixels.to(dtype, copy=True)
 
 
 def channels_of(encoder: object) -> int:

@@ -80,11 +80,12 @@ def make(arguments: Mapping[str, str], point_count: int) -> PostEncoder:
 
 def _bilinear(features: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
     height, width = features.shape[2:]
-    # The grid is computed in float64 and used in float32; in half precision it would be off by whole cells.
+    # The grid is computed in float64 and used in float32 or float64; in half precision it would be off by whole cells.
+    wide = torch.promote_types(features.dtype, torch.float32)
     axes = [2.0 * cells[..., axis] / (size - 1) - 1.0 for axis, size in enumerate((width, height))]
-    grid = torch.stack(axes, -1).to(torch.float32)
+    grid = torch.stack(axes, -1).to(wide)
     sampled = functional.grid_sample(
-        features.float(), grid[:, :, None], mode="bilinear", padding_mode="border", align_corners=True
+        features.to(wide), grid[:, :, None], mode="bilinear", padding_mode="border", align_corners=True
     )
     return sampled[..., 0].transpose(1, 2).to(features.dtype)
 

@@ -84,11 +84,11 @@ class RoiAlign:
         values = features.new_full((count, features.shape[1], side, side), math.nan)
         if regions is not None and points is not None and regions.valid.any():
             at = np.flatnonzero(regions.valid)
-            boxes = regions.on_map(points.cells_of(features), (features.shape[2], features.shape[3]))[at]
-            rois = np.column_stack([regions.image[at], _with_sides(boxes, (features.shape[3], features.shape[2]))])
-            aligned = ops.roi_align(
-                features.float().contiguous(), _upload(rois.astype(np.float32), features.device), side, aligned=True
-            )
+            found = regions.on_map(points.cells_of(features), (features.shape[2], features.shape[3]))[at]
+            rois = np.column_stack([regions.image[at], _with_sides(found, (features.shape[3], features.shape[2]))])
+            wide = torch.promote_types(features.dtype, torch.float32)
+            boxes = _upload(rois, features.device).to(wide)
+            aligned = ops.roi_align(features.to(wide).contiguous(), boxes, side, aligned=True)
             values[_upload(at, features.device)] = aligned.to(features.dtype)
         return values.flatten(1) if self.size is None else values
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from genenc_core import errors, spec, statuses, stored_arrays, text
-from genenc_core.encoding import cancellation, engine, products, quantization, stages
+from genenc_core.encoding import cancellation, engine, products, quantization, reproducible, stages
 from genenc_core.encoding.engine import Reduced
 from genenc_core.encoding.region_batches import RegionBatch, ShardRegions
 from genenc_core.images.decode import geometry, load_image
@@ -307,6 +307,7 @@ class ShardEncoder:
         self.changes: list[dict[str, object]] = []
         self.with_further_frames: list[int] = []
         self.sizes: Counter[int] = Counter()
+        self.decided = reproducible.Decided()
         self.seconds = dict.fromkeys(SECONDS, 0.0)
         self.copied_in = self.copied_out = 0.0
         self.control = cancellation.current()
@@ -564,6 +565,7 @@ class ShardEncoder:
             self.arrays[POINT_STATUS][at] = point_status
         self.status[at] = statuses.OK
         self.sizes.update(reduced.sizes)
+        self.decided += reduced.decided or reproducible.Decided()
         self.copied_in += reduced.copy_in_seconds
         self.copied_out += reduced.copy_out_seconds
         self.seconds["copy"] = max(self.copied_in, self.copied_out)
@@ -602,6 +604,7 @@ class ShardEncoder:
             "batch_sizes": {str(size): count for size, count in sorted(self.sizes.items())},
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             **self.sample.details(self.arrays, self.status),
+            **({} if self.runner.reproducible is None else {"reproducible": dataclasses.asdict(self.decided)}),
         }
 
 

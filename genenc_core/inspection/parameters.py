@@ -92,6 +92,6 @@ OF_MODEL = (
     *("like", "weights", "weights_key", "layers", "products", "maps", "device", "batch_size", "mean", "std"),
     *("antialias", "resampling", "crop_share"),
     *("canvas", "tile_overlap", "tile_trim", "tile_blend", "dtype", "backend", "precision", "compile", "models"),
-    "output_shape",
+    *("reproducible", "output_shape"),
 )
 """Options that say nothing about images and labels alone."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from genenc_core import errors, text
 from genenc_core.encoding import batch_size, cancellation, encoder_threads, engine, products, tiling
-from genenc_core.run import load_order, model_cache, outputs_check, records, tiles
+from genenc_core.run import decisions, load_order, margins, model_cache, outputs_check, records, tiles
 from genenc_core.run.folder import RunFolder, batch_size_key
 from genenc_core.runtime import backends
 from genenc_core.store.backends.objects import join
@@ -35,6 +35,10 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
     plan = folder.tiles
     parsed, wanted = tiles.recorded_products(folder, model.spec)
     points = len(folder.manifest.point_names)
+    decides = None
+    if decisions.KEY in folder.identity:
+        cancellation.current().on_phase("comparing float32 with float64")
+        encoder, decides = margins.encoder_of(folder, encoder, wanted)
     bounds = batch_size.Bounds.of(model.spec.resolved_batch_mode())
     sizer = batch_size.BatchSizer(bounds, 1)
     known = _KnownSize(folder, options, bounds, device)
@@ -64,6 +68,7 @@ def make_engine(folder: RunFolder, options: records.Options) -> engine.Engine:
         runner.sizer.size = together
         words = f"tiles {plan.describe()}, {sizer.size} per batch, from {together} images at a time"
     sizer.on_shrink = known.shrink
+    runner.reproducible = decides
     cancellation.current().on_phase("encoding")
     LOGGER.info("%s on %s (%s), %s", text.title(model.spec.model_id), device, folder.backend, words)
     return runner

@@ -43,6 +43,13 @@ class _Execution(pydantic.BaseModel):
     compile: bool = False
 
 
+class _Reproducible(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    rule: int
+    tensors: str
+
+
 class _Cells(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -68,6 +75,7 @@ class _Identity(pydantic.BaseModel):
     preprocessing: spec.Preprocessing
     tiles: _Tiles | None = None
     execution: _Execution | None = None
+    reproducible: _Reproducible | None = None
     products: list[str]
     cells: dict[str, _Cells] | None = None
     points_scale: Annotated[str, pydantic.AfterValidator(_is_scale)] | None = None
@@ -92,6 +100,16 @@ class _Loss(pydantic.BaseModel):
     recall_at_10: pydantic.FiniteFloat | None
 
 
+class _Decided(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+
+    images: pydantic.NonNegativeInt
+    again: pydantic.NonNegativeInt
+    by_rule: pydantic.NonNegativeInt
+    undecided: pydantic.NonNegativeInt
+    used: pydantic.FiniteFloat
+
+
 class _Details(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True)
 
@@ -102,6 +120,7 @@ class _Details(pydantic.BaseModel):
     work: dict[str, pydantic.FiniteFloat] | None = None
     quantized: dict[str, _Loss] = {}
     further_frames: list[pydantic.NonNegativeInt] = []
+    reproducible: _Decided | None = None
 
 
 def check_identity(identity: Any, *, subject: str) -> None:

@@ -316,6 +316,13 @@ class ExtractParameters(options.Parameters):
     dtype: choices.StoredType = option(
         "float32", help="How vectors are stored; int8, uint8: with a scale per vector, maps too.", group=PRODUCTS
     )
+    reproducible: bool = option(
+        False,
+        help="Store the same bytes on any CPU, batch size and number of threads; part of what the run means.",
+        group=PRODUCTS,
+        usually="no-reproducible",
+        negatable=True,
+    )
     shard_rows: int | None = option(
         None,
         help="Images per shard.",

@@ -36,6 +36,7 @@ from genenc_core.models import state_files, weights
 from genenc_core.run import channels as run_channels
 from genenc_core.run import (
     map_cells,
+    margins,
     model_cache,
     model_files,
     out_folder,
@@ -47,6 +48,7 @@ from genenc_core.run import (
     tiles,
 )
 from genenc_core.run import parameters as run_parameters
+from genenc_core.run.decisions import KEY as REPRODUCIBLE
 from genenc_core.run.folder import (
     CELLS,
     MANIFEST,
@@ -100,6 +102,8 @@ class Design:
     input evenly."""
     outputs: Mapping[str, object] | None = None
     """Fingerprint of the model's outputs, from `outputs_check.sketch`."""
+    reproducible: Mapping[str, object] | None = None
+    """What a run depends on whose bytes are the same anywhere, from `margins.identity`; None for others."""
 
 
 def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
@@ -375,6 +379,9 @@ def make_design(
         )
         warnings.warn(message, SlotsNotStored, stacklevel=3)
     return Design(
+        reproducible=margins.identity(given, model, built, preprocessing, new=run is None)
+        if given.reproducible
+        else None,
         model=model,
         preprocessing=preprocessing,
         products=built,
@@ -531,6 +538,7 @@ def _meaning(design: Design, points_scale: PointsScale, artifact: object) -> dic
         "artifact": artifact,
         "preprocessing": design.preprocessing.model_dump(mode="json"),
         **({"execution": design.model.execution.identity()} if design.model.execution.identity() else {}),
+        **({} if design.reproducible is None else {REPRODUCIBLE: dict(design.reproducible)}),
         **({} if design.tiles is None else {"tiles": design.tiles.identity()}),
         "products": [product.text for product in design.products],
         **({} if design.cells is None else {CELLS: {name: at.as_json() for name, at in design.cells.items()}}),

@@ -12,6 +12,7 @@ from genenc_core import errors
 from genenc_core.models import trust
 from genenc_core.run import bound, parameters
 from genenc_core.run.bound import Bound, Work
+from genenc_core.run.decisions import Decisions
 from genenc_core.run.quantized import Loss
 from genenc_core.store import documents
 from genenc_core.store.backends import objects as objects_module
@@ -131,6 +132,8 @@ class RunStatus:
     """What is lost of the products that are stored as integers, by name."""
     regions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """State of the regions, as `region_status` names it -> count; empty without regions."""
+    decided: Decisions | None = None
+    """How the values of a reproducible run were decided; None of others."""
 
     @property
     def pending(self) -> int:

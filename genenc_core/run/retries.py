@@ -10,6 +10,7 @@ from genenc_core import statuses, stored_arrays
 from genenc_core.encoding import shard_encoding
 from genenc_core.encoding.shard_encoding import EncodedShard
 from genenc_core.run import status
+from genenc_core.run.decisions import KEY, joined
 from genenc_core.store import layout
 from genenc_core.store.commit_record import CommitRecord
 
@@ -84,6 +85,7 @@ def _details(before: CommitRecord, tried: Sequence[int], healed: set[int], done:
         **({"further_frames": further} if further else {}),
         "healed": sorted(healed),
         **{name: new[name] for name in ("source",) if name in new},  # of probes: what was read this time
+        **({KEY: joined([old[KEY], _mapping(new[KEY])])} if KEY in old and KEY in new else {}),
     }
 
 

@@ -13,6 +13,7 @@ from genenc_core.images.labels.scale import PointsScale
 from genenc_core.images.sources import folders
 from genenc_core.run import (
     bound,
+    decisions,
     identity,
     integrity,
     out_folder,
@@ -112,6 +113,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         damaged=tuple(sorted(damaged)),
         bound=bound.find((line.seconds, line.work) for line in lines.values() if line.work),
         quantized=quantized.losses(folder.store.plan.arrays, (line.quantized for line in lines.values())),
+        decided=decisions.decisions(line.decided for line in lines.values()),
     )
     fit = str(folder.identity["preprocessing"]["fit"])
     first = min((line.further[1] for line in lines.values() if line.further), default=None)
@@ -502,6 +504,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
         lines.append(f"  the coordinates of the points file were {scale.describe()}")
     lines += label_lines(found.labels)
     lines += [f"{name}: {loss.words}" for name, loss in status.quantized.items() if status.committed]
+    lines += [] if status.decided is None else [f"reproducible: {status.decided.words}"]
     lines += _region_lines(found)
     if found.left_out:
         lines.append(f"left out: {folders.describe(found.left_out)}")

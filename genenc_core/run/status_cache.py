@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from genenc_core.run import quantized
+from genenc_core.run import decisions, quantized
 from genenc_core.run.bound import Work
 from genenc_core.store import store_keys
 from genenc_core.store.backends.local import LocalObjects
@@ -49,6 +49,8 @@ class Line(NamedTuple):
     """Empty without regions."""
     further: Sequence[int] = ()
     """How many rows are of files with further frames, and the first of them; empty without any."""
+    decided: Sequence[float] = ()
+    """`decisions.line`; empty unless the run is reproducible."""
 
     @classmethod
     def of(cls, record: CommitRecord) -> "Line":
@@ -64,6 +66,7 @@ class Line(NamedTuple):
             quantized=quantized.line(details),
             regions=details.get("regions", {}),
             further=[len(further), min(further)] if (further := details.get("further_frames")) else [],
+            decided=decisions.line(details),
         )
 
 
@@ -164,7 +167,8 @@ def _gc_paused() -> Iterator[None]:
 
 def _written(record: CommitRecord, stamp: Stamp) -> str:
     line = Line.of(record)
-    rest: list[Any] = [line.changed, line.work, line.quantized, dict(line.regions), list(line.further)]
+    further, decided = list(line.further), list(line.decided)
+    rest: list[Any] = [line.changed, line.work, line.quantized, dict(line.regions), further, decided]
     while rest and not rest[-1]:
         rest.pop()
     counts = [
@@ -204,6 +208,8 @@ def _sane(line: Line) -> bool:
     if not quantized.is_line(line.quantized) or (line.regions and type(line.regions) is not dict):
         return False
     if type(line.further) not in (tuple, list) or [*map(type, line.further)] not in ([], [int, int]):
+        return False
+    if not decisions.is_line(line.decided):
         return False
     if len(line.work) not in (0, len(Work._fields)):
         return False

@@ -25,6 +25,7 @@ from genenc_core.run import (
     engine_setup,
     gpu_pixels,
     load_order,
+    margins,
     outputs_check,
     records,
     retries,
@@ -317,6 +318,7 @@ class Worker:
                     prepare_memory=self._engine.device.page_lock,
                 )
                 accuracy.measure(self.folder, self.options, self._engine, self._loader)
+                margins.measure(self._engine, self._loader, self.folder.store.plan.rows)
                 self._watch = outputs_check.Watch(self.folder, self._engine, self.options, modules=modules)
             return self._engine, self._loader
 

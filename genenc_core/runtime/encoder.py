@@ -1,8 +1,10 @@
 """The `Encoder` for eager modules and artifacts, which checks the inputs and outputs of every call."""
 
+import copy
 from typing import Literal
 
 import torch
+from torch import nn
 
 from genenc_core import errors, spec
 from genenc_core.runtime import describe
@@ -27,10 +29,11 @@ class Encoder:
         tf32: bool = False,
         concurrent: bool = False,
         batch_statistics: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """`concurrent`: calls from several threads do not affect each other; ignored on devices other than the CPU.
 
-        `batch_statistics`: as in `interface.Loaded`.
+        `batch_statistics`: as in `interface.Loaded`. `dtype`: of images and outputs.
         """
         self.spec = model_spec
         self.backend = backend
@@ -41,10 +44,40 @@ class Encoder:
         self.input_size = (self.preprocessing.height, self.preprocessing.width)
         self.channels = model_spec.inputs[0].shape[0]
         self.batch_statistics = batch_statistics
+        self.dtype = dtype
         self._slot = model_spec.inputs[0].name
         self._batch = model_spec.resolved_batch_mode()
         self._run = run
         self._tf32 = tf32
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The eager module that it calls as it is, on the CPU; None for all else."""
+        return self._run if isinstance(self._run, nn.Module) else None
+
+    def in_float64(self) -> "Encoder":
+        """Return the same model with all its tensors in float64, for images in float64, which returns float64.
+
+        Raises:
+            InputError: it is not an eager model in float32 on the CPU, or cannot be copied.
+        """
+        if self.module is None:
+            raise errors.InputError(f"model {self.spec.model_id!r} ({self.backend}) cannot compute in float64")
+        try:
+            module = copy.deepcopy(self.module).double()
+        except Exception as error:  # user models may raise anything
+            raise errors.InputError(
+                f"model {self.spec.model_id!r} cannot be copied to float64: {errors.reason(error)}"
+            ) from error
+        return Encoder(
+            self.spec,
+            module,
+            backend=self.backend,
+            device=self.device,
+            concurrent=self.concurrent,
+            batch_statistics=self.batch_statistics,
+            dtype=torch.float64,
+        )
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode float32 [B, C, H, W] in [0, 1], usually RGB, contiguous, on `device`; return contiguous float32 maps.
@@ -75,9 +108,10 @@ class Encoder:
                 f"slot {self._slot!r} takes [B, {expected[0]}, {expected[1]}, {expected[2]}], got {list(images.shape)}"
                 "; fit the images to the spec's preprocessing first"
             )
-        if images.dtype != torch.float32:
+        if images.dtype != self.dtype:
             raise self._error(
-                f"slot {self._slot!r} takes float32, got {images.dtype}; convert bytes with images.float() / 255"
+                f"slot {self._slot!r} takes {_name(self.dtype)}, got {images.dtype}; convert bytes with "
+                "images.float() / 255"
             )
         if images.device != self.device:
             raise self._error(
@@ -97,12 +131,16 @@ class Encoder:
     def _checked(self, slot: spec.SlotSpec, tensor: object, batch: int) -> torch.Tensor:
         if not isinstance(tensor, torch.Tensor):
             raise self._error(f"output {slot.name!r} is a {type(tensor).__name__}, not a tensor")
-        if tuple(tensor.shape) != (batch, *slot.shape) or tensor.dtype != torch.float32:
+        if tuple(tensor.shape) != (batch, *slot.shape) or tensor.dtype != self.dtype:
             raise self._error(
-                f"output {slot.name!r} is {tensor.dtype} {list(tensor.shape)}, but its spec declares float32 "
-                f"{[batch, *slot.shape]}; the spec belongs to another model or version"
+                f"output {slot.name!r} is {tensor.dtype} {list(tensor.shape)}, but its spec declares "
+                f"{_name(self.dtype)} {[batch, *slot.shape]}; the spec belongs to another model or version"
             )
         return tensor.contiguous()
 
     def _error(self, problem: str) -> errors.EncoderError:
         return errors.EncoderError(f"model {self.spec.model_id!r} ({self.backend}): {problem}.")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -205,3 +205,39 @@ class Bands(nn.Module):
 def bands() -> nn.Module:
     """Return `Bands`."""
     return Bands()
+
+
+class Narrow(nn.Module):
+    """A net that computes in float32 whatever its tensors are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 6, H/8, W/8]."""
+        found: torch.Tensor = self.body(images)
+        return found.float().tanh().to(images.dtype)
+
+
+def narrow() -> nn.Module:
+    """Return `Narrow`."""
+    return Narrow()
+
+
+class OfTheBatch(nn.Module):
+    """A net that is off by a millionth of the other images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, 6, H/8, W/8]."""
+        found: torch.Tensor = self.body(images)
+        return found + 1e-6 * found.mean(0, keepdim=True)
+
+
+def of_the_batch() -> nn.Module:
+    """Return `OfTheBatch`."""
+    return OfTheBatch()
