@@ -49,8 +49,7 @@ def add_to(app: typer.Typer, choose_runner: "Callable[[bool], Runner]") -> None:
                 if json:
                     output.say_json(found.as_json())
                 else:
-                    with_points = found.with_points
-                    output.say_table(found.headings(), [each.columns(with_points=with_points) for each in found.found])
+                    output.say_table(found.headings(), found.lines())
                     output.tell(found.summary())
 
         return search

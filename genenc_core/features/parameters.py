@@ -71,6 +71,14 @@ class SearchParameters(_Parameters):
         metavar="<point>",
         usually="vectors of whole images",
     )
+    region: str | None = option(
+        None,
+        help="A stored region: its name in the image that --row gives, or #N; the nearest regions are found.",
+        group=SEARCH,
+        often=True,
+        metavar="<name|#N>",
+        usually="none",
+    )
     top: int = option(10, help="How many to find.", group=SEARCH, often=True, limits={"ge": 1, "le": 1_000_000})
     product: str = option(
         "",

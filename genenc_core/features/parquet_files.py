@@ -23,7 +23,7 @@ def write(features: Features, folder: Path, memory: int) -> None:
     """Write each table as one file of a new folder."""
     files.make_folder(folder)
     for table in features.tables():
-        _write_table(features, table, folder / f"{table.name}.parquet", memory, range(len(features.rows)))
+        _write_table(features, table, folder / f"{table.name}.parquet", memory, range(len(features.entries(table))))
     _write_text(folder / README, card(features, {table.name: f"{table.name}.parquet" for table in features.tables()}))
     _write_text(folder / METADATA, metadata(features))
     files.write_new(folder / croissant.FILE, croissant.document(features, folder, features.license))
@@ -36,10 +36,11 @@ def write_hub(features: Features, folder: Path, memory: int) -> None:
     patterns = {}
     for table in features.tables():
         rows = max(_FILE_BYTES // max(sum(array.row_bytes for array in table.arrays), 1), 1)
-        starts = range(0, len(features.rows), rows)
+        count = len(features.entries(table))
+        starts = range(0, max(count, 1), rows)
         for number, start in enumerate(starts):
             name = f"{table.name}-{number:05d}-of-{len(starts):05d}.parquet"
-            part = range(start, min(start + rows, len(features.rows)))
+            part = range(start, min(start + rows, count))
             _write_table(features, table, folder / "data" / name, memory, part)
         patterns[table.name] = f"data/{table.name}-*.parquet"
     _write_text(folder / README, header(patterns, features.license) + card(features, patterns))
@@ -52,13 +53,14 @@ def metadata(features: Features) -> str:
 
 
 def _write_table(features: Features, table: Table, path: Path, memory: int, rows: range) -> None:
-    count = features.block_rows(table, memory)
+    count, entries = features.block_rows(table, memory), features.entries(table)
     schema = features.schema(table)
-    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=["point", "individual"]) as writer:
+    few = ["point", "individual", "region_category", "region_individual", "region_kind"]
+    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=few) as writer:
         for start in range(rows.start, rows.stop, count):
             cancellation.current().raise_if_cancelled()
-            positions = features.rows[start : min(start + count, rows.stop)]
-            writer.write_batch(features.batch(table, positions).cast(schema))
+            block = features.batch(table, entries[start : min(start + count, rows.stop)])
+            writer.write_batch(block.cast(schema))
 
 
 def _write_text(path: Path, content: str) -> None:

@@ -5,12 +5,12 @@ and a vector has distance 0 from itself.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from genenc_core import errors, text
-from genenc_core.features import vectors
+from genenc_core import errors, statuses, text
+from genenc_core.features import regions, vectors
 from genenc_core.features.parameters import SearchParameters
 from genenc_core.features.vectors import MEBIBYTE, Block, Vectors
 from genenc_core.stored import rows as stored_rows
@@ -31,11 +31,18 @@ class Neighbour:
     point: str
     """Name of the point; "" for a vector of the whole image."""
     distance: float
+    region: str = ""
+    """Name of the region in its image; "" for other vectors."""
+    category: str = ""
+    """Its class."""
+    region_number: int | None = None
+    """Its number among all regions, from 0, as `#N` takes it."""
 
-    def columns(self, *, with_points: bool) -> list[str]:
+    def columns(self, *, with_points: bool, with_regions: bool = False) -> list[str]:
         """Return the texts of a table's row."""
-        point = [self.point] if with_points else []
-        return [str(self.rank), f"{self.distance:.6g}", str(self.row), self.image_id, *point]
+        more = [self.point] if with_points else []
+        more += [f"#{self.region_number}", self.region, self.category] if with_regions else []
+        return [str(self.rank), f"{self.distance:.6g}", str(self.row), self.image_id, *more]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +83,21 @@ class Neighbours:
         """Whether the vectors are of points."""
         return any(each.point for each in self.found)
 
+    @property
+    def with_regions(self) -> bool:
+        """Whether the vectors are of regions."""
+        return any(each.region_number is not None for each in self.found)
+
     def headings(self) -> list[str]:
         """Return the headings of the table of neighbours."""
-        return ["rank", self.metric, "row", "image_id", *(["point"] if self.with_points else [])]
+        more = ["point"] if self.with_points else []
+        more += ["number", "region", "category"] if self.with_regions else []
+        return ["rank", self.metric, "row", "image_id", *more]
+
+    def lines(self) -> list[list[str]]:
+        """Return the table of neighbours."""
+        kinds = {"with_points": self.with_points, "with_regions": self.with_regions}
+        return [each.columns(**kinds) for each in self.found]
 
     def summary(self) -> str:
         """Return what was compared and left out, as a line."""
@@ -99,6 +118,8 @@ def search(given: SearchParameters) -> Neighbours:
         StoreError: the run or dataset is damaged.
     """
     stored = stored_rows.open_rows(given.source, given.version)
+    if given.region is not None:
+        return _like_region(stored, given)
     if (given.like is None) == (given.row is None):
         raise errors.InputError("give one of --like IMAGE and --row IMAGE_ID: what is to be found")
     if given.at is not None and given.like is None:
@@ -130,11 +151,64 @@ def search_vector(given: SearchParameters, vector: np.ndarray) -> Neighbours:
     """Find the stored vectors nearest to one; raises as `search`."""
     if given.like is not None or given.row is not None:
         raise errors.InputError("a vector is given, and an image or row: give one of them")
+    if given.region is not None:
+        raise errors.InputError(f"a vector is given, and the region {given.region!r}: give one of them")
     stored = stored_rows.open_rows(given.source, given.version)
+    asked = "vectors like the one given"
+    if regions.is_product(stored, given.product):
+        return _nearest_regions(regions.RegionRows(stored), given.product, vector, given, asked=asked)
     product = vectors.choose_product(stored, given.product, with_points=given.point is not None)
     if given.point is None and stored.product(product).of_points:
         raise errors.InputError(f"the product {product!r} has a vector for each point: give the point")
-    return nearest(stored, product, vector, given, asked="vectors like the one given")
+    return nearest(stored, product, vector, given, asked=asked)
+
+
+def _like_region(stored: Stored, given: SearchParameters) -> Neighbours:
+    for name in ("like", "at", "point"):
+        if getattr(given, name) is not None:
+            raise errors.InputError(f"--region {given.region!r} is a stored region: leave --{name} out")
+    assert given.region is not None
+    if not regions.are_in(stored):
+        raise errors.InputError(f"{stored.title!r} has no regions: leave --region out, or probe it with --regions FILE")
+    every = regions.RegionRows(stored)
+    product = regions.choose_product(every, given.product)
+    number = every.find(given.region, given.row)
+    (name,) = every.texts("region_name", np.array([number]))
+    what = f"{name} of {stored.image_id(int(every.image[number]))}"
+    if every.status[number] != statuses.REGION_OK:
+        state = next((each.name for each in statuses.REGIONS if each.value == every.status[number]), "unknown")
+        raise errors.InputError(f"{what!r} has no {product!r}: it is {state.replace('_', ' ')}; give another region")
+    query = regions.RegionVectors(every, product).at(number, number + 1)[0, 0]
+    return _nearest_regions(every, product, query, given, asked=f"regions like {what}", itself=number)
+
+
+def _nearest_regions(
+    every: regions.RegionRows,
+    product: str,
+    query: np.ndarray,
+    given: SearchParameters,
+    *,
+    asked: str,
+    itself: int | None = None,
+) -> Neighbours:
+    """Find the stored regions nearest to a vector; arguments and errors as for `nearest`."""
+    own = regions.RegionVectors(every, product)
+    scan = _scan(own, query, given, itself=None if itself is None else (itself, 0))
+    numbers = scan.best.position
+    images = every.image[numbers]
+    found = zip(
+        images.tolist(),
+        [every.stored.image_id(at) for at in images.tolist()],
+        [""] * len(numbers),
+        scan.best.distance.tolist(),
+        every.texts("region_name", numbers),
+        every.texts("region_category", numbers),
+        numbers.tolist(),
+        strict=True,
+    )
+    return _neighbours(
+        every.stored, product, given, asked, [Neighbour(at, *each) for at, each in enumerate(found, 1)], scan
+    )
 
 
 def _like_row(stored: Stored, product: str, given: SearchParameters) -> Neighbours:
@@ -179,6 +253,44 @@ def nearest(
     """
     chosen = None if given.any_point or given.point is None else [stored_rows.point_index(stored, given.point)]
     own = Vectors(stored, product, chosen)
+    scan = _scan(own, query, given, itself=itself)
+    rows, points = np.divmod(scan.best.position, own.count)
+    names = stored.images.text("image_id", rows)
+    shown = [stored.points[own.points[each]] if own.with_points else "" for each in points.tolist()]
+    found = zip(rows.tolist(), names, shown, scan.best.distance.tolist(), strict=True)
+    return _neighbours(stored, product, given, asked, [Neighbour(at, *each) for at, each in enumerate(found, 1)], scan)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Scanned:
+    """What was found among all vectors of a product."""
+
+    best: "_Best"
+    searched: int
+    left: dict[str, int]
+    block_bytes: int
+
+
+def _neighbours(
+    stored: Stored, product: str, given: SearchParameters, asked: str, found: Sequence[Neighbour], scan: _Scanned
+) -> Neighbours:
+    return Neighbours(
+        place=stored.place,
+        version=stored.version,
+        product=product,
+        metric=given.metric,
+        asked=asked,
+        found=tuple(found),
+        searched=scan.searched,
+        left_out=scan.left,
+        block_bytes=scan.block_bytes,
+    )
+
+
+def _scan(
+    own: Vectors | regions.RegionVectors, query: np.ndarray, given: SearchParameters, *, itself: tuple[int, int] | None
+) -> _Scanned:
+    """Compare a vector with all of a product but `itself`; raises as `nearest`."""
     query = _checked(query, own, given.metric)
     best, searched, zero, largest = _Best(given.top), 0, 0, 0
     for block in own.blocks(given.memory * MEBIBYTE):
@@ -192,29 +304,14 @@ def nearest(
             has = ~np.isnan(distance[at])
             searched, zero = searched + int(has.sum()), zero + int((~has).sum())
             best.add(distance[at[has]], block.start * own.count + first + at[has])
-    left = {**own.left.as_json(), **({"zero": zero} if zero else {})}
-    rows, points = np.divmod(best.position, own.count)
-    names = stored.images.text("image_id", rows)
-    shown = [stored.points[own.points[each]] if own.with_points else "" for each in points.tolist()]
-    found = zip(rows.tolist(), names, shown, best.distance.tolist(), strict=True)
-    return Neighbours(
-        place=stored.place,
-        version=stored.version,
-        product=product,
-        metric=given.metric,
-        asked=asked,
-        found=tuple(Neighbour(rank, *each) for rank, each in enumerate(found, 1)),
-        searched=searched,
-        left_out=left,
-        block_bytes=largest,
-    )
+    return _Scanned(best, searched, {**own.left.as_json(), **({"zero": zero} if zero else {})}, largest)
 
 
 def _holds(block: Block, position: int) -> bool:
     return block.start <= position < block.start + len(block.values)
 
 
-def _checked(query: np.ndarray, own: Vectors, metric: str) -> np.ndarray:
+def _checked(query: np.ndarray, own: Vectors | regions.RegionVectors, metric: str) -> np.ndarray:
     query = np.ascontiguousarray(np.asarray(query, np.float64).reshape(-1))
     if len(query) != own.channels:
         raise errors.InputError(

@@ -3,6 +3,7 @@
 Rows are those of the run or version, in order; blocks are of bounded memory.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from genenc_core import statuses, stored_arrays
-from genenc_core.features import identities
+from genenc_core.features import identities, regions
+from genenc_core.features.regions import RegionRows
 from genenc_core.stored import rows as stored_rows
 from genenc_core.stored.arrays import Array
 from genenc_core.stored.rows import Stored
@@ -35,6 +37,8 @@ class Table:
     points: tuple[str, ...] = ()
     """Of a table with a row for each image and point."""
     individuals: tuple[str, ...] = field(default=())
+    of_regions: bool = False
+    """Whether it has a row for each region, which its columns describe."""
 
 
 class Features:
@@ -43,8 +47,14 @@ class Features:
     def __init__(self, stored: Stored, products: Sequence[str], *, only_ok: bool, license: str | None = None) -> None:
         self.stored = stored
         self.license = license
+        self.regions = RegionRows(stored) if regions.are_in(stored) else None
+        """The regions of the images, if they have some."""
+        of_regions = [] if self.regions is None else self.regions.products
         known = [name for name in stored.products if name in stored.arrays]
-        self.products = [stored.product(name) for name in dict.fromkeys(products or known)]
+        chosen = list(dict.fromkeys(products or (*known, *of_regions)))
+        self.products = [stored.product(name) for name in chosen if name not in of_regions]
+        self.of_regions = [self.regions.arrays[name] for name in chosen if self.regions and name in of_regions]
+        """Products of regions."""
         status = stored.status
         self.rows = np.flatnonzero(status == statuses.OK) if only_ok else np.arange(len(stored))
         """Positions of the rows that are exported, int64."""
@@ -52,6 +62,7 @@ class Features:
         """Rows without features that are not exported, by state."""
         self.kept = {} if only_ok else stored_rows.counts_left_out(status)
         """Rows without features that are, by state."""
+        self.only_ok = only_ok
 
     def tables(self) -> list[Table]:
         """Return the tables: that of images first."""
@@ -67,21 +78,47 @@ class Features:
             for each in self.products
             if each.of_points
         ]
+        if self.regions is not None:
+            about = self.regions.described_by
+            found += [Table(each.name, (*about, each), of_regions=True) for each in self.of_regions]
+        return found
+
+    def entries(self, table: Table) -> np.ndarray:
+        """Return the positions of the images, or the numbers of the regions, of a table, int64, ascending."""
+        return self.region_numbers if table.of_regions else self.rows
+
+    @functools.cached_property
+    def region_numbers(self) -> np.ndarray:
+        """Numbers of the regions that are exported, those of the exported images, int64."""
+        if self.regions is None:
+            return np.empty(0, np.int64)
+        kept = np.isin(self.regions.image, self.rows)
+        return np.flatnonzero(kept & (self.regions.status == statuses.REGION_OK) if self.only_ok else kept)
+
+    def take_regions(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Return values of some regions, ascending; raises as `RegionRows.take`."""
+        assert self.regions is not None
+        if not len(numbers):
+            return self.regions.take(name, 0, 0)
+        first = int(numbers[0])
+        found: np.ndarray = self.regions.take(name, first, int(numbers[-1]) + 1)[numbers - first]
         return found
 
     def block_rows(self, table: Table, memory: int) -> int:
-        """Return the images of a block of at most this many bytes, at least one."""
+        """Return the images, or regions, of a block of at most this many bytes, at least one."""
         row_bytes = sum(array.row_bytes for array in table.arrays) + 512
         return max(memory // (2 * row_bytes), 1)
 
     def blocks(self, memory: int, table: Table) -> Iterator[np.ndarray]:
-        """Yield the positions of each block of a table, ascending."""
-        count = self.block_rows(table, memory)
-        for start in range(0, len(self.rows), count):
-            yield self.rows[start : start + count]
+        """Yield the entries of each block of a table, ascending."""
+        count, entries = self.block_rows(table, memory), self.entries(table)
+        for start in range(0, len(entries), count):
+            yield entries[start : start + count]
 
     def batch(self, table: Table, positions: np.ndarray) -> pa.RecordBatch:
-        """Return a block of a table, by column."""
+        """Return a block of a table, given by its entries, by column."""
+        if table.of_regions:
+            return self._batch_of_regions(table, positions)
         names = self.stored.images.table.take(pa.array(positions))
         texts = {name: names.column(name).cast(pa.string()).combine_chunks() for name in ("image_id", "path")}
         if not table.points:
@@ -98,6 +135,18 @@ class Features:
         for array in table.arrays:
             values = self.stored.take(array.name, positions)
             found[array.name] = _column(values.reshape(-1, *array.shape[1:]), array, array.shape[1:])
+        return pa.record_batch(found)
+
+    def _batch_of_regions(self, table: Table, numbers: np.ndarray) -> pa.RecordBatch:
+        assert self.regions is not None
+        images = self.regions.image[numbers]
+        names = self.stored.images.table.column("image_id").take(pa.array(images)).cast(pa.string())
+        found: dict[str, Any] = {
+            ROW: pa.array(images, pa.int64()),
+            "image_id": pa.chunked_array(names).combine_chunks(),
+        }
+        for array in table.arrays:
+            found[array.name] = _column(self.take_regions(array.name, numbers), array, array.shape)
         return pa.record_batch(found)
 
     def schema(self, table: Table) -> pa.Schema:
@@ -118,8 +167,25 @@ class Features:
             "products": {
                 each.name: {"shape": list(each.shape), "dims": list(each.dims), "dtype": str(each.dtype)}
                 for each in self.products
+            }
+            | {
+                each.name: {
+                    "shape": list(each.shape),
+                    "dims": list(each.dims),
+                    "dtype": str(each.dtype),
+                    "of": "region",
+                }
+                for each in self.of_regions
             },
             "points": list(stored.points),
+            **(
+                {
+                    "regions": len(self.region_numbers),
+                    "region_status": {each.name: each.value for each in statuses.REGIONS},
+                }
+                if self.of_regions
+                else {}
+            ),
             "status": {each.name: each.value for each in statuses.ROWS},
             "point_status": {each.name: each.value for each in statuses.POINTS},
             "identity": dict(stored.identity),

@@ -149,6 +149,11 @@ class Stored:
         Raises:
             InputError: there is none of this name.
         """
+        if name in self.products and name not in self.arrays:
+            raise errors.InputError(
+                f"{name!r} of {self.title!r} has a row for each region, not for each image: give a product of images "
+                "or points"
+            )
         if name not in self.products or name not in self.arrays:
             hint = text.nearest(name, self.products)
             raise errors.InputError(

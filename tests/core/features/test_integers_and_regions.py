@@ -1,5 +1,6 @@
 """Features that are stored as integers, or per region, are read as their values everywhere."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from genenc_core import api
+from genenc_core import api, errors
 from genenc_core.stored import rows as stored_rows
 
 Extract = Callable[..., api.Run]
@@ -100,3 +101,100 @@ def test_an_image_is_searched_for_in_a_run_with_regions(extract: Extract, photos
     run = extract("run", regions=boxes(tmp_path))
     found = api.search(run.place, like=photos / "img_004.png", top=1, trust=True)
     assert (found.rows.tolist(), found.distances.tolist()) == ([4], [0.0])
+
+
+BOXES = (
+    "image,region,x,y,width,height,category\n"
+    "img_000.png,a,3,4,30,20,mouse\nimg_000.png,b,0,0,9,9,rat\nimg_004.png,a,3,4,30,20,mouse\n"
+    "img_005.png,a,8,8,5,5,rat\nimg_005.png,out,300,0,9,9,rat\n"
+)
+
+
+@pytest.fixture
+def grown(tmp_path: Path, photos: Path) -> api.Dataset:
+    """A dataset of two parts with regions; an image of the first changed its regions, and one is a copy."""
+    given: dict[str, Any] = {"products": ["features=global_avg_pool", "regions=region_mean@int8"], **MODEL}
+    place, path = str(tmp_path / "dataset"), tmp_path / "grown.csv"
+    path.write_text(BOXES.replace("img_000.png,b", "img_001.png,b"))
+    api.update(place, str(photos), regions=[str(path)], **given)
+    path.write_text(BOXES)
+    shutil.copy(photos / "img_000.png", photos / "copy.png")
+    path.write_text(BOXES + "copy.png,z,3,4,30,20,mouse\n")
+    return api.update(place, str(photos), regions=[str(path)], **given)
+
+
+MODEL: dict[str, Any] = {
+    "model": "tiny_models:conv",
+    "weights": "random:0",
+    "image_size": "32",
+    "fit": "pad",
+    "device": "cpu",
+    "batch_size": 1,
+    "decode_workers": 1,
+    "shard_rows": 4,
+    "trust": True,
+}
+
+
+def test_regions_are_searched(grown: api.Dataset) -> None:
+    place = grown.folder.root
+    arrays = grown.arrays().load()
+    found = api.search(place, row="img_000.png", region="a", metric="l2", top=9)
+    assert (found.found[0].image_id, found.found[0].region, found.found[0].distance) == ("copy.png", "z", 0)
+    assert found.headings() == ["rank", "l2", "row", "image_id", "number", "region", "category"]
+    assert found.left_out == {"outside_image": 1}
+    ids, names = arrays.region_image_id.values.tolist(), arrays.region_name.values.tolist()
+    own = list(zip(ids, names, strict=True)).index(("img_000.png", "a"))
+    distances = np.linalg.norm(arrays.regions.values.astype(np.float64) - arrays.regions.values[own], axis=1)
+    expected = [at for at in np.argsort(distances, kind="stable").tolist() if at != own and np.isfinite(distances[at])]
+    assert [each.region_number for each in found.found] == expected
+    np.testing.assert_allclose(found.distances, distances[expected])
+    assert [each.row for each in found.found] == arrays.region_image.values[expected].tolist()
+    again = api.search(place, region=f"#{own}", metric="l2", top=9)
+    assert again.found == found.found
+    vector = api.search(place, vector=arrays.regions.values[own], product="regions", metric="l2", top=2)
+    assert ({each.region_number for each in vector.found} >= {own}, vector.distances.tolist()) == (True, [0, 0])
+    for options, words in (
+        ({"region": "a"}, "is a name within an image: give --row IMAGE_ID too"),
+        ({"region": "q", "row": "img_005.png"}, "has no region 'q': its regions are a, out"),
+        ({"region": "#99"}, r"is no region: .* has regions #0 to #5"),
+        ({"region": "out", "row": "img_005.png"}, "it is outside image"),
+        ({"region": "a", "row": "img_005.png", "product": "features"}, "'features' has no vector for each region"),
+        ({"row": "img_005.png", "product": "regions"}, "has a row for each region, not for each image"),
+    ):
+        with pytest.raises(errors.InputError, match=words):
+            api.search(place, **options)
+
+
+def test_regions_are_exported(grown: api.Dataset, tmp_path: Path) -> None:
+    place, arrays = grown.folder.root, grown.arrays().load()
+    api.export_features(place, str(tmp_path / "tables"), format="parquet")
+    table = parquet.read_table(tmp_path / "tables" / "regions.parquet")
+    images = parquet.read_table(tmp_path / "tables" / "images.parquet")
+    assert "regions" not in images.column_names
+    assert table["row"].to_pylist() == arrays.region_image.values.tolist()
+    assert table["image_id"].to_pylist() == arrays.region_image_id.values.tolist()
+    for name in ("region_name", "region_category", "region_x_max", "region_status"):
+        assert table[name].to_pylist() == arrays[name].values.tolist()
+    np.testing.assert_array_equal(np.stack(table["regions"].to_numpy()), arrays.regions.values)
+    hub = api.export_features(place, str(tmp_path / "hub"), format="hub", products=("regions",), only_ok=True)
+    assert "data/regions-00000-of-00001.parquet" in hub.files
+    kept = parquet.read_table(tmp_path / "hub" / "data" / "regions-00000-of-00001.parquet")
+    assert kept["region_status"].to_pylist() == [1] * (len(table) - 1)
+    assert "| `regions` | regions | " in (tmp_path / "hub" / "README.md").read_text()
+    api.export_features(place, str(tmp_path / "npy"), format="npy")
+    own = {name: np.load(tmp_path / "npy" / f"{name}.npy") for name in ("regions", "region_image", "image_id")}
+    np.testing.assert_array_equal(own["regions"], arrays.regions.values)
+    assert own["image_id"][own["region_image"]].tolist() == arrays.region_image_id.values.tolist()
+    h5py = pytest.importorskip("h5py")
+    api.export_features(place, str(tmp_path / "all.h5"), format="hdf5")
+    with h5py.File(tmp_path / "all.h5") as file:
+        np.testing.assert_array_equal(file["regions"][:], arrays.regions.values)
+        assert file["region_name"].dims[0].label == "region"
+
+
+def test_a_missing_object_of_regions_is_damage(extract: Extract, tmp_path: Path) -> None:
+    root = Path(extract("run", regions=boxes(tmp_path)).folder.root)
+    (root / "features.zarr" / "regions" / "c.0.0").unlink()
+    with pytest.raises(errors.StoreError, match=r"'regions' of .* is damaged .*vectors of stored regions are missing"):
+        api.export_features(str(root), str(tmp_path / "tables"), format="npy")
