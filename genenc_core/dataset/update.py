@@ -211,7 +211,7 @@ class Update:
                 "machine: download them, or extract a run"
             )
         if self.listed.left_out:
-            warnings.warn(folders.describe(self.listed.left_out), folders.FilesLeftOut, stacklevel=2)
+            warnings.warn(self.listed.what_is_left_out, folders.FilesLeftOut, stacklevel=2)
         if head is None:  # later versions have an order of their own
             text_order.check(source, self.listed)
         cancellation.current().raise_if_cancelled()

@@ -373,7 +373,7 @@ def lines(found: Inspection) -> list[str]:
         shown = list(found.unreadable.items())[: images.UNREADABLE_SHOWN]
         said += [f"    {name}: {reason}" for name, reason in shown]
     if found.left_out:
-        said.append(f"  files that are not images: {_counted(found.left_out)}")
+        said.append(f"  files that are left out: {_counted(found.left_out)}")
     said.append(f"{found.model or 'no model'}: {found.preprocessing}")
     if found.labels is not None:
         said += _label_lines(found.labels)

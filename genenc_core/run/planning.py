@@ -136,7 +136,7 @@ def create_run(given: run_parameters.ExtractParameters) -> RunFolder:
             checkpoint=cancellation.current().raise_if_cancelled,
         )
         if listed.left_out:
-            warnings.warn(folders.describe(listed.left_out), folders.FilesLeftOut, stacklevel=2)
+            warnings.warn(listed.what_is_left_out, folders.FilesLeftOut, stacklevel=2)
         cancellation.current().raise_if_cancelled()
         channels = design.preprocessing.channels
         regions = write_regions(scratch / REGIONS, design.regions, listed, channels=channels)

@@ -10,7 +10,6 @@ from typing import Any
 
 from genenc_core import errors, spec, statuses
 from genenc_core.images.labels.scale import PointsScale
-from genenc_core.images.sources import folders
 from genenc_core.run import (
     bound,
     decisions,
@@ -65,6 +64,8 @@ class Survey:
     failed_images: tuple[dict[str, Any], ...] = ()
     labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     left_out: Mapping[str, tuple[int, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+    what_is_left_out: str = ""
+    """The same in words."""
     foreign: tuple[str, ...] = ()
     """Files among the commit records that belong to no shard of the run."""
     is_probe_set: bool = False
@@ -126,6 +127,7 @@ def survey(folder: RunFolder, *, most: int | None = None, committed_rows: bool =
         labels=folder.manifest.labels,
         region_labels={} if folder.regions is None else folder.regions.labels,
         left_out=folder.manifest.left_out,
+        what_is_left_out=folder.manifest.what_is_left_out,
         foreign=tuple(foreign),
         is_probe_set=folder.is_probe_set,
         source=tuple(probe_source.notes(folder)) if folder.is_probe_set else (),
@@ -385,6 +387,7 @@ def _readme(folder: RunFolder) -> bytes | None:
             out=folder.given.out,
             weights=folder.given.weights,
             not_stored=left_out,
+            regions=folder.regions,
         )
     except (errors.GenencError, OSError):
         return None
@@ -507,7 +510,7 @@ def summary_lines(found: Survey, limit: Bound | None, *, most: int = NAMED) -> l
     lines += [] if status.decided is None else [f"reproducible: {status.decided.words}"]
     lines += _region_lines(found)
     if found.left_out:
-        lines.append(f"left out: {folders.describe(found.left_out)}")
+        lines.append(f"left out: {found.what_is_left_out}")
     if found.foreign:
         named = ", ".join(found.foreign[:5]) + (", ..." if len(found.foreign) > 5 else "")
         remedy = "" if dataset else f"; genenc verify {root} --repair sets them aside"

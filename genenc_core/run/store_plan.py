@@ -12,7 +12,7 @@ import pyarrow as pa
 from genenc_core import errors, float_values, spec, statuses, stored_arrays, text
 from genenc_core.encoding import products
 from genenc_core.images.labels.scale import PointsScale
-from genenc_core.images.sources import folders, manifest, manifest_rows
+from genenc_core.images.sources import manifest, manifest_rows
 from genenc_core.images.sources import regions as region_rows
 from genenc_core.images.sources.regions import Regions
 from genenc_core.run import emb, list_columns
@@ -221,7 +221,7 @@ run = xarray.open_zarr(RunStore.open("{out}").zarr_store(), consolidated=False)"
     )
     values = "" if len(wanted[0].arrays) == 1 else f"\n{first} = {shown}"
     tiles = "" if "tiles" not in identity else f"\nTiles: {_tiles_words(identity['tiles'])}."
-    left_out = f"\nLeft out: {text.markdown(folders.describe(listed.left_out))}." if listed.left_out else ""
+    left_out = f"\nLeft out: {text.markdown(listed.what_is_left_out)}." if listed.left_out else ""
     outputs = f"\nOutputs that are not stored: {text.markdown(not_stored)}." if not_stored else ""
     commands = f"Check the folder with `genenc verify {where}`; go on with\n`genenc resume {where}`."
     if (dataset := dataset_of(to_root(out))) is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from genenc_core import errors
+from genenc_core.images.containers.kinds import WITH_FRAMES
 from genenc_core.images.decode import heif
 from genenc_core.images.sources import image_source
 
@@ -83,18 +84,40 @@ class LeftOut:
             self.kinds[kind] = before + count, (*known, *first)[: self.examples]
 
 
-def describe(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> str:
-    """Return a message such as `3 files are not images that genenc can read: 2 .heic (a.heic, b.heic), ...`."""
+def describe(kinds: Mapping[str, tuple[int, Sequence[str]]], *, frames: bool = False) -> str:
+    """Return a message such as `3 files are not images that genenc can read: 2 .heic (a.heic, b.heic), ...`.
+
+    With `frames`, image files are named apart: they can be read, but are no videos, arrays or TIFFs.
+    """
+    images = {kind: found for kind, found in kinds.items() if frames and _is_image(kind)}
+    if images:
+        others = {kind: found for kind, found in kinds.items() if kind not in images}
+        count = sum(count for count, _ in images.values())
+        what = "1 image file is" if count == 1 else f"{count} image files are"
+        found = f"{what} not taken by --frames, which reads videos, arrays and TIFFs: {_listed(images)}"
+        return "; ".join([found, *([describe(others)] if others else [])])
     total = sum(count for count, _ in kinds.values())
-    shown = sorted(kinds.items(), key=lambda item: (-item[1][0], item[0]))[:_KINDS_SHOWN]
+    what = "1 file is not an image" if total == 1 else f"{total} files are not images"
+    remedies = "".join(f"; for {kind} {remedy}" for kind in _shown(kinds) if (remedy := heif.remedy_for(kind[1:])))
+    return f"{what} that genenc can read: {_listed(kinds)}{remedies}"
+
+
+def _is_image(kind: str) -> bool:
+    return image_source.has_image_extension(kind) and kind.rpartition(".")[2] not in WITH_FRAMES
+
+
+def _shown(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> list[str]:
+    return sorted(kinds, key=lambda kind: (-kinds[kind][0], kind))[:_KINDS_SHOWN]
+
+
+def _listed(kinds: Mapping[str, tuple[int, Sequence[str]]]) -> str:
+    shown = [(kind, *kinds[kind]) for kind in _shown(kinds)]
     parts = [
         f"{count} {kind or 'without an extension'} ({', '.join(first)}{', ...' if count > len(first) else ''})"
-        for kind, (count, first) in shown
+        for kind, count, first in shown
     ]
     more = f", and {len(kinds) - len(shown)} more kinds" if len(kinds) > len(shown) else ""
-    what = "1 file is not an image" if total == 1 else f"{total} files are not images"
-    remedies = "".join(f"; for {kind} {remedy}" for kind, _ in shown if (remedy := heif.remedy_for(kind[1:])))
-    return f"{what} that genenc can read: {', '.join(parts)}{more}{remedies}"
+    return f"{', '.join(parts)}{more}"
 
 
 _KINDS_SHOWN = 8

@@ -139,6 +139,12 @@ class Manifest:
     """Cache of the row groups read last."""
 
     @property
+    def what_is_left_out(self) -> str:
+        """Its `left_out` in words, "" for none."""
+        frames = self.has_members and {*self.extensions} >= kinds.WITH_FRAMES
+        return folders.describe(self.left_out, frames=frames) if self.left_out else ""
+
+    @property
     def content_columns(self) -> tuple[str, ...]:
         """Its columns but for the row."""
         return manifest_rows.content_columns(self.point_names, **self._form)
@@ -814,7 +820,7 @@ def _write(
             else "it has none"
         )
         if left_out is not None and left_out.kinds:
-            reason += f"; {folders.describe(left_out.kinds)}"
+            reason += f"; {folders.describe(left_out.kinds, frames=source.frames is not None)}"
         raise errors.InputError(f"no images found in {source.describe()}: {reason}")
 
 

@@ -156,9 +156,9 @@ def _in_folder(
         own = "" if below == "." else f"{below}/"
         stacks = [name for name in names if kinds.extension(name) == "zarr" and kinds.is_zarr(Path(place, name))]
         entered = folders.SYSTEM_FOLDERS.union(stacks)
-        names[:] = [name for name in names if not name.startswith(".") and name.lower() not in entered]
+        names[:] = [name for name in sorted(names) if not name.startswith(".") and name.lower() not in entered]
         yield from (own + name for name in stacks)
-        for name in files:
+        for name in sorted(files):
             if not name.startswith(".") and kinds.extension(name) in source.extensions:
                 yield own + name
             elif left_out is not None:

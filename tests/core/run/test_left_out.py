@@ -1,8 +1,10 @@
 """Files of a folder that are not images are said when the run is made, and whenever somebody asks later."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pictures
@@ -65,3 +67,17 @@ def test_a_decoder_that_is_installed_later_changes_no_run(tmp_path: Path, monkey
     with pytest.warns(folders.FilesLeftOut, match=r"1 \.heic"):
         again = driver.extract(given(tmp_path))
     assert again.asked == 0
+
+
+def test_images_beside_stacks_are_images(tmp_path: Path) -> None:
+    photos = pictures.write_folder(tmp_path / "photos", 2)
+    (photos / "c.hdr").write_bytes(b"x")
+    words = "2 image files are not taken by --frames, which reads videos, arrays and TIFFs: 2 .png (img_000.png, "
+    with pytest.raises(errors.InputError) as refused:
+        driver.extract(given(tmp_path, frames="all"))
+    assert words in str(refused.value)
+    assert "; 1 file is not an image that genenc can read: 1 .hdr" in str(refused.value)
+    np.save(photos / "stack.npy", np.zeros((2, 32, 32), np.uint8))
+    with pytest.warns(folders.FilesLeftOut, match=re.escape(words)):
+        run = driver.extract(given(tmp_path, frames="all")).run
+    assert f"left out: {words}" in "\n".join(status.summary_lines(status.survey(run), None))
