@@ -8,6 +8,7 @@ from genenc_core import api, errors, spec
 from genenc_core.cli import output
 from genenc_core.run import precision, probe_source
 from genenc_core.run import status as run_status
+from genenc_core.run.decisions import KEY
 from genenc_core.run.folder import DATASET, MODEL_SPEC, PROBED, RunFolder, dataset_of
 from genenc_core.run.integrity import README
 from genenc_core.store.backends.objects import Root, is_remote, join, open_objects
@@ -205,6 +206,7 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
             f"preprocessing  {folder.preprocessing.describe()}",
             *([] if source is None or source.normalization is None else [f"normalization  {source.normalization}"]),
             *([] if computed is None else [f"precision      {computed}"]),
+            *([] if KEY not in identity else [f"reproducible   tensors {identity[KEY]['tensors'][:16]}"]),
             *([] if folder.tiles is None else [f"tiles          {folder.tiles.describe()}"]),
             *(
                 f"cells          {name}: one every {at.stride[0]:g} x {at.stride[1]:g} pixels, the first centred at "

@@ -30,6 +30,7 @@ from genenc_core.images.sources import regions as region_rows
 from genenc_core.images.sources.regions import Regions
 from genenc_core.probing.parameters import ProbeParameters
 from genenc_core.run import map_cells, out_folder, planning, probe_source, records, store_plan, tiles
+from genenc_core.run.decisions import KEY as REPRODUCIBLE
 from genenc_core.run.folder import CELLS, MANIFEST, MODEL_SPEC, PARAMETERS, POINTS_SCALE, PROBED, REGIONS, RunFolder
 from genenc_core.run.identity import without_images
 from genenc_core.run.probe_source import Part, SourceRecord
@@ -359,7 +360,9 @@ def _identity(
     regions: Regions | None,
 ) -> dict[str, object]:
     """Return what a probe set means: what the source does, but for its products and points, and the source itself."""
-    base = {name: value for name, value in without_images(run.identity).items() if name != POINTS_SCALE}
+    # What is made of stored values here is computed in float32, so it is not the same anywhere.
+    others = (POINTS_SCALE, REPRODUCIBLE)
+    base = {name: value for name, value in without_images(run.identity).items() if name not in others}
     texts = {text.partition("=")[0]: text for text in run.identity["products"]}
     scale = listed.points_scale if listed.point_names else PIXELS
     return {

@@ -106,8 +106,9 @@ def _constants(wide: backends.Encoder) -> Sequence[narrowing.Narrow]:
     Raises:
         InputError: it computes so from the image, too.
     """
-    shown = consistency.images(wide.input_size, 2, channels=wide.channels).double()
-    one, other = (narrowing.watched(wide, image[None].contiguous())[1] for image in shown)
+    shown = consistency.images(wide.input_size, 2, channels=wide.channels).double().split(1)
+    one = narrowing.watched(wide, shown[0])[1]
+    other = narrowing.watched(wide, shown[1])[1] if one else []
     pairs = zip(one, other, strict=False)
     differs = next((left for left, right in pairs if left != right), None)
     if differs is not None or len(one) != len(other):
@@ -162,6 +163,10 @@ def encoder_of(
     Raises:
         StoreError: the tensors that the model computes by itself are not those of the run.
     """
+    if encoder.device.type != "cpu":
+        raise errors.InputError(
+            f"this run is reproducible, so it is computed on the CPU, not on {encoder.device}: give --device cpu"
+        )
     wide = encoder.in_float64()
     recorded = folder.identity[KEY]["tensors"]
     if _digest(encoder, wide) != recorded:

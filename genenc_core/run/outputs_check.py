@@ -161,11 +161,15 @@ class Watch:
             return
         device = model_cache.device_of(model, options.device)
         encoder = model_cache.CACHE.load(model, device=device, trust=options.trust)
+        if runner.reproducible is not None and isinstance(runner.reproducible.encoder, Encoder):
+            # Its values decide; where float32 does, it is compared with them as it goes.
+            encoder = runner.reproducible.encoder
         sizer = (runner.encoder if isinstance(runner.encoder, tiling.TiledEncoder) else runner).sizer
         self._least = sizer.size if runner.fixed else model.spec.resolved_batch_mode().min
         self._limit = consistency.STEADY_IN_HALF if is_half(encoder, model.execution) else consistency.STEADY
         self._encoder = encoder
-        self._shown = consistency.images(encoder.input_size, _SHOWN, channels=encoder.channels).to(encoder.device)
+        shown = consistency.images(encoder.input_size, _SHOWN, channels=encoder.channels)
+        self._shown = shown.to(encoder.device, encoder.dtype)
         try:
             self._before = runner.call(self._first, self._least)
             # Again, because the batch size search since the first comparison called the model many times.
