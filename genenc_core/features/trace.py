@@ -360,7 +360,7 @@ class _Row:
             "version": self.stored.version,
             "part": self.origin.part,
             "row_in_part": self.row,
-            **{f"version_{name}": value for name, value in self.stored.made().items()},
+            **self.stored.made(),
         }
 
     def probed(self) -> Iterator[Section]:

@@ -234,7 +234,7 @@ def origin(source: Stored) -> list[tuple[str, str]]:
     ]
     if source.version is not None:
         how = source.made()
-        made.insert(1, ("made", f"{how.get('time', '')} by {how.get('command', '')}"))
+        made.insert(1, ("made", f"{how.get('version_time', '')} by {how.get('version_command', '')}"))
     return made
 
 

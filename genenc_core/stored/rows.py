@@ -408,7 +408,7 @@ class _OfVersion(Stored):
         return reading.open_version(self.folder, self._document)
 
     def made(self) -> dict[str, Any]:
-        return dict(self._document.made)
+        return {f"version_{name}": value for name, value in self._document.made.items()}
 
 
 def input_digests(stored: Stored) -> np.ndarray:
