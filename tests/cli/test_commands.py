@@ -519,6 +519,7 @@ def test_a_factory_without_weights_is_the_same_every_time(genenc: Call, photos: 
 
 def test_version_and_unwritable_schema(genenc: Call, tmp_path: Path) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+( \([0-9a-f]{12}(, modified)?\))?\n", genenc("--version").out)
+    assert json.loads(genenc("schema", "emb").out)["title"] == "Zarr convention emb:, version 1"
     said = genenc("schema", "--out", tmp_path / "absent" / "x.json")
     assert (said.code, "cannot be written" in said.err) == (2, True)
 

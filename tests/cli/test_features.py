@@ -39,7 +39,7 @@ def test_search(genenc: Call, run: Path, photos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compare_and_trace(genenc: Call, run: Path) -> None:
+def test_compare_trace_and_export_provenance(genenc: Call, run: Path) -> None:
     said = genenc("compare", run, run)
     assert said.code == 0
     assert "6 images in both; of the same files" in said.out
@@ -48,6 +48,13 @@ def test_compare_and_trace(genenc: Call, run: Path) -> None:
     text, document = genenc("trace", run, "--image", "#3"), genenc("trace", run, "--image", "#3", "--json")
     assert "  status           unreadable" in text.out.splitlines()
     assert json.loads(document.out)["state"]["status"] == "unreadable"
+    told = json.loads(genenc("export-provenance", run, "--license", "MIT", "--json").out)
+    assert (told["format"], told["sessions"], told["complete"]) == ("ro-crate", 1, True)
+    assert (run / "ro-crate-metadata.json").is_file()
+    plain = genenc("export-provenance", run, "--out", run.parent / "crate")
+    assert plain.out.splitlines()[1].startswith("no licence is stated: --license")
+    nobody = genenc("export-provenance", run, "--agent", "Ada <0000-0002-1825-0098>")
+    assert (nobody.code, "its last digit does not check" in nobody.err) == (2, True)
     missing = genenc("trace", run)
     assert (missing.code, "--image is missing" in missing.err) == (2, True)
 

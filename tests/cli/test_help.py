@@ -145,7 +145,7 @@ def test_a_wrong_choice_names_the_nearest(genenc: Call, arguments: tuple[str, ..
 
 FROM_FIELDS = (
     *("export", "extract", "inspect", "preview", "probe", "report", "resume", "update", "info", "models"),
-    *("search", "compare", "trace", "rerun-from", "export-features"),
+    *("search", "compare", "trace", "rerun-from", "export-features", "export-provenance"),
 )
 """Commands whose options are made from pydantic's fields."""
 

@@ -129,6 +129,18 @@ def test_a_crate_of_its_own_has_copies_of_the_records(run: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_what_is_in_its_place_and_no_file_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (run / ro_crate.FILE).symlink_to(tmp_path / "mine")
+    with pytest.raises(errors.InputError, match="is not a file: move it away"):
+        api.export_provenance(run)
+    (run / ro_crate.FILE).unlink()
+    (run / ro_crate.FILE).hardlink_to(tmp_path / "mine")
+    api.export_provenance(run)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.slow
 def test_a_version_of_a_dataset_is_a_crate(grown: Path) -> None:
     api.export_provenance(grown, license="https://example.org/terms")
     assert crates.problems(grown) == []
