@@ -86,7 +86,7 @@ def arrays(features: Features) -> list[tuple[Array, str]]:
     """Return the arrays of an export, with their first axis: those of all rows, and the products that were chosen."""
     stored = features.stored
     chosen = {each.name for each in features.products}
-    left = {name for name in stored.products if name not in chosen} | {"image_id", "path"}
+    left = {name for name in stored.products if name not in chosen} | {"image_id", "path"} | stored.scales
     if not any(each.of_points for each in features.products):
         left |= {"point_status"}
     found = [(array, _IMAGE) for name, array in stored.arrays.items() if name not in left]

@@ -72,7 +72,8 @@ class Features:
         """Return all arrays, lazily: select images by `image_id`, points by `point`.
 
         The axes of products of one encoder output have one name: `channel`, `y`, `x`, where all products are of one
-        output and length, else `OUTPUT_channel`. Columns of the list are coordinates.
+        output and length, else `OUTPUT_channel`. Columns of the list are coordinates; one with the name of an axis gets
+        `_column` behind it.
 
         Raises:
             InputError: xarray is not installed.
@@ -85,7 +86,9 @@ class Features:
         except ImportError as error:
             raise errors.InputError("xarray is not installed: pip install 'genenc[xarray]'") from error
         opened: xarray.Dataset = float_arrays.decoded(self._stored.as_xarray())
-        return opened.rename_dims(common_names(self._stored))
+        axes = common_names(self._stored)
+        columns = {name: f"{name}_column" for name in axes.values() if name in opened.variables}
+        return opened.rename_vars(columns).rename_dims(axes)
 
     def numpy(self, product: str, *, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Return a product, `[image, ...]`: all rows, or some in the order asked for; rows without features are NaN.
@@ -139,7 +142,8 @@ class Features:
 def common_names(stored: Stored) -> dict[str, str]:
     """Return new names of the products' axes: one for those of one encoder output and length."""
     found: dict[str, str] = {}
-    taken = {dim for array in stored.arrays.values() for dim in array.dims} | {"image", *stored.arrays}
+    arrays = stored.arrays.keys() - set(stored.columns)
+    taken = {dim for array in stored.arrays.values() for dim in array.dims} | {"image", *arrays}
     for axis in _AXES:
         groups: dict[tuple[str, int], list[str]] = {}
         for name in stored.products:

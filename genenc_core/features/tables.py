@@ -23,7 +23,7 @@ IMAGES = "images"
 """Name of the table of images."""
 ROW = "row"
 _OWN = (stored_arrays.STATUS, "image_height", "image_width", "image_orientation", "image_affine")
-_OF_POINTS = ("point_x", "point_y", stored_arrays.POINT_STATUS)
+_OF_POINTS = ("point_x", "point_y", stored_arrays.LIKELIHOOD, stored_arrays.POINT_STATUS)
 SCHEMA = "genenc.features/1"
 
 
@@ -68,7 +68,7 @@ class Features:
         """Return the tables: that of images first."""
         arrays = self.stored.arrays
         own = [arrays[name] for name in _OWN if name in arrays]
-        known = {*_OWN, *_OF_POINTS, *self.stored.products, "image_id", "path"}
+        known = {*_OWN, *_OF_POINTS, *self.stored.products, *self.stored.scales, "image_id", "path"}
         columns = [array for name, array in arrays.items() if name not in known and not array.shape]
         plain = [each for each in self.products if not each.of_points]
         found = [Table(IMAGES, (*own, *columns, *plain))]
@@ -124,7 +124,8 @@ class Features:
         if not table.points:
             found: dict[str, Any] = {ROW: pa.array(positions, pa.int64()), **texts}
             for array in table.arrays:
-                found[array.name] = _column(self.stored.take(array.name, positions), array, array.shape)
+                name = f"{ROW}_column" if array.name == ROW else array.name  # of the list
+                found[name] = _column(self.stored.take(array.name, positions), array, array.shape)
             return pa.record_batch(found)
         count = len(table.points)
         repeat = pa.array(np.repeat(np.arange(len(positions)), count))

@@ -167,12 +167,18 @@ class Stored:
         return tuple(self.arrays[name] for name in self.products if name in self.arrays)
 
     @functools.cached_property
+    def scales(self) -> frozenset[str]:
+        """Names of the arrays by which stored integers are scaled; values that are taken are scaled already."""
+        return frozenset(
+            other for array in self.arrays.values() for other in float_values.beside(array.attributes).values()
+        )
+
+    @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the arrays with further columns of the list."""
         if not self.model_run.manifest.columns:
             return ()
-        beside = {other for array in self.arrays.values() for other in float_values.beside(array.attributes).values()}
-        known = {array.name for array in stored_arrays.TABLE} | beside | set(self.products)
+        known = {array.name for array in stored_arrays.TABLE} | self.scales | set(self.products)
         return tuple(sorted(self.arrays.keys() - known))
 
     def read(self, name: str, positions: np.ndarray) -> np.ndarray:

@@ -130,6 +130,33 @@ def test_only_rows_with_features_and_chosen_products(run: api.Run, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("format", ["parquet", "npy"])
+def test_odd_columns_likelihoods_and_scaled_integers(extract: Call, photos: Path, tmp_path: Path, format: str) -> None:
+    """A column `row` of the list is not the run's; a scale is not written beside values that it is in already."""
+    names = sorted(path.name for path in photos.iterdir())
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        rows = [[str(photos / name), 100 - at, "stain"] for at, name in enumerate(names)]
+        csv.writer(file).writerows([["path", "row", "channel"], *rows])
+    lines = [f"{name},nose,{9 + at},9,0.{at}5\n" for at, name in enumerate(names[:9])]
+    (tmp_path / "p.csv").write_text("image,point,x,y,likelihood\n" + "".join(lines))
+    run = extract("odd", *PRODUCTS[:2], images=str(tmp_path / "list.csv"), points=str(tmp_path / "p.csv"), dtype="int8")
+    made = api.export_features(run.place, str(tmp_path / "out"), format=format)
+    likely = run.arrays().point_likelihood.values
+    if format == "npy":
+        assert not [name for name in made.files if "scale" in name]
+        equal(np.load(tmp_path / "out" / "point_likelihood.npy"), likely)
+        return
+    images = parquet.read_table(tmp_path / "out" / "images.parquet")
+    assert images["row"].to_pylist() == list(range(len(names)))
+    assert images["row_column"].to_pylist() == [100 - at for at in range(len(names))]
+    points = parquet.read_table(tmp_path / "out" / "probes.parquet")
+    equal(points["point_likelihood"].to_numpy(), likely.ravel())
+    assert not [name for name in (*images.column_names, *points.column_names) if "scale" in name]
+    opened = api.open(run.place).xarray()
+    assert (opened.features.dims, opened.channel_column.values[0]) == (("image", "channel"), "stain")
+
+
+@pytest.mark.slow
 def test_versions_and_s3(grown: Path, extract: Call, bucket: str, tmp_path: Path) -> None:
     for version in (1, 3):
         api.export_features(grown, tmp_path / f"v{version}", version=version)
