@@ -271,7 +271,9 @@ class Flatten:
     """`flatten`: all values of a map or of tokens as one vector, `[B, C, h, w]` -> `[B, C * h * w]`."""
 
     def output(self, signature: Signature) -> Signature:
-        """Return `[channel]`; vectors stay as they are."""
+        """Return `[channel]`; vectors stay as they are, and values per point or region are refused."""
+        if signature.dims not in (MAP, TOKENS, VECTOR):
+            raise errors.InputError(f"flatten needs a map, tokens or a vector of the whole image, but got {signature}")
         return Signature(dims=VECTOR, shape=(math.prod(signature.shape),))
 
     def apply(self, features: torch.Tensor, points: PointBatch | None) -> torch.Tensor:  # noqa: ARG002

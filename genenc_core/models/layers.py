@@ -77,6 +77,7 @@ def _inside(parts: Parts) -> dict[str, str]:
     paths = {id(module): path for path, module in parts.trunk.named_modules() if path}
     inside = {name: paths[id(module)] for name, module in parts.model.named_modules() if id(module) in paths}
     if isinstance(parts.trunk, heads.WholeModel) and parts.trunk.ends_in_vector:
+        inside = {name: path for name, path in inside.items() if name not in parts.trunk.removed}
         inside[heads.PRE_LOGITS] = heads.PRE_LOGITS
     return inside
 
@@ -87,6 +88,8 @@ def _resolved(item: str, parts: Parts, inside: Mapping[str, str]) -> str:
     if not _INDEX.match(item):
         if item in inside:
             return item
+        if isinstance(parts.trunk, heads.WholeModel) and item in parts.trunk.removed:
+            raise NotInTrunk(f"layer {item!r} comes after {heads.PRE_LOGITS!r}: ask for one of the two.")
         if item in dict(parts.model.named_modules()):
             raise NotInTrunk(
                 f"layer {item!r} is not part of the encoder: it comes after the feature maps. The stages are "

@@ -96,13 +96,6 @@ class ExtractParameters(options.Parameters):
         metavar="<file|folder|glob>",
         path=True,
     )
-    like: choices.Like | None = option(
-        None,
-        help="Features as another tool makes them: sets the options that `genenc presets` shows; yours beside it win.",
-        group=MODEL,
-        often=True,
-        usually="genenc's own",
-    )
     weights: str | None = WEIGHTS
     image_size: str | None = IMAGE_SIZE
     fit: choices.Fit | None = option(
@@ -219,6 +212,12 @@ class ExtractParameters(options.Parameters):
         group=POINTS,
         usually="all regions count",
         limits={"ge": 0, "le": 1},
+    )
+    like: choices.Like | None = option(
+        None,
+        help="Features as another tool makes them: sets the options that `genenc presets` shows; yours beside it win.",
+        group=MODEL,
+        usually="genenc's own",
     )
     weights_key: str | None = WEIGHTS_KEY
     mean: str | None = option(

@@ -115,7 +115,9 @@ def expanded(values: object) -> object:
 def check(given: "ExtractParameters") -> None:
     """Raise `InputError` if an option is missing that the preset leaves to you."""
     preset = PRESETS.get(given.like or "")
-    for option, reason in preset.needs.items() if preset else ():
+    if preset is None:
+        return
+    for option, reason in preset.needs.items():
         if option not in preset.left_to(given.model) and not _is_stated(getattr(given, option)):
             raise errors.InputError(f"--like {given.like} needs {flag(option)}: {reason}")
 

@@ -358,7 +358,7 @@ class _WholeModel(heads.WholeModel):
     """timm's whole model, with the layout of the tokens inside."""
 
     def __init__(self, model: nn.Module, head: heads.Head, layout: tokens.TokenLayout | None) -> None:
-        super().__init__(model, head)
+        super().__init__(model, head, classifiers=_classifiers(model))
         self.layout = layout
 
 

@@ -56,7 +56,7 @@ def build(
     model.eval()
     mean, std = (tuple(float(value) for value in values) for values in (preset.mean, preset.std))
     classifiers = _removed_classifier(name, model) if head == heads.PRE_LOGITS else ()
-    layout, trunk = _layout(model), _trunk(model, head)
+    layout, trunk = _layout(model), _trunk(model, head, classifiers)
     state, count = loading.state_and_channels(
         name,
         choice,
@@ -70,7 +70,7 @@ def build(
             model.transform_input = False  # type: ignore[assignment]
             mean = std = (0.5,) * adapting.RGB
         adapting.widen(model, count, who=f"torchvision's {name!r}")
-        trunk = _trunk(model, head)
+        trunk = _trunk(model, head, classifiers)
     if choice.path is not None:
         state = heads.without_classifier(state, classifiers)
         load_state(state, choice, model=model, trunk=trunk, convert=_resampling(model))
@@ -326,9 +326,9 @@ def _removed_classifier(name: str, model: nn.Module) -> tuple[str, ...]:
     return (linear[-1],)
 
 
-def _trunk(model: nn.Module, head: heads.Head | None = None) -> nn.Module:
+def _trunk(model: nn.Module, head: heads.Head | None = None, classifiers: tuple[str, ...] = ()) -> nn.Module:
     if head is not None:
-        return heads.WholeModel(model, head)
+        return heads.WholeModel(model, head, classifiers=classifiers)
     for kind, make in _TRUNKS:
         if isinstance(model, kind):
             return make(model)

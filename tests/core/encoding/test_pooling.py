@@ -38,6 +38,7 @@ def applied(values: torch.Tensor, given: Signature, *steps: tuple[str, str]) -> 
         ("vit_mean", "", [2.5, -1.0]),
         ("vit_max", "has_cls=false", [4.0, 5.0]),
         ("vit_min", "", [1.0, -8.0]),
+        ("flatten", "", [1.0, 2.0, 3.0, 4.0, -1.0, -8.0, 5.0, 0.0]),
     ],
 )
 def test_poolings_of_a_map(module: str, argument: str, expected: list[float]) -> None:
@@ -47,6 +48,7 @@ def test_poolings_of_a_map(module: str, argument: str, expected: list[float]) ->
 @pytest.mark.parametrize(
     ("module", "argument", "expected"),
     [
+        ("flatten", "", [9.0, -9.0, 1.0, -1.0, 2.0, -8.0, 3.0, 5.0, 4.0, 0.0]),
         ("vit_mean", "has_cls=true", [2.5, -1.0]),
         ("vit_max", "has_cls=true", [4.0, 5.0]),
         ("vit_min", "has_cls=true", [1.0, -8.0]),

@@ -105,6 +105,25 @@ def test_layers_of_a_resnet_in_requested_order() -> None:
     assert found["layer1.0.bn1"].min() < 0
 
 
+def test_layers_after_the_maps() -> None:
+    """The classifier's own values, what it is given under a name of its own, and maps beside them."""
+    images = torch.rand(2, 3, 64, 64)
+    torch.manual_seed(3)
+    model = zoo.resnet18(weights=None).eval()
+    built = build("resnet18", "fc", "avgpool", "layer2")
+    seen = hooked(model, ["fc", "avgpool", "layer2"], normal(built, images))
+    found = slots(built, images)
+    assert all(torch.equal(found[name], seen[name]) for name in seen)
+    given = slots(build("resnet18", "layer2", "pre_logits"), images)
+    assert torch.equal(given["pre_logits"], seen["avgpool"].flatten(1))
+    assert torch.equal(given["layer2"], seen["layer2"])
+
+
+def test_a_classifier_that_is_a_convolution_has_no_layer_before_it() -> None:
+    with pytest.raises(errors.InputError, match="'squeezenet1_1' has no layer 'pre_logits'"):
+        build("squeezenet1_1", "pre_logits")
+
+
 STAGES = [  # model, how many stages, the name of one of them, and its map for 64 x 64 pixels
     ("resnet18", 4, 1, "layer2", (128, 8, 8)),
     ("convnext_tiny", 4, 0, "features.1", (96, 16, 16)),
@@ -271,7 +290,7 @@ def test_weights_digest_covers_the_whole_encoder() -> None:
             ("layer22",),
             r"no layer 'layer22'. The closest names are: layer2.* stages are layer1, layer2, layer3, layer4",
         ),
-        (("fc",), r"'fc' is not part of the encoder"),
+        (("fc", "pre_logits"), r"'fc' comes after 'pre_logits': ask for one of the two"),
         (("layer2", "-3"), r"name 'layer2' twice"),
         (("layer1.0.relu",), r"is called 2 times"),
     ],
