@@ -46,7 +46,8 @@ def read_regions(
     if min_score is not None and not 0 <= min_score <= 1:
         raise errors.InputError(f"--min-score {min_score:g} is not between 0 and 1")
     unused = Unused(likelihoods_count=True)
-    files = list(dict.fromkeys(itertools.chain.from_iterable(_files(str(place)) for place in places)))
+    given = {str(place): _files(str(place)) for place in places}
+    files = list(dict.fromkeys(itertools.chain.from_iterable(given.values())))
     masks = _all_or_none(files, [path for path in files if path.suffix.lower() in mask_files.SUFFIXES], "mask images")
     texts = _all_or_none(files, [path for path in files if yolo_files.is_labels(path)], "YOLO's text files")
     if texts and regions_scale.text not in (None, NORMALIZED):
@@ -54,11 +55,10 @@ def read_regions(
             f"{OPTION} {scale!r} cannot be used with YOLO's files, which are fractions: leave it out"
         )
     regions_scale = PointsScale.parse(NORMALIZED) if texts else regions_scale
-    above = {path.parent for path in files}
-    root = Path(os.path.commonpath(above)) if len(above) > 1 else None
+    top = _top(given)
+    root = top if any(path.parent != top for path in files) else None
     folders = {} if root is None else {str(path): path.parent.relative_to(root).as_posix() for path in files}
     found: Iterator[Region]
-    top = files[0].parent if root is None else root
     if masks or texts:
         found = mask_files.regions(files, top) if masks else yolo.regions(files, top)
     else:
@@ -74,6 +74,16 @@ def read_regions(
     if not len(table) and not table.uncertain:
         raise errors.InputError(f"{', '.join(map(repr, map(str, places)))} holds no regions")
     return table
+
+
+def _top(given: Mapping[str, Sequence[Path]]) -> Path:
+    """Return the folder that what is given has in common: names of folders below it count."""
+    folders = {
+        folder
+        for place, files in given.items()
+        for folder in ([Path(place)] if Path(place).is_dir() else [path.parent for path in files])
+    }
+    return Path(os.path.commonpath(folders)) if len(folders) > 1 else folders.pop()
 
 
 def _all_or_none(files: Sequence[Path], some: Sequence[Path], what: str) -> Sequence[Path]:
@@ -108,7 +118,7 @@ def _files(place: str) -> list[Path]:
 
 
 def _files_of_folder(folder: Path) -> list[Path]:
-    """Return the mask images, or YOLO's files, of a folder and those below it, or its JSON files, of LabelMe.
+    """Return the mask images, YOLO's files, or JSON files of LabelMe, of a folder and those below it.
 
     Raises:
         InputError: it has none, or several kinds.
@@ -120,7 +130,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
     ]
     kinds = {
         "mask images": [path for path in below if path.suffix.lower() in mask_files.SUFFIXES],
-        ".json files": sorted(folder.glob("*.json")),
+        ".json files": [path for path in below if path.suffix.lower() == ".json"],
         ".txt files": [path for path in below if yolo_files.is_labels(path)],
     }
     there = [kind for kind, found in kinds.items() if found]

@@ -309,6 +309,25 @@ def test_masks_that_are_ambiguous(tmp_path: Path, masks: list[Any], words: str) 
         read(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["masks", "YOLO", "LabelMe"])
+def test_folders_below_the_one_that_is_given_count(kind: str, tmp_path: Path) -> None:
+    """Also if all files are in one of them, as where only one animal has labels so far."""
+    below = tmp_path / "labels" / "mouse2"
+    below.mkdir(parents=True)
+    if kind == "masks":
+        save(below / "a.png", [[0, 1, 1]])
+    elif kind == "YOLO":
+        (below / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    else:
+        shape = {"label": "m", "shape_type": "rectangle", "points": [[4, 6], [1, 2]]}
+        document = {"imagePath": "a.png", "imageWidth": 20, "imageHeight": 20, "shapes": [shape]}
+        written(below / "a.json", json.dumps(document))
+    found, direct = read(tmp_path / "labels"), read(below)
+    name = "a.png" if kind == "LabelMe" else "a"
+    assert (found.images, direct.images) == ((f"mouse2/{name}",), (name,))
+    assert len(found) == 1
+
+
 def test_other_places_that_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "masks/a.png", [[0, 1]])
     boxes = written(tmp_path / "b.csv", "image,x,y,width,height\na.png,1,2,3,4\n")
@@ -332,7 +351,7 @@ def test_yolo(tmp_path: Path) -> None:
     written(tmp_path / "data.yaml", "names: {0: mouse, 1: rat}\n")
     found = read(tmp_path / "labels")
     assert (found.by_stem, found.scale.text) == (True, "normalized")
-    assert rows(found) == [("a", "1", "rat", [0.25, 0.375, 0.75, 0.625]), ("a", "2", "mouse", [0, 0, 0.5, 1])]
+    assert rows(found) == [("train/a", "1", "rat", [0.25, 0.375, 0.75, 0.625]), ("train/a", "2", "mouse", [0, 0, 0.5, 1])]
     assert found.scores[1] == 0.75
     written(tmp_path / "labels/classes.txt", "m\nr\n")
     assert read(tmp_path / "labels" / "train").categories == ("r", "m")
