@@ -18,8 +18,8 @@ _ROLES = {
 }
 """Names of dimensions, in lower case."""
 _CHANNEL_RULE = (
-    "write [N, H, W, C] or [N, C, H, W], or one image as [H, W, C] or [C, H, W], with fewer channels than pixels on a "
-    "side"
+    "write [N, H, W, C] or [N, C, H, W], or one image as [H, W, C] or [C, H, W], with at most half as many channels as "
+    "pixels on a side, or name the dimensions (band, y, x), where the format has names"
 )
 _RULE = "write frames as [N, H, W], [N, H, W, 3] or [N, 3, H, W], or one image as [H, W] or [H, W, 3]"
 
@@ -63,24 +63,23 @@ class Axes(NamedTuple):
 
         Two axes are one image of one channel. Three are frames of one channel where the name of the first says so, or
         where its name does not say otherwise and no more than one channel is wanted, or the first alone is chosen; else
-        one image, whose channels are the shorter of the first and the last axis. Four are frames; 1, 3 or 4 channels
-        are last, else first, and other numbers are the shorter axis.
+        one image. Four are frames. Which axis of an image is that of its channels: `_channels_are_first`.
 
         Raises:
-            ImageUnreadable: another shape, or axes of equal length of which either may be that of the channels.
+            ImageUnreadable: another shape, or either axis may be that of the channels.
         """
         if min(shape, default=0) >= 1 and len(shape) in (2, 3, 4):
             if len(shape) == 2:
                 return cls(1, stacked=False, channels_first=False)
-            first_named = _ROLES.get(str(names[0]).lower()) if names and len(names) == len(shape) else None
-            if len(shape) == 3 and (first_named == "frame" or (first_named is None and _is_grey(channels))):
+            roles = [_ROLES.get(str(name).lower()) for name in names or ()]
+            roles = roles if len(roles) == len(shape) else [None] * len(shape)
+            unknown = roles[0] is None and roles[-1] != "c"
+            if len(shape) == 3 and (roles[0] == "frame" or (unknown and _is_grey(channels))):
                 return cls(shape[0], stacked=True, channels_first=False)
             stacked = len(shape) == 4
-            first, last = shape[1] if stacked else shape[0], shape[-1]
-            if stacked and {first, last} & set(_COLOURS):
-                return cls(shape[0], stacked=True, channels_first=last not in _COLOURS)
-            if first != last:
-                return cls(shape[0] if stacked else 1, stacked=stacked, channels_first=first < last)
+            first = _channels_are_first(shape[-3:], roles[-3:], channels, colours=stacked)
+            if first is not None:
+                return cls(shape[0] if stacked else 1, stacked=stacked, channels_first=first)
         raise ImageUnreadable(f"an array of shape {list(shape)} is not one of images with channels: {_CHANNEL_RULE}")
 
     @classmethod
@@ -115,6 +114,29 @@ def _is_grey(channels: spec.Channels) -> bool:
     if channels.names is not None:
         return False
     return channels.count == 1 if channels.chosen is None else max(channels.chosen) == 0
+
+
+def _channels_are_first(
+    shape: Sequence[int], roles: Sequence[str | None], channels: spec.Channels, *, colours: bool
+) -> bool | None:
+    """Return whether the channels are the first axis of an image, not the last; None: either may be.
+
+    In this order: its name; 1, 3 or 4 channels of `colours`, last if they may be; the axis beside two of equal length;
+    the one that has as many as are wanted; the shorter, if it has at most half of the other's.
+    """
+    first, middle, last = shape
+    if "c" in (roles[0], roles[2]) and roles[0] != roles[2]:
+        return roles[0] == "c"
+    if colours and {first, last} & set(_COLOURS):
+        return last not in _COLOURS
+    if first == last:
+        return None
+    if middle in (first, last):
+        return middle == last
+    wanted = channels.count if channels.chosen is None and channels.names is None else None
+    if wanted in (first, last):
+        return wanted == first
+    return first < last if 2 * min(first, last) <= max(first, last) else None
 
 
 def check_type(kind: "np.dtype[Any]", channels: spec.Channels | None = None) -> None:

@@ -56,7 +56,8 @@ def read_points(
     root = Path(os.path.commonpath(above)) if len(above) > 1 else None
     folders = {} if root is None else {str(path): path.parent.relative_to(root).as_posix() for path in files}
     if texts := _all_or_no_texts(files):
-        return _of_yolo(texts, root, scale=points_scale, columns=columns, min_likelihood=min_likelihood)
+        top = Path(place) if Path(place).is_dir() else root or files[0].parent
+        return _of_yolo(texts, top, scale=points_scale, columns=columns, min_likelihood=min_likelihood)
     labels = (_labels(path, chosen, columns, unused, several=len(files) > 1, root=root) for path in files)
     table = point_table.build(itertools.chain.from_iterable(labels), min_likelihood=min_likelihood, folders=folders)
     unused.warn()
@@ -66,9 +67,9 @@ def read_points(
 
 
 def _of_yolo(
-    files: Sequence[Path], root: Path | None, *, scale: PointsScale, columns: str | None, min_likelihood: float | None
+    files: Sequence[Path], top: Path, *, scale: PointsScale, columns: str | None, min_likelihood: float | None
 ) -> PointTable:
-    """Return the keypoints of YOLO's files, which are fractions."""
+    """Return the keypoints of YOLO's files below a folder, which are fractions."""
     if columns is not None:
         raise errors.InputError(f"--points-columns {columns!r} cannot be used with YOLO's files: remove it")
     normalized = PointsScale.parse(NORMALIZED)
@@ -76,7 +77,7 @@ def _of_yolo(
         raise errors.InputError(
             f"--points-scale {scale.text!r} cannot be used with YOLO's files, which are fractions: leave it out"
         )
-    found = yolo.points(files, files[0].parent if root is None else root)
+    found = yolo.points(files, top)
     table = point_table.build(found, min_likelihood=min_likelihood)
     if not table.names:
         raise errors.InputError(f"{str(files[0])!r} and the other files of YOLO contain no points")

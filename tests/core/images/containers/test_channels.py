@@ -184,3 +184,29 @@ def test_the_value_for_no_value_has_no_data(kind: str, stated: str, tmp_path: Pa
     assert (pixels[:, 4:] == 0.25).all()
     with pytest.raises(ImageUnreadable, match="none of its pixels has data"):
         decode_channels.selected(second, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "expected"),
+    [
+        ((145, 145, 200), spec.Channels(count=3, chosen=(29, 19, 9)), (1, 145, 145, 200)),
+        ((200, 145, 145), spec.Channels(count=3, chosen=(29, 19, 9)), (1, 145, 145, 200)),
+        ((7, 25, 25, 103), spec.Channels(count=3, chosen=(20, 19, 9)), (7, 25, 25, 103)),
+        ((7, 103, 25, 25), spec.Channels(count=3, chosen=(20, 19, 9)), (7, 25, 25, 103)),
+        ((40, 30, 50), spec.Channels(count=40), (1, 30, 50, 40)),
+        ((40, 30, 50), spec.Channels(count=50), (1, 40, 30, 50)),
+        ((20, 30, 40), spec.Channels(count=2, chosen=(0, 4)), (1, 30, 40, 20)),
+        ((21, 30, 40), spec.Channels(count=2, chosen=(0, 4)), None),
+        ((7, 21, 30, 40), spec.Channels(count=2, chosen=(0, 4)), None),
+    ],
+)
+def test_which_axis_is_that_of_the_channels(
+    shape: tuple[int, ...], channels: spec.Channels, expected: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    path = write_npy(tmp_path, np.ones(shape, np.uint16))
+    if expected is None:
+        with pytest.raises(ImageUnreadable, match="at most half as many channels"):
+            frames(path, channels)
+        return
+    found = frames(path, channels)
+    assert (len(found), *found[0].shape) == expected

@@ -351,7 +351,10 @@ def test_yolo(tmp_path: Path) -> None:
     written(tmp_path / "data.yaml", "names: {0: mouse, 1: rat}\n")
     found = read(tmp_path / "labels")
     assert (found.by_stem, found.scale.text) == (True, "normalized")
-    assert rows(found) == [("train/a", "1", "rat", [0.25, 0.375, 0.75, 0.625]), ("train/a", "2", "mouse", [0, 0, 0.5, 1])]
+    assert rows(found) == [
+        ("train/a", "1", "rat", [0.25, 0.375, 0.75, 0.625]),
+        ("train/a", "2", "mouse", [0, 0, 0.5, 1]),
+    ]
     assert found.scores[1] == 0.75
     written(tmp_path / "labels/classes.txt", "m\nr\n")
     assert read(tmp_path / "labels" / "train").categories == ("r", "m")
