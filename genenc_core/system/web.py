@@ -86,6 +86,11 @@ def without_credentials(url: str) -> tuple[str, bool]:
     return clean, had
 
 
+def secret_names(url: str) -> list[str]:
+    """Return the names of an address's parameters that `without_credentials` leaves out."""
+    return [each.partition("=")[0] for each in urllib.parse.urlsplit(url).query.split("&") if each and _is_secret(each)]
+
+
 def _is_secret(parameter: str) -> bool:
     name = parameter.partition("=")[0].lower()
     return text.redacted(f"?{name}=x") != f"?{name}=x" or any(

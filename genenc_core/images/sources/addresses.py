@@ -18,6 +18,7 @@ _PART: Final = 2**20
 _MISSING: Final = (-1, -1, ":")
 SIGNED: Final = "!"
 """First of the member of an address whose credentials are those of the list."""
+_SIGNATURES: Final = ("x-amz-signature", "x-goog-signature", "signature", "sig")
 TOGETHER: Final = 8
 """Addresses that one thread asks for, one after the other."""
 
@@ -62,11 +63,6 @@ def refuse_credentials(address: str) -> None:
         raise errors.InputError("the address of the images holds credentials: set AWS_ACCESS_KEY_ID and the like")
 
 
-def recorded(entry: str) -> str:
-    """Return an address as it is recorded: without credentials."""
-    return web.without_credentials(entry)[0] if web.is_address(entry) else entry
-
-
 def ask(entries: Sequence[str]) -> list[tuple[int, int, str]]:
     """Return size, time and member of what addresses name; -1 for what is not there, or on a server that is not.
 
@@ -92,6 +88,37 @@ def ask(entries: Sequence[str]) -> list[tuple[int, int, str]]:
         else:
             found.append((mark.size, mark.mtime_ns, signed + remote.member_of(tag)))
     return found
+
+
+class Distinct:
+    """Addresses of a list, of which those that are recorded alike must be of one image.
+
+    They are if each is signed: then a signature, and what goes with it, is all in which they differ.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, bool]] = {}
+
+    def add(self, entry: str) -> str:
+        """Return an address as it is recorded.
+
+        Raises:
+            InputError: an earlier one is recorded alike, and differs from it.
+        """
+        clean, had = web.without_credentials(entry) if web.is_address(entry) else (entry, False)
+        if not had:
+            return clean
+        names = web.secret_names(entry)
+        own = hash(entry), any(name.lower() in _SIGNATURES for name in names)
+        first = self._seen.setdefault(clean, own)
+        if first[0] != own[0] and not (first[1] and own[1]):
+            what = f"in {', '.join(map(repr, names))}" if names else "in the user"
+            raise errors.InputError(
+                f"two addresses differ from {clean!r} only {what}, which is taken for credentials and "
+                "never recorded, so that their images cannot be told apart: give them addresses that differ "
+                "otherwise, or download them"
+            )
+        return clean
 
 
 class Signed:
@@ -129,10 +156,11 @@ class Signed:
 
     def _read(self) -> dict[str, str]:
         found: dict[str, str] = {}
+        distinct = Distinct()
         for _, (cells,) in tables.iter_blocks(self._path, [self._column], block_rows=65536):
             for cell in cells:
                 entry = str(cell).strip()
-                clean, had = web.without_credentials(entry)
-                if had:
+                clean = distinct.add(entry)
+                if web.is_address(entry) and web.without_credentials(entry)[1]:
                     found[clean] = entry
         return found

@@ -245,6 +245,7 @@ def _entries(source: image_source.ImageSource, limit: int | None, block_rows: in
     if source.columns:
         tables.warn_of_left_out(path, [*columns, *more])
     far = addresses.are_in(path, column)
+    distinct = addresses.Distinct()
     blocks = tables.iter_blocks(path, [*columns, *more], block_rows=block_rows, limit=limit, with_blanks=[column])
     for numbers, cells in blocks:
         texts = [_texts(values) for values in cells[: len(columns)]]
@@ -255,7 +256,7 @@ def _entries(source: image_source.ImageSource, limit: int | None, block_rows: in
             raise errors.InputError(f"{path}: row {numbers[bad]} has an empty {column!r} or image_id, or a NUL in one")
         try:
             if far:
-                files, paths = _files_and_addresses(source.root, texts[0])
+                files, paths = _files_and_addresses(source.root, texts[0], distinct)
             else:
                 files, paths = _files(source.root, texts[0], clean=_is_clean(joined[0]))
         except errors.InputError as error:
@@ -290,12 +291,12 @@ def _files(root: Path, entries: list[str], *, clean: bool) -> tuple[list[str], l
     return files, [folders.to_text(file) for file in files]
 
 
-def _files_and_addresses(root: Path, entries: list[str]) -> tuple[list[str], list[str]]:
+def _files_and_addresses(root: Path, entries: list[str], distinct: addresses.Distinct) -> tuple[list[str], list[str]]:
     """Return as `_files` does; addresses among the files are whole, and among the texts without credentials."""
     entries = [entry.strip() if kinds.is_remote(entry.strip()) else entry for entry in entries]
     near = [entry for entry in entries if not kinds.is_remote(entry)]
     known = dict(zip(near, zip(*_files(root, near, clean=False), strict=True), strict=True)) if near else {}
-    both = [known[entry] if entry in known else (entry, addresses.recorded(entry)) for entry in entries]
+    both = [known[entry] if entry in known else (entry, distinct.add(entry)) for entry in entries]
     return [file for file, _ in both], [text for _, text in both]
 
 

@@ -1,5 +1,6 @@
 """Lists in which addresses are recognised, wherever they are, and read again for what is not recorded."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from genenc_core import errors
-from genenc_core.images.sources import addresses
+from genenc_core.images.sources import addresses, image_source, listing
+from genenc_core.system import web
 
 URL = "https://host/a.png?sig=x"
 
@@ -46,3 +48,25 @@ def test_credentials_are_found_again_or_missed_by_name(tmp_path: Path) -> None:
     with pytest.raises(errors.InputError, match="cannot read"):
         addresses.Signed(path, "image").places(paths, members)
     assert addresses.Signed(path, "image").places(["/c.png"], [""]) == (["/c.png"], [""])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ("h/r.png?key=10", "h/r.png?key=20", "differ from 'https://h/r.png' only in 'key', which is taken for"),
+        ("h/r.png?id=1&sp=r", "h/r.png?id=1&sp=w&st=2", "'https://h/r.png\\?id=1' only in 'sp', 'st'"),
+        ("a:b@h/r.png", "c:d@h/r.png", "only in the user"),
+        ("h/r.png?id=10", "h/r.png?id=20", ""),
+        ("h/r.png?sig=x&se=1", "h/r.png?sig=y&se=2", ""),
+        ("h/r.png?key=10", "h/r.png?key=10", ""),
+    ],
+)
+def test_addresses_that_would_be_recorded_alike(tmp_path: Path, first: str, second: str, refused: str) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(f"image,image_id\nhttps://{first},1\nhttps://{second},2\n")
+    context = pytest.raises(errors.InputError, match=refused) if refused else contextlib.nullcontext()
+    with context:
+        list(listing._entries(image_source.open_source(str(path)), None, 100))
+    clean, had = web.without_credentials(f"https://{first}")
+    with context:
+        addresses.Signed(path, "image").places([clean], ["!:" if had else ""])
