@@ -333,7 +333,8 @@ def make_design(
     count = len(table.names) if table else 0
     tiled = tiles.plan(given, model.spec, wanted)
     labelled = table is not None or regions is not None
-    fit = given.fit or ("pad" if labelled and not earlier else None)
+    # Other tools do not change how images are fitted for labels.
+    fit = given.fit or ("pad" if labelled and not earlier and given.like is None else None)
     preprocessing = _preprocessing(given, model.spec, tiled, fit)
     if preprocessing.channels is not None and preprocessing.decode != "full":
         raise errors.InputError(

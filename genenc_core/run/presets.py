@@ -90,22 +90,15 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 
 def expanded(values: object) -> object:
-    """Return parameters with the options of their preset where they do not state these themselves.
-
-    Raises:
-        ValueError: the preset is not for their model.
-    """
+    """Return parameters with the options of their preset where they do not state these themselves."""
     if not isinstance(values, Mapping):
         return values
     name = values.get("like")
     preset = PRESETS.get(name) if isinstance(name, str) else None
     if preset is None:
         return values
-    model = values.get("model")
-    if preset.models and isinstance(model, str) and model and not re.fullmatch(preset.models, model):
-        raise ValueError(f"--like {name} is for {preset.models_are}, not for {model!r}: name one of these")
     added = {**preset.options, **_products(preset, values.get("layers"))}
-    own = preset.left_to(model)
+    own = preset.left_to(values.get("model"))
     return {
         **values,
         **{key: each for key, each in added.items() if not _is_stated(values.get(key)) and key not in own},
@@ -113,10 +106,14 @@ def expanded(values: object) -> object:
 
 
 def check(given: "ExtractParameters") -> None:
-    """Raise `InputError` if an option is missing that the preset leaves to you."""
+    """Raise `InputError` if the preset is not for the model, or an option is missing that it leaves to you."""
     preset = PRESETS.get(given.like or "")
     if preset is None:
         return
+    if preset.models and not re.fullmatch(preset.models, given.model):
+        raise errors.InputError(
+            f"--like {given.like} is for {preset.models_are}, not for {given.model!r}: name one of these"
+        )
     for option, reason in preset.needs.items():
         if option not in preset.left_to(given.model) and not _is_stated(getattr(given, option)):
             raise errors.InputError(f"--like {given.like} needs {flag(option)}: {reason}")

@@ -77,6 +77,16 @@ def test_thingsvision(photos: list[Path], tmp_path: Path) -> None:
         assert same_features.difference(found[name], outputs(model, [batch], layer).flatten(1)) <= CLOSE
 
 
+def test_labels_do_not_change_the_fit(photos: list[Path]) -> None:
+    """With labels images are padded, unless they are to be prepared as a tool does."""
+    points = np.full((2, 1, 2), 20.0)
+    given = {"weights": "random:0", "image_size": "64", "batch_size": 2, "decode_workers": 1, "like": "timm"}
+    found, labelled = (
+        api.encode(photos[1:3], "timm/test_resnet", points=each, **given)["features"] for each in (None, points)
+    )
+    assert np.array_equal(found, labelled)
+
+
 def test_fiftyone(tmp_path: Path) -> None:
     """Images of one size are not resized at all; without it the preset says what is missing."""
     paths = same_features.write_photos(tmp_path / "photos", ((250, 230), (250, 230)))
@@ -159,16 +169,16 @@ def test_options_beside_a_preset_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("like", "said"),
     [
-        ({"like": "sam"}, "--like sam is for samvit_base, samvit_large, samvit_huge, not for 'resnet18'"),
-        ({"like": "clip-retrieval"}, "--like clip-retrieval is for CLIP's vision transformers of timm"),
-        ({"like": "TIMM"}, "Input should be 'thingsvision', 'timm'"),
+        ("sam", "--like sam is for samvit_base, samvit_large, samvit_huge, not for 'resnet18'"),
+        ("clip-retrieval", "--like clip-retrieval is for CLIP's vision transformers of timm"),
+        ("thingsvision", "--like thingsvision needs --layers: it takes the features of modules"),
     ],
 )
-def test_a_preset_for_other_models_is_refused(given: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        parameters(**given)
+def test_what_a_preset_lacks_is_said(like: str, said: str) -> None:
+    with pytest.raises(errors.InputError, match=said):
+        presets.check(parameters(like=like))
 
 
 def test_a_model_file_states_what_it_outputs() -> None:
