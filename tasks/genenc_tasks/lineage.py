@@ -6,6 +6,7 @@ It takes the first row of a table whose description contains `ol-dataset` and en
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
@@ -48,8 +49,18 @@ def _row(dataset: dict[str, Any]) -> dict[str, str | int]:
     rows = [facet["rowCount"] for facet in counted.values() if "rowCount" in facet]
     version = dataset["facets"]["version"]["datasetVersion"]
     return {
-        "database_uri": dataset["namespace"],
-        "table": dataset["name"],
+        "database_uri": _plain(dataset["namespace"]),
+        "table": _plain(dataset["name"]),
         "version": version,
         **({"rows": rows[0]} if rows else {}),
     }
+
+
+def _plain(name: str) -> str:
+    """Return a name with the characters of markup percent-encoded; escapes of Markdown would make it another name."""
+    return "".join(
+        char if char.isprintable() and char not in _MARKUP else quote(char, errors="backslashreplace") for char in name
+    )
+
+
+_MARKUP = frozenset("<>[]()`|\\!*\"'&#")

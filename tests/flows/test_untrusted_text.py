@@ -35,7 +35,8 @@ def test_names_reach_prefect_as_text(tmp_path: Path) -> None:
         assert name.isprintable(), name
         assert len(name) <= 250
     texts = [shown["report"]["data"], *(item["description"] or "" for item in shown.values())]
-    texts += [str(value) for row in json.loads(shown["failed-images"]["data"]) for value in row.values()]
+    for kind in ("failed-images", "lineage-images", "lineage-model", "lineage-features"):
+        texts += [str(value) for row in json.loads(shown[kind]["data"]) for value in row.values()]
     for told in texts:
         assert told.replace("\n", "").isprintable(), told
         outside = told.partition("```")[0]

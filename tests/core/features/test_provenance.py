@@ -18,7 +18,7 @@ from genenc_core.dataset import folder as dataset_folder
 from genenc_core.dataset import verify as dataset_verify
 from genenc_core.features import history, openlineage, ro_crate
 from genenc_core.features.parameters import Agent
-from genenc_core.run import driver, status
+from genenc_core.run import driver, out_folder, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import Changes
 from genenc_core.store.backends.objects import open_objects
@@ -247,6 +247,7 @@ def test_on_s3(healed: Path, s3: s3_server.Server, bucket: str) -> None:
         objects.write_new(key, own.read(key, most=None))
     assert api.export_provenance(bucket).place == f"{bucket}/{ro_crate.FILE}"
     assert json.loads(objects.read(ro_crate.FILE))["@graph"][1]["name"] == "Image features of python/tiny_models:conv"
+    out_folder.check(bucket)  # the command that made the run may be given again
     api.export_provenance(bucket, format="openlineage")
     (event, *_) = map(json.loads, objects.read(openlineage.FILE).splitlines())
     scheme, _, rest = bucket.partition("://")
