@@ -63,6 +63,21 @@ def test_bytes_do_not_depend_on_the_batch_or_on_how_they_were_decided(
 
 
 @pytest.mark.slow
+def test_repaired_and_made_again_with_another_batch_size(extract: Extract, tmp_path: Path) -> None:
+    asked = {"dtype": "uint8", "reproducible": True, "limit": 8}
+    extract(out=str(tmp_path / "run"), batch_size=4, **asked)
+    before = stored(tmp_path / "run")
+    (tmp_path / "run" / "features.zarr" / "features" / "c.1.0").write_bytes(b"x")
+    run = api.Run.open(tmp_path / "run")
+    assert run.repair().requeued == (1,)
+    assert extract(out=str(tmp_path / "run"), batch_size=1, **asked).status.complete
+    assert stored(tmp_path / "run") == before
+    again = api.rerun_from(tmp_path / "run", tmp_path / "again")
+    assert again.identical
+    assert RunFolder(tmp_path / "again").identity == RunFolder(tmp_path / "run").identity
+
+
+@pytest.mark.slow
 def test_float_products_are_rounded_and_an_ordinary_run_says_nothing(extract: Extract, tmp_path: Path) -> None:
     extract(out=str(tmp_path / "plain"))
     assert "reproducible" not in RunFolder(tmp_path / "plain").identity
@@ -103,6 +118,7 @@ def test_an_exceeded_margin_fails_the_shard_and_resume_completes_it(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"backend": "torchscript"}, "--backend torchscript: an artifact computes in float32"),
         ({"precision": "bfloat16"}, "--precision bfloat16"),
         ({"compile": True}, "--compile"),
         ({"canvas": "64"}, "--canvas 64"),
