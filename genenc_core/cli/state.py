@@ -206,7 +206,11 @@ def _info_run(folder: RunFolder, *, as_json: bool) -> None:
             f"preprocessing  {folder.preprocessing.describe()}",
             *([] if source is None or source.normalization is None else [f"normalization  {source.normalization}"]),
             *([] if computed is None else [f"precision      {computed}"]),
-            *([] if KEY not in identity else [f"reproducible   tensors {identity[KEY]['tensors'][:16]}"]),
+            *(
+                []
+                if KEY not in identity
+                else [f"reproducible   tensors {identity[KEY]['tensors'][:16]}, pixels {identity[KEY]['pixels'][:16]}"]
+            ),
             *([] if folder.tiles is None else [f"tiles          {folder.tiles.describe()}"]),
             *(
                 f"cells          {name}: one every {at.stride[0]:g} x {at.stride[1]:g} pixels, the first centred at "

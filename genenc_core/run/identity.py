@@ -48,6 +48,7 @@ class _Reproducible(pydantic.BaseModel):
 
     rule: int
     tensors: str
+    pixels: str
 
 
 class _Cells(pydantic.BaseModel):

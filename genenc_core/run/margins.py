@@ -1,5 +1,6 @@
 """Reproducible runs: which models and options can be, and how far float32 is from float64 before one begins."""
 
+import io
 import logging
 import math
 import time
@@ -7,11 +8,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
+from PIL import Image
 
 from genenc_core import errors, spec, stored_arrays
 from genenc_core.encoding import batch_size, engine, rounding
 from genenc_core.encoding.products import Product
 from genenc_core.encoding.reproducible import WIDEST, Margin, Reproducible
+from genenc_core.images.decode import decode, geometry
 from genenc_core.images.load.loader import ImageLoader
 from genenc_core.models import weights
 from genenc_core.run import model_cache, records
@@ -73,10 +76,10 @@ def identity(
     *,
     new: bool,
 ) -> dict[str, object]:
-    """Return the entry of a run's identity: the rule of rounding, and a digest of all tensors in the model.
+    """Return the entry of a run's identity: the rule of rounding, a digest of all tensors in the model, and of pixels.
 
-    They are its weights, and what it computes by itself when it is built, or from its weights in narrower types than
-    float64. `new`: also try what `refuse_unfit` does.
+    The tensors are its weights, and what it computes by itself when it is built, or from its weights in narrower types
+    than float64. `new`: also try what `refuse_unfit` does.
 
     Raises:
         InputError: the model or an option cannot be the same anywhere.
@@ -86,7 +89,19 @@ def identity(
     wide = encoder.in_float64()
     if new:
         refuse_unfit(encoder, wide)
-    return {"rule": RULE, "tensors": _digest(encoder, wide)}
+    return {"rule": RULE, "tensors": _digest(encoder, wide), "pixels": _pixels(used)}
+
+
+def _pixels(used: spec.Preprocessing) -> str:
+    """Return a digest of the pixels that a drawn JPEG and PNG are decoded and resized to."""
+    drawn = (consistency.images((375, 500), 1)[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    fitter, found = geometry.Fitter(used), digests.WEIGHTS.new()
+    for form in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        Image.fromarray(drawn).save(file, form, quality=90)
+        pixels, _ = fitter.fit(decode.decode_image(file.getvalue(), hint=fitter.hint))
+        found.update(pixels.contiguous().numpy().tobytes())
+    return str(found.hexdigest())
 
 
 def _digest(encoder: backends.Encoder, wide: backends.Encoder) -> str:
@@ -106,9 +121,9 @@ def _constants(wide: backends.Encoder) -> Sequence[narrowing.Narrow]:
     Raises:
         InputError: it computes so from the image, too.
     """
-    shown = consistency.images(wide.input_size, 2, channels=wide.channels).double().split(1)
-    one = narrowing.watched(wide, shown[0])[1]
-    other = narrowing.watched(wide, shown[1])[1] if one else []
+    shown = consistency.images(wide.input_size, 2, channels=wide.channels).double()
+    one = narrowing.watched(wide, shown[:1])[1]
+    other = narrowing.watched(wide, shown[1:])[1] if one else []
     pairs = zip(one, other, strict=False)
     differs = next((left for left, right in pairs if left != right), None)
     if differs is not None or len(one) != len(other):
@@ -161,15 +176,22 @@ def encoder_of(
     It is the model in float64 unless its products are pooled integers, most images of which float32 can decide.
 
     Raises:
-        StoreError: the tensors that the model computes by itself are not those of the run.
+        StoreError: pixels, or the tensors that the model computes by itself, are not those of the run.
     """
     if encoder.device.type != "cpu":
         raise errors.InputError(
             f"this run is reproducible, so it is computed on the CPU, not on {encoder.device}: give --device cpu"
         )
     wide = encoder.in_float64()
-    recorded = folder.identity[KEY]["tensors"]
-    if _digest(encoder, wide) != recorded:
+    recorded = folder.identity[KEY]
+    if _pixels(folder.preprocessing) != recorded["pixels"]:
+        raise errors.StoreError(
+            "images are decoded or resized to other pixels here than where this run was made, so its bytes would "
+            f"differ: by other versions of torch or Pillow, or by the CPU ({torch.backends.cpu.get_cpu_capability()}; "
+            "torch resizes otherwise without AVX2). Continue with the versions and a CPU like the first, or extract to "
+            "another --out"
+        )
+    if _digest(encoder, wide) != recorded["tensors"]:
         raise errors.StoreError(
             "the model's tensors are not those this run was made with, although its weights are: it computes some when "
             "it is built, and this CPU or an installed package computes them otherwise, so that its bytes would "

@@ -317,7 +317,7 @@ class ExtractParameters(options.Parameters):
     )
     reproducible: bool = option(
         False,
-        help="Store the same bytes on any CPU, batch size and number of threads; part of what the run means.",
+        help="Store the same bytes on any CPU (with AVX2), batch size and threads; part of what the run means.",
         group=PRODUCTS,
         usually="no-reproducible",
         negatable=True,

@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from genenc_core import api, errors
-from genenc_core.run import decisions, driver, margins, status
+from genenc_core.run import decisions, driver, engine_setup, margins, records, status
 from genenc_core.run.folder import RunFolder
 
 Extract = Callable[..., driver.Result]
@@ -35,6 +35,7 @@ def details(root: Path, shard: int = 0) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_batch_or_on_how_they_were_decided(
     extract: Extract, labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,22 @@ def test_bytes_do_not_depend_on_the_batch_or_on_how_they_were_decided(
     assert one.status.complete
 
 
+@pytest.mark.slow
+def test_repaired_and_made_again_with_another_batch_size(extract: Extract, tmp_path: Path) -> None:
+    asked = {"dtype": "uint8", "reproducible": True, "limit": 8}
+    extract(out=str(tmp_path / "run"), batch_size=4, **asked)
+    before = stored(tmp_path / "run")
+    (tmp_path / "run" / "features.zarr" / "features" / "c.1.0").write_bytes(b"x")
+    run = api.Run.open(tmp_path / "run")
+    assert run.repair().requeued == (1,)
+    assert extract(out=str(tmp_path / "run"), batch_size=1, **asked).status.complete
+    assert stored(tmp_path / "run") == before
+    again = api.rerun_from(tmp_path / "run", tmp_path / "again")
+    assert again.identical
+    assert RunFolder(tmp_path / "again").identity == RunFolder(tmp_path / "run").identity
+
+
+@pytest.mark.slow
 def test_float_products_are_rounded_and_an_ordinary_run_says_nothing(extract: Extract, tmp_path: Path) -> None:
     extract(out=str(tmp_path / "plain"))
     assert "reproducible" not in RunFolder(tmp_path / "plain").identity
@@ -75,6 +92,7 @@ def test_float_products_are_rounded_and_an_ordinary_run_says_nothing(extract: Ex
     np.testing.assert_array_equal(steps, np.rint(steps))
 
 
+@pytest.mark.slow
 def test_an_exceeded_margin_fails_the_shard_and_resume_completes_it(
     extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +118,7 @@ def test_an_exceeded_margin_fails_the_shard_and_resume_completes_it(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"backend": "torchscript"}, "--backend torchscript: an artifact computes in float32"),
         ({"precision": "bfloat16"}, "--precision bfloat16"),
         ({"compile": True}, "--compile"),
         ({"canvas": "64"}, "--canvas 64"),
@@ -119,6 +138,17 @@ def test_another_tensor_of_the_model_is_refused(extract: Extract, monkeypatch: p
     monkeypatch.setattr(margins, "_digest", lambda *_: "f" * 64)
     with pytest.raises(errors.OtherRunError, match="reproducible"):
         extract(reproducible=True)
+
+
+@pytest.mark.parametrize(("name", "said"), [("_digest", "computes some when it is built"), ("_pixels", "other pixels")])
+def test_a_machine_that_computes_otherwise_cannot_continue_a_run(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    extract(reproducible=True, limit=1)
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(margins, name, lambda *_: "f" * 64)
+    with pytest.raises(errors.StoreError, match=said):
+        engine_setup.make_engine(folder, records.Options.of(folder.given))
 
 
 def test_records_of_retries_add_up() -> None:
