@@ -15,7 +15,7 @@ from xarray.backends import AbstractDataStore, BackendArray
 from xarray.core import indexing
 from xarray.indexes import PandasIndex
 
-from genenc_core import errors, stored_arrays
+from genenc_core import errors, stored_arrays, text
 from genenc_core.dataset import part_arrays, rows
 from genenc_core.dataset.documents import Version
 from genenc_core.dataset.folder import DatasetFolder
@@ -25,6 +25,8 @@ from genenc_core.store.backends.objects import join
 
 IMAGE_ID, REGION_IMAGE, REGION_IMAGE_ID = "image_id", "region_image", "region_image_id"
 _THREADS = 16
+_SEARCHED = 10_000
+"""Names that are compared with one that is not there."""
 _PIECE_BYTES = 64 * 2**20
 """Of what a thread reads at once."""
 
@@ -369,8 +371,26 @@ class NameIndex(xarray.Index):
         return type(self)(self.name, found) if found.dims == (self.dim,) else None
 
     def sel(self, labels: dict[Any, Any], **options: Any) -> Any:
-        """Find names."""
-        return self.loaded.sel(labels, **options)
+        """Find names.
+
+        Raises:
+            KeyError: a name that there is not.
+        """
+        try:
+            return self.loaded.sel(labels, **options)
+        except KeyError as error:
+            raise KeyError(self._unknown(next(iter(labels.values())))) from error
+
+    def _unknown(self, wanted: Any) -> str:
+        """Return which name is not there, and what may be meant."""
+        known = self.loaded.index
+        given = np.atleast_1d(np.asarray(getattr(wanted, "values", wanted), object)).tolist()
+        missing = next((str(each) for each in given if each not in known), str(wanted))
+        ends = [name for name in known[:_SEARCHED] if str(name).endswith(f"/{missing}")]
+        hint = f"did you mean {ends[0]!r}?" if ends else text.nearest(missing, known[:_SEARCHED].tolist())
+        if not hint:
+            hint = f"names are like {known[0]!r}" if len(known) else "there are none"
+        return f"no {self.name} {missing!r}: {hint}"
 
     def equals(self, other: xarray.Index, **_options: Any) -> bool:
         """Compare names."""

@@ -115,7 +115,7 @@ class Distinct:
             what = f"in {', '.join(map(repr, names))}" if names else "in the user"
             raise errors.InputError(
                 f"two addresses differ from {clean!r} only {what}, which is taken for credentials and "
-                "never recorded, so that their images cannot be told apart: give them addresses that differ "
+                "never recorded, so that their images cannot be distinguished: give them addresses that differ "
                 "otherwise, or download them"
             )
         return clean

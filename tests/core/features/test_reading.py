@@ -44,6 +44,8 @@ def test_one_axis_for_each_output(run: api.Run) -> None:
     one = found.probes.sel(image_id="img_006.png", point="tail")
     np.testing.assert_array_equal(one.values, stored.probes.values[6, 1])
     assert found.session.sel(image_id="img_006.png").item() == "day 6"
+    with pytest.raises(KeyError, match=r"no image_id 'img_06\.png': did you mean 'img_006\.png'"):
+        found.sel(image_id=["img_001.png", "img_06.png"])
     assert "session" in found.features.coords
     for name in (*opened.products, "status", "point_x"):
         np.testing.assert_array_equal(found[name].values, stored[name].values)
