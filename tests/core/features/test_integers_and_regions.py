@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+import reported
 from genenc_core import api, errors
 from genenc_core.stored import rows as stored_rows
 
@@ -103,6 +104,7 @@ def test_an_image_is_searched_for_in_a_run_with_regions(extract: Extract, photos
     assert (found.rows.tolist(), found.distances.tolist()) == ([4], [0.0])
 
 
+GIVEN = {**reported.MODEL, "fit": "pad", "batch_size": 1}
 BOXES = (
     "image,region,x,y,width,height,category\n"
     "img_000.png,a,3,4,30,20,mouse\nimg_000.png,b,0,0,9,9,rat\nimg_004.png,a,3,4,30,20,mouse\n"
@@ -113,7 +115,7 @@ BOXES = (
 @pytest.fixture
 def grown(tmp_path: Path, photos: Path) -> api.Dataset:
     """A dataset of two parts with regions; an image of the first changed its regions, and one is a copy."""
-    given: dict[str, Any] = {"products": ["features=global_avg_pool", "regions=region_mean@int8"], **MODEL}
+    given: dict[str, Any] = {"products": ["features=global_avg_pool", "regions=region_mean@int8"], **GIVEN}
     place, path = str(tmp_path / "dataset"), tmp_path / "grown.csv"
     path.write_text(BOXES.replace("img_000.png,b", "img_001.png,b"))
     api.update(place, str(photos), regions=[str(path)], **given)
@@ -121,19 +123,6 @@ def grown(tmp_path: Path, photos: Path) -> api.Dataset:
     shutil.copy(photos / "img_000.png", photos / "copy.png")
     path.write_text(BOXES + "copy.png,z,3,4,30,20,mouse\n")
     return api.update(place, str(photos), regions=[str(path)], **given)
-
-
-MODEL: dict[str, Any] = {
-    "model": "tiny_models:conv",
-    "weights": "random:0",
-    "image_size": "32",
-    "fit": "pad",
-    "device": "cpu",
-    "batch_size": 1,
-    "decode_workers": 1,
-    "shard_rows": 4,
-    "trust": True,
-}
 
 
 def test_regions_are_searched(grown: api.Dataset) -> None:
