@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genenc_core import errors
+from genenc_core import errors, spec
 from genenc_core.dataset.rows import CurrentRows, Images, index
 from genenc_core.images.containers import kinds
 from genenc_core.images.decode.decoded import ImageUnreadable
@@ -77,6 +77,7 @@ def compare(
     recorded_digests: ReadDigests,
     by_content: bool = False,
     keep_vanished: bool = False,
+    channels: spec.Channels | None = None,
 ) -> Differences:
     """Compare by name, size and time, or by content.
 
@@ -92,6 +93,7 @@ def compare(
         recorded_digests: digests of the files of current rows.
         by_content: a file of another time or name is compared by its digest if its size is the same.
         keep_vanished: rows of images that are not listed stay: none is taken as vanished or renamed.
+        channels: those that are read of images inside files, if not RGB.
     """
     rows, positions = _matched(known, listed)
     both = (rows >= 0) & (positions >= 0)
@@ -104,7 +106,7 @@ def compare(
     same_time = listed.mtime_ns[rows] == known.mtime_ns[positions]
     same_member = listed.same_member(rows, known, positions)
     equal_points = listed.same_labels(rows, known, positions)
-    files = _Files(listed, root)
+    files = _Files(listed, root, channels)
     elsewhere = same_size & ~files.same_path(rows, known, positions)
     asked = same_size & same_time & ~elsewhere & may_differ[positions]
     beside, gone = files.beside_another(rows, known, positions, asked)
@@ -199,9 +201,10 @@ def _renamed(
 class _Files:
     """Files of a listing, whose digests are read when they are asked for."""
 
-    def __init__(self, listed: Images, root: Path) -> None:
+    def __init__(self, listed: Images, root: Path, channels: spec.Channels | None) -> None:
         self.listed = listed
         self.root = root
+        self.channels = channels
 
     def digests(self, rows: np.ndarray) -> list[str]:
         """Return the sha256 of files, or of what is read of members of files; "" where one cannot be read."""
@@ -213,7 +216,9 @@ class _Files:
                 places[path].append(at)
             members = self.listed.text("member", rows)
             asked = ((path, [members[at] for at in of]) for path, of in places.items())
-            found = dict(zip(places, pool.map(lambda each: _member_digests(*each), asked), strict=True))
+            found = dict(
+                zip(places, pool.map(lambda each: _member_digests(each[0], each[1], self.channels), asked), strict=True)
+            )
         by_row = {at: digest for path, of in places.items() for at, digest in zip(of, found[path], strict=True)}
         return [by_row[at] for at in range(len(rows))]
 
@@ -330,11 +335,11 @@ def _digest(path: str) -> str:
         return ""
 
 
-def _member_digests(path: str, members: Sequence[str]) -> list[str]:
+def _member_digests(path: str, members: Sequence[str], channels: spec.Channels | None) -> list[str]:
     """Return the sha256 of what a run reads of members of a file, "" where one cannot be read."""
     found: list[str] = []
     try:
-        container = kinds.open_container(path)
+        container = kinds.open_container(path, channels)
     except (OSError, ImageUnreadable, errors.InputError):
         return [""] * len(members)
     try:
@@ -342,7 +347,8 @@ def _member_digests(path: str, members: Sequence[str]) -> list[str]:
         for at in members:
             try:
                 content = container.read(at)
-                found.append(digests.IMAGE_FILE.hex(content.data if content.pixels is None else content.values))
+                is_file = content.pixels is None and content.samples is None
+                found.append(digests.IMAGE_FILE.hex(content.data if is_file else content.values))
             except (OSError, ImageUnreadable):
                 found.append("")
     finally:

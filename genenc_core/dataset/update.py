@@ -197,6 +197,7 @@ class Update:
         # Later parts are of other processes, whose listings may be newer than this one.
         known = parts.of_updates(folder) if folder else []
         self.last_part = max([*known, head.version.last_part if head else 0])
+        source = dataclasses.replace(source, channels=self.design.preprocessing.channels)
         self.listed = manifest.write_manifest(
             self.scratch / "listed.parquet",
             source,
@@ -334,6 +335,7 @@ class Update:
             recorded_digests=parts.RecordedDigests(self.folder, known),
             by_content=self.given.by == "content",
             keep_vanished=self.given.vanished == "keep" or self.given.limit is not None,
+            channels=self.design.preprocessing.channels,
         )
         if found.doubtful and not self.warned:
             self.warned = True

@@ -186,3 +186,12 @@ def test_objects(updated: Update, prefix: tuple[str, Any], tmp_path: Path, by: s
         own.write_bytes(data)
         alone = api.encode([own], "tiny_models:conv", trust=True, **MODEL)["features"][0]
         np.testing.assert_allclose(vectors(tmp_path / "dataset")[f"a/{at}.png"], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_frames_of_other_channels(updated: Update, tmp_path: Path) -> None:
+    """Which axes of an array are channels is known from the model; by content frames are compared as they are read."""
+    np.save(tmp_path / "six.npy", np.random.default_rng(0).integers(0, 9, (3, 6, 32, 32), np.uint8))
+    given = {"images": str(tmp_path / "six.npy"), "model": "tiny_models:six_bands", "image_size": None}
+    assert counts(updated(**given)) == {"rows": 3, "new": 3}
+    os.utime(tmp_path / "six.npy")
+    assert counts(updated(**given, by="content")) == {"rows": 3, "touched": 3}
