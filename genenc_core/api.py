@@ -433,8 +433,9 @@ def encode(
     """Encode a few images and return arrays with the same values that a run would store.
 
     Args:
-        images: paths, uint8 RGB arrays `[H, W, 3]` or Pillow images, of any sizes; upright, as files are (EXIF). For
-            models of other channels, or with `channels` or `value_range`, arrays `[H, W, C]` of any of their types.
+        images: paths, uint8 RGB arrays `[H, W, 3]`, grey ones `[H, W]`, or Pillow images, of any sizes; upright, as
+            files are (EXIF). For models of other channels, or with `channels` or `value_range`, arrays `[H, W, C]` of
+            any of their types.
         model: as for `Run.create`.
         points: float `[B, K, 2]`, x and y in pixels from the top left edge of each image; NaN for missing points.
         options: as for `Run.create`, but `out` and `limit`.
@@ -909,12 +910,13 @@ def _path(image: "Image", place: Path, as_channels: bool) -> str:
             f"an image is of type {type(image).__name__}: give a path, a uint8 RGB array [H, W, 3] or a Pillow image"
         )
     if isinstance(image, np.ndarray):
+        image = image[..., None] if image.ndim == 2 else image
         if _has_channels(image, as_channels):
             return _write_channels(image, place.with_suffix(".tif"))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(
                 f"an image array is {image.dtype} {list(image.shape)}: give uint8 RGB [H, W, 3] (from OpenCV: "
-                "image[..., ::-1])"
+                "image[..., ::-1]), grey [H, W], or, with `channels` or `value_range`, other channels [H, W, C]"
             )
         image = PIL.Image.fromarray(np.ascontiguousarray(image))
     try:
@@ -927,10 +929,10 @@ def _path(image: "Image", place: Path, as_channels: bool) -> str:
 
 
 def _has_channels(image: np.ndarray, as_channels: bool) -> bool:
-    """Return whether an array `[H, W, C]` is not 8-bit RGB, by its channels, or because it is to be read so."""
+    """Return whether an array `[H, W, C]` is not RGB, by its channels, or because it is to be read so."""
     rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     known = image.ndim == 3 and image.dtype.kind in "uif" and min(image.shape) > 0
-    return known and not rgb and (as_channels or image.shape[2] > 4)
+    return known and not rgb and (as_channels or image.shape[2] not in (3, 4))
 
 
 def _write_channels(image: np.ndarray, place: Path) -> str:

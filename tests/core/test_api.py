@@ -198,7 +198,7 @@ def test_wrong_options_are_named(photos: Path, options: dict[str, object], words
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (np.zeros((4, 5)), r"float64 \[4, 5\]: give uint8 RGB"),
+        (np.zeros((4, 5, 3)), r"float64 \[4, 5, 3\]: give uint8 RGB"),
         (np.zeros((4, 5, 4), np.uint8), r"uint8 \[4, 5, 4\]"),
         ("photos/none.png", "none.png"),
         ("photos/text.png", r"image 1 .*text.png.* cannot be read"),

@@ -48,6 +48,8 @@ def read_regions(
     unused = Unused(likelihoods_count=True)
     given = {str(place): _files(str(place)) for place in places}
     files = list(dict.fromkeys(itertools.chain.from_iterable(given.values())))
+    if any(map(yolo_files.is_labels, files)):
+        files = [path for path in files if path.name not in yolo_files.NAMES]
     masks = _all_or_none(files, [path for path in files if path.suffix.lower() in mask_files.SUFFIXES], "mask images")
     texts = _all_or_none(files, [path for path in files if yolo_files.is_labels(path)], "YOLO's text files")
     if texts and regions_scale.text not in (None, NORMALIZED):

@@ -75,9 +75,9 @@ def regions(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterato
     columns = tables.find_columns(path, {**IMAGE, **form}, chosen, option=OPTION)
     free = {name: words for name, words in OPTIONAL.items() if name in chosen or tables.count_columns(path, words) == 1}
     columns |= tables.find_columns(path, free, chosen, option=OPTION)
-    for name in ("image", "region", "category", "individual"):
-        if name in columns:
-            tables.refuse_bytes(path, columns[name])
+    tables.refuse_bytes(path, columns["image"])
+    for name in ("region", "category", "individual"):
+        tables.refuse_numbers(path, name, columns.get(name))
     others = [name for name in tables.column_names(path) if name not in columns.values()]
     others = [name for name in others if not re.fullmatch(r"|index|Unnamed: \d+|__index_level_\d+__", name)]
     if others:

@@ -86,7 +86,7 @@ def labels(path: Path, chosen: Mapping[str, str], *, unused: Unused) -> Iterator
         unused.add_likelihood(path.name, f"the column {columns['likelihood']!r}")
     tables.refuse_bytes(path, columns["image"])
     for name in ("point", "individual"):
-        _refuse_numbers(path, name, columns.get(name))
+        tables.refuse_numbers(path, name, columns.get(name))
     _warn_of_others(path, {*columns.values()}, unused=unused)
     if "image" not in chosen:
         _refuse_row_numbers(path, columns["image"])
@@ -113,18 +113,6 @@ def _likelihood(place: str, column: str, cell: object, *, unused: Unused) -> flo
         if unused.likelihoods_count:
             raise
         return math.nan
-
-
-def _refuse_numbers(path: Path, name: str, column: str | None) -> None:
-    """Raise `InputError` if names are numbers that are not whole, or of another type, in a Parquet file."""
-    try:
-        if column is not None:
-            tables.refuse_bytes(path, column)
-    except errors.InputError as error:
-        raise errors.InputError(
-            f"the column {column!r} of {path} holds neither text nor whole numbers, of which names of a {name} are: "
-            "convert it to text"
-        ) from error
 
 
 def _warn_of_others(path: Path, used: Collection[str], *, unused: Unused) -> None:

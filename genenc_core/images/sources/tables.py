@@ -183,6 +183,18 @@ def refuse_bytes(path: Path, column: str) -> None:
     raise errors.InputError(f"the column {column!r} of {path} holds {kind}, not image paths. Choose a column of paths")
 
 
+def refuse_numbers(path: Path, name: str, column: str | None) -> None:
+    """Raise `InputError` if names are numbers that are not whole, or of another type, in a Parquet file."""
+    try:
+        if column is not None:
+            refuse_bytes(path, column)
+    except errors.InputError as error:
+        raise errors.InputError(
+            f"the column {column!r} of {path} holds neither text nor whole numbers, of which names of a {name} are: "
+            "convert it to text"
+        ) from error
+
+
 def iter_cells(
     path: Path, columns: Sequence[str], *, with_blanks: Collection[str] = ()
 ) -> Iterator[tuple[int, tuple[object, ...]]]:

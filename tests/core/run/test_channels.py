@@ -373,6 +373,21 @@ def test_arrays_of_channels_are_encoded_in_memory(six: np.ndarray) -> None:
         api.encode([frames[0][..., :3]], "tiny_models:conv", weights="random:0", image_size=32)
 
 
+def test_grey_arrays_are_encoded_in_memory() -> None:
+    """By a model of RGB as their replica, and by one of a single channel as they are."""
+    grey = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+    given: dict[str, Any] = {"model": "tiny_models:conv", "weights": "random:0", "image_size": 32, "fit": "stretch"}
+    expected = api.encode([np.dstack([grey] * 3)], **given)["features"]
+    for image in (grey, grey[..., None]):
+        np.testing.assert_array_equal(api.encode([image], **given)["features"], expected)
+    given["model"] = "resnet18"
+    alone = {**given, "mean": "0.5", "std": "0.2", "value_range": "0,255", "channels": "0"}
+    expected = api.encode([grey], **alone)["features"]
+    np.testing.assert_allclose(
+        api.encode([grey / np.float32(255)], **{**alone, "value_range": "0,1"})["features"], expected, rtol=1e-5
+    )
+
+
 def test_channels_by_name(run: Extract, tmp_path: Path) -> None:
     """Each file has its own order of channels; one that lacks a name is a recorded row; no file has it: refused."""
     values = np.random.default_rng(1).integers(0, 255, (3, 32, 32), np.uint8)

@@ -328,6 +328,21 @@ def test_folders_below_the_one_that_is_given_count(kind: str, tmp_path: Path) ->
     assert len(found) == 1
 
 
+def test_a_glob_leaves_out_the_file_of_class_names(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "classes.txt").write_text("mouse\n")
+    assert read(tmp_path / "*.txt").categories == ("mouse",)
+
+
+@pytest.mark.parametrize("column", ["region", "category", "individual"])
+def test_names_that_pandas_made_floats_are_refused_with_the_reason(column: str, tmp_path: Path) -> None:
+    box = {"x": [1, 1, 1], "y": [1, 1, 1], "width": [2, 2, 2], "height": [2, 2, 2]}
+    table = {"image": ["a", "b", "c"], **box, column: [1.0, float("nan"), 2.0]}
+    parquet.write_table(pa.table(table), tmp_path / "p.parquet")
+    with pytest.raises(errors.InputError, match=f"'{column}' of .* neither text nor whole .* names of a {column} are"):
+        read(tmp_path / "p.parquet")
+
+
 def test_other_places_that_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "masks/a.png", [[0, 1]])
     boxes = written(tmp_path / "b.csv", "image,x,y,width,height\na.png,1,2,3,4\n")
