@@ -32,10 +32,10 @@ def add_to(app: typer.Typer) -> None:
             Exit codes: 0 written, 1 the run is damaged, 2 wrong usage.
             """
             with output.report_errors(as_json=json):
-                from genenc_core.cli import showing
+                from genenc_core.cli import reporting
 
                 given = usage.merge_config(config, values, fields, required=("source",))
-                raise typer.Exit(showing.report(_options(given), as_json=json))
+                raise typer.Exit(reporting.report(_options(given), as_json=json))
 
         return report
 
@@ -59,10 +59,10 @@ def add_to(app: typer.Typer) -> None:
             Exit codes: 0 written, 1 the run is damaged, 2 wrong usage.
             """
             with output.report_errors(as_json=json):
-                from genenc_core.cli import showing
+                from genenc_core.cli import reporting
 
                 given = usage.merge_config(config, values, fields, required=("source",))
-                raise typer.Exit(showing.preview(_options(given), as_json=json))
+                raise typer.Exit(reporting.preview(_options(given), as_json=json))
 
         return preview
 
