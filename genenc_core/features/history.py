@@ -102,8 +102,15 @@ def of(run: RunFolder) -> History:
             counts.update(history[-1].status_counts)
             array_bytes += sum(item.size for item in history[-1].objects)
     names = sorted({*session_log.names(run.objects), *filter(None, by_session)})
-    sessions = tuple(_session(run, name, by_session.get(name, Stored())) for name in names)
-    return History(run=run, sessions=sessions, committed=committed, counts=dict(counts), array_bytes=array_bytes)
+    sessions = [_session(run, name, by_session.get(name, Stored())) for name in names]
+    sessions.sort(key=_began)
+    return History(run=run, sessions=tuple(sessions), committed=committed, counts=dict(counts), array_bytes=array_bytes)
+
+
+def _began(session: Session) -> tuple[str, str]:
+    """Return what sessions are sorted by: names tell seconds, records milliseconds."""
+    second = session.name.partition("-")[0]
+    return second, session.time("started") or ""
 
 
 def of_session(run: RunFolder, name: str, stored: Stored, found: RunStatus) -> History:

@@ -40,7 +40,7 @@ def session_of(record: CommitRecord) -> str:
 
 
 def names(objects: Objects) -> list[str]:
-    """Return the sessions that have a record, in the order in which they began."""
+    """Return the sessions that have a record, in the order of the seconds in which they began."""
     found = (name.removesuffix(".json") for name in _names(objects, RUNS) if name.endswith(".json"))
     return sorted(name for name in found if _NAME.fullmatch(name))
 

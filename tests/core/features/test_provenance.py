@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +18,7 @@ from genenc_core.dataset import folder as dataset_folder
 from genenc_core.dataset import verify as dataset_verify
 from genenc_core.features import history, openlineage, ro_crate
 from genenc_core.features.parameters import Agent
-from genenc_core.run import driver, out_folder, status
+from genenc_core.run import driver, out_folder, session_log, status
 from genenc_core.run.folder import RunFolder
 from genenc_core.run.parameters import Changes
 from genenc_core.store.backends.objects import open_objects
@@ -45,6 +45,21 @@ def healed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(healed: Path, tmp_path: Path) -> Path:
     """A copy of that run."""
     return Path(shutil.copytree(healed, tmp_path / "a run"))
+
+
+def test_sessions_of_one_second_are_in_the_order_in_which_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(_run: RunFolder, name: str, stored: history.Stored) -> history.Session:
+        milliseconds = {"b": "100", "a": "900"}[name[-1]]
+        record = {"started": f"2026-12-01T04:43:06.{milliseconds}+00:00"}
+        return history.Session(name=name, record=record, environment={}, stored=stored)
+
+    monkeypatch.setattr(history, "_session", session)
+    monkeypatch.setattr(
+        session_log, "names", lambda _: ["20261201T044305Z-a", "20261201T044306Z-a", "20261201T044306Z-b"]
+    )
+    store = SimpleNamespace(committed=lambda: set(), shard_count=0)
+    found = history.of(cast(RunFolder, SimpleNamespace(store=store, objects=None)))
+    assert [each.name[-3:] for each in found.sessions] == ["Z-a", "Z-b", "Z-a"]
 
 
 @pytest.mark.slow
